@@ -1,0 +1,1 @@
+"""Query a Litestream replica in place, live, from Python."""

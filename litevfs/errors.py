@@ -1,0 +1,144 @@
+"""The exception tree. Owns every error type of the package; knows nothing of what raises them.
+
+Everything derives from `LitevfsError`. An error that a query can meet also derives from the matching APSW class and
+carries `extendedresult`, so SQLite reports the right code while the type, the message and the attributes reach the
+caller unharmed (APSW hands on the exception object that a VFS method raised). Whether a failure may pass when tried
+again is a class, `TransientStorageError`, not a text.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+
+class LitevfsError(Exception):
+    """Base of all errors of this package.
+
+    `level`, `min_txid`, `max_txid` and `key` name the LTX file or the object concerned (None where there is none),
+    `hint` says what to do; all of them are part of `str(error)`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        level: int | None = None,
+        min_txid: int | None = None,
+        max_txid: int | None = None,
+        key: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        self.message = message
+        self.level = level
+        self.min_txid = min_txid
+        self.max_txid = max_txid
+        self.key = key
+        self.hint = hint
+        super().__init__(self._render())
+
+    def _render(self) -> str:
+        where = []
+        if self.level is not None:
+            where.append(f"level {self.level}")
+        if self.min_txid is not None:
+            last = self.min_txid if self.max_txid is None else self.max_txid
+            where.append(f"TXIDs {self.min_txid:016x}-{last:016x}")
+        if self.key is not None:
+            where.append(self.key)
+        text = self.message + (f" ({', '.join(where)})" if where else "")
+        return text + (f"; hint: {self.hint}" if self.hint else "")
+
+    def __str__(self) -> str:
+        return self._render()
+
+
+# --- what a user asked for --------------------------------------------------------------------------------------------
+
+
+class OptionError(LitevfsError, apsw.CantOpenError, ValueError):
+    """An option, URI parameter or environment variable is unknown or has a value out of range."""
+
+    extendedresult = apsw.SQLITE_CANTOPEN
+
+
+class ReplicaURLError(OptionError):
+    """A replica URL that no client understands, or with a part missing."""
+
+
+# --- the format -------------------------------------------------------------------------------------------------------
+
+
+class LTXFormatError(LitevfsError, apsw.CorruptError, ValueError):
+    """Bytes that are not a valid LTX file, or not the part of it that was asked for."""
+
+    extendedresult = apsw.SQLITE_CORRUPT
+
+
+class LTXChecksumError(LTXFormatError):
+    """A well-formed LTX file whose content does not match a checksum it carries."""
+
+
+# --- storage ----------------------------------------------------------------------------------------------------------
+
+
+class StorageError(LitevfsError, apsw.IOError, OSError):
+    """A replica client could not do what it was asked. Raised as it is when trying again cannot help."""
+
+    extendedresult = apsw.SQLITE_IOERR_READ
+
+
+class StorageNotFoundError(StorageError, FileNotFoundError):
+    """The file, folder, bucket or key does not exist (an LTX file may have been deleted by retention)."""
+
+
+class StoragePermissionError(StorageError, PermissionError):
+    """The storage refused the credentials or the operation."""
+
+    extendedresult = apsw.SQLITE_IOERR_AUTH
+
+
+class TransientStorageError(StorageError, ConnectionError):
+    """May pass when tried again. `retry_after_s` is the pause in seconds the storage asked for, or None."""
+
+    retry_after_s: float | None = None
+
+
+class StorageTimeoutError(TransientStorageError, TimeoutError):
+    """No answer within the time limit."""
+
+
+class StorageClosedError(StorageError):
+    """The client was closed, possibly while the call was under way."""
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+class ReplicaError(LitevfsError, apsw.IOError):
+    """A replica cannot serve what was asked for."""
+
+    extendedresult = apsw.SQLITE_IOERR_READ
+
+
+class ReplicaEmptyError(ReplicaError):
+    """The replica holds no complete state (yet)."""
+
+    extendedresult = apsw.SQLITE_CANTOPEN
+
+
+class TXIDGapError(ReplicaError):
+    """No file on any level holds the TXIDs `min_txid` to `max_txid`, and later ones exist."""
+
+
+class TXIDNotFoundError(ReplicaError, LookupError):
+    """The asked TXID or time lies outside what the replica still holds."""
+
+    extendedresult = apsw.SQLITE_CANTOPEN
+
+
+class PageUnavailableError(ReplicaError):
+    """The state a read transaction sees is gone from storage; a new transaction sees a newer state."""
+
+
+class StaleReplicaError(ReplicaError, TimeoutError):
+    """The replica could not be brought up to date within the time asked for."""

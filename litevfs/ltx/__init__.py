@@ -1,0 +1,1 @@
+"""The LTX file format, version 3: bytes to values and back, without I/O."""

@@ -1,0 +1,1 @@
+"""Clients for the storages a replica can live in."""

@@ -1,0 +1,86 @@
+"""The protocol every storage implements: list, read a range, write, delete. Knows names of LTX files, not their content.
+
+A client is safe to use from many threads at once. It translates the errors of its library into `StorageError` and its
+subclasses, exactly once and with `from`, and never puts a credential into a message, a repr or a log record. It does
+not retry: whoever calls it knows what a retry is worth (see `litevfs.fetch`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol, runtime_checkable
+
+from litevfs.ltx.names import format_file_name
+
+SNAPSHOT_LEVEL = 9
+"""Level of full snapshots (min_txid 1)."""
+LEVELS = range(SNAPSHOT_LEVEL + 1)
+"""All levels a replica can have: 0 as uploaded, 1 to 8 compacted, 9 snapshots."""
+
+
+@dataclass(frozen=True, slots=True)
+class LTXFileInfo:
+    """One LTX file as a listing shows it."""
+
+    level: int
+    min_txid: int
+    max_txid: int
+    size: int  # bytes
+    modified_ms: int  # the storage's own time of the write, milliseconds since the Unix epoch
+    etag: str = ""  # opaque; differs when the content does, "" where the storage has none
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return format_file_name(self.min_txid, self.max_txid)
+
+
+@runtime_checkable
+class ReplicaClient(Protocol):
+    """Access to the LTX files of one replica in one storage."""
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without credentials; opening it again gives an equal client."""
+        ...
+
+    @property
+    def block_size(self) -> int:
+        """Bytes worth reading at once: 0 where a small read costs next to nothing (memory, local files)."""
+        ...
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """Files of `level` whose own min_txid is at least `min_txid`, by (min_txid, max_txid) ascending.
+
+        Other names are skipped; a level that does not exist is an empty list. Where the storage can, the listing
+        *starts* at `min_txid`, so its cost does not grow with history. Raises StorageNotFoundError only when the
+        storage itself (the bucket) does not exist.
+        """
+        ...
+
+    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+        """`size` bytes from `offset` on, or all up to the end (None); fewer only where the file ends before.
+
+        At or past the end the answer is empty. Raises StorageNotFoundError when the file is gone.
+        """
+        ...
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+        """Store a whole file atomically: readers see all of it or nothing; an existing file is replaced.
+
+        `timestamp_ms` is the header's timestamp, stored as the file's time (file) or metadata (S3).
+        """
+        ...
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """Delete files; one that does not exist is not an error."""
+        ...
+
+    def key(self, file: LTXFileInfo) -> str:
+        """Where the file lies, as its storage names it (a path or a key), for messages."""
+        ...
+
+    def close(self) -> None:
+        """Let go of every socket and descriptor and end calls under way with StorageClosedError. Idempotent."""
+        ...

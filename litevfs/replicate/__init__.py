@@ -1,0 +1,1 @@
+"""The primary side: from a live SQLite database to LTX files."""
