@@ -1,4 +1,4 @@
-"""The protocol every storage implements: list, read a range, write, delete. Knows names of LTX files, not their content.
+"""The protocol every storage implements: list, read a range, write, delete. Knows LTX file names, not their content.
 
 A client is safe to use from many threads at once. It translates the errors of its library into `StorageError` and its
 subclasses, exactly once and with `from`, and never puts a credential into a message, a repr or a log record. It does

@@ -1,0 +1,354 @@
+"""Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`. Owns the layout and open descriptors.
+
+Source of the layout: Litestream 0.5, `file/replica_client.go`. A file's mtime is the timestamp of its LTX header.
+Knows nothing of what the files contain.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from litevfs.errors import (
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+from litevfs.ltx.names import format_file_name, parse_file_name
+from litevfs.replica_clients.base import LTXFileInfo
+
+_TEMP_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx\.[0-9a-f]{16}\.tmp", re.ASCII)
+_COPY_BYTES = 1 << 20
+_UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
+_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.ESTALE, errno.ENOMEM}
+
+_Key = tuple[int, int, int, str]
+
+
+class _Descriptor:
+    """An open file that closes with its last reference, so that dropping it never pulls it from under a reader."""
+
+    __slots__ = ("fd", "used")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.used = False  # read again since it was opened or last spared from eviction
+
+    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
+        _close(self.fd)
+
+
+class FileReplicaClient:
+    """A replica in the folder `root`. Keeps up to `max_open_files` descriptors open between reads."""
+
+    block_size = 0
+
+    def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 64) -> None:
+        self._root = os.path.abspath(os.fspath(root))  # noqa: PTH100 - keeps symlinks, and str is what os.open takes
+        self._max_open_files = max_open_files
+        self._open: dict[_Key, _Descriptor] = {}
+        self._lock = threading.Lock()  # for changes of _open and _closed; a hit takes no lock
+        self._closed = False
+        self._swept_levels: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._root!r})"
+
+    @property
+    def url(self) -> str:
+        """`file://<absolute path>`, percent-encoded."""
+        return "file://" + quote(self._root)
+
+    @property
+    def root(self) -> Path:
+        """The replica's folder; its files are in `ltx/` below it."""
+        return Path(self._root)
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. Raises StorageNotFoundError when `root` does not exist."""
+        self._check_open()
+        folder = self._folder(level)
+        with _translated(folder):
+            try:
+                entries = os.scandir(folder)
+            except FileNotFoundError:
+                if not os.path.isdir(self._root):  # noqa: PTH112 - str in hand
+                    raise StorageNotFoundError(
+                        "no such replica folder",
+                        key=self._root,
+                        hint="check the path; the primary makes the folder when it first replicates",
+                    ) from None
+                return []
+            with entries:
+                found = [file for entry in entries if (file := _file_info(level, entry, min_txid)) is not None]
+        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+        """See `ReplicaClient.read`."""
+        descriptor = self._open.get((file.level, file.min_txid, file.max_txid, file.etag))
+        if descriptor is None:
+            descriptor = self._open_file(file)
+        else:
+            descriptor.used = True
+        try:
+            if size is not None and size <= _UNCHECKED_BYTES:
+                data = os.pread(descriptor.fd, size, offset)
+                if len(data) == size:
+                    return data
+            return _read_to(descriptor.fd, offset, size)
+        except OverflowError:  # beyond what any file can hold
+            return b""
+        except OSError as exc:
+            with self._lock:
+                self._open.pop(_key(file), None)
+            raise _translate(exc, self.key(file), file) from exc
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+        """See `ReplicaClient.write`. The file and its folder are on the disk (fsync) when this returns."""
+        self._check_open()
+        folder = self._folder(level)
+        path = f"{folder}/{format_file_name(min_txid, max_txid)}"
+        with _translated(path):
+            _make_folders(folder)
+            self._sweep_leftovers(level)
+            temp_path, fd = _create_temp(path)
+            try:
+                self._copy(data, fd)
+                os.utime(fd, ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
+                os.fsync(fd)
+                os.replace(temp_path, path)  # noqa: PTH105 - str in hand
+                info = _info_from_stat(level, min_txid, max_txid, os.fstat(fd))
+            except BaseException:
+                _unlink(temp_path)
+                raise
+            finally:
+                os.close(fd)
+            _fsync_folder(folder)
+        return info
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient.delete`."""
+        self._check_open()
+        folders = set()
+        for file in files:
+            path = self.key(file)
+            with _translated(path):
+                _unlink(path)
+            folders.add(self._folder(file.level))
+            with self._lock:
+                self._open.pop(_key(file), None)
+        for folder in folders:
+            with _translated(folder):
+                _fsync_folder(folder)
+
+    def key(self, file: LTXFileInfo) -> str:
+        """The file's absolute path."""
+        return f"{self._folder(file.level)}/{file.name}"
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`. A descriptor that a read is using closes with that read."""
+        with self._lock:
+            self._closed = True
+            self._open.clear()
+
+    def _folder(self, level: int) -> str:
+        return f"{self._root}/ltx/{level:d}"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageClosedError(f"the client of {self.url} is closed")
+
+    def _open_file(self, file: LTXFileInfo) -> _Descriptor:
+        self._check_open()
+        path = self.key(file)
+        with _translated(path, file):
+            # O_NONBLOCK: a FIFO that pretends to be an LTX file must not block; regular files ignore it.
+            descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            status = os.fstat(descriptor.fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _error(StorageError, "not a regular file", path, file)
+        if file.etag and file.etag != _etag(status):
+            raise _error(StorageNotFoundError, "the file was replaced since it was listed", path, file)
+        with self._lock:
+            self._check_open()
+            self._open[_key(file)] = descriptor
+            self._evict()
+        return descriptor
+
+    def _evict(self) -> None:
+        """Second chance: the oldest descriptor goes unless it was read again, then it is as good as new."""
+        while len(self._open) > self._max_open_files:
+            key = next(iter(self._open))
+            descriptor = self._open.pop(key)
+            if descriptor.used:
+                descriptor.used = False
+                self._open[key] = descriptor
+
+    def _copy(self, data: bytes | BinaryIO, fd: int) -> None:
+        if isinstance(data, bytes):
+            _write_all(fd, data)
+            return
+        while chunk := data.read(_COPY_BYTES):
+            self._check_open()
+            _write_all(fd, chunk)
+
+    def _sweep_leftovers(self, level: int) -> None:
+        """Once per level: remove the temporary files of writers that died (living ones hold a lock on theirs)."""
+        with self._lock:
+            if level in self._swept_levels:
+                return
+            self._swept_levels.add(level)
+        with os.scandir(self._folder(level)) as entries:
+            names = [entry.path for entry in entries if _TEMP_NAME.fullmatch(entry.name)]
+        for path in names:
+            _remove_if_unlocked(path)
+
+
+def _key(file: LTXFileInfo) -> _Key:
+    # With the etag, so that a file of the same name and other content is never read through an old descriptor.
+    return (file.level, file.min_txid, file.max_txid, file.etag)
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
+
+
+def _info_from_stat(level: int, min_txid: int, max_txid: int, status: os.stat_result) -> LTXFileInfo:
+    modified_ms = status.st_mtime_ns // 1_000_000
+    return LTXFileInfo(level, min_txid, max_txid, status.st_size, modified_ms, _etag(status))
+
+
+def _file_info(level: int, entry: os.DirEntry[str], min_txid: int) -> LTXFileInfo | None:
+    txids = parse_file_name(entry.name)
+    if txids is None or txids[0] < min_txid:
+        return None
+    try:
+        status = entry.stat()
+    except FileNotFoundError:  # deleted since the folder was read
+        return None
+    return _info_from_stat(level, *txids, status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _read_to(fd: int, offset: int, size: int | None) -> bytes:
+    """Like os.pread, but whole (one pread gives at most 2 GiB) and never allocating beyond the file's end."""
+    available = max(0, os.fstat(fd).st_size - offset)
+    wanted = available if size is None else min(size, available)
+    data = os.pread(fd, wanted, offset) if wanted else b""
+    if len(data) == wanted:
+        return data
+    parts = [data]
+    while data and (missing := wanted - sum(map(len, parts))):
+        data = os.pread(fd, missing, offset + wanted - missing)
+        parts.append(data)
+    return b"".join(parts)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _create_temp(path: str) -> tuple[str, int]:
+    """A new file beside `path`, opened for writing and locked: the lock tells it from a leftover, and dies with us."""
+    while True:
+        temp_path = f"{path}.{secrets.token_hex(8)}.tmp"
+        fd = os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            pass  # swept by another writer just now, or no locks on this file system: the check below tells
+        if os.fstat(fd).st_nlink:
+            return temp_path, fd
+        os.close(fd)
+
+
+def _remove_if_unlocked(path: str) -> None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _unlink(path)
+    except OSError:
+        pass  # its writer lives, or it is not ours to remove
+    finally:
+        os.close(fd)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)  # noqa: PTH108 - str in hand
+    except FileNotFoundError:
+        pass
+
+
+def _make_folders(folder: str) -> None:
+    """Create `folder` and its parents, each entry on the disk before something is put below it."""
+    if os.path.isdir(folder):  # noqa: PTH112
+        return
+    parent = os.path.dirname(folder)  # noqa: PTH120
+    _make_folders(parent)
+    try:
+        os.mkdir(folder)  # noqa: PTH102
+    except FileExistsError:
+        return
+    _fsync_folder(parent)
+
+
+def _fsync_folder(folder: str) -> None:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # nothing there, nothing to keep
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(path: str, file: LTXFileInfo | None = None) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as exc:
+        raise _translate(exc, path, file) from exc
+
+
+def _translate(exc: OSError, path: str, file: LTXFileInfo | None) -> StorageError:
+    reason = exc.strerror or str(exc)
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return _error(StorageNotFoundError, reason, path, file)
+    if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return _error(
+            StoragePermissionError, reason, path, file, "check the owner and the mode of the file and folders"
+        )
+    if exc.errno == errno.ETIMEDOUT:
+        return _error(StorageTimeoutError, reason, path, file)
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        return _error(TransientStorageError, reason, path, file, "raise the limit on open files (ulimit -n)")
+    return _error(TransientStorageError if exc.errno in _TRANSIENT else StorageError, reason, path, file)
+
+
+def _error(
+    kind: type[StorageError], message: str, path: str, file: LTXFileInfo | None, hint: str | None = None
+) -> StorageError:
+    if file is None:
+        return kind(message, key=path, hint=hint)
+    return kind(message, level=file.level, min_txid=file.min_txid, max_txid=file.max_txid, key=path, hint=hint)
