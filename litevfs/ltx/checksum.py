@@ -28,6 +28,12 @@ class FileChecksum:
         """Add the next bytes of the content."""
         self._crc = go_iso(data, self._crc)
 
+    def copy(self) -> FileChecksum:
+        """The same state, to go on from independently."""
+        other = FileChecksum()
+        other._crc = self._crc
+        return other
+
     @property
     def value(self) -> int:
         """The checksum of everything so far, bit 63 set."""

@@ -1,117 +1,48 @@
-"""Bytes of LTX files to pages: one frame, a whole file in memory, or the two ends of a file. Does no I/O.
+"""Bytes of LTX files to values: a whole file in memory, the two ends of a file, a stream of any length. Does no I/O.
 
-Nothing that was not checked leaves this module: a frame by its header, its LZ4 data and its size, a file by its order,
-its index and its checksums. Anything wrong is an LTXFormatError, whatever the bytes; no size that a file states is
-believed before it is bounded. For files too large to hold in memory see `litevfs.ltx.stream_decoder`.
-
-Source: superfly/ltx, `decoder.go`.
+Nothing that was not checked leaves this module. Anything wrong is an LTXFormatError, whatever the bytes, and no size
+that a file states is believed before it is bounded. Source: superfly/ltx, `decoder.go`.
 """
 
 from __future__ import annotations
 
-import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lz4.block import LZ4BlockError
-from lz4.block import decompress as lz4_block_decompress
-from lz4.frame import LZ4FrameDecompressor
-
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.checksum import DatabaseChecksum, FileChecksum
-from litevfs.ltx.format import (
-    END_OF_PAGES,
-    HEADER_SIZE,
-    PAGE_FLAG_SIZE,
-    PAGE_HEADER_SIZE,
-    PAGE_SIZE_FIELD_SIZE,
-    TRAILER_SIZE,
-    Header,
-    Trailer,
+from litevfs.ltx.format import END_OF_PAGES, HEADER_SIZE, TRAILER_SIZE, Header, Trailer
+from litevfs.ltx.frame import (
+    FRAME_HEADER_SIZE,
+    checksummed_headers,
+    decode_frame,
+    frame_size,
+    is_version_2_frame,
+    version_2_error,
 )
-from litevfs.ltx.page_index import PageIndex, decode_page_index, index_size_from_tail, validate_page_index
+from litevfs.ltx.page_index import (
+    PageIndex,
+    PageOrder,
+    decode_page_index,
+    encode_page_index,
+    index_size_from_tail,
+    page_index_from_frames,
+    validate_page_index,
+)
 
-LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
-"""How every LZ4 frame starts (LZ4 Frame Format Description, "General Structure of LZ4 Frame format")."""
-FRAME_HEADER_SIZE = PAGE_HEADER_SIZE + PAGE_SIZE_FIELD_SIZE
-"""Bytes before the LZ4 block of a frame that has PAGE_FLAG_SIZE."""
-_VERSION_2_PAGE_HEADER_SIZE = 4
-_FRAME_HEADER = struct.Struct(">IHI")
-_unpack_frame_header = _FRAME_HEADER.unpack_from
-assert _FRAME_HEADER.size == FRAME_HEADER_SIZE
+__all__ = [
+    "LTXFile",
+    "StreamDecoder",
+    "check_checksums",
+    "decode_file",
+    "decode_frame",
+    "read_header_and_index",
+    "tail_size_needed",
+]
 
-
-def decode_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
-    """The page in `frame`, which is exactly the frame of page `pgno` as the page index places it.
-
-    Returns `page_size` bytes. Raises LTXFormatError when the frame is another page's, is damaged or does not hold
-    exactly one page. Every page that is read passes here: the first lines are the fast way for a sound frame, and
-    whatever does not fit is looked at again, slowly.
-    """
-    try:
-        frame_pgno, flags, size = _unpack_frame_header(frame)
-        if frame_pgno == pgno and flags == PAGE_FLAG_SIZE and size == len(frame) - FRAME_HEADER_SIZE:
-            page: bytes = lz4_block_decompress(frame[FRAME_HEADER_SIZE:], page_size)
-            if len(page) == page_size:
-                return page
-    except (struct.error, LZ4BlockError):
-        pass
-    return _decode_unusual_frame(frame, pgno, page_size)
-
-
-def _decode_unusual_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
-    """The page in a frame without PAGE_FLAG_SIZE, or the error that says what is wrong with a frame."""
-    if len(frame) < PAGE_HEADER_SIZE:
-        raise _bad_frame(pgno, f"{len(frame)} bytes are less than its header")
-    if is_version_2_frame(frame):
-        raise version_2_error()
-    frame_pgno = int.from_bytes(frame[:4], "big")
-    flags = int.from_bytes(frame[4:PAGE_HEADER_SIZE], "big")
-    if frame_pgno != pgno:
-        raise _bad_frame(pgno, f"its header says page {frame_pgno}")
-    if flags & ~PAGE_FLAG_SIZE:
-        raise _bad_frame(pgno, f"unknown flags {flags:#06x}")
-    if flags == 0:
-        return _decode_lz4_frame(frame[PAGE_HEADER_SIZE:], pgno, page_size)
-    size = int.from_bytes(frame[PAGE_HEADER_SIZE:FRAME_HEADER_SIZE], "big")
-    if size != len(frame) - FRAME_HEADER_SIZE:
-        raise _bad_frame(pgno, f"it says its data has {size} bytes, the frame has {len(frame)}")
-    raise _bad_frame(pgno, f"its data is not an LZ4 block of {page_size} bytes")
-
-
-def _decode_lz4_frame(data: bytes | memoryview, pgno: int, page_size: int) -> bytes:
-    if data[: len(LZ4_FRAME_MAGIC)] != LZ4_FRAME_MAGIC:  # also refuses skippable frames, which hold no page
-        raise _bad_frame(pgno, "its data is not an LZ4 frame")
-    decompressor = LZ4FrameDecompressor()
-    try:
-        # One byte more than a page: room to reach the end mark, and to notice a page that is too long.
-        page: bytes = decompressor.decompress(data, max_length=page_size + 1)
-    except RuntimeError as exc:  # what the lz4 package raises for damaged frames
-        raise _bad_frame(pgno, "its LZ4 frame is damaged") from exc
-    if len(page) != page_size or not decompressor.eof or decompressor.unused_data:
-        raise _bad_frame(pgno, f"its LZ4 frame does not hold exactly {page_size} bytes")
-    return page
-
-
-def is_version_2_frame(frame: bytes | memoryview) -> bool:
-    """Whether an LZ4 frame follows the page number at once, as in version 2 of the format.
-
-    Read as version 3, its magic is a page header with flags that no version has.
-    """
-    end = _VERSION_2_PAGE_HEADER_SIZE + len(LZ4_FRAME_MAGIC)
-    return frame[_VERSION_2_PAGE_HEADER_SIZE:end] == LZ4_FRAME_MAGIC
-
-
-def version_2_error() -> LTXFormatError:
-    """The error for a file of version 2, which has the same magic and page headers of four bytes."""
-    return LTXFormatError(
-        "LTX page frame has a header of four bytes: this looks like version 2 of the format",
-        hint="written by an old Litestream or LiteFS; let a current Litestream write the replica anew",
-    )
-
-
-def _bad_frame(pgno: int, what: str) -> LTXFormatError:
-    return LTXFormatError(f"damaged LTX frame of page {pgno}: {what}")
+_CHECKSUM_SIZE = 8
+"""Bytes of the file checksum, the one part of a file that it does not cover."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,31 +79,27 @@ def decode_file(data: bytes | memoryview) -> LTXFile:
     database_checksum = DatabaseChecksum()
     is_checksummed_snapshot = header.is_snapshot and header.has_checksums
     for pgno, frame, page in _decode_frames(data, header, index):
-        file_checksum.update(checksummed_frame_header(frame))
+        file_checksum.update(checksummed_headers(frame))
         file_checksum.update(page)
         if is_checksummed_snapshot:
             database_checksum.toggle(pgno, page)
     pages_end = HEADER_SIZE + int(index.sizes.sum())
-    file_checksum.update(data[pages_end:-8])
+    file_checksum.update(data[pages_end:-_CHECKSUM_SIZE])
     check_checksums(header, trailer, file_checksum, database_checksum)
     return LTXFile(header, index, trailer, data)
 
 
 def _decode_frames(
     data: bytes | memoryview, header: Header, index: PageIndex
-) -> Iterator[tuple[int, bytes | memoryview, bytes]]:
+) -> Iterator[tuple[int, memoryview, bytes]]:
     """(pgno, frame, page) of each entry of a sound index."""
+    view = memoryview(data)
     page_size = header.page_size
     start = HEADER_SIZE
     for pgno, size in zip(index.pgnos.tolist(), index.sizes.tolist(), strict=True):
-        frame = data[start : start + size]
+        frame = view[start : start + size]
         yield pgno, frame, decode_frame(frame, pgno, page_size)
         start += size
-
-
-def checksummed_frame_header(frame: bytes | memoryview) -> bytes | memoryview:
-    """What the file checksum covers of a sound frame beside the page: its headers."""
-    return frame[: FRAME_HEADER_SIZE if frame[5] & PAGE_FLAG_SIZE else PAGE_HEADER_SIZE]
 
 
 def check_checksums(header: Header, trailer: Trailer, file: FileChecksum, database: DatabaseChecksum) -> None:
@@ -212,7 +139,7 @@ def read_header_and_index(
     overlap. Raises LTXFormatError for a file that is not sound, and a plain ValueError for a tail that is too short.
     """
     header = Header.unpack(head)
-    if is_version_2_frame(head[HEADER_SIZE:]):
+    if is_version_2_frame(head[HEADER_SIZE : HEADER_SIZE + FRAME_HEADER_SIZE]):
         raise version_2_error()
     needed = tail_size_needed(tail, file_size)
     if len(tail) < needed:
@@ -225,3 +152,97 @@ def read_header_and_index(
     index = decode_page_index(tail[len(END_OF_PAGES) : -TRAILER_SIZE])
     validate_page_index(index, header, pages_end=file_size - needed)
     return header, index, trailer
+
+
+class StreamDecoder:
+    """Verifies a file of any size while its bytes pass through: `feed()` them in order, then `finish()`.
+
+    Memory: what is fed at once (its pages can be 255 times as large), one frame, and 28 bytes a page for the index.
+    After an error the decoder is of no further use.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()  # what is not yet understood
+        self._header: Header | None = None
+        self._order: PageOrder
+        self._pgnos, self._sizes = array("I"), array("I")
+        self._index_data: bytes | None = None  # what must follow, once the page block has ended
+        self._file_checksum = FileChecksum()
+        self._database_checksum = DatabaseChecksum()  # of a snapshot that carries checksums
+
+    @property
+    def header(self) -> Header | None:
+        """The header, or None before its 100 bytes were fed."""
+        return self._header
+
+    def feed(self, data: bytes | memoryview) -> list[tuple[int, bytes]]:
+        """The pages, as (pgno, content), that `data` completes; any split of a file gives the same pages.
+
+        Each is sound by itself and in its order, but only `finish()` knows the checksums. Raises LTXFormatError.
+        """
+        self._buffer += data
+        pages: list[tuple[int, bytes]] = []
+        start = 0
+        if self._header is None:
+            if len(self._buffer) < HEADER_SIZE:
+                return pages
+            start = self._read_header()
+        while self._index_data is None:
+            size = frame_size(self._buffer, start)
+            if size is None or start + size > len(self._buffer):
+                break
+            frame = bytes(self._buffer[start : start + size])
+            start += size
+            if frame == END_OF_PAGES:
+                self._end_pages()
+            else:
+                pages.append(self._read_page(frame))
+        del self._buffer[:start]
+        if self._index_data is not None and len(self._buffer) > len(self._index_data) + TRAILER_SIZE:
+            raise LTXFormatError("LTX file goes on where its page index and trailer should end")
+        return pages
+
+    def finish(self) -> Trailer:
+        """The trailer of a file that was fed to its end and is sound. Raises LTXFormatError for any other."""
+        if self._header is None:
+            raise self._truncated("header")
+        if self._index_data is None:
+            raise self._truncated("page block")
+        if len(self._buffer) < len(self._index_data) + TRAILER_SIZE:
+            raise self._truncated("page index or trailer")
+        if not self._buffer.startswith(self._index_data):
+            raise LTXFormatError("LTX page index does not say where the frames are")
+        trailer = Trailer.unpack(bytes(self._buffer[-TRAILER_SIZE:]))
+        trailer.validate(self._header)
+        checksum = self._file_checksum.copy()
+        checksum.update(self._buffer[:-_CHECKSUM_SIZE])
+        check_checksums(self._header, trailer, checksum, self._database_checksum)
+        return trailer
+
+    def _read_header(self) -> int:
+        data = bytes(self._buffer[:HEADER_SIZE])
+        self._header = Header.unpack(data)
+        self._order = PageOrder(self._header)
+        self._file_checksum.update(data)
+        return HEADER_SIZE
+
+    def _read_page(self, frame: bytes) -> tuple[int, bytes]:
+        assert self._header is not None
+        pgno = int.from_bytes(frame[:4], "big")
+        self._order.add(pgno)
+        page = decode_frame(frame, pgno, self._header.page_size)
+        self._pgnos.append(pgno)
+        self._sizes.append(len(frame))
+        self._file_checksum.update(checksummed_headers(frame))
+        self._file_checksum.update(page)
+        if self._header.is_snapshot and self._header.has_checksums:
+            self._database_checksum.toggle(pgno, page)
+        return pgno, page
+
+    def _end_pages(self) -> None:
+        self._order.end()
+        self._file_checksum.update(END_OF_PAGES)
+        self._index_data = encode_page_index(page_index_from_frames(self._pgnos, self._sizes))
+
+    def _truncated(self, where: str) -> LTXFormatError:
+        return LTXFormatError(f"LTX file ends within its {where}", hint="the file is truncated or still being written")

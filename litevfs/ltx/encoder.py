@@ -8,39 +8,35 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-import numpy as np
 from lz4.block import compress as lz4_block_compress
 
 from litevfs.errors import LTXFormatError
 from litevfs.ltx.checksum import DatabaseChecksum, FileChecksum
-from litevfs.ltx.decoder import FRAME_HEADER_SIZE, check_checksums, checksummed_frame_header
+from litevfs.ltx.decoder import check_checksums
 from litevfs.ltx.format import (
     END_OF_PAGES,
-    HEADER_SIZE,
     MAX_FRAME_SIZE,
     PAGE_FLAG_SIZE,
     PAGE_HEADER_SIZE,
     Header,
     Trailer,
-    lock_pgno,
 )
-from litevfs.ltx.page_index import PageIndex, encode_page_index
+from litevfs.ltx.frame import FRAME_HEADER_SIZE, checksummed_headers
+from litevfs.ltx.page_index import PageOrder, encode_page_index, page_index_from_frames
 
 
 class Encoder:
     """Writes one file: `begin()`, `page()` or `frame()` for each page ascending, `finish()`.
 
-    Each call returns the next bytes of the file. Memory: 16 bytes a page, for the index.
+    Each call returns the next bytes of the file. Memory: 8 bytes a page, for the index.
     """
 
     def __init__(self, header: Header) -> None:
         header.validate()
         self._header = header
-        self._lock_pgno = lock_pgno(header.page_size)
-        self._previous_pgno = 0
-        self._offset = 0  # bytes returned so far
-        self._finished = False
-        self._pgnos, self._offsets, self._sizes = array("I"), array("Q"), array("I")
+        self._order = PageOrder(header)
+        self._state = "new"  # then "pages", then "finished"
+        self._pgnos, self._sizes = array("I"), array("I")
         self._file_checksum = FileChecksum()
         self._database_checksum = DatabaseChecksum()  # of a snapshot that carries checksums
 
@@ -51,11 +47,11 @@ class Encoder:
 
     def begin(self) -> bytes:
         """The file's header. Once, before anything else."""
-        if self._offset:
+        if self._state != "new":
             raise RuntimeError("begin() was called before")
         data = self._header.pack()
         self._file_checksum.update(data)
-        self._offset = HEADER_SIZE
+        self._state = "pages"
         return data
 
     def page(self, pgno: int, data: bytes | memoryview) -> bytes:
@@ -70,11 +66,11 @@ class Encoder:
 
     def frame(self, pgno: int, frame: bytes, page: bytes | memoryview) -> bytes:
         """A frame of another file, taken over as it is; `page` is what `decode_frame(frame, pgno, ...)` returned."""
-        self._check_page(pgno, page)
         flags = int.from_bytes(frame[4:PAGE_HEADER_SIZE], "big")
         is_sized = flags == PAGE_FLAG_SIZE and len(frame) == FRAME_HEADER_SIZE + int.from_bytes(frame[6:10], "big")
         if frame[:4] != pgno.to_bytes(4, "big") or not (is_sized or flags == 0) or len(frame) > MAX_FRAME_SIZE:
             raise self._refused(f"these {len(frame)} bytes are no frame of page {pgno}")
+        self._check_page(pgno, page)
         self._add(pgno, frame, page)
         return frame
 
@@ -85,54 +81,34 @@ class Encoder:
         LTXChecksumError when it is not that of the snapshot's pages.
         """
         self._check_open()
-        if self._header.is_snapshot and self._next_pgno() <= self._header.commit:
-            raise self._refused(f"snapshot ends before page {self._next_pgno()}, its commit is {self._header.commit}")
-        index = encode_page_index(self._page_index())
+        self._order.end()
+        index = encode_page_index(page_index_from_frames(self._pgnos, self._sizes))
         self._file_checksum.update(END_OF_PAGES)
         self._file_checksum.update(index)
         self._file_checksum.update(post_apply_checksum.to_bytes(8, "big"))
         trailer = Trailer(post_apply_checksum, self._file_checksum.value)
         trailer.validate(self._header)
         check_checksums(self._header, trailer, self._file_checksum, self._database_checksum)
-        self._finished = True
+        self._state = "finished"
         return b"".join((END_OF_PAGES, index, trailer.pack()))
 
     def _check_open(self) -> None:
-        if not self._offset or self._finished:
-            raise RuntimeError("finish() was called before" if self._finished else "begin() was not called")
+        if self._state != "pages":
+            raise RuntimeError("begin() was not called" if self._state == "new" else "finish() was called before")
 
     def _check_page(self, pgno: int, page: bytes | memoryview) -> None:
         self._check_open()
         if len(page) != self._header.page_size:
             raise self._refused(f"page {pgno} has {len(page)} bytes instead of {self._header.page_size}")
-        if pgno == self._lock_pgno:
-            raise self._refused(f"page {pgno} is the lock page")
-        if not 1 <= pgno <= self._header.commit:
-            raise self._refused(f"page {pgno} is not within 1 and commit {self._header.commit}")
-        if pgno <= self._previous_pgno:
-            raise self._refused(f"page {pgno} comes after page {self._previous_pgno}")
-        if self._header.is_snapshot and pgno != self._next_pgno():
-            raise self._refused(f"page {pgno} of a snapshot comes where page {self._next_pgno()} should")
-
-    def _next_pgno(self) -> int:
-        pgno = self._previous_pgno + 1
-        return pgno + 1 if pgno == self._lock_pgno else pgno
+        self._order.add(pgno)
 
     def _add(self, pgno: int, frame: bytes, page: bytes | memoryview) -> None:
-        self._file_checksum.update(checksummed_frame_header(frame))
+        self._file_checksum.update(checksummed_headers(frame))
         self._file_checksum.update(page)
         if self._header.is_snapshot and self._header.has_checksums:
             self._database_checksum.toggle(pgno, page)
         self._pgnos.append(pgno)
-        self._offsets.append(self._offset)
         self._sizes.append(len(frame))
-        self._offset += len(frame)
-        self._previous_pgno = pgno
-
-    def _page_index(self) -> PageIndex:
-        return PageIndex(
-            np.array(self._pgnos, np.uint32), np.array(self._offsets, np.uint64), np.array(self._sizes, np.uint32)
-        )
 
     def _refused(self, what: str) -> LTXFormatError:
         return LTXFormatError(

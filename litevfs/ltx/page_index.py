@@ -7,6 +7,7 @@ that zero included, follows. Everything here works on whole arrays: a million en
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +42,8 @@ class PageIndex:
     sizes: NDArray[np.uint32]  # bytes, the frame's headers included
 
     def __post_init__(self) -> None:
-        for array in (self.pgnos, self.offsets, self.sizes):
-            array.setflags(write=False)
+        for column in (self.pgnos, self.offsets, self.sizes):
+            column.setflags(write=False)
 
     def __len__(self) -> int:
         return len(self.pgnos)
@@ -51,6 +52,13 @@ class PageIndex:
         """The position of page `pgno` in the arrays, or None when the file does not hold it."""
         i = int(np.searchsorted(self.pgnos, pgno))
         return i if i < len(self.pgnos) and self.pgnos[i] == pgno else None
+
+
+def page_index_from_frames(pgnos: array[int], sizes: array[int]) -> PageIndex:
+    """The index of a file whose frames have these page numbers and sizes, in this order (arrays of type "I")."""
+    frame_sizes = np.array(sizes, np.uint32)
+    ends = np.cumsum(frame_sizes, dtype=np.uint64) + np.uint64(HEADER_SIZE)
+    return PageIndex(np.array(pgnos, np.uint32), ends - frame_sizes, frame_sizes)
 
 
 def decode_page_index(data: bytes | memoryview) -> PageIndex:
@@ -193,6 +201,45 @@ def _validate_pgnos(index: PageIndex, header: Header) -> None:
 def snapshot_page_count(header: Header) -> int:
     """How many pages a snapshot with `header` holds: 1 to commit without the lock page."""
     return header.commit - (header.commit >= lock_pgno(header.page_size))
+
+
+class PageOrder:
+    """Which page may come next in a file with `header`: the same rules as `validate_page_index`, page by page."""
+
+    __slots__ = ("_header", "_lock_pgno", "_previous_pgno")
+
+    def __init__(self, header: Header) -> None:
+        self._header = header
+        self._lock_pgno = lock_pgno(header.page_size)
+        self._previous_pgno = 0
+
+    def add(self, pgno: int) -> None:
+        """Take `pgno` as the next page. Raises LTXFormatError when it may not come now."""
+        if pgno == self._lock_pgno:
+            raise self._invalid(f"page {pgno} is the lock page")
+        if not 1 <= pgno <= self._header.commit:
+            raise self._invalid(f"page {pgno} is not within 1 and commit {self._header.commit}")
+        if pgno <= self._previous_pgno:
+            raise self._invalid(f"page {pgno} comes after page {self._previous_pgno}")
+        if self._header.is_snapshot and pgno != self._next_of_snapshot():
+            raise self._invalid(f"page {pgno} of a snapshot comes where page {self._next_of_snapshot()} should")
+        self._previous_pgno = pgno
+
+    def end(self) -> None:
+        """Take the page block as ended. Raises LTXFormatError when pages of a snapshot are missing."""
+        if self._header.is_snapshot and self._next_of_snapshot() <= self._header.commit:
+            raise self._invalid(
+                f"snapshot ends before page {self._next_of_snapshot()}, its commit is {self._header.commit}"
+            )
+
+    def _next_of_snapshot(self) -> int:
+        pgno = self._previous_pgno + 1
+        return pgno + 1 if pgno == self._lock_pgno else pgno
+
+    def _invalid(self, what: str) -> LTXFormatError:
+        return LTXFormatError(
+            f"invalid LTX page order: {what}", min_txid=self._header.min_txid, max_txid=self._header.max_txid
+        )
 
 
 def _unsound(header: Header, what: str) -> LTXFormatError:
