@@ -1,0 +1,70 @@
+# Everything here needs Python 3.11 or newer and make; the first call makes a virtual environment of its own.
+#   make demo     see it work            make check    all that must hold before a change lands
+#   make test     the tests              make bench    the benchmark tables
+# PYTHON=python3.13 picks the interpreter, VENV=folder the environment, TESTFLAGS and BENCHFLAGS are handed on.
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTFLAGS ?=
+BENCHFLAGS ?=
+
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+TYPED_TOOLS = tools tests/plan_plugin.py tests/leak_check.py
+
+.PHONY: help demo test check format lint types layering bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+demo: $(VENV)/installed
+	$(BIN)/litevfs demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(TESTFLAGS)
+
+check: lint types layering test
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+	$(BIN)/mypy $(TYPED_TOOLS)
+
+layering: $(VENV)/installed-dev
+	$(BIN)/python tools/check_layering.py
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed-dev
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script $(BENCHFLAGS)"; $(BIN)/python $$script $(BENCHFLAGS); done
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+
+# pip is the last thing that a new environment gets.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo >&2 "litevfs needs Python 3.11 or newer, and '$(PYTHON)' is not: try make PYTHON=python3.13"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo >&2 "'$(PYTHON)' comes without the modules venv and ensurepip; on Debian and Ubuntu: apt install python3-venv"; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The package is installed in place, so only what it depends on asks for a new installation.
+$(VENV)/installed: pyproject.toml | $(BIN)/pip
+	$(PIP) install --quiet --editable .
+	@touch $@
+
+# Litestream's own VFS, the peer, has no wheel for some platforms; its tests are skipped there.
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
+	$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --editable '.[peer]' || \
+	  echo >&2 "litestream-vfs could not be installed: comparisons with Litestream's VFS are skipped"
+	@touch $(VENV)/installed $@

@@ -1,0 +1,125 @@
+"""What a user installs, and how a fresh machine gets there."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "litevfs").rglob("*.py")}
+
+
+def distribution_name(requirement: str) -> str:
+    """The bare name of a requirement such as `moto[s3]>=5`, as pip compares names."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name
+    return name[0].lower().replace("_", "-")
+
+
+RUNTIME = {distribution_name(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_package_its_types_and_its_license_and_nothing_else(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    info = f"litevfs-{PYPROJECT['project']['version']}.dist-info"
+    extra = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
+    assert names == SOURCES | {"litevfs/py.typed"} | extra
+
+
+def test_license_is_the_whole_apache_license():
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert all(f"\n   {number}. " in text for number in range(1, 10))
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_package_imports_nothing_that_it_does_not_require():
+    distributions = packages_distributions()
+    foreign = set()
+    for source in sorted(SOURCES):
+        if source.startswith("litevfs/testing/"):  # for people who have pytest
+            continue
+        for package in imported_packages(ast.parse((ROOT / source).read_bytes())):
+            names = {distribution_name(name) for name in distributions.get(package, [package])}
+            if package not in sys.stdlib_module_names and not names & (RUNTIME | {"litevfs", "botocore"}):
+                foreign.add(f"{source}: {package}")
+    assert not foreign
+
+
+def imported_packages(tree: ast.Module) -> set[str]:
+    """Top-level names that a module needs at run time (what stands under TYPE_CHECKING is left out)."""
+    packages = set()
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo.extend(node.orelse)
+            continue
+        todo.extend(ast.iter_child_nodes(node))
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            packages.add(node.module.partition(".")[0])
+    return packages
+
+
+def test_readme_gives_a_reason_for_each_dependency_and_for_no_other():
+    rows = re.findall(
+        r"^\| \[([\w.-]+)\]\(https://pypi\.org/project/\1/\) \| .+ \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert set(rows) == RUNTIME
+
+
+def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=False)
+
+
+needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@needs_make
+@pytest.mark.parametrize("target", ["demo", "test", "check", "bench"])
+def test_make_targets_need_no_environment_made_before(tmp_path: Path, target: str):
+    result = make("-n", target, f"VENV={tmp_path / 'none'}", "PYTHON=python-of-choice")
+    assert result.returncode == 0, result.stderr
+    assert f"python-of-choice -m venv {tmp_path / 'none'}" in result.stdout
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ('case "$2" in *version_info*) exit 1;; esac', "litevfs needs Python 3.11 or newer"),
+        ('case "$2" in *ensurepip*) exit 1;; esac', "comes without the modules venv and ensurepip"),
+    ],
+)
+def test_make_says_what_an_unfit_python_lacks(tmp_path: Path, answer: str, complaint: str):
+    python = tmp_path / "unfit-python"
+    python.write_text(f"#!/bin/sh\n{answer}\n")
+    python.chmod(0o755)
+    result = make("test", f"VENV={tmp_path / 'none'}", f"PYTHON={python}")
+    assert result.returncode != 0
+    assert complaint in result.stderr
+    assert not (tmp_path / "none").exists()
