@@ -142,3 +142,18 @@ class PageUnavailableError(ReplicaError):
 
 class StaleReplicaError(ReplicaError, TimeoutError):
     """The replica could not be brought up to date within the time asked for."""
+
+
+# --- the primary ------------------------------------------------------------------------------------------------------
+
+
+class ReplicatorError(LitevfsError):
+    """The replicator cannot do its work on this database, or not now."""
+
+
+class ReplicatorLockedError(ReplicatorError):
+    """Another replicator runs on this database."""
+
+
+class WALError(ReplicatorError):
+    """The write-ahead log does not hold what SQLite says it holds."""
