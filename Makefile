@@ -11,7 +11,7 @@ BENCHFLAGS ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
-TYPED_TOOLS = tools tests/plan_plugin.py tests/leak_check.py
+TYPED_TOOLS = tools tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 
 .PHONY: help demo test check format lint types layering bench clean
 .DELETE_ON_ERROR:
