@@ -76,9 +76,9 @@ def test_what_the_table_does_not_allow_is_found(package, module: str, text: str,
 
 
 def test_modules_of_one_layer_may_import_one_another_but_not_in_a_circle(package):
-    one_way = {"errors": "", "replica": "from litevfs.poller import Poller", "poller": "Poller = 1"}
+    one_way = {"errors": "", "cache": "from litevfs.blocks import Block", "blocks": "Block = 1"}
     assert run_check(package(**one_way)).returncode == 0
-    both = run_check(package(**one_way | {"poller": "from litevfs.replica import Replica"}))
+    both = run_check(package(**one_way | {"blocks": "from litevfs.cache import Cache"}))
     assert both.returncode == 1
     assert "in a circle: " in both.stdout
 

@@ -18,7 +18,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = "litevfs"
-PUBLIC = f"{PACKAGE} options restore history replicate.* replica_clients.* ltx.*"
+PUBLIC = f"{PACKAGE} options status restore history replicate.* replica_clients.* ltx.*"
 """What commands and test helpers build on."""
 
 LAYERS = {
@@ -37,14 +37,17 @@ LAYERS = {
     "snapshot": "replica_clients.base ltx.*",
     "cache blocks prefetch": "snapshot fetch replica_clients.base ltx.*",
     "pages": "cache blocks prefetch snapshot fetch plan replica_clients.base ltx.*",
-    "replica poller": "pages cache blocks snapshot fetch plan replica_clients.base ltx.*",
+    "status": "",
+    "follower": "plan fetch snapshot replica_clients.base ltx.*",
+    "poller": "fetch",
+    "replica": "follower poller status pages snapshot fetch plan options replica_clients.* ltx.*",
     "history": "plan fetch replica_clients.base ltx.*",
-    "registry": "replica poller options replica_clients.*",
-    "vfs": "registry history replica poller pages cache blocks prefetch snapshot fetch plan options "
+    "registry": "replica status options replica_clients.*",
+    "vfs": "registry history replica follower poller status pages cache blocks prefetch snapshot fetch plan options "
     "replica_clients.* ltx.*",
     "restore": "history plan fetch options replica_clients.* ltx.*",
     "replicate.*": "plan fetch options replica_clients.* ltx.*",
-    PACKAGE: "vfs registry restore replicate.* options replica_clients.* ltx.*",
+    PACKAGE: "vfs registry status restore replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli cli_*": f"{PUBLIC} plan fetch",
 }
