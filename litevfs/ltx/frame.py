@@ -70,7 +70,7 @@ def _checked_flags(frame: bytes | memoryview, pgno: int) -> int:
         raise _bad_frame(pgno, f"its header says page {frame_pgno}")
     flags = int.from_bytes(frame[4:PAGE_HEADER_SIZE], "big")
     if flags & ~PAGE_FLAG_SIZE:
-        raise _bad_frame(pgno, f"unknown flags {flags:#06x}")
+        raise _bad_frame(pgno, f"unknown flags {flags:#06x}", "maybe written in another version of the format than 3")
     return flags
 
 
@@ -91,7 +91,8 @@ def _decode_lz4_frame(data: bytes | memoryview, pgno: int, page_size: int) -> by
 def is_version_2_frame(frame: bytes | memoryview) -> bool:
     """Whether an LZ4 frame follows the page number at once, as in version 2 of the format.
 
-    Read as version 3, its magic is a page header with flags that no version has.
+    Read as version 3, its magic is a page header with flags that no version has. (superfly/ltx wrote version 2 up to
+    v0.4.0, version 1 up to v0.3.18; the magic of the file never changed.)
     """
     end = _VERSION_2_PAGE_HEADER_SIZE + len(LZ4_FRAME_MAGIC)
     return frame[_VERSION_2_PAGE_HEADER_SIZE:end] == LZ4_FRAME_MAGIC
@@ -105,8 +106,8 @@ def version_2_error() -> LTXFormatError:
     )
 
 
-def _bad_frame(pgno: int, what: str) -> LTXFormatError:
-    return LTXFormatError(f"damaged LTX frame of page {pgno}: {what}")
+def _bad_frame(pgno: int, what: str, hint: str | None = None) -> LTXFormatError:
+    return LTXFormatError(f"damaged LTX frame of page {pgno}: {what}", hint=hint)
 
 
 def checksummed_headers(frame: bytes | memoryview) -> bytes | memoryview:
