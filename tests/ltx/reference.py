@@ -66,7 +66,7 @@ def old_frame(pgno: int, page: bytes) -> bytes:
 def page_of(pgno: int, page_size: int, seed: int = 0) -> bytes:
     """A page that differs from every other page and compresses about 2:1."""
     text = b"".join(
-        struct.pack(">IIQ", pgno, seed, crc64(bytes((i & 0xFF, pgno & 0xFF, seed & 0xFF)))) for i in range(8)
+        struct.pack(">IQQ", pgno, seed, crc64(bytes((i & 0xFF, pgno & 0xFF, seed & 0xFF)))) for i in range(8)
     )
     return (text * (page_size // len(text) + 1))[:page_size]
 
