@@ -1,1 +1,57 @@
-"""Query a Litestream replica in place, live, from Python."""
+"""Query a Litestream replica of a SQLite database in place, live, from Python.
+
+    import apsw, litevfs
+    litevfs.register()
+    con = apsw.Connection("file:app.db?replica_url=s3://bucket/app", vfs="litestream",
+                          flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+
+or, in one call, `con = litevfs.connect("s3://bucket/app")`.
+"""
+
+from litevfs.api import connect, register
+from litevfs.errors import (
+    LitevfsError,
+    LTXChecksumError,
+    LTXFormatError,
+    OptionError,
+    PageUnavailableError,
+    ReplicaEmptyError,
+    ReplicaError,
+    ReplicaURLError,
+    StaleReplicaError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+    TXIDGapError,
+    TXIDNotFoundError,
+)
+from litevfs.replica_clients.urls import open_replica_client
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LTXChecksumError",
+    "LTXFormatError",
+    "LitevfsError",
+    "OptionError",
+    "PageUnavailableError",
+    "ReplicaEmptyError",
+    "ReplicaError",
+    "ReplicaURLError",
+    "StaleReplicaError",
+    "StorageClosedError",
+    "StorageError",
+    "StorageNotFoundError",
+    "StoragePermissionError",
+    "StorageTimeoutError",
+    "TXIDGapError",
+    "TXIDNotFoundError",
+    "TransientStorageError",
+    "__version__",
+    "connect",
+    "open_replica_client",
+    "register",
+]

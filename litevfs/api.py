@@ -1,0 +1,92 @@
+"""The public functions: `register`, `connect`. They put the parts together and own nothing but the registered names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from typing import cast
+from urllib.parse import quote, urlencode
+
+import apsw
+
+from litevfs.errors import OptionError
+from litevfs.options import OPTION_NAMES, check_names, to_uri_text
+from litevfs.vfs import ReplicaVFS
+
+_registered: dict[str, ReplicaVFS] = {}
+_lock = threading.Lock()
+
+
+def register(name: str = "litestream", **options: object) -> None:
+    """Make the VFS known to SQLite as `name`, for every connection of this process. May be called again.
+
+    `options` become the defaults of connections opened through that name (see the README for all of them); a further
+    call replaces them for connections opened from then on. Raises OptionError for an unknown one.
+    """
+    check_names(options, "option")
+    with _lock:
+        if name in _registered:
+            if options:
+                _registered[name].keywords = dict(options)
+            return
+        _set_log_level()
+        if _add_sql_functions not in apsw.connection_hooks:
+            apsw.connection_hooks.append(_add_sql_functions)
+        _registered[name] = ReplicaVFS(name, dict(options))
+
+
+def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.Connection:
+    """A read-only connection to the replica at `replica_url`; registers the VFS if that has not been done.
+
+    Options are those of the URI, for example `poll_interval="250ms"`, `cache_size="50MB"`, `txid=...`. Raises
+    OptionError and ReplicaURLError for what makes no sense, ReplicaEmptyError when there is no state to read within
+    `open_timeout`, and StorageError when the storage does not answer or refuses.
+    """
+    if "replica_url" in options:
+        raise OptionError("replica_url is given twice")
+    check_names(options, "option")
+    register(vfs)
+    parameters = {"replica_url": os.fspath(replica_url)}
+    parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
+    uri = f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
+
+
+def _label(replica_url: str) -> str:
+    """A file name for messages and `Connection.filename`: the last part of the URL's path."""
+    path = os.fspath(replica_url).partition("?")[0].rstrip("/")
+    return quote(path.rpartition("/")[2] or "replica", safe="")
+
+
+def _set_log_level() -> None:
+    level = os.environ.get("LITESTREAM_LOG_LEVEL", "").upper()
+    if level in {"DEBUG", "INFO", "WARN", "WARNING", "ERROR"}:
+        logging.getLogger("litevfs").setLevel("WARNING" if level == "WARN" else level)
+
+
+def _add_sql_functions(connection: apsw.Connection) -> None:
+    """Litestream's SQL functions, on connections whose main database is a replica. Each asks its PRAGMA."""
+    if connection.open_vfs not in _registered:
+        return
+    reference = weakref.ref(connection)
+
+    def pragma(name: str, *value: str) -> apsw.SQLiteValue:
+        connection = reference()
+        return None if connection is None else cast("apsw.SQLiteValue", connection.pragma(name, *value))
+
+    def txid(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
+        return pragma("litestream_txid")
+
+    def lag(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
+        return int(str(pragma("litestream_lag")))
+
+    def time(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
+        return pragma("litestream_time")
+
+    def set_time(*values: apsw.SQLiteValue) -> apsw.SQLiteValue:
+        return pragma("litestream_time", str(values[0]))
+
+    for function, arguments in ((txid, 0), (lag, 0), (time, 0), (set_time, 1)):
+        connection.create_scalar_function(f"litestream_{function.__name__}", function, arguments)

@@ -1,0 +1,197 @@
+"""Byte blocks of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
+
+A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: the
+window that is read at once doubles, up to a bound, and the next one is under way before the scan arrives there.
+Bytes under way are shared: a block is never asked for twice at the same time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from litevfs.cache import ByteCache
+from litevfs.errors import StorageClosedError, TransientStorageError
+from litevfs.fetch import Fetcher
+from litevfs.replica_clients.base import LTXFileInfo
+
+REQUEST_BYTES = 1 << 20
+"""A window is split into parallel requests of this size: one stream seldom fills the line."""
+MAX_WINDOW_BYTES = 1 << 23
+MAX_SCANS = 16
+"""Scans followed at once, over all files; the one not seen for longest is forgotten."""
+BLOCK_NUMBER_BITS = 32
+
+
+@dataclass(slots=True)
+class _Scan:
+    """Misses that follow each other."""
+
+    window: int  # blocks fetched last
+    trigger: int  # reaching this block starts the next window
+    end: int  # first block not asked for yet
+
+
+class BlockReader:
+    """Reads bytes of LTX files through a cache of blocks."""
+
+    def __init__(self, fetcher: Fetcher, *, limit_bytes: int, read_ahead: bool) -> None:
+        self.cache = ByteCache(limit_bytes)
+        self._fetcher = fetcher
+        self._block_size = fetcher.client.block_size
+        self._read_ahead = read_ahead
+        window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 4)
+        self._max_window = max(1, window_bytes // self._block_size) if read_ahead else 1
+        self._under_way: dict[int, Future[dict[int, bytes]]] = {}
+        self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
+        self._lock = threading.Lock()
+
+    def read(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bytes:
+        """`size` bytes of a file, which is known as `number`. Raises what `Fetcher.read` raises."""
+        block_size = self._block_size
+        first, last = offset // block_size, (offset + size - 1) // block_size
+        start = offset - first * block_size
+        if first == last:
+            return self._block(number, file, first)[start : start + size]
+        joined = b"".join([self._block(number, file, block) for block in range(first, last + 1)])
+        return joined[start : start + size]
+
+    def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
+        """Keep bytes of the start of a file that were read anyway."""
+        whole = len(data) == file.size
+        for start in range(0, len(data), self._block_size):
+            block = data[start : start + self._block_size]
+            if whole or len(block) == self._block_size:
+                self.cache.put(_key(number, start // self._block_size), block)
+
+    def drop(self, number: int, offset: int, size: int) -> None:
+        """Forget the blocks around these bytes: they turned out to be damaged."""
+        for block in range(offset // self._block_size, (offset + size - 1) // self._block_size + 1):
+            self.cache.drop(_key(number, block))
+
+    def _block(self, number: int, file: LTXFileInfo, block: int) -> bytes:
+        key = _key(number, block)
+        data = self.cache.get(key)
+        if data is None:
+            data = self._miss(number, file, block)
+        if self._read_ahead:
+            self._follow(number, file, block)
+        return data
+
+    # --- misses -------------------------------------------------------------------------------------------------------
+
+    def _miss(self, number: int, file: LTXFileInfo, block: int) -> bytes:
+        key = _key(number, block)
+        with self._lock:
+            under_way = self._under_way.get(key)
+            if under_way is None:
+                data = self.cache.get(key)  # another reader may just have brought it
+                if data is not None:
+                    return data
+                first, *ahead = self._runs(number, file, block, self._window_after_miss(number, block), force=True)
+                mine = self._register(number, first)
+                for run in ahead:
+                    self._submit(number, file, run)
+        if under_way is None:
+            self._run(number, file, first, mine)
+            under_way = mine
+        try:
+            return under_way.result()[block]
+        except TransientStorageError:
+            # What is read ahead is tried once; what a reader waits for is worth the retries.
+            data = self._fetcher.read(file, *self._extent(file, range(block, block + 1)))
+            self.cache.put(key, data)
+            return data
+
+    def _window_after_miss(self, number: int, block: int) -> int:
+        scan = self._scans.pop((number, block), None)
+        window = 1 if scan is None else min(scan.window * 2, self._max_window)
+        self._remember(number, _Scan(window, block + window // 2, block + window))
+        return window
+
+    def _remember(self, number: int, scan: _Scan) -> None:
+        self._scans[(number, scan.end)] = scan
+        while len(self._scans) > MAX_SCANS:
+            self._scans.popitem(last=False)
+
+    def _follow(self, number: int, file: LTXFileInfo, block: int) -> None:
+        """Start the next window when a scan gets to the second half of the last one."""
+        with self._lock:
+            for (scanned, end), scan in self._scans.items():
+                if scanned == number and scan.window > 1 and scan.trigger <= block < end:
+                    break
+            else:
+                return
+            del self._scans[(number, end)]
+            window = min(scan.window * 2, self._max_window)
+            self._remember(number, _Scan(window, end, end + window))
+            for run in self._runs(number, file, end, window):
+                self._submit(number, file, run)
+
+    # --- requests (with the lock held, but for `_run`) ----------------------------------------------------------------
+
+    def _runs(self, number: int, file: LTXFileInfo, first: int, window: int, *, force: bool = False) -> list[range]:
+        """Blocks `first` to `first + window` that are neither there nor under way, in runs of one request each.
+
+        With `force`, the first block in any case.
+        """
+        blocks_in_file = (file.size + self._block_size - 1) // self._block_size
+        most = max(1, REQUEST_BYTES // self._block_size)
+        runs: list[range] = []
+        for block in range(first, min(first + window, blocks_in_file)):
+            key = _key(number, block)
+            if (key in self.cache or key in self._under_way) and not (force and block == first):
+                continue
+            if runs and runs[-1].stop == block and len(runs[-1]) < most:
+                runs[-1] = range(runs[-1].start, block + 1)
+            else:
+                runs.append(range(block, block + 1))
+        return runs
+
+    def _register(self, number: int, run: range) -> Future[dict[int, bytes]]:
+        future: Future[dict[int, bytes]] = Future()
+        for block in run:
+            self._under_way[_key(number, block)] = future
+        return future
+
+    def _submit(self, number: int, file: LTXFileInfo, run: range) -> None:
+        future = self._register(number, run)
+
+        def end_if_cancelled(task: Future[None]) -> None:
+            if task.cancelled():
+                future.set_exception(StorageClosedError("the replica was closed during a read"))
+
+        try:
+            task = self._fetcher.submit(lambda: self._run(number, file, run, future))
+        except StorageClosedError as error:
+            future.set_exception(error)
+            raise
+        task.add_done_callback(end_if_cancelled)
+
+    def _run(self, number: int, file: LTXFileInfo, run: range, future: Future[dict[int, bytes]]) -> None:
+        """Make one request and hand its blocks to the cache and to whoever waits for `future`."""
+        try:
+            offset, size = self._extent(file, run)
+            data = self._fetcher.read_once(file, offset, size)
+            step = self._block_size
+            blocks = {block: data[i * step : (i + 1) * step] for i, block in enumerate(run)}
+            for block, content in blocks.items():
+                self.cache.put(_key(number, block), content)
+            future.set_result(blocks)
+        except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
+            future.set_exception(error)
+        finally:
+            with self._lock:
+                for block in run:
+                    self._under_way.pop(_key(number, block), None)
+
+    def _extent(self, file: LTXFileInfo, run: range) -> tuple[int, int]:
+        """(offset, size) of a run of blocks, in bytes."""
+        offset = run.start * self._block_size
+        return offset, min(len(run) * self._block_size, file.size - offset)
+
+
+def _key(number: int, block: int) -> int:
+    return number << BLOCK_NUMBER_BITS | block

@@ -1,0 +1,285 @@
+"""The one place where a replica client meets the codec: listings and LTX files become values, with retry and counters.
+
+Nothing here knows SQLite, snapshots or pages. A `Fetcher` serves one replica and may be used from many threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
+
+from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
+from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
+from litevfs.ltx.format import HEADER_SIZE, Header
+from litevfs.ltx.page_index import PageIndex
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+
+logger = logging.getLogger("litevfs.fetch")
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+WHOLE_FILE_BYTES = 1 << 20
+"""Files up to this size come in one request and are verified whole; over S3 that costs little more than the trip."""
+TAIL_BYTES_PER_FILE_BYTE = 1 / 100
+"""First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
+MIN_TAIL_BYTES = 1 << 14
+PARALLEL_REQUESTS = 16
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """What a replica asked of its storage so far."""
+
+    list: int = 0
+    get: int = 0
+    bytes_read: int = 0
+    retries: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """An LTX file's header and page index, checked; and its bytes where all of it was read and verified."""
+
+    info: LTXFileInfo
+    header: Header
+    index: PageIndex
+    data: bytes | None  # the whole file
+    head: bytes = b""  # else what was read of its start, worth keeping
+
+
+class Backoff:
+    """Pauses between tries: full jitter, doubling up to a bound, never less than what the storage asked for."""
+
+    base_s = 0.05
+    cap_s = 32.0
+
+    def __init__(self, cap_s: float = cap_s) -> None:
+        self.cap_s = cap_s
+        self._tries = 0
+
+    def next_s(self, retry_after_s: float | None = None) -> float:
+        """Seconds to wait before the next try."""
+        ceiling = min(self.cap_s, self.base_s * 2 ** min(self._tries, 32))
+        self._tries += 1
+        pause = random.uniform(0, ceiling)
+        return pause if retry_after_s is None else max(pause, min(retry_after_s, self.cap_s))
+
+    def reset(self) -> None:
+        """Start from the shortest pause again, after a success."""
+        self._tries = 0
+
+
+class Fetcher:
+    """Reads one replica's storage."""
+
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float) -> None:
+        self.client = client
+        self.counters = RequestCounters()
+        self._read_timeout_s = read_timeout_s
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a request costs a round trip, so that fewer and larger ones win."""
+        return self.client.block_size > 0
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """One listing of one level, not retried: whoever lists comes back by itself."""
+        with self._lock:
+            self.counters.list += 1
+        try:
+            return self.client.list_files(level, min_txid)
+        except Exception:
+            self._count_error()
+            raise
+
+    def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
+        """All files of several levels, listed in parallel."""
+        listings = self.parallel([partial(self.list_files, level) for level in levels])
+        return [file for listing in listings for file in listing]
+
+    def read(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes of a file, with retries within the read timeout.
+
+        Raises TransientStorageError when the bytes keep coming short, else whatever the client raises.
+        """
+        return self.retry(lambda: self.read_once(file, offset, size))
+
+    def read_once(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come."""
+        try:
+            data = self.client.read(file, offset, size)
+        except Exception:
+            self._count_error()
+            raise
+        with self._lock:
+            self.counters.get += 1
+            self.counters.bytes_read += len(data)
+        if len(data) != size:
+            self._count_error()
+            raise TransientStorageError(
+                f"got {len(data)} of {size} bytes at offset {offset} of a file of {file.size} bytes",
+                level=file.level,
+                min_txid=file.min_txid,
+                max_txid=file.max_txid,
+                key=self.client.key(file),
+                hint="the file may be incomplete: still being uploaded, or truncated",
+            )
+        return data
+
+    def _count_error(self) -> None:
+        with self._lock:
+            self.counters.errors += 1
+
+    def retry(self, call: Callable[[], T]) -> T:
+        """`call()`, tried again after transient errors until the read timeout is over."""
+        backoff: Backoff | None = None
+        deadline = time.monotonic() + self._read_timeout_s
+        while True:
+            try:
+                return call()
+            except TransientStorageError as error:
+                backoff = backoff or Backoff()
+                pause = backoff.next_s(error.retry_after_s)
+                if self._closed.is_set() or time.monotonic() + pause > deadline:
+                    raise
+                logger.info("trying again in %.3f s: %s", pause, error)
+            with self._lock:
+                self.counters.retries += 1
+            if self._closed.wait(pause):
+                raise StorageClosedError("the replica was closed during a read")
+
+    # --- whole files --------------------------------------------------------------------------------------------------
+
+    def fetch_files(self, files: Sequence[LTXFileInfo]) -> list[FetchedFile]:
+        """Header and index of each file, in the order given, all read in parallel.
+
+        Small files come whole and verified. Raises LTXFormatError, with level, TXIDs and key, for the first bad file.
+        """
+        small = [file for file in files if file.size <= WHOLE_FILE_BYTES]
+        large = [file for file in files if file.size > WHOLE_FILE_BYTES]
+        calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._twice, self._fetch_whole, f) for f in small]
+        for file in large:
+            calls += [partial(self._read_head, file), partial(self._read_tail, file, _likely_tail_bytes(file))]
+        results = iter(self.parallel(calls))
+        fetched: dict[LTXFileInfo, FetchedFile] = {}
+        for file in small:
+            fetched[file] = cast(FetchedFile, next(results))
+        for file in large:
+            head, tail = cast(bytes, next(results)), cast(bytes, next(results))
+            fetched[file] = self._twice(self._fetch_ends, file, (head, tail))
+        return [fetched[file] for file in files]
+
+    def read_header(self, file: LTXFileInfo) -> Header:
+        """The header of a file, in one request; 100 bytes."""
+        try:
+            header = Header.unpack(self.read(file, 0, min(HEADER_SIZE, file.size)))
+            _check_name(file, header)
+        except LTXFormatError as error:
+            raise self.located(error, file) from error
+        return header
+
+    def _twice(
+        self, fetch: Callable[[LTXFileInfo, E | None], FetchedFile], file: LTXFileInfo, read: E | None = None
+    ) -> FetchedFile:
+        """`fetch`, from what was `read` already if anything, and once more from storage if that is no good.
+
+        Bytes can be damaged on their way, and a bad file costs whoever asks far more than a second request.
+        """
+        try:
+            return fetch(file, read)
+        except LTXFormatError as error:
+            logger.info("reading %s again: %s", self.client.key(file), error)
+        try:
+            return fetch(file, None)
+        except LTXFormatError as error:
+            raise self.located(error, file) from error
+
+    def _fetch_whole(self, file: LTXFileInfo, data: bytes | None = None) -> FetchedFile:
+        data = self.read(file, 0, file.size) if data is None else data
+        decoded = decode_file(data)
+        _check_name(file, decoded.header)
+        return FetchedFile(file, decoded.header, decoded.index, data)
+
+    def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
+        head, tail = ends or (self._read_head(file), self._read_tail(file, _likely_tail_bytes(file)))
+        needed = tail_size_needed(tail, file.size)
+        if needed > len(tail):
+            tail = self._read_tail(file, needed)
+        header, index, _ = read_header_and_index(head, tail, file.size)
+        _check_name(file, header)
+        return FetchedFile(file, header, index, None, head)
+
+    def _read_head(self, file: LTXFileInfo) -> bytes:
+        return self.read(file, 0, max(HEADER_SIZE, self.client.block_size))
+
+    def _read_tail(self, file: LTXFileInfo, size: int) -> bytes:
+        size = min(size, file.size)
+        return self.read(file, file.size - size, size)
+
+    def located(self, error: LTXFormatError, file: LTXFileInfo, *, hint: str | None = None) -> LTXFormatError:
+        """The same error with the place of the file, and with `hint` if it has none."""
+        return type(error)(
+            error.message,
+            level=file.level,
+            min_txid=file.min_txid,
+            max_txid=file.max_txid,
+            key=self.client.key(file),
+            hint=error.hint or hint,
+        )
+
+    # --- threads ------------------------------------------------------------------------------------------------------
+
+    def parallel(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results in order; in parallel where a request costs a round trip. Raises the first call's error."""
+        if len(calls) < 2 or not self.is_remote:
+            return [call() for call in calls]
+        futures = [self.submit(call) for call in calls]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Run in the replica's pool. A call must not wait for another one of the pool."""
+        with self._lock:
+            if self._closed.is_set():
+                raise StorageClosedError("the replica is closed")
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="litevfs-io")
+            return self._pool.submit(call)
+
+    def close(self) -> None:
+        """End calls under way and let go of threads and sockets. Idempotent."""
+        self._closed.set()
+        self.client.close()
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _likely_tail_bytes(file: LTXFileInfo) -> int:
+    return max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE))
+
+
+def _check_name(file: LTXFileInfo, header: Header) -> None:
+    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
+        raise LTXFormatError(
+            f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",
+            hint="the file was renamed or copied to a wrong place",
+        )

@@ -1,0 +1,263 @@
+"""Every option once: name, default, unit, parser, help. URI, keywords, environment and command line read this table.
+
+A value may be given as text (`"250ms"`, `"10MB"`, `"true"`) or as the Python value it means (seconds, bytes, bool).
+Precedence: URI parameter, keyword, environment, default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+from litevfs.errors import OptionError
+from litevfs.ltx.names import format_txid, parse_txid
+
+SQLITE_URI_PARAMETERS = frozenset({"mode", "cache", "immutable", "nolock", "psow", "modeof", "vfs"})
+"""Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); passed over."""
+
+_DURATION_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS_BYTES = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+    "K": 2**10,
+    "M": 2**20,
+    "G": 2**30,
+}
+_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)")
+_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+
+
+def parse_duration_s(value: object) -> float:
+    """Seconds, from a number of seconds or text such as `1s`, `250ms`, `1h30m`, `0`. Raises OptionError."""
+    seconds = math.nan
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
+            seconds = float(text)
+        elif text and "".join(parts := _DURATION.findall(text)) == text:
+            seconds = sum(_one_duration_s(part) for part in parts)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise OptionError(
+            f"not a duration: {value!r}", hint="write for example 1s, 250ms, 1h30m, or seconds as a number"
+        )
+    return seconds
+
+
+def _one_duration_s(text: str) -> float:
+    number = text.rstrip("nuµmshd")
+    return float(number) * _DURATION_UNITS_S[text[len(number) :]]
+
+
+def parse_size_bytes(value: object) -> int:
+    """Bytes, from a number of bytes or text such as `10MB` (10^6), `64KiB` (2^10), `1G`. Raises OptionError."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        unit = _SIZE_UNITS_BYTES.get(match[2].upper())
+        if unit is not None:
+            return round(float(match[1]) * unit)
+    raise OptionError(f"not a size: {value!r}", hint="write for example 10MB, 64KiB, or bytes as a number")
+
+
+def parse_bool(value: object) -> bool:
+    """True or False, from a bool or the words SQLite and Go accept (true/false, yes/no, on/off, 1/0)."""
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in {"1", "t", "true", "yes", "on"}:
+        return True
+    if word in {"0", "f", "false", "no", "off"}:
+        return False
+    raise OptionError(f"not a truth value: {value!r}", hint="write true or false")
+
+
+def parse_timestamp_ms(value: object) -> int:
+    """Milliseconds since the Unix epoch, from an aware or UTC datetime or RFC 3339 text. Raises OptionError."""
+    moment = value
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            moment = None
+    if not isinstance(moment, datetime):
+        raise OptionError(f"not a time: {value!r}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return math.floor(moment.timestamp() * 1000)
+
+
+def format_timestamp(timestamp_ms: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    moment = datetime.fromtimestamp(timestamp_ms // 1000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03d}Z"
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise OptionError(f"not text: {value!r}")
+    return os.fspath(value)
+
+
+def _parse_txid_option(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if 1 <= value < 2**64:
+            return value
+        raise OptionError(f"not a TXID: {value!r}", hint="TXIDs are 1 to 2^64-1")
+    return parse_txid(str(value))
+
+
+def _option(
+    default: Any, parse: Callable[[object], Any], help_text: str, *, name: str = "", litestream_env: str = ""
+) -> Any:
+    metadata = {"parse": parse, "help": help_text, "name": name, "litestream_env": litestream_env}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The options of one connection, parsed. Field names carry the unit; the option's own name does not."""
+
+    replica_url: str = _option(
+        "",
+        _parse_text,
+        "where the replica is: file:///path, s3://bucket/path, memory://name",
+        litestream_env="LITESTREAM_REPLICA_URL",
+    )
+    poll_interval_s: float = _option(
+        1.0, parse_duration_s, "pause between looks for new transactions; 0 turns polling off", name="poll_interval"
+    )
+    cache_size_bytes: int = _option(
+        10_000_000, parse_size_bytes, "memory for pages and blocks, per replica and process", name="cache_size"
+    )
+    txid: int | None = _option(
+        None, _parse_txid_option, "open the state after this transaction, fixed, without polling"
+    )
+    timestamp_ms: int | None = _option(
+        None, parse_timestamp_ms, "open the state as of this time, fixed, without polling", name="timestamp"
+    )
+    open_timeout_s: float = _option(
+        10.0, parse_duration_s, "how long opening waits for a replica's first complete state", name="open_timeout"
+    )
+    read_timeout_s: float = _option(
+        30.0, parse_duration_s, "bound on one page read, all retries included", name="read_timeout"
+    )
+    prefetch: bool = _option(True, parse_bool, "read ahead when a scan is seen")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the connection sees one state for ever."""
+        return self.txid is not None or self.timestamp_ms is not None
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether the connection wants new transactions to appear by themselves."""
+        return self.poll_interval_s > 0 and not self.is_fixed
+
+    @classmethod
+    def collect(
+        cls,
+        uri: Mapping[str, str],
+        keywords: Mapping[str, object],
+        environ: Mapping[str, str] | None = None,
+    ) -> Options:
+        """Options from all sources, the first that names one winning: `uri`, `keywords`, `environ` (os.environ).
+
+        SQLite's own URI parameters are passed over. Raises OptionError for an unknown name or a bad value.
+        """
+        environ = os.environ if environ is None else environ
+        check_names((n for n in uri if n not in SQLITE_URI_PARAMETERS), "URI parameter")
+        check_names(keywords, "option")
+        values: dict[str, Any] = {}
+        for spec in SPECS:
+            for source, value in spec.candidates(uri, keywords, environ):
+                values[spec.field_name] = spec.parse_from(source, value)
+                break
+        options = cls(**values)
+        if options.txid is not None and options.timestamp_ms is not None:
+            raise OptionError("both txid and timestamp are given", hint="one of them fixes the state")
+        return options
+
+
+@dataclass(frozen=True, slots=True)
+class OptionSpec:
+    """One row of the table: how an option is called, read and described."""
+
+    name: str
+    field_name: str
+    default: Any
+    parse: Callable[[object], Any]
+    help: str
+    environment: tuple[str, ...]
+
+    def candidates(
+        self, uri: Mapping[str, str], keywords: Mapping[str, object], environ: Mapping[str, str]
+    ) -> Iterable[tuple[str, object]]:
+        """(source, value) pairs in order of precedence; an empty environment variable counts as unset."""
+        if self.name in uri:
+            yield f"URI parameter {self.name}", uri[self.name]
+        if keywords.get(self.name) is not None:
+            yield f"option {self.name}", keywords[self.name]
+        for variable in self.environment:
+            if environ.get(variable):
+                yield f"environment variable {variable}", environ[variable]
+
+    def parse_from(self, source: str, value: object) -> Any:
+        """The parsed value. Raises OptionError that names the source."""
+        try:
+            return self.parse(value)
+        except OptionError as error:
+            raise OptionError(f"{source}: {error.message}", hint=error.hint) from error
+
+
+def _specs() -> tuple[OptionSpec, ...]:
+    specs = []
+    for f in fields(Options):
+        name = f.metadata["name"] or f.name
+        own = f"LITEVFS_{name.upper()}"
+        litestream = f.metadata["litestream_env"]
+        environment = (own, litestream) if litestream else (own,)
+        specs.append(OptionSpec(name, f.name, f.default, f.metadata["parse"], f.metadata["help"], environment))
+    return tuple(specs)
+
+
+SPECS = _specs()
+"""The table, in the order of the documentation."""
+OPTION_NAMES = tuple(spec.name for spec in SPECS)
+
+
+def to_uri_text(name: str, value: object) -> str:
+    """An option's value, given as any type it takes, as text for a URI that means the same. Raises OptionError."""
+    spec = next(spec for spec in SPECS if spec.name == name)
+    parsed = spec.parse_from(f"option {name}", value)
+    if isinstance(value, str):
+        return value
+    if spec.parse is parse_duration_s:
+        return f"{parsed:.9f}s"
+    if spec.parse is parse_timestamp_ms:
+        return format_timestamp(parsed)
+    return format_txid(parsed) if name == "txid" else str(parsed)
+
+
+def check_names(names: Iterable[str], what: str) -> None:
+    """Raise OptionError for the first name that is not an option, with the nearest one as a hint."""
+    for name in names:
+        if name not in OPTION_NAMES:
+            near = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(OPTION_NAMES)
+            raise OptionError(f"unknown {what} {name!r}", hint=hint)

@@ -1,0 +1,145 @@
+"""`PageSource.read(snapshot, pgno)`: the way down from SQLite's page to bytes in storage, through every tier.
+
+A page is looked for in the page cache, then in the blocks (where a request costs a round trip), then in storage. What
+comes up is checked: the frame by its header and size, a file that was read whole by its checksum before it was
+published. Damaged bytes are read again once; a file that is gone is looked for elsewhere by whoever made the source.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from litevfs.blocks import BlockReader
+from litevfs.cache import ByteCache
+from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
+from litevfs.fetch import FetchedFile, Fetcher
+from litevfs.ltx.decoder import decode_frame
+from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
+
+logger = logging.getLogger("litevfs.pages")
+
+PGNO_BITS = 32
+BLOCK_SHARE = 0.75
+"""Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
+
+HEADER_SIZE = 100
+"""Bytes of SQLite's database header on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
+_JOURNAL_VERSIONS = b"\x01\x01"
+"""Write and read version, bytes 18 and 19: 1 means rollback journal, 2 means WAL."""
+_U32 = struct.Struct(">I")
+
+FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError], Snapshot]
+"""(snapshot, pgno, why) -> a snapshot that has the same version of the page in another file; or a clear error."""
+
+
+@dataclass(slots=True)
+class PageCounters:
+    """Where the pages that SQLite asked for came from."""
+
+    hits: int = 0
+    misses: int = 0
+    reread: int = 0
+    relocated: int = 0
+
+
+class PageSource:
+    """Pages of all snapshots of one replica, shared by its connections. Safe to use from many threads."""
+
+    def __init__(
+        self, fetcher: Fetcher, find_elsewhere: FindElsewhere, *, cache_size_bytes: int, prefetch: bool
+    ) -> None:
+        self._fetcher = fetcher
+        self._find_elsewhere = find_elsewhere
+        self.counters = PageCounters()
+        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
+        self._cache = ByteCache(cache_size_bytes - block_bytes)
+        self._blocks: BlockReader | None = None
+        if fetcher.is_remote:
+            self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, read_ahead=prefetch)
+        self._client_read = fetcher.client.read
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all caches."""
+        return self._cache.size_bytes + (self._blocks.cache.size_bytes if self._blocks else 0)
+
+    def enlarge(self, cache_size_bytes: int) -> None:
+        """Let the caches take up to `cache_size_bytes` in all, if that is more than now."""
+        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if self._blocks else 0
+        self._cache.limit_bytes = max(self._cache.limit_bytes, cache_size_bytes - block_bytes)
+        if self._blocks is not None:
+            self._blocks.cache.limit_bytes = max(self._blocks.cache.limit_bytes, block_bytes)
+
+    def keep(self, number: int, file: FetchedFile) -> None:
+        """Warm the blocks with what opening a file has read anyway."""
+        if self._blocks is not None:
+            self._blocks.keep(number, file.info, file.head if file.data is None else file.data)
+
+    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """The bytes of page `pgno` (from 1 on) as the snapshot has it, `snapshot.page_size` of them, not patched.
+
+        Raises PageUnavailableError, LTXFormatError or a StorageError; never returns anything else than the page.
+        """
+        if 1 <= pgno <= snapshot.commit:
+            version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
+            key = version << PGNO_BITS | pgno
+            page = self._cache.get(key)
+            if page is not None:
+                self.counters.hits += 1
+                return page
+            if version:
+                return self._load(snapshot, pgno, key)
+        snapshot.place(pgno)  # raises: no file holds the page
+        raise AssertionError(pgno)
+
+    def first_page(self, snapshot: Snapshot) -> bytes:
+        """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's."""
+        page = bytearray(self.read(snapshot, 1))
+        counter = _U32.pack(snapshot.change_counter)
+        page[18:20] = _JOURNAL_VERSIONS
+        page[24:28] = counter
+        page[92:96] = counter
+        return bytes(page)
+
+    # --- misses -------------------------------------------------------------------------------------------------------
+
+    def _load(self, snapshot: Snapshot, pgno: int, key: int) -> bytes:
+        self.counters.misses += 1
+        try:
+            page = self._read_from(snapshot, pgno)
+        except StorageNotFoundError as error:
+            self.counters.relocated += 1
+            page = self._read_from(self._find_elsewhere(snapshot, pgno, error), pgno)
+        self._cache.put(key, page)
+        return page
+
+    def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
+        chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
+        slot = (pgno - 1) & CHUNK_MASK
+        number = chunk.files[slot]
+        frame = chunk.frames[slot]
+        file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+        try:
+            if self._blocks is not None:
+                data = self._blocks.read(number, file, offset, size)
+            else:
+                data = self._client_read(file, offset, size)
+            return decode_frame(data, pgno, snapshot.page_size)
+        except (LTXFormatError, TransientStorageError) as error:
+            return self._read_again(snapshot, pgno, error)
+
+    def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception) -> bytes:
+        """Straight from storage, past the blocks: what they hold may be what is damaged."""
+        number, offset, size = snapshot.place(pgno)
+        file = snapshot.files[number]
+        logger.info("reading page %d of %s again: %s", pgno, file.name, why)
+        self.counters.reread += 1
+        if self._blocks is not None:
+            self._blocks.drop(number, offset, size)
+        try:
+            return decode_frame(self._fetcher.read(file, offset, size), pgno, snapshot.page_size)
+        except LTXFormatError as error:
+            raise self._fetcher.located(error, file, hint="run litevfs verify on the replica") from error

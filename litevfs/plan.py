@@ -1,0 +1,99 @@
+"""From listings to the chain of files that makes a state. Pure: no I/O, no clients.
+
+The rule is Litestream's restore plan: start from the newest snapshot that is not past the target, then again and again
+take the file that connects (`min_txid <= covered + 1`) and reaches furthest, the higher level on a tie. Files may
+overlap what is covered: a file holds the newest version of each page it names, so applying it again is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
+from litevfs.ltx.names import MAX_TXID, format_txid
+from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Files to apply in this order, and how far they reach."""
+
+    files: tuple[LTXFileInfo, ...]
+    txid: int  # state after the last file; where the chain started from if it is empty
+    gap: tuple[int, int] | None  # (first, last) TXID that no file holds although later ones exist
+
+
+def extend(covered: int, files: Iterable[LTXFileInfo], target: int = MAX_TXID) -> Chain:
+    """The files that lead on from the state `covered` (0: from nothing), never past `target`.
+
+    A file that starts past what can be covered makes a gap; it is reported, not raised, since it may close by itself.
+    """
+    candidates = sorted(
+        (f for f in files if covered < f.max_txid <= target), key=lambda f: (f.min_txid, f.max_txid, f.level)
+    )
+    chain: list[LTXFileInfo] = []
+    best: LTXFileInfo | None = None
+    position = 0
+    while True:
+        while position < len(candidates) and candidates[position].min_txid <= covered + 1:
+            best = _further(best, candidates[position])
+            position += 1
+        if best is None or best.max_txid <= covered:
+            break
+        chain.append(best)
+        covered = best.max_txid
+    gap = (covered + 1, candidates[position].min_txid - 1) if position < len(candidates) else None
+    return Chain(tuple(chain), covered, gap)
+
+
+def _further(a: LTXFileInfo | None, b: LTXFileInfo) -> LTXFileInfo:
+    if a is None:
+        return b
+    return b if (b.max_txid, b.level) >= (a.max_txid, a.level) else a
+
+
+def newest_state(files: Iterable[LTXFileInfo], target: int | None = None) -> Chain:
+    """The chain that makes the newest state, or the state at TXID `target` exactly.
+
+    Raises ReplicaEmptyError (no files at all), TXIDGapError (later files exist but none connects) or, with a target,
+    TXIDNotFoundError (past the newest TXID, or only part of a compacted file).
+    """
+    files = list(files)
+    if not files:
+        raise ReplicaEmptyError("the replica holds no LTX files")
+    limit = MAX_TXID if target is None else target
+    snapshots = [f for f in files if f.level == SNAPSHOT_LEVEL and f.min_txid == 1 and f.max_txid <= limit]
+    newest = max(snapshots, key=lambda f: f.max_txid, default=None)
+    start = () if newest is None else (newest,)
+    rest = extend(0 if newest is None else newest.max_txid, files, limit)
+    chain = Chain(start + rest.files, rest.txid, rest.gap)
+    if target is not None and chain.txid != target:
+        raise _not_found(files, target, chain.txid)
+    if chain.gap is not None and target is None:
+        raise gap_error(chain.gap)
+    return chain
+
+
+def gap_error(gap: tuple[int, int]) -> TXIDGapError:
+    """The error for TXIDs that no listed file holds."""
+    first, last = gap
+    what = "the replica has no complete state: its first TXIDs are missing" if first == 1 else "LTX files are missing"
+    return TXIDGapError(
+        what, min_txid=first, max_txid=last, hint="restore the missing files, or take a new snapshot on the primary"
+    )
+
+
+def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFoundError:
+    newest = max(f.max_txid for f in files)
+    if target > newest:
+        hint = f"the newest TXID is {format_txid(newest)}"
+    elif reached:
+        hint = f"the nearest earlier state is {format_txid(reached)}; later ones up to there are compacted away"
+    else:
+        hint = f"the earliest state still held is {format_txid(_earliest(files))}"
+    return TXIDNotFoundError("no such state in the replica", min_txid=target, hint=hint)
+
+
+def _earliest(files: list[LTXFileInfo]) -> int:
+    return min((f.max_txid for f in files if f.min_txid == 1), default=max(f.max_txid for f in files))

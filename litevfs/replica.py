@@ -1,0 +1,296 @@
+"""One replica in one process: the published snapshot, `refresh()` that moves it on, the status. Shared by connections.
+
+Readers take the published snapshot by one attribute read and keep it as long as they like; a refresh builds a new one
+and publishes it by one assignment. One refresh runs at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import OrderedDict
+
+from litevfs.errors import (
+    LitevfsError,
+    PageUnavailableError,
+    ReplicaEmptyError,
+    StorageClosedError,
+    StorageNotFoundError,
+    TransientStorageError,
+    TXIDGapError,
+)
+from litevfs.fetch import Backoff, Fetcher
+from litevfs.follower import Follower
+from litevfs.ltx.names import format_txid
+from litevfs.options import Options, format_timestamp
+from litevfs.pages import PageSource
+from litevfs.poller import Poller
+from litevfs.replica_clients.urls import open_replica_client
+from litevfs.snapshot import Snapshot
+from litevfs.status import ReplicaStatus, State
+
+logger = logging.getLogger("litevfs.replica")
+
+STALLED_AFTER_S = 30.0
+"""A replica that could not be brought up to date for so long (and ten polls) is stalled."""
+OPEN_BACKOFF_CAP_S = 0.5
+"""Longest pause between looks for a first state."""
+MAX_REBUILT = 8
+"""Fixed views, and states made again after their files had moved, that are remembered."""
+
+
+class Replica:
+    """A live replica. `open()` it, read `snapshot` and `pages`, `close()` it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.snapshot: Snapshot | None = None  # the published state
+        self._open_storage()
+        self._follower = Follower(self.fetcher, self.pages.keep)
+        self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
+        self._poller: Poller | None = None
+        self._interval_after_fork_s = 0.0
+        self._closed = False
+        self._error: LitevfsError | None = None
+        self._errors = 0
+        self._last_success: float | None = None  # monotonic, seconds
+        self._failing_since: float | None = None  # monotonic, seconds
+
+    def _open_storage(self) -> None:
+        options = self.options
+        client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
+        self.fetcher = Fetcher(client, read_timeout_s=options.read_timeout_s)
+        self.pages = PageSource(
+            self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
+        )
+        self._refresh_lock = threading.Lock()
+        self._published = threading.Condition()
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without credentials."""
+        return self.fetcher.client.url
+
+    def open(self, timeout_s: float) -> Snapshot:
+        """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way."""
+        deadline = time.monotonic() + timeout_s
+        backoff = Backoff(cap_s=OPEN_BACKOFF_CAP_S)
+        while self.snapshot is None:
+            try:
+                self.refresh()
+            except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise self._open_error(error, timeout_s) from error
+                with self._published:
+                    self._published.wait(min(backoff.next_s(), remaining))
+        return self.snapshot
+
+    def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
+        if not isinstance(error, ReplicaEmptyError):
+            return error
+        return ReplicaEmptyError(
+            f"no LTX files on any level after waiting {timeout_s:g} s",
+            key=self.url,
+            hint="check the path, and that the primary replicates to it; open_timeout sets the wait",
+        )
+
+    def poll_every(self, interval_s: float) -> None:
+        """Poll from now on, at the shortest interval that any connection asked for (0: this one does not ask)."""
+        if interval_s <= 0 or self._closed:
+            return
+        self._interval_after_fork_s = 0.0
+        if self._poller is None:
+            self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
+        elif interval_s < self._poller.interval_s:
+            self._poller.set_interval(interval_s)
+
+    def stop_polling(self) -> None:
+        """No connection wants news any more."""
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            poller.close()
+
+    def close(self) -> None:
+        """End the poller and every request, let go of sockets and descriptors. Within a second; idempotent."""
+        self._closed = True
+        self.fetcher.close()
+        self.stop_polling()
+        with self._published:
+            self._published.notify_all()
+
+    def restart_after_fork(self) -> None:
+        """In a forked child: own client, locks and caches; the published state stays. Starts no thread yet.
+
+        Threads do not survive a fork, sockets would be shared with the parent, and a lock may be held for ever.
+        """
+        poller, self._poller = self._poller, None
+        self._interval_after_fork_s = poller.interval_s if poller else 0.0
+        self._open_storage()
+        self._follower.use(self.fetcher, self.pages.keep)
+
+    def wake(self) -> None:
+        """Start the poller that a fork has ended, if there was one. Cheap enough for every transaction."""
+        if self._interval_after_fork_s:
+            interval_s, self._interval_after_fork_s = self._interval_after_fork_s, 0.0
+            self.poll_every(interval_s)
+
+    # --- refresh ------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Look for new transactions and publish the newest complete state. True if the state changed.
+
+        Raises what kept it from getting there; whatever was complete before the trouble is published all the same.
+        """
+        with self._refresh_lock:
+            before = self.snapshot
+            if self._closed:
+                raise _closed_error()
+            try:
+                if before is None:
+                    self._publish(self._follower.open_newest())
+                else:
+                    self._follower.follow(before, self._publish)
+            except LitevfsError as error:
+                self._note_failure(error)
+                raise
+            self._error = self._failing_since = None
+            self._last_success = time.monotonic()
+            return self.snapshot is not before
+
+    def _note_failure(self, error: LitevfsError) -> None:
+        self._errors += 1
+        self._error = error
+        self._failing_since = self._failing_since or time.monotonic()
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        if self._closed:
+            raise _closed_error()
+        with self._published:
+            self.snapshot = snapshot
+            self._published.notify_all()
+        logger.debug("%s is at TXID %s", self.url, format_txid(snapshot.txid))
+
+    # --- other states than the newest ---------------------------------------------------------------------------------
+
+    def view(self, *, txid: int | None = None, timestamp_ms: int | None = None) -> Snapshot:
+        """The state after transaction `txid`, or as of a time (milliseconds since the Unix epoch); fixed.
+
+        Raises TXIDNotFoundError when the replica does not hold it.
+        """
+        with self._refresh_lock:
+            if self._closed:
+                raise _closed_error()
+            epoch = self.snapshot.epoch if self.snapshot else 0
+            if txid is None:
+                assert timestamp_ms is not None
+                files, txid = self._follower.find_time(timestamp_ms)
+            else:
+                files = None
+            view = self._rebuilt.get((epoch, txid))
+            return view or self._remember(self._follower.build_view(txid, epoch, files))
+
+    def _remember(self, snapshot: Snapshot) -> Snapshot:
+        self._rebuilt[(snapshot.epoch, snapshot.txid)] = snapshot
+        while len(self._rebuilt) > MAX_REBUILT:
+            self._rebuilt.popitem(last=False)
+        return snapshot
+
+    def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError) -> Snapshot:
+        """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
+
+        Raises PageUnavailableError when nothing holds that version any more.
+        """
+        missing = snapshot.files[snapshot.file_number(pgno)]
+        with self._refresh_lock:
+            for known in (self.snapshot, self._rebuilt.get((snapshot.epoch, snapshot.txid))):
+                if known is not None and _holds_same(known, snapshot, pgno):
+                    return known
+            again = self._follower.find_again(snapshot, self.snapshot, self._publish)
+            if again is not None:
+                self._remember(again)
+                return again
+            if self.snapshot is not None and _holds_same(self.snapshot, snapshot, pgno):
+                return self.snapshot
+        raise PageUnavailableError(
+            f"page {pgno} of the state that this transaction reads is gone: its LTX file was deleted or replaced",
+            level=missing.level,
+            min_txid=missing.min_txid,
+            max_txid=missing.max_txid,
+            key=self.fetcher.client.key(missing),
+            hint="begin a new transaction, it reads a newer state; or lengthen the retention on the primary",
+        ) from why
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def lag_s(self) -> float | None:
+        """Seconds since the last successful look for new transactions; None before the first."""
+        return None if self._last_success is None else time.monotonic() - self._last_success
+
+    @property
+    def state(self) -> State:
+        """Where the replica is in its life."""
+        if self._closed:
+            return State.CLOSED
+        if self.snapshot is None:
+            return State.OPENING
+        if self._failing_since is None:
+            return State.CURRENT
+        patience_s = max(STALLED_AFTER_S, 10 * self._poll_interval_s)
+        return State.STALLED if time.monotonic() - self._failing_since > patience_s else State.BEHIND
+
+    @property
+    def _poll_interval_s(self) -> float:
+        return self._poller.interval_s if self._poller else 0.0
+
+    def status(self) -> ReplicaStatus:
+        """Everything worth watching, as of now; never a credential."""
+        snapshot, requests, pages = self.snapshot, self.fetcher.counters, self.pages.counters
+        return ReplicaStatus(
+            url=self.url,
+            state=self.state,
+            txid=format_txid(snapshot.txid if snapshot else 0),
+            time=format_timestamp(snapshot.timestamp_ms) if snapshot else None,
+            epoch=snapshot.epoch if snapshot else 0,
+            page_size=snapshot.page_size if snapshot else 0,
+            commit=snapshot.commit if snapshot else 0,
+            lag_s=self.lag_s(),
+            poll_interval_s=self._poll_interval_s,
+            errors=self._errors,
+            last_error=str(self._error) if self._error else None,
+            cache_hits=pages.hits,
+            cache_misses=pages.misses,
+            cache_bytes=self.pages.memory_bytes,
+            index_bytes=snapshot.index_bytes() if snapshot else 0,
+            list_requests=requests.list,
+            get_requests=requests.get,
+            bytes_read=requests.bytes_read,
+            retries=requests.retries,
+        )
+
+
+def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
+    """Whether `known` has the version of page `pgno` that `wanted` has, in another file."""
+    if known.epoch != wanted.epoch or not known.file_number(pgno):
+        return False
+    same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid
+    return same and known.files[known.file_number(pgno)] != wanted.files[wanted.file_number(pgno)]
+
+
+def _closed_error() -> StorageClosedError:
+    return StorageClosedError("the replica is closed")
+
+
+class _refresh_without_owning:  # noqa: N801 (a function with a weak reference)
+    def __init__(self, reference: weakref.ref[Replica]) -> None:
+        self._reference = reference
+
+    def __call__(self) -> bool:
+        replica = self._reference()
+        if replica is not None:
+            replica.refresh()
+        return replica is not None

@@ -1,0 +1,273 @@
+"""The immutable map from page number to the place its bytes are, for one TXID. Knows LTX values, not storage.
+
+A snapshot is a list of chunks of 1,024 pages; `apply` copies only the chunks a file touches, so snapshots share what
+did not change and a new transaction costs in proportion to its pages. Per page it keeps
+
+- `version` (u32): the number of the file that brought the page's content. Content is the state of the page after that
+  file, so two snapshots of a replica with equal versions of a page have equal bytes: pages are cached by it.
+- `file` (u32): the number of the file to read it from. Compaction may put the same version into another file.
+- `frame` (u64): offset (47 bits) and size (17 bits) of the frame there.
+
+Source of the merge rule: a file changes content only if it advances the TXID; any other file may only relocate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevfs.errors import LTXFormatError, PageUnavailableError, TXIDGapError
+from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx.page_index import PageIndex
+from litevfs.replica_clients.base import LTXFileInfo
+
+CHUNK_BITS = 10
+CHUNK_PAGES = 1 << CHUNK_BITS
+CHUNK_MASK = CHUNK_PAGES - 1
+FRAME_SIZE_BITS = 17
+"""Enough for the largest frame (`MAX_FRAME_SIZE`)."""
+FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
+MAX_FRAME_OFFSET = 1 << (64 - FRAME_SIZE_BITS)
+
+
+class Chunk:
+    """1,024 consecutive pages. The memory views are for the hot path: indexing them is four times as fast as numpy."""
+
+    __slots__ = ("file_array", "files", "frame_array", "frames", "version_array", "versions")
+
+    def __init__(self, versions: NDArray[np.uint32], files: NDArray[np.uint32], frames: NDArray[np.uint64]) -> None:
+        self.version_array, self.file_array, self.frame_array = versions, files, frames
+        self.versions, self.files, self.frames = versions.data, files.data, frames.data
+
+    def copy(self) -> Chunk:
+        """A chunk of its own with the same content."""
+        return Chunk(self.version_array.copy(), self.file_array.copy(), self.frame_array.copy())
+
+
+def _empty_chunk() -> Chunk:
+    return Chunk(np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedFile:
+    """An LTX file that a snapshot uses, under the number its pages name it by."""
+
+    number: int  # unique within a replica and process, from 1 on
+    info: LTXFileInfo
+    header: Header
+    index: PageIndex
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state of the database after transaction `txid`."""
+
+    page_size: int  # bytes; 0 before the first file
+    commit: int  # size of the database, pages
+    txid: int
+    timestamp_ms: int  # of the file that made the state, milliseconds since the Unix epoch
+    change_counter: int  # what SQLite compares to know that its page cache is still good; u32
+    epoch: int  # grows when the replica was replaced by another
+    chunks: tuple[Chunk, ...]
+    files: dict[int, LTXFileInfo]  # every file named by a version or a place; never changed in place
+    uses: Counter[int]  # how many versions and places name each file; never changed in place
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the database file."""
+        return self.commit * self.page_size
+
+    def place(self, pgno: int) -> tuple[int, int, int]:
+        """(file number, offset, size), in bytes, of page `pgno`'s frame. Raises PageUnavailableError if none."""
+        number = self.file_number(pgno)
+        if not number:
+            raise PageUnavailableError(
+                f"page {pgno} is in no LTX file of this state (database size: {self.commit} pages)",
+                min_txid=self.txid,
+                hint="run litevfs verify on the replica",
+            )
+        frame = self.chunks[(pgno - 1) >> CHUNK_BITS].frames[(pgno - 1) & CHUNK_MASK]
+        return number, frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+
+    def file_number(self, pgno: int) -> int:
+        """The number of the file to read page `pgno` from; 0 if no file holds it."""
+        if not 1 <= pgno <= self.commit:
+            return 0
+        return self.chunks[(pgno - 1) >> CHUNK_BITS].files[(pgno - 1) & CHUNK_MASK]
+
+    def version(self, pgno: int) -> int:
+        """The number of the file that brought page `pgno`'s content; 0 if no file holds it."""
+        if not 1 <= pgno <= self.commit:
+            return 0
+        return self.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
+
+    def apply(self, file: NumberedFile) -> Snapshot:
+        """The state after `file`, or this state with pages relocated into it if it does not advance the TXID.
+
+        Raises TXIDGapError when the file does not connect and LTXFormatError when its page size is another.
+        """
+        header = file.header
+        if self.page_size and header.page_size != self.page_size:
+            raise LTXFormatError(
+                f"page size changes from {self.page_size} to {header.page_size} within one replica",
+                level=file.info.level,
+                min_txid=header.min_txid,
+                max_txid=header.max_txid,
+                hint="two databases seem to write to one replica path; give each its own",
+            )
+        if header.max_txid <= self.txid:
+            return self._relocate(file)
+        if header.min_txid > self.txid + 1:
+            raise TXIDGapError(
+                "an LTX file does not connect to the state it should follow",
+                min_txid=self.txid + 1,
+                max_txid=header.min_txid - 1,
+            )
+        return self._advance(file)
+
+    def _advance(self, file: NumberedFile) -> Snapshot:
+        header = file.header
+        edit = _Edit(self, header.commit)
+        edit.put(file, relocate_only=False)
+        chunks, files, uses = edit.finish()
+        return replace(
+            self,
+            page_size=header.page_size,
+            commit=header.commit,
+            txid=header.max_txid,
+            timestamp_ms=header.timestamp_ms,
+            change_counter=(self.change_counter + 1) & 0xFFFFFFFF,
+            chunks=chunks,
+            files=files,
+            uses=uses,
+        )
+
+    def _relocate(self, file: NumberedFile) -> Snapshot:
+        edit = _Edit(self, self.commit)
+        edit.put(file, relocate_only=True)
+        chunks, files, uses = edit.finish()
+        return replace(self, chunks=chunks, files=files, uses=uses)
+
+    def missing_pages(self) -> int:
+        """How many pages of this state no file holds; 0 in a sound replica. Costs one pass over the map."""
+        held = sum(int(np.count_nonzero(chunk.file_array)) for chunk in self.chunks)
+        expected = self.commit
+        if self.page_size and self.commit >= lock_pgno(self.page_size):
+            expected -= 1
+        return expected - held
+
+    def index_bytes(self) -> int:
+        """Memory of the page map, bytes (shared chunks counted in full)."""
+        return sum(c.version_array.nbytes + c.file_array.nbytes + c.frame_array.nbytes for c in self.chunks)
+
+
+def empty_snapshot(*, epoch: int = 0, change_counter: int = 0) -> Snapshot:
+    """The state before the first file: TXID 0, no pages."""
+    return Snapshot(
+        page_size=0,
+        commit=0,
+        txid=0,
+        timestamp_ms=0,
+        change_counter=change_counter,
+        epoch=epoch,
+        chunks=(),
+        files={},
+        uses=Counter(),
+    )
+
+
+class _Edit:
+    """One change of the page map: copies a chunk when it is first touched and keeps the use counts right."""
+
+    def __init__(self, base: Snapshot, commit: int) -> None:
+        self._base = base
+        self._commit = commit
+        self._chunks = list(base.chunks)
+        self._own: set[int] = set()
+        self._files = dict(base.files)
+        self._uses = Counter(base.uses)
+        self._resize()
+
+    def _resize(self) -> None:
+        wanted = (self._commit + CHUNK_PAGES - 1) >> CHUNK_BITS
+        while len(self._chunks) > wanted:
+            chunk = self._chunks.pop()
+            self._release(chunk.version_array)
+            self._release(chunk.file_array)
+        while len(self._chunks) < wanted:
+            self._own.add(len(self._chunks))
+            self._chunks.append(_empty_chunk())
+        tail = self._commit & CHUNK_MASK
+        if self._commit < self._base.commit and tail:
+            chunk = self._writable(wanted - 1)
+            self._release(chunk.version_array[tail:])
+            self._release(chunk.file_array[tail:])
+            chunk.version_array[tail:] = chunk.file_array[tail:] = chunk.frame_array[tail:] = 0
+
+    def _writable(self, number: int) -> Chunk:
+        if number not in self._own:
+            self._chunks[number] = self._chunks[number].copy()
+            self._own.add(number)
+        return self._chunks[number]
+
+    def _release(self, numbers: NDArray[np.uint32]) -> None:
+        values, counts = np.unique(numbers, return_counts=True)
+        for number, count in zip(values.tolist(), counts.tolist(), strict=True):
+            self._uses[number] -= count
+
+    def put(self, file: NumberedFile, *, relocate_only: bool) -> None:
+        """Point the pages of `file` at it; with `relocate_only` just those whose version it is known to hold."""
+        index = file.index
+        end = int(np.searchsorted(index.pgnos, self._commit, side="right"))
+        if end and int(index.offsets[end - 1]) >= MAX_FRAME_OFFSET:
+            raise LTXFormatError("an LTX file is larger than 128 TiB", min_txid=file.header.min_txid)
+        slots = index.pgnos[:end].astype(np.int64) - 1
+        frames = (index.offsets[:end] << np.uint64(FRAME_SIZE_BITS)) | index.sizes[:end].astype(np.uint64)
+        self._files[file.number] = file.info
+        numbers, starts = np.unique(slots >> CHUNK_BITS, return_index=True)
+        bounds = [*starts.tolist(), end]
+        for i, number in enumerate(numbers.tolist()):
+            part = slice(bounds[i], bounds[i + 1])
+            self._put_chunk(number, slots[part] & CHUNK_MASK, frames[part], file, relocate_only)
+
+    def _put_chunk(
+        self,
+        number: int,
+        slots: NDArray[np.int64],
+        frames: NDArray[np.uint64],
+        file: NumberedFile,
+        relocate_only: bool,
+    ) -> None:
+        if relocate_only:
+            held = self._is_held(self._chunks[number].version_array[slots], file.header.max_txid)
+            slots, frames = slots[held], frames[held]
+            if not len(slots):
+                return
+        chunk = self._writable(number)
+        self._release(chunk.file_array[slots])
+        chunk.file_array[slots] = file.number
+        chunk.frame_array[slots] = frames
+        self._uses[file.number] += len(slots)
+        if not relocate_only:
+            self._release(chunk.version_array[slots])
+            chunk.version_array[slots] = file.number
+            self._uses[file.number] += len(slots)
+
+    def _is_held(self, versions: NDArray[np.uint32], max_txid: int) -> NDArray[np.bool_]:
+        """Whether a file that ends at `max_txid` holds these versions.
+
+        It does when the version came with a file that ended no later: the snapshot's version is the newest up to its
+        own TXID, which is not before `max_txid`, so the newest up to `max_txid` is the same one.
+        """
+        known, inverse = np.unique(versions, return_inverse=True)
+        held = [number != 0 and self._files[number].max_txid <= max_txid for number in known.tolist()]
+        return np.array(held, np.bool_)[inverse]
+
+    def finish(self) -> tuple[tuple[Chunk, ...], dict[int, LTXFileInfo], Counter[int]]:
+        """The new chunks, and files and use counts without what no page names any more."""
+        uses = Counter({number: count for number, count in self._uses.items() if number and count > 0})
+        files = {number: self._files[number] for number in uses}
+        return tuple(self._chunks), files, uses

@@ -1,0 +1,46 @@
+"""What a replica says of itself: its state and its counters, as values. Knows nothing of how they come about."""
+
+from __future__ import annotations
+
+import enum
+import json
+from dataclasses import asdict, dataclass
+
+
+class State(enum.StrEnum):
+    """Where a replica is in its life."""
+
+    OPENING = "opening"  # no complete state yet
+    CURRENT = "current"  # the last look for new transactions succeeded
+    BEHIND = "behind"  # the last look failed, or found what it could not use
+    STALLED = "stalled"  # behind for long: somebody should look
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One look at a replica. Times are in seconds or RFC 3339, sizes in bytes; counters start with its first use."""
+
+    url: str  # without credentials
+    state: State
+    txid: str  # of the published state, 16 hex digits; zeros before the first
+    time: str | None  # when the primary made that transaction, RFC 3339
+    epoch: int  # how often the replica was replaced by another
+    page_size: int  # bytes
+    commit: int  # size of the database, pages
+    lag_s: float | None  # since the last successful look for new transactions; None before the first
+    poll_interval_s: float  # 0: not polling
+    errors: int  # failed looks so far
+    last_error: str | None  # of the last look, if it failed
+    cache_hits: int  # pages served from the page cache
+    cache_misses: int  # pages that had to be decoded
+    cache_bytes: int  # memory of the caches
+    index_bytes: int  # memory of the page map
+    list_requests: int
+    get_requests: int
+    bytes_read: int  # from storage
+    retries: int  # requests made again after a passing failure
+
+    def to_json(self) -> str:
+        """One JSON object, the fields as above."""
+        return json.dumps(asdict(self))

@@ -1,0 +1,191 @@
+"""The SQLite VFS: offset to page number, lock to snapshot. The only module that speaks APSW's names.
+
+Taking the SHARED lock is taking the newest snapshot; SQLite holds that lock for exactly one read transaction. SQLite is
+told that the file is an unchanging-until-unlocked rollback-journal database: page 1 says so (see `PageSource`), no
+journal or WAL beside it exists, and nobody ever holds a write lock. Everything that is not a replica's main database,
+temporary files and sorters above all, goes to the default VFS.
+
+Errors reach the caller as they are: APSW hands on the exception object, and SQLite gets the code it carries.
+"""
+
+from __future__ import annotations
+
+import apsw
+
+from litevfs.errors import OptionError
+from litevfs.options import Options
+from litevfs.pragmas import answer_pragma
+from litevfs.replica import Replica
+from litevfs.sharing import ReplicaRegistry
+from litevfs.snapshot import Snapshot
+
+NONE, SHARED, EXCLUSIVE = apsw.SQLITE_LOCK_NONE, apsw.SQLITE_LOCK_SHARED, apsw.SQLITE_LOCK_EXCLUSIVE
+_SIDE_FILES = ("-journal", "-wal")
+
+registry = ReplicaRegistry()
+"""Every replica that a connection of this process has open."""
+
+
+class ReplicaVFS(apsw.VFS):
+    """Opens replicas as read-only databases."""
+
+    def __init__(self, name: str, keywords: dict[str, object]) -> None:
+        self.name = name
+        self.keywords = keywords
+        super().__init__(name, base="")
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        """A replica for a main database, else a file of the default VFS."""
+        if not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
+            return apsw.VFSFile("", name, flags)
+        uri = {key: name.uri_parameter(key) or "" for key in name.parameters} if _is_uri(name) else {}
+        options = Options.collect(uri, self.keywords)
+        if not options.replica_url:
+            raise OptionError(
+                "no replica URL",
+                hint="add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL",
+            )
+        file = ReplicaFile(options)
+        flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
+        return file  # type: ignore[return-value]  # any object with the methods of a VFSFile will do
+
+    def xAccess(self, pathname: str, flags: int) -> bool:
+        """A replica has no journal and no WAL, whatever lies in the current folder."""
+        return not pathname.endswith(_SIDE_FILES) and super().xAccess(pathname, flags)
+
+    def xFullPathname(self, name: str) -> str:
+        """The name as it is: it is a label, not a path."""
+        return name
+
+
+def _is_uri(name: object) -> bool:
+    return isinstance(name, apsw.URIFilename)
+
+
+class ReplicaFile:
+    """One connection's view of a replica: the pinned snapshot, and page 1 as SQLite has to see it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.replica: Replica = registry.acquire(options)
+        self._closed = False
+        self._level = NONE
+        self._pinned: Snapshot | None = None  # from SHARED to NONE
+        self._view: Snapshot | None = None  # a fixed state instead of the newest
+        self._first_page = b""
+        self._first_page_of: Snapshot | None = None
+        try:
+            self._open()
+        except BaseException:
+            self.xClose()
+            raise
+
+    def _open(self) -> None:
+        if self.options.is_fixed:
+            self._view = self.replica.view(txid=self.options.txid, timestamp_ms=self.options.timestamp_ms)
+        else:
+            self.replica.open(self.options.open_timeout_s)
+            self.replica.poll_every(self.options.poll_interval_s)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What a read sees now: the transaction's snapshot, else what the next transaction would pin."""
+        snapshot = self._pinned or self._view or self.replica.snapshot
+        assert snapshot is not None
+        return snapshot
+
+    def travel(self, view: Snapshot | None) -> None:
+        """From the next transaction on, see a fixed state; None: the newest again."""
+        self._view = view
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def xRead(self, amount: int, offset: int) -> bytes:
+        """Bytes of the database as of the snapshot; fewer past its end."""
+        snapshot = self._pinned or self.snapshot
+        page_size = snapshot.page_size
+        if amount == page_size and offset:
+            return self.replica.pages.read(snapshot, offset // page_size + 1)
+        if snapshot is not self._first_page_of:
+            self._first_page = self.replica.pages.first_page(snapshot)
+            self._first_page_of = snapshot
+        if offset + amount <= page_size:
+            return self._first_page[offset : offset + amount]
+        return self._read_across(snapshot, amount, offset)
+
+    def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
+        """Any range: SQLite reads overflow pages in part, and tools may read what they like."""
+        end = min(offset + amount, snapshot.size_bytes)
+        pieces = []
+        while offset < end:
+            page, start = divmod(offset, snapshot.page_size)
+            stop = min(snapshot.page_size, start + end - offset)
+            content = self._first_page if page == 0 else self.replica.pages.read(snapshot, page + 1)
+            pieces.append(content[start:stop])
+            offset += stop - start
+        return b"".join(pieces)
+
+    def xFileSize(self) -> int:
+        """Bytes of the database as of the snapshot."""
+        return (self._pinned or self.snapshot).size_bytes
+
+    # --- locks --------------------------------------------------------------------------------------------------------
+
+    def xLock(self, level: int) -> None:
+        """SHARED begins a read transaction: the newest snapshot is its state to the end. More is refused."""
+        if level > SHARED:
+            raise apsw.ReadOnlyError("a replica is read-only: write to the primary database")
+        if level > self._level:
+            self.replica.wake()
+            self._pinned = self.snapshot
+            self._level = level
+
+    def xUnlock(self, level: int) -> None:
+        """NONE ends the read transaction. There is nothing between it and SHARED to fall back to."""
+        if level > SHARED:
+            raise apsw.IOError(f"cannot unlock to level {level}: only NONE and SHARED are below a held lock")
+        if level < self._level:
+            self._pinned = None
+            self._level = level
+
+    def xCheckReservedLock(self) -> bool:
+        """Nobody ever writes."""
+        return False
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def xFileControl(self, op: int, ptr: int) -> bool:
+        """Answer `PRAGMA litestream_...`; SQLite deals with the rest."""
+        if op != apsw.SQLITE_FCNTL_PRAGMA:
+            return False
+        pragma = apsw.VFSFcntlPragma(ptr)
+        answer = answer_pragma(self, pragma.name, pragma.value)
+        if answer is None:
+            return False
+        pragma.result = answer
+        return True
+
+    def xClose(self) -> None:
+        """Let go of the replica."""
+        if not self._closed:
+            self._closed = True
+            registry.release(self.options)
+
+    def xSectorSize(self) -> int:
+        """Bytes; SQLite's default."""
+        return 4096
+
+    def xDeviceCharacteristics(self) -> int:
+        """No promise about writes: there are none."""
+        return 0
+
+    def xWrite(self, data: bytes, offset: int) -> None:
+        """Refused."""
+        raise apsw.ReadOnlyError("a replica is read-only: write to the primary database")
+
+    def xTruncate(self, newsize: int) -> None:
+        """Refused."""
+        raise apsw.ReadOnlyError("a replica is read-only: write to the primary database")
+
+    def xSync(self, flags: int) -> None:
+        """Nothing to do."""
