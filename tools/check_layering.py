@@ -20,6 +20,7 @@ from pathlib import Path
 PACKAGE = "litevfs"
 PUBLIC = f"{PACKAGE} options status restore history replicate.* replica_clients.* ltx.*"
 """What commands and test helpers build on."""
+S3_CLIENT = "replica_clients.s3 replica_clients.s3_*"
 
 LAYERS = {
     # module, or modules that may import one another  : what they may import besides `errors`
@@ -28,8 +29,10 @@ LAYERS = {
     "ltx.checksum ltx.page_index ltx.frame ltx.decoder ltx.encoder ltx.compactor": "ltx.format",
     "ltx": "ltx.*",
     "replica_clients.base": "ltx.names",
-    "replica_clients.memory replica_clients.file replica_clients.s3": "replica_clients.base ltx.names",
-    "replica_clients.urls": "replica_clients.base replica_clients.memory replica_clients.file replica_clients.s3",
+    "replica_clients.memory": "replica_clients.base ltx.names",
+    "replica_clients.file": "replica_clients.base ltx.names",
+    S3_CLIENT: "replica_clients.base ltx.names",
+    "replica_clients.urls": "replica_clients.*",
     "replica_clients": "replica_clients.*",
     "options": "ltx.names",
     "plan": "replica_clients.base ltx.names",
@@ -38,16 +41,17 @@ LAYERS = {
     "cache blocks prefetch": "snapshot fetch replica_clients.base ltx.*",
     "pages": "cache blocks prefetch snapshot fetch plan replica_clients.base ltx.*",
     "status": "",
-    "follower": "plan fetch snapshot replica_clients.base ltx.*",
+    "history": "plan fetch options replica_clients.base ltx.*",
+    "follower": "history plan fetch snapshot replica_clients.base ltx.*",
     "poller": "fetch",
     "replica": "follower poller status pages snapshot fetch plan options replica_clients.* ltx.*",
-    "history": "plan fetch replica_clients.base ltx.*",
-    "registry": "replica status options replica_clients.*",
-    "vfs": "registry history replica follower poller status pages cache blocks prefetch snapshot fetch plan options "
-    "replica_clients.* ltx.*",
+    "sharing": "replica status options replica_clients.*",
+    "pragmas": "replica status history snapshot options ltx.names",
+    "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
+    "options replica_clients.* ltx.*",
     "restore": "history plan fetch options replica_clients.* ltx.*",
     "replicate.*": "plan fetch options replica_clients.* ltx.*",
-    PACKAGE: "vfs registry status restore replicate.* options replica_clients.* ltx.*",
+    f"{PACKAGE} api": "vfs sharing status restore replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli cli_*": f"{PUBLIC} plan fetch",
 }
@@ -55,10 +59,11 @@ LAYERS = {
 
 THIRD_PARTY = {
     # package    : the modules that may import it
-    "apsw": f"errors vfs restore replicate.* cli cli_* testing.* {PACKAGE}",
-    "boto3": "replica_clients.s3 testing.*",
-    "botocore": "replica_clients.s3 testing.*",
-    "mypy_boto3_s3": "replica_clients.s3 testing.*",
+    "apsw": f"errors vfs restore replicate.* cli cli_* testing.* {PACKAGE} api",
+    "boto3": f"{S3_CLIENT} testing.*",
+    "botocore": f"{S3_CLIENT} testing.*",
+    "urllib3": f"{S3_CLIENT} testing.*",
+    "mypy_boto3_s3": f"{S3_CLIENT} testing.*",
     "fastcrc": "ltx.checksum testing.*",
     "lz4": "ltx.frame ltx.decoder ltx.encoder testing.*",
     "numpy": "ltx.* fetch snapshot cache blocks prefetch pages replicate.* testing.*",
