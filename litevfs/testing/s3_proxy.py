@@ -99,8 +99,8 @@ class HTTPProxy:
             for sock in client, upstream:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with (
-                client.makefile("rb", _CHUNK_BYTES) as from_client,
-                upstream.makefile("rb", _CHUNK_BYTES) as from_server,
+                client.makefile("rb") as from_client,
+                upstream.makefile("rb") as from_server,
             ):
                 while not self._closing.is_set() and self._exchange(from_client, upstream, from_server, client):
                     pass

@@ -1,0 +1,314 @@
+"""Replicas in S3 and what speaks its protocol: `path/<level as 4 hex digits>/<min_txid>-<max_txid>.ltx`.
+
+Source of the layout: Litestream 0.5, `s3/replica_client.go`. The timestamp of a file's LTX header is in the object's
+metadata. Owns what is asked of the server and the judgement of its answers; reads and listings go straight over
+`s3_transport`, at a third of the CPU that botocore's own calls take, writes and deletes go through botocore.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import os
+import re
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, BinaryIO
+
+from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
+from litevfs.ltx.names import format_file_name, parse_file_name
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.s3_access import S3Access
+from litevfs.replica_clients.s3_errors import code_and_message, error_from_answer
+from litevfs.replica_clients.s3_listing import ListPage, all_pages, list_query, parse_list_page, plain_etag
+from litevfs.replica_clients.s3_transport import Transport, endpoint_of
+from litevfs.replica_clients.s3_url import parse_s3_url
+
+BLOCK_SIZE = 1 << 16
+"""Bytes that cost hardly more to read than one byte."""
+PART_SIZE = 32 << 20
+"""Bytes of a part of a multipart upload, and of memory an upload takes; S3 allows 10,000 parts (320 GB)."""
+
+_DELETE_BATCH = 1000  # keys S3 takes in one DeleteObjects
+_LIST_LIMIT_BYTES = 16 << 20  # of one page of at most 1,000 keys
+_ERROR_LIMIT_BYTES = 1 << 16
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+_KINDS = {"DeleteObjects": "DELETE", "AbortMultipartUpload": "DELETE", "HeadBucket": "HEAD"}  # all others write: PUT
+
+
+class S3ReplicaClient:
+    """A replica in S3.
+
+    `url` is described in `s3_url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
+    bounds each wait for bytes from the server, `connect_timeout_s` that for a connection; `max_connections` are kept
+    for parallel requests. Nothing is sent, and no credential looked for, before the first call.
+    """
+
+    block_size = BLOCK_SIZE
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        read_timeout_s: float = 30.0,
+        connect_timeout_s: float = 10.0,
+        max_connections: int = 16,
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+    ) -> None:
+        self._location = parse_s3_url(url, os.environ.get("LITESTREAM_S3_ENDPOINT"))
+        self._access = S3Access(self._location, self._send_for_botocore, access_key_id, secret_access_key)
+        self._transport = Transport(
+            connect_timeout_s=min(connect_timeout_s, read_timeout_s),
+            read_timeout_s=read_timeout_s,
+            max_connections=max_connections,
+            verify=self._access.certificates,
+        )
+        self._sse_headers = self._location.sse.headers() if self._location.sse else {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The replica's URL in its shortest form, without an encryption key."""
+        return self._location.url
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """HTTP requests sent so far, by kind: LIST, GET, PUT (every request of an upload), DELETE."""
+        return self._transport.requests
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. One request per 1,000 files from `min_txid` on."""
+        self._transport.check_open()
+        prefix = self._folder(level)
+        # Sorts before all names with this min_txid, and after those with a smaller one.
+        start_after = f"{prefix}{min_txid:016x}" if min_txid > 1 else None
+        endpoint = endpoint_of(self._access.bucket_url())
+        objects = all_pages(lambda token: self._list_page(prefix, start_after, token), endpoint)
+        found = []
+        for listed in objects:
+            txids = parse_file_name(listed.key.removeprefix(prefix))
+            if txids is not None and txids[0] >= min_txid and listed.key.startswith(prefix):
+                found.append(LTXFileInfo(level, *txids, listed.size, listed.modified_ms, listed.etag))
+        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+        """See `ReplicaClient.read`. One request; none for zero bytes."""
+        if size == 0:
+            self._transport.check_open()
+            return b""
+        headers = dict(self._sse_headers)
+        if offset or size is not None:
+            headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(offset + size - 1))
+        key = self.key(file)
+        url, response = self._get("GET", lambda: self._access.object_url(key), headers)
+        if response.status == 416:
+            self._transport.read_body(response, url, _ERROR_LIMIT_BYTES)
+            if offset < file.size:
+                raise _error(StorageNotFoundError, "the object is shorter than it was when listed", file, key)
+            return b""
+        if response.status not in (200, 206):
+            raise self._error_answer(url, response, file, key)
+        try:
+            length = _expected_length(response, file, key, offset, size, endpoint_of(url))
+        except StorageError:
+            response.close()  # its body may be of any size
+            raise
+        data = self._transport.read_body(response, url, length)
+        if len(data) != length:
+            message = f"{endpoint_of(url)} closed the connection after {len(data)} of {length} bytes"
+            raise _error(TransientStorageError, message, file, key)
+        return data
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+        """See `ReplicaClient.write`. One request up to `PART_SIZE` bytes, a multipart upload beyond."""
+        self._transport.check_open()
+        key = f"{self._folder(level)}{format_file_name(min_txid, max_txid)}"
+        target = {"Bucket": self._location.bucket, "Key": key}
+        metadata = {"Metadata": {"litestream-timestamp": rfc3339(timestamp_ms)}}
+        stream = io.BytesIO(data) if isinstance(data, bytes) else data
+        first = _read_part(stream)
+        with self._access.translated(key):
+            if len(first) < PART_SIZE:
+                size = len(first)
+                answer = self._access.client.put_object(Body=first, **target, **metadata, **self._sse_parameters())
+            else:
+                size, answer = self._upload_parts(first, stream, target, metadata)
+        modified_ms = _date_ms(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        return LTXFileInfo(level, min_txid, max_txid, size, modified_ms, plain_etag(answer.get("ETag", "")))
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient.delete`. One request per 1,000 files; all are tried before an error is raised."""
+        self._transport.check_open()
+        keys = list(dict.fromkeys(map(self.key, files)))
+        errors: list[dict[str, str]] = []
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = [{"Key": key} for key in keys[start : start + _DELETE_BATCH]]
+            with self._access.translated(f"{batch[0]['Key']} and {len(batch) - 1} more"):
+                client = self._access.client
+                answer = client.delete_objects(Bucket=self._location.bucket, Delete={"Objects": batch, "Quiet": True})
+            errors += [error for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+        if errors:
+            code, key = errors[0].get("Code", ""), errors[0].get("Key", "")
+            message = self._access.redacted(f"{errors[0].get('Message', '')} ({len(errors)} of {len(keys)} files)")
+            status = 403 if code == "AccessDenied" else 200
+            raise error_from_answer(status, code, message, {}, self._access.endpoint, key=key)
+
+    def key(self, file: LTXFileInfo) -> str:
+        """The object's key in the bucket."""
+        return f"{self._folder(file.level)}{file.name}"
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`."""
+        self._transport.close()
+
+    def _folder(self, level: int) -> str:
+        return f"{self._location.prefix}{level:04x}/"
+
+    def _list_page(self, prefix: str, start_after: str | None, token: str | None) -> ListPage:
+        query = list_query(prefix, start_after, token)
+        url, response = self._get("LIST", lambda: f"{self._access.bucket_url()}?{query}", {})
+        if response.status != 200:
+            raise self._error_answer(url, response, key=f"{self._location.bucket}/{prefix}")
+        return parse_list_page(self._transport.read_body(response, url, _LIST_LIMIT_BYTES), endpoint_of(url))
+
+    def _get(self, kind: str, url_of: Callable[[], str], headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
+        """Send a signed GET, once more when the bucket turns out to be in another region; its URL and its answer."""
+        self._transport.check_open()
+        signed_for = self._access.region
+        url, response = self._get_once(kind, url_of(), headers)
+        region = response.headers.get("x-amz-bucket-region")
+        if response.status in (301, 307, 400) and region and region != signed_for:
+            response.close()
+            self._access.use_region(region)
+            url, response = self._get_once(kind, url_of(), headers)
+        return url, response
+
+    def _get_once(self, kind: str, url: str, headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
+        return url, self._transport.request(kind, "GET", url, self._access.signed_headers("GET", url, headers))
+
+    def _error_answer(
+        self, url: str, response: BaseHTTPResponse, file: LTXFileInfo | None = None, key: str | None = None
+    ) -> StorageError:
+        code, message = code_and_message(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES))
+        txids = (file.level, file.min_txid, file.max_txid) if file else None
+        message = self._access.redacted(message)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        return error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key, txids=txids)
+
+    def _upload_parts(
+        self, first: bytes, rest: BinaryIO, target: dict[str, str], metadata: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]]:
+        """Upload `first` and all of `rest` in parts that become one object at the end; its size and the last answer."""
+        client, sse = self._access.client, self._sse_parameters()
+        upload = {**target, "UploadId": client.create_multipart_upload(**target, **metadata, **sse)["UploadId"]}
+        parts: list[dict[str, Any]] = []
+        size, part = 0, first
+        try:
+            while part:
+                number = len(parts) + 1
+                answer = client.upload_part(Body=part, PartNumber=number, **upload, **sse)
+                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                size += len(part)
+                part = _read_part(rest)
+            return size, client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **upload)
+        except BaseException:
+            with contextlib.suppress(ClientError, BotoCoreError, StorageError):  # the first failure is the one to tell
+                client.abort_multipart_upload(**upload)
+            raise
+
+    def _sse_parameters(self) -> dict[str, Any]:
+        sse = self._location.sse
+        return (
+            {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": sse.key, "SSECustomerKeyMD5": sse.md5} if sse else {}
+        )
+
+    def _send_for_botocore(self, request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
+        """Handler of botocore's `before-send` event: its requests go over our connections, which `close` can end."""
+        operation = event_name.rpartition(".")[2]
+        if operation == "DeleteObjects" and isinstance(request.body, bytes):
+            # botocore sends a newer checksum instead, which not every server of S3's protocol knows.
+            request.headers["Content-MD5"] = _base64_md5(request.body)
+        kind = _KINDS.get(operation, "PUT")
+        response = self._transport.request(kind, request.method, request.url, request.headers, request.body)
+        answer = AWSResponse(request.url, response.status, response.headers, response)  # type: ignore[arg-type]
+        with self._transport.translated(request.url):
+            answer.content  # noqa: B018 - reads the body now, while errors are translated
+        return answer
+
+
+def _base64_md5(body: bytes) -> str:
+    return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def rfc3339(timestamp_ms: int) -> str:
+    """A time in milliseconds since the Unix epoch as Go's time.RFC3339Nano writes it: UTC, no zeros at the end."""
+    seconds, millis = divmod(timestamp_ms, 1000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return text + f".{millis:03d}".rstrip("0").rstrip(".") + "Z"
+
+
+def _expected_length(
+    response: BaseHTTPResponse, file: LTXFileInfo, key: str, offset: int, size: int | None, endpoint: str
+) -> int:
+    """The bytes the body must have, by headers that are whole and fit what was asked for."""
+    etag = plain_etag(response.headers.get("ETag", ""))
+    if file.etag and etag and etag != file.etag:
+        raise _error(StorageNotFoundError, "the object was replaced since it was listed", file, key)
+    length = response.headers.get("Content-Length", "")
+    if not length.isdecimal():
+        raise _proxy_error(f"{endpoint} answered without Content-Length", file, key)
+    if response.status == 200:
+        if offset == 0 and (size is None or int(length) <= size):
+            return int(length)
+        raise _proxy_error(f"{endpoint} ignored the byte range asked for", file, key)
+    given = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.fullmatch(given)
+    if match is None:
+        raise _proxy_error(f"{endpoint} answered with Content-Range {given!r}", file, key)
+    first, last, total = map(int, match.groups())
+    end = total if size is None else min(offset + size, total)
+    if (first, last + 1, int(length)) != (offset, end, end - offset):
+        asked = f"bytes {offset}-{end - 1}"
+        raise _proxy_error(f"{endpoint} answered {given!r} and {length} bytes, asked for {asked}", file, key)
+    return int(length)
+
+
+def _read_part(stream: BinaryIO) -> bytes:
+    """`PART_SIZE` bytes, fewer only at the end (a raw stream may give less at a time)."""
+    part = stream.read(PART_SIZE)
+    if not part or len(part) == PART_SIZE:
+        return part
+    pieces, size = [part], len(part)
+    while size < PART_SIZE and (piece := stream.read(PART_SIZE - size)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _date_ms(date: str | None) -> int:
+    """A Date header in milliseconds since the Unix epoch; our own clock where the server gives none."""
+    try:
+        return int(parsedate_to_datetime(date or "").timestamp() * 1000)
+    except ValueError:
+        return int(time.time() * 1000)
+
+
+def _proxy_error(message: str, file: LTXFileInfo, key: str) -> StorageError:
+    return _error(StorageError, message, file, key, "a proxy or cache before the server, or the server, is at fault")
+
+
+def _error(
+    kind: type[StorageError], message: str, file: LTXFileInfo, key: str, hint: str | None = None
+) -> StorageError:
+    return kind(message, level=file.level, min_txid=file.min_txid, max_txid=file.max_txid, key=key, hint=hint)

@@ -1,0 +1,234 @@
+"""How to reach a bucket: credentials, endpoint, region and signatures, all of them botocore's. Sends nothing itself.
+
+The URLs of reads and listings are cut from URLs that botocore presigns, so its rules for endpoints, access points and
+addressing styles hold for every request; only botocore's machinery around a request is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+import botocore.session
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.config import Config
+from botocore.credentials import Credentials
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+from litevfs.errors import StorageError, StoragePermissionError
+from litevfs.replica_clients.s3_errors import CREDENTIALS_HINT, error_from_answer
+from litevfs.replica_clients.s3_url import S3Location
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_REGION = "us-east-1"
+_USER_AGENT = f"litevfs botocore/{botocore.__version__}"
+_CREDENTIAL_ERRORS = (
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """All that botocore knows about a bucket; replaced as a whole when the region turns out to be another."""
+
+    client: Any
+    credentials: Any  # refresh themselves
+    bucket_url: str
+    object_url: str  # ends with the prefix of the location
+    region: str  # of the signature
+    service: str  # of the signature
+
+
+class S3Access:
+    """Access to the bucket of `location`. Everything is found out at the first use, once, from whatever thread.
+
+    `send` gets each HTTP request botocore itself makes (writes, deletes), as its `before-send` event has it. Explicit
+    keys win over AWS_* in the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain.
+    """
+
+    def __init__(
+        self, location: S3Location, send: Callable[..., Any], access_key_id: str | None, secret_access_key: str | None
+    ) -> None:
+        self._location = location
+        self._send = send
+        self._keys = (access_key_id, secret_access_key) if access_key_id and secret_access_key else None
+        self._region = location.region
+        self._lock = threading.Lock()
+        self._resolved: _Resolved | None = None
+
+    @property
+    def client(self) -> Any:
+        """A botocore S3 client."""
+        return self._resolve().client
+
+    @property
+    def endpoint(self) -> str:
+        """What errors call the server before a request was made."""
+        return self._location.endpoint or "Amazon S3"
+
+    def bucket_url(self) -> str:
+        """Where a listing is asked for; the query is to be added."""
+        return self._resolve().bucket_url
+
+    def object_url(self, key: str) -> str:
+        """Where the object `key` lies, one of those below the prefix of the location, named by plain characters."""
+        return self._resolve().object_url + key.removeprefix(self._location.prefix)
+
+    def signed_headers(self, method: str, url: str, headers: dict[str, str]) -> dict[str, Any]:
+        """`headers` and the signature of a request without a body, valid for some minutes."""
+        resolved = self._resolve()
+        request = AWSRequest(method, url, {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers})
+        with self.translated():
+            credentials = resolved.credentials.get_frozen_credentials()
+            S3SigV4Auth(credentials, resolved.service, resolved.region).add_auth(request)
+        return dict(request.headers.items())
+
+    @property
+    def region(self) -> str:
+        """The region requests are signed for."""
+        return self._resolve().region
+
+    def use_region(self, region: str) -> None:
+        """Sign for `region` from now on."""
+        with self._lock:
+            if self._resolved is None or self._resolved.region != region:
+                self._region, self._resolved = region, None
+                logger.info("bucket %s is in region %s", self._location.bucket, region)
+
+    def certificates(self) -> bool | str:
+        """Which authorities to trust: False for none asked, a path, or True for the usual ones."""
+        if self._location.skip_verify:
+            return False
+        with self.translated():
+            return _session().get_config_variable("ca_bundle") or True
+
+    def redacted(self, text: str) -> str:
+        """`text` without any secret: a server may repeat in an error what it was sent."""
+        secrets = [self._keys[1]] if self._keys else []
+        if self._location.sse:
+            secrets += self._location.sse.headers().values()
+        if self._resolved is not None:
+            known = self._resolved.credentials.get_frozen_credentials()
+            secrets += [known.access_key, known.secret_key, known.token]
+        for secret in secrets:
+            if secret and len(secret) > len("AES256"):
+                text = text.replace(secret, "***")
+        return text
+
+    @contextmanager
+    def translated(self, key: str | None = None) -> Iterator[None]:
+        """Turn what botocore raises in this block into errors of ours."""
+        try:
+            yield
+        except ClientError as exc:
+            error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
+            raise error_from_answer(
+                meta.get("HTTPStatusCode", 0),
+                str(error.get("Code", "")),
+                self.redacted(str(error.get("Message", ""))),
+                meta.get("HTTPHeaders", {}),
+                self.endpoint,
+                key=key,
+            ) from exc
+        except _CREDENTIAL_ERRORS as exc:
+            raise StoragePermissionError(f"no credentials: {exc}", key=key, hint=CREDENTIALS_HINT) from exc
+        except BotoCoreError as exc:
+            raise StorageError(f"cannot ask {self.endpoint}: {self.redacted(str(exc))}", key=key) from exc
+
+    def _resolve(self) -> _Resolved:
+        resolved = self._resolved
+        if resolved is None:
+            with self._lock, self.translated():
+                resolved = self._resolved
+                if resolved is None:
+                    resolved = self._resolved = self._newly_resolved()
+        return resolved
+
+    def _newly_resolved(self) -> _Resolved:
+        session = _session()
+        keys = self._keys or _litestream_keys()
+        client = session.create_client(
+            "s3",
+            endpoint_url=self._location.endpoint,
+            region_name=self._region
+            or session.get_config_variable("region")
+            or os.environ.get("AWS_REGION")
+            or DEFAULT_REGION,
+            aws_access_key_id=keys[0] if keys else None,
+            aws_secret_access_key=keys[1] if keys else None,
+            config=_config(path_style=self._location.force_path_style),
+        )
+        client.meta.events.register("before-send.s3", self._send)
+        credentials = Credentials(*keys) if keys else session.get_credentials()
+        if credentials is None:
+            raise NoCredentialsError
+        bucket = self._location.bucket
+        bucket_url, scope = _url_and_scope(client, "list_objects_v2", Bucket=bucket)
+        object_url, _ = _url_and_scope(client, "get_object", Bucket=bucket, Key=f"{self._location.prefix}x")
+        # A credential is <access key>/<date>/<region>/<service>/aws4_request, and an access key may have slashes.
+        _, _, region, service, _ = scope.rsplit("/", 4)
+        return _Resolved(client, credentials, bucket_url, object_url.removesuffix("x"), region, service)
+
+
+def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str, str]:
+    url, _, query = client.generate_presigned_url(operation, Params=parameters).partition("?")
+    return url, parse_qs(query)["X-Amz-Credential"][0]
+
+
+def _litestream_keys() -> tuple[str, str] | None:
+    if os.environ.get("AWS_ACCESS_KEY_ID"):
+        return None
+    keys = os.environ.get("LITESTREAM_ACCESS_KEY_ID"), os.environ.get("LITESTREAM_SECRET_ACCESS_KEY")
+    return (keys[0], keys[1]) if keys[0] and keys[1] else None
+
+
+def _config(*, path_style: bool) -> Config:
+    return Config(
+        signature_version="s3v4",
+        # "auto" would presign for the global endpoint, which answers for new buckets with a redirect.
+        s3={"addressing_style": "path" if path_style else "virtual"},
+        retries={"total_max_attempts": 1},  # whoever calls us knows what a retry is worth
+        # LTX files carry a checksum of their own, and not every server knows S3's newer ones.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        user_agent_extra="litevfs",
+    )
+
+
+def _session() -> botocore.session.Session:
+    session = botocore.session.Session()
+    session.register_component("data_loader", _shared_loader())
+    return session
+
+
+@functools.cache
+def _shared_loader() -> Any:
+    """botocore's description of S3, read once per process: it makes the second client five times as fast."""
+    return botocore.session.Session().get_component("data_loader")

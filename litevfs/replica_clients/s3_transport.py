@@ -1,0 +1,314 @@
+"""HTTP for the S3 client: pooled connections that can be ended from another thread, foreign exceptions translated once.
+
+urllib3 cannot wake a thread that waits in `recv`; so every socket is known from before it connects, and `close` shuts
+them all down. Knows HTTP and TLS, nothing of S3.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import urllib3
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
+from botocore.httpsession import get_cert_path
+from botocore.utils import get_environ_proxies
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+)
+from urllib3.util.ssl_ import create_urllib3_context
+
+from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
+
+_SOCKET_OPTIONS = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+]
+
+
+class Transport:
+    """Sends HTTP requests over up to `max_connections` kept-alive connections (more parallel ones are not kept).
+
+    `verify` is asked at the first https connection: True for the usual certificates of authorities, a path to others,
+    or False not to verify.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout_s: float,
+        read_timeout_s: float,
+        max_connections: int,
+        verify: Callable[[], bool | str] = lambda: True,
+    ) -> None:
+        self._timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
+        self._max_connections = max_connections
+        self._verify = verify
+        self._sockets = _LiveSockets()
+        self._lock = threading.Lock()  # for _pools, _managers and _counts
+        self._pools: dict[tuple[str, str], tuple[urllib3.HTTPConnectionPool, bool]] = {}
+        self._managers: list[urllib3.PoolManager] = []
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests sent so far, by the `kind` they were sent as."""
+        with self._lock:
+            return dict(self._counts)
+
+    def request(self, kind: str, method: str, url: str, headers: Any, body: object = None) -> urllib3.BaseHTTPResponse:
+        """Send one request; returns once the answer's head is there. Its body is for `read_body`.
+
+        Raises TransientStorageError, StorageTimeoutError, StorageClosedError, or StorageError for a bad certificate.
+        """
+        self.check_open()
+        parts = urlsplit(url)
+        with self.translated(url):
+            pool, absolute = self._pool(parts.scheme, parts.netloc)
+            with self._lock:
+                self._counts[kind] += 1
+            return pool.urlopen(
+                method,
+                url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, "")),
+                body=body,  # type: ignore[arg-type]  # bytes or a file, whatever botocore prepared
+                headers=headers,  # a mapping: of text, or botocore's own
+                retries=False,
+                redirect=False,
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
+
+    def read_body(self, response: urllib3.BaseHTTPResponse, url: str, limit: int) -> bytes:
+        """Up to `limit` bytes of the body; a connection with more of it to come is dropped."""
+        with self.translated(url):
+            data = response.read(limit)
+            if response.length_remaining == 0 or len(data) < limit:
+                response.drain_conn()
+                response.release_conn()
+            else:
+                response.close()
+        return data
+
+    def check_open(self) -> None:
+        """Raise StorageClosedError after `close`."""
+        self._sockets.check_open()
+
+    def close(self) -> None:
+        """End all requests under way and drop all connections. Idempotent."""
+        self._sockets.close()
+        with self._lock:
+            managers = list(self._managers)
+        for manager in managers:
+            manager.clear()
+
+    @contextmanager
+    def translated(self, url: str) -> Iterator[None]:
+        """Turn what urllib3, ssl and socket raise in this block into errors of ours that name the endpoint of `url`."""
+        try:
+            yield
+        except StorageError:
+            raise
+        except (HTTPError, OSError, ValueError, AttributeError) as exc:
+            # Neither of the last two is promised, but closing under a reader makes http.client raise them.
+            if self._sockets.closed:
+                raise StorageClosedError("the replica client was closed during a request") from exc
+            if not isinstance(exc, HTTPError | OSError):
+                raise
+            raise _translate(exc, endpoint_of(url)) from exc
+
+    def _pool(self, scheme: str, netloc: str) -> tuple[urllib3.HTTPConnectionPool, bool]:
+        """The connections to `netloc`, and whether requests on them name the whole URL (to an http proxy)."""
+        known = self._pools.get((scheme, netloc))
+        if known is not None:
+            return known
+        with self._lock:
+            known = self._pools.get((scheme, netloc))
+            if known is None:
+                known = self._pools[scheme, netloc] = self._new_pool(scheme, netloc)
+            return known
+
+    def _new_pool(self, scheme: str, netloc: str) -> tuple[urllib3.HTTPConnectionPool, bool]:
+        url = f"{scheme}://{netloc}"
+        options: dict[str, Any] = {
+            "timeout": self._timeout,
+            "maxsize": self._max_connections,
+            "socket_options": _SOCKET_OPTIONS,
+            "blocksize": 1 << 17,
+        }
+        if scheme == "https":
+            verify = self._verify()
+            options |= {"ssl_context": _ssl_context(verify), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
+        proxy = get_environ_proxies(url).get(scheme)
+        manager = _proxy_manager(proxy, options) if proxy else urllib3.PoolManager(**options)
+        self._managers.append(manager)
+        pool = manager.connection_from_url(url)
+        kind = _HTTPSConnection if scheme == "https" else _HTTPConnection
+        pool.ConnectionCls = functools.partial(kind, sockets=self._sockets)  # type: ignore[assignment]
+        return pool, bool(proxy) and scheme == "http"
+
+
+class _LiveSockets:
+    """Handles (duplicates) of all sockets in use. A duplicate is ours alone, so no race can make it another's."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._lock = threading.Lock()
+        self._handles: set[socket.socket] = set()
+        self._pid = os.getpid()
+
+    def check_open(self) -> None:
+        if self.closed:
+            raise StorageClosedError("the replica client is closed")
+
+    def add(self, sock: socket.socket) -> socket.socket:
+        handle = sock.dup()
+        with self._lock:
+            if not self.closed:
+                self._handles.add(handle)
+                return handle
+        handle.close()
+        raise StorageClosedError("the replica client is closed")
+
+    def remove(self, handle: socket.socket) -> None:
+        with self._lock:
+            self._handles.discard(handle)
+            handle.close()
+
+    def close(self) -> None:
+        with self._lock:
+            self.closed = True
+            if self._pid != os.getpid():  # after a fork the connections are the parent's, and a shutdown would reach it
+                return
+            for handle in self._handles:
+                try:
+                    handle.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass  # not connected
+
+
+class _Watched:
+    """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
+
+    # What urllib3's connections have, for the type checker.
+    host: str
+    port: int
+    timeout: float | None
+    socket_options: Any
+    _dns_host: str
+
+    def __init__(self, *args: Any, sockets: _LiveSockets, **kwargs: Any) -> None:
+        self._sockets = sockets
+        self._handle: socket.socket | None = None
+        super().__init__(*args, **kwargs)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the first address that answers; as urllib3 does, but watched, and with one limit for all."""
+        try:
+            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        error: OSError = OSError("no address")
+        for family, kind, protocol, _, address in addresses:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                break
+            try:
+                return self._connect(socket.socket(family, kind, protocol), address, remaining)
+            except OSError as exc:
+                error = exc
+        if isinstance(error, TimeoutError):
+            message = f"Connection to {self.host} timed out (connect timeout={self.timeout})"
+            raise ConnectTimeoutError(self, message) from error
+        raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error  # type: ignore[arg-type]
+
+    def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> socket.socket:
+        handle = None
+        try:
+            handle = self._sockets.add(sock)
+            for option in self.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(timeout_s)
+            sys.audit("http.client.connect", self, self.host, self.port)
+            sock.connect(address)
+        except BaseException:
+            if handle is not None:
+                self._sockets.remove(handle)
+            sock.close()
+            raise
+        self._forget()
+        self._handle = handle
+        return sock
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        self._forget()
+
+    def _forget(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._sockets.remove(handle)
+
+
+class _HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore's own overrides
+    pass
+
+
+class _HTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]  # botocore's own overrides
+    def connect(self) -> None:
+        super().connect()
+        # Unverified only because the user said skipVerify: urllib3 need not warn at each connection.
+        self.is_verified = True
+
+
+def endpoint_of(url: str) -> str:
+    """Scheme and host of a URL: what an error may name."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _proxy_manager(proxy: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = None
+    if parts.username:
+        headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+    return urllib3.ProxyManager(endpoint_of(parts.geturl()), proxy_headers=headers, **options)
+
+
+def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
+    if isinstance(exc, NewConnectionError):
+        return TransientStorageError(f"cannot connect to {endpoint}: {exc}", hint="check the endpoint and the network")
+    if isinstance(exc, ConnectTimeoutError | ReadTimeoutError | TimeoutError):
+        return StorageTimeoutError(f"no answer from {endpoint} within the time limit: {exc}")
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in (*exc.args, exc, exc.__cause__)):
+        hint = "set AWS_CA_BUNDLE to the authority's certificate, or skipVerify=true in the URL"
+        return StorageError(f"the certificate of {endpoint} is not trusted: {exc}", hint=hint)
+    return TransientStorageError(f"the connection to {endpoint} broke: {exc}")
+
+
+def _ssl_context(verify: bool | str) -> ssl.SSLContext:
+    """One for all connections: loading certificates costs milliseconds."""
+    context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
+    if verify:
+        path = str(get_cert_path(verify))  # type: ignore[arg-type]  # the stubs know no path
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})  # noqa: PTH112
+        except OSError as exc:
+            message = f"cannot load the certificates of authorities: {exc}"
+            raise StorageError(message, key=path, hint="check AWS_CA_BUNDLE") from exc
+    return context

@@ -1,0 +1,203 @@
+"""S3 replica URLs: text to a checked `S3Location` and back. Does no I/O and makes no client.
+
+`s3://bucket/path?endpoint=&region=&forcePathStyle=&skipVerify=&sseCustomerAlgorithm=&sseCustomerKey=&sseCustomerKeyMD5=`,
+as Litestream 0.5 reads them. A bucket may be the ARN of an access point.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from litevfs.errors import ReplicaURLError
+
+_PARAMETERS = (
+    "endpoint",
+    "region",
+    "forcePathStyle",
+    "skipVerify",
+    "sseCustomerAlgorithm",
+    "sseCustomerKey",
+    "sseCustomerKeyMD5",
+)
+_BY_FOLDED_NAME = {name.lower(): name for name in _PARAMETERS}
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
+# `arn:aws:s3:<region>:<account>:accesspoint/<name>` or `arn:aws:s3-outposts:...:outpost/<id>/accesspoint/<name>`; `:`
+# stands for `/` in either. Source: Amazon S3 user guide, "Using access points".
+_ARN = re.compile(
+    r"(arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+)(?:/(.*))?", re.ASCII
+)
+_TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f", "")
+_SSE_KEY_BYTES = 32  # AES-256
+
+
+@dataclass(frozen=True, slots=True)
+class SSECustomerKey:
+    """A key of the user's own that S3 encrypts objects with (SSE-C)."""
+
+    key: bytes = field(repr=False)
+    md5: str  # base64 of the key's MD5
+
+    def headers(self) -> dict[str, str]:
+        """The request headers that carry it."""
+        prefix = "x-amz-server-side-encryption-customer-"
+        key = base64.b64encode(self.key).decode()
+        return {f"{prefix}algorithm": "AES256", f"{prefix}key": key, f"{prefix}key-MD5": self.md5}
+
+
+@dataclass(frozen=True, slots=True)
+class S3Location:
+    """Where a replica lies in S3."""
+
+    bucket: str  # a name, or the ARN of an access point
+    path: str  # no slash at either end; "" is the root of the bucket
+    endpoint: str | None = None  # scheme://host[:port][/path], None for AWS itself
+    region: str | None = None
+    force_path_style: bool = False
+    skip_verify: bool = False
+    sse: SSECustomerKey | None = None
+
+    @property
+    def prefix(self) -> str:
+        """What every key of the replica starts with."""
+        return f"{self.path}/" if self.path else ""
+
+    @property
+    def url(self) -> str:
+        """The URL without the encryption key (its MD5 tells two keys apart); equal for equal locations."""
+        parameters = {
+            "endpoint": self.endpoint,
+            "region": self.region,
+            "forcePathStyle": _shown(self.force_path_style, default=self.endpoint is not None),
+            "skipVerify": _shown(self.skip_verify, default=False),
+            "sseCustomerKeyMD5": self.sse.md5 if self.sse else None,
+        }
+        query = urlencode({name: value for name, value in parameters.items() if value is not None}, safe=":/")
+        path = f"/{quote(self.path)}" if self.path else ""
+        return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
+
+
+def parse_s3_url(url: str, default_endpoint: str | None = None) -> S3Location:
+    """The location `url` names; `default_endpoint` (LITESTREAM_S3_ENDPOINT) counts when the URL has none.
+
+    Raises ReplicaURLError, whose message never repeats credentials or an encryption key.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ReplicaURLError(
+            "credentials do not belong in a replica URL",
+            hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use any other part of the AWS credential chain",
+        )
+    if parts.fragment:
+        raise ReplicaURLError("a replica URL has no fragment", hint="write # in a path as %23")
+    bucket, path = _bucket_and_path(parts.netloc, parts.path)
+    parameters = _parameters(parts.query)
+    endpoint = _endpoint(parameters.get("endpoint") or default_endpoint)
+    return S3Location(
+        bucket=bucket,
+        path=path,
+        endpoint=endpoint,
+        region=parameters.get("region") or None,
+        force_path_style=_boolean(parameters, "forcePathStyle", default=endpoint is not None),
+        skip_verify=_boolean(parameters, "skipVerify", default=False),
+        sse=_sse(parameters),
+    )
+
+
+def _bucket_and_path(netloc: str, path: str) -> tuple[str, str]:
+    if netloc.startswith("arn:"):
+        match = _ARN.fullmatch(netloc + path)
+        if match is None:
+            raise ReplicaURLError(
+                f"not the ARN of an access point: {netloc}",
+                hint="for example s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/path",
+            )
+        return match[1], unquote(match[2] or "").strip("/")
+    if netloc.endswith("--x-s3"):
+        raise ReplicaURLError(
+            f"directory bucket (S3 Express): {netloc}",
+            hint="use a general purpose bucket: a directory bucket lists its keys in no order",
+        )
+    if not _BUCKET.fullmatch(netloc):
+        hint = "a replica URL is s3://bucket/path"
+        if ":" in netloc:
+            hint = "the host of a server goes into the query: s3://bucket/path?endpoint=http://host:port"
+        raise ReplicaURLError(f"not a bucket name: {netloc!r}", hint=hint)
+    return netloc, unquote(path).strip("/")
+
+
+def _parameters(query: str) -> Mapping[str, str]:
+    """The query by Litestream's names; `force-path-style` and the like are read too."""
+    found: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        known = _BY_FOLDED_NAME.get(name.replace("-", "").lower())
+        if known is None:
+            raise ReplicaURLError(f"unknown parameter {name!r} in an S3 replica URL", hint=_nearest(name))
+        if known in found:
+            raise ReplicaURLError(f"parameter {known!r} is given twice in an S3 replica URL")
+        found[known] = value
+    return found
+
+
+def _nearest(name: str) -> str:
+    near = difflib.get_close_matches(name.replace("-", "").lower(), _BY_FOLDED_NAME, n=1)
+    return f"did you mean {_BY_FOLDED_NAME[near[0]]}?" if near else f"known are {', '.join(_PARAMETERS)}"
+
+
+def _endpoint(text: str | None) -> str | None:
+    if not text:
+        return None
+    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        bad = parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1
+    except ValueError:  # a port that is no number
+        bad = True
+    if bad or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ReplicaURLError("not an S3 endpoint", hint="an endpoint is http://host:port or https://host")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def _boolean(parameters: Mapping[str, str], name: str, *, default: bool) -> bool:
+    if name not in parameters:
+        return default
+    value = parameters[name].lower()
+    if value not in _TRUE + _FALSE:
+        raise ReplicaURLError(f"{name} is neither true nor false: {value!r}")
+    return value in _TRUE
+
+
+def _sse(parameters: Mapping[str, str]) -> SSECustomerKey | None:
+    algorithm = parameters.get("sseCustomerAlgorithm")
+    text = parameters.get("sseCustomerKey")
+    given_md5 = parameters.get("sseCustomerKeyMD5")
+    if not text:
+        if algorithm or given_md5:
+            raise ReplicaURLError("sseCustomerKey is missing", hint="the key is base64 of 32 bytes, percent-encoded")
+        return None
+    if algorithm and algorithm != "AES256":
+        raise ReplicaURLError(f"unknown sseCustomerAlgorithm {algorithm!r}", hint="S3 knows AES256")
+    key = _base64(text)
+    if len(key) != _SSE_KEY_BYTES:
+        raise ReplicaURLError("sseCustomerKey is not base64 of 32 bytes")
+    md5 = base64.b64encode(hashlib.md5(key, usedforsecurity=False).digest()).decode()
+    if given_md5 and given_md5.replace(" ", "+") != md5:
+        raise ReplicaURLError("sseCustomerKeyMD5 does not belong to sseCustomerKey")
+    return SSECustomerKey(key, md5)
+
+
+def _base64(text: str) -> bytes:
+    try:
+        # A plus sign that was not percent-encoded arrives as a space, which base64 does not have.
+        return base64.b64decode(text.replace(" ", "+"), validate=True)
+    except binascii.Error:
+        return b""
+
+
+def _shown(value: bool, *, default: bool) -> str | None:
+    return None if value == default else str(value).lower()

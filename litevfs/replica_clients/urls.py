@@ -1,0 +1,116 @@
+"""Replica URLs: which client a URL means. Owns the table of schemes; each scheme's details are its client's.
+
+`s3://bucket/path?...`, `file:///absolute/path` or just a path, `memory://name`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from litevfs.errors import ReplicaURLError
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
+from litevfs.replica_clients.s3 import S3ReplicaClient
+
+LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
+"""The schemes that Litestream 0.5 knows."""
+
+
+class ClientFactory(Protocol):
+    """What makes the clients of a scheme."""
+
+    def __call__(self, url: str, *, read_timeout_s: float) -> ReplicaClient:
+        """The client of `url`, made without any I/O. Raises ReplicaURLError for a URL it does not understand."""
+        ...
+
+
+_factories: dict[str, ClientFactory] = {}
+
+
+def register_scheme(scheme: str, factory: ClientFactory) -> None:
+    """Let `factory` make the clients of `scheme://...`; replaces the factory the scheme had.
+
+    Its clients' `url` has to be equal for URLs that mean the same replica (see `canonical_url`).
+    """
+    _factories[scheme.lower()] = factory
+
+
+def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaClient:
+    """The client of the replica at `url`; nothing is read yet. A text without `://` is a path.
+
+    `read_timeout_s` bounds each wait for a storage at the other end of a network. Raises ReplicaURLError.
+    """
+    scheme, separator, _ = url.partition("://")
+    if url.startswith("file:"):  # with one slash too, as SQLite and browsers read it
+        scheme = "file"
+    elif not separator:
+        return FileReplicaClient(_path(url))
+    factory = _factories.get(scheme.lower())
+    if factory is None:
+        raise _unknown(scheme)
+    return factory(url, read_timeout_s=read_timeout_s)
+
+
+def canonical_url(url: str) -> str:
+    """The one spelling of all URLs that mean the same replica; no credentials in it. Raises ReplicaURLError."""
+    client = open_replica_client(url)
+    try:
+        return client.url
+    finally:
+        client.close()
+
+
+def _file_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        raise ReplicaURLError(
+            f"a file URL with a host: {parts.netloc!r}",
+            hint="file:///absolute/path has three slashes; a relative path is written without file://",
+        )
+    _refuse_query(url, "file")
+    return FileReplicaClient(_path(unquote(parts.path)))
+
+
+def _memory_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    _refuse_query(url, "memory")
+    parts = urlsplit(url)
+    name = unquote(parts.netloc + parts.path).strip("/")
+    if not name:
+        raise ReplicaURLError("a memory URL without a name", hint="for example memory://test")
+    return MemoryReplicaClient(memory_store(name))
+
+
+def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
+def _path(path: str) -> str:
+    if not path or "\0" in path:
+        raise ReplicaURLError("a replica URL without a path", hint="for example file:///var/lib/replica or ./replica")
+    return path
+
+
+def _refuse_query(url: str, scheme: str) -> None:
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise ReplicaURLError(
+            f"a {scheme} URL has no parameters: {parts.query or parts.fragment!r}",
+            hint="write ? in a path as %3F and # as %23",
+        )
+
+
+def _unknown(scheme: str) -> ReplicaURLError:
+    known = ", ".join(sorted(_factories))
+    if scheme.lower() in LITESTREAM_SCHEMES:
+        return ReplicaURLError(f"replicas at {scheme}:// are not supported yet", hint=f"supported are {known}")
+    near = difflib.get_close_matches(scheme.lower(), _factories, n=1)
+    hint = f"did you mean {near[0]}://?" if near else f"supported are {known}"
+    return ReplicaURLError(f"unknown scheme {scheme!r} of a replica URL", hint=hint)
+
+
+register_scheme("file", _file_client)
+register_scheme("memory", _memory_client)
+register_scheme("s3", _s3_client)
