@@ -38,8 +38,7 @@ class ReplicaVFS(apsw.VFS):
         """A replica for a main database, else a file of the default VFS."""
         if not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
             return apsw.VFSFile("", name, flags)
-        uri = {key: name.uri_parameter(key) or "" for key in name.parameters} if _is_uri(name) else {}
-        options = Options.collect(uri, self.keywords)
+        options = Options.collect(_uri_parameters(name), self.keywords)
         if not options.replica_url:
             raise OptionError(
                 "no replica URL",
@@ -58,8 +57,10 @@ class ReplicaVFS(apsw.VFS):
         return name
 
 
-def _is_uri(name: object) -> bool:
-    return isinstance(name, apsw.URIFilename)
+def _uri_parameters(name: str | apsw.URIFilename | None) -> dict[str, str]:
+    if not isinstance(name, apsw.URIFilename):
+        return {}
+    return {key: name.uri_parameter(key) or "" for key in name.parameters}
 
 
 class ReplicaFile:
