@@ -1,4 +1,4 @@
-"""WAL files for tests: SQLite writes them; a slow reference, made from the format's description, reads and rewrites them."""
+"""WAL files for tests: SQLite writes them; a slow reference, made from the format's words, reads and rewrites them."""
 
 from __future__ import annotations
 

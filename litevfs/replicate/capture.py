@@ -1,0 +1,229 @@
+"""Committed transactions become LTX files on local disk, one file a step. Owns the position; knows no replica.
+
+A step either reads from the WAL what was committed since the position, or, when it cannot be sure to see all of that,
+takes the whole database as the next TXID and says why. It can be sure when a read transaction was held since the
+position was taken (`database.py`), or when the WAL still holds the frames up to the position and was not started over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from litevfs.errors import ReplicatorError, WALError
+from litevfs.ltx.encoder import Encoder
+from litevfs.ltx.format import Header
+from litevfs.replicate.content import EMPTY_WAL, Content, read_changes, read_database
+from litevfs.replicate.database import SourceDatabase, WALState
+from litevfs.replicate.state import State, StateFolder, fingerprint
+from litevfs.replicate.wal import WALPosition, WALReader
+
+logger = logging.getLogger("litevfs.replicate")
+
+_CHECKPOINTS_A_STEP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class WALLimits:
+    """When the replicator checkpoints, in pages of the WAL."""
+
+    checkpoint_pages: int  # from here on, without waiting for anybody
+    truncate_pages: int  # from here on, holding writers off for that moment, and shortening the file
+
+
+class Capture:
+    """The steps for one database. Not safe to use from two threads at once.
+
+    `is_closing` is asked between pages; when true, a step under way ends with ReplicatorError and has done nothing.
+    """
+
+    def __init__(
+        self, path: Path, folder: StateFolder, limits: WALLimits, is_closing: Callable[[], bool], *, switch_to_wal: bool
+    ) -> None:
+        self._path, self._folder, self._limits, self._is_closing = path, folder, limits, is_closing
+        self._switch_to_wal = switch_to_wal
+        self._database = SourceDatabase(path, switch_to_wal=switch_to_wal)
+        self._wal_state = WALState(None, 0, 0)
+        self._may_start_over = False  # whether the held read transaction lets the WAL be started over
+        self.state: State | None = folder.load()
+        """After the newest file; None until `begin`, when there is no local state to continue."""
+        self.reason: str | None = None
+        """Why the next step takes the whole database; None when it reads on in the WAL."""
+        self.snapshots = 0
+        self.last_snapshot_reason: str | None = None
+        if self.state is not None and self.state.inode != self._database.inode:
+            self.reason = "the database file is not the one that was replicated before"
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page of the database."""
+        return self._database.page_size
+
+    @property
+    def wal_frames(self) -> int:
+        """Frames in the WAL at the last step."""
+        return self._wal_state.frames
+
+    @property
+    def may_start_over(self) -> bool:
+        """Whether nothing of the replicator keeps a checkpoint of others from finishing."""
+        return self._may_start_over
+
+    def begin(self, replica_url: str, txid: int, timestamp_ms: int, page_size: int, reason: str) -> None:
+        """Forget the local state: the next step takes the whole database as TXID `txid` + 1."""
+        self._folder.reset()
+        self._may_start_over = False
+        self.state = State(replica_url, self._database.inode, page_size, txid, timestamp_ms, 0, "", EMPTY_WAL)
+        self.reason = reason
+
+    def step(self) -> None:
+        """Everything committed before the call is in the folder when this returns; no file when that is nothing."""
+        with WALReader(self._database.wal_path) as wal:
+            if self._database.was_replaced():
+                return self._reopen()
+            if self.reason is None:
+                try:
+                    self._advance(wal)
+                except WALError as exc:
+                    self.reason = exc.message
+            if self.reason is not None:
+                self._take_whole_database(wal, self.reason)
+            with suppress(ReplicatorError):  # what could not be done now can be done after the next step
+                self._keep_wal_small(wal)
+        return None
+
+    def settle(self) -> None:
+        """Between steps: let a checkpoint of others finish that only waits for our read transaction to move on."""
+        if self.state is None or self.reason is not None or self._may_start_over:
+            return
+        if self._database.is_backfilled_at(self.state.position.frame):
+            with WALReader(self._database.wal_path) as wal:
+                self._advance(wal)
+
+    def close(self) -> None:
+        """Close the database. Idempotent."""
+        self._database.close()
+
+    def _reopen(self) -> None:
+        self._database.close()
+        self._may_start_over = False
+        self._database = SourceDatabase(self._path, switch_to_wal=self._switch_to_wal)
+        self.reason = "the database file was replaced by another"
+        self.step()
+
+    def _advance(self, wal: WALReader, *, writer: bool = False) -> None:
+        """Capture what is new and hand the read transaction over. Raises WALError when that cannot be known."""
+        with self._database.hand_over(writer=writer):
+            state = self._database.wal_state(wal)
+            start = self._next_start(wal, state)
+            if start is not None:
+                self._publish(read_changes(wal, state, start))
+        self._wal_state, self._may_start_over = state, state.is_backfilled
+
+    def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
+        """Where the frames begin that are new, None when there are none. Raises WALError when that cannot be known."""
+        position = self._known_state().position
+        header = state.header
+        if header is None or not position.is_in(header):
+            if not self._may_start_over:
+                raise WALError("the WAL was started over since the last sync, changes may have been missed")
+            return header.start if header is not None and state.frames else None
+        if state.frames < position.frame:
+            if not self._may_start_over:
+                raise WALError("the WAL ends before what was replicated, as after a power failure")
+            return None  # started over in memory; the file follows with the next commit
+        if not wal.holds(header, position):
+            raise WALError("frames that were replicated have been overwritten in the WAL")
+        return position if state.frames > position.frame else None
+
+    def _take_whole_database(self, wal: WALReader, reason: str) -> None:
+        self._database.release()
+        self._may_start_over = False
+        with suppress(ReplicatorError):  # only makes the copy simpler
+            self._database.checkpoint()
+        with self._database.hand_over() as transaction:
+            state = self._database.wal_state(wal)
+            self._publish(read_database(wal, state, transaction, self._database.page_size))
+        self._wal_state, self._may_start_over = state, state.is_backfilled
+        self.reason, self.last_snapshot_reason = None, reason
+        self.snapshots += 1
+        logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
+
+    def _publish(self, content: Content) -> None:
+        """Make the next LTX file and count it."""
+        before = self._known_state()
+        if content.page_size != before.page_size:
+            raise ReplicatorError(
+                f"the database has pages of {content.page_size} bytes now, the replica has pages of {before.page_size}",
+                key=str(self._path),
+                hint="replicate to another URL, or empty the replica",
+            )
+        header = Header(
+            page_size=content.page_size,
+            commit=content.commit,
+            min_txid=before.txid + 1,
+            max_txid=before.txid + 1,
+            timestamp_ms=max(time.time_ns() // 1_000_000, before.timestamp_ms),
+            wal_offset=content.wal_offset,
+            wal_size=content.wal_size,
+            wal_salt1=content.end.salt1 if content.wal_offset else 0,
+            wal_salt2=content.end.salt2 if content.wal_offset else 0,
+        )
+        file = self._folder.add_pending(header.max_txid, self._encode(header, content))
+        size, trailer = fingerprint(file.path)
+        state = replace(
+            before,
+            inode=self._database.inode,
+            txid=header.max_txid,
+            timestamp_ms=header.timestamp_ms,
+            file_size=size,
+            file_trailer=trailer,
+            position=content.end,
+        )
+        self._folder.save(state)
+        self.state = state
+
+    def _encode(self, header: Header, content: Content) -> Iterator[bytes]:
+        encoder = Encoder(header)
+        yield encoder.begin()
+        for pgno, page in content.pages:
+            if self._is_closing():
+                raise ReplicatorError("the replicator is being closed", key=str(self._path))
+            yield encoder.page(pgno, page)
+        yield encoder.finish()
+
+    def _keep_wal_small(self, wal: WALReader) -> None:
+        """Checkpoint a WAL that has grown, so that the next writer starts it over."""
+        limits, state = self._limits, self._wal_state
+        for _ in range(_CHECKPOINTS_A_STEP):
+            if state.is_backfilled or state.frames < limits.checkpoint_pages:
+                break
+            self._database.checkpoint()
+            self._advance(wal)
+            state = self._wal_state
+        else:
+            is_nearly_done = state.frames - state.backfilled < limits.checkpoint_pages  # else a reader is in the way
+            if not state.is_backfilled and state.frames >= limits.truncate_pages and is_nearly_done:
+                self._checkpoint_between_writers(wal)
+        if self._may_start_over and wal.size > limits.truncate_pages * self._database.page_size:
+            self._database.checkpoint(truncate=True)
+
+    def _checkpoint_between_writers(self, wal: WALReader) -> None:
+        """Hold writers off for one short checkpoint: without a pause between commits, none ever completes."""
+        self._advance(wal, writer=True)
+        try:
+            self._database.checkpoint()
+            self._advance(wal)
+        except BaseException:
+            self._database.release()  # the write lock above all
+            self._may_start_over = False
+            raise
+
+    def _known_state(self) -> State:
+        if self.state is None:
+            raise ReplicatorError("the replica's position is not known yet", key=str(self._path))
+        return self.state

@@ -1,0 +1,109 @@
+"""What goes into an LTX file: the changes since a position in the WAL, or the whole database. Owns no position.
+
+Both are read under a read transaction that keeps the WAL (`database.py`), and both are one state that readers of the
+database could see: the one after the last frame that SQLite had published when it was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from litevfs.errors import WALError
+from litevfs.ltx.format import lock_pgno
+from litevfs.replicate.database import ReadTransaction, WALState
+from litevfs.replicate.wal import HEADER_SIZE, WALHeader, WALPosition, WALReader
+
+_READ_SIZE = 1 << 20
+"""Bytes of the database file to read at once."""
+
+EMPTY_WAL = WALPosition(0, 0, 0, 0, 0)
+"""The position when the WAL file is empty: its next header is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The pages of one LTX file. `pages` can be read once, while the read transaction is open."""
+
+    pages: Iterator[tuple[int, bytes]]  # (pgno, content), ascending
+    commit: int  # size of the database, pages
+    page_size: int  # bytes
+    end: WALPosition  # where the next changes begin
+    wal_offset: int = 0  # bytes; where the frames of the changes begin, 0 for a whole database
+    wal_size: int = 0  # bytes
+
+
+def read_changes(wal: WALReader, state: WALState, start: WALPosition) -> Content:
+    """Everything committed after `start`. Raises WALError when the WAL does not bear out what SQLite says of it."""
+    header = _header(state)
+    changes = wal.changes(header, start, state.frames)
+    if changes is None or changes.end.frame != state.frames:
+        last = start.frame if changes is None else changes.end.frame
+        raise WALError(f"the WAL is damaged: of its {state.frames} frames only {last} are valid")
+    return Content(
+        pages=_pages_of_wal(wal, header, changes.pgnos.tolist(), changes.frames.tolist()),
+        commit=changes.commit,
+        page_size=header.page_size,
+        end=changes.end,
+        wal_offset=HEADER_SIZE + start.frame * header.frame_size,
+        wal_size=(state.frames - start.frame) * header.frame_size,
+    )
+
+
+def read_database(wal: WALReader, state: WALState, transaction: ReadTransaction, page_size: int) -> Content:
+    """The whole database: its file, and over it what the WAL has that the file may lack.
+
+    With everything in the file, only the file counts: the next writer may then start the WAL over while we read.
+    Otherwise it cannot, and pages that a checkpoint writes meanwhile are all among those taken from the WAL.
+    """
+    if not state.is_backfilled:
+        changes = read_changes(wal, state, _header(state).start)
+        return Content(_overlaid(transaction, changes), changes.commit, page_size, changes.end)
+    commit = transaction.page_count()
+    end = _position(wal, state)
+    return Content(_pages_of_file(transaction, page_size, commit), commit, page_size, end)
+
+
+def _position(wal: WALReader, state: WALState) -> WALPosition:
+    if state.header is None:
+        if state.frames:
+            raise WALError(f"the WAL has {state.frames} frames but no valid header")
+        return EMPTY_WAL
+    position = wal.position(state.header, state.frames)
+    return EMPTY_WAL if position is None else position  # None: it was just started over, after all was in the file
+
+
+def _header(state: WALState) -> WALHeader:
+    if state.header is None:
+        raise WALError(f"the WAL has {state.frames} frames but no valid header")
+    return state.header
+
+
+def _pages_of_wal(
+    wal: WALReader, header: WALHeader, pgnos: list[int], frames: list[int]
+) -> Iterator[tuple[int, bytes]]:
+    for pgno, frame in zip(pgnos, frames, strict=True):
+        yield pgno, wal.page(header, frame)
+    if wal.header() != header:
+        raise WALError("the WAL was started over while it was read, past a read transaction that forbids it")
+
+
+def _pages_of_file(transaction: ReadTransaction, page_size: int, commit: int) -> Iterator[tuple[int, bytes]]:
+    left_out = lock_pgno(page_size)
+    at_once = _READ_SIZE // page_size
+    for first in range(1, commit + 1, at_once):
+        count = min(at_once, commit + 1 - first)
+        data = transaction.read_file((first - 1) * page_size, count * page_size)
+        for i in range(count):
+            if first + i != left_out:
+                yield first + i, data[i * page_size : (i + 1) * page_size]
+
+
+def _overlaid(transaction: ReadTransaction, changes: Content) -> Iterator[tuple[int, bytes]]:
+    newer = next(changes.pages, None)
+    for pgno, page in _pages_of_file(transaction, changes.page_size, changes.commit):
+        if newer is not None and newer[0] == pgno:
+            yield newer
+            newer = next(changes.pages, None)
+        else:
+            yield pgno, page

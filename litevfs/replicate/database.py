@@ -1,0 +1,232 @@
+"""The database that is replicated, through SQLite: read transactions that keep the WAL, checkpoints, page reads.
+
+Knows nothing of replicas. Nothing here ever writes to the database but SQLite's own checkpoints.
+
+How a read transaction keeps the WAL (source: SQLite's wal.c, walTryBeginRead, walRestartLog, walCheckpoint). While one
+is open, every frame committed after it began stays in the WAL, whoever checkpoints how:
+
+- Begun while frames were not in the database file yet, it holds a read mark above zero. No checkpoint copies frames
+  beyond the mark, and the WAL is never started over.
+- Begun when all frames were in the database file, it holds read mark zero. The WAL may then be started over, once, and
+  what that overwrites was in the database before the transaction began. Nothing is copied out of the WAL any more, so
+  it cannot be started over again.
+
+So the chain holds as long as each read transaction ends only after the next one began and everything committed before
+that was read from the WAL: `hand_over`. It needs two connections in turn, and a third to ask and to checkpoint, but no
+table and no write transaction.
+
+Why SQLite reads the database file for us: POSIX locks belong to the process, and closing any descriptor of a file drops
+all of them, those of the application included when it runs in this process
+(https://www.sqlite.org/howtocorrupt.html, 2.2). So no code here opens the database or its -shm file by itself. For the
+same reason two copies of SQLite must not open one database in one process, which is checked as far as it can be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from litevfs.errors import ReplicatorError
+from litevfs.replicate.wal import WALHeader, WALReader
+
+_BUSY_TIMEOUT_MS = 1000
+_STATE_ATTEMPTS = 100
+_FD_FOLDER = Path("/proc/self/fd")
+
+
+@dataclass(frozen=True, slots=True)
+class WALState:
+    """What SQLite says about the WAL at one moment."""
+
+    header: WALHeader | None  # of the file; None while nothing was written since the file was emptied
+    frames: int  # number of the last frame of the last transaction that readers see; 0 for an empty WAL
+    backfilled: int  # up to which frame the database file has everything
+
+    @property
+    def is_backfilled(self) -> bool:
+        """Whether the database file alone is the newest state, and the next writer may start the WAL over."""
+        return self.frames == self.backfilled
+
+
+class ReadTransaction:
+    """One state of the database, for as long as it is open."""
+
+    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+
+    def page_count(self) -> int:
+        """Size of the database in this state, pages."""
+        with translated(self._path):
+            return int(_value(self._connection, "PRAGMA page_count"))
+
+    def read_file(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the database *file* from `offset`, zeros past its end; the WAL is not looked at."""
+        with translated(self._path):
+            return self._connection.read("main", 0, offset, size)[1]
+
+
+class SourceDatabase:
+    """Three connections to one database in WAL mode. Not safe to use from two threads at once.
+
+    `path` is followed to the file itself, as SQLite does. With `switch_to_wal` a database in rollback mode is switched;
+    otherwise, and when it cannot be, it is refused. Raises ReplicatorError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False) -> None:
+        self.path = Path(path).resolve()
+        self.wal_path = self.path.with_name(self.path.name + "-wal")
+        self.inode = self._stat().st_ino
+        _refuse_other_sqlite(self.path)
+        self._connections: list[apsw.Connection] = []
+        try:
+            with translated(self.path):
+                self._held, self._spare, self._admin = (self._connect() for _ in range(3))
+                self._admin.set_busy_timeout(0)
+                self._check_journal_mode(switch_to_wal)
+                self.page_size = int(_value(self._admin, "PRAGMA page_size"))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End every transaction and close; the WAL stays as it is. Idempotent."""
+        for connection in self._connections:
+            connection.close(True)  # forced: what is open is ours to drop
+
+    def was_replaced(self) -> bool:
+        """Whether another file has taken the database's place. Raises ReplicatorError when there is none."""
+        return self._stat().st_ino != self.inode
+
+    @contextmanager
+    def hand_over(self, *, writer: bool = False) -> Generator[ReadTransaction]:
+        """A new read transaction; at the end it takes the place of the held one, which ends only then.
+
+        With an exception the new one ends and the held one stays. `writer` makes the new one hold the write lock too,
+        until the next hand-over or `release`.
+        """
+        new = self._spare
+        with translated(self.path):
+            new.execute("BEGIN IMMEDIATE" if writer else "BEGIN")
+        try:
+            with translated(self.path):
+                _value(new, "PRAGMA schema_version")  # BEGIN alone reads nothing, and so holds nothing
+            yield ReadTransaction(new, self.path)
+        except BaseException:
+            _rollback(new)
+            raise
+        self._spare, self._held = self._held, new
+        _rollback(self._spare)
+
+    def release(self) -> None:
+        """End the held transaction, if any: from here on the WAL may change in any way."""
+        _rollback(self._held)
+
+    def wal_state(self, wal: WALReader) -> WALState:
+        """The WAL as readers see it now. Frames that are in the file but not visible to readers do not count."""
+        before = wal.header()
+        for _ in range(_STATE_ATTEMPTS):
+            frames, backfilled = self._checkpoint("NOOP")
+            after = wal.header()
+            if before == after:  # else it was started over in between
+                return WALState(after, frames, backfilled)
+            before = after
+        raise ReplicatorError("the WAL is started over all the time", key=str(self.wal_path))
+
+    def is_backfilled_at(self, frame: int) -> bool:
+        """Whether `frame` is the last one and the database file has everything."""
+        return self._checkpoint("NOOP") == (frame, frame)
+
+    def checkpoint(self, *, truncate: bool = False) -> bool:
+        """Copy what can be copied without waiting for anyone; True when the database file now has everything.
+
+        `truncate` shortens the WAL file to nothing as well, when nobody uses it.
+        """
+        frames, backfilled = self._checkpoint("TRUNCATE" if truncate else "PASSIVE")
+        return frames == backfilled
+
+    def _checkpoint(self, mode: str) -> tuple[int, int]:
+        """(frames, backfilled). SQLite before 3.51 does not know NOOP and takes it for PASSIVE, which is as good."""
+        with translated(self.path):
+            _, frames, backfilled = self._admin.execute(f"PRAGMA wal_checkpoint({mode})").get
+        if frames < 0:
+            raise ReplicatorError("another connection checkpoints, or the database left WAL mode", key=str(self.path))
+        return frames, backfilled
+
+    def _connect(self) -> apsw.Connection:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._connections.append(connection)
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # the position in the WAL outlives us
+        return connection
+
+    def _check_journal_mode(self, switch_to_wal: bool) -> None:
+        pragma = "PRAGMA journal_mode=WAL" if switch_to_wal else "PRAGMA journal_mode"
+        mode = _value(self._held, pragma)
+        if mode != "wal":
+            raise ReplicatorError(
+                f"the database is in journal mode {mode!r}, only databases in WAL mode can be replicated",
+                key=str(self.path),
+                hint=f"run: sqlite3 '{self.path}' 'PRAGMA journal_mode=WAL', or let the replicator do it with --wal",
+            )
+
+    def _stat(self) -> os.stat_result:
+        try:
+            return self.path.stat()
+        except OSError as exc:
+            raise ReplicatorError(f"no database to replicate: {exc.strerror}", key=str(self.path)) from exc
+
+
+@contextmanager
+def translated(path: Path) -> Generator[None]:
+    """Turn SQLite's errors into ReplicatorError."""
+    try:
+        yield
+    except apsw.Error as exc:
+        raise ReplicatorError(f"SQLite: {exc}", key=str(path)) from exc
+
+
+def _value(connection: apsw.Connection, pragma: str) -> str | int:
+    value: str | int = connection.execute(pragma).get
+    return value
+
+
+def _rollback(connection: apsw.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _refuse_other_sqlite(path: Path) -> None:
+    """Refuse when this process has the database open, but not through APSW's copy of SQLite.
+
+    Best effort, and only where the system shows its descriptors: what is opened later is not seen.
+    """
+    if not _FD_FOLDER.exists() or any(_may_be_on(path, connection) for connection in apsw.connections()):
+        return
+    status = path.stat()
+    for entry in list(_FD_FOLDER.iterdir()):
+        try:
+            found = entry.stat()
+        except OSError:  # closed meanwhile
+            continue
+        if os.path.samestat(found, status):
+            raise ReplicatorError(
+                "this process has the database open without APSW; two copies of SQLite break each other's locks",
+                key=str(path),
+                hint="run `litevfs replicate` as a process of its own, or use APSW in the application",
+            )
+
+
+def _may_be_on(path: Path, connection: apsw.Connection) -> bool:
+    try:
+        files = [connection.db_filename(name) for name in connection.db_names()]
+    except apsw.ConnectionClosedError:
+        return False
+    except apsw.Error:  # another thread uses it
+        return True
+    return any(file and Path(file).resolve() == path for file in files)

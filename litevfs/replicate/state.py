@@ -1,0 +1,186 @@
+"""What the replicator keeps beside the database, in the folder `.<database>-litevfs`: survives any end of the process.
+
+    lock         held by the replicator that runs; its text is that process's number
+    state.json   the position: which TXID came last, and where in the WAL the next one begins
+    pending/     LTX files that are not yet known to be on the replica
+
+A file is pending first, then `state.json` counts it, then it is uploaded, then it is removed here. So a pending file
+beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same content.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorLockedError
+from litevfs.ltx.format import TRAILER_SIZE
+from litevfs.ltx.names import format_file_name, parse_file_name
+from litevfs.replicate.wal import WALPosition
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where the replicator stands after TXID `txid`."""
+
+    replica_url: str
+    inode: int  # of the database file: another file is another database
+    page_size: int  # bytes
+    txid: int
+    timestamp_ms: int  # of that TXID's file
+    file_size: int  # bytes of that TXID's file
+    file_trailer: str  # and its last 16 bytes, in hex: enough to know it again
+    position: WALPosition  # in the WAL, after that TXID
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PendingFile:
+    """One LTX file that waits for its upload. All have one TXID."""
+
+    txid: int
+    path: Path
+
+
+class StateFolder:
+    """The folder of one database, held exclusively from construction to `close`. Raises ReplicatorLockedError."""
+
+    def __init__(self, database: Path) -> None:
+        self.path = database.with_name(f".{database.name}-litevfs")
+        self._pending = self.path / "pending"
+        self._state = self.path / "state.json"
+        with _translated(self.path):
+            self._pending.mkdir(parents=True, exist_ok=True)
+            self._lock_fd: int | None = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                _lock(self._lock_fd, database)
+                self._remove_leftovers()
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Let others in. Idempotent."""
+        fd, self._lock_fd = self._lock_fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def load(self) -> State | None:
+        """The state last saved; None when there is none, or none that can be understood.
+
+        Pending files that it does not count are removed.
+        """
+        try:
+            fields = json.loads(self._state.read_bytes())
+            version = fields.pop("version")
+            state = State(**(fields | {"position": WALPosition(**fields["position"])})) if version == _VERSION else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            state = None
+        self.discard(file for file in self.pending() if state is None or file.txid > state.txid)
+        return state
+
+    def save(self, state: State) -> None:
+        """Replace the state; it is on disk when this returns."""
+        data = json.dumps({"version": _VERSION, **asdict(state)}, indent=1).encode()
+        with _translated(self._state):
+            temp = self._state.with_suffix(".tmp")
+            _write_synced(temp, [data])
+            _rename_synced(temp, self._state)
+
+    def reset(self) -> None:
+        """Forget everything: the state, and with it what is pending."""
+        with _translated(self._state):
+            self._state.unlink(missing_ok=True)
+            _sync_folder(self.path)
+        self.discard(self.pending())
+
+    def add_pending(self, txid: int, parts: Iterable[bytes]) -> PendingFile:
+        """Write one LTX file; it is whole and on disk when this returns, or not there."""
+        target = self._pending / format_file_name(txid, txid)
+        temp = target.with_suffix(".tmp")
+        with _translated(target):
+            try:
+                _write_synced(temp, parts)
+                _rename_synced(temp, target)
+            except BaseException:
+                temp.unlink(missing_ok=True)
+                raise
+        return PendingFile(txid, target)
+
+    def pending(self) -> list[PendingFile]:
+        """What waits for its upload, by TXID."""
+        with _translated(self._pending):
+            files = [(parse_file_name(path.name), path) for path in self._pending.iterdir()]
+        return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
+
+    def discard(self, files: Iterable[PendingFile]) -> None:
+        """Remove pending files."""
+        for file in files:
+            with _translated(file.path):
+                file.path.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        for temp in [*self._pending.glob("*.tmp"), *self.path.glob("*.tmp")]:
+            temp.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """(size in bytes, trailer in hex) of an LTX file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TRAILER_SIZE))
+        return size, file.read().hex()
+
+
+def _lock(fd: int, database: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
+        raise ReplicatorLockedError(
+            f"process {owner or 'unknown'} replicates this database already", key=str(database)
+        ) from exc
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _write_synced(path: Path, parts: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename_synced(source: Path, target: Path) -> None:
+    source.replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(path: Path) -> Generator[None]:
+    """Turn the system's errors into ReplicatorError."""
+    try:
+        yield
+    except OSError as exc:
+        if isinstance(exc, LitevfsError):
+            raise
+        raise ReplicatorError(
+            f"the replicator's local state cannot be kept: {exc.strerror or exc}",
+            key=str(path),
+            hint="the folder of the database must be writable and have space for the pages of one sync",
+        ) from exc
