@@ -8,7 +8,7 @@
 or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
-from litevfs.api import connect, register
+from litevfs.api import connect, register, subscribe, wait_for
 from litevfs.errors import (
     LitevfsError,
     LTXChecksumError,
@@ -29,6 +29,7 @@ from litevfs.errors import (
     TXIDNotFoundError,
 )
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.subscription import Subscription
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "StorageNotFoundError",
     "StoragePermissionError",
     "StorageTimeoutError",
+    "Subscription",
     "TXIDGapError",
     "TXIDNotFoundError",
     "TransientStorageError",
@@ -54,4 +56,6 @@ __all__ = [
     "connect",
     "open_replica_client",
     "register",
+    "subscribe",
+    "wait_for",
 ]

@@ -1,4 +1,4 @@
-"""The public functions: `register`, `connect`. They put the parts together and own nothing but the registered names."""
+"""The public functions. They put the parts together and own nothing but the names registered with SQLite."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import logging
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from typing import cast
 from urllib.parse import quote, urlencode
 
 import apsw
 
 from litevfs.errors import OptionError
-from litevfs.options import OPTION_NAMES, check_names, to_uri_text
+from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
+from litevfs.subscription import Subscription
 from litevfs.vfs import ReplicaVFS
 
 _registered: dict[str, ReplicaVFS] = {}
@@ -52,6 +55,26 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
     parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
     uri = f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
     return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
+
+
+def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0, *, schema: str = "main") -> int:
+    """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
+
+    Returns the TXID it will see. `timeout` is in seconds, `schema` names an attached replica. Raises StaleReplicaError
+    when the transaction has not arrived in time.
+    """
+    wanted = txid if isinstance(txid, int) else parse_txid(txid)
+    answer = connection.pragma("litestream_wait_txid", f"{format_txid(wanted)} {timeout:.9f}s", schema=schema)
+    return parse_txid(str(answer))
+
+
+def subscribe(replica_url: str, callback: Callable[[int], object], **options: object) -> Subscription:
+    """Call `callback(txid)` for each new transaction of a replica, in order, once each, in a thread of its own.
+
+    Close the subscription (or leave its `with` block) to end it. Options are those of `connect`; transactions that
+    were compacted before they were seen are reported as one. Raises what `connect` raises.
+    """
+    return Subscription(Options.collect({}, {**options, "replica_url": os.fspath(replica_url)}), callback)
 
 
 def _label(replica_url: str) -> str:

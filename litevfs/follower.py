@@ -32,7 +32,8 @@ RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
 _FIRST_VIEW_COUNTER = 1 << 31
 """Change counters of fixed views start here, so that they never equal one of the live states."""
 
-Publish = Callable[[Snapshot], None]
+Publish = Callable[[Snapshot, Sequence[int]], None]
+"""(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
 
 
 class Follower:
@@ -89,7 +90,8 @@ class Follower:
         if self._is_replaced(snapshot, files):
             logger.warning("the replica was replaced by another one; serving that from now on")
             start = empty_snapshot(epoch=snapshot.epoch + 1, change_counter=snapshot.change_counter)
-            publish(self._build_newest(files, start))
+            replacement = self._build_newest(files, start)
+            publish(replacement, [replacement.txid])
             return
         chain = extend(snapshot.txid, files)
         snapshot = self._advance(snapshot, chain, publish)
@@ -114,9 +116,9 @@ class Follower:
                 raise
             for file in chain.files:
                 snapshot = self._apply(snapshot, [file])
-                publish(snapshot)
+                publish(snapshot, [file.max_txid])
         else:
-            publish(snapshot)
+            publish(snapshot, [file.max_txid for file in chain.files])
         return snapshot
 
     def _apply(self, snapshot: Snapshot, files: Sequence[LTXFileInfo]) -> Snapshot:
@@ -176,7 +178,7 @@ class Follower:
             logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
             return snapshot
         snapshot = self._apply(snapshot, [f for f in chain if f not in known])
-        publish(snapshot)
+        publish(snapshot, ())
         return snapshot
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:

@@ -157,6 +157,12 @@ class Options:
     read_timeout_s: float = _option(
         30.0, parse_duration_s, "bound on one page read, all retries included", name="read_timeout"
     )
+    max_staleness_s: float | None = _option(
+        None,
+        parse_duration_s,
+        "a transaction refuses to start when the replica could not be brought up to date for so long",
+        name="max_staleness",
+    )
     prefetch: bool = _option(True, parse_bool, "read ahead when a scan is seen")
 
     @property

@@ -55,7 +55,7 @@ class Poller:
             except StorageClosedError:
                 return
             except LitevfsError as error:
-                logger.warning("refresh failed, the replica stays at its last state: %s", error)
+                logger.debug("refresh failed: %s", error)
                 retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
                 pause = max(self.interval_s, backoff.next_s(retry_after_s))
             except Exception:

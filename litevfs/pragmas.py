@@ -13,12 +13,14 @@ from typing import Protocol
 
 from litevfs.errors import OptionError
 from litevfs.history import parse_moment_ms
-from litevfs.ltx.names import format_txid
-from litevfs.options import format_timestamp
+from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.options import format_timestamp, parse_duration_s
 from litevfs.replica import Replica
 from litevfs.snapshot import Snapshot
 
 PREFIX = "litestream_"
+DEFAULT_WAIT_S = 10.0
+"""How long `PRAGMA litestream_wait_txid` waits unless it says otherwise."""
 
 
 class View(Protocol):
@@ -81,6 +83,14 @@ def _poll(view: View, value: str | None) -> str:
     return format_txid(view.snapshot.txid)
 
 
+def _wait_txid(view: View, value: str | None) -> str:
+    words = (value or "").split()
+    if len(words) not in {1, 2}:
+        raise OptionError("PRAGMA litestream_wait_txid needs a TXID", hint="for example = '00ff', or = '00ff 5s'")
+    timeout_s = parse_duration_s(words[1]) if len(words) == 2 else DEFAULT_WAIT_S
+    return format_txid(view.replica.wait_for(parse_txid(words[0]), timeout_s).txid)
+
+
 def _status(view: View, value: str | None) -> str:
     _refuse_value("status", value)
     return view.replica.status().to_json()
@@ -96,5 +106,6 @@ _HANDLERS: dict[str, Callable[[View, str | None], str]] = {
     "lag": _lag,
     "time": _time,
     "poll": _poll,
+    "wait_txid": _wait_txid,
     "status": _status,
 }

@@ -11,12 +11,17 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 from litevfs.errors import (
     LitevfsError,
+    LTXFormatError,
     PageUnavailableError,
     ReplicaEmptyError,
+    ReplicaError,
+    StaleReplicaError,
     StorageClosedError,
+    StorageError,
     StorageNotFoundError,
     TransientStorageError,
     TXIDGapError,
@@ -35,6 +40,8 @@ logger = logging.getLogger("litevfs.replica")
 
 STALLED_AFTER_S = 30.0
 """A replica that could not be brought up to date for so long (and ten polls) is stalled."""
+WAIT_BACKOFF_CAP_S = 1.0
+"""Longest pause between looks for an awaited TXID, where nothing polls."""
 OPEN_BACKOFF_CAP_S = 0.5
 """Longest pause between looks for a first state."""
 MAX_REBUILT = 8
@@ -52,9 +59,11 @@ class Replica:
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
         self._poller: Poller | None = None
         self._interval_after_fork_s = 0.0
+        self._listeners: list[Callable[[int], None]] = []
         self._closed = False
         self._error: LitevfsError | None = None
         self._errors = 0
+        self._said_stalled = False
         self._last_success: float | None = None  # monotonic, seconds
         self._failing_since: float | None = None  # monotonic, seconds
 
@@ -152,28 +161,107 @@ class Replica:
                 raise _closed_error()
             try:
                 if before is None:
-                    self._publish(self._follower.open_newest())
+                    newest = self._follower.open_newest()
+                    self._publish(newest, [newest.txid])
                 else:
                     self._follower.follow(before, self._publish)
             except LitevfsError as error:
                 self._note_failure(error)
                 raise
-            self._error = self._failing_since = None
-            self._last_success = time.monotonic()
+            self._note_success()
             return self.snapshot is not before
 
     def _note_failure(self, error: LitevfsError) -> None:
+        """Say it once when it begins and once when it has lasted; status and lag show it all the while."""
+        state = self.state
         self._errors += 1
         self._error = error
-        self._failing_since = self._failing_since or time.monotonic()
+        if self._closed:
+            return
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            if self.snapshot is not None:
+                logger.warning("%s stays at its last state: %s", self.url, error)
+        if state is State.STALLED and not self._said_stalled:
+            self._said_stalled = True
+            logger.error("%s is stalled: %s", self.url, error)
 
-    def _publish(self, snapshot: Snapshot) -> None:
+    def _note_success(self) -> None:
+        if self._failing_since is not None and self.snapshot is not None:
+            logger.info("%s is up to date again", self.url)
+        self._error = self._failing_since = None
+        self._said_stalled = False
+        self._last_success = time.monotonic()
+
+    def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
         if self._closed:
             raise _closed_error()
         with self._published:
             self.snapshot = snapshot
             self._published.notify_all()
-        logger.debug("%s is at TXID %s", self.url, format_txid(snapshot.txid))
+            listeners = tuple(self._listeners)
+        for txid in txids:
+            logger.debug("%s is at TXID %s", self.url, format_txid(txid))
+            for listener in listeners:
+                listener(txid)
+
+    # --- freshness ----------------------------------------------------------------------------------------------------
+
+    def add_listener(self, listener: Callable[[int], None]) -> int:
+        """Call `listener(txid)` for each TXID published from now on, in order. Returns the one published last.
+
+        It is called by whoever refreshes: it must be quick and must not raise.
+        """
+        with self._published:
+            self._listeners.append(listener)
+            return self.snapshot.txid if self.snapshot else 0
+
+    def remove_listener(self, listener: Callable[[int], None]) -> None:
+        """No more calls, but for one that may be under way."""
+        with self._published:
+            self._listeners.remove(listener)
+
+    def wait_for(self, txid: int, timeout_s: float) -> Snapshot:
+        """The published state once it is at `txid` or later; looks for it at once, then with every poll.
+
+        Raises StaleReplicaError after `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
+        while True:
+            snapshot = self.snapshot
+            if snapshot is not None and snapshot.txid >= txid:
+                return snapshot
+            try:
+                if self.refresh():
+                    continue
+            except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
+                logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s")
+            with self._published:
+                if self.snapshot is snapshot and not self._closed:
+                    self._published.wait(min(remaining, backoff.next_s()))
+
+    def check_freshness(self, max_staleness_s: float) -> None:
+        """Refresh now if the last success is older than `max_staleness_s`. Raises StaleReplicaError if that fails."""
+        lag_s = self.lag_s()
+        if lag_s is not None and lag_s <= max_staleness_s:
+            return
+        try:
+            self.refresh()
+        except (ReplicaError, StorageError, LTXFormatError) as error:
+            raise self._stale(
+                f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)"
+            ) from error
+
+    def _stale(self, what: str) -> StaleReplicaError:
+        error = f"; the last look failed: {self._error.message}" if self._error else ""
+        txid = self.snapshot.txid if self.snapshot else None
+        return StaleReplicaError(
+            what + error, min_txid=txid, key=self.url, hint="check that the primary is running and replicating"
+        )
 
     # --- other states than the newest ---------------------------------------------------------------------------------
 

@@ -66,3 +66,7 @@ class ReplicaRegistry:
 
 def _key(options: Options) -> tuple[str, bool]:
     return canonical_url(options.replica_url), options.is_polling or options.is_fixed
+
+
+registry = ReplicaRegistry()
+"""Every replica that something in this process has open."""

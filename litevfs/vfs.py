@@ -16,14 +16,11 @@ from litevfs.errors import OptionError
 from litevfs.options import Options
 from litevfs.pragmas import answer_pragma
 from litevfs.replica import Replica
-from litevfs.sharing import ReplicaRegistry
+from litevfs.sharing import registry
 from litevfs.snapshot import Snapshot
 
 NONE, SHARED, EXCLUSIVE = apsw.SQLITE_LOCK_NONE, apsw.SQLITE_LOCK_SHARED, apsw.SQLITE_LOCK_EXCLUSIVE
 _SIDE_FILES = ("-journal", "-wal")
-
-registry = ReplicaRegistry()
-"""Every replica that a connection of this process has open."""
 
 
 class ReplicaVFS(apsw.VFS):
@@ -70,6 +67,7 @@ class ReplicaFile:
         self.options = options
         self.replica: Replica = registry.acquire(options)
         self._closed = False
+        self._max_staleness_s = options.max_staleness_s
         self._level = NONE
         self._pinned: Snapshot | None = None  # from SHARED to NONE
         self._view: Snapshot | None = None  # a fixed state instead of the newest
@@ -138,6 +136,8 @@ class ReplicaFile:
             raise apsw.ReadOnlyError("a replica is read-only: write to the primary database")
         if level > self._level:
             self.replica.wake()
+            if self._max_staleness_s is not None and self._view is None:
+                self.replica.check_freshness(self._max_staleness_s)
             self._pinned = self.snapshot
             self._level = level
 

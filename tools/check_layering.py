@@ -46,12 +46,13 @@ LAYERS = {
     "poller": "fetch",
     "replica": "follower poller status pages snapshot fetch plan options replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
+    "subscription": "sharing replica options",
     "pragmas": "replica status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
     "restore": "history plan fetch options replica_clients.* ltx.*",
     "replicate.*": "plan fetch options replica_clients.* ltx.*",
-    f"{PACKAGE} api": "vfs sharing status restore replicate.* options replica_clients.* ltx.*",
+    f"{PACKAGE} api": "vfs subscription sharing status restore replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli cli_*": f"{PUBLIC} plan fetch",
 }

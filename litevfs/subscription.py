@@ -1,0 +1,66 @@
+"""Callbacks for new transactions of a replica. Owns a thread, so that a slow callback delays nobody's reads."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+from litevfs.options import Options
+from litevfs.sharing import registry
+
+logger = logging.getLogger("litevfs.subscription")
+
+
+class Subscription:
+    """Calls `callback(txid)` for each TXID published after this object was made, in order, once each.
+
+    An exception of the callback is logged, and the next transaction is reported all the same.
+    """
+
+    close_timeout_s = 0.8
+
+    def __init__(self, options: Options, callback: Callable[[int], object]) -> None:
+        self._options = options
+        self._callback = callback
+        self._txids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._replica = registry.acquire(options)
+        try:
+            self._replica.open(options.open_timeout_s)
+            self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
+            self._replica.poll_every(options.poll_interval_s)
+        except BaseException:
+            registry.release(options)
+            raise
+        self._thread = threading.Thread(target=self._run, name=f"litevfs-subscribe {self._replica.url}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (txid := self._txids.get()) is not None and not self._closed.is_set():
+            self.txid = txid
+            try:
+                self._callback(txid)
+            except Exception:
+                logger.exception("the callback of a subscription failed")
+
+    def close(self) -> None:
+        """No more calls; waits a bounded time for one under way. Idempotent."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._replica.remove_listener(self._txids.put)
+        self._txids.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(self.close_timeout_s)
+        registry.release(self._options)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
