@@ -50,7 +50,7 @@ def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
     """The bytes, piece by piece, of the one file that does what `inputs`, oldest first, do in order.
 
     For each page the newest input wins; pages above the newest commit are dropped. The result carries checksums when
-    all inputs do. Memory: 60 bytes for each page of each input, and one frame. Raises LTXFormatError: before the first
+    all inputs do. Memory: 30 bytes for each page of each input, and one frame. Raises LTXFormatError: before the first
     piece when the inputs do not fit together, while pieces are taken when a frame is damaged.
     """
     header = compacted_header([source.header for source in inputs])

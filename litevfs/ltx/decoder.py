@@ -157,7 +157,7 @@ def read_header_and_index(
 class StreamDecoder:
     """Verifies a file of any size while its bytes pass through: `feed()` them in order, then `finish()`.
 
-    Memory: what is fed at once (its pages can be 255 times as large), one frame, and 28 bytes a page for the index.
+    Memory: what is fed at once (its pages can be 255 times as large), one frame, and 8 bytes a page, 50 at their end.
     After an error the decoder is of no further use.
     """
 

@@ -28,7 +28,7 @@ from litevfs.ltx.page_index import PageOrder, encode_page_index, page_index_from
 class Encoder:
     """Writes one file: `begin()`, `page()` or `frame()` for each page ascending, `finish()`.
 
-    Each call returns the next bytes of the file. Memory: 8 bytes a page, for the index.
+    Each call returns the next bytes of the file. Memory: 8 bytes a page, 50 while `finish()` writes the page index.
     """
 
     def __init__(self, header: Header) -> None:

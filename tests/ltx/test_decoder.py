@@ -370,6 +370,13 @@ def test_header_is_known_once_its_bytes_were_fed():
     assert decoder.header.commit == 3
 
 
+def test_stream_that_goes_on_after_its_end_is_refused_at_once():
+    decoder = StreamDecoder()
+    decoder.feed(File().write())
+    with pytest.raises(LTXFormatError, match="goes on where"):
+        decoder.feed(b"x")
+
+
 def test_finish_can_be_asked_again():
     decoder = StreamDecoder()
     decoder.feed(File().write())
