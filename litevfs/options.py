@@ -145,6 +145,18 @@ class Options:
     cache_size_bytes: int = _option(
         10_000_000, parse_size_bytes, "memory for pages and blocks, per replica and process", name="cache_size"
     )
+    hydration_enabled: bool = _option(
+        False,
+        parse_bool,
+        "copy the database into a local file in the background, and read from there",
+        litestream_env="LITESTREAM_HYDRATION_ENABLED",
+    )
+    hydration_path: str = _option(
+        "",
+        _parse_text,
+        "that local file; a temporary one by default",
+        litestream_env="LITESTREAM_HYDRATION_PATH",
+    )
     txid: int | None = _option(
         None, _parse_txid_option, "open the state after this transaction, fixed, without polling"
     )

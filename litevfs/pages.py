@@ -1,6 +1,7 @@
 """`PageSource.read(snapshot, pgno)`: the way down from SQLite's page to bytes in storage, through every tier.
 
-A page is looked for in the page cache, then in the blocks (where a request costs a round trip), then in storage. What
+A page is looked for in the page cache, in the hydrated file if there is one, in the blocks (where a request costs a
+round trip), and then in storage. What
 comes up is checked: the frame by its header and size, a file that was read whole by its checksum before it was
 published. Damaged bytes are read again once; a file that is gone is looked for elsewhere by whoever made the source.
 """
@@ -16,6 +17,7 @@ from litevfs.blocks import BlockReader
 from litevfs.cache import ByteCache
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.fetch import FetchedFile, Fetcher
+from litevfs.hydration import Hydration
 from litevfs.ltx.decoder import decode_frame
 from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
 
@@ -41,6 +43,7 @@ class PageCounters:
 
     hits: int = 0
     misses: int = 0
+    hydrated: int = 0
     reread: int = 0
     relocated: int = 0
 
@@ -60,6 +63,21 @@ class PageSource:
         if fetcher.is_remote:
             self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, read_ahead=prefetch)
         self._client_read = fetcher.client.read
+        self.hydration: Hydration | None = None
+
+    def hydrate(self, path: str | None) -> None:
+        """From now on, copy the states that are published into a local file and read from there what it has."""
+        self.hydration = self.hydration or Hydration(path, self.read_through)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """A new state is published."""
+        if self.hydration is not None:
+            self.hydration.follow(snapshot)
+
+    def close(self) -> None:
+        """End what runs in the background. Idempotent."""
+        if self.hydration is not None:
+            self.hydration.close()
 
     @property
     def memory_bytes(self) -> int:
@@ -85,13 +103,12 @@ class PageSource:
         """
         if 1 <= pgno <= snapshot.commit:
             version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
-            key = version << PGNO_BITS | pgno
-            page = self._cache.get(key)
+            page = self._cache.get(version << PGNO_BITS | pgno)
             if page is not None:
                 self.counters.hits += 1
                 return page
             if version:
-                return self._load(snapshot, pgno, key)
+                return self._load(snapshot, pgno, version)
         snapshot.place(pgno)  # raises: no file holds the page
         raise AssertionError(pgno)
 
@@ -106,15 +123,25 @@ class PageSource:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def _load(self, snapshot: Snapshot, pgno: int, key: int) -> bytes:
-        self.counters.misses += 1
+    def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
+        page = None
+        if self.hydration is not None:
+            page = self.hydration.get(version, pgno, snapshot.page_size)
+        if page is None:
+            self.counters.misses += 1
+            page = self.read_through(snapshot, pgno)
+        else:
+            self.counters.hydrated += 1
+        self._cache.put(version << PGNO_BITS | pgno, page)
+        return page
+
+    def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """Like `read`, past the page cache: for whoever reads every page once."""
         try:
-            page = self._read_from(snapshot, pgno)
+            return self._read_from(snapshot, pgno)
         except StorageNotFoundError as error:
             self.counters.relocated += 1
-            page = self._read_from(self._find_elsewhere(snapshot, pgno, error), pgno)
-        self._cache.put(key, page)
-        return page
+            return self._read_from(self._find_elsewhere(snapshot, pgno, error), pgno)
 
     def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]

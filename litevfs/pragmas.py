@@ -96,6 +96,18 @@ def _status(view: View, value: str | None) -> str:
     return view.replica.status().to_json()
 
 
+def _hydration_progress(view: View, value: str | None) -> str:
+    _refuse_value("hydration_progress", value)
+    hydration = view.replica.pages.hydration
+    return f"{hydration.progress if hydration else 0.0:.1f}"
+
+
+def _hydration_file(view: View, value: str | None) -> str:
+    _refuse_value("hydration_file", value)
+    hydration = view.replica.pages.hydration
+    return hydration.path if hydration else ""
+
+
 def _refuse_value(name: str, value: str | None) -> None:
     if value is not None:
         raise OptionError(f"PRAGMA {PREFIX}{name} takes no value")
@@ -108,4 +120,6 @@ _HANDLERS: dict[str, Callable[[View, str | None], str]] = {
     "poll": _poll,
     "wait_txid": _wait_txid,
     "status": _status,
+    "hydration_progress": _hydration_progress,
+    "hydration_file": _hydration_file,
 }

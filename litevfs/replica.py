@@ -74,6 +74,8 @@ class Replica:
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
+        if options.hydration_enabled:
+            self.pages.hydrate(options.hydration_path or None)
         self._refresh_lock = threading.Lock()
         self._published = threading.Condition()
 
@@ -128,6 +130,7 @@ class Replica:
         """End the poller and every request, let go of sockets and descriptors. Within a second; idempotent."""
         self._closed = True
         self.fetcher.close()
+        self.pages.close()
         self.stop_polling()
         with self._published:
             self._published.notify_all()
@@ -200,6 +203,7 @@ class Replica:
             self.snapshot = snapshot
             self._published.notify_all()
             listeners = tuple(self._listeners)
+        self.pages.follow(snapshot)
         for txid in txids:
             logger.debug("%s is at TXID %s", self.url, format_txid(txid))
             for listener in listeners:
@@ -279,8 +283,10 @@ class Replica:
                 files, txid = self._follower.find_time(timestamp_ms)
             else:
                 files = None
-            view = self._rebuilt.get((epoch, txid))
-            return view or self._remember(self._follower.build_view(txid, epoch, files))
+            view = self._rebuilt.get((epoch, txid)) or self._follower.build_view(txid, epoch, files)
+            if self.snapshot is None:
+                self.pages.follow(view)
+            return self._remember(view)
 
     def _remember(self, snapshot: Snapshot) -> Snapshot:
         self._rebuilt[(snapshot.epoch, snapshot.txid)] = snapshot
@@ -352,6 +358,7 @@ class Replica:
             last_error=str(self._error) if self._error else None,
             cache_hits=pages.hits,
             cache_misses=pages.misses,
+            cache_hydrated=pages.hydrated,
             cache_bytes=self.pages.memory_bytes,
             index_bytes=snapshot.index_bytes() if snapshot else 0,
             list_requests=requests.list,

@@ -33,6 +33,7 @@ class ReplicaStatus:
     errors: int  # failed looks so far
     last_error: str | None  # of the last look, if it failed
     cache_hits: int  # pages served from the page cache
+    cache_hydrated: int  # pages served from the hydrated file
     cache_misses: int  # pages that had to be decoded
     cache_bytes: int  # memory of the caches
     index_bytes: int  # memory of the page map

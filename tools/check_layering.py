@@ -39,7 +39,8 @@ LAYERS = {
     "fetch": "replica_clients.base ltx.*",
     "snapshot": "replica_clients.base ltx.*",
     "cache blocks prefetch": "snapshot fetch replica_clients.base ltx.*",
-    "pages": "cache blocks prefetch snapshot fetch plan replica_clients.base ltx.*",
+    "hydration": "snapshot",
+    "pages": "hydration cache blocks prefetch snapshot fetch plan replica_clients.base ltx.*",
     "status": "",
     "history": "plan fetch options replica_clients.base ltx.*",
     "follower": "history plan fetch snapshot replica_clients.base ltx.*",
@@ -67,7 +68,7 @@ THIRD_PARTY = {
     "mypy_boto3_s3": f"{S3_CLIENT} testing.*",
     "fastcrc": "ltx.checksum testing.*",
     "lz4": "ltx.frame ltx.decoder ltx.encoder testing.*",
-    "numpy": "ltx.* fetch snapshot cache blocks prefetch pages replicate.* testing.*",
+    "numpy": "ltx.* fetch snapshot hydration cache blocks prefetch pages replicate.* testing.*",
     "*": "testing.*",
 }
 """Packages beyond the standard library. `*` is any other."""

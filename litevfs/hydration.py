@@ -1,0 +1,169 @@
+"""A local file that fills with the newest state's pages in the background and then serves them. Owns file and thread.
+
+The file is laid out like the database. Beside it, in memory, stands the version of each page in it (see `Snapshot`): a
+reader takes a page from the file only if it is the version its own snapshot has, and checks again after reading. So the
+file may move on under a reader at any time; the reader then goes to the LTX files for its older version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevfs.errors import LitevfsError, OptionError
+from litevfs.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.hydration")
+
+TEMP_PREFIX = "litevfs-hydration-"
+ReadPage = Callable[[Snapshot, int], bytes]
+
+
+class Hydration:
+    """Copies states into the file at `path`, or into a temporary one that goes when this object is closed."""
+
+    close_timeout_s = 0.8
+
+    def __init__(self, path: str | None, read_page: ReadPage) -> None:
+        self._read_page = read_page
+        self._temporary = not path
+        self._fd, self.path = _open_temporary() if not path else _open_at(path)
+        self._versions: NDArray[np.uint32] = np.zeros(0, np.uint32)  # of the pages in the file; 0: not there
+        self._target: Snapshot | None = None
+        self._copied = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="litevfs-hydrate", daemon=True)
+        self._thread.start()
+
+    @property
+    def progress(self) -> float:
+        """Percent of the newest state's pages that are in the file."""
+        target = self._target
+        if target is None:
+            return 0.0
+        return 100.0 if target.commit == 0 else min(100.0, 100.0 * self._copied / target.commit)
+
+    def get(self, version: int, pgno: int, page_size: int) -> bytes | None:
+        """Page `pgno` if the file has it in this version."""
+        versions = self._versions
+        if pgno > len(versions) or versions[pgno - 1] != version:
+            return None
+        try:
+            page = os.pread(self._fd, page_size, (pgno - 1) * page_size)
+        except OSError:  # closed meanwhile, or the disk failed: the LTX files still have the page
+            return None
+        versions = self._versions
+        unchanged = pgno <= len(versions) and versions[pgno - 1] == version
+        return page if unchanged and len(page) == page_size and not self._closed else None
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Bring the file to this state, in the background."""
+        with self._changed:
+            self._target = snapshot
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread and close the file; a temporary one is deleted. Idempotent."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(self.close_timeout_s)
+        os.close(self._fd)
+        if self._temporary:
+            Path(self.path).unlink(missing_ok=True)
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        done: Snapshot | None = None
+        while True:
+            with self._changed:
+                while self._target is done and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                done = self._target
+            assert done is not None
+            try:
+                self._copy(done)
+            except (LitevfsError, OSError) as error:
+                # Reads go on from the LTX files; the next state is a new chance.
+                logger.warning("hydration stopped at TXID %016x: %s", done.txid, error)
+
+    def _copy(self, target: Snapshot) -> None:
+        """Write every page of `target` that the file does not have, in the order in which they lie in storage."""
+        wanted, frames = _page_map(target)
+        have = np.zeros(len(wanted), np.uint32)
+        kept = min(len(have), len(self._versions))
+        have[:kept] = self._versions[:kept]
+        have[have != wanted] = 0  # what is about to be overwritten is not to be read any more
+        self._versions = have
+        stale = np.flatnonzero((have == 0) & (wanted != 0))
+        self._copied = len(wanted) - len(stale)
+        for slot in stale[np.lexsort((frames[0][stale], frames[1][stale]))].tolist():
+            if self._closed or self._target is not target:
+                return
+            page = self._read_page(target, slot + 1)
+            os.pwrite(self._fd, page, slot * target.page_size)
+            have[slot] = wanted[slot]
+            self._copied += 1
+        os.ftruncate(self._fd, target.size_bytes)
+
+
+def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
+    """(version, (frame, file)) of pages 1 to commit."""
+    if not snapshot.chunks:
+        return np.zeros(0, np.uint32), (np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+    versions = np.concatenate([chunk.version_array for chunk in snapshot.chunks])[: snapshot.commit]
+    frames = np.concatenate([chunk.frame_array for chunk in snapshot.chunks])[: snapshot.commit]
+    files = np.concatenate([chunk.file_array for chunk in snapshot.chunks])[: snapshot.commit]
+    return versions, (frames, files)
+
+
+def _open_at(path: str) -> tuple[int, str]:
+    """An empty file at `path` that no other process is hydrating. What an earlier one left there is not trusted."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OptionError(
+            f"hydration_path {path}: {error.strerror}", hint="name a file in a writable folder"
+        ) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise OptionError(
+            f"hydration_path {path} is in use by another replica", hint="give each its own file"
+        ) from error
+    except OSError as error:
+        os.close(fd)
+        raise OptionError(f"hydration_path {path}: {error.strerror}") from error
+    return fd, path
+
+
+def _open_temporary() -> tuple[int, str]:
+    _sweep_temporary()
+    fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd, path
+
+
+def _sweep_temporary() -> None:
+    """Delete the files of processes that were killed: a living one holds the lock on its own."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*.db"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
