@@ -12,7 +12,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from litevfs.errors import OptionError
@@ -38,6 +39,9 @@ _SIZE_UNITS_BYTES = {
     "G": 2**30,
 }
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MIN_TIMESTAMP_MS, _MAX_TIMESTAMP_MS = -62_135_596_800_000, 253_402_300_799_999
+"""Years 1 to 9999."""
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
 
 
@@ -99,13 +103,13 @@ def parse_timestamp_ms(value: object) -> int:
         raise OptionError(f"not a time: {value!r}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return math.floor(moment.timestamp() * 1000)
+    return (moment - _EPOCH) // timedelta(milliseconds=1)
 
 
 def format_timestamp(timestamp_ms: int) -> str:
-    """RFC 3339 in UTC with milliseconds."""
-    moment = datetime.fromtimestamp(timestamp_ms // 1000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{timestamp_ms % 1000:03d}Z"
+    """RFC 3339 in UTC with milliseconds; the nearest time that has a form there (an LTX header may say anything)."""
+    moment = _EPOCH + timedelta(milliseconds=min(max(timestamp_ms, _MIN_TIMESTAMP_MS), _MAX_TIMESTAMP_MS))
+    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def _parse_text(value: object) -> str:
@@ -123,10 +127,16 @@ def _parse_txid_option(value: object) -> int:
 
 
 def _option(
-    default: Any, parse: Callable[[object], Any], help_text: str, *, name: str = "", litestream_env: str = ""
+    default: Any,
+    parse: Callable[[object], Any],
+    help_text: str,
+    *,
+    name: str = "",
+    litestream_env: str = "",
+    secret: bool = False,
 ) -> Any:
     metadata = {"parse": parse, "help": help_text, "name": name, "litestream_env": litestream_env}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +148,7 @@ class Options:
         _parse_text,
         "where the replica is: file:///path, s3://bucket/path, memory://name",
         litestream_env="LITESTREAM_REPLICA_URL",
+        secret=True,  # as given, it may hold an encryption key
     )
     poll_interval_s: float = _option(
         1.0, parse_duration_s, "pause between looks for new transactions; 0 turns polling off", name="poll_interval"
@@ -266,7 +277,7 @@ def to_uri_text(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
     if spec.parse is parse_duration_s:
-        return f"{parsed:.9f}s"
+        return f"{Decimal(parsed):f}s"  # never with an exponent
     if spec.parse is parse_timestamp_ms:
         return format_timestamp(parsed)
     return format_txid(parsed) if name == "txid" else str(parsed)

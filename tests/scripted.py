@@ -1,0 +1,117 @@
+"""Replicas whose storage a test can watch and disturb: `scripted://name`, a memory replica behind a `Script`.
+
+The script counts every call by itself, past the counters of the code under test.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import BinaryIO
+
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+from litevfs.replica_clients.urls import register_scheme
+
+_scripts: dict[str, Script] = {}
+
+
+class Script:
+    """One replica's storage; hooks may be set and cleared at any time."""
+
+    def __init__(self, *, block_size: int = 0) -> None:
+        self.name = f"replica-{uuid.uuid4().hex[:12]}"
+        self.url = f"scripted://{self.name}"
+        self.block_size = block_size
+        self.store = MemoryStore(self.name)
+        self.on_list: Callable[[int, list[LTXFileInfo]], list[LTXFileInfo]] | None = None
+        self.on_read: Callable[[LTXFileInfo, int, bytes], bytes] | None = None
+        self.clients = 0
+        self.lists: Counter[int] = Counter()  # by level
+        self.list_times: list[float] = []  # monotonic, seconds; of level 0
+        self.reads: list[tuple[str, int, int | None]] = []  # (key, offset, size)
+        self._lock = threading.Lock()
+        _scripts[self.name] = self
+
+    @property
+    def writer(self) -> MemoryReplicaClient:
+        """A client of the same store that nothing disturbs and nothing counts."""
+        return MemoryReplicaClient(self.store)
+
+    def count_list(self, level: int) -> None:
+        """One listing of a level."""
+        with self._lock:
+            self.lists[level] += 1
+            if level == 0:
+                self.list_times.append(time.monotonic())
+
+    def count_read(self, key: str, offset: int, size: int | None) -> None:
+        """One read."""
+        with self._lock:
+            self.reads.append((key, offset, size))
+
+    def clear(self) -> None:
+        """Count from zero again."""
+        with self._lock:
+            self.lists.clear()
+            self.list_times.clear()
+            self.reads.clear()
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del _scripts[self.name]
+
+
+class ScriptedClient:
+    """The client of a `Script`."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._client = MemoryReplicaClient(script.store)
+        self.block_size = script.block_size
+        script.clients += 1
+
+    @property
+    def url(self) -> str:
+        """`scripted://name`."""
+        return self._script.url
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient`."""
+        self._script.count_list(level)
+        files = self._client.list_files(level, min_txid)
+        return self._script.on_list(level, files) if self._script.on_list else files
+
+    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+        """See `ReplicaClient`."""
+        self._script.count_read(self.key(file), offset, size)
+        data = self._client.read(file, offset, size)
+        return self._script.on_read(file, offset, data) if self._script.on_read else data
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+        """See `ReplicaClient`."""
+        return self._client.write(level, min_txid, max_txid, data, timestamp_ms)
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient`."""
+        self._client.delete(files)
+
+    def key(self, file: LTXFileInfo) -> str:
+        """See `ReplicaClient`."""
+        return self._client.key(file)
+
+    def close(self) -> None:
+        """See `ReplicaClient`."""
+        self._client.close()
+
+
+def _open(url: str, *, read_timeout_s: float) -> ScriptedClient:
+    return ScriptedClient(_scripts[url.removeprefix("scripted://")])
+
+
+register_scheme("scripted", _open)

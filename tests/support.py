@@ -1,0 +1,77 @@
+"""What many tests need: waiting on conditions, connections that close, replicas in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import apsw
+
+import litevfs
+
+_TICK_S = 0.002
+
+
+def wait_until(condition: Callable[[], Any], what: str = "the condition", timeout_s: float = 10.0) -> Any:
+    """The condition's first true value; fails the test when there is none in time."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come true within {timeout_s:g} s"
+        threading.Event().wait(_TICK_S)
+    return value
+
+
+@contextmanager
+def connected(url: str, **options: Any) -> Iterator[apsw.Connection]:
+    """A connection that closes."""
+    connection = litevfs.connect(url, **options)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def one(connection: apsw.Connection, sql: str, *bindings: Any) -> Any:
+    """The single value of a query."""
+    rows = connection.execute(sql, bindings).fetchall()
+    assert len(rows) == 1
+    assert len(rows[0]) == 1
+    return rows[0][0]
+
+
+def rows(connection: apsw.Connection, sql: str) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return connection.execute(sql).fetchall()
+
+
+def txid_of(connection: apsw.Connection) -> int:
+    """What `PRAGMA litestream_txid` says."""
+    return int(one(connection, "PRAGMA litestream_txid"), 16)
+
+
+def in_threads(count: int, work: Callable[[int], Any], timeout_s: float = 60.0) -> list[Any]:
+    """Run `work(i)` in `count` threads at once, started together; results in order, the first error raised."""
+    barrier = threading.Barrier(count)
+    results: list[Any] = [None] * count
+    errors: list[BaseException] = []
+
+    def run(i: int) -> None:
+        barrier.wait(timeout_s)
+        try:
+            results[i] = work(i)
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,), name=f"test-{i}") for i in range(count)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        assert not thread.is_alive(), f"{thread.name} hangs"
+    if errors:
+        raise errors[0]
+    return results

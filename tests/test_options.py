@@ -1,0 +1,303 @@
+"""Options: parsing, precedence, refusals, and that a value written into a URI means the same when it is read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import litevfs
+from litevfs.errors import OptionError
+from litevfs.options import (
+    OPTION_NAMES,
+    SPECS,
+    Options,
+    format_timestamp,
+    parse_bool,
+    parse_duration_s,
+    parse_size_bytes,
+    parse_timestamp_ms,
+    to_uri_text,
+)
+
+
+def collect(uri=None, keywords=None, environ=None) -> Options:
+    return Options.collect(uri or {}, keywords or {}, environ or {})
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("1s", 1),
+        ("250ms", 0.25),
+        ("1h30m", 5400),
+        ("1.5m", 90),
+        (".5s", 0.5),
+        ("2d", 172800),
+        ("7us", 7e-6),
+        ("7µs", 7e-6),
+        ("9ns", 9e-9),
+        ("0", 0),
+        ("12", 12),
+        ("0.25", 0.25),
+        (" 3s ", 3),
+        (3, 3),
+        (0.5, 0.5),
+    ],
+)
+def test_durations_are_read_in_go_notation_and_in_seconds(text, seconds):
+    assert parse_duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize(
+    "bad", ["", "s", "1x", "-1s", -1, "1s!", "1 s x", "1e3s", "nan", "inf", float("nan"), True, None, []]
+)
+def test_what_is_no_duration_is_refused(bad):
+    with pytest.raises(OptionError, match="not a duration"):
+        parse_duration_s(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("10MB", 10_000_000),
+        ("64KiB", 65536),
+        ("1kb", 1000),
+        ("1.5 GiB", 1610612736),
+        ("1G", 2**30),
+        ("7", 7),
+        ("7B", 7),
+        (0, 0),
+        (5, 5),
+    ],
+)
+def test_sizes_are_read_in_decimal_and_binary_units(text, size):
+    assert parse_size_bytes(text) == size
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize("bad", ["", "MB", "-1", -1, "1XB", "1e3", 1.5, True, None])
+def test_what_is_no_size_is_refused(bad):
+    with pytest.raises(OptionError, match="not a size"):
+        parse_size_bytes(bad)
+
+
+@pytest.mark.parametrize("word", ["1", "t", "TRUE", "yes", "On", True])
+def test_words_for_true(word):
+    assert parse_bool(word) is True
+
+
+@pytest.mark.parametrize("word", ["0", "f", "False", "NO", "off", False])
+def test_words_for_false(word):
+    assert parse_bool(word) is False
+
+
+@pytest.mark.parametrize("bad", ["", "maybe", "2", None])
+def test_other_words_are_no_truth_value(bad):
+    with pytest.raises(OptionError, match="not a truth value"):
+        parse_bool(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31T12:00:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31T12:00:00.250Z", datetime(2026, 1, 31, 12, 0, 0, 250000, tzinfo=UTC)),
+        ("2026-01-31T14:00:00+02:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31 12:00:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        (datetime(2026, 1, 31, 12), datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        (datetime(2026, 1, 31, 7, tzinfo=timezone(timedelta(hours=-5))), datetime(2026, 1, 31, 12, tzinfo=UTC)),
+    ],
+)
+def test_times_without_a_zone_are_utc(text, moment):
+    assert (
+        Fraction(parse_timestamp_ms(text), 1000)
+        == Fraction((moment - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(milliseconds=1)) / 1000
+    )
+
+
+@given(st.integers(-62135596800_000, 253402300799_999))
+def test_a_time_that_was_printed_is_read_as_the_same_millisecond(timestamp_ms):
+    assert parse_timestamp_ms(format_timestamp(timestamp_ms)) == timestamp_ms
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_any_timestamp_an_ltx_header_can_hold_can_be_printed(timestamp_ms):
+    assert format_timestamp(timestamp_ms).endswith("Z")
+
+
+# --- where values come from -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("K01")
+def test_the_defaults_are_those_of_the_documentation():
+    options = collect()
+    assert (options.poll_interval_s, options.cache_size_bytes) == (1.0, 10_000_000)
+    assert (options.open_timeout_s, options.read_timeout_s, options.prefetch) == (10.0, 30.0, True)
+    assert options.is_polling
+    assert not options.is_fixed
+
+
+def test_uri_wins_over_keyword_over_environment_over_default():
+    sources = [
+        ({"poll_interval": "1ms"}, {"poll_interval": "2ms"}, {"LITEVFS_POLL_INTERVAL": "3ms"}, 0.001),
+        ({}, {"poll_interval": "2ms"}, {"LITEVFS_POLL_INTERVAL": "3ms"}, 0.002),
+        ({}, {}, {"LITEVFS_POLL_INTERVAL": "3ms"}, 0.003),
+        ({}, {"poll_interval": None}, {"LITEVFS_POLL_INTERVAL": ""}, 1.0),
+    ]
+    assert [collect(*source[:3]).poll_interval_s for source in sources] == [pytest.approx(s[3]) for s in sources]
+
+
+def test_litestreams_own_environment_variables_count_after_ours():
+    assert collect(environ={"LITESTREAM_REPLICA_URL": "memory://a"}).replica_url == "memory://a"
+    both = {"LITESTREAM_REPLICA_URL": "memory://a", "LITEVFS_REPLICA_URL": "memory://b"}
+    assert collect(environ=both).replica_url == "memory://b"
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize("name", ["mode", "cache", "immutable", "nolock", "psow", "modeof", "vfs"])
+def test_parameters_of_sqlite_itself_are_passed_over(name):
+    assert collect({name: "whatever"}) == collect()
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("poll_intervall", "poll_interval"), ("cachesize", "cache_size"), ("TXID", "txid")]
+)
+def test_an_unknown_uri_parameter_is_refused_with_the_nearest_name(wrong, near):
+    if near == "txid":
+        wrong = "tx_id"
+    with pytest.raises(OptionError) as caught:
+        collect({wrong: "1"})
+    assert f"did you mean {near}?" in str(caught.value)
+    assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.plan("K01")
+def test_an_unknown_option_unlike_any_other_is_refused_with_all_names():
+    with pytest.raises(OptionError) as caught:
+        collect(keywords={"zzzzzz": 1})
+    assert all(name in str(caught.value) for name in OPTION_NAMES)
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize(
+    ("uri", "keywords", "environ", "source"),
+    [
+        ({"cache_size": "lots"}, {}, {}, "URI parameter cache_size"),
+        ({}, {"cache_size": "lots"}, {}, "option cache_size"),
+        ({}, {}, {"LITEVFS_CACHE_SIZE": "lots"}, "environment variable LITEVFS_CACHE_SIZE"),
+    ],
+)
+def test_a_bad_value_says_where_it_was_given(uri, keywords, environ, source):
+    with pytest.raises(OptionError) as caught:
+        collect(uri, keywords, environ)
+    assert str(caught.value).startswith(source)
+    assert "hint" in str(caught.value)
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize("bad", ["", "0", "xyz", "1" * 17, 0, 2**64, -1, True])
+def test_what_is_no_txid_is_refused(bad):
+    with pytest.raises(OptionError):
+        collect(keywords={"txid": bad})
+
+
+def test_a_txid_in_text_is_hexadecimal_and_a_number_is_itself():
+    assert collect(keywords={"txid": "10"}).txid == 16
+    assert collect(keywords={"txid": 10}).txid == 10
+    assert collect({"txid": "00000000000000fF"}).txid == 255
+
+
+@pytest.mark.plan("K01")
+def test_txid_and_timestamp_together_make_no_sense():
+    with pytest.raises(OptionError, match="both txid and timestamp"):
+        collect({"txid": "1", "timestamp": "2026-01-01T00:00:00Z"})
+
+
+@pytest.mark.parametrize("fixed", [{"txid": "1"}, {"timestamp": "2026-01-01T00:00:00Z"}])
+def test_a_fixed_view_does_not_poll(fixed):
+    assert collect(fixed).is_fixed
+    assert not collect(fixed).is_polling
+
+
+def test_an_interval_of_zero_is_not_polling():
+    assert not collect({"poll_interval": "0"}).is_polling
+
+
+# --- round trip -------------------------------------------------------------------------------------------------------
+
+_VALUES = {
+    "replica_url": st.text(min_size=1, max_size=30),
+    "hydration_path": st.text(max_size=30),
+    "cache_dir": st.text(max_size=30),
+    "txid": st.integers(1, 2**64 - 1),
+    "timestamp": st.integers(0, 253402300799_999).map(
+        lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+    ),
+}
+
+
+def _values_of(spec):
+    if spec.name in _VALUES:
+        return _VALUES[spec.name]
+    if spec.parse is parse_duration_s:
+        return st.floats(0, 1e9).map(lambda s: round(s, 6)) | st.integers(0, 10**6)
+    if spec.parse is parse_size_bytes:
+        return st.integers(0, 2**50)
+    if spec.parse is parse_bool:
+        return st.booleans()
+    raise AssertionError(f"no strategy for {spec.name}")
+
+
+@given(st.data())
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_a_value_written_into_a_uri_is_read_as_the_same_value(spec, data):
+    value = data.draw(_values_of(spec))
+    expected = getattr(collect(keywords={spec.name: value}), spec.field_name)
+    read = getattr(collect({spec.name: to_uri_text(spec.name, value)}), spec.field_name)
+    if spec.parse is parse_duration_s:
+        assert read == pytest.approx(expected, abs=1e-9)
+        assert (read == 0) == (expected == 0)  # 0 is a switch
+    else:
+        assert read == expected
+
+
+@given(st.floats(0, 1e9, exclude_min=True))
+def test_no_positive_duration_becomes_zero_in_a_uri(seconds):
+    assert parse_duration_s(to_uri_text("poll_interval", seconds)) > 0
+
+
+def test_every_option_is_described_and_reachable_from_the_environment():
+    for spec in SPECS:
+        assert spec.help
+        assert f"LITEVFS_{spec.name.upper()}" in spec.environment
+
+
+@pytest.mark.plan("K09")
+def test_the_options_do_not_show_the_key_in_a_replica_url():
+    options = collect({"replica_url": "s3://bucket/path?sseCustomerKey=c2VjcmV0LWtleQ%3D%3D"})
+    assert "c2VjcmV0" not in repr(options)
+    assert "c2VjcmV0" not in str(options)
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"poll_intervall": 1}, "poll_interval"),
+        ({"cache_size": "many"}, "not a size"),
+    ],
+)
+def test_connect_refuses_bad_options_before_it_touches_the_storage(options, text, tmp_path):
+    with pytest.raises((OptionError, TypeError), match=text):
+        litevfs.connect(str(tmp_path / "nowhere"), **options)
+    with pytest.raises(OptionError):
+        litevfs.register("litestream", nonsense=1)
