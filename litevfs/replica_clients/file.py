@@ -109,9 +109,11 @@ class FileReplicaClient:
                 if len(data) == size:
                     return data
             return _read_to(descriptor.fd, offset, size)
-        except OverflowError:  # beyond what any file can hold
-            return b""
+        except OverflowError:
+            return b""  # beyond what any file can hold
         except OSError as exc:
+            if exc.errno == errno.EINVAL and offset >= os.fstat(descriptor.fd).st_size:
+                return b""  # offset and size together are beyond it
             with self._lock:
                 self._open.pop(_key(file), None)
             raise _translate(exc, self.key(file), file) from exc

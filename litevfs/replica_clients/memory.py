@@ -13,6 +13,8 @@ from litevfs.errors import StorageClosedError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo
 
+_CHUNK_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
@@ -120,7 +122,7 @@ class MemoryReplicaClient:
     def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
         """See `ReplicaClient.write`."""
         self._check_open()
-        content = data if isinstance(data, bytes) else data.read()
+        content = data if isinstance(data, bytes) else b"".join(iter(lambda: data.read(_CHUNK_BYTES), b""))
         self._check_open()
         key = f"{level}/{format_file_name(min_txid, max_txid)}"
         stored = self._store.put(key, content, timestamp_ms)

@@ -35,11 +35,12 @@ from litevfs.replica_clients.s3_url import parse_s3_url
 BLOCK_SIZE = 1 << 16
 """Bytes that cost hardly more to read than one byte."""
 PART_SIZE = 32 << 20
-"""Bytes of a part of a multipart upload, and of memory an upload takes; S3 allows 10,000 parts (320 GB)."""
+"""Bytes of a part of a multipart upload, and of memory an upload takes; S3 allows 10,000 parts (here 320 GB)."""
 
 _DELETE_BATCH = 1000  # keys S3 takes in one DeleteObjects
 _LIST_LIMIT_BYTES = 16 << 20  # of one page of at most 1,000 keys
 _ERROR_LIMIT_BYTES = 1 << 16
+_MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 _KINDS = {"DeleteObjects": "DELETE", "AbortMultipartUpload": "DELETE", "HeadBucket": "HEAD"}  # all others write: PUT
 
@@ -49,7 +50,8 @@ class S3ReplicaClient:
 
     `url` is described in `s3_url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
     bounds each wait for bytes from the server, `connect_timeout_s` that for a connection; `max_connections` are kept
-    for parallel requests. Nothing is sent, and no credential looked for, before the first call.
+    for parallel requests. Uploads of more than `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no
+    credential looked for, before the first call.
     """
 
     block_size = BLOCK_SIZE
@@ -61,6 +63,7 @@ class S3ReplicaClient:
         read_timeout_s: float = 30.0,
         connect_timeout_s: float = 10.0,
         max_connections: int = 16,
+        part_size: int = PART_SIZE,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
     ) -> None:
@@ -72,6 +75,7 @@ class S3ReplicaClient:
             max_connections=max_connections,
             verify=self._access.certificates,
         )
+        self._part_size = part_size
         self._sse_headers = self._location.sse.headers() if self._location.sse else {}
 
     def __repr__(self) -> str:
@@ -109,7 +113,7 @@ class S3ReplicaClient:
             return b""
         headers = dict(self._sse_headers)
         if offset or size is not None:
-            headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(offset + size - 1))
+            headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(min(offset + size - 1, _MAX_OFFSET)))
         key = self.key(file)
         url, response = self._get("GET", lambda: self._access.object_url(key), headers)
         if response.status == 416:
@@ -131,15 +135,15 @@ class S3ReplicaClient:
         return data
 
     def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
-        """See `ReplicaClient.write`. One request up to `PART_SIZE` bytes, a multipart upload beyond."""
+        """See `ReplicaClient.write`. One request up to `part_size` bytes, a multipart upload beyond."""
         self._transport.check_open()
         key = f"{self._folder(level)}{format_file_name(min_txid, max_txid)}"
         target = {"Bucket": self._location.bucket, "Key": key}
         metadata = {"Metadata": {"litestream-timestamp": rfc3339(timestamp_ms)}}
         stream = io.BytesIO(data) if isinstance(data, bytes) else data
-        first = _read_part(stream)
+        first = self._read_part(stream)
         with self._access.translated(key):
-            if len(first) < PART_SIZE:
+            if len(first) < self._part_size:
                 size = len(first)
                 answer = self._access.client.put_object(Body=first, **target, **metadata, **self._sse_parameters())
             else:
@@ -220,18 +224,30 @@ class S3ReplicaClient:
                 answer = client.upload_part(Body=part, PartNumber=number, **upload, **sse)
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
                 size += len(part)
-                part = _read_part(rest)
+                part = self._read_part(rest)
             return size, client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **upload)
         except BaseException:
             with contextlib.suppress(ClientError, BotoCoreError, StorageError):  # the first failure is the one to tell
                 client.abort_multipart_upload(**upload)
             raise
 
+    def _read_part(self, stream: BinaryIO) -> bytes:
+        """`part_size` bytes, fewer only at the end (a raw stream may give less at a time)."""
+        part = stream.read(self._part_size)
+        if not part or len(part) == self._part_size:
+            return part
+        pieces, size = [part], len(part)
+        while size < self._part_size and (piece := stream.read(self._part_size - size)):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+
     def _sse_parameters(self) -> dict[str, Any]:
         sse = self._location.sse
-        return (
-            {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": sse.key, "SSECustomerKeyMD5": sse.md5} if sse else {}
-        )
+        if sse is None:
+            return {}
+        # With the MD5, botocore takes the key as the base64 it is.
+        return {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": sse.key_base64, "SSECustomerKeyMD5": sse.md5}
 
     def _send_for_botocore(self, request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
         """Handler of botocore's `before-send` event: its requests go over our connections, which `close` can end."""
@@ -282,18 +298,6 @@ def _expected_length(
         asked = f"bytes {offset}-{end - 1}"
         raise _proxy_error(f"{endpoint} answered {given!r} and {length} bytes, asked for {asked}", file, key)
     return int(length)
-
-
-def _read_part(stream: BinaryIO) -> bytes:
-    """`PART_SIZE` bytes, fewer only at the end (a raw stream may give less at a time)."""
-    part = stream.read(PART_SIZE)
-    if not part or len(part) == PART_SIZE:
-        return part
-    pieces, size = [part], len(part)
-    while size < PART_SIZE and (piece := stream.read(PART_SIZE - size)):
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)
 
 
 def _date_ms(date: str | None) -> int:

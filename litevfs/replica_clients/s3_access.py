@@ -133,12 +133,12 @@ class S3Access:
         """`text` without any secret: a server may repeat in an error what it was sent."""
         secrets = [self._keys[1]] if self._keys else []
         if self._location.sse:
-            secrets += self._location.sse.headers().values()
+            secrets.append(self._location.sse.key_base64)
         if self._resolved is not None:
             known = self._resolved.credentials.get_frozen_credentials()
             secrets += [known.access_key, known.secret_key, known.token]
         for secret in secrets:
-            if secret and len(secret) > len("AES256"):
+            if secret:
                 text = text.replace(secret, "***")
         return text
 

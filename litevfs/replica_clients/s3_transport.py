@@ -59,9 +59,8 @@ class Transport:
         self._max_connections = max_connections
         self._verify = verify
         self._sockets = _LiveSockets()
-        self._lock = threading.Lock()  # for _pools, _managers and _counts
+        self._lock = threading.Lock()  # for _pools and _counts
         self._pools: dict[tuple[str, str], tuple[urllib3.HTTPConnectionPool, bool]] = {}
-        self._managers: list[urllib3.PoolManager] = []
         self._counts: Counter[str] = Counter()
 
     @property
@@ -112,9 +111,9 @@ class Transport:
         """End all requests under way and drop all connections. Idempotent."""
         self._sockets.close()
         with self._lock:
-            managers = list(self._managers)
-        for manager in managers:
-            manager.clear()
+            pools = [pool for pool, _ in self._pools.values()]
+        for pool in pools:
+            pool.close()
 
     @contextmanager
     def translated(self, url: str) -> Iterator[None]:
@@ -155,7 +154,6 @@ class Transport:
             options |= {"ssl_context": _ssl_context(verify), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
         proxy = get_environ_proxies(url).get(scheme)
         manager = _proxy_manager(proxy, options) if proxy else urllib3.PoolManager(**options)
-        self._managers.append(manager)
         pool = manager.connection_from_url(url)
         kind = _HTTPSConnection if scheme == "https" else _HTTPConnection
         pool.ConnectionCls = functools.partial(kind, sockets=self._sockets)  # type: ignore[assignment]

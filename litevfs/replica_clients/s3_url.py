@@ -41,14 +41,13 @@ _SSE_KEY_BYTES = 32  # AES-256
 class SSECustomerKey:
     """A key of the user's own that S3 encrypts objects with (SSE-C)."""
 
-    key: bytes = field(repr=False)
+    key_base64: str = field(repr=False)
     md5: str  # base64 of the key's MD5
 
     def headers(self) -> dict[str, str]:
         """The request headers that carry it."""
         prefix = "x-amz-server-side-encryption-customer-"
-        key = base64.b64encode(self.key).decode()
-        return {f"{prefix}algorithm": "AES256", f"{prefix}key": key, f"{prefix}key-MD5": self.md5}
+        return {f"{prefix}algorithm": "AES256", f"{prefix}key": self.key_base64, f"{prefix}key-MD5": self.md5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +187,7 @@ def _sse(parameters: Mapping[str, str]) -> SSECustomerKey | None:
     md5 = base64.b64encode(hashlib.md5(key, usedforsecurity=False).digest()).decode()
     if given_md5 and given_md5.replace(" ", "+") != md5:
         raise ReplicaURLError("sseCustomerKeyMD5 does not belong to sseCustomerKey")
-    return SSECustomerKey(key, md5)
+    return SSECustomerKey(base64.b64encode(key).decode(), md5)
 
 
 def _base64(text: str) -> bytes:

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+
+@dataclass
+class ScriptedServer:
+    """An HTTP server that answers as a test says: `answer` gets method, target and headers, and returns raw bytes.
+
+    None hangs up, `HANG` never answers. The connection is closed after an answer that says so, or has no length.
+    """
+
+    answer: Callable[[str, str, dict[str, str]], bytes | None]
+    requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    hanging: threading.Event = field(default_factory=threading.Event)  # a request is waiting for ever
+
+    HANG = b"hang"
+
+    def __post_init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        self._closed.set()
+        for sock in [self._listener, *self._sockets]:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            sock.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.append(sock)
+            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, sock.makefile("rb") as stream:
+            try:
+                while self._serve_one(sock, stream):
+                    pass
+            except OSError:
+                pass
+
+    def _serve_one(self, sock: socket.socket, stream) -> bool:
+        line = stream.readline().decode()
+        if not line:
+            return False
+        method, target, _ = line.split()
+        headers = {}
+        while (line := stream.readline().decode().strip()) != "":
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        if headers.get("expect") == "100-continue":
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        stream.read(int(headers.get("content-length", 0)))
+        self.requests.append((method, target, headers))
+        answer = self.answer(method, target, headers)
+        if answer == self.HANG:
+            self.hanging.set()
+            self._closed.wait()
+            return False
+        if answer is None:
+            return False
+        sock.sendall(answer)
+        return b"ontent-Length" in answer and b"Connection: close" not in answer
+
+
+@pytest.fixture
+def scripted_server() -> Iterator[Callable[..., ScriptedServer]]:
+    """Starts a `ScriptedServer` with the given answer, closed after the test."""
+    servers: list[ScriptedServer] = []
+
+    def start(answer: Callable[[str, str, dict[str, str]], bytes | None] | bytes) -> ScriptedServer:
+        servers.append(ScriptedServer(answer if callable(answer) else lambda *_: answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def credentials(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
+    """An access key, a secret key and a session token in the environment, and nothing else that counts."""
+    keys = ("AKIDTESTACCESSKEY", "the/secret+key", "the-session-token")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys[1])
+    monkeypatch.setenv("AWS_SESSION_TOKEN", keys[2])
+    for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY", "LITESTREAM_S3_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    return keys
