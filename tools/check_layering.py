@@ -55,13 +55,13 @@ LAYERS = {
     "replicate.*": "plan fetch options replica_clients.* ltx.*",
     f"{PACKAGE} api": "vfs subscription sharing status restore replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
-    "cli cli_*": f"{PUBLIC} plan fetch",
+    "cli commands.* __main__": f"{PUBLIC} plan fetch",
 }
 """The design's table, lowest first. `*` is the rest of a name, if any; `litevfs` itself is what users import."""
 
 THIRD_PARTY = {
     # package    : the modules that may import it
-    "apsw": f"errors vfs restore replicate.* cli cli_* testing.* {PACKAGE} api",
+    "apsw": f"errors vfs restore replicate.* cli commands.* testing.* {PACKAGE} api",
     "boto3": f"{S3_CLIENT} testing.*",
     "botocore": f"{S3_CLIENT} testing.*",
     "urllib3": f"{S3_CLIENT} testing.*",

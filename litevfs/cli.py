@@ -1,0 +1,134 @@
+"""The `litevfs` command: its parser, and how a run ends. What each command does is in `litevfs.commands`.
+
+Results go to stdout and everything else to stderr. Exit codes: 0 done, 1 failed or found a problem, 2 used wrongly,
+130 ended by Ctrl-C, 141 when whoever read the output went away. A mistake of the user's is one line, not a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+import apsw
+
+import litevfs
+from litevfs.commands import COMMANDS
+from litevfs.errors import LitevfsError, OptionError
+
+OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
+"""Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (default: that of `sys.argv`); the exit code."""
+    _never_fail_to_encode(sys.stdout, sys.stderr)
+    try:
+        try:
+            args = build_parser().parse_args(arguments)
+        finally:
+            sys.stdout.flush()  # of --help
+        with _log_to_stderr(debug=_is_debugging(args)):
+            return _run(args)
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `args.run(args)` of what it returns runs the command."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="log everything, show tracebacks (to stderr)"
+    )
+    parser = argparse.ArgumentParser(
+        prog="litevfs",
+        description="Query a Litestream replica of a SQLite database in place, live.",
+        epilog="URL is where the replica is: file:///path, s3://bucket/path. 'litevfs COMMAND --help' says more.",
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"litevfs {litevfs.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.NAME, help=command.HELP, description=command.DESCRIPTION, parents=[common], allow_abbrev=False
+        )
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except (BrokenPipeError, KeyboardInterrupt):
+        raise
+    except (LitevfsError, apsw.Error, OSError, UnicodeDecodeError) as error:
+        if _is_debugging(args):
+            raise
+        _flush_or_discard()
+        print(f"litevfs: error: {_one_line(error)}", file=sys.stderr)
+        return USAGE if isinstance(error, OptionError) else FAILED
+    return code
+
+
+def _is_debugging(args: argparse.Namespace) -> bool:
+    # The flag has no default: that of the command would take the place of what stands before the command.
+    return getattr(args, "debug", False)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"a value of type text is not UTF-8 ({error}); hint: select it with cast(... AS blob)"
+    return " ".join(str(error).splitlines()) or type(error).__name__
+
+
+def _never_fail_to_encode(*streams: TextIO) -> None:
+    for stream in streams:
+        with suppress(AttributeError):  # not the real stream
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+
+
+def _flush_or_discard() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # the disk is full, say; that is the error being reported
+        _discard_output()
+
+
+def _discard_output() -> None:
+    """Nobody can take what is still buffered: keep the interpreter from trying at its end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):  # not the real stream
+        os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+@contextmanager
+def _log_to_stderr(*, debug: bool) -> Iterator[None]:
+    logger = logging.getLogger("litevfs")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("litevfs: %(levelname)s: %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    if debug:
+        logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.levelname = record.levelname.lower()
+        return super().format(record)

@@ -1,0 +1,28 @@
+"""The commands of `litevfs`, one module each: name and help, arguments, and `run`, which returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+from litevfs.commands import demo, dump, history, ls, query, shell, status, verify
+
+
+class Command(Protocol):
+    """What a module here has."""
+
+    NAME: str
+    HELP: str  # half a line, for the list of commands
+    DESCRIPTION: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments and flags."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; 0, or 1 for a problem found. Raises LitevfsError and apsw.Error."""
+        ...
+
+
+COMMANDS: tuple[Command, ...] = (query, shell, status, history, ls, dump, verify, demo)
+"""In the order of the help."""

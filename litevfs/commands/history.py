@@ -1,0 +1,72 @@
+"""`litevfs history`: the states that a replica can still be opened at."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.text import count, format_bytes, format_table
+from litevfs.errors import ReplicaEmptyError
+from litevfs.fetch import Fetcher
+from litevfs.history import reachable_txids
+from litevfs.ltx.names import format_txid
+from litevfs.options import format_timestamp
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+
+NAME = "history"
+HELP = "list the states to go back to"
+DESCRIPTION = "List the states that --txid and --timestamp can open, newest first."
+_BATCH = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    add_url(parser)
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many at most, 0 for all [20]")
+    parser.add_argument("--json", action="store_true", help="an array of objects, sizes in bytes")
+    add_options(parser, STORAGE_OPTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `Command`."""
+    fetcher = open_fetcher(args)
+    try:
+        states = list(reachable_txids(fetcher.list_levels(LEVELS)).items())[::-1]
+        if not states:
+            raise ReplicaEmptyError("the replica holds no complete state", key=fetcher.client.url)
+        shown = states[: args.limit] if args.limit > 0 else states
+        rows = _describe(fetcher, shown)
+    finally:
+        fetcher.close()
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(
+        format_table(
+            ["TXID", "time", "database", "level"],
+            [(row["txid"], row["time"], format_bytes(int(str(row["size"]))), row["level"]) for row in rows],
+        )
+    )
+    if len(shown) < len(states):
+        print(f"\n{count(len(states) - len(shown), 'older state')} not shown; --limit 0 shows all")
+    return 0
+
+
+def _describe(fetcher: Fetcher, states: list[tuple[int, LTXFileInfo]]) -> list[dict[str, object]]:
+    """What the header of the file that ends at each state says; many headers are read at once."""
+    rows: list[dict[str, object]] = []
+    for start in range(0, len(states), _BATCH):
+        batch = states[start : start + _BATCH]
+        headers = fetcher.parallel([partial(fetcher.read_header, file) for _, file in batch])
+        for (txid, file), header in zip(batch, headers, strict=True):
+            rows.append(
+                {
+                    "txid": format_txid(txid),
+                    "time": format_timestamp(header.timestamp_ms),
+                    "size": header.commit * header.page_size,
+                    "level": file.level,
+                }
+            )
+    return rows

@@ -1,0 +1,117 @@
+"""The options of `litevfs.options` as flags of a command: `poll_interval` is `--poll-interval`.
+
+Flags left out stay out, so that the environment and the defaults have their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import apsw
+
+import litevfs
+from litevfs.errors import OptionError
+from litevfs.fetch import Fetcher
+from litevfs.history import parse_moment_ms
+from litevfs.options import (
+    SPECS,
+    Options,
+    OptionSpec,
+    format_timestamp,
+    parse_bool,
+    parse_duration_s,
+    parse_size_bytes,
+)
+from litevfs.replica_clients.base import ReplicaClient
+
+STORAGE_OPTIONS = frozenset({"read_timeout"})
+"""What a command that only reads files needs of the table."""
+_METAVARS: dict[Callable[[object], object], str] = {parse_duration_s: "DURATION", parse_size_bytes: "SIZE"}
+
+
+def add_url(parser: argparse.ArgumentParser, name: str = "url") -> None:
+    """The replica as a positional argument."""
+    parser.add_argument(name, metavar=name.upper(), help="the replica: file:///path, s3://bucket/path, or a folder")
+
+
+def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """A flag for each option of the table, or for those named in `only`."""
+    group = parser.add_argument_group(
+        "options of the replica",
+        "Each also has an environment variable: LITEVFS_POLL_INTERVAL for --poll-interval, and so on.",
+    )
+    for spec in SPECS:
+        if spec.name != "replica_url" and (only is None or spec.name in only):
+            _add_flag(group, spec)
+
+
+def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
+    flag = "--" + spec.name.replace("_", "-")
+    default = _default_text(spec)
+    text = (spec.help + (f" [{default}]" if default else "")).replace("%", "%%")
+    if spec.parse is parse_bool:
+        group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+    metavar = "TIME" if spec.name == "timestamp" else _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
+    group.add_argument(flag, dest=spec.name, metavar=metavar, type=_checked(spec), help=text)
+
+
+def _default_text(spec: OptionSpec) -> str:
+    if spec.default is None or spec.default == "":
+        return ""
+    if spec.parse is parse_bool:
+        return "yes" if spec.default else "no"
+    if spec.parse is parse_duration_s:
+        return f"{spec.default:g}s"
+    if spec.parse is parse_size_bytes:
+        unit, name = next(
+            (u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B")) if spec.default >= u
+        )
+        return f"{spec.default / unit:g}{name}"
+    return str(spec.default)
+
+
+def _checked(spec: OptionSpec) -> Callable[[str], str]:
+    """A type for argparse: the text as it is (its parser is the table's), refused at once when it makes no sense."""
+
+    def check(text: str) -> str:
+        try:
+            if spec.name == "timestamp":
+                return format_timestamp(parse_moment_ms(text, now_ms=int(time.time() * 1000)))
+            spec.parse(text)
+        except OptionError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return text
+
+    return check
+
+
+def given_options(args: argparse.Namespace) -> dict[str, object]:
+    """The options that the command line sets, by the names of the table."""
+    values = {spec.name: getattr(args, spec.name, None) for spec in SPECS if spec.name != "replica_url"}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
+    """A connection to `args.url` with the given options; `defaults` for those not given.
+
+    Ctrl-C ends a running query: without a progress handler a query that reads no page would not notice the signal.
+    """
+    options: dict[str, Any] = defaults | given_options(args)
+    connection = litevfs.connect(args.url, **options)
+    connection.set_progress_handler(lambda: False, 100_000)
+    return connection
+
+
+def open_fetcher(args: argparse.Namespace) -> Fetcher:
+    """Access to the files of the replica at `args.url`; close it."""
+    options = Options.collect({"replica_url": args.url}, given_options(args))
+    return Fetcher(open_client(options), read_timeout_s=options.read_timeout_s)
+
+
+def open_client(options: Options) -> ReplicaClient:
+    """The client of a replica."""
+    return litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)

@@ -1,0 +1,78 @@
+"""`litevfs query`: SQL in, rows out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from typing import NoReturn
+
+import apsw
+
+import litevfs
+from litevfs.commands.options import add_options, add_url, connect, given_options
+from litevfs.commands.results import FORMATS, make_writer, write_results
+from litevfs.errors import OptionError
+
+NAME = "query"
+HELP = "run SQL and print the rows"
+DESCRIPTION = (
+    "Run SQL on a replica and print the rows. All statements see one state of the database, unless --poll-interval is "
+    "given; PRAGMA litestream_txid and litestream_time tell which one."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    add_url(parser)
+    parser.add_argument("sql", metavar="SQL", help="one or more statements; - reads them from stdin")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="table (aligned, long values cut), list (as sqlite3 prints it: a|b), csv, json (an array), jsonl (an "
+        "object a row), lines (column = value) [table on a terminal, else list]",
+    )
+    parser.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, help="column names first [yes for table and csv]"
+    )
+    parser.add_argument(
+        "--watch", action="store_true", help="run it again whenever new transactions arrive, until Ctrl-C"
+    )
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `Command`."""
+    if args.watch and (args.txid or args.timestamp):
+        raise OptionError("--watch needs a state that can change, --txid and --timestamp fix it")
+    sql = sys.stdin.read() if args.sql == "-" else args.sql
+    if args.watch:
+        _watch(sql, args)
+    connection = connect(args, poll_interval="0")  # one query needs nothing newer, but may ask for it
+    try:
+        _write(connection, sql, args)
+    finally:
+        connection.close()
+    return 0
+
+
+def _write(connection: apsw.Connection, sql: str, args: argparse.Namespace) -> None:
+    name = args.format or ("table" if sys.stdout.isatty() else "list")
+    write_results(connection, sql, make_writer(name, sys.stdout, args.header))
+    sys.stdout.flush()
+
+
+def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
+    """The results now and after each change, until KeyboardInterrupt. On stderr, which TXID it is at."""
+    connection = connect(args)
+    changed = threading.Event()
+    try:
+        with litevfs.subscribe(args.url, lambda txid: changed.set(), **given_options(args)):
+            while True:
+                changed.clear()
+                txid, moment = connection.pragma("litestream_txid"), connection.pragma("litestream_time")
+                print(f"litevfs: TXID {txid}, {moment}", file=sys.stderr)
+                _write(connection, sql, args)
+                changed.wait()
+    finally:
+        connection.close()

@@ -1,0 +1,51 @@
+"""`litevfs shell`: APSW's shell, which is much like sqlite3's, on a replica."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import apsw
+import apsw.shell
+
+from litevfs.commands.options import add_options, add_url, connect
+
+NAME = "shell"
+HELP = "query a replica interactively"
+DESCRIPTION = (
+    "An interactive SQL shell on a replica, much like sqlite3's: .help lists its commands. Each statement sees the "
+    "newest transactions unless BEGIN holds one state. Statements may also come through a pipe; the first error then "
+    "ends it."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    add_url(parser)
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `Command`."""
+    connection = connect(args)
+    try:
+        shell = apsw.shell.Shell(db=connection)
+        shell.prompt, shell.moreprompt = "litevfs> ", "    ...> "
+        shell.bail = not shell.interactive
+        shell.cmdloop(_intro(connection))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        if not getattr(error, "_handle_exception_saw_this", False):
+            raise
+        return 1  # the shell has printed it
+    finally:
+        connection.close()
+    sys.stdout.flush()
+    return 0
+
+
+def _intro(connection: apsw.Connection) -> str:
+    txid, moment = connection.pragma("litestream_txid"), connection.pragma("litestream_time")
+    return (
+        f"At TXID {txid}, {moment}; SQLite {apsw.sqlite_lib_version()}, read-only.\n"
+        "PRAGMA litestream_time = '5 minutes ago' goes back, 'latest' follows again. .help lists more, .exit leaves.\n"
+    )

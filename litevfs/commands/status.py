@@ -1,0 +1,87 @@
+"""`litevfs status`: opens a replica and says where it stands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from litevfs.commands.options import add_options, add_url, connect, open_fetcher
+from litevfs.commands.text import count, format_age, format_bytes, format_fields, format_table
+from litevfs.ltx.names import format_txid
+from litevfs.options import parse_timestamp_ms
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+
+NAME = "status"
+HELP = "say where a replica stands"
+DESCRIPTION = "Open a replica and say where it stands: its newest state, how old that is, and what lies on each level."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    add_url(parser)
+    parser.add_argument("--json", action="store_true", help="an object; sizes in bytes, times in seconds or RFC 3339")
+    add_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `Command`."""
+    connection = connect(args, poll_interval="0")
+    try:
+        # The first read of a page shows that the state can be read at all.
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        status = json.loads(str(connection.pragma("litestream_status")))
+        status["txid"] = connection.pragma("litestream_txid")  # of this connection, which may be at a fixed state
+        status["time"] = connection.pragma("litestream_time")
+    finally:
+        connection.close()
+    levels = _levels(args)
+    if args.json:
+        print(json.dumps(status | {"levels": levels}, indent=1))
+    else:
+        print(_render(status, levels))
+    return 0
+
+
+def _levels(args: argparse.Namespace) -> list[dict[str, object]]:
+    fetcher = open_fetcher(args)
+    try:
+        files = fetcher.list_levels(LEVELS)
+    finally:
+        fetcher.close()
+    by_level = {level: [file for file in files if file.level == level] for level in LEVELS}
+    return [_level_fields(level, found) for level, found in by_level.items() if found]
+
+
+def _level_fields(level: int, files: list[LTXFileInfo]) -> dict[str, object]:
+    return {
+        "level": level,
+        "files": len(files),
+        "bytes": sum(file.size for file in files),
+        "min_txid": format_txid(min(file.min_txid for file in files)),
+        "max_txid": format_txid(max(file.max_txid for file in files)),
+    }
+
+
+def _render(status: dict[str, object], levels: list[dict[str, object]]) -> str:
+    age_s = time.time() - parse_timestamp_ms(status["time"]) / 1000
+    size = format_bytes(int(str(status["commit"])) * int(str(status["page_size"])))
+    fields = [
+        ("replica", status["url"]),
+        ("state", status["state"]),
+        ("TXID", status["txid"]),
+        ("time", f"{status['time']} ({format_age(age_s)})"),
+        ("database", f"{size}: {count(int(str(status['commit'])), 'page')} of {status['page_size']} bytes"),
+        (
+            "opened with",
+            f"{status['list_requests']} listings, {count(int(str(status['get_requests'])), 'read')}, "
+            f"{format_bytes(int(str(status['bytes_read'])))}",
+        ),
+    ]
+    if status["last_error"]:
+        fields.append(("last error", status["last_error"]))
+    rows = [
+        (one["level"], one["files"], format_bytes(int(str(one["bytes"]))), one["min_txid"], one["max_txid"])
+        for one in levels
+    ]
+    return f"{format_fields(fields)}\n\n{format_table(['level', 'files', 'size', 'oldest TXID', 'newest TXID'], rows)}"

@@ -1,0 +1,166 @@
+"""`litevfs verify`: every file of a replica read and checked, the chain they make, and the database itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import apsw
+
+from litevfs.commands.options import add_options, add_url, connect, open_fetcher
+from litevfs.commands.text import Progress, count, format_bytes
+from litevfs.commands.verification import (
+    FileCheck,
+    Findings,
+    Problem,
+    check_files,
+    judge,
+    without_deleted,
+)
+from litevfs.errors import LitevfsError
+from litevfs.fetch import Fetcher
+from litevfs.ltx.names import format_txid
+from litevfs.options import format_timestamp
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+
+NAME = "verify"
+HELP = "check every file, the chain and the database"
+DESCRIPTION = (
+    "Read every LTX file of a replica whole and check format, checksums and names; check that the files make the "
+    "newest state without a gap; open that state and run PRAGMA integrity_check. Exits with 1 when anything is wrong."
+)
+_PROGRESS_INTERVAL_S = 0.1
+_TAKEN_OPTIONS = frozenset({"cache_size", "open_timeout", "read_timeout"})
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All there is to say."""
+
+    url: str
+    files: int
+    size: int  # bytes
+    seconds: float
+    findings: Findings
+    integrity: str | None  # "ok", "failed", or None when it was not checked
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command`."""
+    add_url(parser)
+    parser.add_argument("--json", action="store_true", help="an object; sizes in bytes")
+    parser.add_argument(
+        "--integrity-check", action=argparse.BooleanOptionalAction, default=True, help="of the newest state [yes]"
+    )
+    add_options(parser, _TAKEN_OPTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """See `Command`."""
+    progress = Progress()
+    fetcher = open_fetcher(args)
+    try:
+        report = _check_storage(fetcher, progress)
+        if args.integrity_check and report.findings.newest:
+            progress.show("checking the database's integrity")
+            report = _check_database(args, report, report.findings.newest.txid)
+    finally:
+        fetcher.close()
+        progress.clear()
+    print(json.dumps(_to_json(report), indent=1) if args.json else _to_text(report))
+    return 1 if report.findings.problems else 0
+
+
+def _check_storage(fetcher: Fetcher, progress: Progress) -> Report:
+    started = time.monotonic()
+    # Higher levels last: what retention deletes first is read first.
+    files = fetcher.list_levels(LEVELS)
+    checks = without_deleted(fetcher, check_files(fetcher, files, _Meter(files, progress).count))
+    size = sum(check.file.size for check in checks)
+    return Report(fetcher.client.url, len(checks), size, time.monotonic() - started, judge(checks), None)
+
+
+class _Meter:
+    """Says how far it is, a few times a second."""
+
+    def __init__(self, files: Sequence[LTXFileInfo], progress: Progress) -> None:
+        self._progress = progress
+        self._files, self._bytes = len(files), format_bytes(sum(file.size for file in files))
+        self._done = self._done_bytes = 0
+        self._next_s = 0.0
+
+    def count(self, check: FileCheck) -> None:
+        self._done += 1
+        self._done_bytes += check.file.size
+        now = time.monotonic()
+        if now >= self._next_s:
+            self._next_s = now + _PROGRESS_INTERVAL_S
+            done = format_bytes(self._done_bytes)
+            self._progress.show(f"verifying file {self._done:,} of {self._files:,}, {done} of {self._bytes}")
+
+
+def _check_database(args: argparse.Namespace, report: Report, txid: int) -> Report:
+    try:
+        connection = connect(args, poll_interval="0", txid=format_txid(txid))
+        try:
+            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+        finally:
+            connection.close()
+    except (LitevfsError, apsw.Error) as error:
+        lines = [str(error)]
+    if lines == ["ok"]:
+        return replace(report, integrity="ok")
+    problems = [Problem(f"integrity check: {line}", min_txid=txid, max_txid=txid) for line in lines]
+    findings = replace(report.findings, problems=(*report.findings.problems, *problems))
+    return replace(report, integrity="failed", findings=findings)
+
+
+def _to_json(report: Report) -> dict[str, object]:
+    findings = report.findings
+    newest, header = findings.newest, findings.newest_header
+    state = None
+    if newest and header:
+        state = {
+            "txid": format_txid(newest.txid),
+            "time": format_timestamp(header.timestamp_ms),
+            "page_size": header.page_size,
+            "commit": header.commit,
+            "files": len(newest.files),
+        }
+    return {
+        "url": report.url,
+        "ok": not findings.problems,
+        "files": report.files,
+        "bytes": report.size,
+        "newest": state,
+        "integrity_check": report.integrity,
+        "problems": [_problem_json(problem) for problem in findings.problems],
+        "notes": list(findings.notes),
+    }
+
+
+def _problem_json(problem: Problem) -> dict[str, object]:
+    txids = {name: None if (txid := getattr(problem, name)) is None else format_txid(txid) for name in _TXIDS}
+    return asdict(problem) | txids
+
+
+_TXIDS = ("min_txid", "max_txid")
+
+
+def _to_text(report: Report) -> str:
+    findings = report.findings
+    lines = [f"{count(report.files, 'file')}, {format_bytes(report.size)}, read in {report.seconds:.1f} s"]
+    newest, header = findings.newest, findings.newest_header
+    if newest and header:
+        size = f"{count(header.commit, 'page')} of {header.page_size} bytes"
+        time_text = format_timestamp(header.timestamp_ms)
+        made_of = count(len(newest.files), "file")
+        lines.append(f"newest state: TXID {format_txid(newest.txid)}, {time_text}, {size}, made of {made_of}")
+    lines.append(f"integrity check: {report.integrity or 'not run'}")
+    lines += [f"note: {note}" for note in findings.notes]
+    lines += [f"problem: {problem}" for problem in findings.problems]
+    lines.append(f"{count(len(findings.problems), 'problem')} found" if findings.problems else "no problems found")
+    return "\n".join(lines)
