@@ -157,3 +157,14 @@ class ReplicatorLockedError(ReplicatorError):
 
 class WALError(ReplicatorError):
     """The write-ahead log does not hold what SQLite says it holds."""
+
+
+# --- restoring -------------------------------------------------------------------------------------------------------
+
+
+class RestoreError(LitevfsError, OSError):
+    """The restored database cannot be written, or does not pass the check that was asked for."""
+
+
+class RestoreTargetExistsError(RestoreError, FileExistsError):
+    """There is a file where the restored database should go; nothing is ever overwritten."""

@@ -187,7 +187,7 @@ class Fetcher:
         """The header of a file, in one request; 100 bytes."""
         try:
             header = Header.unpack(self.read(file, 0, min(HEADER_SIZE, file.size)))
-            _check_name(file, header)
+            check_name(file, header)
         except LTXFormatError as error:
             raise self.located(error, file) from error
         return header
@@ -211,7 +211,7 @@ class Fetcher:
     def _fetch_whole(self, file: LTXFileInfo, data: bytes | None = None) -> FetchedFile:
         data = self.read(file, 0, file.size) if data is None else data
         decoded = decode_file(data)
-        _check_name(file, decoded.header)
+        check_name(file, decoded.header)
         return FetchedFile(file, decoded.header, decoded.index, data)
 
     def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
@@ -220,7 +220,7 @@ class Fetcher:
         if needed > len(tail):
             tail = self._read_tail(file, needed)
         header, index, _ = read_header_and_index(head, tail, file.size)
-        _check_name(file, header)
+        check_name(file, header)
         return FetchedFile(file, header, index, None, head)
 
     def _read_head(self, file: LTXFileInfo) -> bytes:
@@ -277,7 +277,8 @@ def _likely_tail_bytes(file: LTXFileInfo) -> int:
     return max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE))
 
 
-def _check_name(file: LTXFileInfo, header: Header) -> None:
+def check_name(file: LTXFileInfo, header: Header) -> None:
+    """Raise LTXFormatError when a file's header and its name do not agree."""
     if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
         raise LTXFormatError(
             f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",

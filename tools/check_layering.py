@@ -18,7 +18,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = "litevfs"
-PUBLIC = f"{PACKAGE} options status restore history replicate.* replica_clients.* ltx.*"
+PUBLIC = f"{PACKAGE} options status restore copy progress history replicate.* replica_clients.* ltx.*"
 """What commands and test helpers build on."""
 S3_CLIENT = "replica_clients.s3 replica_clients.s3_*"
 
@@ -51,9 +51,12 @@ LAYERS = {
     "pragmas": "replica status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
-    "restore": "history plan fetch options replica_clients.* ltx.*",
-    "replicate.*": "plan fetch options replica_clients.* ltx.*",
-    f"{PACKAGE} api": "vfs subscription sharing status restore replicate.* options replica_clients.* ltx.*",
+    "stream": "fetch replica_clients.base ltx.*",
+    "progress": "",
+    "restore restore_*": "stream history plan fetch options replica_clients.* ltx.*",
+    "copy": "stream plan fetch options replica_clients.* ltx.*",
+    "replicate.*": "stream history plan fetch options replica_clients.* ltx.*",
+    f"{PACKAGE} api": "vfs subscription sharing status restore copy replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli commands.* __main__": f"{PUBLIC} plan fetch",
 }

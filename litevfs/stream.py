@@ -1,0 +1,130 @@
+"""Whole LTX files from their first byte to their last: read ahead in parallel, verified while they pass, nothing kept.
+
+Owns how files of any size are read in bounded memory. Knows neither databases nor destinations: see `restore`, `copy`
+and `replicate.compaction`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypeVar
+
+from litevfs.errors import LTXFormatError
+from litevfs.fetch import Fetcher, check_name
+from litevfs.ltx.decoder import StreamDecoder
+from litevfs.ltx.format import Header
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+
+READ_BYTES = 1 << 20
+"""Bytes of one request."""
+PARALLEL_READS = 16
+"""Requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
+FEED_BYTES = 1 << 16
+"""Bytes decoded at once: a hostile file can make 255 times as many bytes of pages of them."""
+
+T = TypeVar("T")
+
+
+class FileStreamer:
+    """Reads whole files of one replica in the order asked for. A context manager; leaves the client open.
+
+    Memory: READ_BYTES, or PARALLEL_READS times that where a request costs a round trip.
+    """
+
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float = 30.0) -> None:
+        self.client = client
+        self.fetcher = Fetcher(client, read_timeout_s=read_timeout_s)
+        self._pool: ThreadPoolExecutor | None = None
+        if self.fetcher.is_remote:
+            self._pool = ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="litevfs-stream")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
+        """All files of several levels, tried again after transient errors. Raises StorageError."""
+        listings = self._ahead(partial(self.fetcher.retry, partial(self.fetcher.list_files, level)) for level in levels)
+        return [file for listing in listings for file in listing]
+
+    def stream(self, files: Sequence[LTXFileInfo]) -> Iterator[VerifiedStream]:
+        """A stream for each file, to be taken to its end before the next one.
+
+        Reading runs ahead over the ends of files, so many small files take no more round trips than a large one.
+        """
+        ranges = ((file, offset) for file in files for offset in range(0, file.size, READ_BYTES))
+        pieces = self._ahead(
+            partial(self.fetcher.read, file, offset, min(READ_BYTES, file.size - offset)) for file, offset in ranges
+        )
+        for file in files:
+            yield VerifiedStream(file, islice(pieces, -(-file.size // READ_BYTES)), self.fetcher)
+
+    def _ahead(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Results in order, with up to PARALLEL_READS calls under way where that helps."""
+        if self._pool is None:
+            yield from (call() for call in calls)
+            return
+        waiting = iter(calls)
+        running: deque[Future[T]] = deque(self._pool.submit(call) for call in islice(waiting, PARALLEL_READS))
+        try:
+            while running:
+                result = running.popleft().result()
+                running.extend(self._pool.submit(call) for call in islice(waiting, 1))
+                yield result
+        finally:
+            for future in running:
+                future.cancel()
+
+
+class VerifiedStream:
+    """The bytes of one file on their way, each piece with the pages that it completes.
+
+    Iterating gives (bytes, [(pgno, page), ...]) and ends without an error only for a file that is sound as a whole: the
+    checksums come last, so nothing that was given before may be trusted until then. Raises LTXFormatError, with level,
+    TXIDs and key, and whatever the client raises.
+    """
+
+    def __init__(self, file: LTXFileInfo, pieces: Iterable[bytes], fetcher: Fetcher) -> None:
+        self.file = file
+        self._pieces = pieces
+        self._fetcher = fetcher
+        self._decoder = StreamDecoder()
+
+    @property
+    def header(self) -> Header:
+        """The file's header; known from the first piece on."""
+        header = self._decoder.header
+        if header is None:
+            raise RuntimeError("nothing was read yet")
+        return header
+
+    def __iter__(self) -> Iterator[tuple[memoryview, list[tuple[int, bytes]]]]:
+        is_named = False
+        try:
+            for part in self._parts():
+                pages = self._decoder.feed(part)
+                if self._decoder.header is None:
+                    continue  # the file is shorter than a header: the end will tell
+                if not is_named:
+                    check_name(self.file, self._decoder.header)
+                    is_named = True
+                yield part, pages
+            self._decoder.finish()
+        except LTXFormatError as error:
+            raise self._fetcher.located(error, self.file) from error
+
+    def _parts(self) -> Iterator[memoryview]:
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), FEED_BYTES):
+                yield view[start : start + FEED_BYTES]
