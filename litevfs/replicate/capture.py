@@ -129,9 +129,9 @@ class Capture:
         position = self._known_state().position
         header = state.header
         if header is None or not position.is_in(header):
-            if not self._may_start_over:
-                raise WALError("the WAL was started over since the last sync, changes may have been missed")
-            return header.start if header is not None and state.frames else None
+            if self._may_start_over or (header and wal.run_before_ended_at(header, state.frames, position)):
+                return header.start if header and state.frames else None
+            raise WALError("the WAL was started over since the last sync, changes may have been missed")
         if state.frames < position.frame:
             if not self._may_start_over:
                 raise WALError("the WAL ends before what was replicated, as after a power failure")

@@ -141,18 +141,23 @@ class WALReader:
 
         The checksum is not verified here. It need not be: what follows is checked by continuing from it.
         """
-        if frame == 0:
-            return header.start
-        data = self._read(FRAME_HEADER_SIZE, _offset(header, frame))
-        if len(data) < FRAME_HEADER_SIZE:
-            return None
-        _, _, salt1, salt2, checksum1, checksum2 = _FRAME_HEADER.unpack(data)
-        position = WALPosition(salt1, salt2, frame, checksum1, checksum2)
-        return position if position.is_in(header) else None
+        position = header.start if frame == 0 else self._stored_position(header, frame)
+        return position if position is not None and position.is_in(header) else None
 
     def holds(self, header: WALHeader, position: WALPosition) -> bool:
         """Whether everything up to `position` is still what it was when the position was taken."""
         return position.is_in(header) and self.position(header, position.frame) == position
+
+    def run_before_ended_at(self, header: WALHeader, frames: int, position: WALPosition) -> bool:
+        """Whether the run before that of `header`, which has `frames` frames so far, had nothing after `position`.
+
+        False when that cannot be told. SQLite starts over without shortening the file, so until the new run has come
+        that far, the last frame of the old one is still there, and behind it none of the same run.
+        """
+        if header.salt1 != (position.salt1 + 1) % 2**32 or not frames < position.frame:
+            return False
+        last, behind = (self._stored_position(header, frame) for frame in (position.frame, position.frame + 1))
+        return last == position and (behind is None or (behind.salt1, behind.salt2) != (last.salt1, last.salt2))
 
     def changes(self, header: WALHeader, start: WALPosition, last_frame: int | None = None) -> WALChanges | None:
         """What whole, valid transactions changed after `start`, up to `last_frame` (None: as far as they go).
@@ -207,6 +212,14 @@ class WALReader:
             if count < wanted:
                 return
             frame += count
+
+    def _stored_position(self, header: WALHeader, frame: int) -> WALPosition | None:
+        """What `frame` says of itself, of whatever run it is; None past the end of the file."""
+        data = self._read(FRAME_HEADER_SIZE, _offset(header, frame))
+        if len(data) < FRAME_HEADER_SIZE:
+            return None
+        _, _, salt1, salt2, checksum1, checksum2 = _FRAME_HEADER.unpack(data)
+        return WALPosition(salt1, salt2, frame, checksum1, checksum2)
 
     def _read(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset`, fewer only at the end of the file."""

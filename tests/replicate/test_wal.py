@@ -225,6 +225,28 @@ def test_what_an_earlier_run_left_behind_the_valid_frames_is_not_read(tmp_path: 
             assert wal.position(header, old.frame) is None
 
 
+def test_a_run_is_known_to_have_ended_while_its_last_frame_is_still_there(tmp_path: Path):
+    path = tmp_path / "source.db"
+    db = sqlite_database(path)
+    db.execute("CREATE TABLE t (data BLOB)")
+    with closing(db), WALReader(f"{path}-wal") as wal:
+        ends = []
+        for _ in range(6):
+            db.execute("INSERT INTO t VALUES (randomblob(3000))")
+            header = header_of(wal)
+            ends.append(wal.changes(header, header.start).end)
+        assert not wal.run_before_ended_at(header, 0, ends[-1])  # it has not ended
+        assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+        for frames in range(1, ends[-1].frame + 3):
+            db.execute("UPDATE t SET data = randomblob(10) WHERE rowid = 1")
+            header = header_of(wal)
+            assert wal.run_before_ended_at(header, frames, ends[-1]) is (frames < ends[-1].frame)
+            assert not any(wal.run_before_ended_at(header, frames, end) for end in ends[:-1])
+        assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+        db.execute("UPDATE t SET data = randomblob(10) WHERE rowid = 1")
+        assert not wal.run_before_ended_at(header_of(wal), 1, ends[-1])  # another run came between
+
+
 def test_a_truncated_and_a_missing_wal_are_empty(tmp_path: Path):
     path = tmp_path / "source.db"
     with closing(sqlite_database(path)) as db:

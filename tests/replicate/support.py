@@ -1,0 +1,122 @@
+"""For the replicator's tests: what a replica amounts to, told without the code that wrote it; storage that fails."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from litevfs.errors import TransientStorageError
+from litevfs.ltx.decoder import LTXFile, decode_file
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.file import FileReplicaClient
+
+
+def files_of(client: FileReplicaClient) -> list[LTXFile]:
+    """Every file of level 0, verified, by TXID; TXIDs run from 1 without a gap, one file each."""
+    infos = client.list_files(0)
+    assert [(info.min_txid, info.max_txid) for info in infos] == [(n, n) for n in range(1, len(infos) + 1)]
+    return [decode_file(client.read(info)) for info in infos]
+
+
+def states(files: list[LTXFile]) -> Iterator[tuple[int, bytes]]:
+    """(TXID, database file) after each of the files, which must follow one another."""
+    pages: dict[int, bytes] = {}
+    for txid, file in enumerate(files, 1):
+        assert (file.header.min_txid, file.header.max_txid) == (txid, txid)
+        page_size = files[0].header.page_size
+        assert file.header.page_size == page_size
+        pages |= dict(file.pages())
+        pages = {pgno: page for pgno, page in pages.items() if pgno <= file.header.commit}
+        assert len(pages) == file.header.commit, f"pages are missing at TXID {txid}"
+        yield txid, b"".join(pages[pgno] for pgno in sorted(pages))
+
+
+def rebuilt(client: FileReplicaClient) -> bytes:
+    """The database file that the replica amounts to."""
+    *_, (_, data) = states(files_of(client))
+    return data
+
+
+def opened(data: bytes) -> sqlite3.Connection:
+    """A database file in memory, opened."""
+    db = sqlite3.connect(":memory:")
+    db.deserialize(data[:18] + b"\1\1" + data[20:])  # memory has no WAL
+    return db
+
+
+def source_bytes(path: Path) -> bytes:
+    """The database as a reader sees it now. Through APSW: tests replicate in their own process too."""
+    source = apsw.Connection(str(path))
+    try:
+        return source.serialize("main")
+    finally:
+        source.close()
+
+
+def assert_replicated(client: FileReplicaClient, path: Path) -> None:
+    """The replica amounts to the source, byte by byte, and to a sound database."""
+    data = rebuilt(client)
+    assert data == source_bytes(path)
+    db = opened(data)
+    assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    db.close()
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
+    """Return when the condition holds; fail after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        threading.Event().wait(0.005)
+
+
+class FailingClient(FileReplicaClient):
+    """Fails as told: writes while `failures` are left, before or after (`lose_answer`) the file is stored; writes of
+    TXIDs from `fail_from` on; listings while `fail_listings`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.failures: list[Exception] = []
+        self.lose_answer = False
+        self.fail_from: int | None = None
+        self.fail_listings = False
+        self.writes: list[int] = []
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        if self.fail_listings:
+            raise TransientStorageError("listing refused")
+        return super().list_files(level, min_txid)
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int) -> LTXFileInfo:
+        self.writes.append(max_txid)
+        if self.fail_from is not None and max_txid >= self.fail_from:
+            raise TransientStorageError("write refused")
+        if self.failures and not self.lose_answer:
+            raise self.failures.pop(0)
+        info = super().write(level, min_txid, max_txid, data, timestamp_ms)
+        if self.failures:
+            raise self.failures.pop(0)
+        return info
+
+
+class HangingClient(FileReplicaClient):
+    """Writes wait until `release` is set."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_hanging, self.release = threading.Event(), threading.Event()
+
+    def write(self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int) -> LTXFileInfo:
+        self.is_hanging.set()
+        assert self.release.wait(30)
+        return super().write(level, min_txid, max_txid, data, timestamp_ms)
+
+
+def transient(count: int) -> list[Exception]:
+    return [TransientStorageError(f"failure {n}") for n in range(count)]

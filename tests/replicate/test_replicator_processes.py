@@ -1,0 +1,140 @@
+"""Application, replicator and reader in processes of their own: load, SIGKILL, Litestream's own reader."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+from tests.replicate.programs import create
+from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, states, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def program(*arguments: object, **environment: str):
+    """One of `programs.py`, killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.replicate.programs", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> list[str]:
+    """Ask a program to end and take the lines it has printed."""
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return output.splitlines()
+
+
+def assert_every_state_is_sound(client: FileReplicaClient) -> None:
+    """At every single TXID: a sound database in which the balances add up, and the ledger never goes back."""
+    ledger = 0
+    for txid, data in states(files_of(client)):
+        db = opened(data)
+        assert db.execute("SELECT sum(balance) FROM accounts").fetchone() == (1000,), f"TXID {txid}"
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)], f"TXID {txid}"
+        n = db.execute("SELECT n FROM ledger").fetchone()[0]
+        assert n >= ledger
+        ledger = n
+        db.close()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "app.db"
+    create(str(path))
+    return path
+
+
+@pytest.mark.plan("K03")
+def test_under_load_no_snapshot_is_needed_and_every_txid_is_a_state_of_the_source(database, client, tmp_path: Path):
+    with program("write", database, 1) as writer, program("replicate", database, client.url) as replicator:
+        wal = tmp_path / "app.db-wal"
+        sizes = []
+
+        def is_enough() -> bool:
+            sizes.append(wal.stat().st_size if wal.exists() else 0)
+            return len(client.list_files(0)) >= 60 if (tmp_path / "replica").exists() else False
+
+        wait_until(is_enough, timeout_s=60)
+        count = int(ended(writer)[-1])
+        *_, txid, status = ended(replicator)
+    assert status == "1 the first sync"
+    assert int(txid) == len(client.list_files(0))
+    assert max(sizes) < 4000 * 1048
+    assert_every_state_is_sound(client)
+    assert_replicated(client, database)
+    assert opened(rebuilt(client)).execute("SELECT n FROM ledger").fetchone() == (count,)
+
+
+@pytest.mark.plan("D15", "K03")
+def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_is_corrupt(database, client, tmp_path):
+    rng = random.Random(15)
+    with program("write", database, 2) as writer:
+        for kill in range(20):
+            before = len(client.list_files(0)) if (tmp_path / "replica").exists() else 0
+            with program("replicate", database, client.url) as replicator:
+                assert replicator.stdout.readline() == "started\n"
+                delay = time.monotonic() + rng.choice([0.0, 0.01, 0.05, 0.2]) * rng.random()
+                wait_until(lambda delay=delay: time.monotonic() >= delay)
+                replicator.kill()
+                acknowledged = replicator.communicate()[0].split()
+            files = client.list_files(0) if (tmp_path / "replica").exists() else []
+            assert len(files) >= max(before, *map(int, acknowledged or [0])), f"kill {kill}"
+        ended(writer)
+    with Replicator(database, client) as replicator:
+        replicator.sync()
+    assert len(client.list_files(0)) > 5
+    assert_every_state_is_sound(client)
+    assert_replicated(client, database)
+
+
+@pytest.mark.peer
+def test_litestreams_own_reader_sees_the_same_rows(make_app, client, replicate):
+    pytest.importorskip("litestream_vfs")
+    app = make_app(auto_vacuum=2)
+    replicator = replicate(app)
+    app.insert(40, 3000)
+    replicator.sync()
+    app.execute("DELETE FROM t WHERE id > 20")
+    app.execute("PRAGMA incremental_vacuum")
+    replicator.sync()
+    assert_litestream_reads(client, app)
+    replicator.close()
+    app.insert(5)
+    app.checkpoint("TRUNCATE")
+    app.insert(5)
+    replicator = replicate(app)
+    replicator.sync()
+    assert replicator.status.snapshots == 1
+    assert_litestream_reads(client, app)
+    app.insert(30, 3000)
+    replicator.sync()
+    assert_litestream_reads(client, app)
+
+
+def assert_litestream_reads(client: FileReplicaClient, app) -> None:
+    environment = {"LITESTREAM_REPLICA_URL": client.url, "LITESTREAM_LOG_LEVEL": "ERROR", "AWS_CA_BUNDLE": ""}
+    with program("read_with_litestream", **environment) as reader:
+        rows, check = ended(reader)
+    assert rows == repr(app.execute("SELECT id, hex(data) FROM t ORDER BY id"))
+    assert check == "ok"

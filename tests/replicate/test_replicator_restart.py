@@ -1,0 +1,460 @@
+"""Restarts, and replicas that are not what the local state says: go on where that is right, else a snapshot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from litevfs.errors import ReplicatorError, ReplicatorLockedError
+from litevfs.ltx.encoder import encode_file
+from litevfs.ltx.format import Header
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+from tests.replicate.support import FailingClient, assert_replicated, files_of, source_bytes, states, transient
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
+
+
+def state_folder(app) -> Path:
+    return app.path.with_name(f".{app.path.name}-litevfs")
+
+
+def synced(app, client, *, syncs: int = 1) -> None:
+    """Replicate and close again."""
+    with Replicator(app.path, client) as replicator:
+        for _ in range(syncs):
+            app.insert()
+            replicator.sync()
+
+
+# --- continuing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("D02")
+def test_five_restarts_in_a_row_change_nothing(app, client):
+    synced(app, client)
+    before = {info.name: client.read(info) for info in client.list_files(0)}
+    for _ in range(5):
+        with Replicator(app.path, client) as replicator:
+            assert replicator.sync() == 1
+            assert replicator.status.snapshots == 0
+    assert {info.name: client.read(info) for info in client.list_files(0)} == before
+
+
+def test_what_was_committed_while_it_was_down_is_read_from_the_wal(app, client):
+    app.insert(20)
+    synced(app, client)
+    app.insert(3)
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 0
+    assert len(list(files_of(client)[1].pages())) < 3
+    assert_replicated(client, app.path)
+
+
+def test_closing_leaves_the_wal_as_it_is_even_after_the_application(app, client):
+    app.insert(20)
+    replicator = Replicator(app.path, client)
+    replicator.sync()
+    app.insert(3)
+    app.close()
+    replicator.close()
+    assert app.path.with_name("app.db-wal").stat().st_size > 0
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 0
+    assert_replicated(client, app.path)
+
+
+@pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
+def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_snapshot(app, client, mode: str):
+    synced(app, client)
+    app.insert()
+    app.checkpoint(mode)
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert "started over" in replicator.status.last_snapshot_reason
+        app.insert()
+        assert replicator.sync() == 3
+        assert replicator.status.snapshots == 1
+    snapshot = files_of(client)[1]
+    assert (snapshot.header.min_txid, snapshot.header.max_txid) == (2, 2)
+    assert len(list(snapshot.pages())) == snapshot.header.commit
+    assert_replicated(client, app.path)
+
+
+def test_an_application_that_ended_while_it_was_down_leads_to_a_snapshot(app, client):
+    synced(app, client)
+    app.insert()
+    app.close()  # SQLite removes the WAL
+    assert not app.path.with_name("app.db-wal").exists()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 1
+    assert_replicated(client, app.path)
+
+
+def test_a_wal_that_lost_its_end_leads_to_a_snapshot(app, client):
+    """As after a power failure: transactions that were replicated are gone, others may have taken their place."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    synced(app, client, syncs=5)
+    path, copy = app.path, {}
+    for suffix in ("", "-wal"):
+        copy[suffix] = path.with_name(path.name + suffix).read_bytes()
+    app.close()
+    for suffix, cut in (("", None), ("-wal", -2 * 4120)):
+        path.with_name(path.name + suffix).write_bytes(copy[suffix][:cut])
+    with Replicator(path, client) as replicator:
+        assert replicator.sync() == 6
+        assert "power failure" in replicator.status.last_snapshot_reason
+    assert_replicated(client, path)
+
+
+def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_snapshot(app, client):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    synced(app, client, syncs=5)
+    path, copy = app.path, {}
+    for suffix in ("", "-wal"):
+        copy[suffix] = path.with_name(path.name + suffix).read_bytes()
+    app.close()
+    for suffix, cut in (("", None), ("-wal", -2 * 4120)):
+        path.with_name(path.name + suffix).write_bytes(copy[suffix][:cut])
+    db = app.connect()
+    for _ in range(4):
+        db.execute("INSERT INTO t (data) VALUES ('after the failure')")
+    with Replicator(path, client) as replicator:
+        assert replicator.sync() == 6
+        assert "overwritten" in replicator.status.last_snapshot_reason
+    assert_replicated(client, path)
+
+
+# --- the database is another one --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_database_that_was_replaced_by_another_file_leads_to_a_snapshot(make_app, client, running: bool):
+    app, other = make_app(), make_app("other.db")
+    other.execute("CREATE TABLE other (x)")
+    other.insert(200)
+    other.close()
+    replicator = Replicator(app.path, client)
+    app.insert()
+    replicator.sync()
+    if not running:
+        replicator.close()
+    app.close()
+    for suffix in ("-wal", "-shm"):
+        app.path.with_name(app.path.name + suffix).unlink(missing_ok=True)
+    other.path.replace(app.path)
+    if not running:
+        replicator = Replicator(app.path, client)
+    db = app.connect()
+    assert replicator.sync() == 2
+    assert replicator.status.last_snapshot_reason.startswith("the database file ")
+    db.execute("INSERT INTO other VALUES (1)")
+    assert replicator.sync() == 3
+    replicator.close()
+    assert_replicated(client, app.path)
+
+
+def test_a_database_that_is_gone_is_an_error_until_it_is_back(app, client):
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.path.rename(app.path.with_name("moved.db"))
+        with pytest.raises(ReplicatorError, match="no database to replicate"):
+            replicator.sync()
+        app.path.with_name("moved.db").rename(app.path)
+        app.insert()
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 1
+
+
+def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app, client):
+    app = make_app()
+    synced(app, client)
+    app.close()
+    with sqlite3.connect(app.path) as db:
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.execute("PRAGMA page_size=1024")
+        db.execute("VACUUM")
+        db.execute("PRAGMA journal_mode=WAL")
+    db.close()
+    with (
+        Replicator(app.path, client) as replicator,
+        pytest.raises(ReplicatorError, match=r"1024 bytes now, the replica has pages of 4096 .*hint: "),
+    ):
+        replicator.sync()
+    assert len(client.list_files(0)) == 1
+
+
+# --- the replica is another one ---------------------------------------------------------------------------------------
+
+
+def test_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_wrote(make_app, tmp_path: Path):
+    shutil.copytree(FIXTURE, tmp_path / "orders")
+    client = FileReplicaClient(tmp_path / "orders")
+    page_size = files_of(client)[0].header.page_size
+    newest_ms = files_of(client)[-1].header.timestamp_ms
+    app = make_app(page_size=page_size)
+    app.insert(5)
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 13
+        assert "no local state" in replicator.status.last_snapshot_reason
+        app.insert()
+        assert replicator.sync() == 14
+    assert files_of(client)[12].header.timestamp_ms >= newest_ms
+    assert_replicated(client, app.path)
+    client.close()
+
+
+def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid(app, client):
+    synced(app, client)
+    page_size = files_of(client)[0].header.page_size
+    for txid in (2, 3):
+        data = encode_file(Header(page_size, 2, txid, txid, 1), [(1, bytes(page_size))])
+        client.write(0, txid, txid, data, 1)
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 4
+        assert "holds TXID 0000000000000003, newer than 0000000000000001" in replicator.status.last_snapshot_reason
+    assert_replicated(client, app.path)
+
+
+def test_a_replica_that_lost_files_gets_a_snapshot_without_a_gap(app, client):
+    synced(app, client, syncs=5)
+    client.delete(client.list_files(0)[3:])
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 4
+        assert "ends at TXID 0000000000000003, but 0000000000000005 was uploaded" in (
+            replicator.status.last_snapshot_reason
+        )
+    assert_replicated(client, app.path)
+
+
+def test_a_replica_that_was_emptied_starts_again_at_txid_1(app, client, tmp_path: Path):
+    synced(app, client, syncs=3)
+    shutil.rmtree(tmp_path / "replica")
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 1
+    assert_replicated(client, app.path)
+
+
+def test_a_replica_with_another_file_of_the_same_txid_is_not_continued(app, client):
+    synced(app, client, syncs=2)
+    newest = client.list_files(0)[-1]
+    data = bytearray(client.read(newest))
+    other = encode_file(files_of(client)[1].header, [(2, bytes(4096))])
+    assert other != data
+    client.write(0, 2, 2, other, 1)
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 3
+        assert "holds another file of TXID 0000000000000002" in replicator.status.last_snapshot_reason
+    assert_replicated(client, app.path)
+
+
+def test_a_compacted_replica_is_continued(app, client):
+    """Level 0 is gone, level 1 reaches as far: nothing is missing."""
+    synced(app, client, syncs=2)
+    *_, (_, data) = states(files_of(client))
+    pages = [(n + 1, data[n * 4096 : (n + 1) * 4096]) for n in range(len(data) // 4096)]
+    client.write(1, 1, 2, encode_file(Header(4096, len(pages), 1, 2, 1), pages), 1)
+    client.delete(client.list_files(0))
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 3
+        assert replicator.status.snapshots == 0
+
+
+def test_another_url_gets_a_snapshot_even_when_the_txids_would_fit(app, client, tmp_path: Path):
+    synced(app, client, syncs=2)
+    other = FileReplicaClient(tmp_path / "other")
+    (state_folder(app)).rename(tmp_path / "kept")
+    synced(app, other, syncs=2)
+    shutil.rmtree(state_folder(app))
+    (tmp_path / "kept").rename(state_folder(app))
+    with Replicator(app.path, other) as replicator:
+        assert replicator.sync() == 3
+        assert f"was replicated to {client.url} before" in replicator.status.last_snapshot_reason
+    assert_replicated(other, app.path)
+    other.close()
+
+
+# --- the local state --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("D01")
+def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
+    synced(app, client)
+    folder = state_folder(app)
+    (folder / "pending" / "0000000000000002-0000000000000002.tmp").write_bytes(b"half a file")
+    (folder / "pending" / "0000000000000002-0000000000000002.ltx").write_bytes(b"not counted by state.json")
+    (folder / "state.tmp").write_bytes(b'{"vers')
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.status.pending_files == 0
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "pending", "state.json"]
+    assert list((folder / "pending").iterdir()) == []
+    assert_replicated(client, app.path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1, "position": {}}', None])
+def test_a_state_that_cannot_be_understood_leads_to_a_snapshot(app, client, content: bytes | None):
+    synced(app, client)
+    path = state_folder(app) / "state.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert "no local state" in replicator.status.last_snapshot_reason
+    assert_replicated(client, app.path)
+
+
+@pytest.mark.plan("D01", "D03")
+def test_files_that_waited_at_the_end_are_uploaded_first_and_in_order(app, tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        for _ in range(3):
+            client.failures = transient(1)
+            app.insert()
+            with pytest.raises(Exception, match="failure 0"):
+                replicator.sync(timeout_s=0)
+        assert replicator.status.pending_files == 3
+    assert len(files_of(client)) == 1
+    client.writes.clear()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 4
+        assert replicator.status.snapshots == 0
+    assert client.writes == [2, 3, 4]
+    assert_replicated(client, app.path)
+    client.close()
+
+
+def test_an_upload_whose_answer_was_lost_is_done_again(app, tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        client.failures, client.lose_answer = transient(1), True
+        app.insert()
+        with pytest.raises(Exception, match="failure 0"):
+            replicator.sync(timeout_s=0)
+        before = files_of(client)[1].data
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 0
+    assert client.writes == [1, 2, 2]
+    assert files_of(client)[1].data == before
+    client.close()
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_loses_nothing(app, client):
+    app.db.set_busy_timeout(0)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        pending = state_folder(app) / "pending"
+        pending.rename(state_folder(app) / "away")
+        app.insert(20)
+        with pytest.raises(ReplicatorError, match=r"local state cannot be kept.*hint: "):
+            replicator.sync()
+        app.checkpoint("TRUNCATE")
+        app.insert()
+        (state_folder(app) / "away").rename(pending)
+        assert replicator.sync() == 2
+        assert replicator.status.snapshots == 1
+    assert_replicated(client, app.path)
+
+
+# --- one at a time, and which databases -------------------------------------------------------------------------------
+
+
+def test_two_replicators_of_one_database_exclude_each_other(app, client, tmp_path: Path):
+    program = "import sys; from litevfs.replicate import Replicator; Replicator(sys.argv[1], sys.argv[2]); print('in', "
+    program += "flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, app.path, f"file://{tmp_path}/replica"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    ) as other:
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(ReplicatorLockedError, match=f"process {other.pid} replicates this database already"):
+            Replicator(app.path, client)
+        other.kill()
+        other.wait()
+        with Replicator(app.path, client) as replicator:
+            with pytest.raises(ReplicatorLockedError):
+                Replicator(app.path, client)
+            replicator.sync()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 1
+
+
+def test_a_database_in_rollback_mode_is_refused_with_the_command_that_helps(make_app, client):
+    app = make_app(mode="DELETE")
+    with pytest.raises(ReplicatorError, match="journal mode 'delete'") as caught:
+        Replicator(app.path, client)
+    database, command = caught.value.hint.removeprefix("run: sqlite3 ").split(", or ")[0].strip("'").split("' '")
+    assert app.execute("PRAGMA journal_mode") == [("delete",)]
+    with sqlite3.connect(database) as db:
+        db.execute(command)
+    db.close()
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+    assert_replicated(client, app.path)
+
+
+def test_a_database_in_rollback_mode_is_switched_when_asked(make_app, client):
+    app = make_app(mode="DELETE")
+    with Replicator(app.path, client, switch_to_wal=True) as replicator:
+        replicator.sync()
+        assert app.connect().execute("PRAGMA journal_mode").get == "wal"
+    assert_replicated(client, app.path)
+
+
+def test_a_missing_database_is_refused_and_nothing_is_made(tmp_path: Path, client):
+    with pytest.raises(ReplicatorError, match="no such file"):
+        Replicator(tmp_path / "none.db", client)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_another_sqlite_in_this_process_has_open_is_refused(app, client):
+    app.close()
+    db = sqlite3.connect(app.path)
+    db.execute("SELECT * FROM t")
+    with pytest.raises(ReplicatorError, match=r"two copies of SQLite.*hint: run `litevfs replicate`"):
+        Replicator(app.path, client)
+    db.close()
+    Replicator(app.path, client).close()
+
+
+def test_a_link_to_the_database_is_the_database(app, client, tmp_path: Path):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "app.db"
+    link.symlink_to(app.path)
+    with Replicator(link, client) as replicator:
+        replicator.sync()
+        with pytest.raises(ReplicatorLockedError):
+            Replicator(app.path, client)
+        app.insert()
+        assert replicator.sync() == 2
+    assert source_bytes(app.path) == source_bytes(link)
+    assert state_folder(app).exists()
+
+
+def test_the_state_names_no_credentials_and_can_be_read(app, client):
+    start_ms = time.time() * 1000
+    synced(app, client)
+    state = json.loads((state_folder(app) / "state.json").read_bytes())
+    assert state["replica_url"] == client.url
+    assert state["txid"] == 1
+    assert state["timestamp_ms"] >= int(start_ms)

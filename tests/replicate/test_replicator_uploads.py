@@ -1,0 +1,285 @@
+"""Uploads: order, retries, what waits meanwhile; and the thread that does it all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import apsw
+import pytest
+
+from litevfs.errors import (
+    LitevfsError,
+    OptionError,
+    ReplicatorError,
+    StoragePermissionError,
+    TransientStorageError,
+)
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+from litevfs.replicate.uploads import RETRY_LONGEST_S, Backoff
+from tests.replicate.support import (
+    FailingClient,
+    HangingClient,
+    assert_replicated,
+    files_of,
+    rebuilt,
+    source_bytes,
+    states,
+    transient,
+    wait_until,
+)
+
+
+@pytest.fixture
+def failing(tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path):
+    client = HangingClient(tmp_path / "replica")
+    yield client
+    client.release.set()
+    client.close()
+
+
+def test_a_transient_failure_is_tried_again_until_the_sync_is_done(app, failing, replicate):
+    replicator = replicate(app, failing)
+    failing.failures = transient(4)
+    assert replicator.sync() == 1
+    assert failing.writes == [1] * 5
+    assert_replicated(failing, app.path)
+    assert replicator.status.last_sync_ms is not None
+
+
+@pytest.mark.parametrize(
+    ("failure", "timeout_s"), [(StoragePermissionError("denied"), 30.0), (TransientStorageError("busy"), 0.0)]
+)
+def test_a_lasting_failure_is_raised_and_the_file_waits(app, failing, replicate, failure: LitevfsError, timeout_s):
+    replicator = replicate(app, failing)
+    failing.failures = [failure]
+    with pytest.raises(type(failure)) as caught:
+        replicator.sync(timeout_s)
+    assert caught.value is failure
+    assert (replicator.status.txid, replicator.status.uploaded_txid, replicator.status.pending_files) == (1, 0, 1)
+    assert replicator.sync() == 1
+    assert (replicator.status.uploaded_txid, replicator.status.pending_files) == (1, 0)
+
+
+@pytest.mark.plan("D03")
+def test_when_only_the_first_files_of_several_arrive_the_replica_is_the_last_whole_txid(app, failing, replicate):
+    replicator = replicate(app, failing)
+    failing.fail_from = 1
+    expected = []
+    for _ in range(5):
+        app.insert()
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+        expected.append(source_bytes(app.path))
+    for first_missing in range(2, 6):
+        failing.fail_from = first_missing
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+        assert [data for _, data in states(files_of(failing))] == expected[: first_missing - 1]
+        assert replicator.status.uploaded_txid == first_missing - 1
+    failing.fail_from = None
+    assert replicator.sync() == 5
+    assert [data for _, data in states(files_of(failing))] == expected
+
+
+def test_captures_go_on_and_the_wal_stays_small_while_uploads_fail(app, failing, replicate):
+    replicator = replicate(app, failing, checkpoint_pages=30)
+    replicator.sync()
+    failing.fail_from = 1
+    for _ in range(20):
+        app.insert(10, 3000)
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+    assert app.path.with_name("app.db-wal").stat().st_size < 100 * 4120
+    failing.fail_from = None
+    replicator.sync()
+    assert replicator.status.snapshots == 1
+    assert_replicated(failing, app.path)
+
+
+def test_pauses_grow_with_jitter_stay_bounded_and_never_fall_below_what_the_storage_asks_for():
+    longest = Backoff(lambda low, high: high)
+    pauses = [longest.failed(TransientStorageError("busy")) for _ in range(12)]
+    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8]
+    assert pauses[-1] == max(pauses) == RETRY_LONGEST_S
+    longest.reset()
+    assert longest.failed(TransientStorageError("busy")) == 0.1
+    slow_down = TransientStorageError("slow down")
+    slow_down.retry_after_s = 7.0
+    assert Backoff(lambda low, high: low).failed(slow_down) == 7.0
+    assert {Backoff().failed(slow_down) for _ in range(5)} == {7.0}
+    assert len({Backoff().failed(StoragePermissionError("denied")) for _ in range(5)}) == 5
+
+
+# --- the thread -------------------------------------------------------------------------------------------------------
+
+
+def test_the_thread_uploads_what_is_committed_within_its_interval(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.05)
+    replicator.start()
+    replicator.start()  # once is enough
+    assert [t.name for t in threading.enumerate() if t.name.startswith("litevfs")] == ["litevfs-replicate"]
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    for _ in range(5):
+        app.insert()
+        expected = source_bytes(app.path)
+        wait_until(lambda expected=expected: rebuilt(client) == expected, timeout_s=5)
+    status = replicator.status
+    assert status.files_uploaded == status.txid == status.uploaded_txid == len(client.list_files(0))
+    assert status.bytes_uploaded == sum(info.size for info in client.list_files(0))
+    assert (status.last_error, status.pending_files, status.snapshots) == (None, 0, 1)
+
+
+def test_an_idle_thread_writes_nothing(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.01)
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    first = replicator.status.last_sync_ms
+    wait_until(lambda: replicator.status.last_sync_ms > first + 200)
+    assert len(client.list_files(0)) == 1
+
+
+def test_the_thread_outlives_failures_and_says_what_they_were(app, failing, replicate, caplog):
+    caplog.set_level(logging.WARNING, "litevfs")
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    failing.fail_from = 1
+    replicator.start()
+    wait_until(lambda: len(failing.writes) >= 3)
+    app.insert()
+    wait_until(lambda: replicator.status.txid == 2)
+    assert "refused" in replicator.status.last_error
+    assert "refused" in caplog.text
+    failing.fail_from = None
+    wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
+    assert_replicated(failing, app.path)
+
+
+def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app, failing, replicate):
+    app.insert(20)
+    with Replicator(app.path, failing) as first:
+        first.sync()
+    failing.fail_listings = True
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    replicator.start()
+    app.insert()
+    wait_until(lambda: replicator.status.txid == 2)
+    assert replicator.status.uploaded_txid == 0
+    failing.fail_listings = False
+    wait_until(lambda: replicator.status.uploaded_txid == 2)
+    assert replicator.status.snapshots == 0
+    assert_replicated(failing, app.path)
+
+
+@pytest.mark.plan("D06")
+def test_a_hundred_concurrent_commits_make_ascending_txids_each_on_the_replica_as_it_was(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.002)
+    replicator.start()
+    app.execute("CREATE TABLE log (thread INTEGER, n INTEGER)")
+
+    def commit_ten(thread: int, db: apsw.Connection) -> None:
+        for n in range(10):
+            db.execute("INSERT INTO log VALUES (?, ?)", (thread, n))
+
+    threads = [threading.Thread(target=commit_ten, args=(n, app.connect())) for n in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    newest = replicator.sync()
+    files = files_of(client)
+    assert len(files) == newest == replicator.status.txid
+    assert [file.header.max_txid for file in files] == list(range(1, newest + 1))
+    assert_replicated(client, app.path)
+    assert app.execute("SELECT count(*) FROM log") == [(100,)]
+
+
+def test_sync_from_several_threads_at_once_is_one_after_the_other(app, client, replicate):
+    replicator = replicate(app)
+    results: list[int] = []
+
+    def work(db: apsw.Connection) -> None:
+        for _ in range(20):
+            db.execute("INSERT INTO t (data) VALUES ('x')")
+            count = db.execute("SELECT count(*) FROM t").get
+            results.append(replicator.sync())
+            assert count
+
+    threads = [threading.Thread(target=work, args=(app.connect(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80
+    assert max(results) == replicator.status.uploaded_txid
+    assert_replicated(client, app.path)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_close_returns_within_a_second_while_an_upload_hangs(app, hanging):
+    replicator = Replicator(app.path, hanging, sync_interval_s=0.01)
+    replicator.start()
+    assert hanging.is_hanging.wait(10)
+    start = time.monotonic()
+    replicator.close(timeout_s=0.3)
+    assert time.monotonic() - start < 1
+    hanging.release.set()
+    wait_until(lambda: not any(t.name == "litevfs-replicate" for t in threading.enumerate()))
+    with Replicator(app.path, hanging) as replicator:
+        assert replicator.sync() == 1
+        assert replicator.status.snapshots == 0
+    assert_replicated(hanging, app.path)
+
+
+def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client, replicate):
+    replicator = replicate(app)
+    replicator.close()
+    replicator.close()
+    for action in (replicator.sync, replicator.start):
+        with pytest.raises(ReplicatorError, match="closed"):
+            action()
+    assert client.list_files is not None
+
+
+def test_closing_in_the_middle_of_a_large_snapshot_does_not_wait_for_its_end(app, tmp_path: Path):
+    app.execute("BEGIN")
+    app.insert(20_000, 4000)
+    app.execute("COMMIT")
+    client = FileReplicaClient(tmp_path / "replica")
+    replicator = Replicator(app.path, client)
+    replicator.start()
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    wait_until(lambda: any(path.stat().st_size for path in pending.glob("*.tmp")))
+    start = time.monotonic()
+    replicator.close()
+    assert time.monotonic() - start < 1
+    assert list(pending.iterdir()) == []
+    client.close()
+
+
+def test_a_url_opens_a_client_of_its_own_that_is_closed_with_the_replicator(app, tmp_path: Path):
+    with Replicator(app.path, f"file://{tmp_path}/replica") as replicator:
+        assert replicator.sync() == 1
+        assert replicator.client.url == f"file://{tmp_path}/replica"
+        assert repr(replicator) == f"<Replicator {app.path} to file://{tmp_path}/replica>"
+    with pytest.raises(LitevfsError):
+        replicator.client.list_files(0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"sync_interval_s": 0}, {"sync_interval_s": -1}, {"checkpoint_pages": 0}, {"truncate_pages": 10}]
+)
+def test_options_out_of_range_are_refused(app, client, options: dict[str, float]):
+    with pytest.raises(OptionError):
+        Replicator(app.path, client, **options)
