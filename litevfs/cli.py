@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import apsw
 
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; `args.run(args)` of what it returns runs the command."""
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="log everything, show tracebacks (to stderr)"
     )
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="litevfs",
         description="Query a Litestream replica of a SQLite database in place, live.",
         epilog="URL is where the replica is: file:///path, s3://bucket/path. 'litevfs COMMAND --help' says more.",
@@ -63,6 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line; argparse's own prints every flag first."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        hint = "" if "; hint: " in message else f"; hint: {self.prog} --help"
+        self.exit(USAGE, f"litevfs: error: {message}{hint}\n")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -88,7 +97,10 @@ def _is_debugging(args: argparse.Namespace) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a value of type text is not UTF-8 ({error}); hint: select it with cast(... AS blob)"
-    return " ".join(str(error).splitlines()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, LitevfsError) and error.strerror:
+        text = error.strerror + (f": {error.filename}" if error.filename else "")
+    return " ".join(text.splitlines()) or type(error).__name__
 
 
 def _never_fail_to_encode(*streams: TextIO) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, open_fetcher
-from litevfs.commands.text import count, format_bytes, format_fields, format_table
-from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, checked, open_fetcher
+from litevfs.commands.text import count, format_fields, format_table
+from litevfs.errors import TXIDNotFoundError
 from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
 from litevfs.ltx.format import Header, Trailer
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.ltx.page_index import PageIndex
 from litevfs.options import format_timestamp
+from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "dump"
@@ -32,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     parser.add_argument("file", metavar="FILE|URL", help="a local .ltx file, or a replica")
     parser.add_argument(
-        "--txid", type=_txid, metavar="TXID", help="of a replica: the file that holds it, on the lowest level"
+        "--txid",
+        type=checked(lambda text: parse_txid(str(text))),
+        metavar="TXID",
+        help="of a replica: the file that holds it, on the lowest level",
     )
     parser.add_argument("--level", type=int, choices=LEVELS, metavar="N", help="of a replica: 0 to 9")
     parser.add_argument("--pages", action="store_true", help="every page, and where its frame lies")
@@ -40,17 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, STORAGE_OPTIONS)
 
 
-def _txid(text: str) -> int:
-    try:
-        return parse_txid(text)
-    except OptionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     path = Path(args.file)
-    if path.suffix == ".ltx" and "://" not in args.file:
+    if path.is_file() or (path.suffix == ".ltx" and "://" not in args.file):
         with path.open("rb") as stream:
 
             def read(offset: int, size: int) -> bytes:
@@ -60,13 +58,12 @@ def run(args: argparse.Namespace) -> int:
             _print(args, str(path), None, path.stat().st_size, *_read(read, path.stat().st_size))
         return 0
     args.url = args.file
-    fetcher = open_fetcher(args)
-    try:
-        file = pick_file(fetcher.list_levels(LEVELS if args.level is None else [args.level]), args.txid)
+    with closing(open_fetcher(args)) as fetcher:
+        file = pick_file(
+            fetcher.list_levels(LEVELS if args.level is None else [args.level]), args.txid and parse_txid(args.txid)
+        )
         parts = _read(lambda offset, size: fetcher.read(file, offset, min(size, file.size - offset)), file.size)
         _print(args, fetcher.client.key(file), file.level, file.size, *parts)
-    finally:
-        fetcher.close()
     return 0
 
 

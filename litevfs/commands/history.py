@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 from functools import partial
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.text import count, format_bytes, format_table
+from litevfs.commands.text import count, format_table
 from litevfs.errors import ReplicaEmptyError
 from litevfs.fetch import Fetcher
 from litevfs.history import reachable_txids
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
+from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "history"
@@ -31,15 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    fetcher = open_fetcher(args)
-    try:
+    with closing(open_fetcher(args)) as fetcher:
         states = list(reachable_txids(fetcher.list_levels(LEVELS)).items())[::-1]
         if not states:
             raise ReplicaEmptyError("the replica holds no complete state", key=fetcher.client.url)
         shown = states[: args.limit] if args.limit > 0 else states
         rows = _describe(fetcher, shown)
-    finally:
-        fetcher.close()
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import closing
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.text import count, format_bytes, format_table
+from litevfs.commands.text import count, format_table
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
+from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "ls"
@@ -26,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    fetcher = open_fetcher(args)
-    try:
+    with closing(open_fetcher(args)) as fetcher:
         files = fetcher.list_levels(LEVELS if args.level is None else [args.level])
         if args.json:
             print(json.dumps([file_fields(file, fetcher.client.key(file)) for file in files], indent=1))
@@ -36,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
         else:
             print(format_listing(files))
             print(f"\n{count(len(files), 'file')}, {format_bytes(sum(file.size for file in files))}")
-    finally:
-        fetcher.close()
     return 0
 
 

@@ -24,12 +24,17 @@ from litevfs.options import (
     parse_bool,
     parse_duration_s,
     parse_size_bytes,
+    parse_timestamp_ms,
 )
 from litevfs.replica_clients.base import ReplicaClient
 
 STORAGE_OPTIONS = frozenset({"read_timeout"})
 """What a command that only reads files needs of the table."""
-_METAVARS: dict[Callable[[object], object], str] = {parse_duration_s: "DURATION", parse_size_bytes: "SIZE"}
+_METAVARS: dict[Callable[[object], object], str] = {
+    parse_duration_s: "DURATION",
+    parse_size_bytes: "SIZE",
+    parse_timestamp_ms: "TIME",
+}
 
 
 def add_url(parser: argparse.ArgumentParser, name: str = "url") -> None:
@@ -55,8 +60,9 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
     if spec.parse is parse_bool:
         group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
-    metavar = "TIME" if spec.name == "timestamp" else _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
-    group.add_argument(flag, dest=spec.name, metavar=metavar, type=_checked(spec), help=text)
+    metavar = _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
+    parse = _parse_moment if spec.parse is parse_timestamp_ms else spec.parse
+    group.add_argument(flag, dest=spec.name, metavar=metavar, type=checked(parse), help=text)
 
 
 def _default_text(spec: OptionSpec) -> str:
@@ -74,17 +80,19 @@ def _default_text(spec: OptionSpec) -> str:
     return str(spec.default)
 
 
-def _checked(spec: OptionSpec) -> Callable[[str], str]:
-    """A type for argparse: the text as it is (its parser is the table's), refused at once when it makes no sense."""
+def _parse_moment(text: object) -> str:
+    return format_timestamp(parse_moment_ms(str(text), now_ms=int(time.time() * 1000)))
+
+
+def checked(parse: Callable[[object], object]) -> Callable[[str], str]:
+    """A type for argparse: the text as it is, refused at once when `parse` refuses it."""
 
     def check(text: str) -> str:
         try:
-            if spec.name == "timestamp":
-                return format_timestamp(parse_moment_ms(text, now_ms=int(time.time() * 1000)))
-            spec.parse(text)
+            parsed = parse(text)
         except OptionError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
-        return text
+        return str(parsed) if parse is _parse_moment else text  # "5 minutes ago" is meant from now on
 
     return check
 

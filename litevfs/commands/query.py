@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import threading
+from contextlib import closing
 from typing import NoReturn
 
 import apsw
@@ -48,11 +49,9 @@ def run(args: argparse.Namespace) -> int:
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     if args.watch:
         _watch(sql, args)
-    connection = connect(args, poll_interval="0")  # one query needs nothing newer, but may ask for it
-    try:
+    # one query needs nothing newer, but may ask for it
+    with closing(connect(args, poll_interval="0")) as connection:
         _write(connection, sql, args)
-    finally:
-        connection.close()
     return 0
 
 

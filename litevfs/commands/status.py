@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import closing
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
-from litevfs.commands.text import count, format_age, format_bytes, format_fields, format_table
+from litevfs.commands.text import count, format_age, format_fields, format_table
 from litevfs.ltx.names import format_txid
 from litevfs.options import parse_timestamp_ms
+from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "status"
@@ -26,15 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    connection = connect(args, poll_interval="0")
-    try:
+    with closing(connect(args, poll_interval="0")) as connection:
         # The first read of a page shows that the state can be read at all.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         status = json.loads(str(connection.pragma("litestream_status")))
         status["txid"] = connection.pragma("litestream_txid")  # of this connection, which may be at a fixed state
         status["time"] = connection.pragma("litestream_time")
-    finally:
-        connection.close()
     levels = _levels(args)
     if args.json:
         print(json.dumps(status | {"levels": levels}, indent=1))
@@ -44,11 +43,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _levels(args: argparse.Namespace) -> list[dict[str, object]]:
-    fetcher = open_fetcher(args)
-    try:
+    with closing(open_fetcher(args)) as fetcher:
         files = fetcher.list_levels(LEVELS)
-    finally:
-        fetcher.close()
     by_level = {level: [file for file in files if file.level == level] for level in LEVELS}
     return [_level_fields(level, found) for level, found in by_level.items() if found]
 

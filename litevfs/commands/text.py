@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import apsw.unicode
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def format_bytes(size: int) -> str:
-    """A size with three digits or more: `96 B`, `160.4 kB`; units are powers of 1000, as in the options."""
-    number = float(size)
-    for unit in _UNITS:
-        if number < 1000 or unit == _UNITS[-1]:
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+"""As `litevfs.progress.format_bytes` has them."""
 
 
 def format_age(seconds: float) -> str:
@@ -87,21 +77,3 @@ def format_fields(fields: Iterable[tuple[str, object]]) -> str:
     pairs = [(name, clean(str(value))) for name, value in fields]
     longest = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name:<{longest}}  {value}" for name, value in pairs)
-
-
-class Progress:
-    """One line on stderr that changes, if that is a terminal. `show` it as often as you like, `clear` it at the end."""
-
-    def __init__(self) -> None:
-        self._stream = sys.stderr
-        self._on = self._stream.isatty()
-
-    def show(self, text: str) -> None:
-        """Replace the line."""
-        if self._on:
-            self._stream.write(f"\r{text}\x1b[K")
-            self._stream.flush()
-
-    def clear(self) -> None:
-        """Remove the line."""
-        self.show("")

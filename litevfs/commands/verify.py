@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import apsw
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
-from litevfs.commands.text import Progress, count, format_bytes
+from litevfs.commands.text import count
 from litevfs.commands.verification import (
     FileCheck,
     Findings,
@@ -24,7 +24,8 @@ from litevfs.errors import LitevfsError
 from litevfs.fetch import Fetcher
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
-from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.progress import ProgressBar, format_bytes
+from litevfs.replica_clients.base import LEVELS
 
 NAME = "verify"
 HELP = "check every file, the chain and the database"
@@ -32,7 +33,6 @@ DESCRIPTION = (
     "Read every LTX file of a replica whole and check format, checksums and names; check that the files make the "
     "newest state without a gap; open that state and run PRAGMA integrity_check. Exits with 1 when anything is wrong."
 )
-_PROGRESS_INTERVAL_S = 0.1
 _TAKEN_OPTIONS = frozenset({"cache_size", "open_timeout", "read_timeout"})
 
 
@@ -60,55 +60,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    progress = Progress()
-    fetcher = open_fetcher(args)
-    try:
-        report = _check_storage(fetcher, progress)
-        if args.integrity_check and report.findings.newest:
-            progress.show("checking the database's integrity")
-            report = _check_database(args, report, report.findings.newest.txid)
-    finally:
-        fetcher.close()
-        progress.clear()
+    with closing(open_fetcher(args)) as fetcher:
+        report = _check_storage(fetcher)
+    if args.integrity_check and report.findings.newest:
+        report = _check_database(args, report, report.findings.newest.txid)
     print(json.dumps(_to_json(report), indent=1) if args.json else _to_text(report))
     return 1 if report.findings.problems else 0
 
 
-def _check_storage(fetcher: Fetcher, progress: Progress) -> Report:
+def _check_storage(fetcher: Fetcher) -> Report:
     started = time.monotonic()
-    # Higher levels last: what retention deletes first is read first.
+    # Lowest level first: what retention deletes first is read first.
     files = fetcher.list_levels(LEVELS)
-    checks = without_deleted(fetcher, check_files(fetcher, files, _Meter(files, progress).count))
+    total, done = sum(file.size for file in files), 0
+    with ProgressBar("verifying") as bar:
+
+        def report(check: FileCheck) -> None:
+            nonlocal done
+            done += check.file.size
+            bar.update(done, total)
+
+        checks = without_deleted(fetcher, check_files(fetcher, files, report))
     size = sum(check.file.size for check in checks)
     return Report(fetcher.client.url, len(checks), size, time.monotonic() - started, judge(checks), None)
 
 
-class _Meter:
-    """Says how far it is, a few times a second."""
-
-    def __init__(self, files: Sequence[LTXFileInfo], progress: Progress) -> None:
-        self._progress = progress
-        self._files, self._bytes = len(files), format_bytes(sum(file.size for file in files))
-        self._done = self._done_bytes = 0
-        self._next_s = 0.0
-
-    def count(self, check: FileCheck) -> None:
-        self._done += 1
-        self._done_bytes += check.file.size
-        now = time.monotonic()
-        if now >= self._next_s:
-            self._next_s = now + _PROGRESS_INTERVAL_S
-            done = format_bytes(self._done_bytes)
-            self._progress.show(f"verifying file {self._done:,} of {self._files:,}, {done} of {self._bytes}")
-
-
 def _check_database(args: argparse.Namespace, report: Report, txid: int) -> Report:
     try:
-        connection = connect(args, poll_interval="0", txid=format_txid(txid))
-        try:
+        with closing(connect(args, poll_interval="0", txid=format_txid(txid))) as connection:
             lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
-        finally:
-            connection.close()
     except (LitevfsError, apsw.Error) as error:
         lines = [str(error)]
     if lines == ["ok"]:
@@ -143,11 +123,11 @@ def _to_json(report: Report) -> dict[str, object]:
 
 
 def _problem_json(problem: Problem) -> dict[str, object]:
-    txids = {name: None if (txid := getattr(problem, name)) is None else format_txid(txid) for name in _TXIDS}
+    txids = {
+        name: None if (txid := getattr(problem, name)) is None else format_txid(txid)
+        for name in ("min_txid", "max_txid")
+    }
     return asdict(problem) | txids
-
-
-_TXIDS = ("min_txid", "max_txid")
 
 
 def _to_text(report: Report) -> str:
