@@ -42,7 +42,7 @@ class BlockReader:
         self._fetcher = fetcher
         self._block_size = fetcher.client.block_size
         self._read_ahead = read_ahead
-        window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 4)
+        window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 3)
         self._max_window = max(1, window_bytes // self._block_size) if read_ahead else 1
         self._under_way: dict[int, Future[dict[int, bytes]]] = {}
         self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
@@ -65,6 +65,24 @@ class BlockReader:
             block = data[start : start + self._block_size]
             if whole or len(block) == self._block_size:
                 self.cache.put(_key(number, start // self._block_size), block)
+
+    def has(self, number: int, offset: int, size: int) -> bool:
+        """Whether all of these bytes are there or under way."""
+        blocks = range(offset // self._block_size, (offset + size - 1) // self._block_size + 1)
+        return all((key := _key(number, block)) in self.cache or key in self._under_way for block in blocks)
+
+    def prefetch(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
+        """Start fetching the blocks around these bytes that are not there, unless a scan is about to do so anyway."""
+        first, last = offset // self._block_size, (offset + size - 1) // self._block_size
+        with self._lock:
+            runs = self._runs(number, file, first, last - first + 1)
+            if not runs or (number, runs[0].start) in self._scans:
+                return
+            if last > first:
+                window = last - first + 1
+                self._remember(number, _Scan(window, first + window // 2, last + 1))
+            for run in runs:
+                self._submit(number, file, run)
 
     def drop(self, number: int, offset: int, size: int) -> None:
         """Forget the blocks around these bytes: they turned out to be damaged."""

@@ -19,12 +19,15 @@ from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorag
 from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.hydration import Hydration
 from litevfs.ltx.decoder import decode_frame
+from litevfs.ltx.format import lock_pgno
+from litevfs.prefetch import Watcher
+from litevfs.readahead import ReadAhead
 from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
 
 logger = logging.getLogger("litevfs.pages")
 
 PGNO_BITS = 32
-BLOCK_SHARE = 0.75
+BLOCK_SHARE = 0.6
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
 HEADER_SIZE = 100
@@ -43,6 +46,7 @@ class PageCounters:
 
     hits: int = 0
     misses: int = 0
+    ahead: int = 0
     hydrated: int = 0
     reread: int = 0
     relocated: int = 0
@@ -62,6 +66,7 @@ class PageSource:
         self._blocks: BlockReader | None = None
         if fetcher.is_remote:
             self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, read_ahead=prefetch)
+        self._ahead = ReadAhead(fetcher, self._cache, self._blocks) if self._blocks and prefetch else None
         self._client_read = fetcher.client.read
         self.hydration: Hydration | None = None
 
@@ -109,11 +114,18 @@ class PageSource:
                 return page
             if version:
                 return self._load(snapshot, pgno, version)
+            if pgno == lock_pgno(snapshot.page_size):
+                return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
         snapshot.place(pgno)  # raises: no file holds the page
         raise AssertionError(pgno)
 
     def first_page(self, snapshot: Snapshot) -> bytes:
-        """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's."""
+        """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's.
+
+        Nothing when the database has no page.
+        """
+        if not snapshot.commit:
+            return b""
         page = bytearray(self.read(snapshot, 1))
         counter = _U32.pack(snapshot.change_counter)
         page[18:20] = _JOURNAL_VERSIONS
@@ -123,8 +135,20 @@ class PageSource:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
+    def watcher(self, page_size: int) -> Watcher | None:
+        """What a connection shows its reads to, so that `read_ahead` can follow; None where that does not pay."""
+        return None if self._ahead is None else Watcher(self._ahead.max_pages(page_size))
+
+    def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
+        """Start fetching pages that will probably be read."""
+        if self._ahead is not None:
+            self._ahead.start(snapshot, pgnos, _key, watcher.learn)
+
     def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
         page = None
+        if self._ahead is not None and (page := self._ahead.wait_for(_key(version, pgno))) is not None:
+            self.counters.ahead += 1
+            return page
         if self.hydration is not None:
             page = self.hydration.get(version, pgno, snapshot.page_size)
         if page is None:
@@ -132,7 +156,7 @@ class PageSource:
             page = self.read_through(snapshot, pgno)
         else:
             self.counters.hydrated += 1
-        self._cache.put(version << PGNO_BITS | pgno, page)
+        self._cache.put(_key(version, pgno), page)
         return page
 
     def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
@@ -170,3 +194,8 @@ class PageSource:
             return decode_frame(self._fetcher.read(file, offset, size), pgno, snapshot.page_size)
         except LTXFormatError as error:
             raise self._fetcher.located(error, file, hint="run litevfs verify on the replica") from error
+
+
+def _key(version: int, pgno: int) -> int:
+    """Names a page's content for ever, within a replica and process."""
+    return version << PGNO_BITS | pgno

@@ -15,11 +15,13 @@ import apsw
 from litevfs.errors import OptionError
 from litevfs.options import Options
 from litevfs.pragmas import answer_pragma
+from litevfs.prefetch import Watcher
 from litevfs.replica import Replica
 from litevfs.sharing import registry
 from litevfs.snapshot import Snapshot
 
 NONE, SHARED, EXCLUSIVE = apsw.SQLITE_LOCK_NONE, apsw.SQLITE_LOCK_SHARED, apsw.SQLITE_LOCK_EXCLUSIVE
+DEFAULT_PAGE_SIZE = 4096
 _SIDE_FILES = ("-journal", "-wal")
 
 
@@ -42,6 +44,10 @@ class ReplicaVFS(apsw.VFS):
                 hint="add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL",
             )
         file = ReplicaFile(options)
+        if isinstance(name, apsw.URIFilename) and (
+            name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
+        ):
+            file.xLock(SHARED)  # SQLite will not, and would read pages of one state after the other
         flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
         return file  # type: ignore[return-value]  # any object with the methods of a VFSFile will do
 
@@ -71,6 +77,7 @@ class ReplicaFile:
         self._level = NONE
         self._pinned: Snapshot | None = None  # from SHARED to NONE
         self._view: Snapshot | None = None  # a fixed state instead of the newest
+        self._watcher: Watcher | None = None
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
         try:
@@ -85,6 +92,7 @@ class ReplicaFile:
         else:
             self.replica.open(self.options.open_timeout_s)
             self.replica.poll_every(self.options.poll_interval_s)
+        self._watcher = self.replica.pages.watcher(self.snapshot.page_size or DEFAULT_PAGE_SIZE)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -104,13 +112,28 @@ class ReplicaFile:
         snapshot = self._pinned or self.snapshot
         page_size = snapshot.page_size
         if amount == page_size and offset:
+            if self._watcher is not None:
+                return self._read_watched(snapshot, offset // page_size + 1)
             return self.replica.pages.read(snapshot, offset // page_size + 1)
         if snapshot is not self._first_page_of:
             self._first_page = self.replica.pages.first_page(snapshot)
             self._first_page_of = snapshot
+            if self._watcher is not None:
+                self._watcher.after_read(1, self._first_page)
         if offset + amount <= page_size:
             return self._first_page[offset : offset + amount]
         return self._read_across(snapshot, amount, offset)
+
+    def _read_watched(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """Read a page, and start reading what will probably come next."""
+        pages, watcher = self.replica.pages, self._watcher
+        assert watcher is not None
+        if ahead := watcher.before_read(pgno):
+            pages.read_ahead(snapshot, ahead, watcher)
+        page = pages.read(snapshot, pgno)
+        if ahead := watcher.after_read(pgno, page):
+            pages.read_ahead(snapshot, ahead, watcher)
+        return page
 
     def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
         """Any range: SQLite reads overflow pages in part, and tools may read what they like."""

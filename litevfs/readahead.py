@@ -1,0 +1,156 @@
+"""Fetches pages that were planned ahead, in few large requests. Knows where pages are; `prefetch` knows which and why.
+
+Pages that lie close together in a file come in one range read. A range that is mostly wanted goes into the blocks,
+where neighbours are worth keeping; of a range that is mostly gaps only the wanted pages are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from litevfs.blocks import BlockReader
+from litevfs.cache import ENTRY_OVERHEAD_BYTES, ByteCache
+from litevfs.errors import LitevfsError, StorageClosedError
+from litevfs.fetch import Fetcher
+from litevfs.ltx.decoder import decode_frame
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.readahead")
+
+MAX_GAP_BYTES = 1 << 19
+"""Reading over a gap of this size costs less than another request, at 10 ms a round trip and 50 MB/s."""
+MAX_RUN_BYTES = 1 << 21
+"""Size of a request for scattered pages."""
+DENSE = 0.5
+"""From this part of wanted bytes on, a range is worth keeping as blocks."""
+
+Learn = Callable[[int, bytes], list[int]]
+"""(pgno, page) -> further pages that are wanted, now that this one is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    number: int  # of the file
+    offset: int  # bytes
+    size: int  # bytes
+    pgno: int
+    key: int  # of the page in the page cache
+
+
+class ReadAhead:
+    """Brings planned pages into the caches. Failures are nobody's error: whoever needs the page reads it again."""
+
+    def __init__(self, fetcher: Fetcher, cache: ByteCache, blocks: BlockReader) -> None:
+        self._fetcher = fetcher
+        self._cache = cache
+        self._blocks = blocks
+        self._under_way: dict[int, Future[dict[int, bytes]]] = {}
+        self._lock = threading.Lock()
+
+    def max_pages(self, page_size: int) -> int:
+        """Pages that may be kept ahead without driving each other out of the cache."""
+        return self._cache.limit_bytes // (2 * (page_size + ENTRY_OVERHEAD_BYTES))
+
+    def wait_for(self, key: int) -> bytes | None:
+        """The page if it is under way, once it is there; None if it is not, or does not arrive."""
+        future = self._under_way.get(key)
+        if future is None:
+            return None
+        try:
+            return future.result().get(key)
+        except LitevfsError:
+            return None
+
+    def start(
+        self, snapshot: Snapshot, pgnos: Iterable[int], page_key: Callable[[int, int], int], learn: Learn
+    ) -> None:
+        """Fetch what is neither there nor under way. Returns at once."""
+        with self._lock:
+            wanted = self._missing(snapshot, pgnos, page_key)
+            try:
+                for run in _runs(wanted):
+                    self._start_run(snapshot, run, page_key, learn)
+            except StorageClosedError:
+                pass
+
+    def _missing(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: Callable[[int, int], int]) -> list[_Wanted]:
+        missing = []
+        for pgno in pgnos:
+            version = snapshot.version(pgno)
+            key = page_key(version, pgno)
+            if not version or key in self._cache or key in self._under_way:
+                continue
+            number, offset, size = snapshot.place(pgno)
+            if not self._blocks.has(number, offset, size):
+                missing.append(_Wanted(number, offset, size, pgno, key))
+        return sorted(missing, key=lambda page: (page.number, page.offset))
+
+    def _start_run(
+        self, snapshot: Snapshot, run: list[_Wanted], page_key: Callable[[int, int], int], learn: Learn
+    ) -> None:
+        file = snapshot.files[run[0].number]
+        start, end = run[0].offset, run[-1].offset + run[-1].size
+        if len(run) > 1 and sum(page.size for page in run) >= DENSE * (end - start):
+            self._blocks.prefetch(run[0].number, file, start, end - start)
+            return
+        future: Future[dict[int, bytes]] = Future()
+        for page in run:
+            self._under_way[page.key] = future
+
+        def fetch() -> None:
+            pages = self._fetch(snapshot, file, run, future)
+            more = [pgno for page in run if page.key in pages for pgno in learn(page.pgno, pages[page.key])]
+            if more:
+                self.start(snapshot, more, page_key, learn)
+
+        def end_if_cancelled(task: Future[None]) -> None:
+            if task.cancelled():
+                future.set_exception(StorageClosedError("the replica was closed during a read"))
+
+        try:
+            self._fetcher.submit(fetch).add_done_callback(end_if_cancelled)
+        except StorageClosedError as error:
+            future.set_exception(error)
+            raise
+
+    def _fetch(
+        self, snapshot: Snapshot, file: LTXFileInfo, run: list[_Wanted], future: Future[dict[int, bytes]]
+    ) -> dict[int, bytes]:
+        pages: dict[int, bytes] = {}
+        start, end = run[0].offset, run[-1].offset + run[-1].size
+        try:
+            data = self._fetcher.read_once(file, start, end - start)
+            for page in run:
+                frame = data[page.offset - start : page.offset - start + page.size]
+                pages[page.key] = decode_frame(frame, page.pgno, snapshot.page_size)
+                self._cache.put(page.key, pages[page.key])
+        except LitevfsError as error:
+            logger.info("reading ahead in %s failed: %s", file.name, error)
+        finally:
+            future.set_result(pages)
+            with self._lock:
+                for page in run:
+                    self._under_way.pop(page.key, None)
+        return pages
+
+
+def _runs(wanted: list[_Wanted]) -> list[list[_Wanted]]:
+    """Pages in file order, split where a gap or a request would become too large."""
+    runs: list[list[_Wanted]] = []
+    for page in wanted:
+        last = runs[-1] if runs else None
+        if (
+            last is not None
+            and page.number == last[-1].number
+            and page.offset - (last[-1].offset + last[-1].size) <= MAX_GAP_BYTES
+            and page.offset + page.size - last[0].offset <= MAX_RUN_BYTES
+        ):
+            last.append(page)
+        else:
+            runs.append([page])
+    return runs
