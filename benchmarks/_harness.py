@@ -29,7 +29,8 @@ from litevfs.ltx import Encoder, Header, format_file_name
 
 PAGE_SIZE = 4096  # bytes
 ROWS = 400_000
-"""Rows of the full-size database: 87 MB, whose LTX file has 41 MB."""
+"""Rows of the full-size database, whose LTX file has 41 MB."""
+FULL_SIZE_BYTES = 86_802_432
 SMALL_ROWS = 10_000
 ROWS_PER_BATCH = 200
 """Rows that share a value of the indexed column; they lie scattered over the whole table."""

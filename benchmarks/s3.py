@@ -1,0 +1,300 @@
+"""Reads over S3 with 20 ms a request: times and requests of litevfs, and of Litestream's VFS, on the same replica.
+
+A real S3 server (MinIO where there is one, else moto) behind a proxy that delays and counts every request. Each case
+starts with a connection that has cached nothing but what opening it reads. Rows are compared with SQLite's own answers
+on the file; times are never asserted.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from _harness import (
+    FULL_SIZE_BYTES,
+    PAGE_SIZE,
+    PEER,
+    ROWS,
+    ROWS_PER_BATCH,
+    TIMESTAMP_MS,
+    Competitor,
+    Dataset,
+    Result,
+    Samples,
+    assert_equal,
+    dataset,
+    digest,
+    parse_arguments,
+    ratio,
+    report,
+    seconds,
+    start_peer,
+)
+
+from litevfs.ltx import format_file_name
+from litevfs.options import format_timestamp
+from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest, running_s3_proxy
+from litevfs.testing.s3_server import S3Server, running_s3_server
+
+SMALL_ROWS = 20_000
+"""Just enough for an LTX file of more than 1 MiB, which is not read whole by opening it."""
+BUCKET, PATH = "bench", "orders"
+KEY = f"{PATH}/0009/{format_file_name(1, 1)}"
+DELAY_S = 0.02
+MORE_DELAY_S = 0.12
+"""Opening is measured at two delays: what the difference costs is the round trips that follow each other."""
+PART_BYTES = 8 << 20
+"""Of the plain download: boto3's default, and the fastest of 1, 2, 4, 8 and 16 MiB here."""
+IDLE_CONNECTIONS = 6
+
+OPEN = "open + first query"
+SCAN_PAGES, BY_INDEX, SCAN_ALL = "scan of 1,000 pages", "200 rows by index", "cold scan of everything"
+DOWNLOAD = "download"
+IDLE = f"idle, {IDLE_CONNECTIONS} connections, poll 1 s"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A query on a fresh connection, and what the design wants of it."""
+
+    name: str
+    sql: str
+    parameters: tuple[object, ...]
+    goal: str
+    meets: Callable[[float, float, float], bool]  # (seconds, GET requests, seconds of the plain download)
+    peer_too: bool  # what it reads page by page takes it minutes at full size
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(__doc__, argv)
+    rounds, idle_s = (1, 2.0) if arguments.small else (5, 5.0)
+    data = dataset(SMALL_ROWS if arguments.small else ROWS)
+    with ExitStack() as stack:
+        server = stack.enter_context(running_s3_server())
+        upload(data, server)
+        proxy = stack.enter_context(running_s3_proxy(server.endpoint))
+        bench = Bench(data, server, proxy, cases(data, small=arguments.small))
+        for number in range(rounds):
+            bench.run_round(with_peer=number == 0)
+        bench.idle("litevfs", idle_s)
+        if bench.has_peer:
+            bench.idle(PEER, idle_s)
+    sizes = f"{data.database.stat().st_size / 1e6:.0f} MB database, {data.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
+    title = f"S3 ({server.kind}) at {DELAY_S * 1000:.0f} ms a request, {sizes}, {rounds} rounds ({PEER}: 1)"
+    report(title, bench.results(small=arguments.small), arguments)
+
+
+def upload(data: Dataset, server: S3Server) -> None:
+    """Put the replica where Litestream would."""
+    client = server.boto3_client()
+    client.create_bucket(Bucket=BUCKET)
+    metadata = {"litestream-timestamp": format_timestamp(TIMESTAMP_MS)}
+    client.upload_file(str(data.ltx_file), BUCKET, KEY, ExtraArgs={"Metadata": metadata})
+    client.close()
+
+
+def kind_of(request: RecordedRequest) -> str:
+    """LIST, GET, or another method."""
+    if request.method == "GET" and "list-type" in parse_qs(request.query):
+        return "LIST"
+    return request.method
+
+
+class Bench:
+    """The cases on one replica behind one proxy, and what was measured."""
+
+    def __init__(self, data: Dataset, server: S3Server, proxy: HTTPProxy, cases: list[Case]) -> None:
+        self._data = data
+        self._proxy = proxy
+        self._environment = server.environment()
+        self._url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
+        self._cases = cases
+        self._expected = {case.name: digest([data.answer(case.sql, case.parameters)]) for case in cases}
+        self._times = Samples()
+        self._requests = Samples()  # by (case, "<competitor> <kind>")
+        self.has_peer = False
+
+    # --- measuring ----------------------------------------------------------------------------------------------------
+
+    def run_round(self, *, with_peer: bool) -> None:
+        """Every case once; each opening in a process of its own, as a first opening is."""
+        competitors = ["litevfs", PEER] if with_peer else ["litevfs"]
+        for delay_s in (DELAY_S, MORE_DELAY_S):
+            for name in competitors:
+                self._open(name, delay_s)
+        for case in self._cases:
+            for name in competitors:
+                if name != PEER or case.peer_too:
+                    self._query(name, case)
+        with Competitor("download", self._proxy.endpoint, self._environment) as download, self._delay(DELAY_S):
+            answer = download.call("download", bucket=BUCKET, key=KEY, part_bytes=PART_BYTES)
+        if answer["bytes"] != self._data.ltx_file.stat().st_size:
+            raise AssertionError(f"downloaded {answer['bytes']} bytes")
+        self._times.add(SCAN_ALL, DOWNLOAD, answer["seconds"])
+        self._add_requests(SCAN_ALL, DOWNLOAD)
+
+    def _open(self, name: str, delay_s: float) -> None:
+        with self._competitor(name) as competitor:
+            if competitor is None:
+                return
+            case = OPEN if delay_s == DELAY_S else f"{OPEN} at {delay_s * 1000:.0f} ms"
+            with self._delay(delay_s):
+                self._times.add(case, name, competitor.call("open")["seconds"])
+            self._add_requests(case, name)
+
+    def _query(self, name: str, case: Case) -> None:
+        with self._competitor(name) as competitor:
+            if competitor is None:
+                return
+            competitor.call("open")
+            with self._delay(DELAY_S):
+                took, answers = competitor.timed(case.sql, [case.parameters])
+            self._times.add(case.name, name, took)
+            self._add_requests(case.name, name)
+            assert_equal(case.name, {"SQLite": self._expected[case.name], name: answers})
+
+    def idle(self, name: str, window_s: float) -> None:
+        """LIST requests a second of connections that nobody uses."""
+        with self._competitor(name) as competitor:
+            if competitor is None:
+                return
+            competitor.call("open", count=IDLE_CONNECTIONS)
+            self._proxy.clear()
+            threading.Event().wait(window_s)
+            counts = Counter(map(kind_of, self._proxy.requests))
+            for kind in ("LIST", "GET"):
+                self._requests.add(IDLE, f"{name} {kind}", counts[kind] / window_s)
+
+    @contextmanager
+    def _competitor(self, name: str) -> Iterator[Competitor | None]:
+        if name == PEER:
+            competitor = start_peer(self._url, self._environment)
+            self.has_peer = competitor is not None
+        else:
+            competitor = Competitor(name, self._url, self._environment)
+        with ExitStack() as stack:
+            yield stack.enter_context(competitor) if competitor else None
+
+    @contextmanager
+    def _delay(self, delay_s: float) -> Iterator[None]:
+        """Delay requests, and count from here on."""
+        self._proxy.clear()
+        self._proxy.delay_s = delay_s
+        try:
+            yield
+        finally:
+            self._proxy.delay_s = 0.0
+
+    def _add_requests(self, case: str, name: str) -> None:
+        counts = Counter(map(kind_of, self._proxy.requests))
+        for kind in {"LIST", "GET"} | counts.keys():
+            self._requests.add(case, f"{name} {kind}", counts[kind])
+
+    # --- the table ----------------------------------------------------------------------------------------------------
+
+    def results(self, *, small: bool) -> list[Result]:
+        """The rows; goals are for the full size."""
+        download = self._times.median(SCAN_ALL, DOWNLOAD)
+        assert download is not None
+        rows = [self._opening(small=small)]
+        for case in self._cases:
+            ours, gets = self._times.median(case.name, "litevfs"), self._requests.median(case.name, "litevfs GET")
+            assert ours is not None
+            assert gets is not None
+            met = None if small else case.meets(ours, gets, download)
+            rows.append(self._result(case.name, self._times_and_requests(case.name), case.goal, met))
+        rate = self._data.ltx_file.stat().st_size / 1e6 / download
+        shown = {
+            "litevfs": f"{seconds(download)}, {rate:.0f} MB/s",
+            "requests": self._shown_requests(SCAN_ALL, DOWNLOAD),
+        }
+        rows.append(self._result("(plain parallel download)", shown))
+        rows.append(self._idling(small=small))
+        return rows
+
+    def _opening(self, *, small: bool) -> Result:
+        values = self._times_and_requests(OPEN)
+        trips = {name: self._round_trips(name) for name in ("litevfs", PEER)}
+        for name, count in trips.items():
+            if count is not None:
+                values[name] += f", {count:.1f} trips"
+        ours = trips["litevfs"]
+        met = None if small or ours is None else round(ours) <= 4
+        return self._result(OPEN, values, "<= 4 round trips", met)
+
+    def _round_trips(self, name: str) -> float | None:
+        """Requests of an opening that had to wait for each other, from what a longer delay adds."""
+        base = self._times.median(OPEN, name)
+        more = self._times.median(f"{OPEN} at {MORE_DELAY_S * 1000:.0f} ms", name)
+        return None if base is None or more is None else (more - base) / (MORE_DELAY_S - DELAY_S)
+
+    def _idling(self, *, small: bool) -> Result:
+        ours = self._requests.median(IDLE, "litevfs LIST")
+        assert ours is not None
+        values = {"litevfs": f"{ours:.1f} LIST/s"}
+        peer = self._requests.median(IDLE, f"{PEER} LIST")
+        if peer is not None:
+            values |= {PEER: f"{peer:.1f} LIST/s", f"/{PEER}": ratio(ours, peer)}
+        return self._result(IDLE, values, "1 LIST/s", None if small else ours <= 1.2)
+
+    def _times_and_requests(self, case: str) -> dict[str, str]:
+        ours, peer = self._times.median(case, "litevfs"), self._times.median(case, PEER)
+        return {
+            "litevfs": seconds(ours),
+            "requests": self._shown_requests(case, "litevfs"),
+            PEER: seconds(peer),
+            f"requests of {PEER}": self._shown_requests(case, PEER),
+            f"/{PEER}": ratio(ours, peer),
+        }
+
+    def _shown_requests(self, case: str, name: str) -> str:
+        counts = {kind: self._requests.median(case, f"{name} {kind}") for kind in ("LIST", "GET", "HEAD")}
+        return " + ".join(f"{count:g} {kind}" for kind, count in counts.items() if count)
+
+    def _result(self, case: str, values: Mapping[str, str], goal: str = "", met: bool | None = None) -> Result:
+        samples = {"seconds": self._times.all.get(case), "requests": self._requests.all.get(case)}
+        return Result(case, dict(values), goal, met, samples)
+
+
+def cases(data: Dataset, *, small: bool) -> list[Case]:
+    """The queries; with `small`, the peer gets less to do: it waits for every page."""
+    rows_of_1000_pages = ROWS * 1000 * PAGE_SIZE // FULL_SIZE_BYTES
+    first = data.rows // 3
+    return [
+        Case(
+            SCAN_PAGES,
+            "SELECT sum(amount), count(note) FROM orders WHERE id BETWEEN ? AND ?",
+            (first, first + rows_of_1000_pages // (20 if small else 1) - 1),
+            "<= 0.25 s, <= 15 GET",
+            lambda took, gets, _: took <= 0.25 and gets <= 15,
+            peer_too=True,
+        ),
+        Case(
+            BY_INDEX,
+            "SELECT count(*), sum(amount), max(note) FROM orders WHERE batch = ?",
+            (data.batches // 2,),
+            "<= 0.3 s",
+            lambda took, *_: took <= 0.3,
+            peer_too=not small,
+        ),
+        Case(
+            SCAN_ALL,
+            "SELECT count(note), sum(amount), (SELECT sum(batch) FROM orders INDEXED BY orders_by_batch) FROM orders",
+            (),
+            "<= 1.3x download",
+            lambda took, _, download: took <= 1.3 * download,
+            peer_too=False,
+        ),
+    ]
+
+
+assert ROWS_PER_BATCH == 200  # as the case's name says
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

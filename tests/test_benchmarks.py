@@ -1,0 +1,80 @@
+"""Every benchmark runs at its small size, reads right answers and says what it measured. Times are never asserted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WITH_JSON = {"local", "memory", "s3"}  # each has a test of its own
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
+
+
+def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The script as `make bench` runs it, with a folder for temporary files of its own, so that nothing is cached."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--small", *arguments]
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
+
+
+def measured(name: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The results of a run, by case."""
+    done = run(name, folder, "--json", "results.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((folder / "results.json").read_text())
+    assert document["small"] is True
+    results = {result["case"]: result for result in document["results"]}
+    assert all(case in done.stdout for case in results)
+    return results
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_JSON])
+def test_every_other_benchmark_runs(name: str, tmp_path: Path) -> None:
+    done = run(name, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.plan("L23")
+def test_local_compares_equal_answers_of_all_competitors(tmp_path: Path) -> None:
+    results = measured("local", tmp_path)
+    competitors = {"litevfs", "native", "native, WAL"} | ({"litestream-vfs"} if find_spec("litestream_vfs") else set())
+    assert set(results) == {
+        "open + first query",
+        "full scan, first",
+        "full scan, second",
+        "hot point query",
+        "random point query",
+    }
+    for result in results.values():
+        assert set(result["samples"]) == competitors
+        assert all(len(times) == 2 and min(times) > 0 for times in result["samples"].values())
+
+
+@pytest.mark.s3
+def test_s3_counts_the_requests_of_every_case(tmp_path: Path) -> None:
+    results = measured("s3", tmp_path)
+    by_case = {case: result["samples"]["requests"] for case, result in results.items() if result["samples"]["requests"]}
+    opening = by_case["open + first query"]
+    assert 1 <= opening["litevfs LIST"][0] <= 10
+    assert 1 <= opening["litevfs GET"][0] <= 4
+    scan = by_case["cold scan of everything"]
+    assert 1 <= scan["litevfs GET"][0] < 30  # 1,000 pages; one request each would be 1,000
+    assert scan["download GET"] == [1]
+    idle = by_case["idle, 6 connections, poll 1 s"]
+    assert 0 < idle["litevfs LIST"][0] <= 2
+
+
+@pytest.mark.plan("L04")
+def test_memory_of_the_page_map_is_within_its_limit(tmp_path: Path) -> None:
+    results = measured("memory", tmp_path)
+    judged = [result for result in results.values() if result["met"] is not None]
+    assert len(judged) == 3
+    assert all(result["met"] for result in judged), results
