@@ -92,7 +92,12 @@ class ReplicaFile:
         else:
             self.replica.open(self.options.open_timeout_s)
             self.replica.poll_every(self.options.poll_interval_s)
-        self._watcher = self.replica.pages.watcher(self.snapshot.page_size or DEFAULT_PAGE_SIZE)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Follow this connection's reads from here on; anew after a fork, which leaves all threads behind."""
+        self._pages = self.replica.pages
+        self._watcher = self._pages.watcher(self.snapshot.page_size or DEFAULT_PAGE_SIZE)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -111,7 +116,7 @@ class ReplicaFile:
         """Bytes of the database as of the snapshot; fewer past its end."""
         snapshot = self._pinned or self.snapshot
         page_size = snapshot.page_size
-        if amount == page_size and offset:
+        if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
             if self._watcher is not None:
                 return self._read_watched(snapshot, offset // page_size + 1)
             return self.replica.pages.read(snapshot, offset // page_size + 1)
@@ -159,6 +164,8 @@ class ReplicaFile:
             raise apsw.ReadOnlyError("a replica is read-only: write to the primary database")
         if level > self._level:
             self.replica.wake()
+            if self._pages is not self.replica.pages:
+                self._watch()
             if self._max_staleness_s is not None and self._view is None:
                 self.replica.check_freshness(self._max_staleness_s)
             self._pinned = self.snapshot
