@@ -10,8 +10,7 @@ import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
@@ -27,9 +26,8 @@ from litevfs.ltx.names import parse_txid
 from litevfs.options import parse_timestamp_ms
 from litevfs.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
-from litevfs.replica_clients.urls import open_replica_client
 from litevfs.restore_target import RestoreTarget
-from litevfs.stream import FileStreamer, VerifiedStream
+from litevfs.stream import FileStreamer, VerifiedStream, client_of
 
 logger = logging.getLogger("litevfs.restore")
 
@@ -74,7 +72,7 @@ def restore(
     StorageError.
     """
     find_state = _state_finder(txid, timestamp)
-    with RestoreTarget(Path(path)) as target, _client_of(replica) as client, FileStreamer(client) as streamer:
+    with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
         result = _restore_with_retries(streamer, find_state, target, progress)
         if integrity_check:
             _check_integrity(target.temp_path)
@@ -97,18 +95,6 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
     if wanted is not None and not 1 <= wanted < 2**64:
         raise OptionError(f"not a TXID: {wanted}", hint="TXIDs are 1 to 2^64-1")
     return lambda streamer, files: wanted
-
-
-@contextmanager
-def _client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
-    if not isinstance(replica, str | os.PathLike):
-        yield replica
-        return
-    client = open_replica_client(os.fspath(replica))
-    try:
-        yield client
-    finally:
-        client.close()
 
 
 def _restore_with_retries(

@@ -6,9 +6,11 @@ and `replicate.compaction`.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from types import TracebackType
@@ -19,6 +21,7 @@ from litevfs.fetch import Fetcher, check_name
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.urls import open_replica_client
 
 READ_BYTES = 1 << 20
 """Bytes of one request."""
@@ -28,6 +31,19 @@ FEED_BYTES = 1 << 16
 """Bytes decoded at once: a hostile file can make 255 times as many bytes of pages of them."""
 
 T = TypeVar("T")
+
+
+@contextmanager
+def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
+    """The client of a URL or a path, closed at the end; or one that is given, and stays open."""
+    if not isinstance(replica, str | os.PathLike):
+        yield replica
+        return
+    client = open_replica_client(os.fspath(replica))
+    try:
+        yield client
+    finally:
+        client.close()
 
 
 class FileStreamer:

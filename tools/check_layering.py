@@ -54,7 +54,7 @@ LAYERS = {
     "pragmas": "replica status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
-    "stream": "fetch replica_clients.base ltx.*",
+    "stream": "fetch replica_clients.* ltx.*",
     "progress": "",
     "restore restore_*": "stream history plan fetch options replica_clients.* ltx.*",
     "copy": "stream plan fetch options replica_clients.* ltx.*",
