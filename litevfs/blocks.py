@@ -40,6 +40,7 @@ class BlockReader:
     def __init__(self, fetcher: Fetcher, *, limit_bytes: int, read_ahead: bool) -> None:
         self.cache = ByteCache(limit_bytes)
         self._fetcher = fetcher
+        self._disk_cache = fetcher.disk_cache
         self._block_size = fetcher.client.block_size
         self._read_ahead = read_ahead
         window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 3)
@@ -66,10 +67,10 @@ class BlockReader:
             if whole or len(block) == self._block_size:
                 self.cache.put(_key(number, start // self._block_size), block)
 
-    def has(self, number: int, offset: int, size: int) -> bool:
-        """Whether all of these bytes are there or under way."""
+    def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
+        """Whether all of these bytes are there, in memory or in the folder, or under way."""
         blocks = range(offset // self._block_size, (offset + size - 1) // self._block_size + 1)
-        return all((key := _key(number, block)) in self.cache or key in self._under_way for block in blocks)
+        return all(self._is_near(_key(number, block), file, block) for block in blocks)
 
     def prefetch(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
         """Start fetching the blocks around these bytes that are not there, unless a scan is about to do so anyway."""
@@ -84,18 +85,26 @@ class BlockReader:
             for run in runs:
                 self._submit(number, file, run)
 
-    def drop(self, number: int, offset: int, size: int) -> None:
+    def drop(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
         """Forget the blocks around these bytes: they turned out to be damaged."""
         for block in range(offset // self._block_size, (offset + size - 1) // self._block_size + 1):
             self.cache.drop(_key(number, block))
+            if self._disk_cache is not None:
+                self._disk_cache.drop(file, block)
 
     def _block(self, number: int, file: LTXFileInfo, block: int) -> bytes:
         key = _key(number, block)
         data = self.cache.get(key)
         if data is None:
-            data = self._miss(number, file, block)
+            data = self._from_disk(number, file, block) or self._miss(number, file, block)
         if self._read_ahead:
             self._follow(number, file, block)
+        return data
+
+    def _from_disk(self, number: int, file: LTXFileInfo, block: int) -> bytes | None:
+        data = self._disk_cache.get(file, block) if self._disk_cache else None
+        if data is not None:
+            self.cache.put(_key(number, block), data)
         return data
 
     # --- misses -------------------------------------------------------------------------------------------------------
@@ -119,8 +128,10 @@ class BlockReader:
             return under_way.result()[block]
         except TransientStorageError:
             # What is read ahead is tried once; what a reader waits for is worth the retries.
-            data = self._fetcher.read(file, *self._extent(file, range(block, block + 1)))
+            offset, size = self._extent(file, range(block, block + 1))
+            data = self._fetcher.read(file, offset, size)
             self.cache.put(key, data)
+            self._fetcher.keep(file, offset, data)
             return data
 
     def _window_after_miss(self, number: int, block: int) -> int:
@@ -160,13 +171,19 @@ class BlockReader:
         runs: list[range] = []
         for block in range(first, min(first + window, blocks_in_file)):
             key = _key(number, block)
-            if (key in self.cache or key in self._under_way) and not (force and block == first):
+            if self._is_near(key, file, block) and not (force and block == first):
                 continue
             if runs and runs[-1].stop == block and len(runs[-1]) < most:
                 runs[-1] = range(runs[-1].start, block + 1)
             else:
                 runs.append(range(block, block + 1))
         return runs
+
+    def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
+        """Whether a block is there, in memory or in the folder, or under way."""
+        if key in self.cache or key in self._under_way:
+            return True
+        return self._disk_cache is not None and self._disk_cache.has(file, block)
 
     def _register(self, number: int, run: range) -> Future[dict[int, bytes]]:
         future: Future[dict[int, bytes]] = Future()
@@ -198,6 +215,7 @@ class BlockReader:
             for block, content in blocks.items():
                 self.cache.put(_key(number, block), content)
             future.set_result(blocks)
+            self._fetcher.keep(file, offset, data)
         except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
             future.set_exception(error)
         finally:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
+from litevfs.disk_cache import DiskCache
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
@@ -79,10 +80,11 @@ class Backoff:
 
 
 class Fetcher:
-    """Reads one replica's storage."""
+    """Reads one replica's storage, and keeps blocks of it in a folder if there is one (`disk_cache`)."""
 
-    def __init__(self, client: ReplicaClient, *, read_timeout_s: float) -> None:
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float, disk_cache: DiskCache | None = None) -> None:
         self.client = client
+        self.disk_cache = disk_cache
         self.counters = RequestCounters()
         self._read_timeout_s = read_timeout_s
         self._lock = threading.Lock()
@@ -171,7 +173,7 @@ class Fetcher:
         """
         small = [file for file in files if file.size <= WHOLE_FILE_BYTES]
         large = [file for file in files if file.size > WHOLE_FILE_BYTES]
-        calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._twice, self._fetch_whole, f) for f in small]
+        calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._fetch_small, f) for f in small]
         for file in large:
             calls += [partial(self._read_head, file), partial(self._read_tail, file, _likely_tail_bytes(file))]
         results = iter(self.parallel(calls))
@@ -208,27 +210,59 @@ class Fetcher:
         except LTXFormatError as error:
             raise self.located(error, file) from error
 
-    def _fetch_whole(self, file: LTXFileInfo, data: bytes | None = None) -> FetchedFile:
-        data = self.read(file, 0, file.size) if data is None else data
+    def _fetch_small(self, file: LTXFileInfo) -> FetchedFile:
+        return self._twice(self._fetch_whole, file, self._read_kept(file, 0, file.size))
+
+    def _fetch_whole(self, file: LTXFileInfo, data: bytes | None) -> FetchedFile:
+        data = self._read_kept(file, 0, file.size, fresh=True) if data is None else data
         decoded = decode_file(data)
         check_name(file, decoded.header)
         return FetchedFile(file, decoded.header, decoded.index, data)
 
     def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
-        head, tail = ends or (self._read_head(file), self._read_tail(file, _likely_tail_bytes(file)))
+        fresh = ends is None
+        head, tail = ends or (
+            self._read_head(file, fresh=fresh),
+            self._read_tail(file, _likely_tail_bytes(file), fresh=fresh),
+        )
         needed = tail_size_needed(tail, file.size)
         if needed > len(tail):
-            tail = self._read_tail(file, needed)
+            tail = self._read_tail(file, needed, fresh=fresh)
         header, index, _ = read_header_and_index(head, tail, file.size)
         check_name(file, header)
         return FetchedFile(file, header, index, None, head)
 
-    def _read_head(self, file: LTXFileInfo) -> bytes:
-        return self.read(file, 0, max(HEADER_SIZE, self.client.block_size))
+    def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
+        return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
 
-    def _read_tail(self, file: LTXFileInfo, size: int) -> bytes:
-        size = min(size, file.size)
-        return self.read(file, file.size - size, size)
+    def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
+        """At least `size` bytes of the end, or all; where there are blocks, whole ones."""
+        offset = file.size - min(size, file.size)
+        offset -= offset % (self.client.block_size or 1)
+        return self._read_kept(file, offset, file.size - offset, fresh=fresh)
+
+    def _read_kept(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool = False) -> bytes:
+        """Like `read` for bytes from the start of a block on, out of the folder if it has them; `fresh`: not."""
+        if self.disk_cache is not None and not fresh:
+            data = self.disk_cache.get_range(file, offset, size)
+            if data is not None:
+                return data
+        data = self.read(file, offset, size)
+        self.keep(file, offset, data)
+        return data
+
+    def worth_reading(self, file: LTXFileInfo, start: int, end: int) -> tuple[int, int]:
+        """(offset, size) to ask for where bytes `start` to `end` are wanted: whole blocks if the folder keeps them."""
+        if self.disk_cache is not None:
+            block_size = self.disk_cache.block_size
+            start -= start % block_size
+            end = min(file.size, end + -end % block_size)
+        return start, end - start
+
+    def keep(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
+        """Keep what was read from storage in the folder, if there is one, as far as it makes whole blocks."""
+        if self.disk_cache is not None:
+            self.disk_cache.put_range(file, offset, data)
 
     def located(self, error: LTXFormatError, file: LTXFileInfo, *, hint: str | None = None) -> LTXFormatError:
         """The same error with the place of the file, and with `hint` if it has none."""

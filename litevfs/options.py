@@ -156,6 +156,18 @@ class Options:
     cache_size_bytes: int = _option(
         10_000_000, parse_size_bytes, "memory for pages and blocks, per replica and process", name="cache_size"
     )
+    cache_dir: str = _option(
+        "",
+        _parse_text,
+        "folder that keeps what was read from remote storage, over restarts and for every process; made if missing; "
+        "no effect on local replicas",
+    )
+    cache_dir_size_bytes: int = _option(
+        1_000_000_000,
+        parse_size_bytes,
+        "disk space of that folder; the least recently used goes first",
+        name="cache_dir_size",
+    )
     hydration_enabled: bool = _option(
         False,
         parse_bool,

@@ -189,7 +189,7 @@ class PageSource:
         logger.info("reading page %d of %s again: %s", pgno, file.name, why)
         self.counters.reread += 1
         if self._blocks is not None:
-            self._blocks.drop(number, offset, size)
+            self._blocks.drop(number, file, offset, size)
         try:
             return decode_frame(self._fetcher.read(file, offset, size), pgno, snapshot.page_size)
         except LTXFormatError as error:

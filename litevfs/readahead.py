@@ -86,7 +86,7 @@ class ReadAhead:
             if not version or key in self._cache or key in self._under_way:
                 continue
             number, offset, size = snapshot.place(pgno)
-            if not self._blocks.has(number, offset, size):
+            if not self._blocks.has(number, snapshot.files[number], offset, size):
                 missing.append(_Wanted(number, offset, size, pgno, key))
         return sorted(missing, key=lambda page: (page.number, page.offset))
 
@@ -103,10 +103,12 @@ class ReadAhead:
             self._under_way[page.key] = future
 
         def fetch() -> None:
-            pages = self._fetch(snapshot, file, run, future)
+            start, size = self._fetcher.worth_reading(file, run[0].offset, run[-1].offset + run[-1].size)
+            pages, data = self._fetch(snapshot, file, run, start, size, future)
             more = [pgno for page in run if page.key in pages for pgno in learn(page.pgno, pages[page.key])]
             if more:
                 self.start(snapshot, more, page_key, learn)
+            self._fetcher.keep(file, start, data)
 
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
@@ -119,24 +121,32 @@ class ReadAhead:
             raise
 
     def _fetch(
-        self, snapshot: Snapshot, file: LTXFileInfo, run: list[_Wanted], future: Future[dict[int, bytes]]
-    ) -> dict[int, bytes]:
+        self,
+        snapshot: Snapshot,
+        file: LTXFileInfo,
+        run: list[_Wanted],
+        start: int,
+        size: int,
+        future: Future[dict[int, bytes]],
+    ) -> tuple[dict[int, bytes], bytes]:
+        """(pages by key, the bytes they were in); what failed is not there."""
         pages: dict[int, bytes] = {}
-        start, end = run[0].offset, run[-1].offset + run[-1].size
+        data = b""
         try:
-            data = self._fetcher.read_once(file, start, end - start)
+            data = self._fetcher.read_once(file, start, size)
             for page in run:
                 frame = data[page.offset - start : page.offset - start + page.size]
                 pages[page.key] = decode_frame(frame, page.pgno, snapshot.page_size)
                 self._cache.put(page.key, pages[page.key])
         except LitevfsError as error:
+            data = b""
             logger.info("reading ahead in %s failed: %s", file.name, error)
         finally:
             future.set_result(pages)
             with self._lock:
                 for page in run:
                     self._under_way.pop(page.key, None)
-        return pages
+        return pages, data
 
 
 def _runs(wanted: list[_Wanted]) -> list[list[_Wanted]]:

@@ -13,6 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from litevfs.disk_cache import DiskCounters, disk_cache_for
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -67,10 +68,13 @@ class Replica:
         self._last_success: float | None = None  # monotonic, seconds
         self._failing_since: float | None = None  # monotonic, seconds
 
-    def _open_storage(self) -> None:
+    def _open_storage(self, *, forked: bool = False) -> None:
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
-        self.fetcher = Fetcher(client, read_timeout_s=options.read_timeout_s)
+        disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes)
+        if disk_cache is not None and not forked:
+            disk_cache.prepare()
+        self.fetcher = Fetcher(client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache)
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
@@ -142,7 +146,7 @@ class Replica:
         """
         poller, self._poller = self._poller, None
         self._interval_after_fork_s = poller.interval_s if poller else 0.0
-        self._open_storage()
+        self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
 
     def wake(self) -> None:
@@ -344,6 +348,8 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """Everything worth watching, as of now; never a credential."""
         snapshot, requests, pages = self.snapshot, self.fetcher.counters, self.pages.counters
+        disk_cache = self.fetcher.disk_cache
+        disk = disk_cache.counters if disk_cache else DiskCounters()
         return ReplicaStatus(
             url=self.url,
             state=self.state,
@@ -360,6 +366,10 @@ class Replica:
             cache_misses=pages.misses,
             cache_hydrated=pages.hydrated,
             cache_bytes=self.pages.memory_bytes,
+            disk_cache_hits=disk.hits,
+            disk_cache_misses=disk.misses,
+            disk_cache_damaged=disk.damaged,
+            disk_cache_writing=disk_cache is not None and disk_cache.is_writing,
             index_bytes=snapshot.index_bytes() if snapshot else 0,
             list_requests=requests.list,
             get_requests=requests.get,

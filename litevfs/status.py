@@ -36,6 +36,10 @@ class ReplicaStatus:
     cache_hydrated: int  # pages served from the hydrated file
     cache_misses: int  # pages that had to be decoded
     cache_bytes: int  # memory of the caches
+    disk_cache_hits: int  # blocks found in the folder `cache_dir`
+    disk_cache_misses: int  # blocks looked for there in vain
+    disk_cache_damaged: int  # blocks found damaged there, deleted, and read from storage
+    disk_cache_writing: bool  # false: there is no such folder, or it has failed and takes no more blocks
     index_bytes: int  # memory of the page map
     list_requests: int
     get_requests: int
