@@ -74,11 +74,11 @@ class Watcher:
 
     def before_read(self, pgno: int) -> list[int]:
         """The connection is about to read page `pgno`."""
-        parent = self._parents.get(pgno)
-        if parent is None:
+        if pgno not in self._parents:
             return []
         with self._lock:
-            return self._follow_scan(*parent) + self._follow_lookups(pgno)
+            parent = self._parents.get(pgno)  # it may have been forgotten since
+            return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
 
     def after_read(self, pgno: int, page: bytes) -> list[int]:
         """The connection has read page `pgno`."""
@@ -105,17 +105,21 @@ class Watcher:
 
     def _learn(self, pgno: int, page: bytes) -> None:
         interior = parse_interior(pgno, page)
+        old = self._interior.pop(pgno, None)
+        if old is not None and (interior is None or old.children != interior.children):
+            self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
         if interior is None:
             return
         self._interior[pgno] = interior
-        self._interior.move_to_end(pgno)
         self._parents.update((child, (pgno, i)) for i, child in enumerate(interior.children))
         while len(self._interior) > MAX_INTERIOR_PAGES:
-            old_pgno, old = self._interior.popitem(last=False)
-            self._scans.pop(old_pgno, None)
-            for child in old.children:
-                if self._parents.get(child, (0, 0))[0] == old_pgno:
-                    del self._parents[child]
+            self._forget(*self._interior.popitem(last=False))
+
+    def _forget(self, pgno: int, interior: Interior) -> None:
+        self._scans.pop(pgno, None)
+        for child in interior.children:
+            if self._parents.get(child, (0, 0))[0] == pgno:
+                del self._parents[child]
 
     # --- scans --------------------------------------------------------------------------------------------------------
 
