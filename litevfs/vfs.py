@@ -10,6 +10,9 @@ Errors reach the caller as they are: APSW hands on the exception object, and SQL
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+
 import apsw
 
 from litevfs.errors import OptionError
@@ -20,7 +23,9 @@ from litevfs.replica import Replica
 from litevfs.sharing import registry
 from litevfs.snapshot import Snapshot
 
-NONE, SHARED, EXCLUSIVE = apsw.SQLITE_LOCK_NONE, apsw.SQLITE_LOCK_SHARED, apsw.SQLITE_LOCK_EXCLUSIVE
+logger = logging.getLogger("litevfs.vfs")
+
+NONE, SHARED = apsw.SQLITE_LOCK_NONE, apsw.SQLITE_LOCK_SHARED
 DEFAULT_PAGE_SIZE = 4096
 _SIDE_FILES = ("-journal", "-wal")
 
@@ -131,14 +136,22 @@ class ReplicaFile:
 
     def _read_watched(self, snapshot: Snapshot, pgno: int) -> bytes:
         """Read a page, and start reading what will probably come next."""
-        pages, watcher = self.replica.pages, self._watcher
-        assert watcher is not None
-        if ahead := watcher.before_read(pgno):
-            pages.read_ahead(snapshot, ahead, watcher)
-        page = pages.read(snapshot, pgno)
-        if ahead := watcher.after_read(pgno, page):
-            pages.read_ahead(snapshot, ahead, watcher)
+        self._read_ahead(snapshot, lambda watcher: watcher.before_read(pgno))
+        page = self.replica.pages.read(snapshot, pgno)
+        self._read_ahead(snapshot, lambda watcher: watcher.after_read(pgno, page))
         return page
+
+    def _read_ahead(self, snapshot: Snapshot, plan: Callable[[Watcher], list[int]]) -> None:
+        watcher = self._watcher
+        if watcher is None:
+            return
+        try:
+            if ahead := plan(watcher):
+                self.replica.pages.read_ahead(snapshot, ahead, watcher)
+        except Exception:
+            # Hints must never cost anybody a row: without them reads are slower, and that is all.
+            logger.exception("reading ahead failed; this connection goes on without")
+            self._watcher = None
 
     def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
         """Any range: SQLite reads overflow pages in part, and tools may read what they like."""
