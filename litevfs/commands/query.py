@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     if args.watch:
         _watch(sql, args)
-    # one query needs nothing newer, but may ask for it
+    # One query needs nothing newer, but may ask for it.
     with closing(connect(args, poll_interval="0")) as connection:
         _write(connection, sql, args)
     return 0

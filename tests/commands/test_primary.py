@@ -1,0 +1,136 @@
+"""The commands that write: restore, replicate, demo. Oracle: SQLite on the files themselves."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def query(path: Path, sql: str) -> Any:
+    with closing(apsw.Connection(str(path))) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "app.db"
+    query(path, "PRAGMA journal_mode = wal; CREATE TABLE t(a); INSERT INTO t VALUES (1)")
+    return path
+
+
+def test_restore_makes_the_database_of_any_txid(run: Callable[..., Any], orders: str, expected: Any, tmp_path: Path):
+    for txid, answers in expected["expected_by_txid"].items():
+        path = tmp_path / f"{txid}.db"
+        result = run("restore", orders, path, "--txid", txid, "--integrity-check")
+        assert (result.code, result.err) == (0, "")
+        assert f"TXID {txid}" in result.out
+        assert query(path, expected["queries"]["total"]) == [(answers["total"],)]
+    assert run("restore", orders, tmp_path / "newest.db", "--json").json["txid"] == "000000000000000c"
+
+
+def test_restore_never_replaces_a_file(run: Callable[..., Any], orders: str, tmp_path: Path):
+    path = tmp_path / "precious.db"
+    path.write_text("precious")
+    result = run("restore", orders, path)
+    assert (result.code, result.out) == (1, "")
+    assert path.read_text() == "precious"
+
+
+def test_replicate_once_replicates_what_is_there(run: Callable[..., Any], database: Path, tmp_path: Path):
+    replica = tmp_path / "replica"
+    assert run("replicate", database, replica, "--once").out == "0000000000000001\n"
+    query(database, "INSERT INTO t VALUES (2)")
+    assert run("replicate", database, replica, "--once").code == 0
+    assert run("query", replica, "SELECT a FROM t").out == "1\n2\n"
+
+
+def test_replicate_refuses_a_rollback_database_and_can_switch_it(run: Callable[..., Any], tmp_path: Path):
+    path = tmp_path / "old.db"
+    query(path, "CREATE TABLE t(a)")
+    refused = run("replicate", path, tmp_path / "replica", "--once")
+    assert (refused.code, refused.out) == (1, "")
+    assert "--wal" in refused.err
+    assert run("replicate", path, tmp_path / "replica", "--once", "--wal").code == 0
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+
+def test_replicate_of_no_database_fails(run: Callable[..., Any], tmp_path: Path):
+    result = run("replicate", tmp_path / "none.db", tmp_path / "replica", "--once")
+    assert result.code == 1
+    assert not (tmp_path / "none.db").exists()
+
+
+@pytest.mark.plan("K08")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_replicate_sends_the_last_transactions_when_told_to_stop(
+    run: Callable[..., Any], database: Path, tmp_path: Path, number: int, code: int
+):
+    replica = tmp_path / "replica"
+    command = [sys.executable, "-m", "litevfs", "replicate", str(database), str(replica), "--sync-interval", "1h"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        killer = threading.Timer(30, process.kill)
+        killer.start()
+        try:
+            assert process.stderr
+            assert process.stderr.readline().startswith("litevfs: replicating ")
+            wait_until(lambda: any(replica.glob("ltx/0/*.ltx")))
+            query(database, "INSERT INTO t VALUES (2)")
+            process.send_signal(number)
+            out, err = process.communicate()
+        finally:
+            killer.cancel()
+    assert (process.returncode, out, err) == (code, "", "")
+    assert run("query", replica, "SELECT a FROM t").out == "1\n2\n"
+
+
+def wait_until(is_done: Callable[[], bool], limit_s: float = 20) -> None:
+    deadline = time.monotonic() + limit_s
+    while not is_done():
+        assert time.monotonic() < deadline, "in time"
+        threading.Event().wait(0.01)
+
+
+def test_demo_shows_everything_ends_by_itself_and_leaves_nothing(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = time.monotonic()
+    result = run("demo")
+    assert (result.code, result.err) == (0, "")
+    assert time.monotonic() - started < 10
+    assert not list(tmp_path.iterdir())
+    lags = re.findall(r"^   ([0-9a-f]{16}) +(\d+) ms +(\d+)  ", result.out, re.MULTILINE)
+    assert [int(orders) for _, _, orders in lags] == [1, 3, 6, 10, 15, 21]
+    assert [int(txid, 16) for txid, _, _ in lags] == list(range(2, 8))
+    assert "orders at BEGIN 21, after 10 more were committed 21, after COMMIT 31" in result.out
+    assert "31 orders equal those of the database" in result.out
+    assert "integrity check of its 12.3 kB: ok" in result.out
+
+
+def test_demo_keeps_its_files_when_asked_to(run: Callable[..., Any], tmp_path: Path):
+    folder = tmp_path / "kept"
+    assert run("demo", "--keep", folder).code == 0
+    assert query(folder / "shop.db", "SELECT count(*) FROM orders") == [(31,)]
+    assert run("verify", folder / "replica").code == 0
+    assert run("query", folder / "replica", "SELECT count(*) FROM orders").out == "31\n"
+    again = run("demo", "--keep", folder)
+    assert (again.code, again.out) == (1, "")
+    assert "not empty" in again.err

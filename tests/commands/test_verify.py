@@ -1,0 +1,212 @@
+"""`litevfs verify`: what it finds in damaged replicas, and that it finds nothing in sound ones."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from litevfs.commands.verification import check_files
+from litevfs.fetch import Fetcher
+from litevfs.ltx.encoder import encode_file
+from litevfs.ltx.format import CHECKSUM_FLAG, HEADER_FLAG_NO_CHECKSUM, Header
+from litevfs.replica_clients.file import FileReplicaClient
+
+PAGE_SIZE = 4096
+
+
+def level_0(replica: Path, txid: int) -> Path:
+    return replica / "ltx" / "0" / f"{txid:016x}-{txid:016x}.ltx"
+
+
+def problems(result: Any) -> list[dict[str, Any]]:
+    report = result.json
+    assert report["ok"] == (not report["problems"])
+    assert result.code == (1 if report["problems"] else 0)
+    return report["problems"]  # type: ignore[no-any-return]
+
+
+def test_a_sound_replica_has_no_problems(run: Callable[..., Any], orders: str):
+    result = run("verify", orders, "--json")
+    assert problems(result) == []
+    report = result.json
+    assert (report["files"], report["integrity_check"], report["notes"]) == (12, "ok", [])
+    assert (report["newest"]["txid"], report["newest"]["commit"]) == ("000000000000000c", 259)
+    out = run("verify", orders).out
+    assert "integrity check: ok\n" in out
+    assert out.endswith("no problems found\n")
+
+
+@pytest.mark.parametrize("place", [0, 20, 60, 150, 20_000, -60_000, -20, -1])
+def test_a_flipped_bit_anywhere_is_found_and_located(run: Callable[..., Any], orders_copy: Path, place: int):
+    path = level_0(orders_copy, 9)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    found = problems(run("verify", orders_copy, "--json"))
+    assert {"level": 0, "min_txid": f"{9:016x}", "max_txid": f"{9:016x}", "key": str(path)}.items() <= found[0].items()
+    assert found[1]["message"] == f"the newest state needs a damaged file; sound files reach TXID {8:016x}"
+    assert len(found) == 2
+
+
+def test_what_is_readable_is_still_checked(run: Callable[..., Any], orders_copy: Path):
+    level_0(orders_copy, 9).write_bytes(b"")
+    result = run("verify", orders_copy)
+    assert result.code == 1
+    assert f"newest state: TXID {8:016x}" in result.out
+    assert "integrity check: ok" in result.out
+    assert f"problem: LTX file ends within its header (level 0, TXIDs {9:016x}-{9:016x}, " in result.out
+    assert result.out.endswith("2 problems found\n")
+
+
+@pytest.mark.parametrize("size", [50, 100, 500, -16, -1])
+def test_a_truncated_file_is_found(run: Callable[..., Any], orders_copy: Path, size: int):
+    path = level_0(orders_copy, 12)
+    path.write_bytes(path.read_bytes()[:size])
+    assert "LTX file ends within its" in problems(run("verify", orders_copy, "--json"))[0]["message"]
+
+
+def test_a_file_that_goes_on_is_found(run: Callable[..., Any], orders_copy: Path):
+    with level_0(orders_copy, 12).open("ab") as file:
+        file.write(b"\0")
+    assert "goes on" in problems(run("verify", orders_copy, "--json"))[0]["message"]
+
+
+def test_a_missing_file_is_a_gap(run: Callable[..., Any], orders_copy: Path):
+    level_0(orders_copy, 5).unlink()
+    level_0(orders_copy, 6).unlink()
+    result = run("verify", orders_copy, "--json")
+    (gap,) = problems(result)
+    assert (gap["min_txid"], gap["max_txid"]) == (f"{5:016x}", f"{6:016x}")
+    assert result.json["newest"]["txid"] == f"{4:016x}"
+    assert result.json["notes"] == [f"level 0 has no file for TXIDs {5:016x}-{6:016x}"]
+
+
+def test_a_missing_first_file_leaves_no_state(run: Callable[..., Any], orders_copy: Path):
+    level_0(orders_copy, 1).unlink()
+    result = run("verify", orders_copy, "--json")
+    (gap,) = problems(result)
+    assert "first TXIDs are missing" in gap["message"]
+    assert (result.json["newest"], result.json["integrity_check"]) == (None, None)
+
+
+def test_an_empty_replica_is_a_problem(run: Callable[..., Any], tmp_path: Path):
+    assert problems(run("verify", tmp_path, "--json"))[0]["message"] == "the replica holds no LTX files"
+
+
+def test_a_wrong_name_is_found(run: Callable[..., Any], orders_copy: Path):
+    level_0(orders_copy, 12).rename(level_0(orders_copy, 13))
+    found = problems(run("verify", orders_copy, "--json"))
+    assert f"the header says TXIDs {12:016x}-{12:016x}, the name says otherwise" in [one["message"] for one in found]
+
+
+def test_a_snapshot_level_file_that_is_none_is_found(run: Callable[..., Any], orders_copy: Path):
+    folder = orders_copy / "ltx" / "9"
+    folder.mkdir()
+    (folder / level_0(orders_copy, 12).name).write_bytes(level_0(orders_copy, 12).read_bytes())
+    (found,) = problems(run("verify", orders_copy, "--json"))
+    assert (found["level"], found["message"]) == (9, "a file on the snapshot level that is no snapshot")
+
+
+def test_a_hole_that_another_level_covers_is_a_note(run: Callable[..., Any], tmp_path: Path):
+    write(tmp_path, 0, header(1, 1), {1: b"a"})
+    write(tmp_path, 1, header(1, 3), {1: b"b"})
+    write(tmp_path, 0, header(4, 4), {1: b"c"})
+    result = run("verify", tmp_path, "--json", "--no-integrity-check")
+    assert problems(result) == []
+    assert result.json["notes"] == [f"level 0 has no file for TXIDs {2:016x}-{3:016x}"]
+    assert result.json["integrity_check"] is None
+
+
+def test_another_page_size_is_found(run: Callable[..., Any], tmp_path: Path):
+    write(tmp_path, 0, header(1, 1, page_size=512), {1: b"a"}, page_size=512)
+    write(tmp_path, 0, header(2, 2), {1: b"b"})
+    (found,) = problems(run("verify", tmp_path, "--json", "--no-integrity-check"))
+    assert found["message"] == f"the page size is 512 bytes, that of the newest state is {PAGE_SIZE}"
+
+
+def test_a_broken_chain_of_database_checksums_is_found(run: Callable[..., Any], tmp_path: Path):
+    from litevfs.ltx.checksum import database_checksum
+
+    page = b"a".ljust(PAGE_SIZE, b"\0")
+    after_1 = database_checksum([(1, page)])
+    write(tmp_path, 0, header(1, 1, flags=0), {1: b"a"}, post=after_1)
+    wrong = (after_1 ^ 1) | CHECKSUM_FLAG
+    write(tmp_path, 0, header(2, 2, flags=0, pre_apply_checksum=wrong), {1: b"b"}, post=CHECKSUM_FLAG | 7)
+    (found,) = problems(run("verify", tmp_path, "--json", "--no-integrity-check"))
+    assert found["min_txid"] == f"{2:016x}"
+    assert f"{wrong:016x}" in found["message"]
+    assert f"{after_1:016x}" in found["message"]
+
+
+def test_a_database_that_sqlite_finds_damaged_is_a_problem(run: Callable[..., Any], tmp_path: Path):
+    database = tmp_path / "app.db"
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.execute("CREATE TABLE t(a); CREATE INDEX i ON t(a); INSERT INTO t VALUES (1), (2), (3)")
+    data = bytearray(database.read_bytes())
+    pages = [bytes(data[i : i + PAGE_SIZE]) for i in range(0, len(data), PAGE_SIZE)]
+    index_page = pages[2]
+    pages[2] = index_page[:3] + (2).to_bytes(2, "big") + index_page[5:]  # one cell fewer than the table has rows
+    replica = tmp_path / "replica"
+    write(replica, 0, header(1, 1, commit=len(pages)), dict(enumerate(pages, 1)))
+    result = run("verify", replica, "--json")
+    assert result.json["integrity_check"] == "failed"
+    assert any("wrong # of entries in index i" in one["message"] for one in problems(result))
+    assert run("verify", replica, "--no-integrity-check").code == 0
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path):
+    """The file's pages are 48 MB; compressed, a thousandth of that, so every piece fed is the worst case."""
+    count = 48_000_000 // 65_536
+    pages = dict.fromkeys(range(1, count + 1), b"")
+    write(tmp_path, 9, header(1, 1, page_size=65_536, commit=count), pages, page_size=65_536)
+    client = FileReplicaClient(tmp_path)
+    with closing(Fetcher(client, read_timeout_s=5)) as fetcher:
+        files = client.list_files(9)
+        tracemalloc.start()
+        try:
+            (check,) = check_files(fetcher, files)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert check.problem is None
+    assert peak < 24_000_000
+
+
+@pytest.mark.s3
+def test_a_replica_on_s3_is_verified_the_same(
+    run: Callable[..., Any], orders: str, s3_url: Callable[[], str], s3_client: Any
+):
+    from urllib.parse import urlsplit
+
+    url = s3_url()
+    parts = urlsplit(url)
+    for path in sorted(Path(orders, "ltx", "0").iterdir()):
+        key = f"{parts.path.strip('/')}/0000/{path.name}"
+        s3_client.put_object(Bucket=parts.netloc, Key=key, Body=path.read_bytes())
+    result = run("verify", url, "--json")
+    assert (problems(result), result.json["files"], result.json["integrity_check"]) == ([], 12, "ok")
+    key = f"{parts.path.strip('/')}/0000/{9:016x}-{9:016x}.ltx"
+    s3_client.delete_object(Bucket=parts.netloc, Key=key)
+    (gap,) = problems(run("verify", url, "--json"))
+    assert gap["min_txid"] == gap["max_txid"] == f"{9:016x}"
+
+
+def header(min_txid: int, max_txid: int, **fields: Any) -> Header:
+    values = {"page_size": PAGE_SIZE, "commit": 1, "timestamp_ms": 1000 * max_txid, "flags": HEADER_FLAG_NO_CHECKSUM}
+    return Header(min_txid=min_txid, max_txid=max_txid, **(values | fields))
+
+
+def write(
+    replica: Path, level: int, head: Header, pages: dict[int, bytes], *, page_size: int = PAGE_SIZE, post: int = 0
+) -> None:
+    folder = replica / "ltx" / str(level)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = ((pgno, page.ljust(page_size, b"\0")) for pgno, page in pages.items())
+    name = f"{head.min_txid:016x}-{head.max_txid:016x}.ltx"
+    (folder / name).write_bytes(encode_file(head, content, post))
