@@ -218,6 +218,9 @@ class BlockReader:
             self._fetcher.keep(file, offset, data)
         except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
             future.set_exception(error)
+        except BaseException:  # Ctrl-C is for this thread alone: whoever waits tries for itself
+            future.set_exception(TransientStorageError("the read that this one waited for was interrupted"))
+            raise
         finally:
             with self._lock:
                 for block in run:

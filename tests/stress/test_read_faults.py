@@ -97,10 +97,10 @@ def test_following_a_primary_through_all_faults_publishes_verified_files_only(re
     """Every file here comes whole: its checksum refuses what was damaged on the way, and the next look repairs it."""
     faults: Faults = request.getfixturevalue(storage)
     counts = "SELECT count(*), sum(n) FROM t"
-    with connected(faults.url, poll_interval=0, read_timeout="1s") as connection:
+    with connected(faults.url, poll_interval=0, read_timeout="200ms") as connection:
         for _ in range(12):
             primary.commit("UPDATE t SET n = n + 1 WHERE id % 97 = abs(random() % 97)")
-            faults.add(*FAILURES, CORRUPTION, Fault("corrupt", probability=0.3))
+            faults.add(Fault("timeout", 0.2), Fault("transient", 0.1), Fault("partial", 0.3), Fault("corrupt", 0.4))
             for _ in range(4):
                 try:
                     one(connection, "PRAGMA litestream_poll")

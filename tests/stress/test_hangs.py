@@ -1,0 +1,225 @@
+"""Storage calls that never come back: closing, waiting and opening keep to their bounds all the same."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import litevfs
+from litevfs.errors import StaleReplicaError, StorageClosedError
+from litevfs.options import Options
+from litevfs.replica import Replica
+from litevfs.testing.faulty import Fault, Faults
+from tests.primary import Primary
+from tests.support import connected, one, rows, wait_until
+
+CLOSE_BOUND_S = 1.5
+"""A close may take a second; the rest is for a busy machine."""
+FAST = {"poll_interval": "5ms", "cache_size": 0}
+
+
+@pytest.fixture
+def primary(primary: Primary) -> Primary:
+    primary.commit("CREATE TABLE t AS SELECT 1 AS a")
+    primary.commit("INSERT INTO t SELECT a + 1 FROM t")
+    return primary
+
+
+def own_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("litevfs")]
+
+
+def seconds_to(call: Callable[[], Any]) -> float:
+    before = time.monotonic()
+    call()
+    return time.monotonic() - before
+
+
+class InThread:
+    """A call in a thread of its own, with its outcome."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self._call = call
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.result = self._call()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def ended(self, timeout_s: float) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+@pytest.mark.plan("L11")
+@pytest.mark.parametrize("storage", ["faults", "remote_faults"])
+def test_close_ends_a_poll_that_hangs_and_its_threads(request, primary, storage):
+    faults: Faults = request.getfixturevalue(storage)
+    connection = litevfs.connect(faults.url, **FAST)
+    faults.add(Fault("hang", operations=("list",)))
+    faults.wait_until_waiting()
+    assert own_threads()
+    assert seconds_to(connection.close) < CLOSE_BOUND_S
+    wait_until(lambda: not own_threads(), "the end of every thread", timeout_s=CLOSE_BOUND_S)
+    assert faults.open_clients == 0
+
+
+@pytest.mark.plan("L11")
+def test_close_returns_although_the_poll_is_stuck_in_a_library_that_is_deaf_to_it(primary, faults):
+    connection = litevfs.connect(faults.url, **FAST)
+    faults.add(Fault("stuck", operations=("list",)))
+    faults.wait_until_waiting()
+    assert seconds_to(connection.close) < CLOSE_BOUND_S
+    faults.clear()
+    wait_until(lambda: not own_threads(), "the end of every thread, once the library let go")
+
+
+@pytest.mark.plan("L11")
+@pytest.mark.parametrize("storage", ["faults", "remote_faults"])
+def test_close_of_the_replica_ends_a_read_that_hangs_in_another_thread(request, primary, storage):
+    faults: Faults = request.getfixturevalue(storage)
+    replica = Replica(Options(replica_url=faults.url, cache_size_bytes=0))
+    snapshot = replica.open(10)
+    faults.add(Fault("hang", operations=("read",)))
+    read = InThread(lambda: replica.pages.read(snapshot, 2))
+    faults.wait_until_waiting()
+    assert seconds_to(replica.close) < CLOSE_BOUND_S
+    assert read.ended(CLOSE_BOUND_S)
+    assert isinstance(read.error, StorageClosedError)
+    assert not own_threads() or wait_until(lambda: not own_threads())
+
+
+@pytest.mark.plan("L11")
+@pytest.mark.parametrize("storage", ["faults", "remote_faults"])
+@pytest.mark.parametrize("operation", ["list", "read"])
+def test_close_of_the_replica_ends_an_open_that_hangs(request, primary, storage, operation):
+    faults: Faults = request.getfixturevalue(storage)
+    faults.add(Fault("hang", operations=(operation,)))
+    replica = Replica(Options(replica_url=faults.url))
+    opening = InThread(lambda: replica.open(60))
+    faults.wait_until_waiting()
+    assert seconds_to(replica.close) < CLOSE_BOUND_S
+    assert opening.ended(CLOSE_BOUND_S)
+    assert isinstance(opening.error, StorageClosedError)
+    wait_until(lambda: not own_threads(), "the end of every thread")
+
+
+@pytest.mark.plan("L11")
+def test_close_ends_an_open_that_waits_for_a_first_state(faults):
+    replica = Replica(Options(replica_url=faults.url))
+    opening = InThread(lambda: replica.open(60))
+    wait_until(lambda: faults.calls["list"] > 3, "looks for a first state")
+    assert seconds_to(replica.close) < CLOSE_BOUND_S
+    assert opening.ended(CLOSE_BOUND_S)
+    assert isinstance(opening.error, StorageClosedError)
+
+
+@pytest.mark.plan("L11")
+def test_a_subscription_closes_although_its_poll_hangs(primary, faults):
+    subscription = litevfs.subscribe(faults.url, lambda txid: None, poll_interval="5ms")
+    faults.add(Fault("hang", operations=("list",)))
+    faults.wait_until_waiting()
+    assert seconds_to(subscription.close) < CLOSE_BOUND_S
+    wait_until(lambda: not own_threads(), "the end of every thread")
+
+
+def test_reads_of_the_published_state_go_on_while_the_poll_hangs(primary, faults):
+    with connected(faults.url, **FAST) as connection:
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        assert rows(connection, "SELECT a FROM t") == [(1,), (2,)]
+        faults.clear()
+
+
+def test_polling_goes_on_by_itself_after_a_hang_has_passed(primary, faults):
+    with connected(faults.url, **FAST) as connection:
+        faults.add(Fault("hang", operations=("list",), count=1))
+        faults.wait_until_waiting()
+        primary.commit("INSERT INTO t VALUES (3)")
+        faults.release()
+        wait_until(lambda: rows(connection, "SELECT a FROM t") == [(1,), (2,), (3,)], "the new row")
+
+
+def test_a_read_that_was_interrupted_leaves_no_other_reader_of_the_same_block_waiting(
+    primary, remote_faults, monkeypatch
+):
+    """Ctrl-C in the thread that fetches a block must not hang those that wait for the same block."""
+    replica = Replica(Options(replica_url=remote_faults.url, cache_size_bytes=0))
+    try:
+        snapshot = replica.open(10)
+        client_read = replica.fetcher.client.read
+        arrived, interrupt = threading.Event(), threading.Event()
+
+        def interrupted(*arguments: Any) -> bytes:
+            monkeypatch.setattr(replica.fetcher.client, "read", client_read)
+            arrived.set()
+            assert interrupt.wait(10)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(replica.fetcher.client, "read", interrupted)
+        first = InThread(lambda: replica.pages.read(snapshot, 2))
+        assert arrived.wait(10)
+        second = InThread(lambda: replica.pages.read(snapshot, 2))
+        blocks = replica.pages._blocks
+        assert blocks is not None
+        under_way = next(iter(blocks._under_way.values()))
+        wait_until(lambda: under_way._condition._waiters, "the second reader's waiting")  # type: ignore[attr-defined]
+        interrupt.set()
+        assert first.ended(10)
+        assert isinstance(first.error, KeyboardInterrupt)
+        ended = second.ended(3)
+        if not ended:
+            under_way.set_exception(StorageClosedError("end of the test"))
+        assert ended
+        assert second.error is None
+        assert second.result == primary.page(2)
+    finally:
+        replica.close()
+
+
+BOUND_BY_THE_CALL = "the storage call is made in the thread that waits, so a slow one outlasts the timeout"
+
+
+def bounded(faults: Faults, call: Callable[[], Any], bound_s: float) -> BaseException | None:
+    """The error of a call that must end within `bound_s` although the storage hangs."""
+    thread = InThread(call)
+    ended = thread.ended(bound_s)
+    faults.clear()
+    assert thread.ended(20)
+    assert ended, f"it did not end within {bound_s} s"
+    return thread.error
+
+
+@pytest.mark.xfail(strict=True, reason=BOUND_BY_THE_CALL)
+def test_open_timeout_bounds_an_open_whose_storage_hangs(primary, faults):
+    faults.add(Fault("hang"))
+    error = bounded(faults, lambda: litevfs.connect(faults.url, open_timeout="200ms").close(), 2)
+    assert isinstance(error, litevfs.LitevfsError)
+
+
+@pytest.mark.xfail(strict=True, reason=BOUND_BY_THE_CALL)
+def test_wait_for_keeps_its_timeout_while_the_poll_hangs(primary, faults):
+    with connected(faults.url, **FAST) as connection:
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        error = bounded(faults, lambda: litevfs.wait_for(connection, 99, 0.2), 2)
+        assert isinstance(error, StaleReplicaError)
+
+
+@pytest.mark.xfail(strict=True, reason=BOUND_BY_THE_CALL)
+def test_max_staleness_refuses_a_transaction_in_bounded_time_while_the_poll_hangs(primary, faults):
+    with connected(faults.url, max_staleness="50ms", **FAST) as connection:
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        threading.Event().wait(0.06)  # until the last success is older than that
+        error = bounded(faults, lambda: one(connection, "SELECT count(*) FROM t"), 2)
+        assert isinstance(error, StaleReplicaError)
