@@ -14,7 +14,7 @@ import io
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3 import BaseHTTPResponse
 
-from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
+from litevfs.errors import StorageError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.s3_access import S3Access
@@ -115,24 +115,21 @@ class S3ReplicaClient:
         if offset or size is not None:
             headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(min(offset + size - 1, _MAX_OFFSET)))
         key = self.key(file)
-        url, response = self._get("GET", lambda: self._access.object_url(key), headers)
-        if response.status == 416:
-            self._transport.read_body(response, url, _ERROR_LIMIT_BYTES)
-            if offset < file.size:
-                raise _error(StorageNotFoundError, "the object is shorter than it was when listed", file, key)
-            return b""
-        if response.status not in (200, 206):
-            raise self._error_answer(url, response, file, key)
-        try:
-            length = _expected_length(response, file, key, offset, size, endpoint_of(url))
-        except StorageError:
-            response.close()  # its body may be of any size
-            raise
-        data = self._transport.read_body(response, url, length)
-        if len(data) != length:
-            message = f"{endpoint_of(url)} closed the connection after {len(data)} of {length} bytes"
-            raise _error(TransientStorageError, message, file, key)
-        return data
+        with _about(file, key):
+            url, response = self._get("GET", lambda: self._access.object_url(key), headers)
+            if response.status == 416:
+                self._transport.read_body(response, url, _ERROR_LIMIT_BYTES)
+                if offset < file.size:
+                    raise StorageNotFoundError("the object is shorter than it was when listed")
+                return b""
+            if response.status not in (200, 206):
+                raise self._error_answer(url, response)
+            try:
+                length = _expected_length(response, file, offset, size, endpoint_of(url))
+            except StorageError:
+                response.close()  # its body may be of any size
+                raise
+            return self._transport.read_body(response, url, length)
 
     def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
         """See `ReplicaClient.write`. One request up to `part_size` bytes, a multipart upload beyond."""
@@ -183,7 +180,7 @@ class S3ReplicaClient:
         query = list_query(prefix, start_after, token)
         url, response = self._get("LIST", lambda: f"{self._access.bucket_url()}?{query}", {})
         if response.status != 200:
-            raise self._error_answer(url, response, key=f"{self._location.bucket}/{prefix}")
+            raise self._error_answer(url, response, f"{self._location.bucket}/{prefix}")
         return parse_list_page(self._transport.read_body(response, url, _LIST_LIMIT_BYTES), endpoint_of(url))
 
     def _get(self, kind: str, url_of: Callable[[], str], headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
@@ -201,14 +198,11 @@ class S3ReplicaClient:
     def _get_once(self, kind: str, url: str, headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
         return url, self._transport.request(kind, "GET", url, self._access.signed_headers("GET", url, headers))
 
-    def _error_answer(
-        self, url: str, response: BaseHTTPResponse, file: LTXFileInfo | None = None, key: str | None = None
-    ) -> StorageError:
+    def _error_answer(self, url: str, response: BaseHTTPResponse, key: str | None = None) -> StorageError:
         code, message = code_and_message(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES))
-        txids = (file.level, file.min_txid, file.max_txid) if file else None
-        message = self._access.redacted(message)
         headers = {name.lower(): value for name, value in response.headers.items()}
-        return error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key, txids=txids)
+        message = self._access.redacted(message)
+        return error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key)
 
     def _upload_parts(
         self, first: bytes, rest: BinaryIO, target: dict[str, str], metadata: dict[str, Any]
@@ -275,29 +269,42 @@ def rfc3339(timestamp_ms: int) -> str:
 
 
 def _expected_length(
-    response: BaseHTTPResponse, file: LTXFileInfo, key: str, offset: int, size: int | None, endpoint: str
+    response: BaseHTTPResponse, file: LTXFileInfo, offset: int, size: int | None, endpoint: str
 ) -> int:
     """The bytes the body must have, by headers that are whole and fit what was asked for."""
     etag = plain_etag(response.headers.get("ETag", ""))
     if file.etag and etag and etag != file.etag:
-        raise _error(StorageNotFoundError, "the object was replaced since it was listed", file, key)
+        raise StorageNotFoundError("the object was replaced since it was listed")
     length = response.headers.get("Content-Length", "")
     if not length.isdecimal():
-        raise _proxy_error(f"{endpoint} answered without Content-Length", file, key)
+        raise _unsound(f"{endpoint} answered without Content-Length")
     if response.status == 200:
         if offset == 0 and (size is None or int(length) <= size):
             return int(length)
-        raise _proxy_error(f"{endpoint} ignored the byte range asked for", file, key)
+        raise _unsound(f"{endpoint} ignored the byte range asked for")
     given = response.headers.get("Content-Range", "")
     match = _CONTENT_RANGE.fullmatch(given)
     if match is None:
-        raise _proxy_error(f"{endpoint} answered with Content-Range {given!r}", file, key)
+        raise _unsound(f"{endpoint} answered with Content-Range {given!r}")
     first, last, total = map(int, match.groups())
     end = total if size is None else min(offset + size, total)
     if (first, last + 1, int(length)) != (offset, end, end - offset):
-        asked = f"bytes {offset}-{end - 1}"
-        raise _proxy_error(f"{endpoint} answered {given!r} and {length} bytes, asked for {asked}", file, key)
+        raise _unsound(f"{endpoint} answered {given!r} and {length} bytes, asked for bytes {offset}-{end - 1}")
     return int(length)
+
+
+def _unsound(message: str) -> StorageError:
+    return StorageError(message, hint="a proxy or cache before the server, or the server, is at fault")
+
+
+@contextlib.contextmanager
+def _about(file: LTXFileInfo, key: str) -> Iterator[None]:
+    """Say in every storage error of this block which file it is about."""
+    try:
+        yield
+    except StorageError as error:
+        error.level, error.min_txid, error.max_txid, error.key = file.level, file.min_txid, file.max_txid, key
+        raise
 
 
 def _date_ms(date: str | None) -> int:
@@ -306,13 +313,3 @@ def _date_ms(date: str | None) -> int:
         return int(parsedate_to_datetime(date or "").timestamp() * 1000)
     except ValueError:
         return int(time.time() * 1000)
-
-
-def _proxy_error(message: str, file: LTXFileInfo, key: str) -> StorageError:
-    return _error(StorageError, message, file, key, "a proxy or cache before the server, or the server, is at fault")
-
-
-def _error(
-    kind: type[StorageError], message: str, file: LTXFileInfo, key: str, hint: str | None = None
-) -> StorageError:
-    return kind(message, level=file.level, min_txid=file.min_txid, max_txid=file.max_txid, key=key, hint=hint)

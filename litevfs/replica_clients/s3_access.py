@@ -149,9 +149,10 @@ class S3Access:
             yield
         except ClientError as exc:
             error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
+            code = str(error.get("Code", ""))
             raise error_from_answer(
                 meta.get("HTTPStatusCode", 0),
-                str(error.get("Code", "")),
+                "" if code.isdecimal() else code,  # a number is the status, for want of an S3 error
                 self.redacted(str(error.get("Message", ""))),
                 meta.get("HTTPHeaders", {}),
                 self.endpoint,

@@ -92,17 +92,12 @@ def error_from_answer(
     endpoint: str,
     *,
     key: str | None = None,
-    txids: tuple[int, int, int] | None = None,
 ) -> StorageError:
-    """The error to raise for an answer that is none of those hoped for. `txids` are level, min_txid and max_txid."""
+    """The error to raise for an answer that is none of those hoped for."""
     said = f"{status} {code}: {message}" if code else f"{status} without an S3 error"
     kind = error_kind(status, code)
-    level, min_txid, max_txid = txids or (None, None, None)
     error = kind(
         f"{endpoint} answered {said[:_MESSAGE_LIMIT]}",
-        level=level,
-        min_txid=min_txid,
-        max_txid=max_txid,
         key=key,
         hint=_hint(kind, status, code, headers),
     )

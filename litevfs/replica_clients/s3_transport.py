@@ -28,6 +28,7 @@ from urllib3.exceptions import (
     HTTPError,
     NameResolutionError,
     NewConnectionError,
+    ProtocolError,
     ReadTimeoutError,
 )
 from urllib3.util.ssl_ import create_urllib3_context
@@ -93,11 +94,19 @@ class Transport:
             )
 
     def read_body(self, response: urllib3.BaseHTTPResponse, url: str, limit: int) -> bytes:
-        """Up to `limit` bytes of the body; a connection with more of it to come is dropped."""
+        """Up to `limit` bytes of the body; a connection with more of it to come is dropped.
+
+        Raises TransientStorageError when the body breaks off.
+        """
         with self.translated(url):
-            data = response.read(limit)
-            if response.length_remaining == 0 or len(data) < limit:
-                response.drain_conn()
+            try:
+                data = response.read(limit)
+                if len(data) < limit and response.length_remaining:
+                    raise ProtocolError(f"after {len(data)} bytes, with {response.length_remaining} to come")
+            except BaseException:
+                response.close()
+                raise
+            if len(data) < limit or response.length_remaining == 0:
                 response.release_conn()
             else:
                 response.close()
@@ -190,13 +199,18 @@ class _LiveSockets:
     def close(self) -> None:
         with self._lock:
             self.closed = True
-            if self._pid != os.getpid():  # after a fork the connections are the parent's, and a shutdown would reach it
-                return
-            for handle in self._handles:
-                try:
-                    handle.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # not connected
+            handles, self._handles = self._handles, set()
+        for handle in handles:
+            if self._pid == os.getpid():  # after a fork the connections are the parent's, and a shutdown would reach it
+                _shut_down(handle)
+            handle.close()
+
+
+def _shut_down(handle: socket.socket) -> None:
+    try:
+        handle.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # not connected
 
 
 class _Watched:

@@ -106,7 +106,7 @@ def _unknown(scheme: str) -> ReplicaURLError:
     known = ", ".join(sorted(_factories))
     if scheme.lower() in LITESTREAM_SCHEMES:
         return ReplicaURLError(f"replicas at {scheme}:// are not supported yet", hint=f"supported are {known}")
-    near = difflib.get_close_matches(scheme.lower(), _factories, n=1)
+    near = difflib.get_close_matches(scheme.lower(), _factories, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}://?" if near else f"supported are {known}"
     return ReplicaURLError(f"unknown scheme {scheme!r} of a replica URL", hint=hint)
 

@@ -1,0 +1,490 @@
+"""Answers that a sound S3 server does not give: each ends in an error that says what happened, or is seen through."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from litevfs.errors import (
+    LitevfsError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.s3 import S3ReplicaClient
+
+pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("credentials")]
+
+FILE = LTXFileInfo(0, 1, 1, 1000, 0, "the-etag")
+SSE_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE%3D"
+
+
+def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
+    fields = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
+    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
+
+
+def s3_error(status: str, code: str, message: str = "said the server", **headers: str) -> bytes:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    return answer(status, body, **headers)
+
+
+def part(first: int, last: int, total: int | str = 1000, **headers: str) -> bytes:
+    size = last - first + 1
+    fields = {"Content_Range": f"bytes {first}-{last}/{total}", "ETag": '"the-etag"', **headers}
+    return answer("206 Partial Content", b"x" * size, **fields)
+
+
+def listing(*keys: str, token: str = "") -> bytes:
+    contents = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
+        f"<ETag>&quot;e&quot;</ETag><Size>5</Size></Contents>"
+        for key in keys
+    )
+    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    return answer("200 OK", f'<ListBucketResult xmlns="http://s3">{contents}{more}</ListBucketResult>'.encode())
+
+
+def file_key(txid: int) -> str:
+    return f"db/0000/{txid:016x}-{txid:016x}.ltx"
+
+
+@pytest.fixture
+def connect(scripted_server):
+    """Starts a server that gives an answer, and a client of it; both end with the test."""
+    clients: list[S3ReplicaClient] = []
+
+    def connect(script, query: str = "", **options) -> S3ReplicaClient:
+        server = scripted_server(script)
+        clients.append(S3ReplicaClient(f"s3://bucket/db?endpoint={server.endpoint}{query}", **options))
+        clients[-1].server = server
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+# --- reads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("E05")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(part(100, 199, Content_Range=""), id="no Content-Range"),
+        pytest.param(part(100, 199, Content_Range="bytes 100-199"), id="no total"),
+        pytest.param(part(100, 199, Content_Range="bytes 100-199/*"), id="unknown total"),
+        pytest.param(part(100, 199, Content_Range="pages 100-199/1000"), id="other unit"),
+        pytest.param(part(0, 99), id="other start"),
+        pytest.param(part(100, 198), id="too short"),
+        pytest.param(part(100, 200), id="too long"),
+        pytest.param(part(100, 199, Content_Length=""), id="no Content-Length"),
+        pytest.param(part(100, 199, Content_Length="99"), id="Content-Length smaller than the range"),
+        pytest.param(part(100, 199, total=150), id="past its own total"),
+        pytest.param(answer("200 OK", b"x" * 1000, ETag='"the-etag"'), id="whole object instead of the range"),
+        pytest.param(answer("200 OK", b"<html>log in</html>" * 30), id="a proxy's page"),
+        pytest.param(answer("204 No Content", Content_Length=""), id="no content"),
+    ],
+)
+def test_a_range_answer_that_does_not_fit_names_the_endpoint_and_is_not_tried_again(connect, wrong: bytes):
+    client = connect(wrong)
+    with pytest.raises(StorageError) as caught:
+        client.read(FILE, 100, 100)
+    assert type(caught.value) is StorageError
+    assert client.server.endpoint in str(caught.value)
+    assert "proxy" in str(caught.value)
+    assert (caught.value.level, caught.value.min_txid) == (0, 1)
+    assert len(client.server.requests) == 1
+
+
+def test_a_whole_answer_is_taken_when_it_is_what_was_asked_for(connect):
+    client = connect(answer("200 OK", b"x" * 1000, ETag='"the-etag"'))
+    assert client.read(FILE) == b"x" * 1000
+    assert client.read(FILE, 0, 1000) == b"x" * 1000
+    assert client.read(FILE, 0, 2000) == b"x" * 1000
+
+
+def test_a_weak_etag_of_a_proxy_is_the_same_etag(connect):
+    client = connect(part(100, 199, ETag='W/"the-etag"'))
+    assert client.read(FILE, 100, 100) == b"x" * 100
+
+
+def test_another_etag_means_the_file_was_replaced(connect):
+    client = connect(part(100, 199, ETag='"another"'))
+    with pytest.raises(StorageNotFoundError, match="replaced"):
+        client.read(FILE, 100, 100)
+
+
+def test_past_the_end_is_empty_but_a_shrunken_file_is_not(connect):
+    client = connect(s3_error("416 Range Not Satisfiable", "InvalidRange"))
+    assert client.read(FILE, 1000, 5) == b""
+    with pytest.raises(StorageNotFoundError, match="shorter"):
+        client.read(FILE, 999, 5)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 99])
+def test_a_body_that_breaks_off_is_transient(connect, sent: int):
+    whole = part(100, 199)
+    client = connect(close_after(whole[: len(whole) - 100 + sent]))
+    with pytest.raises(TransientStorageError, match="broke"):
+        client.read(FILE, 100, 100)
+
+
+def close_after(data: bytes) -> bytes:
+    return data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
+def test_a_listing_that_breaks_off_is_transient(connect):
+    client = connect(close_after(listing(file_key(1))[:-20]))
+    with pytest.raises(TransientStorageError, match="broke"):
+        client.list_files(0)
+
+
+def test_no_answer_is_transient(connect):
+    client = connect(lambda *_: None)
+    for call in (lambda: client.read(FILE), lambda: client.list_files(0), lambda: client.write(0, 1, 1, b"x", 1)):
+        with pytest.raises(TransientStorageError, match=re.escape(client.server.endpoint)):
+            call()
+
+
+def test_garbage_instead_of_http_is_transient(connect):
+    client = connect(b"SSH-2.0-OpenSSH_9.2\r\n")
+    with pytest.raises(TransientStorageError):
+        client.read(FILE)
+
+
+def test_a_silent_server_times_out(connect):
+    client = connect(lambda *_: b"hang", read_timeout_s=0.2)
+    for call in (lambda: client.read(FILE), lambda: client.list_files(0), lambda: client.write(0, 1, 1, b"x", 1)):
+        with pytest.raises(StorageTimeoutError) as caught:
+            call()
+        assert isinstance(caught.value, TimeoutError)
+
+
+def test_a_large_wrong_body_is_not_read(connect):
+    """A proxy that answers a range of 10 bytes with the whole object: judged by its head, at once."""
+    head = answer("200 OK", ETag='"the-etag"', Content_Length=str(1 << 40))
+    client = connect(head)
+    with pytest.raises(StorageError, match="ignored the byte range"):
+        client.read(FILE, 100, 10)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "hint"),
+    [
+        ("404 Not Found", "NoSuchKey", StorageNotFoundError, ""),
+        ("404 Not Found", "NoSuchBucket", StorageNotFoundError, "check the bucket's name"),
+        ("403 Forbidden", "AccessDenied", StoragePermissionError, "s3:GetObject"),
+        ("403 Forbidden", "InvalidAccessKeyId", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
+        ("403 Forbidden", "SignatureDoesNotMatch", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
+        ("403 Forbidden", "RequestTimeTooSkewed", StoragePermissionError, "clock"),
+        ("400 Bad Request", "ExpiredToken", StoragePermissionError, "renew"),
+        ("401 Unauthorized", "Whatever", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
+        ("400 Bad Request", "InvalidArgument", StorageError, ""),
+        ("400 Bad Request", "AuthorizationHeaderMalformed", StorageError, "region="),
+        ("301 Moved Permanently", "PermanentRedirect", StorageError, "region="),
+        ("501 Not Implemented", "NotImplemented", StorageError, ""),
+        ("500 Internal Server Error", "InternalError", TransientStorageError, ""),
+        ("502 Bad Gateway", "", TransientStorageError, "endpoint"),
+        ("503 Service Unavailable", "SlowDown", TransientStorageError, ""),
+        ("429 Too Many Requests", "TooManyRequests", TransientStorageError, ""),
+        ("400 Bad Request", "RequestTimeout", StorageTimeoutError, ""),
+        ("504 Gateway Timeout", "", StorageTimeoutError, "endpoint"),
+    ],
+)
+def test_error_answers_become_the_right_class_once(
+    connect, status: str, code: str, kind: type[StorageError], hint: str
+):
+    client = connect(s3_error(status, code) if code else answer(status, b"<html>sorry</html>"))
+    calls: list[Callable[[], object]] = [lambda: client.read(FILE, 0, 10), lambda: client.list_files(0)]
+    if code not in ("PermanentRedirect", "AuthorizationHeaderMalformed"):  # botocore asks for the region by itself
+        calls += [lambda: client.write(0, 1, 1, b"x", 1), lambda: client.delete([FILE])]
+    for number, call in enumerate(calls, start=1):
+        with pytest.raises(StorageError) as caught:
+            call()
+        assert type(caught.value) is kind
+        assert (code or status[:3]) in str(caught.value)
+        assert hint in (caught.value.hint or "")
+        assert len(client.server.requests) == number
+
+
+@pytest.mark.parametrize(("header", "least", "most"), [("7", 7, 7), ("Fri, 31 Dec 2999 23:59:59 GMT", 1e9, 1e11)])
+def test_retry_after_reaches_the_caller(connect, header: str, least: float, most: float):
+    client = connect(s3_error("503 Slow Down", "SlowDown", Retry_After=header))
+    for call in (lambda: client.read(FILE), lambda: client.list_files(0), lambda: client.write(0, 1, 1, b"x", 1)):
+        with pytest.raises(TransientStorageError) as caught:
+            call()
+        assert caught.value.retry_after_s is not None
+        assert least <= caught.value.retry_after_s <= most
+
+
+@pytest.mark.parametrize("header", ["", "soon", "Fri, 31 Dec 1999 23:59:59 GMT"])
+def test_a_retry_after_without_a_sense_is_no_pause(connect, header: str):
+    client = connect(s3_error("503 Slow Down", "SlowDown", Retry_After=header))
+    with pytest.raises(TransientStorageError) as caught:
+        client.read(FILE)
+    assert caught.value.retry_after_s in (None, 0.0)
+
+
+def test_a_bucket_in_another_region_is_followed_there_once(connect):
+    def script(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if "/eu-west-3/s3/" not in headers["authorization"]:
+            return s3_error("301 Moved Permanently", "PermanentRedirect", x_amz_bucket_region="eu-west-3")
+        return part(0, 9) if "list-type" not in target else listing(file_key(1))
+
+    client = connect(script, "&region=us-west-2")
+    assert [file.min_txid for file in client.list_files(0)] == [1]
+    assert client.read(FILE, 0, 10) == b"x" * 10
+    assert len(client.server.requests) == 3
+
+
+def test_a_server_that_sends_us_from_region_to_region_is_an_error(connect):
+    regions = iter(f"region-{number}" for number in range(100))
+    client = connect(
+        lambda *_: s3_error("301 Moved Permanently", "PermanentRedirect", x_amz_bucket_region=next(regions))
+    )
+    with pytest.raises(StorageError, match="say region=region-1 in the URL"):
+        client.list_files(0)
+    assert len(client.server.requests) == 2
+
+
+def test_errors_of_single_files_in_a_delete_are_told(connect):
+    body = (
+        b"<DeleteResult><Error><Key>db/0000/a</Key><Code>NoSuchKey</Code></Error>"
+        b"<Error><Key>db/0000/b</Key><Code>AccessDenied</Code><Message>no</Message></Error></DeleteResult>"
+    )
+    client = connect(answer("200 OK", body))
+    with pytest.raises(StoragePermissionError, match="db/0000/b"):
+        client.delete([FILE])
+    assert "content-md5" in client.server.requests[0][2]
+
+
+# --- listings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("E01", "E02")
+def test_a_listing_that_repeats_its_token_ends(connect):
+    numbers = iter(range(1, 1000))
+    client = connect(lambda *_: listing(file_key(next(numbers)), token="same"))
+    with pytest.raises(StorageError, match="does not advance"):
+        client.list_files(0)
+    assert len(client.server.requests) == 2
+
+
+@pytest.mark.plan("E01", "E02")
+def test_a_listing_that_repeats_its_page_ends(connect):
+    numbers = iter(range(1, 1000))
+    client = connect(lambda *_: listing(file_key(1), file_key(2), token=f"token-{next(numbers)}"))
+    with pytest.raises(StorageError, match="does not advance"):
+        client.list_files(0)
+    assert len(client.server.requests) == 2
+
+
+@pytest.mark.plan("E01", "E02")
+def test_a_listing_of_empty_pages_ends(connect):
+    numbers = iter(range(1, 10_000))
+    client = connect(lambda *_: listing(token=f"token-{next(numbers)}"))
+    with pytest.raises(StorageError, match="does not advance"):
+        client.list_files(0)
+    assert len(client.server.requests) <= 200
+
+
+def test_an_empty_page_in_a_listing_is_no_end(connect):
+    pages = iter([listing(file_key(1), token="a"), listing(token="b"), listing(file_key(2))])
+    client = connect(lambda *_: next(pages))
+    assert [file.min_txid for file in client.list_files(0)] == [1, 2]
+    assert "continuation-token=b" in client.server.requests[2][1]
+
+
+@pytest.mark.plan("E01")
+def test_a_server_that_ignores_where_to_start_is_filtered(connect):
+    client = connect(listing(file_key(1), file_key(2), file_key(3), "other/0000/x", "db/0001/" + file_key(9)[8:]))
+    assert [file.min_txid for file in client.list_files(0, 3)] == [3]
+    assert client.list_files(0)[0].modified_ms == 1_767_323_045_678
+
+
+@pytest.mark.plan("E05")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html><body>log in</body></html>",
+        b"<html>",
+        b"{}",
+        b"\x00\xff",
+        b"<ListBucketResult><Contents/></ListBucketResult>",
+        b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>",
+    ],
+)
+def test_a_listing_that_is_none_names_the_endpoint(connect, body: bytes):
+    client = connect(answer("200 OK", body))
+    with pytest.raises(StorageError, match=r"no S3 listing.*proxy") as caught:
+        client.list_files(0)
+    assert client.server.endpoint in str(caught.value)
+    assert type(caught.value) is StorageError
+
+
+@pytest.mark.plan("K10")
+def test_an_entity_bomb_in_a_listing_is_refused(connect):
+    entities = '<!ENTITY a0 "bomb">' + "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
+    body = f"<!DOCTYPE x [{entities}]><ListBucketResult><Name>&a11;</Name></ListBucketResult>".encode()
+    client = connect(answer("200 OK", body))
+    with pytest.raises(StorageError, match="no S3 listing"):
+        client.list_files(0)
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("K09")
+def test_secrets_appear_in_no_error_repr_or_record_of_ours(connect, credentials, caplog: pytest.LogCaptureFixture):
+    """The server repeats all it got, which is the worst it can do."""
+    caplog.set_level(logging.DEBUG, "litevfs")
+
+    def script(method: str, target: str, headers: dict[str, str]) -> bytes:
+        said = " ".join([credentials[1], *headers.values()])
+        return s3_error("403 Forbidden", "AccessDenied", said.replace("<", ""))
+
+    client = connect(script, f"&sseCustomerKey={SSE_KEY}")
+    file = LTXFileInfo(0, 1, 1, 10, 0)
+    texts = [repr(client), client.url, str(client._location), repr(client.server.requests[:0])]
+    calls = (
+        lambda: client.read(file),
+        lambda: client.list_files(0),
+        lambda: client.write(0, 1, 1, b"x", 1),
+        lambda: client.delete([file]),
+    )
+    for call in calls:
+        with pytest.raises(LitevfsError) as caught:
+            call()
+        texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
+    texts += [f"{record.getMessage()} {record.args}" for record in caplog.records if record.name.startswith("litevfs")]
+    sent = client.server.requests[0][2]
+    assert sent["x-amz-server-side-encryption-customer-key"] == SSE_KEY.replace("%3D", "=")
+    assert sent["x-amz-security-token"] == credentials[2]
+    for secret in (*credentials, SSE_KEY[:30], sent["x-amz-server-side-encryption-customer-key"]):
+        assert not [text for text in texts if secret in text]
+
+
+# --- close ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("L11")
+@pytest.mark.parametrize("call", ["list", "read", "write"])
+def test_close_ends_a_call_that_waits_for_an_answer(connect, call: str):
+    client = connect(lambda *_: b"hang")
+    calls = {
+        "list": lambda: client.list_files(0),
+        "read": lambda: client.read(FILE),
+        "write": lambda: client.write(0, 1, 1, b"x", 1),
+    }
+    closes_within_a_second(client, calls[call], client.server.hanging.is_set)
+
+
+@pytest.mark.plan("L11")
+def test_close_ends_a_call_that_waits_for_the_rest_of_a_body(connect):
+    whole = part(0, 999)
+    sent = threading.Event()
+
+    def script(*_: object) -> bytes:
+        sent.set()
+        return whole[:-500]  # with the length of the whole: more is to come
+
+    client = connect(script)
+    closes_within_a_second(client, lambda: client.read(FILE, 0, 1000), sent.is_set)
+
+
+@pytest.mark.plan("L11")
+def test_close_ends_a_call_that_connects_to_a_full_queue():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = fill_queue(listener)
+        port = listener.getsockname()[1]
+        client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=60)
+        closes_within_a_second(client, lambda: client.list_files(0), lambda: client._transport.requests)
+        for sock in waiting:
+            sock.close()
+
+
+@pytest.mark.plan("L11")
+def test_close_ends_a_tls_handshake():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        client = S3ReplicaClient(f"s3://bucket/db?endpoint=https://127.0.0.1:{port}&skipVerify=1", connect_timeout_s=60)
+        accepted: list[socket.socket] = []
+
+        def hello_arrived() -> bool:
+            if not accepted:
+                accepted.append(listener.accept()[0])
+            return bool(accepted[0].recv(5, socket.MSG_PEEK))
+
+        closes_within_a_second(client, lambda: client.list_files(0), hello_arrived)
+        accepted[0].close()
+
+
+@pytest.mark.plan("L11")
+def test_a_connect_that_gets_no_answer_times_out():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = fill_queue(listener)
+        port = listener.getsockname()[1]
+        client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=0.2)
+        with pytest.raises(StorageTimeoutError):
+            client.list_files(0)
+        client.close()
+        for sock in waiting:
+            sock.close()
+
+
+def closes_within_a_second(
+    client: S3ReplicaClient, call: Callable[[], object], under_way: Callable[[], object]
+) -> None:
+    """Run `call` in a thread, close the client once it is under way, and see the thread end with the right error."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - judged below
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not under_way():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.005)
+    started = time.monotonic()
+    client.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert time.monotonic() - started < 1.0
+    assert [type(error) for error in errors] == [StorageClosedError]
+
+
+def fill_queue(listener: socket.socket) -> list[socket.socket]:
+    """Connections enough that the kernel answers no further one."""
+    waiting = []
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(listener.getsockname())
+        waiting.append(sock)
+    return waiting
