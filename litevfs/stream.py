@@ -70,8 +70,12 @@ class FileStreamer:
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, tried again after transient errors. Raises StorageError."""
-        listings = self._ahead(partial(self.fetcher.retry, partial(self.fetcher.list_files, level)) for level in levels)
+        listings = self._ahead(partial(self.list_level, level) for level in levels)
         return [file for listing in listings for file in listing]
+
+    def list_level(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """Files of one level whose min_txid is at least `min_txid`; as `list_levels`."""
+        return self.fetcher.retry(partial(self.fetcher.list_files, level, min_txid))
 
     def stream(self, files: Sequence[LTXFileInfo]) -> Iterator[VerifiedStream]:
         """A stream for each file, to be taken to its end before the next one.

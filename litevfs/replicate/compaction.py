@@ -1,0 +1,187 @@
+"""Files of a replica into fewer, larger ones: level by level, and whole states into snapshots. Needs no database.
+
+Source of the rules: Litestream 0.5, `store.go` and `compactor.go`: a compaction takes all files of one level that are
+newer than the newest of the next. Two may run at once: the same inputs give the same bytes under the same name, and
+files that overlap are normal for whoever reads a replica. Nothing here deletes; see `retention`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from litevfs.errors import LitevfsError, LTXFormatError, OptionError, ReplicatorError, StorageNotFoundError
+from litevfs.ltx.compactor import compact, compacted_header
+from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
+from litevfs.ltx.format import HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
+from litevfs.ltx.page_index import PageIndex
+from litevfs.plan import extend, gap_error, newest_state
+from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, ReplicaClient
+from litevfs.stream import FileStreamer
+
+logger = logging.getLogger("litevfs.compaction")
+
+ATTEMPTS = 3
+"""How often the replica is looked at again because files vanished or came damaged."""
+
+Choose = Callable[[FileStreamer], Sequence[LTXFileInfo]]
+"""Looks at the replica for the files to compact, oldest first."""
+
+
+def compact_level(
+    client: ReplicaClient,
+    level: int,
+    *,
+    source_level: int | None = None,
+    known: LTXFileInfo | None = None,
+    temp_folder: str | None = None,
+) -> LTXFileInfo | None:
+    """Make one file of `level`, 1 to 8, from what is new on the level below it (or on `source_level`).
+
+    Returns the new file, or None when there is nothing new. `known` is a file of `level` that was seen before; listing
+    starts there instead of at the beginning. Each input is read once, verified whole, and kept in `temp_folder` (the
+    system's if None), together with the result, until that is stored. Memory: about 100 bytes a page of the inputs.
+
+    Raises TXIDGapError when TXIDs between the two levels are nowhere in the replica, LTXFormatError for a damaged file,
+    StorageError, and ReplicatorError when there is no room for temporary files.
+    """
+    source = level - 1 if source_level is None else source_level
+    if not 0 <= source < level < SNAPSHOT_LEVEL:
+        raise OptionError(
+            f"cannot compact level {source} into level {level}", hint=f"levels go up, from 0 to {SNAPSHOT_LEVEL - 1}"
+        )
+    return _compact(client, level, lambda streamer: _new_files(streamer, source, level, known), temp_folder)
+
+
+def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFileInfo | None:
+    """Store the newest state of a replica as one file of level 9, made from the files it consists of.
+
+    Returns the new file, or None when the newest state is a snapshot already. Resources and errors are those of
+    `compact_level`; also ReplicaEmptyError.
+    """
+    return _compact(client, SNAPSHOT_LEVEL, _files_of_newest_state, temp_folder)
+
+
+def newest_file(streamer: FileStreamer, level: int, known: LTXFileInfo | None = None) -> LTXFileInfo | None:
+    """The file of `level` that reaches furthest, None if there is none. Listing starts at `known`, if that is there."""
+    files = streamer.list_level(level, known.min_txid) if known else []
+    return max(files or streamer.list_level(level), key=lambda file: file.max_txid, default=None)
+
+
+def _new_files(streamer: FileStreamer, source: int, level: int, known: LTXFileInfo | None) -> Sequence[LTXFileInfo]:
+    """The files of level `source` that lead on from what `level` covers."""
+    newest = newest_file(streamer, level, known)
+    covered = newest.max_txid if newest else 0
+    newer = streamer.list_level(source, covered + 1)
+    chain = extend(covered, newer)
+    if chain.files or not newer:
+        return chain.files
+    # Nothing connects. An older file may reach over the hole (after two compactions at once), or files of other levels
+    # may hold what is missing here (a snapshot took the place of older files).
+    everything = streamer.list_levels(LEVELS)
+    candidates = [file for file in everything if file.level == source]
+    chain = extend(covered, candidates)
+    if chain.files or chain.gap is None:
+        return chain.files
+    last_missing = chain.gap[1]
+    if extend(covered, (file for file in everything if file.level != source)).txid < last_missing:
+        raise gap_error(chain.gap)
+    return extend(last_missing, candidates).files
+
+
+def _files_of_newest_state(streamer: FileStreamer) -> Sequence[LTXFileInfo]:
+    files = newest_state(streamer.list_levels(LEVELS)).files
+    return () if len(files) == 1 and files[0].level == SNAPSHOT_LEVEL else files
+
+
+def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str | None) -> LTXFileInfo | None:
+    with FileStreamer(client) as streamer:
+        for attempt in range(1, ATTEMPTS + 1):
+            files = choose(streamer)
+            if not files:
+                return None
+            try:
+                return _write_compacted(streamer, files, level, temp_folder)
+            except (StorageNotFoundError, LTXFormatError) as error:
+                if attempt == ATTEMPTS:
+                    raise
+                logger.info("looking again for what to compact into level %d: %s", level, error)
+    raise AssertionError("unreachable")
+
+
+def _write_compacted(
+    streamer: FileStreamer, files: Sequence[LTXFileInfo], level: int, temp_folder: str | None
+) -> LTXFileInfo:
+    with _temporary_file(temp_folder) as spool, _temporary_file(temp_folder) as result:
+        inputs = list(_spool(streamer, files, spool))
+        with _no_room(temp_folder):
+            result.writelines(compact(inputs))
+            result.seek(0)
+        header = compacted_header([one.header for one in inputs])
+        written = streamer.client.write(level, header.min_txid, header.max_txid, result, header.timestamp_ms)
+    logger.info("compacted %d files into %s", len(files), streamer.client.key(written))
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class _SpooledFile:
+    """One input, verified, at an offset of the spool file: see `CompactionInput`."""
+
+    header: Header
+    index: PageIndex
+    trailer: Trailer
+    fd: int
+    start: int  # bytes; where the file begins in the spool file
+
+    def frame(self, i: int) -> bytes:
+        """The i-th frame of the index."""
+        return os.pread(self.fd, int(self.index.sizes[i]), self.start + int(self.index.offsets[i]))
+
+
+def _spool(streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO) -> Iterator[_SpooledFile]:
+    """Bring files into `spool`, one behind the other. What is read later is what was verified here."""
+    start = 0
+    for stream in streamer.stream(files):
+        for data, _ in stream:
+            with _no_room(spool.name):
+                spool.write(data)
+        with _no_room(spool.name):
+            spool.flush()
+        yield _read_ends(spool.fileno(), start, stream.file.size)
+        start += stream.file.size
+
+
+def _read_ends(fd: int, start: int, size: int) -> _SpooledFile:
+    """Header, index and trailer of a verified file at `start`."""
+    end = start + size
+    field = INDEX_SIZE_FIELD_SIZE + TRAILER_SIZE
+    tail_size = tail_size_needed(os.pread(fd, field, end - field), size)
+    head, tail = os.pread(fd, HEADER_SIZE, start), os.pread(fd, tail_size, end - tail_size)
+    return _SpooledFile(*read_header_and_index(head, tail, size), fd, start)
+
+
+@contextmanager
+def _temporary_file(folder: str | None) -> Iterator[BinaryIO]:
+    with ExitStack() as stack:
+        with _no_room(folder):
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="litevfs-compaction-", dir=folder))
+        yield file
+
+
+@contextmanager
+def _no_room(folder: object) -> Iterator[None]:
+    try:
+        yield
+    except LitevfsError:
+        raise
+    except OSError as error:
+        raise ReplicatorError(
+            f"cannot write temporary files: {error.strerror or error}",
+            key=tempfile.gettempdir() if folder is None else str(folder),
+            hint="compaction needs room for its inputs and its result; another temp_folder may have it",
+        ) from error

@@ -1,0 +1,102 @@
+"""Which files of a replica may go, and their deletion. Plans are pure; nothing is deleted that is not proven spare.
+
+Source of the rules: Litestream 0.5, `store.go` and `db.go`: level-0 files go some time after level 1 covers them, old
+snapshots go, and with them the files of lower levels that lead up to them. Stricter here: the newest snapshot that is
+older than the retention time stays, because every state within the retention time builds on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from litevfs.errors import ReplicaEmptyError, TXIDGapError
+from litevfs.history import reachable_txids
+from litevfs.plan import newest_state
+from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, ReplicaClient
+from litevfs.stream import FileStreamer
+
+logger = logging.getLogger("litevfs.retention")
+
+
+def enforce_level_0_retention(client: ReplicaClient, horizon_ms: int, *, level: int = 1) -> list[LTXFileInfo]:
+    """Delete level-0 files written before `horizon_ms` (Unix epoch) that `level`, the next one in use, covers.
+
+    The newest level-0 file stays. Returns what was deleted, and raises StorageError when something could not be.
+    """
+    with FileStreamer(client) as streamer:
+        if len(streamer.list_level(0)) < 2:
+            return []
+        files = streamer.list_levels(LEVELS)
+        return _delete(client, files, plan_level_0_retention(files, horizon_ms, level))
+
+
+def enforce_snapshot_retention(client: ReplicaClient, horizon_ms: int) -> list[LTXFileInfo]:
+    """Delete what only states older than `horizon_ms` need: snapshots, and files of all levels below them.
+
+    The newest file of every level stays, and the newest snapshot written before `horizon_ms`: the states since then
+    build on it. Returns what was deleted, and raises StorageError when something could not be.
+    """
+    with FileStreamer(client) as streamer:
+        files = streamer.list_levels(LEVELS)
+        return _delete(client, files, plan_snapshot_retention(files, horizon_ms))
+
+
+def plan_level_0_retention(files: Sequence[LTXFileInfo], horizon_ms: int, level: int = 1) -> list[LTXFileInfo]:
+    """The oldest level-0 files, up to the first that is young, not covered by `level`, or the newest."""
+    covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
+    doomed = []
+    for file in sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))[:-1]:
+        is_covered = any(first <= file.min_txid and file.max_txid <= last for first, last in covered)
+        if file.modified_ms > horizon_ms or not is_covered:
+            break
+        doomed.append(file)
+    return doomed
+
+
+def plan_snapshot_retention(files: Sequence[LTXFileInfo], horizon_ms: int) -> list[LTXFileInfo]:
+    """Files written before `horizon_ms` that lead no further than the newest snapshot written before then."""
+    old = [file for file in files if file.modified_ms <= horizon_ms]
+    old_snapshots = [file for file in old if file.level == SNAPSHOT_LEVEL and file.min_txid == 1]
+    if not old_snapshots:
+        return []
+    base = max(old_snapshots, key=lambda file: file.max_txid)
+    newest = {file.level: file for file in sorted(files, key=lambda f: (f.max_txid, f.min_txid))}.values()
+    return [file for file in old if file.max_txid <= base.max_txid and file != base and file not in newest]
+
+
+def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo]) -> bool:
+    """Whether without `doomed` the newest state is the same, and every state that a remaining file ends still there."""
+    gone = set(doomed)
+    rest = [file for file in files if file not in gone]
+    try:
+        if newest_state(rest).txid != newest_state(files).txid:
+            return False
+    except (ReplicaEmptyError, TXIDGapError) as error:
+        logger.info("nothing can be deleted safely: %s", error)
+        return False
+    ends = {file.max_txid for file in rest}
+    return ends & reachable_txids(files).keys() <= reachable_txids(rest).keys()
+
+
+def _delete(client: ReplicaClient, files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo]) -> list[LTXFileInfo]:
+    if not doomed:
+        return []
+    if not are_spare(files, doomed):
+        logger.warning("keeping %d files at %s that retention would delete: others need them", len(doomed), client.url)
+        return []
+    in_order = sorted(doomed, key=lambda file: (file.level, file.min_txid))
+    client.delete(in_order)
+    logger.info("deleted %d files at %s", len(in_order), client.url)
+    return in_order
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of TXIDs, both ends included, with those that touch or overlap made one."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return merged
