@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,9 +49,11 @@ def litevfs_command(*arguments: str, stdin: str = "") -> subprocess.CompletedPro
     )
 
 
-def started(arguments: Sequence[str]) -> subprocess.Popen[str]:
+def started(arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen([*command(), *arguments], stdout=pipe, stderr=pipe, text=True, env=environment())
+    return subprocess.Popen(
+        [*command(), *arguments], stdout=pipe, stderr=pipe, text=True, env=environment() | variables
+    )
 
 
 @pytest.mark.plan("K08")
@@ -119,6 +122,25 @@ def test_ctrl_c_ends_a_wait_for_an_empty_replica_with_130_and_no_words(tmp_path:
         out, err = process.communicate(timeout=TIME_LIMIT_S)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
+
+
+@pytest.mark.plan("K08")
+@pytest.mark.parametrize("name", ["status", "ls", "verify", "query", "restore", "copy"])
+def test_ctrl_c_ends_a_command_whose_storage_does_not_answer_within_a_second(name: str, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(TIME_LIMIT_S)
+        url = f"s3://some-bucket/app?endpoint=http://127.0.0.1:{silent.getsockname()[1]}"
+        last = {"query": ["SELECT 1"], "restore": [str(tmp_path / "db")], "copy": [str(tmp_path / "copy")]}
+        keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        with started([name, url, *last.get(name, [])], **keys) as process:
+            connection, _ = silent.accept()
+            with connection:
+                assert connection.recv(1), "the request is under way"
+                process.send_signal(signal.SIGINT)
+                sent = time.monotonic()
+                out, err = process.communicate(timeout=TIME_LIMIT_S)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert time.monotonic() - sent < 1
 
 
 def _wait_until_idle(process: subprocess.Popen[str]) -> None:
@@ -214,7 +236,7 @@ def test_the_module_is_the_command_too():
 
 
 def test_every_command_of_the_design_is_there_and_explains_itself(capsys: pytest.CaptureFixture[str]):
-    for name in ("query", "shell", "status", "ls", "dump", "verify", "restore", "replicate", "demo"):
+    for name in ("query", "shell", "status", "ls", "dump", "verify", "restore", "copy", "replicate", "demo"):
         with pytest.raises(SystemExit) as exit_:
             build_parser().parse_args([name, "--help"])
         assert exit_.value.code == 0

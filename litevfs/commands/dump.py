@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             _print(args, str(path), None, path.stat().st_size, *_read(read, path.stat().st_size))
         return 0
     args.url = args.file
-    with closing(open_fetcher(args)) as fetcher:
+    with open_fetcher(args) as fetcher:
         file = pick_file(
             fetcher.list_levels(LEVELS if args.level is None else [args.level]), args.txid and parse_txid(args.txid)
         )

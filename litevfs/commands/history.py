@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 from functools import partial
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with closing(open_fetcher(args)) as fetcher:
+    with open_fetcher(args) as fetcher:
         states = list(reachable_txids(fetcher.list_levels(LEVELS)).items())[::-1]
         if not states:
             raise ReplicaEmptyError("the replica holds no complete state", key=fetcher.client.url)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
 from litevfs.commands.text import count, format_table
@@ -28,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with closing(open_fetcher(args)) as fetcher:
+    with open_fetcher(args) as fetcher:
         files = fetcher.list_levels(LEVELS if args.level is None else [args.level])
         if args.json:
             print(json.dumps([file_fields(file, fetcher.client.key(file)) for file in files], indent=1))

@@ -6,8 +6,12 @@ Flags left out stay out, so that the environment and the defaults have their tur
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
 from typing import Any
 
 import apsw
@@ -26,7 +30,6 @@ from litevfs.options import (
     parse_size_bytes,
     parse_timestamp_ms,
 )
-from litevfs.replica_clients.base import ReplicaClient
 
 STORAGE_OPTIONS = frozenset({"read_timeout"})
 """What a command that only reads files needs of the table."""
@@ -114,12 +117,30 @@ def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
     return connection
 
 
-def open_fetcher(args: argparse.Namespace) -> Fetcher:
-    """Access to the files of the replica at `args.url`; close it."""
-    options = Options.collect({"replica_url": args.url}, given_options(args))
-    return Fetcher(open_client(options), read_timeout_s=options.read_timeout_s)
+@contextmanager
+def open_fetcher(args: argparse.Namespace, url: str | None = None) -> Iterator[Fetcher]:
+    """Access to the files of the replica at `url` (default: `args.url`), until the `with` block ends."""
+    options = Options.collect({"replica_url": url or args.url}, given_options(args))
+    client = litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
+    with closing(Fetcher(client, read_timeout_s=options.read_timeout_s)) as fetcher, _closed_by_ctrl_c(fetcher):
+        yield fetcher
 
 
-def open_client(options: Options) -> ReplicaClient:
-    """The client of a replica."""
-    return litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
+@contextmanager
+def _closed_by_ctrl_c(fetcher: Fetcher) -> Iterator[None]:
+    """Ctrl-C ends requests under way too: whoever reads in threads waits for them, and a storage may not answer."""
+    previous = signal.getsignal(signal.SIGINT)
+    if not callable(previous):  # ignored
+        yield
+        return
+
+    def close(number: int, frame: FrameType | None) -> None:
+        # In a thread: what is interrupted may hold a lock that closing needs.
+        threading.Thread(target=fetcher.close, name="litevfs-close").start()
+        previous(number, frame)
+
+    signal.signal(signal.SIGINT, close)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with closing(open_fetcher(args)) as fetcher, ProgressBar("restoring") as bar:
+    with open_fetcher(args) as fetcher, ProgressBar("restoring") as bar:
         result = restore(
             fetcher.client,
             args.path,

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _levels(args: argparse.Namespace) -> list[dict[str, object]]:
-    with closing(open_fetcher(args)) as fetcher:
+    with open_fetcher(args) as fetcher:
         files = fetcher.list_levels(LEVELS)
     by_level = {level: [file for file in files if file.level == level] for level in LEVELS}
     return [_level_fields(level, found) for level, found in by_level.items() if found]

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with closing(open_fetcher(args)) as fetcher:
+    with open_fetcher(args) as fetcher:
         report = _check_storage(fetcher)
     if args.integrity_check and report.findings.newest:
         report = _check_database(args, report, report.findings.newest.txid)

@@ -1,4 +1,4 @@
-"""The commands that write: restore, replicate, demo. Oracle: SQLite on the files themselves."""
+"""The commands that write: restore, copy, replicate, demo. Oracle: SQLite on the files themselves."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ def test_restore_never_replaces_a_file(run: Callable[..., Any], orders: str, tmp
     result = run("restore", orders, path)
     assert (result.code, result.out) == (1, "")
     assert path.read_text() == "precious"
+
+
+def test_copy_makes_equal_files_and_goes_on_where_it_was(run: Callable[..., Any], orders: str, tmp_path: Path):
+    copy = tmp_path / "copy"
+    first = run("copy", orders, copy, "--json").json
+    assert (first["files"], first["skipped"], first["txid"]) == (12, 0, "000000000000000c")
+    names = sorted(path.relative_to(orders) for path in Path(orders).rglob("*.ltx"))
+    assert sorted(path.relative_to(copy) for path in copy.rglob("*.ltx")) == names
+    assert all((copy / name).read_bytes() == Path(orders, name).read_bytes() for name in names)
+    (copy / names[-1]).unlink()
+    again = run("copy", orders, copy)
+    assert "1 file copied" in again.out
+    assert "11 were there" in again.out
+
+
+def test_copy_of_a_damaged_replica_fails(run: Callable[..., Any], orders_copy: Path, tmp_path: Path):
+    path = next(orders_copy.rglob(f"{9:016x}-*.ltx"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    result = run("copy", orders_copy, tmp_path / "copy")
+    assert (result.code, result.out) == (1, "")
+    assert str(path) in result.err
 
 
 def test_replicate_once_replicates_what_is_there(run: Callable[..., Any], database: Path, tmp_path: Path):
