@@ -198,7 +198,7 @@ class Follower:
             chain = newest_state(files, wanted.txid)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
-        return self._apply(empty_snapshot(epoch=wanted.epoch), chain.files)
+        return self._as_view(self._apply(empty_snapshot(epoch=wanted.epoch), chain.files))
 
     # --- fixed states -------------------------------------------------------------------------------------------------
 
@@ -208,7 +208,9 @@ class Follower:
         Raises TXIDNotFoundError when the replica does not hold it.
         """
         chain = newest_state(self._list_all(txid) if files is None else files, txid)
-        snapshot = self._apply(empty_snapshot(epoch=epoch), chain.files)
+        return self._as_view(self._apply(empty_snapshot(epoch=epoch), chain.files))
+
+    def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))
 
     def find_time(self, timestamp_ms: int) -> tuple[list[LTXFileInfo], int]:
