@@ -1,0 +1,553 @@
+"""The folder of blocks by itself: right bytes or none, under its limit, whatever happens to the folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from litevfs.disk_cache import TEMP_LIFE_S, TOUCH_AFTER_S, DiskCache, disk_cache_for
+from litevfs.errors import OptionError
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+from tests.support import in_threads, wait_until
+
+URL = "s3://secret-bucket/secret-path"
+BLOCK = 4096 - 48  # bytes: with what is put before it, one unit of what a file system gives out
+ON_DISK = 4096
+FILE = LTXFileInfo(9, 1, 0xABC, 100_000 * BLOCK + 17, 1_767_225_600_000, '"an/etag"')
+
+
+def content(block: int, size: int = BLOCK) -> bytes:
+    """What block `block` of the file holds."""
+    return random.Random(block).randbytes(size)
+
+
+def make(folder: Path, *, limit: int = 1 << 24, url: str = URL, block_size: int = BLOCK) -> DiskCache:
+    cache = DiskCache(str(folder), limit, url=url, block_size=block_size)
+    cache.prepare()
+    return cache
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """As `du` counts it, folders left out; files that go meanwhile count nothing."""
+    total = 0
+    for path in files_in(folder):
+        try:
+            total += -(-path.stat().st_size // 4096) * 4096
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def age(path: Path, seconds: float) -> None:
+    moment = time.time() - seconds
+    os.utime(path, (moment, moment), follow_symlinks=False)
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("K02")
+def test_a_block_comes_back_after_a_restart(tmp_path):
+    last = 100_000  # a short one
+    cache = make(tmp_path)
+    cache.put(FILE, 3, content(3))
+    cache.put(FILE, last, content(last, 17))
+    again = make(tmp_path)
+    assert again.get(FILE, 3) == content(3)
+    assert again.get(FILE, last) == content(last, 17)
+    assert again.get(FILE, 4) is None
+    assert again.has(FILE, 3)
+    assert not again.has(FILE, 4)
+    assert (again.counters.hits, again.counters.misses, again.counters.damaged) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(FILE, level=0),
+        replace(FILE, min_txid=2),
+        replace(FILE, max_txid=0xABD),
+        replace(FILE, size=FILE.size + 1),
+        replace(FILE, modified_ms=FILE.modified_ms + 1),
+        replace(FILE, etag='"another"'),
+        replace(FILE, etag=""),
+    ],
+    ids=["level", "min_txid", "max_txid", "size", "modified_ms", "etag", "no etag"],
+)
+def test_a_block_of_another_file_is_not_found(tmp_path, other):
+    cache = make(tmp_path)
+    cache.put(FILE, 3, content(3))
+    assert cache.get(other, 3) is None
+
+
+def test_a_block_of_another_replica_or_block_size_is_not_found(tmp_path):
+    make(tmp_path).put(FILE, 0, content(0))
+    assert make(tmp_path, url=URL + "x").get(FILE, 0) is None
+    assert make(tmp_path, block_size=BLOCK // 2).get(FILE, 0) is None
+    assert make(tmp_path).get(FILE, 0) == content(0)
+
+
+def test_a_block_of_the_wrong_length_is_not_kept(tmp_path):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0)[:-1])
+    cache.put(FILE, 100_001, b"past the end")
+    assert files_in(tmp_path) == []
+
+
+def test_a_dropped_block_is_gone(tmp_path):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    cache.drop(FILE, 0)
+    cache.drop(FILE, 1)
+    assert cache.get(FILE, 0) is None
+
+
+def test_ranges_are_kept_and_found_by_their_whole_blocks(tmp_path):
+    cache = make(tmp_path)
+    data = b"".join(content(block) for block in range(5))
+    cache.put_range(FILE, 7, data[7 : 3 * BLOCK + 9])  # touches blocks 0 to 3, holds 1 and 2
+    assert [cache.has(FILE, block) for block in range(5)] == [False, True, True, False, False]
+    assert cache.get_range(FILE, BLOCK, 2 * BLOCK) == data[BLOCK : 3 * BLOCK]
+    assert cache.get_range(FILE, BLOCK, BLOCK + 5) == data[BLOCK : 2 * BLOCK + 5]
+    assert cache.get_range(FILE, BLOCK, 2 * BLOCK + 1) is None
+    end = 99_999 * BLOCK
+    cache.put_range(FILE, end, content(99_999) + content(100_000, 17))
+    assert cache.get_range(FILE, end, BLOCK + 17) == content(99_999) + content(100_000, 17)
+
+
+def test_where_reading_costs_nothing_there_is_no_folder(tmp_path):
+    folder = tmp_path / "folder"
+    assert disk_cache_for(MemoryReplicaClient(MemoryStore()), str(folder), 1 << 20) is None
+    assert not folder.exists()
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_is_its_owners_alone(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    cache = make(folder)
+    cache.put(FILE, 0, content(0))
+    (file,) = files_in(folder)
+    assert [path.stat().st_mode & 0o777 for path in (folder, file.parent, file)] == [0o700, 0o700, 0o600]
+
+
+@pytest.mark.plan("K09")
+def test_neither_url_nor_etag_is_written_to_disk(tmp_path):
+    cache = make(tmp_path, url="s3://bucket/path?sse=topsecret")
+    cache.put(FILE, 0, bytes(BLOCK))
+    for path in files_in(tmp_path):
+        for word in (b"topsecret", b"bucket", b"etag"):
+            assert word not in str(path.relative_to(tmp_path)).encode() + path.read_bytes()
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize("name", ["a file", "a file/below", "x" * 300, "nul\0", "/proc/litevfs"])
+def test_a_folder_that_cannot_be_is_refused_by_name(tmp_path, name):
+    (tmp_path / "a file").write_text("mine")
+    with pytest.raises(OptionError, match=r"cache_dir .*hint: name a folder") as caught:
+        make(tmp_path / name)
+    assert name in str(caught.value)
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
+def test_a_folder_that_was_deleted_is_made_again(tmp_path):
+    folder = tmp_path / "folder"
+    cache = make(folder)
+    cache.put(FILE, 0, content(0))
+    folder.rename(tmp_path / "moved")
+    assert cache.get(FILE, 0) is None
+    cache.put(FILE, 0, content(0))
+    assert cache.get(FILE, 0) == content(0)
+    assert cache.is_writing
+
+
+def test_a_folder_that_fails_later_is_reported_once_and_still_read(tmp_path, caplog):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    for shard in range(256):
+        path = tmp_path / f"{shard:02x}"
+        if not any(path.glob("*.block")):
+            if path.exists():
+                path.rmdir()
+            path.write_text("in the way")
+    with caplog.at_level(logging.WARNING, "litevfs.disk_cache"):
+        for block in range(1, 50):
+            cache.put(FILE, block, content(block))
+            assert cache.get(FILE, block) in (None, content(block))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert os.strerror(errno.ENOTDIR) in caplog.text
+    assert not cache.is_writing
+    assert cache.get(FILE, 0) == content(0)
+
+
+_ON_A_FULL_DISK = """
+    import logging, os, sys
+    from tests.test_disk_cache import BLOCK, FILE, content, make
+    from litevfs.errors import OptionError
+    logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+    cache = make(sys.argv[1])
+    for block in range(200):
+        cache.put(FILE, block, content(block))
+    kept = [block for block in range(200) if cache.get(FILE, block) is not None]
+    assert all(cache.get(FILE, block) == content(block) for block in kept)
+    print(len(kept) > 10, cache.is_writing, cache.counters.damaged)
+    with open(sys.argv[1] + "/filler", "wb", buffering=0) as filler:
+        try:
+            while filler.write(bytes(512)):
+                pass
+        except OSError:
+            pass
+    try:
+        make(sys.argv[1])
+    except OptionError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_ends_writing_with_one_warning_and_is_refused_at_open(tmp_path):
+    mount = 'mount -t tmpfs -o size=400k none "$1" && shift && exec "$@"'
+    in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
+    try:
+        subprocess.run([*in_namespace, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a file system of its own size cannot be mounted here")
+    script = [sys.executable, "-c", textwrap.dedent(_ON_A_FULL_DISK), str(tmp_path)]
+    done = subprocess.run([*in_namespace, *script], text=True, capture_output=True, timeout=60)
+    warning, kept, refused = done.stdout.splitlines() or [done.stderr, "", ""]
+    no_space = os.strerror(errno.ENOSPC)
+    assert warning.startswith(f"WARNING cache_dir {tmp_path} takes no more blocks")
+    assert no_space in warning
+    assert kept == "True False 0"
+    assert refused.startswith(f"cache_dir {tmp_path}: {no_space}")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+DAMAGES = {
+    "empty": lambda data: b"",
+    "torn in the header": lambda data: data[:20],
+    "torn in the block": lambda data: data[:-100],
+    "one byte short": lambda data: data[:-1],
+    "one byte more": lambda data: data + b"\0",
+    "end never written": lambda data: data[:2000] + bytes(len(data) - 2000),
+    "start never written": lambda data: bytes(2000) + data[2000:],
+    "all zero": lambda data: bytes(len(data)),
+    "another magic": lambda data: b"LVFSBLK2" + data[8:],
+}
+
+
+@pytest.mark.plan("D01")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_block_is_dropped_and_can_be_kept_again(tmp_path, damage):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    (file,) = files_in(tmp_path)
+    file.write_bytes(damage(file.read_bytes()))
+    assert cache.get(FILE, 0) is None
+    assert cache.counters.damaged == 1
+    assert not file.exists()
+    cache.put(FILE, 0, content(0))
+    assert cache.get(FILE, 0) == content(0)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    cache = make(tmp_path, block_size=64)
+    small = replace(FILE, size=64)
+    cache.put(small, 0, content(0, 64))
+    (file,) = files_in(tmp_path)
+    sound = file.read_bytes()
+    for bit in range(len(sound) * 8):
+        flipped = bytearray(sound)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        assert cache.get(small, 0) is None
+    file.write_bytes(sound)
+    assert cache.get(small, 0) == content(0, 64)
+
+
+def test_a_sound_block_under_the_name_of_another_is_not_served(tmp_path):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    (first,) = files_in(tmp_path)
+    cache.put(FILE, 1, content(1))
+    (second,) = set(files_in(tmp_path)) - {first}
+    second.write_bytes(first.read_bytes())
+    assert cache.get(FILE, 1) is None
+    assert cache.get(FILE, 0) == content(0)
+
+
+# --- the limit --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("D09")
+@pytest.mark.parametrize("limit", [ON_DISK * 20, ON_DISK * 300, 1 << 23])
+def test_the_folder_never_exceeds_its_limit_and_keeps_most_of_it_used(tmp_path, limit):
+    cache = make(tmp_path, limit=limit)
+    fits = limit // ON_DISK
+    for block in range(3 * fits):
+        cache.put(FILE, block, content(block))
+        assert cache.get(FILE, block) == content(block)
+        if block % (fits // 4) == 0:
+            assert bytes_on_disk(tmp_path) <= limit
+    assert limit * 3 // 4 <= bytes_on_disk(tmp_path) <= limit
+    assert cache.counters.evicted >= fits
+
+
+@pytest.mark.plan("D09")
+def test_what_was_used_last_stays_longest(tmp_path):
+    limit = 100 * ON_DISK
+    cache = make(tmp_path, limit=limit)
+    for block in range(80):
+        cache.put(FILE, block, content(block))
+    for path in files_in(tmp_path):
+        age(path, 10 * TOUCH_AFTER_S)
+    used = range(0, 80, 2)
+    for block in used:
+        assert cache.get(FILE, block) == content(block)
+    for block in range(1000, 1040):
+        cache.put(FILE, block, content(block))
+    assert all(cache.has(FILE, block) for block in used)
+    assert sum(cache.has(FILE, block) for block in range(1, 80, 2)) < 40
+
+
+def test_a_time_in_the_future_does_not_keep_a_block_for_ever(tmp_path):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    (file,) = files_in(tmp_path)
+    age(file, -1e6)
+    assert cache.get(FILE, 0) == content(0)
+    assert abs(file.stat().st_mtime - time.time()) < 60
+
+
+@pytest.mark.plan("D09")
+def test_a_smaller_limit_takes_hold_as_blocks_come(tmp_path):
+    large = make(tmp_path, limit=1 << 26)
+    for block in range(1500):
+        large.put(FILE, block, content(block))
+    assert bytes_on_disk(tmp_path) == 1500 * ON_DISK
+    small = make(tmp_path, limit=50 * ON_DISK)
+    small.put(FILE, 5000, content(5000))
+    assert bytes_on_disk(tmp_path) <= 50 * ON_DISK
+    assert small.get(FILE, 5000) == content(5000)
+
+
+@pytest.mark.parametrize("limit", [0, ON_DISK - 1])
+def test_a_limit_below_one_block_keeps_nothing(tmp_path, limit):
+    cache = make(tmp_path, limit=limit)
+    cache.put(FILE, 0, content(0))
+    assert cache.get(FILE, 0) is None
+    assert files_in(tmp_path) == []
+    assert cache.is_writing
+
+
+def test_only_its_own_files_are_ever_deleted(tmp_path):
+    digits = "ab" * 32
+    mine = ["README", "ab/notes.txt", f"ab/{digits}.block.bak", f"ab/x{digits}.block", f"cd/{digits}.block"]
+    mine += [f"{digits}.block", f"ab/{digits}.tmp", f"ab/{digits.upper()}.block", "sub/deep/file", "ab/.hidden"]
+    for name in mine:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(1))
+        age(path, 10 * TEMP_LIFE_S)
+    folder = tmp_path / "ab" / f"{'ab' * 31}cd.block"
+    folder.mkdir()
+    link = tmp_path / "ab" / f"{'ab' * 31}ef.block"
+    link.symlink_to(tmp_path / "README")
+    age(link, 10 * TEMP_LIFE_S)
+    cache = make(tmp_path, limit=20 * ON_DISK)
+    for block in range(100):
+        cache.put(FILE, block, content(block))
+    assert cache.counters.evicted > 50
+    assert [name for name in mine if (tmp_path / name).read_bytes() != content(1)] == []
+    assert folder.is_dir()
+    assert link.is_symlink()
+
+
+@pytest.mark.plan("D01")
+def test_left_over_temporary_files_go_and_young_ones_stay(tmp_path):
+    cache = make(tmp_path, limit=1000 * ON_DISK)
+    old, young = (tmp_path / "ab" / f"{'ab' * 32}.{digit * 16}.tmp" for digit in "12")
+    old.parent.mkdir(exist_ok=True)
+    for path in (old, young):
+        path.write_bytes(content(0))
+    age(old, TEMP_LIFE_S + 10)
+    cache.put(FILE, 0, content(0))
+    assert not old.exists()
+    assert young.exists()
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+class Blocks(RuleBasedStateMachine):
+    """Anything may happen to the folder: a block is the right bytes or not there."""
+
+    BLOCKS = st.integers(0, 40)
+
+    @initialize(limit=st.sampled_from([8, 30, 10_000]))
+    def start(self, limit):
+        self.root = Path(self.tmp_path_factory.mktemp("blocks"))
+        self.limit = limit * ON_DISK
+        self.reopen()
+
+    @rule()
+    def reopen(self):
+        self.cache = make(self.root, limit=self.limit)
+
+    @rule(block=BLOCKS)
+    def put(self, block):
+        self.cache.put(FILE, block, content(block))
+        assert self.cache.get(FILE, block) == content(block)
+
+    @rule(block=BLOCKS)
+    def get(self, block):
+        was_there = self.cache.has(FILE, block)
+        data = self.cache.get(FILE, block)
+        assert data in (None, content(block))
+        assert self.cache.has(FILE, block) is (data is not None)
+        assert was_there or data is None
+
+    @rule(block=BLOCKS)
+    def drop(self, block):
+        self.cache.drop(FILE, block)
+        assert self.cache.get(FILE, block) is None
+
+    @rule(choice=st.integers(0, 1000), bit=st.integers(0, 8 * ON_DISK - 1))
+    def flip(self, choice, bit):
+        if files := files_in(self.root):
+            path = files[choice % len(files)]
+            data = bytearray(path.read_bytes())
+            if data:
+                data[bit // 8 % len(data)] ^= 1 << bit % 8
+                path.write_bytes(data)
+
+    @rule(choice=st.integers(0, 1000), size=st.integers(0, ON_DISK + 1))
+    def tear(self, choice, size):
+        if files := files_in(self.root):
+            os.truncate(files[choice % len(files)], size)
+
+    @rule(choice=st.integers(0, 1000), other=st.integers(0, 1000))
+    def mix_up(self, choice, other):
+        if files := files_in(self.root):
+            files[choice % len(files)].write_bytes(files[other % len(files)].read_bytes())
+
+    @invariant()
+    def limit_holds(self):
+        # A torn file may have become longer than any block is.
+        assert bytes_on_disk(self.root) <= self.limit + ON_DISK * len(files_in(self.root))
+        assert len(files_in(self.root)) <= self.limit // ON_DISK
+
+
+@pytest.mark.plan("D13", "D09")
+def test_a_block_is_right_or_not_there_whatever_happens_to_the_folder(tmp_path_factory):
+    Blocks.tmp_path_factory = tmp_path_factory
+    case = Blocks.TestCase
+    case.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+    case().runTest()
+
+
+def test_threads_share_a_folder(tmp_path):
+    cache = make(tmp_path, limit=60 * ON_DISK)
+
+    def work(seed: int) -> int:
+        rng, found = random.Random(seed), 0
+        for _ in range(400):
+            block = rng.randrange(100)
+            data = cache.get(FILE, block)
+            assert data in (None, content(block))
+            found += data is not None
+            if data is None:
+                cache.put(FILE, block, content(block))
+        return found
+
+    assert min(in_threads(8, work)) > 20
+    assert bytes_on_disk(tmp_path) <= 60 * ON_DISK
+    assert cache.counters.damaged == 0
+
+
+_HAMMER = """
+    import random, sys
+    from tests.test_disk_cache import FILE, ON_DISK, content, make
+    cache = make(sys.argv[1], limit=int(sys.argv[3]))
+    rng, found = random.Random(int(sys.argv[2])), 0
+    print("begun", flush=True)
+    for _ in range(int(sys.argv[4])):
+        block = rng.randrange(400)
+        data = cache.get(FILE, block)
+        assert data in (None, content(block)), block
+        found += data is not None
+        if data is None or rng.random() < 0.2:
+            cache.put(FILE, block, content(block))
+        if rng.random() < 0.02:
+            cache.drop(FILE, block)
+    print(found, cache.counters.damaged, cache.is_writing, flush=True)
+"""
+
+
+def hammer(folder: Path, seed: int, limit: int, rounds: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", textwrap.dedent(_HAMMER), str(folder), str(seed), str(limit), str(rounds)]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
+
+
+@pytest.mark.plan("K03", "D09")
+def test_processes_share_a_folder_and_its_limit(tmp_path):
+    limit, count = 200 * ON_DISK, 3
+    processes = [hammer(tmp_path, seed, limit, 4000) for seed in range(count)]
+    largest = 0
+
+    def all_ended() -> bool:
+        nonlocal largest
+        largest = max(largest, bytes_on_disk(tmp_path))
+        return all(process.poll() is not None for process in processes)
+
+    wait_until(all_ended, "the end of every process", timeout_s=60)
+    for process in processes:
+        begun, result = process.communicate()[0].splitlines()
+        found, damaged, is_writing = result.split()
+        assert (begun, damaged, is_writing) == ("begun", "0", "True")
+        assert int(found) > 500
+    assert limit // 2 <= largest <= limit * (1 + (count - 1) / 8)
+
+
+@pytest.mark.plan("D01", "D15")
+def test_a_writer_killed_at_any_moment_leaves_right_blocks_and_a_folder_that_works(tmp_path):
+    rng = random.Random(15)
+    limit = 150 * ON_DISK
+    for seed in range(8):
+        process = hammer(tmp_path, seed, limit, 10**9)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        wait_until(lambda: len(files_in(tmp_path)) > 20, "blocks")
+        deadline = time.monotonic() + rng.random() * 0.2
+        wait_until(lambda deadline=deadline: time.monotonic() > deadline)
+        process.kill()
+        process.communicate()
+        cache = make(tmp_path, limit=limit)
+        found = [block for block in range(400) if cache.get(FILE, block) is not None]
+        assert len(found) > 10
+        assert all(cache.get(FILE, block) == content(block) for block in found)
+        assert cache.counters.damaged == 0  # a rename happens or not
+    for path in tmp_path.rglob("*.tmp"):
+        age(path, TEMP_LIFE_S + 1)
+    make(tmp_path, limit=limit).put(FILE, 9999, content(9999))
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert bytes_on_disk(tmp_path) <= limit
