@@ -236,7 +236,7 @@ def test_the_module_is_the_command_too():
 
 
 def test_every_command_of_the_design_is_there_and_explains_itself(capsys: pytest.CaptureFixture[str]):
-    for name in ("query", "shell", "status", "ls", "dump", "verify", "restore", "copy", "replicate", "demo"):
+    for name in ("query", "shell", "status", "ls", "dump", "verify", "restore", "copy", "replicate", "compact", "demo"):
         with pytest.raises(SystemExit) as exit_:
             build_parser().parse_args([name, "--help"])
         assert exit_.value.code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from litevfs.commands import copy, demo, dump, history, ls, query, replicate, restore, shell, status, verify
+from litevfs.commands import compact, copy, demo, dump, history, ls, query, replicate, restore, shell, status, verify
 
 
 class Command(Protocol):
@@ -24,5 +24,18 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (query, shell, status, history, ls, dump, verify, restore, copy, replicate, demo)
+COMMANDS: tuple[Command, ...] = (
+    query,
+    shell,
+    status,
+    history,
+    ls,
+    dump,
+    verify,
+    restore,
+    copy,
+    replicate,
+    compact,
+    demo,
+)
 """In the order of the help."""

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -122,25 +122,29 @@ def open_fetcher(args: argparse.Namespace, url: str | None = None) -> Iterator[F
     """Access to the files of the replica at `url` (default: `args.url`), until the `with` block ends."""
     options = Options.collect({"replica_url": url or args.url}, given_options(args))
     client = litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
-    with closing(Fetcher(client, read_timeout_s=options.read_timeout_s)) as fetcher, _closed_by_ctrl_c(fetcher):
+    with closing(Fetcher(client, read_timeout_s=options.read_timeout_s)) as fetcher, _closed_by_signals(fetcher):
         yield fetcher
 
 
 @contextmanager
-def _closed_by_ctrl_c(fetcher: Fetcher) -> Iterator[None]:
-    """Ctrl-C ends requests under way too: whoever reads in threads waits for them, and a storage may not answer."""
-    previous = signal.getsignal(signal.SIGINT)
-    if not callable(previous):  # ignored
-        yield
-        return
+def _closed_by_signals(fetcher: Fetcher) -> Iterator[None]:
+    """A signal that ends the command ends requests under way too: threads are waited for, and a storage may be silent.
 
-    def close(number: int, frame: FrameType | None) -> None:
+    A signal that is ignored, or ends the process without Python's doing, stays as it is.
+    """
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous = signal.getsignal(number)
+            if callable(previous):
+                signal.signal(number, _closing(fetcher, previous))
+                stack.callback(signal.signal, number, previous)
+        yield
+
+
+def _closing(fetcher: Fetcher, then: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, frame: FrameType | None) -> None:
         # In a thread: what is interrupted may hold a lock that closing needs.
         threading.Thread(target=fetcher.close, name="litevfs-close").start()
-        previous(number, frame)
+        then(number, frame)
 
-    signal.signal(signal.SIGINT, close)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    return handle

@@ -1,4 +1,4 @@
-"""`litevfs replicate`: keeps a replica of a live database until it is told to stop."""
+"""`litevfs replicate`: keeps a replica of a live database, and keeps it tidy, until it is told to stop."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-from litevfs.commands.options import add_url, checked
+from litevfs.commands.maintenance import add_flags, config_of
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, open_fetcher
 from litevfs.ltx.names import format_txid
 from litevfs.options import parse_duration_s
 from litevfs.replicate.replicator import Replicator
+from litevfs.replicate.schedule import Maintenance
 
 NAME = "replicate"
 HELP = "replicate a live database"
 DESCRIPTION = (
     "Replicate a SQLite database in WAL mode while others use it, until Ctrl-C or SIGTERM; what was committed by "
-    "then is still replicated."
+    "then is still replicated. Levels are compacted, snapshots taken and old files deleted on Litestream's timetable."
 )
+_FIRST_FILE_INTERVAL_S = 0.1
 _LAST_SYNC_TIMEOUT_S = 10.0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: the ordinary end of a service."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,30 +46,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pause between looks for new transactions [1s]",
     )
     parser.add_argument("--wal", action="store_true", help="switch a database in rollback mode to WAL mode")
+    parser.add_argument(
+        "--compact",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compact, take snapshots and delete old files too [yes]",
+    )
+    add_flags(parser, "snapshot_interval_s", "snapshot_retention_s", "level_0_retention_s")
+    add_options(parser, STORAGE_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
+    config = config_of(args)
     interval_s = parse_duration_s(args.sync_interval)
     with Replicator(args.database, args.url, sync_interval_s=interval_s, switch_to_wal=args.wal) as replicator:
         if args.once:
             print(format_txid(replicator.sync()))
             return 0
-        with _stop_on_sigterm() as stop:
-            replicator.start()
-            print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
-            try:
-                stop.wait()
-            finally:
-                replicator.sync(_LAST_SYNC_TIMEOUT_S)
-    return 0
+        try:
+            with _sigterm_raises(), open_fetcher(args) as fetcher:
+                replicator.start()
+                print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
+                _maintain(replicator, Maintenance(fetcher.client, config) if args.compact else None)
+        except _Terminated:
+            return 0
+        finally:
+            replicator.sync(_LAST_SYNC_TIMEOUT_S)
+
+
+def _maintain(replicator: Replicator, maintenance: Maintenance | None) -> NoReturn:
+    """Keep the replica tidy, from its first file on, until a signal raises."""
+    pause = threading.Event()
+    while True:
+        if maintenance is None:
+            pause.wait()
+        elif replicator.status.uploaded_txid == 0:
+            pause.wait(_FIRST_FILE_INTERVAL_S)
+        else:
+            maintenance.run_due()  # logs what fails, and tries it again
+            pause.wait(maintenance.next_due_in_s())
 
 
 @contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        yield stop
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -20,7 +20,7 @@ Row = Sequence[Value]
 
 SAMPLE_ROWS = 1000
 """A table's columns are as wide as this many rows need, so that a result of any size takes little memory."""
-MAX_CELL_COLUMNS = 200
+MAX_CELL_COLUMNS = 100
 """Longer values are cut in tables; no other format leaves anything out."""
 
 

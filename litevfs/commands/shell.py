@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 
 import apsw
 import apsw.shell
 
 from litevfs.commands.options import add_options, add_url, connect
+
+logger = logging.getLogger("litevfs.shell")
 
 NAME = "shell"
 HELP = "query a replica interactively"
@@ -28,12 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     connection = connect(args)
+    shell = apsw.shell.Shell(db=connection)
     try:
-        shell = apsw.shell.Shell(db=connection)
         shell.prompt, shell.moreprompt = "litevfs> ", "    ...> "
         shell.bail = not shell.interactive
         shell.cmdloop(_intro(connection))  # type: ignore[no-untyped-call]
     except Exception as error:
+        if shell.interactive and isinstance(error, OSError):  # an interactive shell reports those of statements itself
+            logger.warning("the history of this session was not saved: %s", error)
+            return 0
         if not getattr(error, "_handle_exception_saw_this", False):
             raise
         return 1  # the shell has printed it

@@ -1,4 +1,4 @@
-"""The commands that write: restore, copy, replicate, demo. Oracle: SQLite on the files themselves."""
+"""The commands that write: restore, copy, replicate, compact, demo. Oracle: SQLite on the files themselves."""
 
 from __future__ import annotations
 
@@ -97,6 +97,23 @@ def test_replicate_of_no_database_fails(run: Callable[..., Any], tmp_path: Path)
     assert not (tmp_path / "none.db").exists()
 
 
+def test_replicate_compacts_too(run: Callable[..., Any], database: Path, tmp_path: Path):
+    replica = tmp_path / "replica"
+    command = [sys.executable, "-m", "litevfs", "replicate", str(database), str(replica), "--sync-interval", "10ms"]
+    run("replicate", database, replica, "--once")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        killer = threading.Timer(30, process.kill)
+        killer.start()
+        try:
+            wait_until(lambda: any(replica.glob("ltx/1/*.ltx")) and any(replica.glob("ltx/9/*.ltx")))
+        finally:
+            process.terminate()
+            process.wait()
+            killer.cancel()
+    assert process.returncode == 0
+    assert run("verify", replica).code == 0
+
+
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_replicate_sends_the_last_transactions_when_told_to_stop(
@@ -127,6 +144,25 @@ def wait_until(is_done: Callable[[], bool], limit_s: float = 20) -> None:
     while not is_done():
         assert time.monotonic() < deadline, "in time"
         threading.Event().wait(0.01)
+
+
+def test_compact_does_all_the_upkeep_at_once(run: Callable[..., Any], orders_copy: Path):
+    before = run("query", orders_copy, "SELECT sum(total_cents) FROM orders").out
+    done = run("compact", orders_copy, "--level-0-retention", "0", "--json")
+    assert (done.code, done.json["errors"]) == (0, [])
+    assert sorted(one["level"] for one in done.json["written"]) == [1, 2, 3, 9]
+    assert all(Path(one["key"]).exists() for one in done.json["written"])
+    assert done.json["deleted"]
+    assert not any(Path(one["key"]).exists() for one in done.json["deleted"])
+    assert run("query", orders_copy, "SELECT sum(total_cents) FROM orders").out == before
+    assert run("verify", orders_copy).code == 0
+    assert run("compact", orders_copy).out.startswith("deleted ")
+
+
+def test_compact_refuses_a_retention_that_makes_no_sense(run: Callable[..., Any], orders_copy: Path):
+    result = run("compact", orders_copy, "--snapshot-retention", "1m", "--level-0-retention", "1h")
+    assert result.code == 2
+    assert sum(1 for _ in orders_copy.rglob("*.ltx")) == 12
 
 
 def test_demo_shows_everything_ends_by_itself_and_leaves_nothing(
