@@ -186,7 +186,7 @@ def make_replica(folder: Path, pages: int) -> None:
         file.write(encoder.begin())
         for i in range(pages):
             start = min(i, last) * PAGE_SIZE
-            file.write(encoder.page(i + 1, content[start : start + PAGE_SIZE]))
+            file.write(encoder.page(i + 1, bytes(content[start : start + PAGE_SIZE])))
         file.write(encoder.finish())
 
 

@@ -72,18 +72,19 @@ class Case:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
-    rounds, idle_s = (1, 2.0) if arguments.small else (5, 5.0)
+    rounds, idle_s = (1, 3.0) if arguments.small else (5, 5.0)
     data = dataset(SMALL_ROWS if arguments.small else ROWS)
     with ExitStack() as stack:
         server = stack.enter_context(running_s3_server())
         upload(data, server)
         proxy = stack.enter_context(running_s3_proxy(server.endpoint))
         bench = Bench(data, server, proxy, cases(data, small=arguments.small))
-        for number in range(rounds):
-            bench.run_round(with_peer=number == 0)
-        bench.idle("litevfs", idle_s)
-        if bench.has_peer:
-            bench.idle(PEER, idle_s)
+        names = ["litevfs", PEER] if bench.has_peer() else ["litevfs"]
+        bench.run_round(names)
+        for _ in range(rounds - 1):
+            bench.run_round(["litevfs"])
+        for name in names:
+            bench.idle(name, idle_s)
     sizes = f"{data.database.stat().st_size / 1e6:.0f} MB database, {data.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
     title = f"S3 ({server.kind}) at {DELAY_S * 1000:.0f} ms a request, {sizes}, {rounds} rounds ({PEER}: 1)"
     report(title, bench.results(small=arguments.small), arguments)
@@ -117,18 +118,23 @@ class Bench:
         self._expected = {case.name: digest([data.answer(case.sql, case.parameters)]) for case in cases}
         self._times = Samples()
         self._requests = Samples()  # by (case, "<competitor> <kind>")
-        self.has_peer = False
 
     # --- measuring ----------------------------------------------------------------------------------------------------
 
-    def run_round(self, *, with_peer: bool) -> None:
-        """Every case once; each opening in a process of its own, as a first opening is."""
-        competitors = ["litevfs", PEER] if with_peer else ["litevfs"]
+    def has_peer(self) -> bool:
+        """Whether Litestream's VFS can run here; says so if not."""
+        peer = start_peer(self._url, self._environment)
+        if peer is not None:
+            peer.close()
+        return peer is not None
+
+    def run_round(self, names: list[str]) -> None:
+        """Every case once, of each competitor; each opening in a process of its own, as a first opening is."""
         for delay_s in (DELAY_S, MORE_DELAY_S):
-            for name in competitors:
+            for name in names:
                 self._open(name, delay_s)
         for case in self._cases:
-            for name in competitors:
+            for name in names:
                 if name != PEER or case.peer_too:
                     self._query(name, case)
         with Competitor("download", self._proxy.endpoint, self._environment) as download, self._delay(DELAY_S):
@@ -140,8 +146,6 @@ class Bench:
 
     def _open(self, name: str, delay_s: float) -> None:
         with self._competitor(name) as competitor:
-            if competitor is None:
-                return
             case = OPEN if delay_s == DELAY_S else f"{OPEN} at {delay_s * 1000:.0f} ms"
             with self._delay(delay_s):
                 self._times.add(case, name, competitor.call("open")["seconds"])
@@ -149,8 +153,6 @@ class Bench:
 
     def _query(self, name: str, case: Case) -> None:
         with self._competitor(name) as competitor:
-            if competitor is None:
-                return
             competitor.call("open")
             with self._delay(DELAY_S):
                 took, answers = competitor.timed(case.sql, [case.parameters])
@@ -161,8 +163,6 @@ class Bench:
     def idle(self, name: str, window_s: float) -> None:
         """LIST requests a second of connections that nobody uses."""
         with self._competitor(name) as competitor:
-            if competitor is None:
-                return
             competitor.call("open", count=IDLE_CONNECTIONS)
             self._proxy.clear()
             threading.Event().wait(window_s)
@@ -170,15 +170,8 @@ class Bench:
             for kind in ("LIST", "GET"):
                 self._requests.add(IDLE, f"{name} {kind}", counts[kind] / window_s)
 
-    @contextmanager
-    def _competitor(self, name: str) -> Iterator[Competitor | None]:
-        if name == PEER:
-            competitor = start_peer(self._url, self._environment)
-            self.has_peer = competitor is not None
-        else:
-            competitor = Competitor(name, self._url, self._environment)
-        with ExitStack() as stack:
-            yield stack.enter_context(competitor) if competitor else None
+    def _competitor(self, name: str) -> Competitor:
+        return Competitor("peer" if name == PEER else name, self._url, self._environment, name=name)
 
     @contextmanager
     def _delay(self, delay_s: float) -> Iterator[None]:
@@ -206,8 +199,10 @@ class Bench:
             ours, gets = self._times.median(case.name, "litevfs"), self._requests.median(case.name, "litevfs GET")
             assert ours is not None
             assert gets is not None
-            met = None if small else case.meets(ours, gets, download)
-            rows.append(self._result(case.name, self._times_and_requests(case.name), case.goal, met))
+            values = self._times_and_requests(case.name)
+            if case.name == SCAN_ALL:
+                values["litevfs"] += f", {ratio(ours, download)} download"
+            rows.append(self._result(case.name, values, case.goal, None if small else case.meets(ours, gets, download)))
         rate = self._data.ltx_file.stat().st_size / 1e6 / download
         shown = {
             "litevfs": f"{seconds(download)}, {rate:.0f} MB/s",
