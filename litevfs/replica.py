@@ -116,17 +116,19 @@ class Replica:
 
     def poll_every(self, interval_s: float) -> None:
         """Poll from now on, at the shortest interval that any connection asked for (0: this one does not ask)."""
-        if interval_s <= 0 or self._closed:
-            return
-        self._interval_after_fork_s = 0.0
-        if self._poller is None:
-            self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
-        elif interval_s < self._poller.interval_s:
-            self._poller.set_interval(interval_s)
+        with self._published:  # connections may open at the same time
+            if interval_s <= 0 or self._closed:
+                return
+            self._interval_after_fork_s = 0.0
+            if self._poller is None:
+                self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
+            elif interval_s < self._poller.interval_s:
+                self._poller.set_interval(interval_s)
 
     def stop_polling(self) -> None:
         """No connection wants news any more."""
-        poller, self._poller = self._poller, None
+        with self._published:
+            poller, self._poller = self._poller, None
         if poller is not None:
             poller.close()
 
