@@ -30,6 +30,9 @@ PGNO_BITS = 32
 BLOCK_SHARE = 0.6
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
+MAX_MOVES = 8
+"""How often one read looks for a page in another file: while it looks, retention may delete that one too."""
+
 HEADER_SIZE = 100
 """Bytes of SQLite's database header on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
 _JOURNAL_VERSIONS = b"\x01\x01"
@@ -161,11 +164,17 @@ class PageSource:
 
     def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
         """Like `read`, past the page cache: for whoever reads every page once."""
-        try:
-            return self._read_from(snapshot, pgno)
-        except StorageNotFoundError as error:
-            self.counters.relocated += 1
-            return self._read_from(self._find_elsewhere(snapshot, pgno, error), pgno)
+        gone: StorageNotFoundError | None = None
+        for _ in range(1 + MAX_MOVES):
+            try:
+                if gone is not None:
+                    snapshot = self._find_elsewhere(snapshot, pgno, gone)
+                return self._read_from(snapshot, pgno)
+            except StorageNotFoundError as error:
+                gone = error
+                self.counters.relocated += 1
+        assert gone is not None
+        raise gone
 
     def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
