@@ -7,16 +7,17 @@ vanished anchor, a long absence, is settled by one look at all levels.
 
 from __future__ import annotations
 
+import enum
 import itertools
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from litevfs.errors import LitevfsError, ReplicaEmptyError, ReplicaError, TXIDGapError, TXIDNotFoundError
 from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
-from litevfs.ltx.format import Header
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
@@ -29,11 +30,23 @@ RESYNC_INTERVAL_S = 60.0
 """How often all levels are listed while nothing on level 0 tells that nothing was missed."""
 USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
 RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
+MAX_TIMES = 10_000
+"""Transactions whose time is remembered, to tell this history from another one."""
+MAX_EVIDENCE = 8
+"""Headers that are read at most to tell."""
 _FIRST_VIEW_COUNTER = 1 << 31
 """Change counters of fixed views start here, so that they never equal one of the live states."""
 
 Publish = Callable[[Snapshot, Sequence[int]], None]
 """(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
+
+
+class Lineage(enum.Enum):
+    """Whether a listing shows the replica that a state came from."""
+
+    SAME = enum.auto()  # proved at the state's own TXID, or nothing newer to apply
+    OTHER = enum.auto()  # proved: the replica was replaced or set back
+    UNKNOWN = enum.auto()  # what would have proved it is gone
 
 
 class Follower:
@@ -45,7 +58,8 @@ class Follower:
         self._numbers = itertools.count(1)
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
         self._anchor: LTXFileInfo | None = None
-        self._anchor_header: Header | None = None
+        self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
+        self._times: OrderedDict[int, int] = OrderedDict()  # TXID -> timestamp of this lineage, milliseconds
         self._last_resync = 0.0
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
@@ -66,14 +80,17 @@ class Follower:
         anchor = self._anchor
         files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
         chain = extend(snapshot.txid, files)
-        continuous = anchor in files if anchor else (bool(chain.files) or not self._resync_due())
-        if not continuous or chain.gap or len(chain.files) > MAX_STEPS:
+        if not self._is_continuous(snapshot, files) or chain.gap or len(chain.files) > MAX_STEPS:
             self._resync(snapshot, self._list_all(), publish)
         else:
-            self._set_anchor(files, self._advance(snapshot, chain, publish))
+            self._note_position(files, self._advance(snapshot, chain, publish))
 
-    def _resync_due(self) -> bool:
-        return time.monotonic() - self._last_resync > RESYNC_INTERVAL_S
+    def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
+        """Whether a listing of level 0 from the anchor on proves that nothing was missed and nothing replaced."""
+        if self._anchor is None:
+            return not files and time.monotonic() - self._last_resync < RESYNC_INTERVAL_S
+        covered = [file for file in files if file.max_txid <= snapshot.txid]
+        return self._anchor in covered and all(file in self._seen for file in covered)
 
     def _list_all(self, target: int | None = None) -> list[LTXFileInfo]:
         """The files of all levels; those that Litestream leaves empty by default only if the others do not suffice."""
@@ -87,22 +104,30 @@ class Follower:
 
     def _resync(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> None:
         """Bridge gaps, notice another replica in the same place, leave files that have vanished."""
-        if self._is_replaced(snapshot, files):
-            logger.warning("the replica was replaced by another one; serving that from now on")
-            start = empty_snapshot(epoch=snapshot.epoch + 1, change_counter=snapshot.change_counter)
-            replacement = self._build_newest(files, start)
-            publish(replacement, [replacement.txid])
+        lineage = self._lineage(snapshot, files)
+        if lineage is not Lineage.SAME:
+            self._build_anew(snapshot, files, lineage, publish)
             return
         chain = extend(snapshot.txid, files)
         snapshot = self._advance(snapshot, chain, publish)
         snapshot = self._leave_vanished_files(snapshot, files, publish)
-        self._set_anchor(files, snapshot)
+        self._note_position(files, snapshot)
         if chain.gap is not None:
             raise gap_error(chain.gap)
 
-    def _build_newest(self, files: list[LTXFileInfo], start: Snapshot) -> Snapshot:
-        snapshot = self._apply(start, newest_state(files).files)
-        self._set_anchor(files, snapshot)
+    def _build_anew(self, old: Snapshot, files: list[LTXFileInfo], lineage: Lineage, publish: Publish) -> None:
+        if lineage is Lineage.OTHER:
+            logger.warning("the replica was replaced or set back; serving what it holds now")
+        else:
+            logger.info("nothing links the known state to what the replica holds now; reading it anew")
+        start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
+        self._times.clear()
+        snapshot = self._build_newest(files, start, known=old)
+        publish(snapshot, [snapshot.txid])
+
+    def _build_newest(self, files: list[LTXFileInfo], start: Snapshot, known: Snapshot | None = None) -> Snapshot:
+        snapshot = self._apply(start, newest_state(files).files, known)
+        self._note_position(files, snapshot)
         return snapshot
 
     def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> Snapshot:
@@ -121,48 +146,57 @@ class Follower:
             publish(snapshot, [file.max_txid for file in chain.files])
         return snapshot
 
-    def _apply(self, snapshot: Snapshot, files: Sequence[LTXFileInfo]) -> Snapshot:
-        """The state after `files`, all fetched in parallel, each checked before any is used."""
+    def _apply(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None) -> Snapshot:
+        """The state after `files`, all fetched in parallel, each checked before any is used.
+
+        Files that the state `known` uses keep their number, so that what is cached of them stays of use.
+        """
+        numbers = {file: number for number, file in known.files.items()} if known else {}
         for fetched in self._fetcher.fetch_files(files):
-            number = next(self._numbers)
+            number = numbers.get(fetched.info) or next(self._numbers)
             snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index))
             self._keep(number, fetched)
-            if fetched.info.level == 0:
-                self._anchor_header = fetched.header
         return snapshot
 
-    def _set_anchor(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
-        """The newest level-0 file of the listing that the state covers."""
-        covered = [f for f in files if f.level == 0 and f.max_txid <= snapshot.txid]
-        self._anchor = max(covered, key=lambda f: f.max_txid, default=None)
+    def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
+        """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
+        covered = [file for file in files if file.max_txid <= snapshot.txid]
+        level_0 = [file for file in covered if file.level == 0]
+        self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
+        self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
+        self._note_time(snapshot.txid, snapshot.timestamp_ms)
+
+    def _note_time(self, txid: int, timestamp_ms: int) -> None:
+        self._times[txid] = timestamp_ms
+        while len(self._times) > MAX_TIMES:
+            self._times.popitem(last=False)
 
     # --- replicas that were replaced ----------------------------------------------------------------------------------
 
-    def _is_replaced(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
-        """Whether the listing shows another replica, not a stale view of this one.
+    def _lineage(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Lineage:
+        """Whether what is listed belongs to the history that led to `snapshot`.
 
-        A file we use that is listed under the same name with other content proves it. So does a listing whose newest
-        TXID is behind ours though its newest file was written after ours: a stale listing shows only older files.
+        A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
+        timestamp than we know proves another history, and the known one at the snapshot's own TXID proves the same.
+        A full snapshot can carry the time at which it was made, so that one proves nothing when it differs.
         """
+        evidence = [f for f in files if f.max_txid in self._times]
+        for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
+            known = file in self._seen or self._read_time(file) == self._times[file.max_txid]
+            if not known and file.level != SNAPSHOT_LEVEL:
+                return Lineage.OTHER
+            if known and file.max_txid == snapshot.txid:
+                return Lineage.SAME
         if not files:
-            return False
-        listed = {(f.level, f.min_txid, f.max_txid): f for f in files}
-        known = {*snapshot.files.values(), *([self._anchor] if self._anchor else [])}
-        for file in known:
-            other = listed.get((file.level, file.min_txid, file.max_txid))
-            if other is not None and not _same_content(file, other) and self._header_differs(other):
-                return True
-        newest_known_ms = max((f.modified_ms for f in known), default=0)
-        behind = max(f.max_txid for f in files) < snapshot.txid
-        return behind and max(f.modified_ms for f in files) > newest_known_ms
+            return Lineage.SAME
+        newest = max(files, key=lambda f: f.max_txid)
+        if newest.max_txid > snapshot.txid:
+            return Lineage.UNKNOWN
+        # Behind what we have: a stale listing, unless its newest transaction is younger than ours.
+        return Lineage.OTHER if self._read_time(newest) > snapshot.timestamp_ms else Lineage.SAME
 
-    def _header_differs(self, file: LTXFileInfo) -> bool:
-        """Whether a file that looks changed is another one; a repeated upload of the same transaction is not."""
-        header = self._fetcher.fetch_files([file])[0].header
-        anchor = self._anchor_header
-        if anchor is not None and (anchor.min_txid, anchor.max_txid) == (header.min_txid, header.max_txid):
-            return header != anchor
-        return True
+    def _read_time(self, file: LTXFileInfo) -> int:
+        return self._fetcher.read_header(file).timestamp_ms
 
     # --- files that vanished ------------------------------------------------------------------------------------------
 
@@ -192,13 +226,12 @@ class Follower:
                 self._resync(published, files, publish)
             except TXIDGapError as error:
                 logger.info("while looking for files that are gone: %s", error)
-        if published is not None and self._is_replaced(wanted, files):
-            return None
         try:
             chain = newest_state(files, wanted.txid)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
-        return self._as_view(self._apply(empty_snapshot(epoch=wanted.epoch), chain.files))
+        again = self._apply(empty_snapshot(epoch=wanted.epoch), chain.files, known=wanted)
+        return self._as_view(again) if again.timestamp_ms == wanted.timestamp_ms else None
 
     # --- fixed states -------------------------------------------------------------------------------------------------
 
@@ -220,9 +253,3 @@ class Follower:
         """
         files = self._list_all()
         return files, state_at(files, timestamp_ms, lambda file: self._fetcher.read_header(file).timestamp_ms)
-
-
-def _same_content(a: LTXFileInfo, b: LTXFileInfo) -> bool:
-    if a.etag or b.etag:
-        return (a.size, a.etag) == (b.size, b.etag)
-    return (a.size, a.modified_ms) == (b.size, b.modified_ms)
