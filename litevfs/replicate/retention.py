@@ -8,6 +8,7 @@ older than the retention time stays, because every state within the retention ti
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 
 from litevfs.errors import ReplicaEmptyError, TXIDGapError
@@ -39,7 +40,7 @@ def enforce_snapshot_retention(client: ReplicaClient, horizon_ms: int) -> list[L
     """
     with FileStreamer(client) as streamer:
         files = streamer.list_levels(LEVELS)
-        return _delete(client, files, plan_snapshot_retention(files, horizon_ms))
+        return _delete(client, files, plan_snapshot_retention(files, horizon_ms), horizon_ms)
 
 
 def plan_level_0_retention(files: Sequence[LTXFileInfo], horizon_ms: int, level: int = 1) -> list[LTXFileInfo]:
@@ -65,8 +66,12 @@ def plan_snapshot_retention(files: Sequence[LTXFileInfo], horizon_ms: int) -> li
     return [file for file in old if file.max_txid <= base.max_txid and file != base and file not in newest]
 
 
-def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo]) -> bool:
-    """Whether without `doomed` the newest state is the same, and every state that a remaining file ends still there."""
+def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo], horizon_ms: float = -math.inf) -> bool:
+    """Whether `files` can do without `doomed`.
+
+    The newest state must be the same, and every state at the end of a remaining file written after `horizon_ms` that
+    can be made with all files must be one that can be made with the rest.
+    """
     gone = set(doomed)
     rest = [file for file in files if file not in gone]
     try:
@@ -75,14 +80,16 @@ def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo]) -> bo
     except (ReplicaEmptyError, TXIDGapError) as error:
         logger.info("nothing can be deleted safely: %s", error)
         return False
-    ends = {file.max_txid for file in rest}
-    return ends & reachable_txids(files).keys() <= reachable_txids(rest).keys()
+    wanted = {file.max_txid for file in rest if file.modified_ms > horizon_ms}
+    return wanted & reachable_txids(files).keys() <= reachable_txids(rest).keys()
 
 
-def _delete(client: ReplicaClient, files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo]) -> list[LTXFileInfo]:
+def _delete(
+    client: ReplicaClient, files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo], horizon_ms: float = -math.inf
+) -> list[LTXFileInfo]:
     if not doomed:
         return []
-    if not are_spare(files, doomed):
+    if not are_spare(files, doomed, horizon_ms):
         logger.warning("keeping %d files at %s that retention would delete: others need them", len(doomed), client.url)
         return []
     in_order = sorted(doomed, key=lambda file: (file.level, file.min_txid))
