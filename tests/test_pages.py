@@ -1,0 +1,164 @@
+"""The way down from a page to storage: caches shared by states, damaged bytes read again, memory under its limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError
+from litevfs.options import Options
+from litevfs.replica import Replica
+from tests.primary import Primary
+from tests.scripted import Script
+
+FILL = (
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, s TEXT);"
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) "
+    "INSERT INTO t SELECT i, hex(randomblob(40)) FROM n"
+)
+
+
+@pytest.fixture(params=[0, 1 << 14], ids=["local", "remote"])
+def world(request):
+    with Script(block_size=request.param) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.3, cache_size_bytes=2_000_000))
+        replica.refresh()
+        yield primary, script, replica
+        replica.close()
+
+
+def read_all(replica: Replica, primary: Primary) -> None:
+    snapshot = replica.snapshot
+    for pgno in range(1, snapshot.commit + 1):
+        assert replica.pages.read(snapshot, pgno) == primary.page(pgno, snapshot.txid)
+
+
+def test_a_page_is_decoded_once_and_served_from_memory_after(world):
+    primary, script, replica = world
+    read_all(replica, primary)
+    misses = replica.pages.counters.misses
+    script.clear()
+    read_all(replica, primary)
+    assert script.reads == []
+    assert replica.pages.counters.misses == misses == replica.snapshot.commit
+    assert replica.pages.counters.hits == replica.snapshot.commit
+
+
+def test_a_new_state_reads_only_the_pages_that_changed(world):
+    primary, _, replica = world
+    read_all(replica, primary)
+    primary.commit("UPDATE t SET s = 'x' WHERE id = 1000")
+    replica.refresh()
+    before = replica.pages.counters.misses
+    read_all(replica, primary)
+    assert replica.pages.counters.misses - before == len(primary.changes[2]) < 5
+
+
+def test_relocated_pages_stay_in_the_cache(world):
+    primary, _, replica = world
+    read_all(replica, primary)
+    primary.commit("UPDATE t SET s = 'x' WHERE id = 1000")
+    replica.refresh()
+    read_all(replica, primary)
+    primary.compact(1, 1, 2)
+    primary.delete(0)
+    replica.refresh()
+    misses = replica.pages.counters.misses
+    read_all(replica, primary)
+    assert replica.pages.counters.misses == misses
+
+
+@pytest.mark.plan("L24", "D09")
+def test_a_working_set_of_ten_times_the_cache_stays_under_the_limit():
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit(FILL.replace("2000", "20000"))
+        limit = len(primary.images[1]) // 10
+        replica = Replica(Options(replica_url=script.url, cache_size_bytes=limit))
+        replica.refresh()
+        for _ in range(2):
+            read_all(replica, primary)
+            assert replica.pages.memory_bytes <= limit
+        replica.close()
+
+
+@pytest.mark.plan("L02")
+def test_a_page_damaged_on_its_way_is_read_again(world):
+    primary, script, replica = world
+    _forget(replica)
+    damaged = []
+
+    def damage_once(file, offset, data):
+        if not damaged:
+            damaged.append(offset)
+            return bytes(len(data))
+        return data
+
+    script.on_read = damage_once
+    read_all(replica, primary)
+    assert damaged
+    assert replica.pages.counters.reread == 1
+
+
+@pytest.mark.plan("L02", "D05")
+def test_a_page_damaged_in_storage_is_an_error_that_names_its_file(world):
+    _, script, replica = world
+    _forget(replica)
+    script.on_read = lambda file, offset, data: bytes(len(data))
+    with pytest.raises(LTXFormatError) as caught:
+        replica.pages.read(replica.snapshot, 3)
+    assert (caught.value.level, caught.value.min_txid) == (0, 1)
+    assert caught.value.key
+    assert "litevfs verify" in caught.value.hint
+    script.on_read = None
+    assert replica.pages.read(replica.snapshot, 3)
+
+
+@pytest.mark.plan("D05")
+def test_a_file_cut_short_after_it_was_opened_is_an_error_in_time(world):
+    _, script, replica = world
+    _forget(replica)
+    script.on_read = lambda file, offset, data: data[: max(0, 5000 - offset)]
+    with pytest.raises(StorageError) as caught:
+        replica.pages.read(replica.snapshot, replica.snapshot.commit)
+    assert caught.value.key
+
+
+@pytest.mark.parametrize("pgno", [0, -1, 10**9])
+def test_a_page_outside_of_the_database_is_refused(world, pgno):
+    _, _, replica = world
+    with pytest.raises(PageUnavailableError):
+        replica.pages.read(replica.snapshot, pgno)
+
+
+def test_a_page_that_no_file_holds_is_refused_and_not_served_as_zeros():
+    """A file that is not a snapshot may lack pages; SQLite never asks for those in a sound replica."""
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        primary.commit("INSERT INTO t VALUES(randomblob(20000))")
+        lost = max(primary.changes[2])
+        del primary.changes[2][lost]
+        primary.upload(2)
+        replica = Replica(Options(replica_url=script.url))
+        replica.refresh()
+        assert replica.snapshot.missing_pages() == 1
+        with pytest.raises(PageUnavailableError, match=f"page {lost} is in no LTX file") as caught:
+            replica.pages.read(replica.snapshot, lost)
+        assert caught.value.hint
+        replica.close()
+
+
+def test_the_cache_only_grows_when_it_is_enlarged(world):
+    _, _, replica = world
+    pages = replica.pages
+    before = pages._cache.limit_bytes
+    pages.enlarge(1000)
+    assert pages._cache.limit_bytes == before
+    pages.enlarge(8_000_000)
+    assert pages._cache.limit_bytes > before
+
+
+def _forget(replica: Replica) -> None:
+    """Drop what opening the replica has warmed."""
+    for cache in (replica.pages._cache, replica.pages._blocks and replica.pages._blocks.cache):
+        for key in list(cache._entries) if cache else []:
+            cache.drop(key)

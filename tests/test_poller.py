@@ -1,0 +1,108 @@
+"""The polling thread: its pace, what ends it, what does not."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+import weakref
+
+import pytest
+
+from litevfs.errors import StorageClosedError, TransientStorageError
+from litevfs.options import Options
+from litevfs.poller import Poller
+from litevfs.replica import Replica
+from tests.primary import Primary
+from tests.scripted import Script
+from tests.support import wait_until
+
+
+class Refresh:
+    """Counts calls and does what it is told."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.answer: object = True
+
+    def __call__(self) -> bool:
+        self.times.append(time.monotonic())
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return bool(self.answer)
+
+
+def test_the_first_look_comes_after_one_interval():
+    refresh = Refresh()
+    started = time.monotonic()
+    poller = Poller(refresh, 0.05, "test")
+    wait_until(lambda: refresh.times)
+    poller.close()
+    assert refresh.times[0] - started >= 0.049
+
+
+def test_closing_ends_the_thread_at_once_and_may_be_repeated():
+    poller = Poller(Refresh(), 3600.0, "test")
+    started = time.monotonic()
+    poller.close()
+    poller.close()
+    assert time.monotonic() - started < 0.5
+    assert not poller._thread.is_alive()
+
+
+def test_a_shorter_interval_counts_from_now_on():
+    refresh = Refresh()
+    poller = Poller(refresh, 3600.0, "test")
+    poller.set_interval(0.01)
+    wait_until(lambda: len(refresh.times) >= 3)
+    poller.close()
+
+
+@pytest.mark.parametrize("answer", [False, StorageClosedError("closed")])
+def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
+    refresh = Refresh()
+    refresh.answer = answer
+    poller = Poller(refresh, 0.005, "test")
+    poller._thread.join(5)
+    assert not poller._thread.is_alive()
+    assert len(refresh.times) == 1
+
+
+@pytest.mark.plan("E02", "L10")
+def test_failures_slow_the_pace_down_and_a_success_restores_it():
+    refresh = Refresh()
+    refresh.answer = TransientStorageError("away")
+    poller = Poller(refresh, 0.001, "test")
+    wait_until(lambda: len(refresh.times) >= 6, timeout_s=20)
+    assert refresh.times[5] - refresh.times[0] > 0.02  # at 1 ms each, five looks would take 5 ms
+    refresh.answer = True
+    failed = len(refresh.times)
+    wait_until(lambda: len(refresh.times) >= failed + 20, timeout_s=20)
+    poller.close()
+
+
+@pytest.mark.plan("E04")
+def test_a_pause_the_storage_asked_for_is_kept():
+    refresh = Refresh()
+    error = TransientStorageError("slow down")
+    error.retry_after_s = 0.2
+    refresh.answer = error
+    poller = Poller(refresh, 0.001, "test")
+    wait_until(lambda: len(refresh.times) >= 3)
+    poller.close()
+    assert refresh.times[1] - refresh.times[0] >= 0.19
+    assert refresh.times[2] - refresh.times[1] >= 0.19
+
+
+def test_a_replica_that_nobody_holds_is_not_kept_alive_by_its_poller():
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        replica = Replica(Options(replica_url=script.url))
+        replica.refresh()
+        replica.poll_every(0.005)
+        thread = replica._poller._thread
+        reference = weakref.ref(replica)
+        del replica
+        wait_until(lambda: gc.collect() * 0 + (reference() is None), "the replica to go")
+        thread.join(5)
+        assert thread not in threading.enumerate()
