@@ -9,10 +9,18 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.checksum import DatabaseChecksum, FileChecksum
-from litevfs.ltx.format import END_OF_PAGES, HEADER_SIZE, TRAILER_SIZE, Header, Trailer
+from litevfs.ltx.format import (
+    END_OF_PAGES,
+    HEADER_SIZE,
+    INDEX_SIZE_FIELD_SIZE,
+    TRAILER_SIZE,
+    Header,
+    Trailer,
+)
 from litevfs.ltx.frame import (
     FRAME_HEADER_SIZE,
     checksummed_headers,
@@ -25,7 +33,7 @@ from litevfs.ltx.page_index import (
     PageIndex,
     PageOrder,
     decode_page_index,
-    encode_page_index,
+    encode_entries,
     index_size_from_tail,
     page_index_from_frames,
     validate_page_index,
@@ -157,16 +165,16 @@ def read_header_and_index(
 class StreamDecoder:
     """Verifies a file of any size while its bytes pass through: `feed()` them in order, then `finish()`.
 
-    Memory: what is fed at once (its pages can be 255 times as large), one frame, and 8 bytes a page, 50 at their end.
-    After an error the decoder is of no further use.
+    Memory: what is fed at once (its pages can be 255 times as large) and one frame, however long the file is. After an
+    error the decoder is of no further use.
     """
 
     def __init__(self) -> None:
         self._buffer = bytearray()  # what is not yet understood
+        self._needed = HEADER_SIZE  # bytes the buffer must have before more of it can be
         self._header: Header | None = None
         self._order: PageOrder
-        self._pgnos, self._sizes = array("I"), array("I")
-        self._index_data: bytes | None = None  # what must follow, once the page block has ended
+        self._index = _IndexCheck()
         self._file_checksum = FileChecksum()
         self._database_checksum = DatabaseChecksum()  # of a snapshot that carries checksums
 
@@ -182,67 +190,128 @@ class StreamDecoder:
         """
         self._buffer += data
         pages: list[tuple[int, bytes]] = []
-        start = 0
-        if self._header is None:
-            if len(self._buffer) < HEADER_SIZE:
-                return pages
-            start = self._read_header()
-        while self._index_data is None:
-            size = frame_size(self._buffer, start)
-            if size is None or start + size > len(self._buffer):
-                break
-            frame = bytes(self._buffer[start : start + size])
-            start += size
-            if frame == END_OF_PAGES:
-                self._end_pages()
-            else:
-                pages.append(self._read_page(frame))
-        del self._buffer[:start]
-        if self._index_data is not None and len(self._buffer) > len(self._index_data) + TRAILER_SIZE:
-            raise LTXFormatError("LTX file goes on where its page index and trailer should end")
+        if len(self._buffer) < self._needed:
+            return pages
+        known = bytes(self._buffer)
+        used = 0
+        header = self._header
+        if header is None:
+            header = self._read_header(known)
+            used = HEADER_SIZE
+        if not self._index.is_expected:
+            used = self._read_pages(header, known, used, pages)
+        if self._index.is_expected:
+            used = self._read_index(known, used)
+            self._needed = 0
+            if len(known) - used > TRAILER_SIZE:
+                raise LTXFormatError("LTX file goes on where its page index and trailer should end")
+        else:
+            self._needed -= used
+        del self._buffer[:used]
         return pages
 
     def finish(self) -> Trailer:
         """The trailer of a file that was fed to its end and is sound. Raises LTXFormatError for any other."""
         if self._header is None:
             raise self._truncated("header")
-        if self._index_data is None:
+        if not self._index.is_expected:
             raise self._truncated("page block")
-        if len(self._buffer) < len(self._index_data) + TRAILER_SIZE:
+        if self._index.missing or len(self._buffer) < TRAILER_SIZE:
             raise self._truncated("page index or trailer")
-        if not self._buffer.startswith(self._index_data):
+        if not self._index.is_right:
             raise LTXFormatError("LTX page index does not say where the frames are")
-        trailer = Trailer.unpack(bytes(self._buffer[-TRAILER_SIZE:]))
+        data = bytes(self._buffer)
+        trailer = Trailer.unpack(data)
         trailer.validate(self._header)
         checksum = self._file_checksum.copy()
-        checksum.update(self._buffer[:-_CHECKSUM_SIZE])
+        checksum.update(data[:-_CHECKSUM_SIZE])
         check_checksums(self._header, trailer, checksum, self._database_checksum)
         return trailer
 
-    def _read_header(self) -> int:
-        data = bytes(self._buffer[:HEADER_SIZE])
-        self._header = Header.unpack(data)
+    def _read_header(self, known: bytes) -> Header:
+        self._header = Header.unpack(known)
         self._order = PageOrder(self._header)
-        self._file_checksum.update(data)
-        return HEADER_SIZE
+        self._file_checksum.update(known[:HEADER_SIZE])
+        return self._header
 
-    def _read_page(self, frame: bytes) -> tuple[int, bytes]:
-        assert self._header is not None
-        pgno = int.from_bytes(frame[:4], "big")
-        self._order.add(pgno)
-        page = decode_frame(frame, pgno, self._header.page_size)
-        self._pgnos.append(pgno)
-        self._sizes.append(len(frame))
-        self._file_checksum.update(checksummed_headers(frame))
-        self._file_checksum.update(page)
-        if self._header.is_snapshot and self._header.has_checksums:
-            self._database_checksum.toggle(pgno, page)
-        return pgno, page
+    def _read_pages(self, header: Header, known: bytes, start: int, pages: list[tuple[int, bytes]]) -> int:
+        """Read whole frames from `start` on, and the end mark if it is there; where that ends."""
+        checksummed: list[bytes | memoryview] = []
+        while True:
+            size = frame_size(known, start)
+            if size is None or start + size > len(known):
+                self._needed = len(known) + 1 if size is None else start + size
+                break
+            frame = known[start : start + size]
+            start += size
+            if frame == END_OF_PAGES:
+                self._order.end()
+                checksummed.append(frame)
+                self._index.expect()
+                break
+            pgno = int.from_bytes(frame[:4], "big")
+            self._order.add(pgno)
+            page = decode_frame(frame, pgno, header.page_size)
+            self._index.add(pgno, size)
+            checksummed += (checksummed_headers(frame), page)
+            pages.append((pgno, page))
+        self._file_checksum.update(b"".join(checksummed))
+        if header.is_snapshot and header.has_checksums:
+            for pgno, page in pages:
+                self._database_checksum.toggle(pgno, page)
+        return start
 
-    def _end_pages(self) -> None:
-        self._order.end()
-        self._file_checksum.update(END_OF_PAGES)
-        self._index_data = encode_page_index(page_index_from_frames(self._pgnos, self._sizes))
+    def _read_index(self, known: bytes, start: int) -> int:
+        part = known[start : start + self._index.missing]
+        self._index.check(part)
+        self._file_checksum.update(part)
+        return start + len(part)
 
     def _truncated(self, where: str) -> LTXFormatError:
         return LTXFormatError(f"LTX file ends within its {where}", hint="the file is truncated or still being written")
+
+
+class _IndexCheck:
+    """Whether the page index of a file is the one that its frames have. Keeps neither, only digests of both."""
+
+    _CHUNK_PAGES = 1 << 14
+
+    def __init__(self) -> None:
+        self._pgnos, self._sizes = array("I"), array("I")  # frames that are not in `_wanted` yet
+        self._offset = HEADER_SIZE  # where the first of those begins, bytes
+        self._wanted, self._found = blake2b(digest_size=16), blake2b(digest_size=16)
+        self._size = 0  # bytes of the entries in `_wanted`
+        self.is_expected = False
+        self.missing = 0  # bytes of the index that are still to come
+
+    def add(self, pgno: int, size: int) -> None:
+        """Page `pgno` comes next, in a frame of `size` bytes."""
+        self._pgnos.append(pgno)
+        self._sizes.append(size)
+        if len(self._pgnos) == self._CHUNK_PAGES:
+            self._end_chunk()
+
+    def expect(self) -> None:
+        """All frames are known, the index comes next."""
+        self._end_chunk()
+        end = b"\0" + (self._size + 1).to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
+        self._wanted.update(end)
+        self.missing = self._size + len(end)
+        self.is_expected = True
+
+    def check(self, part: bytes) -> None:
+        """The next bytes of the index."""
+        self._found.update(part)
+        self.missing -= len(part)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether what came is what was expected."""
+        return self._wanted.digest() == self._found.digest()
+
+    def _end_chunk(self) -> None:
+        entries = encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset))
+        self._wanted.update(entries)
+        self._size += len(entries)
+        self._offset += sum(self._sizes)
+        del self._pgnos[:], self._sizes[:]

@@ -115,11 +115,15 @@ def checksummed_headers(frame: bytes | memoryview) -> bytes | memoryview:
     return frame[: FRAME_HEADER_SIZE if frame[5] & PAGE_FLAG_SIZE else PAGE_HEADER_SIZE]
 
 
-def frame_size(data: bytearray, start: int) -> int | None:
+def frame_size(data: bytes, start: int) -> int | None:
     """Bytes of the frame (or end mark) at `start`, as its headers say; None when too few bytes are there to tell.
 
     At most MAX_FRAME_SIZE; raises LTXFormatError for headers that no frame has. The frame is not looked at further.
     """
+    if start + FRAME_HEADER_SIZE <= len(data):  # the fast way for a sound frame
+        _, flags, compressed_size = _unpack_frame_header(data, start)
+        if flags == PAGE_FLAG_SIZE and compressed_size <= MAX_FRAME_SIZE - FRAME_HEADER_SIZE:
+            return FRAME_HEADER_SIZE + int(compressed_size)
     head = bytes(data[start : start + FRAME_HEADER_SIZE])
     if head[:PAGE_HEADER_SIZE] == END_OF_PAGES:
         return PAGE_HEADER_SIZE
@@ -137,7 +141,7 @@ def frame_size(data: bytearray, start: int) -> int | None:
     return size
 
 
-def _size_with_lz4_frame(data: bytearray, start: int) -> int | None:
+def _size_with_lz4_frame(data: bytes, start: int) -> int | None:
     """Follow the sizes inside an LZ4 frame to its end (LZ4 Frame Format Description, "Data Blocks")."""
     flags_at = start + PAGE_HEADER_SIZE + len(LZ4_FRAME_MAGIC)
     if flags_at >= len(data):

@@ -54,10 +54,13 @@ class PageIndex:
         return i if i < len(self.pgnos) and self.pgnos[i] == pgno else None
 
 
-def page_index_from_frames(pgnos: array[int], sizes: array[int]) -> PageIndex:
-    """The index of a file whose frames have these page numbers and sizes, in this order (arrays of type "I")."""
+def page_index_from_frames(pgnos: array[int], sizes: array[int], start: int = HEADER_SIZE) -> PageIndex:
+    """The index of frames that have these page numbers and sizes, in this order (arrays of type "I").
+
+    `start` is the offset of the first of them: that of a whole file's frames, or of a part of them.
+    """
     frame_sizes = np.array(sizes, np.uint32)
-    ends = np.cumsum(frame_sizes, dtype=np.uint64) + np.uint64(HEADER_SIZE)
+    ends = np.cumsum(frame_sizes, dtype=np.uint64) + np.uint64(start)
     return PageIndex(np.array(pgnos, np.uint32), ends - frame_sizes, frame_sizes)
 
 
@@ -123,10 +126,13 @@ def _decode_chunk(raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
 
 def encode_page_index(index: PageIndex) -> bytes:
     """The index as a file holds it: varints, zero byte, u64 size field."""
-    parts = [_encode_chunk(index, start) for start in range(0, len(index), _CHUNK_ENTRIES)]
-    parts.append(b"\0")
-    parts.append(sum(map(len, parts)).to_bytes(INDEX_SIZE_FIELD_SIZE, "big"))
-    return b"".join(parts)
+    entries = encode_entries(index) + b"\0"
+    return entries + len(entries).to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
+
+
+def encode_entries(index: PageIndex) -> bytes:
+    """The varints of an index alone."""
+    return b"".join(_encode_chunk(index, start) for start in range(0, len(index), _CHUNK_ENTRIES))
 
 
 def _encode_chunk(index: PageIndex, start: int) -> bytes:
