@@ -292,9 +292,6 @@ def test_a_listing_that_hides_new_files_never_takes_the_state_back(world):
     assert (replica.snapshot.txid, replica.snapshot.epoch) == (7, 0)
 
 
-@pytest.mark.xfail(
-    reason="a stale level 0 beside a newly written compacted file is taken for another replica", strict=True
-)
 @pytest.mark.plan("L29", "E01")
 def test_a_stale_level_beside_a_fresh_one_never_takes_the_state_back(world):
     """Compaction writes its file after the newest level-0 file, and level 0 is listed as it was before."""
@@ -388,9 +385,6 @@ def test_a_replaced_replica_is_noticed_and_never_mixed(world, transactions):
         assert pages_are_right(other, replica)
 
 
-@pytest.mark.xfail(
-    reason="files of another replica are applied to the old state when none has a known name", strict=True
-)
 @pytest.mark.plan("E03")
 def test_a_replaced_replica_that_is_already_compacted_is_never_mixed(world):
     """Nothing under a known name is left, and the new files connect to the old TXID."""
@@ -414,9 +408,6 @@ def test_a_replaced_replica_that_is_already_compacted_is_never_mixed(world):
         assert pages_are_right(other, replica)
 
 
-@pytest.mark.xfail(
-    reason="an older file becomes the anchor, so what takes the place of the lost ones is never compared", strict=True
-)
 @pytest.mark.plan("E03")
 def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(world):
     """Somebody restored the primary to an earlier state: the newest files go, other ones take their TXIDs."""
@@ -442,9 +433,6 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
 
 
-@pytest.mark.xfail(
-    reason="a file that is not the anchor counts as another one when its etag or time differs", strict=True
-)
 def test_files_that_were_copied_anew_are_the_same_replica(world):
     """A replica that was moved or restored keeps its names and content; times and etags are new."""
     primary, script, replica = world

@@ -21,7 +21,7 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.vfs import EXCLUSIVE, NONE, SHARED, ReplicaFile
+from litevfs.vfs import NONE, SHARED, ReplicaFile
 from tests.primary import START_MS, Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, txid_of, wait_until
@@ -236,7 +236,7 @@ def test_shared_pins_the_newest_state_until_it_is_let_go(small):
     file.xUnlock(NONE)
 
 
-@pytest.mark.parametrize("level", [apsw.SQLITE_LOCK_RESERVED, apsw.SQLITE_LOCK_PENDING, EXCLUSIVE])
+@pytest.mark.parametrize("level", [apsw.SQLITE_LOCK_RESERVED, apsw.SQLITE_LOCK_PENDING, apsw.SQLITE_LOCK_EXCLUSIVE])
 @pytest.mark.parametrize("before", [NONE, SHARED])
 @pytest.mark.plan("L07")
 def test_write_locks_are_refused_as_read_only_and_change_nothing(small, level, before):
@@ -252,7 +252,7 @@ def test_write_locks_are_refused_as_read_only_and_change_nothing(small, level, b
     file.xUnlock(NONE)
 
 
-@pytest.mark.parametrize("level", [apsw.SQLITE_LOCK_RESERVED, apsw.SQLITE_LOCK_PENDING, EXCLUSIVE])
+@pytest.mark.parametrize("level", [apsw.SQLITE_LOCK_RESERVED, apsw.SQLITE_LOCK_PENDING, apsw.SQLITE_LOCK_EXCLUSIVE])
 @pytest.mark.plan("L07")
 def test_nothing_can_be_unlocked_to_a_write_lock(small, level):
     _, _, file = small
