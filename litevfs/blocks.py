@@ -41,6 +41,7 @@ class BlockReader:
         self.cache = ByteCache(limit_bytes)
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
+        self._seen_on_disk = -1
         self._block_size = fetcher.client.block_size
         self._read_ahead = read_ahead
         window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 3)
@@ -183,7 +184,11 @@ class BlockReader:
         """Whether a block is there, in memory or in the folder, or under way."""
         if key in self.cache or key in self._under_way:
             return True
-        return self._disk_cache is not None and self._disk_cache.has(file, block)
+        if key != self._seen_on_disk:  # which a scan asks for page after page
+            if self._disk_cache is None or not self._disk_cache.has(file, block):
+                return False
+            self._seen_on_disk = key
+        return True
 
     def _register(self, number: int, run: range) -> Future[dict[int, bytes]]:
         future: Future[dict[int, bytes]] = Future()

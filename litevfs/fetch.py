@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
-from litevfs.disk_cache import DiskCache
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.write_behind import WriteBehind
 
 logger = logging.getLogger("litevfs.fetch")
 
@@ -82,7 +82,7 @@ class Backoff:
 class Fetcher:
     """Reads one replica's storage, and keeps blocks of it in a folder if there is one (`disk_cache`)."""
 
-    def __init__(self, client: ReplicaClient, *, read_timeout_s: float, disk_cache: DiskCache | None = None) -> None:
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float, disk_cache: WriteBehind | None = None) -> None:
         self.client = client
         self.disk_cache = disk_cache
         self.counters = RequestCounters()
@@ -305,6 +305,8 @@ class Fetcher:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+        if self.disk_cache is not None:
+            self.disk_cache.close()
 
 
 def _likely_tail_bytes(file: LTXFileInfo) -> int:

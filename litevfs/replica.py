@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from litevfs.disk_cache import DiskCounters, disk_cache_for
+from litevfs.disk_cache import DiskCounters
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -36,6 +36,7 @@ from litevfs.poller import Poller
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.snapshot import Snapshot
 from litevfs.status import ReplicaStatus, State
+from litevfs.write_behind import disk_cache_for
 
 logger = logging.getLogger("litevfs.replica")
 
@@ -71,9 +72,7 @@ class Replica:
     def _open_storage(self, *, forked: bool = False) -> None:
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
-        disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes)
-        if disk_cache is not None and not forked:
-            disk_cache.prepare()
+        disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
         self.fetcher = Fetcher(client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache)
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
