@@ -127,10 +127,10 @@ class BlockReader:
             under_way = mine
         try:
             return under_way.result()[block]
-        except TransientStorageError:
+        except TransientStorageError as error:
             # What is read ahead is tried once; what a reader waits for is worth the retries.
             offset, size = self._extent(file, range(block, block + 1))
-            data = self._fetcher.read(file, offset, size)
+            data = self._fetcher.read(file, offset, size, after=error)
             self.cache.put(key, data)
             self._fetcher.keep(file, offset, data)
             return data

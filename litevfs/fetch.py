@@ -113,12 +113,12 @@ class Fetcher:
         listings = self.parallel([partial(self.list_files, level) for level in levels])
         return [file for listing in listings for file in listing]
 
-    def read(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes of a file, with retries within the read timeout.
+    def read(self, file: LTXFileInfo, offset: int, size: int, *, after: TransientStorageError | None = None) -> bytes:
+        """Exactly `size` bytes of a file, with retries within the read timeout; the first pause now, if `after` failed.
 
         Raises TransientStorageError when the bytes keep coming short, else whatever the client raises.
         """
-        return self.retry(lambda: self.read_once(file, offset, size))
+        return self.retry(lambda: self.read_once(file, offset, size), after=after)
 
     def read_once(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come."""
@@ -146,23 +146,28 @@ class Fetcher:
         with self._lock:
             self.counters.errors += 1
 
-    def retry(self, call: Callable[[], T]) -> T:
-        """`call()`, tried again after transient errors until the read timeout is over."""
+    def retry(self, call: Callable[[], T], *, after: TransientStorageError | None = None) -> T:
+        """`call()`, tried again after transient errors (one of which was `after`) until the read timeout is over."""
         backoff: Backoff | None = None
         deadline = time.monotonic() + self._read_timeout_s
+        error = after
         while True:
+            if error is not None:
+                backoff = backoff or Backoff()
+                self._pause(backoff.next_s(error.retry_after_s), deadline, error)
             try:
                 return call()
-            except TransientStorageError as error:
-                backoff = backoff or Backoff()
-                pause = backoff.next_s(error.retry_after_s)
-                if self._closed.is_set() or time.monotonic() + pause > deadline:
-                    raise
-                logger.info("trying again in %.3f s: %s", pause, error)
-            with self._lock:
-                self.counters.retries += 1
-            if self._closed.wait(pause):
-                raise StorageClosedError("the replica was closed during a read")
+            except TransientStorageError as failure:
+                error = failure
+
+    def _pause(self, seconds: float, deadline: float, error: TransientStorageError) -> None:
+        if self._closed.is_set() or time.monotonic() + seconds > deadline:
+            raise error
+        logger.info("trying again in %.3f s: %s", seconds, error)
+        with self._lock:
+            self.counters.retries += 1
+        if self._closed.wait(seconds):
+            raise StorageClosedError("the replica was closed during a read")
 
     # --- whole files --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
 
 logger = logging.getLogger("litevfs.follower")
 
+MIN_FILES = 128
+"""A state made of no more files than this has no need of compacted ones; of more, it looks for them as they double."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
 RESYNC_INTERVAL_S = 60.0
@@ -34,6 +36,8 @@ MAX_TIMES = 10_000
 """Transactions whose time is remembered, to tell this history from another one."""
 MAX_EVIDENCE = 8
 """Headers that are read at most to tell."""
+_FIRST_VIEW_EPOCH = 1 << 32
+"""A fixed view is a history of its own: nothing proves that it is the one of the live states."""
 _FIRST_VIEW_COUNTER = 1 << 31
 """Change counters of fixed views start here, so that they never equal one of the live states."""
 
@@ -56,10 +60,12 @@ class Follower:
         self._fetcher = fetcher
         self._keep = keep
         self._numbers = itertools.count(1)
+        self._view_epochs = itertools.count(_FIRST_VIEW_EPOCH)
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
         self._times: OrderedDict[int, int] = OrderedDict()  # TXID -> timestamp of this lineage, milliseconds
+        self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
         self._last_resync = 0.0
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
@@ -80,7 +86,8 @@ class Follower:
         anchor = self._anchor
         files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
         chain = extend(snapshot.txid, files)
-        if not self._is_continuous(snapshot, files) or chain.gap or len(chain.files) > MAX_STEPS:
+        is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
+        if not is_usual or len(snapshot.files) > self._max_files:
             self._resync(snapshot, self._list_all(), publish)
         else:
             self._note_position(files, self._advance(snapshot, chain, publish))
@@ -110,7 +117,7 @@ class Follower:
             return
         chain = extend(snapshot.txid, files)
         snapshot = self._advance(snapshot, chain, publish)
-        snapshot = self._leave_vanished_files(snapshot, files, publish)
+        snapshot = self._move_to_compacted_files(snapshot, files, publish)
         self._note_position(files, snapshot)
         if chain.gap is not None:
             raise gap_error(chain.gap)
@@ -200,10 +207,10 @@ class Follower:
 
     # --- files that vanished ------------------------------------------------------------------------------------------
 
-    def _leave_vanished_files(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> Snapshot:
-        """Point pages of files that are no longer listed to files that hold the same versions."""
+    def _move_to_compacted_files(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> Snapshot:
+        """Read pages from where a state opened now would read them: from few files, none of which retention took."""
         listed = set(files)
-        if all(file in listed for file in snapshot.files.values()):
+        if len(snapshot.files) <= self._max_files and all(file in listed for file in snapshot.files.values()):
             return snapshot
         known = set(snapshot.files.values())
         try:
@@ -212,6 +219,7 @@ class Follower:
             logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
             return snapshot
         snapshot = self._apply(snapshot, [f for f in chain if f not in known])
+        self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
         publish(snapshot, ())
         return snapshot
 
@@ -230,26 +238,27 @@ class Follower:
             chain = newest_state(files, wanted.txid)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
-        again = self._apply(empty_snapshot(epoch=wanted.epoch), chain.files, known=wanted)
+        start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
+        again = self._apply(start, chain.files, known=wanted)
         return self._as_view(again) if again.timestamp_ms == wanted.timestamp_ms else None
 
     # --- fixed states -------------------------------------------------------------------------------------------------
 
-    def build_view(self, txid: int, epoch: int, files: list[LTXFileInfo] | None = None) -> Snapshot:
-        """The state after transaction `txid` exactly, from a listing of all levels if there is one already.
-
-        Raises TXIDNotFoundError when the replica does not hold it.
-        """
-        chain = newest_state(self._list_all(txid) if files is None else files, txid)
-        return self._as_view(self._apply(empty_snapshot(epoch=epoch), chain.files))
-
-    def _as_view(self, snapshot: Snapshot) -> Snapshot:
-        return replace(snapshot, change_counter=next(self._view_counters))
-
-    def find_time(self, timestamp_ms: int) -> tuple[list[LTXFileInfo], int]:
-        """(listing of all levels, TXID of the newest state that is not younger than the time).
+    def find_state(self, txid: int | None, timestamp_ms: int | None) -> tuple[list[LTXFileInfo], int]:
+        """(listing of all levels, TXID): the TXID itself, or that of the newest state not younger than the time.
 
         Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
         """
-        files = self._list_all()
-        return files, state_at(files, timestamp_ms, lambda file: self._fetcher.read_header(file).timestamp_ms)
+        files = self._list_all(txid)
+        if txid is None:
+            assert timestamp_ms is not None
+            txid = state_at(files, timestamp_ms, self._read_time)
+        return files, txid
+
+    def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
+        """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
+        chain = newest_state(files, txid)
+        return self._as_view(self._apply(empty_snapshot(epoch=next(self._view_epochs)), chain.files))
+
+    def _as_view(self, snapshot: Snapshot) -> Snapshot:
+        return replace(snapshot, change_counter=next(self._view_counters))

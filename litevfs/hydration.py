@@ -37,7 +37,8 @@ class Hydration:
         self._read_page = read_page
         self._temporary = not path
         self._fd, self.path = _open_temporary() if not path else _open_at(path)
-        self._versions: NDArray[np.uint32] = np.zeros(0, np.uint32)  # of the pages in the file; 0: not there
+        # Of the pages in the file: which history they are of, and their versions (0: not there).
+        self._held: tuple[int, NDArray[np.uint32]] = (0, np.zeros(0, np.uint32))
         self._target: Snapshot | None = None
         self._copied = 0
         self._changed = threading.Condition()
@@ -53,18 +54,20 @@ class Hydration:
             return 0.0
         return 100.0 if target.commit == 0 else min(100.0, 100.0 * self._copied / target.commit)
 
-    def get(self, version: int, pgno: int, page_size: int) -> bytes | None:
-        """Page `pgno` if the file has it in this version."""
-        versions = self._versions
-        if pgno > len(versions) or versions[pgno - 1] != version:
+    def get(self, snapshot: Snapshot, version: int, pgno: int) -> bytes | None:
+        """Page `pgno` if the file has it in this version of the snapshot's history."""
+        if not self._has(snapshot, version, pgno):
             return None
         try:
-            page = os.pread(self._fd, page_size, (pgno - 1) * page_size)
+            page = os.pread(self._fd, snapshot.page_size, (pgno - 1) * snapshot.page_size)
         except OSError:  # closed meanwhile, or the disk failed: the LTX files still have the page
             return None
-        versions = self._versions
-        unchanged = pgno <= len(versions) and versions[pgno - 1] == version
-        return page if unchanged and len(page) == page_size and not self._closed else None
+        is_whole = len(page) == snapshot.page_size and not self._closed
+        return page if is_whole and self._has(snapshot, version, pgno) else None
+
+    def _has(self, snapshot: Snapshot, version: int, pgno: int) -> bool:
+        epoch, versions = self._held
+        return epoch == snapshot.epoch and pgno <= len(versions) and bool(versions[pgno - 1] == version)
 
     def follow(self, snapshot: Snapshot) -> None:
         """Bring the file to this state, in the background."""
@@ -106,10 +109,12 @@ class Hydration:
         """Write every page of `target` that the file does not have, in the order in which they lie in storage."""
         wanted, frames = _page_map(target)
         have = np.zeros(len(wanted), np.uint32)
-        kept = min(len(have), len(self._versions))
-        have[:kept] = self._versions[:kept]
+        epoch, versions = self._held
+        if epoch == target.epoch:
+            kept = min(len(have), len(versions))
+            have[:kept] = versions[:kept]
         have[have != wanted] = 0  # what is about to be overwritten is not to be read any more
-        self._versions = have
+        self._held = (target.epoch, have)
         stale = np.flatnonzero((have == 0) & (wanted != 0))
         self._copied = len(wanted) - len(stale)
         for slot in stale[np.lexsort((frames[0][stale], frames[1][stale]))].tolist():

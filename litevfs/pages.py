@@ -26,7 +26,8 @@ from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE
 
 logger = logging.getLogger("litevfs.pages")
 
-PGNO_BITS = 32
+PGNO_BITS = VERSION_BITS = 32
+EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
 BLOCK_SHARE = 0.6
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
@@ -111,7 +112,7 @@ class PageSource:
         """
         if 1 <= pgno <= snapshot.commit:
             version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
-            page = self._cache.get(version << PGNO_BITS | pgno)
+            page = self._cache.get(snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno)
             if page is not None:
                 self.counters.hits += 1
                 return page
@@ -145,21 +146,21 @@ class PageSource:
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         if self._ahead is not None:
-            self._ahead.start(snapshot, pgnos, _key, watcher.learn)
+            self._ahead.start(snapshot, pgnos, page_key, watcher.learn)
 
     def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
         page = None
-        if self._ahead is not None and (page := self._ahead.wait_for(_key(version, pgno))) is not None:
+        if self._ahead is not None and (page := self._ahead.wait_for(page_key(snapshot, version, pgno))) is not None:
             self.counters.ahead += 1
             return page
         if self.hydration is not None:
-            page = self.hydration.get(version, pgno, snapshot.page_size)
+            page = self.hydration.get(snapshot, version, pgno)
         if page is None:
             self.counters.misses += 1
             page = self.read_through(snapshot, pgno)
         else:
             self.counters.hydrated += 1
-        self._cache.put(_key(version, pgno), page)
+        self._cache.put(page_key(snapshot, version, pgno), page)
         return page
 
     def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
@@ -199,12 +200,13 @@ class PageSource:
         self.counters.reread += 1
         if self._blocks is not None:
             self._blocks.drop(number, file, offset, size)
+        after = why if isinstance(why, TransientStorageError) else None
         try:
-            return decode_frame(self._fetcher.read(file, offset, size), pgno, snapshot.page_size)
+            return decode_frame(self._fetcher.read(file, offset, size, after=after), pgno, snapshot.page_size)
         except LTXFormatError as error:
             raise self._fetcher.located(error, file, hint="run litevfs verify on the replica") from error
 
 
-def _key(version: int, pgno: int) -> int:
+def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:
     """Names a page's content for ever, within a replica and process."""
-    return version << PGNO_BITS | pgno
+    return snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno

@@ -29,6 +29,8 @@ MAX_RUN_BYTES = 1 << 21
 DENSE = 0.5
 """From this part of wanted bytes on, a range is worth keeping as blocks."""
 
+PageKey = Callable[[Snapshot, int, int], int]
+"""(snapshot, version, pgno) -> the name of the page's content in the page cache."""
 Learn = Callable[[int, bytes], list[int]]
 """(pgno, page) -> further pages that are wanted, now that this one is known."""
 
@@ -66,9 +68,7 @@ class ReadAhead:
         except LitevfsError:
             return None
 
-    def start(
-        self, snapshot: Snapshot, pgnos: Iterable[int], page_key: Callable[[int, int], int], learn: Learn
-    ) -> None:
+    def start(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: PageKey, learn: Learn) -> None:
         """Fetch what is neither there nor under way. Returns at once."""
         with self._lock:
             wanted = self._missing(snapshot, pgnos, page_key)
@@ -78,11 +78,11 @@ class ReadAhead:
             except StorageClosedError:
                 pass
 
-    def _missing(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: Callable[[int, int], int]) -> list[_Wanted]:
+    def _missing(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: PageKey) -> list[_Wanted]:
         missing = []
         for pgno in pgnos:
             version = snapshot.version(pgno)
-            key = page_key(version, pgno)
+            key = page_key(snapshot, version, pgno)
             if not version or key in self._cache or key in self._under_way:
                 continue
             number, offset, size = snapshot.place(pgno)
@@ -90,9 +90,7 @@ class ReadAhead:
                 missing.append(_Wanted(number, offset, size, pgno, key))
         return sorted(missing, key=lambda page: (page.number, page.offset))
 
-    def _start_run(
-        self, snapshot: Snapshot, run: list[_Wanted], page_key: Callable[[int, int], int], learn: Learn
-    ) -> None:
+    def _start_run(self, snapshot: Snapshot, run: list[_Wanted], page_key: PageKey, learn: Learn) -> None:
         file = snapshot.files[run[0].number]
         start, end = run[0].offset, run[-1].offset + run[-1].size
         if len(run) > 1 and sum(page.size for page in run) >= DENSE * (end - start):

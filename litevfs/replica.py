@@ -12,6 +12,8 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 
 from litevfs.disk_cache import DiskCounters
 from litevfs.errors import (
@@ -24,6 +26,7 @@ from litevfs.errors import (
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
+    StorageTimeoutError,
     TransientStorageError,
     TXIDGapError,
 )
@@ -46,8 +49,12 @@ WAIT_BACKOFF_CAP_S = 1.0
 """Longest pause between looks for an awaited TXID, where nothing polls."""
 OPEN_BACKOFF_CAP_S = 0.5
 """Longest pause between looks for a first state."""
-MAX_REBUILT = 8
-"""Fixed views, and states made again after their files had moved, that are remembered."""
+MIN_REFRESH_S = 1.0
+"""However soon somebody wants an answer, a storage gets this long to give one."""
+JUST_NOW_S = 0.01
+"""Connections that open together share one look."""
+MAX_REMEMBERED = 8
+"""Fixed views that are remembered, and states made again after their files had moved."""
 
 
 class Replica:
@@ -58,12 +65,14 @@ class Replica:
         self.snapshot: Snapshot | None = None  # the published state
         self._open_storage()
         self._follower = Follower(self.fetcher, self.pages.keep)
+        self._views: OrderedDict[int, Snapshot] = OrderedDict()  # fixed states, by TXID
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
+        self._attempt: Future[bool] | None = None  # the last refresh that somebody waits for with a bound
         self._poller: Poller | None = None
         self._interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
-        self._error: LitevfsError | None = None
+        self._error: Exception | None = None
         self._errors = 0
         self._said_stalled = False
         self._last_success: float | None = None  # monotonic, seconds
@@ -90,19 +99,30 @@ class Replica:
         return self.fetcher.client.url
 
     def open(self, timeout_s: float) -> Snapshot:
-        """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way."""
+        """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way.
+
+        Where others have the replica open, it is looked at again unless somebody polls; if that fails, theirs will do.
+        """
         deadline = time.monotonic() + timeout_s
         backoff = Backoff(cap_s=OPEN_BACKOFF_CAP_S)
-        while self.snapshot is None:
+        while self.snapshot is None or not self._was_just_refreshed():
+            remaining = deadline - time.monotonic()
             try:
-                self.refresh()
+                self._refresh_within(max(remaining, MIN_REFRESH_S))
             except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
+                if self.snapshot is not None:
+                    break
+                retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
+                pause = backoff.next_s(retry_after_s)
+                if remaining <= pause:
                     raise self._open_error(error, timeout_s) from error
                 with self._published:
-                    self._published.wait(min(backoff.next_s(), remaining))
+                    self._published.wait(pause)
         return self.snapshot
+
+    def _was_just_refreshed(self) -> bool:
+        lag_s = self.lag_s()
+        return lag_s is not None and lag_s <= max(2 * self._poll_interval_s, JUST_NOW_S)
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
         if not isinstance(error, ReplicaEmptyError):
@@ -173,13 +193,34 @@ class Replica:
                     self._publish(newest, [newest.txid])
                 else:
                     self._follower.follow(before, self._publish)
-            except LitevfsError as error:
+            except Exception as error:
                 self._note_failure(error)
                 raise
             self._note_success()
             return self.snapshot is not before
 
-    def _note_failure(self, error: LitevfsError) -> None:
+    def _refresh_within(self, timeout_s: float) -> bool:
+        """`refresh()`, but no longer than this: a storage that hangs must not hold up whoever can do without.
+
+        The look itself goes on in a thread of its own, until the storage answers or the replica is closed.
+        """
+        with self._published:
+            attempt = self._attempt
+            if attempt is None or attempt.done():
+                attempt = self._attempt = Future()
+                threading.Thread(target=self._run_attempt, args=(attempt,), name="litevfs-refresh", daemon=True).start()
+        try:
+            return attempt.result(timeout_s)
+        except FutureTimeoutError:
+            raise StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s", key=self.url) from None
+
+    def _run_attempt(self, attempt: Future[bool]) -> None:
+        try:
+            attempt.set_result(self.refresh())
+        except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+            attempt.set_exception(error)
+
+    def _note_failure(self, error: Exception) -> None:
         """Say it once when it begins and once when it has lasted; status and lag show it all the while."""
         state = self.state
         self._errors += 1
@@ -241,17 +282,21 @@ class Replica:
             snapshot = self.snapshot
             if snapshot is not None and snapshot.txid >= txid:
                 return snapshot
+            remaining = deadline - time.monotonic()
+            retry_after_s = None
             try:
-                if self.refresh():
+                if self._refresh_within(max(remaining, MIN_REFRESH_S)):
                     continue
-            except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
+            except TransientStorageError as error:
+                retry_after_s = error.retry_after_s
+            except (ReplicaError, LTXFormatError) as error:  # a file that is still being uploaded, for example
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s")
             with self._published:
                 if self.snapshot is snapshot and not self._closed:
-                    self._published.wait(min(remaining, backoff.next_s()))
+                    self._published.wait(min(remaining, backoff.next_s(retry_after_s)))
 
     def check_freshness(self, max_staleness_s: float) -> None:
         """Refresh now if the last success is older than `max_staleness_s`. Raises StaleReplicaError if that fails."""
@@ -259,14 +304,14 @@ class Replica:
         if lag_s is not None and lag_s <= max_staleness_s:
             return
         try:
-            self.refresh()
+            self._refresh_within(max(max_staleness_s, MIN_REFRESH_S))
         except (ReplicaError, StorageError, LTXFormatError) as error:
             raise self._stale(
                 f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)"
             ) from error
 
     def _stale(self, what: str) -> StaleReplicaError:
-        error = f"; the last look failed: {self._error.message}" if self._error else ""
+        error = f"; the last look failed: {getattr(self._error, 'message', self._error)}" if self._error else ""
         txid = self.snapshot.txid if self.snapshot else None
         return StaleReplicaError(
             what + error, min_txid=txid, key=self.url, hint="check that the primary is running and replicating"
@@ -282,22 +327,15 @@ class Replica:
         with self._refresh_lock:
             if self._closed:
                 raise _closed_error()
-            epoch = self.snapshot.epoch if self.snapshot else 0
-            if txid is None:
-                assert timestamp_ms is not None
-                files, txid = self._follower.find_time(timestamp_ms)
-            else:
-                files = None
-            view = self._rebuilt.get((epoch, txid)) or self._follower.build_view(txid, epoch, files)
+            files, txid = self._follower.find_state(txid, timestamp_ms)
+            view = self._views.get(txid)
+            if view is None or not set(view.files.values()).issubset(files):
+                view = self._views[txid] = self._follower.build_view(files, txid)
+            while len(self._views) > MAX_REMEMBERED:
+                self._views.popitem(last=False)
             if self.snapshot is None:
                 self.pages.follow(view)
-            return self._remember(view)
-
-    def _remember(self, snapshot: Snapshot) -> Snapshot:
-        self._rebuilt[(snapshot.epoch, snapshot.txid)] = snapshot
-        while len(self._rebuilt) > MAX_REBUILT:
-            self._rebuilt.popitem(last=False)
-        return snapshot
+            return view
 
     def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError) -> Snapshot:
         """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
@@ -311,7 +349,9 @@ class Replica:
                     return known
             again = self._follower.find_again(snapshot, self.snapshot, self._publish)
             if again is not None:
-                self._remember(again)
+                self._rebuilt[(again.epoch, again.txid)] = again
+                while len(self._rebuilt) > MAX_REMEMBERED:
+                    self._rebuilt.popitem(last=False)
                 return again
             if self.snapshot is not None and _holds_same(self.snapshot, snapshot, pgno):
                 return self.snapshot

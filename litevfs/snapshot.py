@@ -3,9 +3,9 @@
 A snapshot is a list of chunks of 1,024 pages; `apply` copies only the chunks a file touches, so snapshots share what
 did not change and a new transaction costs in proportion to its pages. Per page it keeps
 
-- `version` (u32): the number of the file that brought the page's content. Content is the state of the page after that
-  file, so two snapshots of a replica with equal versions of a page have equal bytes: pages are cached by it.
-- `file` (u32): the number of the file to read it from. Compaction may put the same version into another file.
+- `version` (u32): the TXID that the page's content is of, as a code. Within one history a TXID has one content, so two
+  snapshots of it with equal versions of a page have equal bytes: pages are cached by it.
+- `file` (u32): the number of the file to read it from. Compaction puts the same version into another file.
 - `frame` (u64): offset (47 bits) and size (17 bits) of the frame there.
 
 Source of the merge rule: a file changes content only if it advances the TXID; any other file may only relocate.
@@ -33,6 +33,43 @@ FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
 MAX_FRAME_OFFSET = 1 << (64 - FRAME_SIZE_BITS)
 
 
+class Versions:
+    """TXIDs of one history as 32-bit codes, from 1 on; 0 is no version. Equal TXIDs have equal codes.
+
+    A code is the distance from the first TXID seen, in order. TXIDs that are too far from it (a history may jump to the
+    end of the 64-bit range) get codes from a list, one by one.
+    """
+
+    __slots__ = ("_base", "_far", "_far_codes")
+
+    FIRST_FAR = 1 << 31
+
+    def __init__(self) -> None:
+        self._base: int | None = None
+        self._far: list[int] = []
+        self._far_codes: dict[int, int] = {}
+
+    def code(self, txid: int) -> int:
+        """The code of a TXID. Called by whoever builds snapshots, one at a time."""
+        if self._base is None:
+            self._base = txid
+        code = txid - self._base + 1
+        if 0 < code < self.FIRST_FAR:
+            return code
+        if txid not in self._far_codes:
+            self._far_codes[txid] = self.FIRST_FAR + len(self._far)
+            self._far.append(txid)
+        return self._far_codes[txid]
+
+    def are_at_most(self, codes: NDArray[np.uint32], txid: int) -> NDArray[np.bool_]:
+        """Which codes stand for a TXID up to `txid`; 0 does not."""
+        limit = min(max(txid - (self._base or 0) + 1, 0), self.FIRST_FAR - 1)
+        result = (codes > 0) & (codes <= limit)
+        for code in np.unique(codes[codes >= self.FIRST_FAR]).tolist():
+            result[codes == code] = self._far[code - self.FIRST_FAR] <= txid
+        return result
+
+
 class Chunk:
     """1,024 consecutive pages. The memory views are for the hot path: indexing them is four times as fast as numpy."""
 
@@ -55,7 +92,7 @@ def _empty_chunk() -> Chunk:
 class NumberedFile:
     """An LTX file that a snapshot uses, under the number its pages name it by."""
 
-    number: int  # unique within a replica and process, from 1 on
+    number: int  # unique within a replica and process, from 1 on; the same file may be used again under it
     info: LTXFileInfo
     header: Header
     index: PageIndex
@@ -70,10 +107,11 @@ class Snapshot:
     txid: int
     timestamp_ms: int  # of the file that made the state, milliseconds since the Unix epoch
     change_counter: int  # what SQLite compares to know that its page cache is still good; u32
-    epoch: int  # grows when the replica was replaced by another
+    epoch: int  # names the history that the state belongs to; grows when the replica is replaced by another
+    versions: Versions  # of that history
     chunks: tuple[Chunk, ...]
-    files: dict[int, LTXFileInfo]  # every file named by a version or a place; never changed in place
-    uses: Counter[int]  # how many versions and places name each file; never changed in place
+    files: dict[int, LTXFileInfo]  # every file that pages are read from; never changed in place
+    uses: Counter[int]  # how many pages are read from each; never changed in place
 
     @property
     def size_bytes(self) -> int:
@@ -99,7 +137,7 @@ class Snapshot:
         return self.chunks[(pgno - 1) >> CHUNK_BITS].files[(pgno - 1) & CHUNK_MASK]
 
     def version(self, pgno: int) -> int:
-        """The number of the file that brought page `pgno`'s content; 0 if no file holds it."""
+        """The code of the TXID that page `pgno`'s content is of; 0 if no file holds it."""
         if not 1 <= pgno <= self.commit:
             return 0
         return self.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
@@ -164,8 +202,8 @@ class Snapshot:
         return sum(c.version_array.nbytes + c.file_array.nbytes + c.frame_array.nbytes for c in self.chunks)
 
 
-def empty_snapshot(*, epoch: int = 0, change_counter: int = 0) -> Snapshot:
-    """The state before the first file: TXID 0, no pages."""
+def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Versions | None = None) -> Snapshot:
+    """The state before the first file: TXID 0, no pages. With another state's `epoch` go that state's `versions`."""
     return Snapshot(
         page_size=0,
         commit=0,
@@ -173,6 +211,7 @@ def empty_snapshot(*, epoch: int = 0, change_counter: int = 0) -> Snapshot:
         timestamp_ms=0,
         change_counter=change_counter,
         epoch=epoch,
+        versions=versions or Versions(),
         chunks=(),
         files={},
         uses=Counter(),
@@ -194,16 +233,13 @@ class _Edit:
     def _resize(self) -> None:
         wanted = (self._commit + CHUNK_PAGES - 1) >> CHUNK_BITS
         while len(self._chunks) > wanted:
-            chunk = self._chunks.pop()
-            self._release(chunk.version_array)
-            self._release(chunk.file_array)
+            self._release(self._chunks.pop().file_array)
         while len(self._chunks) < wanted:
             self._own.add(len(self._chunks))
             self._chunks.append(_empty_chunk())
         tail = self._commit & CHUNK_MASK
         if self._commit < self._base.commit and tail:
             chunk = self._writable(wanted - 1)
-            self._release(chunk.version_array[tail:])
             self._release(chunk.file_array[tail:])
             chunk.version_array[tail:] = chunk.file_array[tail:] = chunk.frame_array[tail:] = 0
 
@@ -242,7 +278,8 @@ class _Edit:
         relocate_only: bool,
     ) -> None:
         if relocate_only:
-            held = self._is_held(self._chunks[number].version_array[slots], file.header.max_txid)
+            # The file has the newest version up to its TXID; the snapshot's own is not newer than that: it is the same.
+            held = self._base.versions.are_at_most(self._chunks[number].version_array[slots], file.header.max_txid)
             slots, frames = slots[held], frames[held]
             if not len(slots):
                 return
@@ -252,19 +289,7 @@ class _Edit:
         chunk.frame_array[slots] = frames
         self._uses[file.number] += len(slots)
         if not relocate_only:
-            self._release(chunk.version_array[slots])
-            chunk.version_array[slots] = file.number
-            self._uses[file.number] += len(slots)
-
-    def _is_held(self, versions: NDArray[np.uint32], max_txid: int) -> NDArray[np.bool_]:
-        """Whether a file that ends at `max_txid` holds these versions.
-
-        It does when the version came with a file that ended no later: the snapshot's version is the newest up to its
-        own TXID, which is not before `max_txid`, so the newest up to `max_txid` is the same one.
-        """
-        known, inverse = np.unique(versions, return_inverse=True)
-        held = [number != 0 and self._files[number].max_txid <= max_txid for number in known.tolist()]
-        return np.array(held, np.bool_)[inverse]
+            chunk.version_array[slots] = self._base.versions.code(file.header.max_txid)
 
     def finish(self) -> tuple[tuple[Chunk, ...], dict[int, LTXFileInfo], Counter[int]]:
         """The new chunks, and files and use counts without what no page names any more."""

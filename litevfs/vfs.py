@@ -113,6 +113,10 @@ class ReplicaFile:
 
     def travel(self, view: Snapshot | None) -> None:
         """From the next transaction on, see a fixed state; None: the newest again."""
+        if self.options.is_fixed:
+            raise OptionError(
+                "this connection was opened at a fixed state", hint="open another one to see another state"
+            )
         self._view = view
 
     # --- reading ------------------------------------------------------------------------------------------------------
