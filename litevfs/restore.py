@@ -151,7 +151,9 @@ def _apply_file(
     new_pages = 0
     for data, pages in stream:
         page_size = stream.header.page_size
-        if before is not None and page_size != before.page_size:
+        if before is None and new_pages == 0:
+            target.reserve(stream.header.commit * page_size)
+        elif before is not None and page_size != before.page_size:
             raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
         target.write_pages(pages, page_size)
         new_pages += len(pages) - bisect_right(pages, commit_before, key=itemgetter(0))

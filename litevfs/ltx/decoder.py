@@ -7,7 +7,7 @@ that a file states is believed before it is bounded. Source: superfly/ltx, `deco
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -25,6 +25,7 @@ from litevfs.ltx.frame import (
     FRAME_HEADER_SIZE,
     checksummed_headers,
     decode_frame,
+    decode_usual_frames,
     frame_size,
     is_version_2_frame,
     version_2_error,
@@ -236,30 +237,41 @@ class StreamDecoder:
 
     def _read_pages(self, header: Header, known: bytes, start: int, pages: list[tuple[int, bytes]]) -> int:
         """Read whole frames from `start` on, and the end mark if it is there; where that ends."""
-        checksummed: list[bytes | memoryview] = []
+        usual, sizes, covered, start = decode_usual_frames(known, start, header.page_size)
+        self._take_pages(header, usual, sizes, covered)
+        pages += usual
         while True:
             size = frame_size(known, start)
             if size is None or start + size > len(known):
                 self._needed = len(known) + 1 if size is None else start + size
-                break
+                return start
             frame = known[start : start + size]
             start += size
             if frame == END_OF_PAGES:
                 self._order.end()
-                checksummed.append(frame)
+                self._file_checksum.update(frame)
                 self._index.expect()
-                break
+                return start
             pgno = int.from_bytes(frame[:4], "big")
-            self._order.add(pgno)
             page = decode_frame(frame, pgno, header.page_size)
-            self._index.add(pgno, size)
-            checksummed += (checksummed_headers(frame), page)
+            self._take_pages(header, [(pgno, page)], [size], [checksummed_headers(frame), page])
             pages.append((pgno, page))
+
+    def _take_pages(
+        self,
+        header: Header,
+        pages: list[tuple[int, bytes]],
+        sizes: list[int],
+        checksummed: Sequence[bytes | memoryview],
+    ) -> None:
+        pgnos = [pgno for pgno, _ in pages]
+        for pgno in pgnos:
+            self._order.add(pgno)
+        self._index.add(pgnos, sizes)
         self._file_checksum.update(b"".join(checksummed))
         if header.is_snapshot and header.has_checksums:
             for pgno, page in pages:
                 self._database_checksum.toggle(pgno, page)
-        return start
 
     def _read_index(self, known: bytes, start: int) -> int:
         part = known[start : start + self._index.missing]
@@ -284,11 +296,11 @@ class _IndexCheck:
         self.is_expected = False
         self.missing = 0  # bytes of the index that are still to come
 
-    def add(self, pgno: int, size: int) -> None:
-        """Page `pgno` comes next, in a frame of `size` bytes."""
-        self._pgnos.append(pgno)
-        self._sizes.append(size)
-        if len(self._pgnos) == self._CHUNK_PAGES:
+    def add(self, pgnos: list[int], sizes: list[int]) -> None:
+        """These pages come next, in frames of these sizes."""
+        self._pgnos.extend(pgnos)
+        self._sizes.extend(sizes)
+        if len(self._pgnos) >= self._CHUNK_PAGES:
             self._end_chunk()
 
     def expect(self) -> None:

@@ -49,6 +49,36 @@ def decode_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
     return _decode_unusual_frame(frame, pgno, page_size)
 
 
+def decode_usual_frames(
+    data: bytes, start: int, page_size: int
+) -> tuple[list[tuple[int, bytes]], list[int], list[bytes], int]:
+    """The frames from `start` on as far as each is whole, has PAGE_FLAG_SIZE and holds a page: the fast way for many.
+
+    Returns pages as (pgno, content), the sizes of their frames, what the file checksum covers of them, and where they
+    end. What comes there (a part of a frame, the end mark, damage) is for `frame_size` and `decode_frame` to tell.
+    """
+    pages: list[tuple[int, bytes]] = []
+    sizes: list[int] = []
+    checksummed: list[bytes] = []
+    try:
+        while True:
+            pgno, flags, size = _unpack_frame_header(data, start)
+            block = start + FRAME_HEADER_SIZE
+            end = block + size
+            if flags != PAGE_FLAG_SIZE or end > len(data) or end - start > MAX_FRAME_SIZE:
+                break
+            page = lz4_block_decompress(data[block:end], page_size)
+            if len(page) != page_size:
+                break
+            pages.append((pgno, page))
+            sizes.append(end - start)
+            checksummed += (data[start:block], page)
+            start = end
+    except (struct.error, LZ4BlockError):
+        pass
+    return pages, sizes, checksummed, start
+
+
 def _decode_unusual_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
     """The page in a frame without PAGE_FLAG_SIZE, or the error that says what is wrong with a frame."""
     flags = _checked_flags(frame, pgno)
@@ -120,10 +150,6 @@ def frame_size(data: bytes, start: int) -> int | None:
 
     At most MAX_FRAME_SIZE; raises LTXFormatError for headers that no frame has. The frame is not looked at further.
     """
-    if start + FRAME_HEADER_SIZE <= len(data):  # the fast way for a sound frame
-        _, flags, compressed_size = _unpack_frame_header(data, start)
-        if flags == PAGE_FLAG_SIZE and compressed_size <= MAX_FRAME_SIZE - FRAME_HEADER_SIZE:
-            return FRAME_HEADER_SIZE + int(compressed_size)
     head = bytes(data[start : start + FRAME_HEADER_SIZE])
     if head[:PAGE_HEADER_SIZE] == END_OF_PAGES:
         return PAGE_HEADER_SIZE

@@ -212,15 +212,19 @@ def snapshot_page_count(header: Header) -> int:
 class PageOrder:
     """Which page may come next in a file with `header`: the same rules as `validate_page_index`, page by page."""
 
-    __slots__ = ("_header", "_lock_pgno", "_previous_pgno")
+    __slots__ = ("_commit", "_header", "_lock_pgno", "_previous_pgno")
 
     def __init__(self, header: Header) -> None:
         self._header = header
+        self._commit = header.commit
         self._lock_pgno = lock_pgno(header.page_size)
         self._previous_pgno = 0
 
     def add(self, pgno: int) -> None:
         """Take `pgno` as the next page. Raises LTXFormatError when it may not come now."""
+        if pgno == self._previous_pgno + 1 and pgno <= self._commit and pgno != self._lock_pgno:  # the usual case
+            self._previous_pgno = pgno
+            return
         if pgno == self._lock_pgno:
             raise self._invalid(f"page {pgno} is the lock page")
         if not 1 <= pgno <= self._header.commit:
