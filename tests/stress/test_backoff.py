@@ -80,7 +80,6 @@ def gaps_s(faults: Faults, operation: str = "list", level: int = 0) -> list[floa
 
 @pytest.mark.plan("E04")
 @pytest.mark.parametrize("storage", ["faults", "remote_faults"])
-@pytest.mark.xfail(strict=True, reason="the first repetition of a failed page read is made at once, Retry-After or not")
 def test_a_query_waits_as_long_as_the_storage_asks(request, primary, storage):
     faults: Faults = request.getfixturevalue(storage)
     with connected(faults.url, poll_interval=0, cache_size=0) as connection:
@@ -132,7 +131,6 @@ def test_the_poller_waits_as_long_as_the_storage_asks(primary, faults):
 
 
 @pytest.mark.plan("E04")
-@pytest.mark.xfail(strict=True, reason="opening and wait_for pause by their own measure, whatever Retry-After says")
 def test_opening_waits_as_long_as_the_storage_asks(primary, faults):
     faults.add(Fault("transient", operations=("list",), count=4, retry_after_s=0.3, levels=(0,)))
     with connected(faults.url, poll_interval=0) as connection:

@@ -84,7 +84,6 @@ def test_wait_for_outlasts_listings_that_fail_for_a_while(primary, faults):
         assert faults.injected["timeout"] == 4
 
 
-@pytest.mark.xfail(strict=True, reason="a newest file that is not whole yet ends the wait with LTXFormatError")
 def test_wait_for_outlasts_a_file_that_is_still_being_uploaded(primary, store, url):
     with connected(url, poll_interval=0) as connection:
         primary.run("INSERT INTO t VALUES (2)")

@@ -120,7 +120,6 @@ def age(store: MemoryStore, key: str, modified_ms: int) -> None:
 
 
 @pytest.mark.plan("L29", "E01")
-@pytest.mark.xfail(strict=True, reason="a listing's newest file that was written later is taken for another replica's")
 def test_a_compaction_written_after_our_newest_file_is_no_other_replica(connection, primary, faults, store):
     """Level 0 hides the newest files for a while; what level 1 shows ends before them, and was written after them."""
     compacted = primary.compact(1, 1, 4)

@@ -169,7 +169,6 @@ def test_states_are_the_same_from_every_thread(replica, primary):
     assert seen == [State.CURRENT]
 
 
-@pytest.mark.xfail(strict=True, reason="a failure that is no LitevfsError leaves the state at `current`")
 def test_a_look_that_fails_for_want_of_memory_is_behind_too(replica, primary, monkeypatch):
     primary.commit("CREATE TABLE t (a)")
     replica.refresh()
