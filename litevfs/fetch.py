@@ -33,6 +33,7 @@ TAIL_BYTES_PER_FILE_BYTE = 1 / 100
 """First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
 MIN_TAIL_BYTES = 1 << 14
 PARALLEL_REQUESTS = 16
+DAMAGE_HINT = "the file is damaged: litevfs verify shows what else is; a new snapshot on the primary replaces it"
 
 
 @dataclass(slots=True)
@@ -269,15 +270,15 @@ class Fetcher:
         if self.disk_cache is not None:
             self.disk_cache.put_range(file, offset, data)
 
-    def located(self, error: LTXFormatError, file: LTXFileInfo, *, hint: str | None = None) -> LTXFormatError:
-        """The same error with the place of the file, and with `hint` if it has none."""
+    def located(self, error: LTXFormatError, file: LTXFileInfo) -> LTXFormatError:
+        """The same error with the place of the file, and a hint if it has none."""
         return type(error)(
             error.message,
             level=file.level,
             min_txid=file.min_txid,
             max_txid=file.max_txid,
             key=self.client.key(file),
-            hint=error.hint or hint,
+            hint=error.hint or DAMAGE_HINT,
         )
 
     # --- threads ------------------------------------------------------------------------------------------------------

@@ -20,12 +20,14 @@ from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
-from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
+from litevfs.snapshot import FrameChecks, NumberedFile, Snapshot, empty_snapshot
 
 logger = logging.getLogger("litevfs.follower")
 
 MIN_FILES = 128
 """A state made of no more files than this has no need of compacted ones; of more, it looks for them as they double."""
+FETCHED_AT_ONCE = 64
+"""Files whose bytes are in memory at the same time: small ones come whole."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
 RESYNC_INTERVAL_S = 60.0
@@ -154,15 +156,17 @@ class Follower:
         return snapshot
 
     def _apply(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None) -> Snapshot:
-        """The state after `files`, all fetched in parallel, each checked before any is used.
+        """The state after `files`, fetched in parallel, each checked before it is used.
 
         Files that the state `known` uses keep their number, so that what is cached of them stays of use.
         """
         numbers = {file: number for number, file in known.files.items()} if known else {}
-        for fetched in self._fetcher.fetch_files(files):
-            number = numbers.get(fetched.info) or next(self._numbers)
-            snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index))
-            self._keep(number, fetched)
+        for start in range(0, len(files), FETCHED_AT_ONCE):
+            for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
+                number = numbers.get(fetched.info) or next(self._numbers)
+                checks = None if fetched.data is None else FrameChecks(fetched.index, fetched.data)
+                snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index, checks))
+                self._keep(number, fetched)
         return snapshot
 
     def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:

@@ -18,10 +18,9 @@ from litevfs.cache import ByteCache
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.hydration import Hydration
-from litevfs.ltx.decoder import decode_frame
 from litevfs.ltx.format import lock_pgno
 from litevfs.prefetch import Watcher
-from litevfs.readahead import ReadAhead
+from litevfs.readahead import ReadAhead, decode_page
 from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
 
 logger = logging.getLogger("litevfs.pages")
@@ -73,6 +72,7 @@ class PageSource:
         self._ahead = ReadAhead(fetcher, self._cache, self._blocks) if self._blocks and prefetch else None
         self._client_read = fetcher.client.read
         self.hydration: Hydration | None = None
+        self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
 
     def hydrate(self, path: str | None) -> None:
         """From now on, copy the states that are published into a local file and read from there what it has."""
@@ -165,17 +165,14 @@ class PageSource:
 
     def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
         """Like `read`, past the page cache: for whoever reads every page once."""
-        gone: StorageNotFoundError | None = None
-        for _ in range(1 + MAX_MOVES):
+        while True:
             try:
-                if gone is not None:
-                    snapshot = self._find_elsewhere(snapshot, pgno, gone)
                 return self._read_from(snapshot, pgno)
             except StorageNotFoundError as error:
-                gone = error
+                # Where the page was found may be gone by then, too; there is an end to it: a clear error.
                 self.counters.relocated += 1
-        assert gone is not None
-        raise gone
+                self._gone.add(snapshot.file_number(pgno))
+                snapshot = self._find_elsewhere(snapshot, pgno, error)
 
     def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
@@ -183,12 +180,16 @@ class PageSource:
         number = chunk.files[slot]
         frame = chunk.frames[slot]
         file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+        if number in self._gone:
+            raise StorageNotFoundError("the file is gone, as an earlier read has shown")
         try:
             if self._blocks is not None:
                 data = self._blocks.read(number, file, offset, size)
             else:
                 data = self._client_read(file, offset, size)
-            return decode_frame(data, pgno, snapshot.page_size)
+                self._fetcher.counters.get += 1
+                self._fetcher.counters.bytes_read += size
+            return decode_page(snapshot, number, pgno, data)
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error)
 
@@ -202,9 +203,9 @@ class PageSource:
             self._blocks.drop(number, file, offset, size)
         after = why if isinstance(why, TransientStorageError) else None
         try:
-            return decode_frame(self._fetcher.read(file, offset, size, after=after), pgno, snapshot.page_size)
+            return decode_page(snapshot, number, pgno, self._fetcher.read(file, offset, size, after=after))
         except LTXFormatError as error:
-            raise self._fetcher.located(error, file, hint="run litevfs verify on the replica") from error
+            raise self._fetcher.located(error, file) from error
 
 
 def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:

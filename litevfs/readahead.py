@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from litevfs.blocks import BlockReader
 from litevfs.cache import ENTRY_OVERHEAD_BYTES, ByteCache
-from litevfs.errors import LitevfsError, StorageClosedError
+from litevfs.errors import LitevfsError, LTXChecksumError, StorageClosedError
 from litevfs.fetch import Fetcher
 from litevfs.ltx.decoder import decode_frame
 from litevfs.replica_clients.base import LTXFileInfo
@@ -42,6 +42,14 @@ class _Wanted:
     size: int  # bytes
     pgno: int
     key: int  # of the page in the page cache
+
+
+def decode_page(snapshot: Snapshot, number: int, pgno: int, frame: bytes) -> bytes:
+    """The page in its frame, read from file `number`, with every check there is. Raises LTXFormatError."""
+    checks = snapshot.checks.get(number)
+    if checks is not None and not checks.match(pgno, frame):
+        raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
+    return decode_frame(frame, pgno, snapshot.page_size)
 
 
 class ReadAhead:
@@ -134,7 +142,7 @@ class ReadAhead:
             data = self._fetcher.read_once(file, start, size)
             for page in run:
                 frame = data[page.offset - start : page.offset - start + page.size]
-                pages[page.key] = decode_frame(frame, page.pgno, snapshot.page_size)
+                pages[page.key] = decode_page(snapshot, page.number, page.pgno, frame)
                 self._cache.put(page.key, pages[page.key])
         except LitevfsError as error:
             data = b""

@@ -51,8 +51,8 @@ OPEN_BACKOFF_CAP_S = 0.5
 """Longest pause between looks for a first state."""
 MIN_REFRESH_S = 1.0
 """However soon somebody wants an answer, a storage gets this long to give one."""
-JUST_NOW_S = 0.01
-"""Connections that open together share one look."""
+JUST_NOW_S = 1.0
+"""A state that was the newest so shortly ago is new enough to open."""
 MAX_REMEMBERED = 8
 """Fixed views that are remembered, and states made again after their files had moved."""
 
@@ -106,23 +106,25 @@ class Replica:
         deadline = time.monotonic() + timeout_s
         backoff = Backoff(cap_s=OPEN_BACKOFF_CAP_S)
         while self.snapshot is None or not self._was_just_refreshed():
-            remaining = deadline - time.monotonic()
             try:
-                self._refresh_within(max(remaining, MIN_REFRESH_S))
+                self._refresh_within(max(deadline - time.monotonic(), MIN_REFRESH_S))
+                break
             except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
                 if self.snapshot is not None:
                     break
                 retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
                 pause = backoff.next_s(retry_after_s)
-                if remaining <= pause:
+                if time.monotonic() + pause >= deadline:
                     raise self._open_error(error, timeout_s) from error
                 with self._published:
                     self._published.wait(pause)
+        assert self.snapshot is not None
         return self.snapshot
 
     def _was_just_refreshed(self) -> bool:
+        """Whether somebody polls, and has looked a moment ago: connections that open together share one look."""
         lag_s = self.lag_s()
-        return lag_s is not None and lag_s <= max(2 * self._poll_interval_s, JUST_NOW_S)
+        return self._poller is not None and lag_s is not None and lag_s <= JUST_NOW_S
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
         if not isinstance(error, ReplicaEmptyError):

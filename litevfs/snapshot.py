@@ -13,8 +13,10 @@ Source of the merge rule: a file changes content only if it advances the TXID; a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +90,22 @@ def _empty_chunk() -> Chunk:
     return Chunk(np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint64))
 
 
+class FrameChecks:
+    """Checksums of a file's frames, taken when the whole file was verified: the format itself has none per page."""
+
+    __slots__ = ("_checksums", "_pgnos")
+
+    def __init__(self, index: PageIndex, data: bytes) -> None:
+        starts, sizes = index.offsets.tolist(), index.sizes.tolist()
+        checksums = [crc32(data[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        self._pgnos = index.pgnos.data
+        self._checksums = np.array(checksums, np.uint32).data
+
+    def match(self, pgno: int, frame: bytes) -> bool:
+        """Whether these are the bytes of page `pgno`'s frame, which the file has."""
+        return crc32(frame) == self._checksums[bisect_left(self._pgnos, pgno)]
+
+
 @dataclass(frozen=True, slots=True)
 class NumberedFile:
     """An LTX file that a snapshot uses, under the number its pages name it by."""
@@ -96,6 +114,7 @@ class NumberedFile:
     info: LTXFileInfo
     header: Header
     index: PageIndex
+    checks: FrameChecks | None = None  # where the file was verified whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +131,7 @@ class Snapshot:
     chunks: tuple[Chunk, ...]
     files: dict[int, LTXFileInfo]  # every file that pages are read from; never changed in place
     uses: Counter[int]  # how many pages are read from each; never changed in place
+    checks: dict[int, FrameChecks]  # of those files that were verified whole; never changed in place
 
     @property
     def size_bytes(self) -> int:
@@ -170,24 +190,19 @@ class Snapshot:
         header = file.header
         edit = _Edit(self, header.commit)
         edit.put(file, relocate_only=False)
-        chunks, files, uses = edit.finish()
         return replace(
-            self,
+            edit.finish(),
             page_size=header.page_size,
             commit=header.commit,
             txid=header.max_txid,
             timestamp_ms=header.timestamp_ms,
             change_counter=(self.change_counter + 1) & 0xFFFFFFFF,
-            chunks=chunks,
-            files=files,
-            uses=uses,
         )
 
     def _relocate(self, file: NumberedFile) -> Snapshot:
         edit = _Edit(self, self.commit)
         edit.put(file, relocate_only=True)
-        chunks, files, uses = edit.finish()
-        return replace(self, chunks=chunks, files=files, uses=uses)
+        return edit.finish()
 
     def missing_pages(self) -> int:
         """How many pages of this state no file holds; 0 in a sound replica. Costs one pass over the map."""
@@ -215,6 +230,7 @@ def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Version
         chunks=(),
         files={},
         uses=Counter(),
+        checks={},
     )
 
 
@@ -228,6 +244,7 @@ class _Edit:
         self._own: set[int] = set()
         self._files = dict(base.files)
         self._uses = Counter(base.uses)
+        self._checks = dict(base.checks)
         self._resize()
 
     def _resize(self) -> None:
@@ -263,6 +280,8 @@ class _Edit:
         slots = index.pgnos[:end].astype(np.int64) - 1
         frames = (index.offsets[:end] << np.uint64(FRAME_SIZE_BITS)) | index.sizes[:end].astype(np.uint64)
         self._files[file.number] = file.info
+        if file.checks is not None:
+            self._checks[file.number] = file.checks
         numbers, starts = np.unique(slots >> CHUNK_BITS, return_index=True)
         bounds = [*starts.tolist(), end]
         for i, number in enumerate(numbers.tolist()):
@@ -291,8 +310,13 @@ class _Edit:
         if not relocate_only:
             chunk.version_array[slots] = self._base.versions.code(file.header.max_txid)
 
-    def finish(self) -> tuple[tuple[Chunk, ...], dict[int, LTXFileInfo], Counter[int]]:
-        """The new chunks, and files and use counts without what no page names any more."""
+    def finish(self) -> Snapshot:
+        """The base with the new chunks, and without the files that no page is read from any more."""
         uses = Counter({number: count for number, count in self._uses.items() if number and count > 0})
-        files = {number: self._files[number] for number in uses}
-        return tuple(self._chunks), files, uses
+        return replace(
+            self._base,
+            chunks=tuple(self._chunks),
+            uses=uses,
+            files={number: self._files[number] for number in uses},
+            checks={number: checks for number, checks in self._checks.items() if number in uses},
+        )

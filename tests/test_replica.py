@@ -90,9 +90,10 @@ def test_32_connections_share_one_poller_and_one_replica_and_read_whole_states(w
         threading.excepthook = lambda args: errors.append(args.exc_value)
         for reader in readers:
             reader.start()
-        for _ in range(20):
+        for version in range(1, 21):
             next_version(primary)
-        wait_until(lambda: seen and max(seen) == 20, "the last state")
+            if version % 5 == 0:  # readers that keep the interpreter busy may miss the states in between
+                wait_until(lambda version=version: seen and max(seen) >= version, f"state {version}")
         stop.set()
         for reader in readers:
             reader.join(20)
@@ -288,7 +289,6 @@ def test_reads_are_right_or_end_in_a_typed_error_while_storage_fails(block_size)
         assert bool(counter["damaged"]) == (block_size == 0)
 
 
-@pytest.mark.xfail(reason="the format has no checksum per page, and none is kept of files that were verified whole")
 @pytest.mark.plan("L02")
 @pytest.mark.parametrize("block_size", [0, 1 << 14], ids=["local", "remote"])
 def test_a_flipped_bit_in_the_text_of_a_row_is_never_served(block_size):
@@ -425,7 +425,6 @@ def test_a_closed_replica_refuses_everything():
         assert poll_threads() == []
 
 
-@pytest.mark.xfail(reason="AssertionError: nothing has opened the live state")
 def test_a_fixed_connection_that_travels_to_the_latest_state_sees_it_or_is_told_why_not():
     with Script() as script, Primary(script.writer) as primary:
         start_ledger(primary)
@@ -439,7 +438,6 @@ def test_a_fixed_connection_that_travels_to_the_latest_state_sees_it_or_is_told_
                 assert rows(con, LEDGER)[0][3] == 0
 
 
-@pytest.mark.xfail(reason="it gets the state another one has opened")
 def test_a_connection_without_polling_opens_at_the_newest_state_whoever_else_is_there():
     with Script() as script, Primary(script.writer) as primary:
         start_ledger(primary)
@@ -450,7 +448,6 @@ def test_a_connection_without_polling_opens_at_the_newest_state_whoever_else_is_
                 assert rows(second, LEDGER)[0][3] == 1
 
 
-@pytest.mark.xfail(reason="it gets the state of the last poll, however old")
 def test_a_live_connection_opens_at_the_newest_state_though_a_fixed_one_kept_the_replica_alive():
     with Script() as script, Primary(script.writer) as primary:
         start_ledger(primary)

@@ -65,8 +65,7 @@ def numbered(
 def count_uses(snapshot: Snapshot) -> Counter[int]:
     uses: Counter[int] = Counter()
     for chunk in snapshot.chunks:
-        for array in (chunk.version_array, chunk.file_array):
-            uses.update(array.tolist())
+        uses.update(chunk.file_array.tolist())
     del uses[0]
     return uses
 

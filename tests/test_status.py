@@ -54,7 +54,6 @@ def test_counters_after_a_known_workload(block_size):
         assert replica.status().state == State.CLOSED
 
 
-@pytest.mark.xfail(reason="pages of local files are read past the fetcher, and counted by nobody")
 @pytest.mark.plan("K06")
 def test_reads_of_pages_from_local_files_are_counted():
     with Script() as script, Primary(script.writer) as primary:
