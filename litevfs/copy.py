@@ -7,24 +7,16 @@ replica without gaps, and the next run goes on from there.
 from __future__ import annotations
 
 import io
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from litevfs.errors import LitevfsError, LTXFormatError, ReplicaError, StorageNotFoundError, TransientStorageError
-from litevfs.fetch import Backoff
+from litevfs.errors import LTXFormatError, ReplicaError, StorageNotFoundError, TransientStorageError, TXIDGapError
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
-from litevfs.stream import FEED_BYTES, FileStreamer, VerifiedStream, client_of
-
-logger = logging.getLogger("litevfs.copy")
-
-ATTEMPTS = 10
-"""How often the source is listed again because a file vanished, came damaged, or a storage had trouble."""
+from litevfs.stream import FEED_BYTES, FileStreamer, Retries, VerifiedStream, client_of
 
 Progress = Callable[[int, int], None]
 """Called with (bytes copied so far, bytes to copy in all)."""
@@ -76,25 +68,20 @@ class _Copy:
     def run(self) -> CopyResult:
         present = self._list_destination()
         skipped: int | None = None
-        backoff, damaged = Backoff(), set[_Key]()
-        for attempt in range(1, ATTEMPTS + 1):
+        retries = Retries()
+        while True:
             files = self._reader.list_levels(LEVELS)
-            txid = newest_state(files).txid
             missing = [file for file in copy_order(files) if _key(file) not in present]
             self._total = self._bytes + sum(file.size for file in missing)
             try:
+                txid = newest_state(files).txid
                 if skipped is None:
                     skipped = self._count_common(files, present)
                 self._copy_files(missing, present)
                 return CopyResult(txid, self._files, self._bytes, skipped)
-            except (StorageNotFoundError, TransientStorageError, LTXFormatError) as error:
+            except (StorageNotFoundError, TransientStorageError, LTXFormatError, TXIDGapError) as error:
                 # Compaction and retention replace files at any time. To go on with the next file could make a gap.
-                if attempt == ATTEMPTS or _is_damaged_again(error, damaged):
-                    raise
-                logger.info("listing the source anew: %s", error)
-                retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
-                threading.Event().wait(backoff.next_s(retry_after_s))
-        raise AssertionError("unreachable")
+                retries.pause_after(error)
 
     def _list_destination(self) -> dict[_Key, LTXFileInfo]:
         try:
@@ -153,16 +140,6 @@ def copy_order(files: Iterable[LTXFileInfo]) -> list[LTXFileInfo]:
 
 def _key(file: LTXFileInfo) -> _Key:
     return file.level, file.min_txid, file.max_txid
-
-
-def _is_damaged_again(error: LitevfsError, damaged: set[_Key]) -> bool:
-    """Damage on the way is gone at the second reading; any other stays."""
-    if not isinstance(error, LTXFormatError):
-        return False
-    key = (error.level or 0, error.min_txid or 0, error.max_txid or 0)
-    is_known = key in damaged
-    damaged.add(key)
-    return is_known
 
 
 def _trailer(streamer: FileStreamer, file: LTXFileInfo) -> bytes:

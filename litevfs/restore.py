@@ -6,7 +6,6 @@ database in WAL mode comes back as one. (Litestream's restore does the same.)
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from bisect import bisect_right
@@ -19,7 +18,7 @@ from urllib.parse import quote
 
 import apsw
 
-from litevfs.errors import LTXFormatError, OptionError, RestoreError, StorageNotFoundError
+from litevfs.errors import LTXFormatError, OptionError, RestoreError, StorageNotFoundError, TXIDGapError
 from litevfs.history import parse_moment_ms, state_at
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.names import parse_txid
@@ -27,12 +26,7 @@ from litevfs.options import parse_timestamp_ms
 from litevfs.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.restore_target import RestoreTarget
-from litevfs.stream import FileStreamer, VerifiedStream, client_of
-
-logger = logging.getLogger("litevfs.restore")
-
-ATTEMPTS = 4
-"""How often a restore starts anew because files vanished (compaction, retention) or came damaged."""
+from litevfs.stream import FileStreamer, Retries, VerifiedStream, client_of
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read in all) of LTX files; starts anew when the restore does."""
@@ -100,18 +94,15 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
 def _restore_with_retries(
     streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
 ) -> RestoreResult:
-    for attempt in range(1, ATTEMPTS + 1):
+    retries = Retries()
+    while True:
         files = streamer.list_levels(LEVELS)
         try:
             chain = newest_state(files, find_state(streamer, files) if files else None)
             return _apply(streamer, chain.files, target, progress)
-        except (StorageNotFoundError, LTXFormatError) as error:
-            # Files go when others take their place. Damage may have happened on the way, and pages of a damaged file
-            # can have landed anywhere, so nothing of an attempt is kept.
-            if attempt == ATTEMPTS:
-                raise
-            logger.info("starting the restore anew: %s", error)
-    raise AssertionError("unreachable")
+        except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
+            # Pages of a damaged file can have landed anywhere, so nothing of an attempt is kept.
+            retries.pause_after(error)
 
 
 def _apply(

@@ -30,6 +30,7 @@ from litevfs.options import format_timestamp
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replicate.compaction import compact_level
 from litevfs.restore import restore
 from litevfs.stream import PARALLEL_READS, READ_BYTES
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
@@ -328,6 +329,20 @@ def test_files_that_compaction_replaces_during_the_restore_are_found_elsewhere(t
     result = restore(client, tmp_path / "o.db", progress=compact)
     assert (tmp_path / "o.db").read_bytes() == image
     assert result.files == 1
+
+
+def test_levels_that_were_not_listed_at_the_same_moment_are_listed_again(tmp_path: Path) -> None:
+    history = History(seed=14).run(12)
+    client = memory_client(history)
+    compact_level(client, 1)
+    for _ in range(2):
+        history.upload(client, history.step())
+    client.delete([file for file in client.list_files(0) if file.max_txid <= 12])
+    faulty, faults = remote(client)
+    faults.add(Fault("hide_newest", levels=(1,), count=1))
+    restore(faulty, tmp_path / "o.db")
+    assert (tmp_path / "o.db").read_bytes() == history.images[14]
+    assert faults.injected["hide_newest"] == 1
 
 
 def test_damage_on_the_way_is_read_again(tmp_path: Path) -> None:

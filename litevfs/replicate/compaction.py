@@ -15,19 +15,23 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from litevfs.errors import LitevfsError, LTXFormatError, OptionError, ReplicatorError, StorageNotFoundError
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    OptionError,
+    ReplicatorError,
+    StorageNotFoundError,
+    TXIDGapError,
+)
 from litevfs.ltx.compactor import compact, compacted_header
 from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.page_index import PageIndex
 from litevfs.plan import extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, ReplicaClient
-from litevfs.stream import FileStreamer
+from litevfs.stream import FileStreamer, Retries
 
 logger = logging.getLogger("litevfs.compaction")
-
-ATTEMPTS = 3
-"""How often the replica is looked at again because files vanished or came damaged."""
 
 Choose = Callable[[FileStreamer], Sequence[LTXFileInfo]]
 """Looks at the replica for the files to compact, oldest first."""
@@ -45,7 +49,7 @@ def compact_level(
 
     Returns the new file, or None when there is nothing new. `known` is a file of `level` that was seen before; listing
     starts there instead of at the beginning. Each input is read once, verified whole, and kept in `temp_folder` (the
-    system's if None), together with the result, until that is stored. Memory: about 100 bytes a page of the inputs.
+    system's if None), together with the result, until that is stored. Memory: about 100 bytes a page of all inputs.
 
     Raises TXIDGapError when TXIDs between the two levels are nowhere in the replica, LTXFormatError for a damaged file,
     StorageError, and ReplicatorError when there is no room for temporary files.
@@ -101,17 +105,13 @@ def _files_of_newest_state(streamer: FileStreamer) -> Sequence[LTXFileInfo]:
 
 def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str | None) -> LTXFileInfo | None:
     with FileStreamer(client) as streamer:
-        for attempt in range(1, ATTEMPTS + 1):
-            files = choose(streamer)
-            if not files:
-                return None
+        retries = Retries()
+        while True:
             try:
-                return _write_compacted(streamer, files, level, temp_folder)
-            except (StorageNotFoundError, LTXFormatError) as error:
-                if attempt == ATTEMPTS:
-                    raise
-                logger.info("looking again for what to compact into level %d: %s", level, error)
-    raise AssertionError("unreachable")
+                files = choose(streamer)
+                return _write_compacted(streamer, files, level, temp_folder) if files else None
+            except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
+                retries.pause_after(error)
 
 
 def _write_compacted(
