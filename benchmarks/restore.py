@@ -21,13 +21,13 @@ from pathlib import Path
 
 import apsw
 
-from litevfs.ltx import Encoder, Header
+from litevfs.ltx import Encoder, Header, lock_pgno
 from litevfs.replica_clients.file import FileReplicaClient
 
 GOAL_RATIO = 1.5
 GOAL_PEAK_MB = 100
 PAGE_SIZE = 4096
-ROUNDS = 3
+ROUNDS = 5
 
 CHILD = """
 import json, sys, time
@@ -60,9 +60,11 @@ def measure(folder: Path, size_mb: int) -> bool:
     source, replica = folder / "source.db", folder / "replica"
     make_database(source, size_mb)
     ltx_bytes = make_replica(source, replica)
-    copy_s = min(timed(lambda: copy_durably(source, folder / "copy.db")) for _ in range(ROUNDS))
-    results = [restore_in_child(replica, folder / f"restored-{i}.db", source) for i in range(ROUNDS)]
-    restore_s = min(result["seconds"] for result in results)
+    copies, results = [], []
+    for _ in range(ROUNDS):  # in turn, so that a busy machine is busy for both
+        copies.append(timed(lambda: copy_durably(source, folder / "copy.db")))
+        results.append(restore_in_child(replica, folder / "restored.db", source))
+    copy_s, restore_s = min(copies), min(result["seconds"] for result in results)
     peak_mb = max(result["peak_mb"] for result in results)
     size = source.stat().st_size / 1e6
     ratio = restore_s / copy_s
@@ -99,7 +101,9 @@ def make_replica(database: Path, replica: Path) -> int:
         encoder = Encoder(Header(page_size=PAGE_SIZE, commit=commit, min_txid=1, max_txid=1, timestamp_ms=1))
         spool.write(encoder.begin())
         for pgno in range(1, commit + 1):
-            spool.write(encoder.page(pgno, pages.read(PAGE_SIZE)))
+            page = pages.read(PAGE_SIZE)
+            if pgno != lock_pgno(PAGE_SIZE):
+                spool.write(encoder.page(pgno, page))
         spool.write(encoder.finish())
         spool.seek(0)
         total = client.write(9, 1, 1, spool, 1).size
@@ -108,7 +112,7 @@ def make_replica(database: Path, replica: Path) -> int:
             header = Header(page_size=PAGE_SIZE, commit=commit, min_txid=txid, max_txid=txid, timestamp_ms=txid)
             encoder = Encoder(header)
             parts = [encoder.begin()]
-            for pgno in sorted(random_.sample(range(1, commit + 1), 20)):
+            for pgno in sorted(random_.sample(range(1, min(commit, 250_000) + 1), 20)):
                 pages.seek((pgno - 1) * PAGE_SIZE)
                 parts.append(encoder.page(pgno, pages.read(PAGE_SIZE)))
             parts.append(encoder.finish())
