@@ -1,7 +1,7 @@
 """Byte blocks of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
 
 A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: the
-window that is read at once doubles, up to a bound, and the next one is under way before the scan arrives there.
+window that is read at once grows, up to a bound, and the next one is under way before the scan arrives there.
 Bytes under way are shared: a block is never asked for twice at the same time.
 """
 
@@ -19,6 +19,8 @@ from litevfs.replica_clients.base import LTXFileInfo
 
 REQUEST_BYTES = 1 << 20
 """A window is split into parallel requests of this size: one stream seldom fills the line."""
+GROWTH = 4
+"""By which the window grows until it has its full size."""
 MAX_WINDOW_BYTES = 1 << 23
 MAX_SCANS = 16
 """Scans followed at once, over all files; the one not seen for longest is forgotten."""
@@ -42,10 +44,12 @@ class BlockReader:
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
+        self._last_followed = -1
         self._block_size = fetcher.client.block_size
         self._read_ahead = read_ahead
         window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 3)
-        self._max_window = max(1, window_bytes // self._block_size) if read_ahead else 1
+        whole_requests_bytes = max(window_bytes // REQUEST_BYTES * REQUEST_BYTES, min(window_bytes, REQUEST_BYTES))
+        self._max_window = max(1, whole_requests_bytes // self._block_size) if read_ahead else 1
         self._under_way: dict[int, Future[dict[int, bytes]]] = {}
         self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
         self._lock = threading.Lock()
@@ -82,7 +86,7 @@ class BlockReader:
                 return
             if last > first:
                 window = last - first + 1
-                self._remember(number, _Scan(window, first + window // 2, last + 1))
+                self._remember(number, _Scan(window, first, last + 1))
             for run in runs:
                 self._submit(number, file, run)
 
@@ -98,7 +102,8 @@ class BlockReader:
         data = self.cache.get(key)
         if data is None:
             data = self._from_disk(number, file, block) or self._miss(number, file, block)
-        if self._read_ahead:
+        if self._read_ahead and key != self._last_followed:  # not for every page of a block
+            self._last_followed = key
             self._follow(number, file, block)
         return data
 
@@ -137,8 +142,8 @@ class BlockReader:
 
     def _window_after_miss(self, number: int, block: int) -> int:
         scan = self._scans.pop((number, block), None)
-        window = 1 if scan is None else min(scan.window * 2, self._max_window)
-        self._remember(number, _Scan(window, block + window // 2, block + window))
+        window = 1 if scan is None else min(scan.window * GROWTH, self._max_window)
+        self._remember(number, _Scan(window, block, block + window))
         return window
 
     def _remember(self, number: int, scan: _Scan) -> None:
@@ -147,7 +152,7 @@ class BlockReader:
             self._scans.popitem(last=False)
 
     def _follow(self, number: int, file: LTXFileInfo, block: int) -> None:
-        """Start the next window when a scan gets to the second half of the last one."""
+        """Start the next window when a scan gets to the last one: two are in memory at a time."""
         with self._lock:
             for (scanned, end), scan in self._scans.items():
                 if scanned == number and scan.window > 1 and scan.trigger <= block < end:
@@ -155,7 +160,7 @@ class BlockReader:
             else:
                 return
             del self._scans[(number, end)]
-            window = min(scan.window * 2, self._max_window)
+            window = min(scan.window * GROWTH, self._max_window)
             self._remember(number, _Scan(window, end, end + window))
             for run in self._runs(number, file, end, window):
                 self._submit(number, file, run)

@@ -27,7 +27,7 @@ logger = logging.getLogger("litevfs.pages")
 
 PGNO_BITS = VERSION_BITS = 32
 EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
-BLOCK_SHARE = 0.6
+BLOCK_SHARE = 0.7
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
 MAX_MOVES = 8

@@ -58,7 +58,6 @@ class _IndexLeaf:
     end: int = 0  # first entry not planned yet
     window: int = 0  # 0: not known to be a pattern
     is_equality: bool = False  # so far all entries have the same key: plan no further than that key goes
-    is_dead: bool = False
 
 
 class Watcher:
@@ -79,6 +78,10 @@ class Watcher:
         with self._lock:
             parent = self._parents.get(pgno)  # it may have been forgotten since
             return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
+
+    def wants(self, page: bytes) -> bool:
+        """Whether `after_read` has a use for a page; it has none for most table leaves, and most pages are those."""
+        return page[0] != LEAF_TABLE or self._index_leaf is not None
 
     def after_read(self, pgno: int, page: bytes) -> list[int]:
         """The connection has read page `pgno`."""
@@ -175,7 +178,7 @@ class Watcher:
 
     def _recognize_lookups(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
         """Whether two table leaves, just read one after the other, are those of two entries of the index leaf."""
-        if leaf.window or leaf.is_dead or pgno == leaf.first or pgno not in self._parents:
+        if leaf.window or pgno == leaf.first or pgno not in self._parents:
             return []
         if not leaf.first:
             leaf.first = pgno
@@ -183,15 +186,24 @@ class Watcher:
         leaf.entries = parse_index_entries(leaf.page)
         leaf.root = self._topmost(pgno)
         targets = [self._path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
-        for i, target in enumerate(targets):
+        for i, (entry, target) in enumerate(zip(leaf.entries, targets, strict=True)):
             if target == leaf.first and pgno in targets[i + 1 : i + 1 + LOOK_AROUND]:
                 leaf.position = targets.index(pgno, i + 1)
                 leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
                 leaf.end = leaf.position + 1
                 leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
-                return self._plan_lookups(leaf)
-        leaf.is_dead = True
+                return self._plan_lookups(leaf) + self._unknown_interior_pages(
+                    leaf, len(self._path(leaf.root, entry.rowid))
+                )
+        self._index_leaf = None
         return []
+
+    def _unknown_interior_pages(self, leaf: _IndexLeaf, depth: int) -> list[int]:
+        """Pages above the leaves that further look-ups need first, all at once: `depth` pages lead to a leaf."""
+        if leaf.is_equality:
+            return []
+        paths = (self._path(leaf.root, entry.rowid) for entry in leaf.entries[leaf.position :])
+        return list(dict.fromkeys(path[-1] for path in paths if len(path) < depth))
 
     def _follow_lookups(self, pgno: int) -> list[int]:
         """Where in the index leaf the look-ups are, and whether it is time to plan further ones."""

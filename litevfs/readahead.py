@@ -59,6 +59,7 @@ class ReadAhead:
         self._fetcher = fetcher
         self._cache = cache
         self._blocks = blocks
+        self._block_size = fetcher.client.block_size
         self._under_way: dict[int, Future[dict[int, bytes]]] = {}
         self._lock = threading.Lock()
 
@@ -88,13 +89,21 @@ class ReadAhead:
 
     def _missing(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: PageKey) -> list[_Wanted]:
         missing = []
+        near = None  # (file, block) that was there for the page before, as it is for most pages of a scan
         for pgno in pgnos:
             version = snapshot.version(pgno)
-            key = page_key(snapshot, version, pgno)
-            if not version or key in self._cache or key in self._under_way:
+            if not version:
                 continue
             number, offset, size = snapshot.place(pgno)
-            if not self._blocks.has(number, snapshot.files[number], offset, size):
+            block = (number, offset // self._block_size)
+            if block == near:
+                continue
+            key = page_key(snapshot, version, pgno)
+            if key in self._cache or key in self._under_way:
+                continue
+            if self._blocks.has(number, snapshot.files[number], offset, size):
+                near = block
+            else:
                 missing.append(_Wanted(number, offset, size, pgno, key))
         return sorted(missing, key=lambda page: (page.number, page.offset))
 

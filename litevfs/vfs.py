@@ -11,7 +11,6 @@ Errors reach the caller as they are: APSW hands on the exception object, and SQL
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import apsw
 
@@ -127,7 +126,7 @@ class ReplicaFile:
         page_size = snapshot.page_size
         if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
             if self._watcher is not None:
-                return self._read_watched(snapshot, offset // page_size + 1)
+                return self._read_watched(snapshot, offset // page_size + 1, self._watcher)
             return self.replica.pages.read(snapshot, offset // page_size + 1)
         if snapshot is not self._first_page_of:
             self._first_page = self.replica.pages.first_page(snapshot)
@@ -138,24 +137,27 @@ class ReplicaFile:
             return self._first_page[offset : offset + amount]
         return self._read_across(snapshot, amount, offset)
 
-    def _read_watched(self, snapshot: Snapshot, pgno: int) -> bytes:
+    def _read_watched(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> bytes:
         """Read a page, and start reading what will probably come next."""
-        self._read_ahead(snapshot, lambda watcher: watcher.before_read(pgno))
-        page = self.replica.pages.read(snapshot, pgno)
-        self._read_ahead(snapshot, lambda watcher: watcher.after_read(pgno, page))
+        pages = self.replica.pages
+        try:
+            if ahead := watcher.before_read(pgno):
+                pages.read_ahead(snapshot, ahead, watcher)
+        except Exception:  # noqa: BLE001 (logged)
+            self._stop_watching()
+        page = pages.read(snapshot, pgno)
+        if watcher.wants(page):
+            try:
+                if ahead := watcher.after_read(pgno, page):
+                    pages.read_ahead(snapshot, ahead, watcher)
+            except Exception:  # noqa: BLE001 (logged)
+                self._stop_watching()
         return page
 
-    def _read_ahead(self, snapshot: Snapshot, plan: Callable[[Watcher], list[int]]) -> None:
-        watcher = self._watcher
-        if watcher is None:
-            return
-        try:
-            if ahead := plan(watcher):
-                self.replica.pages.read_ahead(snapshot, ahead, watcher)
-        except Exception:
-            # Hints must never cost anybody a row: without them reads are slower, and that is all.
-            logger.exception("reading ahead failed; this connection goes on without")
-            self._watcher = None
+    def _stop_watching(self) -> None:
+        """Hints must never cost anybody a row: without them reads are slower, and that is all."""
+        logger.exception("reading ahead failed; this connection goes on without")
+        self._watcher = None
 
     def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
         """Any range: SQLite reads overflow pages in part, and tools may read what they like."""
