@@ -13,7 +13,6 @@ from litevfs.errors import ReplicaURLError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
-from litevfs.replica_clients.s3 import S3ReplicaClient
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
@@ -84,6 +83,9 @@ def _memory_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
 
 
 def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    # Imported when it is needed: botocore takes as long to load as everything else here.
+    from litevfs.replica_clients.s3 import S3ReplicaClient
+
     return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
