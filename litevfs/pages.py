@@ -165,14 +165,19 @@ class PageSource:
 
     def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
         """Like `read`, past the page cache: for whoever reads every page once."""
-        while True:
+        gone: StorageNotFoundError | None = None
+        for _ in range(1 + MAX_MOVES):
             try:
+                if gone is not None:
+                    snapshot = self._find_elsewhere(snapshot, pgno, gone)
+                    self._gone.discard(snapshot.file_number(pgno))  # it is listed, maybe again
                 return self._read_from(snapshot, pgno)
-            except StorageNotFoundError as error:
-                # Where the page was found may be gone by then, too; there is an end to it: a clear error.
-                self.counters.relocated += 1
+            except StorageNotFoundError as error:  # the page's file, or one that vanished while we looked for it
+                gone = error
                 self._gone.add(snapshot.file_number(pgno))
-                snapshot = self._find_elsewhere(snapshot, pgno, error)
+                self.counters.relocated += 1
+        assert gone is not None
+        raise gone
 
     def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]

@@ -148,3 +148,67 @@ def test_a_listing_that_stays_stale_is_not_logged_at_every_poll(connection, prim
         poll(connection, faults, primary, at_least=6)
     warnings = [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
     assert len(warnings) <= 2
+
+
+@pytest.mark.plan("L29", "D05")
+def test_opening_outlasts_a_listing_that_shows_deleted_files(primary, faults):
+    """Retention between the listing and the reads looks the same."""
+    client = litevfs.open_replica_client(faults.url)
+    for level in range(10):
+        client.list_files(level)
+    client.close()
+    primary.compact(1, 1, 6)
+    primary.delete(0)
+    faults.add(Fault("show_deleted", levels=(0,), count=3))
+    with connected(faults.url, poll_interval=0, open_timeout="20s") as connection:
+        assert rows(connection, QUERY) == primary.rows(QUERY)
+    assert faults.injected["show_deleted"]
+
+
+@pytest.mark.plan("L29", "D05", "E02")
+@pytest.mark.parametrize("storage", ["faults", "remote_faults"])
+@pytest.mark.parametrize("count", [1, 3, None], ids=["once", "three times", "always"])
+def test_a_file_that_is_listed_but_cannot_be_found_never_makes_a_reader_ask_without_end(
+    request, primary, storage, count
+):
+    """A read that says 404 for a file that is there, as storage behind a cache may: right rows or a typed error."""
+    faults: Faults = request.getfixturevalue(storage)
+    with connected(faults.url, poll_interval=0, cache_size=0) as connection:
+        faults.reset_counters()
+        faults.add(Fault("not_found", operations=("read",), count=count))
+        try:
+            assert rows(connection, QUERY) == primary.rows(QUERY)
+        except (litevfs.PageUnavailableError, litevfs.StorageNotFoundError):
+            assert count is None
+        assert sum(faults.calls.values()) < 300
+        faults.clear()
+        assert rows(connection, QUERY) == primary.rows(QUERY)
+
+
+@pytest.mark.plan("L29", "D05", "E02")
+def test_a_file_that_is_listed_after_its_deletion_never_makes_a_reader_ask_without_end(primary, faults):
+    with connected(faults.url, poll_interval=0, cache_size=0) as connection:
+        faults.add(Fault("show_deleted"))
+        one(connection, "PRAGMA litestream_poll")
+        primary.delete(0)
+        faults.reset_counters()
+        with pytest.raises((litevfs.PageUnavailableError, litevfs.StorageNotFoundError)):
+            rows(connection, QUERY)
+        assert sum(faults.calls.values()) < 300
+        primary.upload()
+        primary.compact(1, 1, 6)
+        faults.clear()
+        one(connection, "PRAGMA litestream_poll")
+        assert rows(connection, QUERY) == primary.rows(QUERY)
+
+
+@pytest.mark.plan("L29", "D05")
+def test_a_further_connection_opens_although_its_look_at_the_storage_finds_a_file_gone(primary, faults):
+    with connected(faults.url, poll_interval="1h") as first:
+        txid = primary.commit("INSERT INTO t VALUES (50, 'late')")
+        faults.add(Fault("not_found", operations=("read",), count=1))
+        with connected(faults.url, poll_interval="1h", open_timeout="20s") as second:
+            assert rows(second, "SELECT count(*) FROM t") in [[(5,)], [(6,)]]
+            assert litevfs.wait_for(second, txid, timeout=20) == txid
+            assert rows(second, QUERY) == primary.rows(QUERY)
+        assert rows(first, QUERY) == primary.rows(QUERY)
