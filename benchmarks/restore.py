@@ -28,6 +28,8 @@ GOAL_RATIO = 1.5
 GOAL_PEAK_MB = 100
 PAGE_SIZE = 4096
 ROUNDS = 5
+SMALL_FILES = 100
+"""Level-0 files after the snapshot: a transaction every few seconds for the five minutes until they are compacted."""
 
 CHILD = """
 import json, sys, time
@@ -94,7 +96,7 @@ def make_database(path: Path, size_mb: int) -> None:
 
 
 def make_replica(database: Path, replica: Path) -> int:
-    """A snapshot and a few hundred small files after it, each with pages that were in the snapshot; bytes of all."""
+    """A snapshot and SMALL_FILES after it, each with a few pages that were in the snapshot; bytes of all."""
     client = FileReplicaClient(replica)
     commit = database.stat().st_size // PAGE_SIZE
     with database.open("rb") as pages, tempfile.TemporaryFile() as spool:
@@ -108,11 +110,11 @@ def make_replica(database: Path, replica: Path) -> int:
         spool.seek(0)
         total = client.write(9, 1, 1, spool, 1).size
         random_ = random.Random(2)
-        for txid in range(2, 202):
+        for txid in range(2, SMALL_FILES + 2):
             header = Header(page_size=PAGE_SIZE, commit=commit, min_txid=txid, max_txid=txid, timestamp_ms=txid)
             encoder = Encoder(header)
             parts = [encoder.begin()]
-            for pgno in sorted(random_.sample(range(1, min(commit, 250_000) + 1), 20)):
+            for pgno in sorted(random_.sample(range(1, min(commit, 250_000) + 1), 5)):
                 pages.seek((pgno - 1) * PAGE_SIZE)
                 parts.append(encoder.page(pgno, pages.read(PAGE_SIZE)))
             parts.append(encoder.finish())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +32,7 @@ class RestoreTarget:
         self.temp_path = path.with_name(path.name + ".tmp")
         self._fd = -1
         self._size = 0  # bytes of the temporary file
-        self._unflushed_bytes, self._unflushed_start, self._unflushed_end = 0, sys.maxsize, 0
+        self._run_start = self._run_end = 0  # of what was written last without a break, and is not on its way to disk
 
     def __enter__(self) -> Self:
         self._check_free()
@@ -73,7 +72,7 @@ class RestoreTarget:
         with self._translated():
             start = 0
             while start < len(pages):
-                end = _run_end(pages, start)
+                end = _end_of_run(pages, start)
                 self._write((pages[start][0] - 1) * page_size, b"".join([page for _, page in pages[start:end]]))
                 start = end
 
@@ -102,14 +101,16 @@ class RestoreTarget:
         self._note_written(offset - len(data), offset)
 
     def _note_written(self, start: int, end: int) -> None:
-        """Let the system start writing to the disk while pages still come in, so that little is left for the fsync."""
-        self._unflushed_bytes += end - start
-        self._unflushed_start, self._unflushed_end = min(self._unflushed_start, start), max(self._unflushed_end, end)
-        if self._unflushed_bytes < _FLUSH_BYTES or not hasattr(os, "posix_fadvise"):
-            return
-        length = self._unflushed_end - self._unflushed_start
-        os.posix_fadvise(self._fd, self._unflushed_start, length, os.POSIX_FADV_DONTNEED)
-        self._unflushed_bytes, self._unflushed_start, self._unflushed_end = 0, sys.maxsize, 0
+        """Let the system start writing to the disk while pages still come in, so that little is left for the fsync.
+
+        Only what is written in one run, as a snapshot is: scattered pages are likely to be written again.
+        """
+        if start != self._run_end:
+            self._run_start = start
+        self._run_end = end
+        if end - self._run_start >= _FLUSH_BYTES and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, self._run_start, end - self._run_start, os.POSIX_FADV_DONTNEED)
+            self._run_start = end
 
     def _check_free(self) -> None:
         for suffix in _COMPANIONS:
@@ -137,7 +138,7 @@ def _exists(path: Path) -> RestoreTargetExistsError:
     )
 
 
-def _run_end(pages: Sequence[tuple[int, bytes]], start: int) -> int:
+def _end_of_run(pages: Sequence[tuple[int, bytes]], start: int) -> int:
     """The end of the pages from `start` on whose numbers follow each other."""
     first = pages[start][0]
     if pages[-1][0] - first == len(pages) - 1 - start:  # they ascend: nothing is left out
