@@ -8,8 +8,8 @@ Each file carries its own key and a checksum, and is trusted only if both are ri
 no index beside the files, and a crash, a torn write or a flipped bit costs one more read from storage.
 
 The least recently used blocks go first. The folder is parted into groups that keep their share of the limit each, and
-a group is looked through only when what was written to it since the last time may have filled it. Several processes on
-one folder may exceed the limit together by an eighth for each of them but the first.
+a group is looked through before the first block goes there, and then only when what was written since may have filled
+it. Several processes on one folder may exceed the limit together by an eighth for each of them but the first.
 """
 
 from __future__ import annotations
@@ -130,7 +130,6 @@ class _Folder:
         self._groups = _group_count(limit_bytes)
         self._group_limit = limit_bytes // self._groups
         self._room = [0] * self._groups  # bytes that may be written to each group before it is looked through
-        self._hand = 0  # the group to look through next, whether it asks for it or not
         self._lock = threading.Lock()
 
     def prepare(self, block_size: int) -> None:
@@ -229,10 +228,6 @@ class _Folder:
         with self._lock:
             if self._room[group] < cost:
                 self._room[group] = self._look_through(group, cost)
-                # Groups that get few blocks have their turn too: left-overs go, and a smaller limit takes hold.
-                self._hand = (self._hand + 1) % self._groups
-                if self._hand != group:
-                    self._room[self._hand] = self._look_through(self._hand, 0)
             if self._room[group] < cost:
                 return False
             self._room[group] -= cost

@@ -110,7 +110,9 @@ def test_what_memory_cannot_hold_is_read_from_storage_once(remote, tmp_path):
 
 def test_look_ups_read_ahead_are_kept_too(remote, tmp_path):
     script, primary = remote
-    scattered = "SELECT sum(length(data)) FROM big WHERE id % 97 = 5"
+    primary.commit("ALTER TABLE big ADD k; UPDATE big SET k = id * 7919 % 20; CREATE INDEX by_k ON big(k)")
+    primary.compact(9, 1, primary.txid)
+    scattered = "SELECT sum(length(data)) FROM big WHERE k = 7"
     expected = primary.rows(scattered)
 
     def reads() -> int:

@@ -324,10 +324,18 @@ def test_a_smaller_limit_takes_hold_as_blocks_come(tmp_path):
     for block in range(500):
         large.put(FILE, block, content(block))
     assert bytes_on_disk(tmp_path) == 500 * ON_DISK
-    small = make(tmp_path, limit=50 * ON_DISK)
-    small.put(FILE, 5000, content(5000))
+    many_groups = make(tmp_path, limit=1 << 24)
+    old = [tmp_path / digit / f"{digit * 64}.{'0' * 16}.tmp" for digit in "0123456789abcdef"]
+    for path in old:
+        path.write_bytes(b"")
+        age(path, TEMP_LIFE_S + 10)
+    for block in range(1000, 1100):
+        many_groups.put(FILE, block, content(block))
+    assert not any(path.exists() for path in old)
+    one_group = make(tmp_path, limit=50 * ON_DISK)
+    one_group.put(FILE, 5000, content(5000))
     assert bytes_on_disk(tmp_path) <= 50 * ON_DISK
-    assert small.get(FILE, 5000) == content(5000)
+    assert one_group.get(FILE, 5000) == content(5000)
 
 
 @pytest.mark.parametrize("limit", [0, ON_DISK - 1])
