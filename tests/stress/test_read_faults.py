@@ -131,7 +131,7 @@ def test_opening_over_damaged_bytes_gives_the_right_rows_or_a_typed_error(primar
     assert remote_faults.injected["corrupt"] > 10
 
 
-# --- ranges: where no checksum reaches --------------------------------------------------------------------------------
+# --- ranges: where no checksum of the format reaches ------------------------------------------------------------------
 
 
 def flip_literals(store: MemoryStore, text: bytes = b"row-") -> int:
@@ -165,7 +165,6 @@ def test_bytes_damaged_after_a_whole_file_was_verified_and_kept_are_not_read_aga
 
 
 @pytest.mark.plan("L02")
-@pytest.mark.xfail(strict=True, reason=NO_PAGE_CHECKSUM)
 def test_a_damaged_page_of_a_small_file_in_a_local_storage_is_no_wrong_row(primary, faults, store):
     """The file was verified whole when it was opened; its pages are then read from the storage again, one by one."""
     with connected(faults.url, poll_interval=0) as connection:
@@ -174,7 +173,6 @@ def test_a_damaged_page_of_a_small_file_in_a_local_storage_is_no_wrong_row(prima
 
 
 @pytest.mark.plan("L02")
-@pytest.mark.xfail(strict=True, reason=NO_PAGE_CHECKSUM)
 def test_a_damaged_page_of_a_small_file_that_left_the_cache_is_no_wrong_row(primary, remote_faults, store):
     with connected(remote_faults.url, poll_interval=0, cache_size="100KB") as connection:
         assert flip_literals(store)
@@ -195,7 +193,6 @@ def test_a_damaged_page_of_a_large_file_is_no_wrong_row(make_primary, remote_fau
 
 
 @pytest.mark.plan("L02")
-@pytest.mark.xfail(strict=True, reason=NO_PAGE_CHECKSUM)
 def test_random_corruption_of_reads_never_becomes_a_wrong_row(primary, faults):
     """5 % of all reads have one bit flipped: what decodes all the same must not be believed."""
     asked = Asked(primary)
