@@ -9,6 +9,7 @@ or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
 from litevfs.api import connect, register, subscribe, wait_for
+from litevfs.copy import copy_replica
 from litevfs.errors import (
     LitevfsError,
     LTXChecksumError,
@@ -29,6 +30,8 @@ from litevfs.errors import (
     TXIDNotFoundError,
 )
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.replicate import Replicator
+from litevfs.restore import restore
 from litevfs.subscription import Subscription
 
 __version__ = "0.1.0"
@@ -42,6 +45,7 @@ __all__ = [
     "ReplicaEmptyError",
     "ReplicaError",
     "ReplicaURLError",
+    "Replicator",
     "StaleReplicaError",
     "StorageClosedError",
     "StorageError",
@@ -54,8 +58,10 @@ __all__ = [
     "TransientStorageError",
     "__version__",
     "connect",
+    "copy_replica",
     "open_replica_client",
     "register",
+    "restore",
     "subscribe",
     "wait_for",
 ]

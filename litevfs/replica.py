@@ -12,9 +12,8 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 
+from litevfs.bounded import SharedCall
 from litevfs.disk_cache import DiskCounters
 from litevfs.errors import (
     LitevfsError,
@@ -26,7 +25,6 @@ from litevfs.errors import (
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
-    StorageTimeoutError,
     TransientStorageError,
     TXIDGapError,
 )
@@ -67,7 +65,6 @@ class Replica:
         self._follower = Follower(self.fetcher, self.pages.keep)
         self._views: OrderedDict[int, Snapshot] = OrderedDict()  # fixed states, by TXID
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
-        self._attempt: Future[bool] | None = None  # the last refresh that somebody waits for with a bound
         self._poller: Poller | None = None
         self._interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
@@ -90,6 +87,7 @@ class Replica:
             self.pages.hydrate(options.hydration_path or None)
         self._refresh_lock = threading.Lock()
         self._published = threading.Condition()
+        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh")
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -107,7 +105,7 @@ class Replica:
         backoff = Backoff(cap_s=OPEN_BACKOFF_CAP_S)
         while self.snapshot is None or not self._was_just_refreshed():
             try:
-                self._refresh_within(max(deadline - time.monotonic(), MIN_REFRESH_S))
+                self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
                 break
             except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
                 if self.snapshot is not None:
@@ -146,19 +144,19 @@ class Replica:
             elif interval_s < self._poller.interval_s:
                 self._poller.set_interval(interval_s)
 
-    def stop_polling(self) -> None:
-        """No connection wants news any more."""
+    def detach_poller(self) -> Poller | None:
+        """Nobody wants news any more: the poller, to be closed by the caller, or None."""
         with self._published:
             poller, self._poller = self._poller, None
-        if poller is not None:
-            poller.close()
+        return poller
 
     def close(self) -> None:
         """End the poller and every request, let go of sockets and descriptors. Within a second; idempotent."""
         self._closed = True
         self.fetcher.close()
         self.pages.close()
-        self.stop_polling()
+        if (poller := self.detach_poller()) is not None:
+            poller.close()
         with self._published:
             self._published.notify_all()
 
@@ -200,27 +198,6 @@ class Replica:
                 raise
             self._note_success()
             return self.snapshot is not before
-
-    def _refresh_within(self, timeout_s: float) -> bool:
-        """`refresh()`, but no longer than this: a storage that hangs must not hold up whoever can do without.
-
-        The look itself goes on in a thread of its own, until the storage answers or the replica is closed.
-        """
-        with self._published:
-            attempt = self._attempt
-            if attempt is None or attempt.done():
-                attempt = self._attempt = Future()
-                threading.Thread(target=self._run_attempt, args=(attempt,), name="litevfs-refresh", daemon=True).start()
-        try:
-            return attempt.result(timeout_s)
-        except FutureTimeoutError:
-            raise StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s", key=self.url) from None
-
-    def _run_attempt(self, attempt: Future[bool]) -> None:
-        try:
-            attempt.set_result(self.refresh())
-        except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
-            attempt.set_exception(error)
 
     def _note_failure(self, error: Exception) -> None:
         """Say it once when it begins and once when it has lasted; status and lag show it all the while."""
@@ -287,7 +264,7 @@ class Replica:
             remaining = deadline - time.monotonic()
             retry_after_s = None
             try:
-                if self._refresh_within(max(remaining, MIN_REFRESH_S)):
+                if self._bounded_refresh.result(max(remaining, MIN_REFRESH_S)):
                     continue
             except TransientStorageError as error:
                 retry_after_s = error.retry_after_s
@@ -306,7 +283,7 @@ class Replica:
         if lag_s is not None and lag_s <= max_staleness_s:
             return
         try:
-            self._refresh_within(max(max_staleness_s, MIN_REFRESH_S))
+            self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S))
         except (ReplicaError, StorageError, LTXFormatError) as error:
             raise self._stale(
                 f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)"

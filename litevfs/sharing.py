@@ -50,12 +50,14 @@ class ReplicaRegistry:
             shared = self._shared[key]
             shared.connections -= 1
             shared.polling -= options.is_polling
-            last = shared.connections == 0
-            if last:
+            is_last = shared.connections == 0
+            if is_last:
                 del self._shared[key]
-            elif options.is_polling and not shared.polling:
-                shared.replica.stop_polling()
-        if last:
+            poller = shared.replica.detach_poller() if options.is_polling and not shared.polling else None
+        # Not under the lock: ending threads can take a moment, and others may be opening.
+        if poller is not None:
+            poller.close()
+        if is_last:
             shared.replica.close()
 
     def _after_fork_in_child(self) -> None:

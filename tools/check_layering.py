@@ -48,8 +48,9 @@ LAYERS = {
     "status": "",
     "history": "plan fetch options replica_clients.base ltx.*",
     "follower": "history plan fetch snapshot replica_clients.base ltx.*",
+    "bounded": "",
     "poller": "fetch",
-    "replica": "follower poller status pages snapshot fetch write_behind disk_cache plan options "
+    "replica": "bounded follower poller status pages snapshot fetch write_behind disk_cache plan options "
     "replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options",
