@@ -27,7 +27,7 @@ from litevfs.replica_clients.urls import open_replica_client
 
 logger = logging.getLogger("litevfs.stream")
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 19
 """Bytes of one request."""
 PARALLEL_READS = 16
 """Requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
@@ -97,7 +97,8 @@ class FileStreamer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            # After an error calls may hang. Closing the client ends them, which is up to whoever owns it.
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, tried again after transient errors. Raises StorageError."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
@@ -28,12 +29,12 @@ from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.options import format_timestamp
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store, memory_store
 from litevfs.replica_clients.s3 import S3ReplicaClient
 from litevfs.replicate.compaction import compact_level
 from litevfs.restore import restore
 from litevfs.stream import PARALLEL_READS, READ_BYTES
-from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
 from tests.histories import History
 from tests.ltx.reference import PAGE_SIZES, File, page_of
 
@@ -231,6 +232,30 @@ def test_interrupt_removes_the_temporary_file(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         restore(ORDERS / "replica", tmp_path / "o.db", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.plan("L11")
+def test_interrupt_ends_within_a_second_while_storage_hangs(tmp_path: Path) -> None:
+    store = memory_store("hanging-restore")
+    history = History(seed=15).run(64)
+    history.upload_all(MemoryReplicaClient(store))
+    interrupted_at = 0.0
+
+    with faulty_replica("memory://hanging-restore", block_size=1 << 16) as faults:
+
+        def interrupt(done: int, total: int) -> None:
+            nonlocal interrupted_at
+            if not faults.waiting:
+                faults.add(Fault("hang", operations=("read",)))
+                return
+            interrupted_at = time.monotonic()
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            restore(faults.url, tmp_path / "o.db", progress=interrupt)
+        assert time.monotonic() - interrupted_at < 1
+    drop_memory_store("hanging-restore")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -237,9 +237,12 @@ class StreamDecoder:
 
     def _read_pages(self, header: Header, known: bytes, start: int, pages: list[tuple[int, bytes]]) -> int:
         """Read whole frames from `start` on, and the end mark if it is there; where that ends."""
-        usual, sizes, covered, start = decode_usual_frames(known, start, header.page_size)
-        self._take_pages(header, usual, sizes, covered)
-        pages += usual
+        while True:
+            usual, sizes, covered, start = decode_usual_frames(known, start, header.page_size)
+            if not usual:
+                break
+            self._take_pages(header, usual, sizes, covered)
+            pages += usual
         while True:
             size = frame_size(known, start)
             if size is None or start + size > len(known):

@@ -26,6 +26,7 @@ LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 FRAME_HEADER_SIZE = PAGE_HEADER_SIZE + PAGE_SIZE_FIELD_SIZE
 """Bytes before the LZ4 block of a frame that has PAGE_FLAG_SIZE."""
 _VERSION_2_PAGE_HEADER_SIZE = 4
+_AT_ONCE_BYTES = 1 << 20
 _FRAME_HEADER = struct.Struct(">IHI")
 _unpack_frame_header = _FRAME_HEADER.unpack_from
 assert _FRAME_HEADER.size == FRAME_HEADER_SIZE
@@ -54,14 +55,15 @@ def decode_usual_frames(
 ) -> tuple[list[tuple[int, bytes]], list[int], list[bytes], int]:
     """The frames from `start` on as far as each is whole, has PAGE_FLAG_SIZE and holds a page: the fast way for many.
 
-    Returns pages as (pgno, content), the sizes of their frames, what the file checksum covers of them, and where they
-    end. What comes there (a part of a frame, the end mark, damage) is for `frame_size` and `decode_frame` to tell.
+    Ends after _AT_ONCE_BYTES of pages. Returns pages as (pgno, content), the sizes of their frames, what the file
+    checksum covers of them, and where they end. What comes there (a part of a frame, the end mark, damage) is for
+    `frame_size` and `decode_frame` to tell.
     """
     pages: list[tuple[int, bytes]] = []
     sizes: list[int] = []
     checksummed: list[bytes] = []
     try:
-        while True:
+        for _ in range(_AT_ONCE_BYTES // page_size):
             pgno, flags, size = _unpack_frame_header(data, start)
             block = start + FRAME_HEADER_SIZE
             end = block + size
