@@ -201,8 +201,15 @@ def assert_survives(seed: int, block_size: int, seconds: float) -> None:
             last.close()
         print(f"seed {seed}: TXID {writer.txid}, {dict(faults.injected)}, {dict(outcomes)}")
         assert outcomes["right"] > 16
-        assert {"slow", "timeout", "transient", "partial", "hide_newest"} <= faults.injected.keys()
-        expected = {"right", "StorageTimeoutError", "TransientStorageError", "PageUnavailableError"}
+        assert {"slow", "timeout", "transient", "partial"} <= faults.injected.keys()
+        assert {"hide_newest", "repeat", "show_deleted"} & faults.injected.keys()
+        expected = {
+            "right",
+            "StorageTimeoutError",
+            "TransientStorageError",
+            "StorageNotFoundError",
+            "PageUnavailableError",
+        }
         assert {name.removeprefix("open: ") for name in outcomes} <= expected
         assert faults.open_clients == 0
     drop_memory_store(name)
