@@ -8,6 +8,7 @@ position was taken (`database.py`), or when the WAL still holds the frames up to
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,6 +26,9 @@ from litevfs.replicate.wal import WALPosition, WALReader
 logger = logging.getLogger("litevfs.replicate")
 
 _CHECKPOINTS_A_STEP = 2
+_MAKE_WAY_AFTER_S = 0.3
+_MAKE_WAY_S = 0.15
+"""Longer than SQLite pauses between two looks at a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,10 @@ class Capture:
         self._switch_to_wal = switch_to_wal
         self._database = SourceDatabase(path, switch_to_wal=switch_to_wal)
         self._wal_state = WALState(None, 0, 0)
-        self._may_start_over = False  # whether the held read transaction lets the WAL be started over
+        self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
+        self._may_start_over = False  # whether it lets the WAL be started over
+        self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
+        self._pause = threading.Event()  # never set
         self.state: State | None = folder.load()
         """After the newest file; None until `begin`, when there is no local state to continue."""
         self.reason: str | None = None
@@ -76,7 +83,7 @@ class Capture:
     def begin(self, replica_url: str, txid: int, timestamp_ms: int, page_size: int, reason: str) -> None:
         """Forget the local state: the next step takes the whole database as TXID `txid` + 1."""
         self._folder.reset()
-        self._may_start_over = False
+        self._let_go()
         self.state = State(replica_url, self._database.inode, page_size, txid, timestamp_ms, 0, "", EMPTY_WAL)
         self.reason = reason
 
@@ -87,7 +94,7 @@ class Capture:
                 return self._reopen()
             if self.reason is None:
                 try:
-                    self._advance(wal)
+                    self._read_on(wal)
                 except WALError as exc:
                     self.reason = exc.message
             if self.reason is not None:
@@ -97,23 +104,34 @@ class Capture:
         return None
 
     def settle(self) -> None:
-        """Between steps: let a checkpoint of others finish that only waits for our read transaction to move on."""
-        if self.state is None or self.reason is not None or self._may_start_over:
+        """Between steps, while nothing is new: let a checkpoint of others finish that only waits for us to move on."""
+        if self.state is None or self.reason is not None or not self._is_holding:
             return
-        if self._database.is_backfilled_at(self.state.position.frame):
+        if self._database.wal_frames() == self.state.position.frame:
             with WALReader(self._database.wal_path) as wal:
-                self._advance(wal)
+                self._read_on(wal)
 
     def close(self) -> None:
         """Close the database. Idempotent."""
         self._database.close()
 
     def _reopen(self) -> None:
+        self._let_go()
         self._database.close()
-        self._may_start_over = False
         self._database = SourceDatabase(self._path, switch_to_wal=self._switch_to_wal)
         self.reason = "the database file was replaced by another"
         self.step()
+
+    def _read_on(self, wal: WALReader) -> None:
+        if self._is_holding and self._is_up_to_date(wal):
+            self._make_way(wal)
+        else:
+            self._advance(wal)
+
+    def _is_up_to_date(self, wal: WALReader) -> bool:
+        """Whether nothing is new, and a new read transaction would stand where the held one does."""
+        position, state = self._known_state().position, self._database.wal_state(wal)
+        return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
 
     def _advance(self, wal: WALReader, *, writer: bool = False) -> None:
         """Capture what is new and hand the read transaction over. Raises WALError when that cannot be known."""
@@ -122,7 +140,7 @@ class Capture:
             start = self._next_start(wal, state)
             if start is not None:
                 self._publish(read_changes(wal, state, start))
-        self._wal_state, self._may_start_over = state, state.is_backfilled
+        self._hold(state)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """Where the frames begin that are new, None when there are none. Raises WALError when that cannot be known."""
@@ -136,19 +154,19 @@ class Capture:
             if not self._may_start_over:
                 raise WALError("the WAL ends before what was replicated, as after a power failure")
             return None  # started over in memory; the file follows with the next commit
+        if self._may_start_over and state.frames == position.frame:
+            return None  # and there may be no frame any more, it can be started over at any time
         if not wal.holds(header, position):
             raise WALError("frames that were replicated have been overwritten in the WAL")
         return position if state.frames > position.frame else None
 
     def _take_whole_database(self, wal: WALReader, reason: str) -> None:
-        self._database.release()
-        self._may_start_over = False
-        with suppress(ReplicatorError):  # only makes the copy simpler
-            self._database.checkpoint()
+        self._let_go()
+        self._database.checkpoint()  # only makes the copy simpler
         with self._database.hand_over() as transaction:
             state = self._database.wal_state(wal)
             self._publish(read_database(wal, state, transaction, self._database.page_size))
-        self._wal_state, self._may_start_over = state, state.is_backfilled
+        self._hold(state)
         self.reason, self.last_snapshot_reason = None, reason
         self.snapshots += 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
@@ -219,9 +237,37 @@ class Capture:
             self._database.checkpoint()
             self._advance(wal)
         except BaseException:
-            self._database.release()  # the write lock above all
-            self._may_start_over = False
+            self._let_go()  # of the write lock above all
             raise
+
+    def _make_way(self, wal: WALReader) -> None:
+        """Let a checkpoint of the application pass that has been waiting for our place all the time.
+
+        Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if that is not far enough,
+        waits until the place is free, even when a reader that is far enough has taken it meanwhile. If that is us, it
+        would wait until it gives up, and hold off all writers so long, because each new transaction takes the place of
+        the one before. It is rare: the checkpoint must begin just when we hand over. So one look, later, is enough.
+        """
+        if self._look_at is None or time.monotonic() < self._look_at:
+            return
+        self._look_at = None
+        if self._database.is_kept_from_writing():
+            self._let_go()
+            self._pause.wait(_MAKE_WAY_S)
+            self._advance(wal)  # can tell from the WAL whether it missed anything
+            self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
+
+    def _hold(self, state: WALState) -> None:
+        """A read transaction is held from now on that began when the WAL was in this state, or a moment before."""
+        if state.is_backfilled:
+            self._look_at = None
+        elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
+            self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
+        self._is_holding, self._wal_state, self._may_start_over = True, state, state.is_backfilled
+
+    def _let_go(self) -> None:
+        self._database.release()
+        self._is_holding = self._may_start_over = False
 
     def _known_state(self) -> State:
         if self.state is None:

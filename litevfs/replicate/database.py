@@ -24,6 +24,8 @@ same reason two copies of SQLite must not open one database in one process, whic
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ from litevfs.errors import ReplicatorError
 from litevfs.replicate.wal import WALHeader, WALReader
 
 _BUSY_TIMEOUT_MS = 1000
+_WRITER_TIMEOUT_MS = 50
+"""For the write lock: whoever has it may be waiting for our read transaction."""
+_RETRY_PAUSE_S = 0.001
 _STATE_ATTEMPTS = 100
 _FD_FOLDER = Path("/proc/self/fd")
 
@@ -84,6 +89,7 @@ class SourceDatabase:
         self.inode = self._stat().st_ino
         _refuse_other_sqlite(self.path)
         self._connections: list[apsw.Connection] = []
+        self._pause = threading.Event()  # never set
         try:
             with translated(self.path):
                 self._held, self._spare, self._admin = (self._connect() for _ in range(3))
@@ -111,6 +117,7 @@ class SourceDatabase:
         until the next hand-over or `release`.
         """
         new = self._spare
+        new.set_busy_timeout(_WRITER_TIMEOUT_MS if writer else _BUSY_TIMEOUT_MS)
         with translated(self.path):
             new.execute("BEGIN IMMEDIATE" if writer else "BEGIN")
         try:
@@ -129,34 +136,53 @@ class SourceDatabase:
 
     def wal_state(self, wal: WALReader) -> WALState:
         """The WAL as readers see it now. Frames that are in the file but not visible to readers do not count."""
-        before = wal.header()
+        header, counts = wal.header(), self._counts()
         for _ in range(_STATE_ATTEMPTS):
-            frames, backfilled = self._checkpoint("NOOP")
-            after = wal.header()
-            if before == after:  # else it was started over in between
-                return WALState(after, frames, backfilled)
-            before = after
+            header_after, counts_after = wal.header(), self._counts()
+            # SQLite reads its two counts one after the other. Both only grow, unless the WAL is started over meanwhile.
+            if header == header_after and all(n <= m for n, m in zip(counts, counts_after, strict=True)):
+                return WALState(header, *counts)
+            header, counts = header_after, counts_after
         raise ReplicatorError("the WAL is started over all the time", key=str(self.wal_path))
 
-    def is_backfilled_at(self, frame: int) -> bool:
-        """Whether `frame` is the last one and the database file has everything."""
-        return self._checkpoint("NOOP") == (frame, frame)
+    def wal_frames(self) -> int:
+        """Number of the last frame of the last transaction that readers see."""
+        return self._counts()[0]
 
-    def checkpoint(self, *, truncate: bool = False) -> bool:
-        """Copy what can be copied without waiting for anyone; True when the database file now has everything.
+    def is_kept_from_writing(self) -> bool:
+        """Whether a checkpoint holds writers off: somebody has the write lock, and the one for checkpoints."""
+        self._spare.set_busy_timeout(0)
+        try:
+            self._spare.execute("BEGIN IMMEDIATE")
+        except apsw.BusyError:
+            return self._checkpoint("PASSIVE") is None
+        finally:
+            _rollback(self._spare)
+        return False
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Copy into the database file what can be copied without waiting for anyone, which may be nothing.
 
         `truncate` shortens the WAL file to nothing as well, when nobody uses it.
         """
-        frames, backfilled = self._checkpoint("TRUNCATE" if truncate else "PASSIVE")
-        return frames == backfilled
+        self._checkpoint("TRUNCATE" if truncate else "PASSIVE")
 
-    def _checkpoint(self, mode: str) -> tuple[int, int]:
+    def _counts(self) -> tuple[int, int]:
         """(frames, backfilled). SQLite before 3.51 does not know NOOP and takes it for PASSIVE, which is as good."""
+        deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+        while True:
+            counts = self._checkpoint("NOOP")
+            if counts is not None:
+                return counts
+            if time.monotonic() > deadline:
+                raise ReplicatorError("SQLite does not say how far the WAL goes", key=str(self.path))
+            self._pause.wait(_RETRY_PAUSE_S)
+
+    def _checkpoint(self, mode: str) -> tuple[int, int] | None:
+        """(frames, backfilled); None when SQLite was busy: it gives up when it meets a commit just being published."""
         with translated(self.path):
             _, frames, backfilled = self._admin.execute(f"PRAGMA wal_checkpoint({mode})").get
-        if frames < 0:
-            raise ReplicatorError("another connection checkpoints, or the database left WAL mode", key=str(self.path))
-        return frames, backfilled
+        return None if frames < 0 else (frames, backfilled)
 
     def _connect(self) -> apsw.Connection:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)

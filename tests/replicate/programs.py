@@ -13,22 +13,26 @@ import random
 import select
 import sqlite3
 import sys
+import time
 
 
-def is_asked_to_end() -> bool:
-    return bool(select.select([sys.stdin], [], [], 0)[0])
+def is_asked_to_end(timeout_s: float = 0.0) -> bool:
+    return bool(select.select([sys.stdin], [], [], timeout_s)[0])
 
 
 def write(path: str, seed: str) -> None:
     """An ordinary application, with the standard library's module, that does all sorts of things without a pause.
 
-    At every commit, the balances add up to 1000 and `ledger` says how many transactions there were. Prints that number.
+    At every commit, the balances add up to 1000 and `ledger` says how many transactions there were. Prints that number,
+    and the longest that any statement took, in seconds.
     """
     rng = random.Random(int(seed))
     db = sqlite3.connect(path, isolation_level=None, timeout=30)
     db.execute("PRAGMA wal_autocheckpoint=200")
     count = db.execute("SELECT max(n) FROM ledger").fetchone()[0]
+    longest = 0.0
     while not is_asked_to_end():
+        start = time.monotonic()
         db.execute("BEGIN IMMEDIATE")
         change(db, rng)
         count += 1
@@ -36,7 +40,8 @@ def write(path: str, seed: str) -> None:
         db.execute("COMMIT")
         if rng.random() < 0.02:
             db.execute(rng.choice(["VACUUM", "PRAGMA incremental_vacuum(20)", "PRAGMA wal_checkpoint(TRUNCATE)"]))
-    print(count, flush=True)
+        longest = max(longest, time.monotonic() - start)
+    print(count, longest, flush=True)
     db.close()
 
 
@@ -73,12 +78,12 @@ def create(path: str, *, page_size: int = 1024) -> None:
 
 
 def replicate(path: str, url: str) -> None:
-    """Sync without a pause; print the TXID after each sync that returned, that is, what was acknowledged."""
+    """Sync every 10 ms; print the TXID after each sync that returned, that is, what was acknowledged."""
     from litevfs.replicate import Replicator
 
     with Replicator(path, url, checkpoint_pages=100, truncate_pages=1000) as replicator:
         print("started", flush=True)
-        while not is_asked_to_end():
+        while not is_asked_to_end(0.01):
             print(replicator.sync(), flush=True)
         print(replicator.sync(), flush=True)
         print(replicator.status.snapshots, replicator.status.last_snapshot_reason, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -199,6 +200,40 @@ def test_the_replicator_checkpoints_a_wal_that_has_grown(app, client, replicate)
     assert max(sizes) < 120
     assert_replicated(client, app.path)
     assert replicator.status.snapshots == 1
+
+
+def test_writers_that_never_pause_do_not_keep_the_wal_growing(app, client, replicate):
+    """No checkpoint without the write lock would ever complete: there is always one more commit."""
+    replicator = replicate(app, checkpoint_pages=200, truncate_pages=400)
+    replicator.sync()
+    stop, written, longest = threading.Event(), [0], [0.0]
+    writer = app.connect()
+    writer.execute("PRAGMA wal_autocheckpoint=0")
+
+    def write() -> None:
+        while not stop.wait(0.0003):  # shorter than any checkpoint takes
+            start = time.monotonic()
+            writer.execute("UPDATE t SET data = randomblob(3000) WHERE id = ?", (written[0] % 10,))
+            longest[0] = max(longest[0], time.monotonic() - start)
+            written[0] += 1
+
+    app.insert(10)
+    thread = threading.Thread(target=write)
+    thread.start()
+    largest = 0
+    try:
+        while written[0] < 3000:
+            stop.wait(0.01)
+            replicator.sync()
+            largest = max(largest, replicator.status.wal_frames)
+    finally:
+        stop.set()
+        thread.join()
+    replicator.sync()
+    assert largest < 1500
+    assert longest[0] < 2
+    assert replicator.status.snapshots == 1
+    assert_replicated(client, app.path)
 
 
 def test_a_wal_file_that_was_huge_is_shortened(app, client, replicate):

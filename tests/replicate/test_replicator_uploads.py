@@ -134,6 +134,7 @@ def test_the_thread_uploads_what_is_committed_within_its_interval(app, client, r
         app.insert()
         expected = source_bytes(app.path)
         wait_until(lambda expected=expected: rebuilt(client) == expected, timeout_s=5)
+    wait_until(lambda: replicator.status.pending_files == 0 and replicator.status.uploaded_txid > 1)
     status = replicator.status
     assert status.files_uploaded == status.txid == status.uploaded_txid == len(client.list_files(0))
     assert status.bytes_uploaded == sum(info.size for info in client.list_files(0))
@@ -143,7 +144,7 @@ def test_the_thread_uploads_what_is_committed_within_its_interval(app, client, r
 def test_an_idle_thread_writes_nothing(app, client, replicate):
     replicator = replicate(app, sync_interval_s=0.01)
     replicator.start()
-    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    wait_until(lambda: replicator.status.last_sync_ms is not None)
     first = replicator.status.last_sync_ms
     wait_until(lambda: replicator.status.last_sync_ms > first + 200)
     assert len(client.list_files(0)) == 1
