@@ -20,7 +20,7 @@ from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
-from litevfs.snapshot import FrameChecks, NumberedFile, Snapshot, empty_snapshot
+from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot, frame_checks
 
 logger = logging.getLogger("litevfs.follower")
 
@@ -164,7 +164,7 @@ class Follower:
         for start in range(0, len(files), FETCHED_AT_ONCE):
             for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
                 number = numbers.get(fetched.info) or next(self._numbers)
-                checks = None if fetched.data is None else FrameChecks(fetched.index, fetched.data)
+                checks = None if fetched.data is None else frame_checks(fetched.index, fetched.data)
                 snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index, checks))
                 self._keep(number, fetched)
         return snapshot

@@ -123,10 +123,11 @@ class PageSource:
         snapshot.place(pgno)  # raises: no file holds the page
         raise AssertionError(pgno)
 
-    def first_page(self, snapshot: Snapshot) -> bytes:
+    def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
         """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's.
 
-        Nothing when the database has no page.
+        `schema_salt` is added to the schema's version number, so that SQLite reads the schema anew. Nothing when the
+        database has no page.
         """
         if not snapshot.commit:
             return b""
@@ -135,6 +136,8 @@ class PageSource:
         page[18:20] = _JOURNAL_VERSIONS
         page[24:28] = counter
         page[92:96] = counter
+        if schema_salt:
+            page[40:44] = _U32.pack((_U32.unpack_from(page, 40)[0] + schema_salt) & 0xFFFFFFFF)
         return bytes(page)
 
     # --- misses -------------------------------------------------------------------------------------------------------
@@ -194,7 +197,7 @@ class PageSource:
                 data = self._client_read(file, offset, size)
                 self._fetcher.counters.get += 1
                 self._fetcher.counters.bytes_read += size
-            return decode_page(snapshot, number, pgno, data)
+            return decode_page(snapshot, pgno, data)
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error)
 
@@ -208,7 +211,7 @@ class PageSource:
             self._blocks.drop(number, file, offset, size)
         after = why if isinstance(why, TransientStorageError) else None
         try:
-            return decode_page(snapshot, number, pgno, self._fetcher.read(file, offset, size, after=after))
+            return decode_page(snapshot, pgno, self._fetcher.read(file, offset, size, after=after))
         except LTXFormatError as error:
             raise self._fetcher.located(error, file) from error
 

@@ -18,7 +18,7 @@ from litevfs.errors import LitevfsError, LTXChecksumError, StorageClosedError
 from litevfs.fetch import Fetcher
 from litevfs.ltx.decoder import decode_frame
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.snapshot import Snapshot
+from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, Snapshot, frame_check
 
 logger = logging.getLogger("litevfs.readahead")
 
@@ -44,10 +44,10 @@ class _Wanted:
     key: int  # of the page in the page cache
 
 
-def decode_page(snapshot: Snapshot, number: int, pgno: int, frame: bytes) -> bytes:
-    """The page in its frame, read from file `number`, with every check there is. Raises LTXFormatError."""
-    checks = snapshot.checks.get(number)
-    if checks is not None and not checks.match(pgno, frame):
+def decode_page(snapshot: Snapshot, pgno: int, frame: bytes) -> bytes:
+    """The page in its frame, read from where the snapshot has it, with every check there is. Raises LTXFormatError."""
+    check = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].checks[(pgno - 1) & CHUNK_MASK]
+    if check and check != frame_check(frame):
         raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
     return decode_frame(frame, pgno, snapshot.page_size)
 
@@ -151,7 +151,7 @@ class ReadAhead:
             data = self._fetcher.read_once(file, start, size)
             for page in run:
                 frame = data[page.offset - start : page.offset - start + page.size]
-                pages[page.key] = decode_page(snapshot, page.number, page.pgno, frame)
+                pages[page.key] = decode_page(snapshot, page.pgno, frame)
                 self._cache.put(page.key, pages[page.key])
         except LitevfsError as error:
             data = b""

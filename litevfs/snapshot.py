@@ -1,21 +1,22 @@
 """The immutable map from page number to the place its bytes are, for one TXID. Knows LTX values, not storage.
 
-A snapshot is a list of chunks of 1,024 pages; `apply` copies only the chunks a file touches, so snapshots share what
+A snapshot is a list of chunks of 2,048 pages; `apply` copies only the chunks a file touches, so snapshots share what
 did not change and a new transaction costs in proportion to its pages. Per page it keeps
 
 - `version` (u32): the TXID that the page's content is of, as a code. Within one history a TXID has one content, so two
   snapshots of it with equal versions of a page have equal bytes: pages are cached by it.
 - `file` (u32): the number of the file to read it from. Compaction puts the same version into another file.
 - `frame` (u64): offset (47 bits) and size (17 bits) of the frame there.
+- `check` (u16): of the frame's bytes, where its file was read whole and verified; 0 where it was not.
 
 Source of the merge rule: a file changes content only if it advances the TXID; any other file may only relocate.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -26,7 +27,9 @@ from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
 
-CHUNK_BITS = 10
+N = TypeVar("N", bound="np.unsignedinteger[Any]")
+
+CHUNK_BITS = 11
 CHUNK_PAGES = 1 << CHUNK_BITS
 CHUNK_MASK = CHUNK_PAGES - 1
 FRAME_SIZE_BITS = 17
@@ -73,37 +76,57 @@ class Versions:
 
 
 class Chunk:
-    """1,024 consecutive pages. The memory views are for the hot path: indexing them is four times as fast as numpy."""
+    """2,048 consecutive pages. The memory views are for the hot path: indexing them is four times as fast as numpy."""
 
-    __slots__ = ("file_array", "files", "frame_array", "frames", "version_array", "versions")
+    __slots__ = (
+        "check_array",
+        "checks",
+        "file_array",
+        "files",
+        "frame_array",
+        "frames",
+        "version_array",
+        "versions",
+    )
 
-    def __init__(self, versions: NDArray[np.uint32], files: NDArray[np.uint32], frames: NDArray[np.uint64]) -> None:
-        self.version_array, self.file_array, self.frame_array = versions, files, frames
-        self.versions, self.files, self.frames = versions.data, files.data, frames.data
+    def __init__(
+        self,
+        versions: NDArray[np.uint32],
+        files: NDArray[np.uint32],
+        frames: NDArray[np.uint64],
+        checks: NDArray[np.uint16],
+    ) -> None:
+        self.version_array, self.file_array, self.frame_array, self.check_array = versions, files, frames, checks
+        self.versions, self.files, self.frames, self.checks = versions.data, files.data, frames.data, checks.data
+
+    @property
+    def arrays(self) -> tuple[NDArray[np.unsignedinteger[Any]], ...]:
+        """All that is kept of the pages."""
+        return self.version_array, self.file_array, self.frame_array, self.check_array
 
     def copy(self) -> Chunk:
         """A chunk of its own with the same content."""
-        return Chunk(self.version_array.copy(), self.file_array.copy(), self.frame_array.copy())
+        return Chunk(
+            self.version_array.copy(), self.file_array.copy(), self.frame_array.copy(), self.check_array.copy()
+        )
 
 
 def _empty_chunk() -> Chunk:
-    return Chunk(np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint32), np.zeros(CHUNK_PAGES, np.uint64))
+    def zeros(kind: type[N]) -> NDArray[N]:
+        return np.zeros(CHUNK_PAGES, kind)
+
+    return Chunk(zeros(np.uint32), zeros(np.uint32), zeros(np.uint64), zeros(np.uint16))
 
 
-class FrameChecks:
-    """Checksums of a file's frames, taken when the whole file was verified: the format itself has none per page."""
+def frame_check(frame: bytes) -> int:
+    """A 16-bit check of a frame's bytes, never 0. The format itself has none per page."""
+    return (crc32(frame) & 0xFFFF) or 1
 
-    __slots__ = ("_checksums", "_pgnos")
 
-    def __init__(self, index: PageIndex, data: bytes) -> None:
-        starts, sizes = index.offsets.tolist(), index.sizes.tolist()
-        checksums = [crc32(data[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
-        self._pgnos = index.pgnos.data
-        self._checksums = np.array(checksums, np.uint32).data
-
-    def match(self, pgno: int, frame: bytes) -> bool:
-        """Whether these are the bytes of page `pgno`'s frame, which the file has."""
-        return crc32(frame) == self._checksums[bisect_left(self._pgnos, pgno)]
+def frame_checks(index: PageIndex, data: bytes) -> NDArray[np.uint16]:
+    """The checks of all frames of a file that was verified whole, in the order of its index."""
+    places = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
+    return np.array([frame_check(data[offset : offset + size]) for offset, size in places], np.uint16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +137,7 @@ class NumberedFile:
     info: LTXFileInfo
     header: Header
     index: PageIndex
-    checks: FrameChecks | None = None  # where the file was verified whole
+    checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if it was verified whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +154,6 @@ class Snapshot:
     chunks: tuple[Chunk, ...]
     files: dict[int, LTXFileInfo]  # every file that pages are read from; never changed in place
     uses: Counter[int]  # how many pages are read from each; never changed in place
-    checks: dict[int, FrameChecks]  # of those files that were verified whole; never changed in place
 
     @property
     def size_bytes(self) -> int:
@@ -214,7 +236,7 @@ class Snapshot:
 
     def index_bytes(self) -> int:
         """Memory of the page map, bytes (shared chunks counted in full)."""
-        return sum(c.version_array.nbytes + c.file_array.nbytes + c.frame_array.nbytes for c in self.chunks)
+        return sum(array.nbytes for chunk in self.chunks for array in chunk.arrays)
 
 
 def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Versions | None = None) -> Snapshot:
@@ -230,7 +252,6 @@ def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Version
         chunks=(),
         files={},
         uses=Counter(),
-        checks={},
     )
 
 
@@ -244,7 +265,6 @@ class _Edit:
         self._own: set[int] = set()
         self._files = dict(base.files)
         self._uses = Counter(base.uses)
-        self._checks = dict(base.checks)
         self._resize()
 
     def _resize(self) -> None:
@@ -258,7 +278,8 @@ class _Edit:
         if self._commit < self._base.commit and tail:
             chunk = self._writable(wanted - 1)
             self._release(chunk.file_array[tail:])
-            chunk.version_array[tail:] = chunk.file_array[tail:] = chunk.frame_array[tail:] = 0
+            for array in chunk.arrays:
+                array[tail:] = 0
 
     def _writable(self, number: int) -> Chunk:
         if number not in self._own:
@@ -278,37 +299,31 @@ class _Edit:
         if end and int(index.offsets[end - 1]) >= MAX_FRAME_OFFSET:
             raise LTXFormatError("an LTX file is larger than 128 TiB", min_txid=file.header.min_txid)
         slots = index.pgnos[:end].astype(np.int64) - 1
-        frames = (index.offsets[:end] << np.uint64(FRAME_SIZE_BITS)) | index.sizes[:end].astype(np.uint64)
         self._files[file.number] = file.info
-        if file.checks is not None:
-            self._checks[file.number] = file.checks
         numbers, starts = np.unique(slots >> CHUNK_BITS, return_index=True)
         bounds = [*starts.tolist(), end]
         for i, number in enumerate(numbers.tolist()):
-            part = slice(bounds[i], bounds[i + 1])
-            self._put_chunk(number, slots[part] & CHUNK_MASK, frames[part], file, relocate_only)
+            entries = np.arange(bounds[i], bounds[i + 1])
+            if relocate_only:
+                # The file has the newest version up to its TXID, and ours is not newer than that: it is the same.
+                held = self._chunks[number].version_array[slots[entries] & CHUNK_MASK]
+                entries = entries[self._base.versions.are_at_most(held, file.header.max_txid)]
+            if len(entries):
+                self._put_chunk(self._writable(number), slots[entries] & CHUNK_MASK, file, entries)
+                if not relocate_only:
+                    code = self._base.versions.code(file.header.max_txid)
+                    self._writable(number).version_array[slots[entries] & CHUNK_MASK] = code
 
     def _put_chunk(
-        self,
-        number: int,
-        slots: NDArray[np.int64],
-        frames: NDArray[np.uint64],
-        file: NumberedFile,
-        relocate_only: bool,
+        self, chunk: Chunk, slots: NDArray[np.int64], file: NumberedFile, entries: NDArray[np.int64]
     ) -> None:
-        if relocate_only:
-            # The file has the newest version up to its TXID; the snapshot's own is not newer than that: it is the same.
-            held = self._base.versions.are_at_most(self._chunks[number].version_array[slots], file.header.max_txid)
-            slots, frames = slots[held], frames[held]
-            if not len(slots):
-                return
-        chunk = self._writable(number)
+        """Point `slots` of a chunk at these entries of the file's index."""
+        index = file.index
         self._release(chunk.file_array[slots])
-        chunk.file_array[slots] = file.number
-        chunk.frame_array[slots] = frames
         self._uses[file.number] += len(slots)
-        if not relocate_only:
-            chunk.version_array[slots] = self._base.versions.code(file.header.max_txid)
+        chunk.file_array[slots] = file.number
+        chunk.frame_array[slots] = (index.offsets[entries] << np.uint64(FRAME_SIZE_BITS)) | index.sizes[entries]
+        chunk.check_array[slots] = 0 if file.checks is None else file.checks[entries]
 
     def finish(self) -> Snapshot:
         """The base with the new chunks, and without the files that no page is read from any more."""
@@ -318,5 +333,4 @@ class _Edit:
             chunks=tuple(self._chunks),
             uses=uses,
             files={number: self._files[number] for number in uses},
-            checks={number: checks for number, checks in self._checks.items() if number in uses},
         )

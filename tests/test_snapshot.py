@@ -88,7 +88,7 @@ def check(snapshot: Snapshot, history: History, born_by_version: dict[tuple[int,
     assert dict(snapshot.uses) == dict(uses)
     assert set(snapshot.files) == set(uses)
     assert len(snapshot.chunks) == (snapshot.commit + CHUNK_PAGES - 1) // CHUNK_PAGES
-    assert snapshot.index_bytes() <= 16 * len(snapshot.chunks) * CHUNK_PAGES
+    assert snapshot.index_bytes() <= 18 * len(snapshot.chunks) * CHUNK_PAGES
 
 
 _transactions = st.lists(

@@ -219,5 +219,5 @@ def test_64_readers_beside_a_tight_writer_loop(make_primary, url, seconds):
         history.commit(action, (picks.randrange(37),))
 
     threads = [Reader(url, checked(history), poll_interval="5ms") for _ in range(64)]
-    assert run_beside(threads, write, seconds) > 20
+    assert run_beside(threads, write, seconds) > 5
     assert len(set().union(*(thread.txids for thread in threads))) > 3
