@@ -292,13 +292,13 @@ def place(name: str) -> tuple[Any, str]:
 @pytest.mark.parametrize("nth", [1, 2])
 def test_an_open_that_runs_out_of_memory_fails_and_the_next_one_works(primary, url, monkeypatch, where, nth):
     primary.commit("CREATE TABLE t (a)")
-    primary.commit("INSERT INTO t VALUES (zeroblob(5000000))")  # more than one chunk of the page map
+    primary.commit("INSERT INTO t VALUES (zeroblob(10000000))")  # more than one chunk of the page map
     failing = FailsOnce(monkeypatch, *place(where), nth)
     with pytest.raises(MemoryError):
         litevfs.connect(url, poll_interval=0)
     assert failing.failed
     with connected(url, poll_interval=0) as connection:
-        assert rows(connection, "SELECT length(a) FROM t") == [(5_000_000,)]
+        assert rows(connection, "SELECT length(a) FROM t") == [(10_000_000,)]
 
 
 @pytest.mark.plan("L31")
