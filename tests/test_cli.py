@@ -130,7 +130,7 @@ def test_ctrl_c_ends_a_command_whose_storage_does_not_answer_within_a_second(nam
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(TIME_LIMIT_S)
         url = f"s3://some-bucket/app?endpoint=http://127.0.0.1:{silent.getsockname()[1]}"
-        last = {"query": ["SELECT 1"], "restore": [str(tmp_path / "db")], "copy": [str(tmp_path / "copy")]}
+        last = {"query": ["SELECT 1"], "restore": ["-o", str(tmp_path / "db")], "copy": [str(tmp_path / "copy")]}
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
         with started([name, url, *last.get(name, [])], **keys) as process:
             connection, _ = silent.accept()

@@ -24,7 +24,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     add_url(parser)
-    parser.add_argument("path", type=Path, metavar="PATH", help="the new database file")
+    parser.add_argument(
+        "-o", "--output", dest="path", type=Path, required=True, metavar="FILE", help="the new database file"
+    )
     parser.add_argument("--integrity-check", action="store_true", help="run PRAGMA integrity_check before it appears")
     parser.add_argument("--json", action="store_true", help="the result as an object, sizes in bytes")
     add_options(parser, STORAGE_OPTIONS | {"txid", "timestamp"})

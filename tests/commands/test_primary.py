@@ -37,17 +37,17 @@ def database(tmp_path: Path) -> Path:
 def test_restore_makes_the_database_of_any_txid(run: Callable[..., Any], orders: str, expected: Any, tmp_path: Path):
     for txid, answers in expected["expected_by_txid"].items():
         path = tmp_path / f"{txid}.db"
-        result = run("restore", orders, path, "--txid", txid, "--integrity-check")
+        result = run("restore", orders, "-o", path, "--txid", txid, "--integrity-check")
         assert (result.code, result.err) == (0, "")
         assert f"TXID {txid}" in result.out
         assert query(path, expected["queries"]["total"]) == [(answers["total"],)]
-    assert run("restore", orders, tmp_path / "newest.db", "--json").json["txid"] == "000000000000000c"
+    assert run("restore", orders, "-o", tmp_path / "newest.db", "--json").json["txid"] == "000000000000000c"
 
 
 def test_restore_never_replaces_a_file(run: Callable[..., Any], orders: str, tmp_path: Path):
     path = tmp_path / "precious.db"
     path.write_text("precious")
-    result = run("restore", orders, path)
+    result = run("restore", orders, "-o", path)
     assert (result.code, result.out) == (1, "")
     assert path.read_text() == "precious"
 
