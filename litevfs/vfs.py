@@ -11,6 +11,7 @@ Errors reach the caller as they are: APSW hands on the exception object, and SQL
 from __future__ import annotations
 
 import logging
+from zlib import crc32
 
 import apsw
 
@@ -86,6 +87,7 @@ class ReplicaFile:
         self._first_page_of: Snapshot | None = None
         try:
             self._open()
+            self._epoch = self.snapshot.epoch
         except BaseException:
             self.xClose()
             raise
@@ -129,13 +131,17 @@ class ReplicaFile:
                 return self._read_watched(snapshot, offset // page_size + 1, self._watcher)
             return self.replica.pages.read(snapshot, offset // page_size + 1)
         if snapshot is not self._first_page_of:
-            self._first_page = self.replica.pages.first_page(snapshot)
+            self._first_page = self.replica.pages.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
             self._first_page_of = snapshot
             if self._watcher is not None:
                 self._watcher.after_read(1, self._first_page)
         if offset + amount <= page_size:
             return self._first_page[offset : offset + amount]
         return self._read_across(snapshot, amount, offset)
+
+    def _schema_salt(self, snapshot: Snapshot) -> int:
+        """Not 0 in another history than the connection began in, where equal schema versions may be other schemas."""
+        return crc32(snapshot.epoch.to_bytes(8)) if snapshot.epoch != self._epoch else 0
 
     def _read_watched(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> bytes:
         """Read a page, and start reading what will probably come next."""
