@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from litevfs.errors import WALError
 from litevfs.ltx.format import lock_pgno
 from litevfs.replicate.database import ReadTransaction, WALState
-from litevfs.replicate.wal import HEADER_SIZE, WALHeader, WALPosition, WALReader
+from litevfs.replicate.wal import HEADER_SIZE, WALChanges, WALHeader, WALPosition, WALReader
 
 _READ_SIZE = 1 << 20
 """Bytes of the database file to read at once."""
@@ -41,7 +41,7 @@ def read_changes(wal: WALReader, state: WALState, start: WALPosition) -> Content
         last = start.frame if changes is None else changes.end.frame
         raise WALError(f"the WAL is damaged: of its {state.frames} frames only {last} are valid")
     return Content(
-        pages=_pages_of_wal(wal, header, changes.pgnos.tolist(), changes.frames.tolist()),
+        pages=_pages_of_wal(wal, header, changes),
         commit=changes.commit,
         page_size=header.page_size,
         end=changes.end,
@@ -79,10 +79,8 @@ def _header(state: WALState) -> WALHeader:
     return state.header
 
 
-def _pages_of_wal(
-    wal: WALReader, header: WALHeader, pgnos: list[int], frames: list[int]
-) -> Iterator[tuple[int, bytes]]:
-    for pgno, frame in zip(pgnos, frames, strict=True):
+def _pages_of_wal(wal: WALReader, header: WALHeader, changes: WALChanges) -> Iterator[tuple[int, bytes]]:
+    for pgno, frame in zip(map(int, changes.pgnos), map(int, changes.frames), strict=True):
         yield pgno, wal.page(header, frame)
     if wal.header() != header:
         raise WALError("the WAL was started over while it was read, past a read transaction that forbids it")

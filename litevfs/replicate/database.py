@@ -36,6 +36,9 @@ import apsw
 from litevfs.errors import ReplicatorError
 from litevfs.replicate.wal import WALHeader, WALReader
 
+_OLDEST_SQLITE = (3, 51, 3)
+"""NOOP checkpoints came with 3.51.0. Before 3.51.3, two connections that checkpoint at once can, in rare races, break a
+database (https://www.sqlite.org/wal.html#walresetbug), and the replicator is one more that checkpoints."""
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
 """For the write lock: whoever has it may be waiting for our read transaction."""
@@ -84,9 +87,11 @@ class SourceDatabase:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False) -> None:
+        _refuse_old_sqlite()
         self.path = Path(path).resolve()
         self.wal_path = self.path.with_name(self.path.name + "-wal")
-        self.inode = self._stat().st_ino
+        self._file = self._stat()
+        self.inode = self._file.st_ino
         _refuse_other_sqlite(self.path)
         self._connections: list[apsw.Connection] = []
         self._pause = threading.Event()  # never set
@@ -107,7 +112,7 @@ class SourceDatabase:
 
     def was_replaced(self) -> bool:
         """Whether another file has taken the database's place. Raises ReplicatorError when there is none."""
-        return self._stat().st_ino != self.inode
+        return not os.path.samestat(self._stat(), self._file)
 
     @contextmanager
     def hand_over(self, *, writer: bool = False) -> Generator[ReadTransaction]:
@@ -152,12 +157,13 @@ class SourceDatabase:
     def is_kept_from_writing(self) -> bool:
         """Whether a checkpoint holds writers off: somebody has the write lock, and the one for checkpoints."""
         self._spare.set_busy_timeout(0)
-        try:
-            self._spare.execute("BEGIN IMMEDIATE")
-        except apsw.BusyError:
-            return self._checkpoint("PASSIVE") is None
-        finally:
-            _rollback(self._spare)
+        with translated(self.path):
+            try:
+                self._spare.execute("BEGIN IMMEDIATE")
+            except apsw.BusyError:
+                return self._checkpoint("PASSIVE") is None
+            finally:
+                _rollback(self._spare)
         return False
 
     def checkpoint(self, *, truncate: bool = False) -> None:
@@ -168,7 +174,7 @@ class SourceDatabase:
         self._checkpoint("TRUNCATE" if truncate else "PASSIVE")
 
     def _counts(self) -> tuple[int, int]:
-        """(frames, backfilled). SQLite before 3.51 does not know NOOP and takes it for PASSIVE, which is as good."""
+        """(frames, backfilled) as readers see them now."""
         deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
         while True:
             counts = self._checkpoint("NOOP")
@@ -225,6 +231,15 @@ def _value(connection: apsw.Connection, pragma: str) -> str | int:
 def _rollback(connection: apsw.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
+
+
+def _refuse_old_sqlite() -> None:
+    version = apsw.sqlite_lib_version()
+    if tuple(map(int, version.split("."))) < _OLDEST_SQLITE:
+        raise ReplicatorError(
+            f"APSW has SQLite {version}, the replicator needs {'.'.join(map(str, _OLDEST_SQLITE))} or later",
+            hint="pip install --upgrade apsw",
+        )
 
 
 def _refuse_other_sqlite(path: Path) -> None:

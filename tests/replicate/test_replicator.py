@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -186,6 +188,41 @@ def test_a_checkpoint_of_the_application_waits_for_one_sync_at_most(app, client,
     replicator.sync()
     assert replicator.status.snapshots == 1
     assert_replicated(client, app.path)
+
+
+def test_a_checkpoint_that_waits_for_the_very_place_the_replicator_took_gets_it(app, client, replicate):
+    """Rare, made to happen: SQLite would let it wait for that place until it gives up, and writers with it."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(5)
+    reader = app.connect()
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM t").fetchall()  # stands in the first place, and not far enough
+    app.insert(5)
+    replicator = replicate(app)
+    replicator.sync()
+    app.insert(5)
+    program = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=20, isolation_level=None); "
+    program += "db.execute('INSERT INTO t (data) VALUES (1)'); print('begins', flush=True); "
+    program += "print(db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())"
+    # A process with an SQLite that looks at a lock now and then, as most do; APSW's queues for it, and is never stuck.
+    with subprocess.Popen([sys.executable, "-c", program, app.path], stdout=subprocess.PIPE, text=True) as checkpoint:
+        assert checkpoint.stdout.readline() == "begins\n"
+        start = time.monotonic()
+        wait_until(lambda: time.monotonic() > start + 0.7)  # by now it waits, and looks ten times a second
+        reader.execute("COMMIT")
+        replicator.sync()  # takes the place before the next look
+        while checkpoint.poll() is None:
+            replicator.sync()
+            wait_briefly()
+        assert checkpoint.stdout.read() == "(0, 0, 0)\n"
+    assert time.monotonic() - start < 5
+    app.insert(3)
+    replicator.sync()
+    assert_replicated(client, app.path)
+
+
+def wait_briefly() -> None:
+    threading.Event().wait(0.02)
 
 
 def test_the_replicator_checkpoints_a_wal_that_has_grown(app, client, replicate):
