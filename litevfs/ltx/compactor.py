@@ -1,4 +1,4 @@
-"""Several contiguous LTX files into one: which page comes from where, then frame by frame. Does no I/O.
+"""Several contiguous LTX files into one: their frames merged in page order. Does no I/O.
 
 Source: superfly/ltx, `compactor.go`. Frames are taken over as they are; each is decoded once, because the file checksum
 covers the pages.
@@ -6,25 +6,19 @@ covers the pages.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import HEADER_FLAG_NO_CHECKSUM, Header, Trailer
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageIndex
-
-_CHUNK_PAGES = 1 << 16
 
 
 class CompactionInput(Protocol):
-    """One file to compact, verified or at least structurally sound (see `read_header_and_index`)."""
+    """One file to compact, verified."""
 
     @property
     def header(self) -> Header:
@@ -32,17 +26,12 @@ class CompactionInput(Protocol):
         ...
 
     @property
-    def index(self) -> PageIndex:
-        """The file's page index."""
-        ...
-
-    @property
     def trailer(self) -> Trailer:
         """The file's trailer."""
         ...
 
-    def frame(self, i: int) -> bytes:
-        """The i-th frame of the index. Called with ascending `i`, at most once for each."""
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """(pgno, frame) of every page, in the order of the file. Called once."""
         ...
 
 
@@ -50,13 +39,13 @@ def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
     """The bytes, piece by piece, of the one file that does what `inputs`, oldest first, do in order.
 
     For each page the newest input wins; pages above the newest commit are dropped. The result carries checksums when
-    all inputs do. Memory: 30 bytes for each page of each input, and one frame. Raises LTXFormatError: before the first
-    piece when the inputs do not fit together, while pieces are taken when a frame is damaged.
+    all inputs do. Memory: one frame of each input, and 8 bytes a page for the index of the result. Raises
+    LTXFormatError: before the first piece when the inputs do not fit together, later when a frame is damaged.
     """
     header = compacted_header([source.header for source in inputs])
     if header.has_checksums:
         _check_checksum_chain(inputs)
-    return _write(inputs, header, plan_compaction([source.index for source in inputs], header.commit))
+    return _write(inputs, header)
 
 
 def compacted_header(headers: Sequence[Header]) -> Header:
@@ -94,43 +83,27 @@ def _check_checksum_chain(inputs: Sequence[CompactionInput]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CompactionPlan:
-    """Where each page of the result comes from; three arrays of one length, ascending by page number."""
-
-    pgnos: NDArray[np.uint32]
-    sources: NDArray[np.intp]  # number of the input
-    positions: NDArray[np.intp]  # in the index of that input
-
-
-def plan_compaction(indexes: Sequence[PageIndex], commit: int) -> CompactionPlan:
-    """Which of the inputs, oldest first, provides each page up to `commit`: the newest that holds it."""
-    newest_first = indexes[::-1]
-    # `unique` gives the first occurrence of each page, which is the newest.
-    pgnos, firsts = np.unique(np.concatenate([index.pgnos for index in newest_first]), return_index=True)
-    kept = int(np.searchsorted(pgnos, commit, side="right"))
-    pgnos, firsts = pgnos[:kept], firsts[:kept]
-    ends = np.cumsum([len(index) for index in newest_first])
-    which = np.searchsorted(ends, firsts, side="right")
-    positions = firsts - np.concatenate([[0], ends])[which]
-    return CompactionPlan(pgnos, len(indexes) - 1 - which, positions)
-
-
-def _write(inputs: Sequence[CompactionInput], header: Header, plan: CompactionPlan) -> Iterator[bytes]:
+def _write(inputs: Sequence[CompactionInput], header: Header) -> Iterator[bytes]:
     encoder = Encoder(header)
     yield encoder.begin()
-    for pgno, source, position in _steps(plan):
-        frame = inputs[source].frame(position)
+    for pgno, frame in _newest_frames(inputs, header.commit):
         yield encoder.frame(pgno, frame, decode_frame(frame, pgno, header.page_size))
     yield encoder.finish(inputs[-1].trailer.post_apply_checksum if header.has_checksums else 0)
 
 
-def _steps(plan: CompactionPlan) -> Iterator[tuple[int, int, int]]:
-    # Python's integers take ten times the memory of the arrays: never all of them at once.
-    for start in range(0, len(plan.pgnos), _CHUNK_PAGES):
-        chunk = slice(start, start + _CHUNK_PAGES)
-        columns = plan.pgnos[chunk], plan.sources[chunk], plan.positions[chunk]
-        yield from zip(*(column.tolist() for column in columns), strict=True)
+def _newest_frames(inputs: Sequence[CompactionInput], commit: int) -> Iterator[tuple[int, bytes]]:
+    """Of each page up to `commit` the frame of the newest input that has it, ascending: the files are in page order."""
+    last_pgno = 0
+    for pgno, _, frame in heapq.merge(*(_ranked(source, -i) for i, source in enumerate(inputs))):
+        if pgno > commit:
+            return
+        if pgno != last_pgno:
+            last_pgno = pgno
+            yield pgno, frame
+
+
+def _ranked(source: CompactionInput, rank: int) -> Iterator[tuple[int, int, bytes]]:
+    return ((pgno, rank, frame) for pgno, frame in source.frames())
 
 
 def _refused(previous: Header, header: Header, what: str) -> LTXFormatError:

@@ -68,6 +68,10 @@ class LTXFile:
         start = int(self.index.offsets[i])
         return bytes(self.data[start : start + int(self.index.sizes[i])])
 
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """Every frame as (pgno, bytes in the file), ascending."""
+        return ((pgno, self.frame(i)) for i, pgno in enumerate(self.index.pgnos.tolist()))
+
     def page(self, pgno: int) -> bytes:
         """The content of page `pgno`. Raises KeyError when the file does not hold it."""
         i = self.index.find(pgno)

@@ -7,6 +7,7 @@ A frame is a 6-byte header (pgno u32, flags u16), then a u32 size and an LZ4 blo
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 
 from lz4.block import LZ4BlockError
 from lz4.block import decompress as lz4_block_decompress
@@ -26,6 +27,7 @@ LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 FRAME_HEADER_SIZE = PAGE_HEADER_SIZE + PAGE_SIZE_FIELD_SIZE
 """Bytes before the LZ4 block of a frame that has PAGE_FLAG_SIZE."""
 _VERSION_2_PAGE_HEADER_SIZE = 4
+_READ_BYTES = 1 << 18
 _AT_ONCE_BYTES = 1 << 20
 _FRAME_HEADER = struct.Struct(">IHI")
 _unpack_frame_header = _FRAME_HEADER.unpack_from
@@ -185,3 +187,24 @@ def _size_with_lz4_frame(data: bytes, start: int) -> int | None:
             return position - start + (4 if flags & 0x04 else 0)  # content checksum
         position += (block & 0x7FFFFFFF) + (4 if flags & 0x10 else 0)  # block checksum
     return position - start
+
+
+def read_frames(read: Callable[[int, int], bytes], start: int) -> Iterator[tuple[int, bytes]]:
+    """(pgno, frame) of the page block that begins at `start`, up to its end mark; `read(offset, size)` gives bytes.
+
+    Memory: _READ_BYTES. The frames are cut apart, not looked into. Raises LTXFormatError where there is no frame.
+    """
+    data, position = read(start, _READ_BYTES), 0
+    while True:
+        size = frame_size(data, position)
+        if size is None or position + size > len(data):
+            start += position
+            data, position = read(start, max(_READ_BYTES, MAX_FRAME_SIZE)), 0
+            size = frame_size(data, position)
+            if size is None or size > len(data):
+                raise LTXFormatError("LTX page block does not end with six zero bytes", hint="the file is truncated")
+        if size == PAGE_HEADER_SIZE:
+            return
+        frame = data[position : position + size]
+        yield int.from_bytes(frame[:4], "big"), frame
+        position += size

@@ -24,9 +24,8 @@ from litevfs.errors import (
     TXIDGapError,
 )
 from litevfs.ltx.compactor import compact, compacted_header
-from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
-from litevfs.ltx.format import HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
-from litevfs.ltx.page_index import PageIndex
+from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, Trailer
+from litevfs.ltx.frame import read_frames
 from litevfs.plan import extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, ReplicaClient
 from litevfs.stream import FileStreamer, Retries
@@ -133,14 +132,13 @@ class _SpooledFile:
     """One input, verified, at an offset of the spool file: see `CompactionInput`."""
 
     header: Header
-    index: PageIndex
     trailer: Trailer
     fd: int
     start: int  # bytes; where the file begins in the spool file
 
-    def frame(self, i: int) -> bytes:
-        """The i-th frame of the index."""
-        return os.pread(self.fd, int(self.index.sizes[i]), self.start + int(self.index.offsets[i]))
+    def frames(self) -> Iterator[tuple[int, bytes]]:
+        """(pgno, frame) of every page, in the order of the file."""
+        return read_frames(lambda offset, size: os.pread(self.fd, size, offset), self.start + HEADER_SIZE)
 
 
 def _spool(streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO) -> Iterator[_SpooledFile]:
@@ -157,12 +155,10 @@ def _spool(streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO
 
 
 def _read_ends(fd: int, start: int, size: int) -> _SpooledFile:
-    """Header, index and trailer of a verified file at `start`."""
-    end = start + size
-    field = INDEX_SIZE_FIELD_SIZE + TRAILER_SIZE
-    tail_size = tail_size_needed(os.pread(fd, field, end - field), size)
-    head, tail = os.pread(fd, HEADER_SIZE, start), os.pread(fd, tail_size, end - tail_size)
-    return _SpooledFile(*read_header_and_index(head, tail, size), fd, start)
+    """Header and trailer of a verified file at `start`."""
+    header = Header.unpack(os.pread(fd, HEADER_SIZE, start))
+    trailer = Trailer.unpack(os.pread(fd, TRAILER_SIZE, start + size - TRAILER_SIZE))
+    return _SpooledFile(header, trailer, fd, start)
 
 
 @contextmanager
