@@ -1,0 +1,53 @@
+"""What the comparison stands on: readers that hang, die or err are told apart, and old rows are recognized as such."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.peer.adapters import Adapter, ReaderDied, ReaderError, ReaderHangs
+from tests.peer.conftest import MakeWorld
+from tests.peer.situations import SITUATIONS
+from tests.peer.world import Outcome, World
+
+
+@pytest.fixture
+def world(make_world: MakeWorld) -> World:
+    world = make_world(SITUATIONS[0], "litevfs")
+    world.create()
+    world.update()
+    return world
+
+
+def test_an_answer_that_does_not_come_is_a_hang(world: World) -> None:
+    world.open()
+    with pytest.raises(ReaderHangs, match=r"no answer within 0\.2 s"):
+        world.reader.call("wait", 0.2, txid=99, timeout_s=3.0)
+
+
+def test_a_process_that_ends_is_told(world: World) -> None:
+    world.open()
+    with pytest.raises(ReaderDied):
+        world.reader.call("die")
+
+
+def test_an_error_of_the_reader_is_told_by_type_and_text(world: World) -> None:
+    world.open()
+    with pytest.raises(ReaderError, match="SQLError: no such table: nowhere"):
+        world.rows("SELECT * FROM nowhere")
+    assert world.judge("SELECT * FROM nowhere") == Outcome("error", "SQLError: no such table: nowhere")
+
+
+def test_a_reader_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(ReaderError), Adapter("peer", "nowhere://"):
+        pass
+
+
+def test_rows_of_an_older_state_and_of_none_are_told_apart(world: World) -> None:
+    world.open()
+    assert world.judge()
+    assert world.judge(txid=1) == Outcome("wrong", "rows of TXID 2 under TXID 2")
+    world.primary.run("UPDATE t SET v = v + 1")  # not uploaded: the reader cannot know
+    assert world.judge() == Outcome("wrong", "rows of TXID 2 under TXID 2")
+    del world.primary.images[2]
+    world.primary.images[2] = world.primary.images[1]
+    assert world.judge() == Outcome("wrong", "rows that no state ever had, under TXID 2")
