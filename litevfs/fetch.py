@@ -6,7 +6,6 @@ Nothing here knows SQLite, snapshots or pages. A `Fetcher` serves one replica an
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
+from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
@@ -56,28 +56,6 @@ class FetchedFile:
     index: PageIndex
     data: bytes | None  # the whole file
     head: bytes = b""  # else what was read of its start, worth keeping
-
-
-class Backoff:
-    """Pauses between tries: full jitter, doubling up to a bound, never less than what the storage asked for."""
-
-    base_s = 0.05
-    cap_s = 32.0
-
-    def __init__(self, cap_s: float = cap_s) -> None:
-        self.cap_s = cap_s
-        self._tries = 0
-
-    def next_s(self, retry_after_s: float | None = None) -> float:
-        """Seconds to wait before the next try."""
-        ceiling = min(self.cap_s, self.base_s * 2 ** min(self._tries, 32))
-        self._tries += 1
-        pause = random.uniform(0, ceiling)
-        return pause if retry_after_s is None else max(pause, min(retry_after_s, self.cap_s))
-
-    def reset(self) -> None:
-        """Start from the shortest pause again, after a success."""
-        self._tries = 0
 
 
 class Fetcher:
@@ -155,7 +133,7 @@ class Fetcher:
         while True:
             if error is not None:
                 backoff = backoff or Backoff()
-                self._pause(backoff.next_s(error.retry_after_s), deadline, error)
+                self._pause(backoff.after(error), deadline, error)
             try:
                 return call()
             except TransientStorageError as failure:

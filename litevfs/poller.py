@@ -7,8 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from litevfs.errors import LitevfsError, StorageClosedError, TransientStorageError
-from litevfs.fetch import Backoff
+from litevfs.backoff import Backoff
+from litevfs.errors import LitevfsError, StorageClosedError
 
 logger = logging.getLogger("litevfs.poller")
 
@@ -56,8 +56,7 @@ class Poller:
                 return
             except LitevfsError as error:
                 logger.debug("refresh failed: %s", error)
-                retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
-                pause = max(self.interval_s, backoff.next_s(retry_after_s))
+                pause = max(self.interval_s, backoff.after(error))
             except Exception:
                 # A defect must not end the thread silently: readers would see an old state for ever.
                 logger.exception("refresh failed unexpectedly")

@@ -13,6 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from litevfs.backoff import Backoff
 from litevfs.bounded import SharedCall
 from litevfs.disk_cache import DiskCounters
 from litevfs.errors import (
@@ -28,7 +29,7 @@ from litevfs.errors import (
     TransientStorageError,
     TXIDGapError,
 )
-from litevfs.fetch import Backoff, Fetcher
+from litevfs.fetch import Fetcher
 from litevfs.follower import Follower
 from litevfs.ltx.names import format_txid
 from litevfs.options import Options, format_timestamp
@@ -110,8 +111,7 @@ class Replica:
             except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
                 if self.snapshot is not None:
                     break
-                retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
-                pause = backoff.next_s(retry_after_s)
+                pause = backoff.after(error)
                 if time.monotonic() + pause >= deadline:
                     raise self._open_error(error, timeout_s) from error
                 with self._published:
@@ -262,20 +262,19 @@ class Replica:
             if snapshot is not None and snapshot.txid >= txid:
                 return snapshot
             remaining = deadline - time.monotonic()
-            retry_after_s = None
             try:
                 if self._bounded_refresh.result(max(remaining, MIN_REFRESH_S)):
                     continue
-            except TransientStorageError as error:
-                retry_after_s = error.retry_after_s
-            except (ReplicaError, LTXFormatError) as error:  # a file that is still being uploaded, for example
+                pause = backoff.next_s()
+            except (TransientStorageError, ReplicaError, LTXFormatError) as error:  # a file half uploaded, for example
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
+                pause = backoff.after(error)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s")
             with self._published:
                 if self.snapshot is snapshot and not self._closed:
-                    self._published.wait(min(remaining, backoff.next_s(retry_after_s)))
+                    self._published.wait(min(remaining, pause))
 
     def check_freshness(self, max_staleness_s: float) -> None:
         """Refresh now if the last success is older than `max_staleness_s`. Raises StaleReplicaError if that fails."""

@@ -18,8 +18,9 @@ from itertools import islice
 from types import TracebackType
 from typing import Self, TypeVar
 
+from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
-from litevfs.fetch import Backoff, Fetcher, check_name
+from litevfs.fetch import Fetcher, check_name
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
@@ -73,8 +74,7 @@ class Retries:
         if isinstance(error, LTXFormatError | TXIDGapError):
             self._seen.add(place)
         logger.info("looking at the replica anew: %s", error)
-        retry_after_s = error.retry_after_s if isinstance(error, TransientStorageError) else None
-        threading.Event().wait(self._backoff.next_s(retry_after_s))
+        threading.Event().wait(self._backoff.after(error))
 
 
 class FileStreamer:

@@ -25,6 +25,7 @@ S3_CLIENT = "replica_clients.s3 replica_clients.s3_*"
 LAYERS = {
     # module, or modules that may import one another  : what they may import besides `errors`
     "errors": "",
+    "backoff": "",
     "ltx.format ltx.names": "",
     "ltx.checksum ltx.page_index ltx.frame ltx.decoder ltx.encoder ltx.compactor": "ltx.format",
     "ltx": "ltx.*",
@@ -38,7 +39,7 @@ LAYERS = {
     "plan": "replica_clients.base ltx.names",
     "disk_cache": "replica_clients.base ltx.checksum",
     "write_behind": "disk_cache replica_clients.base",
-    "fetch": "write_behind replica_clients.base ltx.*",
+    "fetch": "backoff write_behind replica_clients.base ltx.*",
     "snapshot": "replica_clients.base ltx.*",
     "btree": "",
     "prefetch": "btree",
@@ -49,19 +50,19 @@ LAYERS = {
     "history": "plan fetch options replica_clients.base ltx.*",
     "follower": "history plan fetch snapshot replica_clients.base ltx.*",
     "bounded": "",
-    "poller": "fetch",
-    "replica": "bounded follower poller status pages snapshot fetch write_behind disk_cache plan options "
+    "poller": "backoff fetch",
+    "replica": "backoff bounded follower poller status pages snapshot fetch write_behind disk_cache plan options "
     "replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options",
     "pragmas": "replica status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
-    "stream": "fetch replica_clients.* ltx.*",
+    "stream": "backoff fetch replica_clients.* ltx.*",
     "progress": "",
     "restore restore_*": "stream history plan fetch options replica_clients.* ltx.*",
     "copy": "stream plan fetch options replica_clients.* ltx.*",
-    "replicate.*": "stream history plan fetch options replica_clients.* ltx.*",
+    "replicate.*": "backoff stream history plan fetch options replica_clients.* ltx.*",
     f"{PACKAGE} api": "vfs subscription sharing status restore copy replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli commands.* __main__": f"{PUBLIC} plan fetch",

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from litevfs.backoff import Backoff
 from litevfs.errors import LitevfsError, OptionError, ReplicatorError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import Capture, WALLimits
 from litevfs.replicate.state import StateFolder
-from litevfs.replicate.uploads import Backoff, replica_position, retry_transient, upload, why_not_ours
+from litevfs.replicate.uploads import replica_position, retry_transient, upload, why_not_ours
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -233,7 +234,7 @@ class Replicator:
             if is_due and error is None:
                 error = self._attempt(self._upload_pending)
             if is_due and error is not None:
-                next_try = time.monotonic() + backoff.failed(error)
+                next_try = time.monotonic() + backoff.after(error)
             elif is_due:
                 backoff.reset()
             if is_due or capture_error:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 
+from litevfs.backoff import Backoff
 from litevfs.errors import ReplicatorError, StorageNotFoundError, TransientStorageError
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.state import PendingFile, State, fingerprint
-
-RETRY_FIRST_S = 0.1
-RETRY_LONGEST_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +82,6 @@ def upload(client: ReplicaClient, file: PendingFile) -> int:
         return client.write(0, file.txid, file.txid, data, header.timestamp_ms).size
 
 
-class Backoff:
-    """Pauses between attempts: exponential with full jitter, never shorter than what the storage asked for."""
-
-    def __init__(self, uniform: Callable[[float, float], float] = random.uniform) -> None:
-        self._uniform = uniform
-        self._failures = 0
-
-    def reset(self) -> None:
-        """An attempt succeeded."""
-        self._failures = 0
-
-    def failed(self, exc: Exception) -> float:
-        """The pause in seconds after one more failed attempt."""
-        bound = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2.0 ** min(self._failures, 20))
-        self._failures += 1
-        asked = exc.retry_after_s if isinstance(exc, TransientStorageError) else None
-        return max(self._uniform(0.0, bound), asked or 0.0)
-
-
 def retry_transient(attempt: Callable[[], None], deadline: float, closed: Event) -> None:
     """Call `attempt` until it succeeds; again only after a TransientStorageError and before `deadline` (monotonic)."""
     backoff = Backoff()
@@ -111,6 +89,6 @@ def retry_transient(attempt: Callable[[], None], deadline: float, closed: Event)
         try:
             return attempt()
         except TransientStorageError as exc:
-            pause = backoff.failed(exc)
+            pause = backoff.after(exc)
             if time.monotonic() + pause > deadline or closed.wait(pause):
                 raise

@@ -19,7 +19,6 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from litevfs.replicate.uploads import RETRY_LONGEST_S, Backoff
 from tests.replicate.support import (
     FailingClient,
     HangingClient,
@@ -105,20 +104,6 @@ def test_captures_go_on_and_the_wal_stays_small_while_uploads_fail(app, failing,
     replicator.sync()
     assert replicator.status.snapshots == 1
     assert_replicated(failing, app.path)
-
-
-def test_pauses_grow_with_jitter_stay_bounded_and_never_fall_below_what_the_storage_asks_for():
-    longest = Backoff(lambda low, high: high)
-    pauses = [longest.failed(TransientStorageError("busy")) for _ in range(12)]
-    assert pauses[:4] == [0.1, 0.2, 0.4, 0.8]
-    assert pauses[-1] == max(pauses) == RETRY_LONGEST_S
-    longest.reset()
-    assert longest.failed(TransientStorageError("busy")) == 0.1
-    slow_down = TransientStorageError("slow down")
-    slow_down.retry_after_s = 7.0
-    assert Backoff(lambda low, high: low).failed(slow_down) == 7.0
-    assert {Backoff().failed(slow_down) for _ in range(5)} == {7.0}
-    assert len({Backoff().failed(StoragePermissionError("denied")) for _ in range(5)}) == 5
 
 
 # --- the thread -------------------------------------------------------------------------------------------------------

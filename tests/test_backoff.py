@@ -1,0 +1,29 @@
+"""Pauses between tries."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from litevfs.backoff import Backoff
+from litevfs.errors import StoragePermissionError, TransientStorageError
+
+
+@pytest.mark.plan("E04")
+def test_pauses_double_up_to_the_bound_and_start_anew_after_a_success(monkeypatch):
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    backoff = Backoff()
+    pauses = [backoff.after(TransientStorageError("busy")) for _ in range(14)]
+    assert pauses[:4] == [0.05, 0.1, 0.2, 0.4]
+    assert pauses[-1] == max(pauses) == 32.0
+    backoff.reset()
+    assert backoff.next_s() == 0.05
+
+
+@pytest.mark.plan("E04")
+def test_pauses_are_spread_and_never_shorter_than_the_storage_asks_for():
+    assert len({Backoff().after(StoragePermissionError("denied")) for _ in range(5)}) == 5
+    slow_down = TransientStorageError("slow down")
+    slow_down.retry_after_s = 7.0
+    assert {Backoff().after(slow_down) for _ in range(5)} == {7.0}
