@@ -20,7 +20,9 @@ SHOWN_URL = "file:///srv/orders"
 """Where the examples say that their replica is."""
 TIME_LIMIT_S = 60
 
-_BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _MARK = re.compile(r"run|output|not run: .+")
 
 
