@@ -100,7 +100,7 @@ class World:
         try:
             self.replica.refresh()
         except LitevfsError as error:
-            assert error.message  # whatever it is, the state stays whole  # noqa: PT017
+            assert error.message  # whatever it is, the state stays whole
         now = self.replica.snapshot
         if now is not None:
             assert self.is_whole(now)
