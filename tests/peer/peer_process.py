@@ -169,7 +169,7 @@ def main() -> None:
         reader = Reader(sys.argv[1])
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the answer)
         _answer(_error(error))
-        return
+        os._exit(1)
     _answer({"version": reader.version})
     for line in sys.stdin:
         arguments = json.loads(line)
