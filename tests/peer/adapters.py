@@ -40,7 +40,7 @@ class Adapter:
             [sys.executable, str(PROGRAM), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if kind == "peer" else None,  # the peer writes a log there
             env=_clean_environment() | dict(environment or {}) | {"LITESTREAM_REPLICA_URL": replica_url},
             bufsize=0,
         )
