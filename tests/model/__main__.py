@@ -18,14 +18,14 @@ from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.leak_check import Resources, leaked_since
-from tests.model.machine import ReplicaMachine, counts
+from tests.model.machine import ReplicaMachine, counts, first_failure
 
 STEPS_OF_A_RUN = 100
 RUNS_OF_A_ROUND = 50
 _HANG_S = 120
 
 
-def run(first_seed: int, steps: int) -> None:
+def run(first_seed: int, steps: int, phases: tuple[Phase, ...]) -> None:
     """Rounds with one seed after the other, derived from the first, until so many steps were made."""
     round_number = 0
     while counts["steps"] < steps:
@@ -39,10 +39,11 @@ def run(first_seed: int, steps: int) -> None:
                 stateful_step_count=STEPS_OF_A_RUN,
                 deadline=None,
                 database=None,
-                phases=(Phase.generate, Phase.shrink),
+                phases=phases,
                 suppress_health_check=list(HealthCheck),
                 verbosity=Verbosity.normal,
                 print_blob=False,
+                report_multiple_bugs=False,
             ),
         )
         round_number += 1
@@ -53,17 +54,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
     parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--no-shrink", action="store_true", help="stop at the first failure as it is")
     arguments = parser.parse_args()
-    logging.getLogger("litevfs").addHandler(logging.NullHandler())
-    logging.getLogger("litevfs").propagate = False
+    phases = (Phase.generate,) if arguments.no_shrink else (Phase.generate, Phase.shrink)
+    logging.getLogger("litevfs").setLevel(logging.CRITICAL)
     before = Resources.now()
     started = time.monotonic()
     try:
-        run(arguments.seed, arguments.steps)
+        run(arguments.seed, arguments.steps, phases)
         leaked = leaked_since(before, grace_s=5)
         assert not leaked, f"left behind: {leaked}"
     except BaseException:
-        sys.stdout.flush()
+        if first_failure:
+            print("The first failure, as it was met:", *first_failure, sep="\n")
         print(f"To see it again: python -m tests.model --seed {arguments.seed} --steps {arguments.steps}", flush=True)
         raise
     print(f"seed {arguments.seed}: {time.monotonic() - started:.1f} s")

@@ -1,8 +1,9 @@
-"""The state machine: which events there are, and with what they are drawn. What they do and must hold is the world's."""
+"""The state machine: which events there are, and what they are drawn from. What they do and must hold is the world's."""
 
 from __future__ import annotations
 
 import itertools
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -19,6 +20,10 @@ SLOTS = 5
 
 counts: Counter[str] = Counter()
 """What happened in all runs of this process: steps, reads, what failed with good reason."""
+
+first_failure: list[str] = []
+"""What failed first, and the course of events up to there, before anything is shrunk. Threads take part in these worlds,
+so a failure need not come back; all that Hypothesis says of such a one is that it is flaky."""
 
 slots = st.integers(0, SLOTS - 1)
 numbers = st.integers(0, 9999)
@@ -63,6 +68,7 @@ class ReplicaMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world: World | None = None
+        self.course: list[str] = []
         self._turns = itertools.cycle(range(SLOTS))
 
     def check_integrity(self, event: str) -> None:
@@ -79,6 +85,7 @@ class ReplicaMachine(RuleBasedStateMachine):
 
     @initialize(config=configs)
     def begin_world(self, config: Config) -> None:
+        self.course.append(repr(config))
         self.world = World(config, counts)
 
 
@@ -97,8 +104,14 @@ def event(weight: int = 1, **arguments: Any) -> Callable[[F], F]:
 def _step(function: Callable[..., None], name: str, arguments: dict[str, Any]) -> Any:
     def step(self: ReplicaMachine, **drawn: Any) -> None:
         counts[f"event: {function.__name__}"] += 1
-        function(self.world, **drawn)
-        self.check_integrity(function.__name__)
+        self.course.append(f"{function.__name__}({', '.join(f'{k}={v!r}' for k, v in drawn.items())})")
+        try:
+            function(self.world, **drawn)
+            self.check_integrity(function.__name__)
+        except Exception:
+            if not first_failure:
+                first_failure.extend([traceback.format_exc(), *self.course])
+            raise
 
     step.__name__ = step.__qualname__ = name
     return rule(**arguments)(step)

@@ -58,9 +58,24 @@ class Oracle:
         except sqlite3.OperationalError as error:
             return str(error)
 
-    def is_image(self, txid: int, image: bytes) -> bool:
-        """Whether this is the database at `txid`, but for what makes it a read-only one without a WAL."""
-        return _comparable(image) == _comparable(self.images[txid])
+    def difference(self, txid: int, image: bytes) -> str:
+        """What is not as in the database at `txid`, a reader's own fields aside; "" if nothing is."""
+        expected = _comparable(self.images[txid])
+        found = _comparable(image)
+        if found == expected:
+            return ""
+        page_size = int.from_bytes(expected[16:18], "big")
+        page_size = 65536 if page_size == 1 else page_size
+        starts = range(0, len(expected), page_size)
+        wrong = [
+            i for i, start in enumerate(starts, 1) if found[start : start + page_size] != expected[start:][:page_size]
+        ]
+        zeros = [pgno for pgno in wrong if not any(found[(pgno - 1) * page_size : pgno * page_size])]
+        first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(found))
+        return (
+            f"TXID {txid}: {len(found)} of {len(expected)} bytes, first wrong at {first}, "
+            f"wrong pages {wrong}, of these zeros {zeros}"
+        )
 
     def txid_at(self, time_ms: int, reachable: Iterable[int]) -> int | None:
         """The newest of the reachable states that is no younger than a time."""
@@ -91,9 +106,15 @@ def newest_txid(keys: Iterable[str]) -> int:
     return max((int(m[3], 16) for key in keys if (m := _FILE.fullmatch(key))), default=0)
 
 
-def _comparable(image: bytes) -> tuple[bytes, ...]:
-    """All but journal mode (bytes 18 and 19), change counter (24 to 27) and the version it is valid for (92 to 95).
+_REPLICAS_OWN = ((18, 20), (24, 28), (40, 44), (92, 96))
+"""Journal mode, change counter, schema cookie, and the version that the counter is valid for: of these the reader has
+its own, so that its caches live as long as they may. Source: https://www.sqlite.org/fileformat2.html#the_database_header
+"""
 
-    Source: https://www.sqlite.org/fileformat2.html#the_database_header
-    """
-    return image[:18], image[20:24], image[28:92], image[96:]
+
+def _comparable(image: bytes) -> bytes:
+    """All but what a reader has of its own."""
+    header = bytearray(image[:100])
+    for start, end in _REPLICAS_OWN:
+        header[start:end] = bytes(end - start)
+    return bytes(header) + image[100:]

@@ -17,12 +17,12 @@ from tests.model.primary import CHANGES
 ROOT = Path(__file__).parents[2]
 STEPS = 10_000
 SOAK_ROUNDS = 100
-"""A million steps in all; every round is a test of its own, so a soak goes on where it was left (`pytest --lf`, `-k`)."""
+"""A million steps in all. Each round is a test of its own, so a soak goes on where it was left: `--last-failed`, `-k`."""
 
 
-def course(*arguments: str) -> dict[str, int]:
+def course(*arguments: str, steps: int = STEPS) -> dict[str, int]:
     """Run a course of events to its end; what happened in it, how often."""
-    command = [sys.executable, "-W", "error", "-m", "tests.model", "--steps", str(STEPS), *arguments]
+    command = [sys.executable, "-W", "error", "-m", "tests.model", "--steps", str(steps), *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(result.stdout)
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
@@ -47,6 +47,13 @@ def assert_was_worth_it(happened: dict[str, int]) -> None:
 @pytest.mark.timeout(900)  # a failure is shrunk first
 def test_every_read_is_the_image_of_its_txid_whatever_happens():
     assert_was_worth_it(course())
+
+
+@pytest.mark.plan("D13")
+def test_a_seed_gives_the_same_course_of_events_again():
+    first, second = (course("--seed", "7", steps=500) for _ in range(2))
+    chosen = {what for what in first | second if what.startswith(("event: ", "change: "))}
+    assert {what: first.get(what) for what in chosen} == {what: second.get(what) for what in chosen}
 
 
 @pytest.mark.soak
