@@ -1,4 +1,4 @@
-"""The state machine: which events there are, and what they are drawn from. What they do and must hold is the world's."""
+"""The state machine: which events there are, what they are drawn from. What they do and must hold is the world's."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ counts: Counter[str] = Counter()
 """What happened in all runs of this process: steps, reads, what failed with good reason."""
 
 first_failure: list[str] = []
-"""What failed first, and the course of events up to there, before anything is shrunk. Threads take part in these worlds,
-so a failure need not come back; all that Hypothesis says of such a one is that it is flaky."""
+"""What failed first, and the course of events up to there, before anything is shrunk. Threads take part here, so a
+failure need not come back; all that Hypothesis says of such a one is that it is flaky."""
 
 slots = st.integers(0, SLOTS - 1)
 numbers = st.integers(0, 9999)

@@ -17,7 +17,7 @@ from tests.model.primary import CHANGES
 ROOT = Path(__file__).parents[2]
 STEPS = 10_000
 SOAK_ROUNDS = 100
-"""A million steps in all. Each round is a test of its own, so a soak goes on where it was left: `--last-failed`, `-k`."""
+"""A million steps in all. Each round is a test of its own, so a soak can go on where it was left (`-k`)."""
 
 
 def course(*arguments: str, steps: int = STEPS) -> dict[str, int]:
