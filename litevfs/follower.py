@@ -113,6 +113,10 @@ class Follower:
 
     def _resync(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> None:
         """Bridge gaps, notice another replica in the same place, leave files that have vanished."""
+        if not files:  # and the anchor stays, so that whatever comes next is looked at as closely
+            raise ReplicaEmptyError(
+                "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
+            )
         lineage = self._lineage(snapshot, files)
         if lineage is not Lineage.SAME:
             self._build_anew(snapshot, files, lineage, publish)
@@ -198,8 +202,6 @@ class Follower:
                 return Lineage.OTHER
             if known and file.max_txid == snapshot.txid:
                 return Lineage.SAME
-        if not files:
-            return Lineage.SAME
         newest = max(files, key=lambda f: f.max_txid)
         if newest.max_txid > snapshot.txid:
             return Lineage.UNKNOWN
@@ -236,7 +238,7 @@ class Follower:
         if published is not None:
             try:
                 self._resync(published, files, publish)
-            except TXIDGapError as error:
+            except (ReplicaEmptyError, TXIDGapError) as error:
                 logger.info("while looking for files that are gone: %s", error)
         try:
             chain = newest_state(files, wanted.txid)

@@ -12,6 +12,7 @@ from litevfs.errors import LitevfsError, TransientStorageError
 from litevfs.options import Options
 from litevfs.replica import Replica
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.snapshot import CHUNK_PAGES
 from litevfs.status import ReplicaStatus, State
 from tests.primary import Primary
 from tests.scripted import Script
@@ -48,7 +49,7 @@ def test_counters_after_a_known_workload(block_size):
         status = replica.status()
         assert (status.cache_misses, status.cache_hits) == (3, 3)
         assert status.cache_bytes > 0
-        assert status.index_bytes == 16 * 1024
+        assert status.index_bytes == 18 * CHUNK_PAGES
         assert 0 <= status.lag_s < 5
         replica.close()
         assert replica.status().state == State.CLOSED
