@@ -7,17 +7,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any
 
+import litevfs
 from litevfs.commands.maintenance import add_flags, config_of
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, open_fetcher
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, given_options
 from litevfs.ltx.names import format_txid
-from litevfs.options import parse_duration_s
+from litevfs.options import Options, parse_duration_s
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.schedule import Maintenance
 
 NAME = "replicate"
 HELP = "replicate a live database"
@@ -25,7 +25,6 @@ DESCRIPTION = (
     "Replicate a SQLite database in WAL mode while others use it, until Ctrl-C or SIGTERM; what was committed by "
     "then is still replicated. Levels are compacted, snapshots taken and old files deleted on Litestream's timetable."
 )
-_FIRST_FILE_INTERVAL_S = 0.1
 _LAST_SYNC_TIMEOUT_S = 10.0
 
 
@@ -58,34 +57,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    config = config_of(args)
-    interval_s = parse_duration_s(args.sync_interval)
-    with Replicator(args.database, args.url, sync_interval_s=interval_s, switch_to_wal=args.wal) as replicator:
+    options: dict[str, Any] = {
+        "sync_interval_s": parse_duration_s(args.sync_interval),
+        "switch_to_wal": args.wal,
+        "maintenance": config_of(args) if args.compact else None,
+    }
+    storage = Options.collect({"replica_url": args.url}, given_options(args))
+    client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
+    with closing(client), Replicator(args.database, client, **options) as replicator:
         if args.once:
             print(format_txid(replicator.sync()))
             return 0
         try:
-            with _sigterm_raises(), open_fetcher(args) as fetcher:
+            with _sigterm_raises():
                 replicator.start()
                 print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
-                _maintain(replicator, Maintenance(fetcher.client, config) if args.compact else None)
+                threading.Event().wait()
         except _Terminated:
-            return 0
+            pass
         finally:
             replicator.sync(_LAST_SYNC_TIMEOUT_S)
-
-
-def _maintain(replicator: Replicator, maintenance: Maintenance | None) -> NoReturn:
-    """Keep the replica tidy, from its first file on, until a signal raises."""
-    pause = threading.Event()
-    while True:
-        if maintenance is None:
-            pause.wait()
-        elif replicator.status.uploaded_txid == 0:
-            pause.wait(_FIRST_FILE_INTERVAL_S)
-        else:
-            maintenance.run_due()  # logs what fails, and tries it again
-            pause.wait(maintenance.next_due_in_s())
+    return 0
 
 
 @contextmanager

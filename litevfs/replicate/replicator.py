@@ -18,10 +18,11 @@ from pathlib import Path
 from types import TracebackType
 
 from litevfs.backoff import Backoff
-from litevfs.errors import LitevfsError, OptionError, ReplicatorError
+from litevfs.errors import LitevfsError, OptionError, ReplicatorError, StorageClosedError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import Capture, WALLimits
+from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import replica_position, retry_transient, upload, why_not_ours
 
@@ -65,6 +66,9 @@ class Replicator:
     write lock held for that moment, and the file is shortened. Local state lies beside the database, in the folder
     `.<name>-litevfs`.
 
+    With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
+    thread of its own (see `MaintenanceConfig`).
+
     Raises ReplicatorLockedError when another replicator has the database, ReplicatorError when it cannot be replicated,
     OptionError for a bad option.
     """
@@ -78,6 +82,7 @@ class Replicator:
         switch_to_wal: bool = False,
         checkpoint_pages: int = 1000,
         truncate_pages: int = 50_000,
+        maintenance: MaintenanceConfig | None = None,
     ) -> None:
         if sync_interval_s <= 0:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
@@ -87,6 +92,8 @@ class Replicator:
         self._sync_interval_s = sync_interval_s
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._maintenance = maintenance
+        self._maintenance_thread: threading.Thread | None = None
         self._capture_lock, self._upload_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
         self._uploaded_txid = self._files_uploaded = self._bytes_uploaded = 0
@@ -143,6 +150,11 @@ class Replicator:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="litevfs-replicate", daemon=True)
             self._thread.start()
+            if self._maintenance is not None:
+                self._maintenance_thread = threading.Thread(
+                    target=self._maintain, args=(self._maintenance,), name="litevfs-maintain", daemon=True
+                )
+                self._maintenance_thread.start()
 
     def sync(self, timeout_s: float = 30.0) -> int:
         """Everything committed before the call is on the replica when this returns; the newest TXID there.
@@ -164,8 +176,9 @@ class Replicator:
         self._closed.set()
         self._close_client()
         deadline = time.monotonic() + timeout_s
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+        for thread in (self._thread, self._maintenance_thread):
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
         with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S):
             self._capture.close()
         self._folder.close()
@@ -239,6 +252,20 @@ class Replicator:
                 backoff.reset()
             if is_due or capture_error:
                 self._last_error = str(error or capture_error) if error or capture_error else None
+
+    def _maintain(self, config: MaintenanceConfig) -> None:
+        """Keep the replica tidy, from its first file on."""
+        maintenance = Maintenance(self.client, config)
+        pause_s = 0.0
+        while not self._closed.wait(pause_s):
+            if self._uploaded_txid == 0:
+                pause_s = self._sync_interval_s
+                continue
+            try:
+                maintenance.run_due()  # logs what fails, and tries it again
+            except StorageClosedError:
+                return
+            pause_s = maintenance.next_due_in_s()
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())

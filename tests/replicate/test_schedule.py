@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
+import litevfs
 from litevfs.errors import OptionError, StorageClosedError, TransientStorageError
+from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+from litevfs.replicate.replicator import Replicator
 from litevfs.replicate.schedule import RETRY_S, Maintenance, MaintenanceConfig
 from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
@@ -169,3 +176,24 @@ def test_levels_can_be_chosen() -> None:
     config = MaintenanceConfig(levels={2: 10.0, 5: 60.0}, level_0_retention_s=0)
     Maintenance(client, config).run_due(START_S * 2)
     assert counts(client) == {0: 1, 2: 1, 5: 1, 9: 1}
+
+
+def test_a_started_replicator_keeps_its_replica_compacted(tmp_path: Path) -> None:
+    path = tmp_path / "app.db"
+    with closing(apsw.Connection(str(path))) as app:
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
+        config = MaintenanceConfig(levels={1: 0.05, 2: 0.1}, snapshot_interval_s=0.1)
+        (tmp_path / "replica").mkdir()
+        client = FileReplicaClient(tmp_path / "replica")
+        with Replicator(path, client, sync_interval_s=0.02, maintenance=config) as replicator:
+            replicator.start()
+            deadline = time.monotonic() + 20
+            while not all(client.list_files(level) for level in (0, 1, 2, 9)):
+                assert time.monotonic() < deadline, "no compaction, or no snapshot"
+                app.execute("INSERT INTO t VALUES (1)")
+                threading.Event().wait(0.01)
+            replicator.sync()
+        client.close()
+        with closing(litevfs.connect(str(tmp_path / "replica"))) as reader:
+            query = "SELECT count(*) FROM t"
+            assert reader.execute(query).get == app.execute(query).get
