@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import botocore.session
 from botocore.auth import S3SigV4Auth
@@ -56,9 +56,8 @@ _CREDENTIAL_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """All that botocore knows about a bucket; replaced as a whole when the region turns out to be another."""
+    """How to reach a bucket; replaced as a whole when the region turns out to be another."""
 
-    client: Any
     credentials: Any  # refresh themselves
     bucket_url: str
     object_url: str  # ends with the prefix of the location
@@ -82,11 +81,14 @@ class S3Access:
         self._region = location.region
         self._lock = threading.Lock()
         self._resolved: _Resolved | None = None
+        self._client: Any = None
 
     @property
     def client(self) -> Any:
         """A botocore S3 client."""
-        return self._resolve().client
+        self._resolve()
+        with self._lock, self.translated():
+            return self._get_client()
 
     @property
     def endpoint(self) -> str:
@@ -119,7 +121,7 @@ class S3Access:
         """Sign for `region` from now on."""
         with self._lock:
             if self._resolved is None or self._resolved.region != region:
-                self._region, self._resolved = region, None
+                self._region, self._resolved, self._client = region, None, None
                 logger.info("bucket %s is in region %s", self._location.bucket, region)
 
     def certificates(self) -> bool | str:
@@ -175,27 +177,41 @@ class S3Access:
     def _newly_resolved(self) -> _Resolved:
         session = _session()
         keys = self._keys or _litestream_keys()
-        client = session.create_client(
-            "s3",
-            endpoint_url=self._location.endpoint,
-            region_name=self._region
-            or session.get_config_variable("region")
-            or os.environ.get("AWS_REGION")
-            or DEFAULT_REGION,
-            aws_access_key_id=keys[0] if keys else None,
-            aws_secret_access_key=keys[1] if keys else None,
-            config=_config(path_style=self._location.force_path_style),
-        )
-        client.meta.events.register("before-send.s3", self._send)
         credentials = Credentials(*keys) if keys else session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        bucket = self._location.bucket
+        location, bucket = self._location, self._location.bucket
+        if location.endpoint and location.force_path_style and not bucket.startswith("arn:"):
+            # Nothing to find out. A client takes as long to make as all else that opening a replica takes.
+            bucket_url = f"{location.endpoint.rstrip('/')}/{bucket}"
+            object_url = f"{bucket_url}/{quote(location.prefix, safe='/~')}"
+            return _Resolved(credentials, bucket_url, object_url, self._region_name(session), "s3")
+        client = self._get_client()
         bucket_url, scope = _url_and_scope(client, "list_objects_v2", Bucket=bucket)
-        object_url, _ = _url_and_scope(client, "get_object", Bucket=bucket, Key=f"{self._location.prefix}x")
+        object_url, _ = _url_and_scope(client, "get_object", Bucket=bucket, Key=f"{location.prefix}x")
         # A credential is <access key>/<date>/<region>/<service>/aws4_request, and an access key may have slashes.
         _, _, region, service, _ = scope.rsplit("/", 4)
-        return _Resolved(client, credentials, bucket_url, object_url.removesuffix("x"), region, service)
+        return _Resolved(credentials, bucket_url, object_url.removesuffix("x"), region, service)
+
+    def _get_client(self) -> Any:
+        """The client, made when it is first needed; with the lock held."""
+        if self._client is None:
+            session = _session()
+            keys = self._keys or _litestream_keys()
+            self._client = session.create_client(
+                "s3",
+                endpoint_url=self._location.endpoint,
+                region_name=self._region_name(session),
+                aws_access_key_id=keys[0] if keys else None,
+                aws_secret_access_key=keys[1] if keys else None,
+                config=_config(path_style=self._location.force_path_style),
+            )
+            self._client.meta.events.register("before-send.s3", self._send)
+        return self._client
+
+    def _region_name(self, session: botocore.session.Session) -> str:
+        configured = self._region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
+        return str(configured or DEFAULT_REGION)
 
 
 def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str, str]:
