@@ -1,4 +1,4 @@
-"""The state machine: which events there are, what they are drawn from. What they do and must hold is the world's."""
+"""The state machine: which events there are and how they are drawn. What they do and must hold is the world's."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import litevfs
-from litevfs import fetch
+from litevfs import replica
+from litevfs.backoff import Backoff
 from litevfs.errors import LitevfsError, StorageError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
@@ -304,12 +305,13 @@ class World:
 
 @contextmanager
 def _hand_clock(world: World) -> Iterator[None]:
-    """The replicator's clock is the world's, and retries come soon."""
-    old_time, old_base_s = capture.time, fetch.Backoff.base_s
+    """The replicator's clock is the world's, retries come soon, and a busy machine is no storage that hangs."""
+    old_time, old_base_s, old_refresh_s = capture.time, Backoff.base_s, replica.MIN_REFRESH_S
     clock = SimpleNamespace(time_ns=lambda: world.now_ms * 1_000_000, monotonic=time.monotonic)
     capture.time = clock  # type: ignore[assignment]
-    fetch.Backoff.base_s = RETRY_FIRST_S
+    Backoff.base_s = RETRY_FIRST_S
+    replica.MIN_REFRESH_S = 60.0
     try:
         yield
     finally:
-        capture.time, fetch.Backoff.base_s = old_time, old_base_s
+        capture.time, Backoff.base_s, replica.MIN_REFRESH_S = old_time, old_base_s, old_refresh_s
