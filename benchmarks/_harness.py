@@ -172,7 +172,7 @@ class Competitor:
             [sys.executable, str(WORKER), kind, target],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=_clean_environment() | dict(environment or {}) | {"LITESTREAM_REPLICA_URL": target},
+            env=clean_environment() | dict(environment or {}) | {"LITESTREAM_REPLICA_URL": target},
             text=True,
         )
         try:
@@ -226,7 +226,7 @@ class Competitor:
         self.close()
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
     """This process's environment without what would steer a competitor (the peer cannot use AWS_CA_BUNDLE either)."""
     steering = ("AWS_", "LITESTREAM_", "LITEVFS_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
@@ -328,6 +328,11 @@ def parse_arguments(description: str | None, argv: Sequence[str] | None = None) 
 def report(title: str, results: Sequence[Result], arguments: argparse.Namespace) -> None:
     """Print the table and write the JSON file if one is wanted."""
     print_table(title, results)
+    write_json(title, results, arguments)
+
+
+def write_json(title: str, results: Sequence[Result], arguments: argparse.Namespace) -> None:
+    """Write the JSON file if one is wanted."""
     if arguments.json:
         document = {
             "title": title,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_JSON = {"local", "memory", "s3"}  # each has a test of its own
+WITH_JSON = {"local", "memory", "replicate", "s3"}  # each has a test of its own
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
@@ -78,3 +79,22 @@ def test_memory_of_the_page_map_is_within_its_limit(tmp_path: Path) -> None:
     judged = [result for result in results.values() if result["met"] is not None]
     assert len(judged) == 3
     assert all(result["met"] for result in judged), results
+
+
+def test_replicate_compares_rounds_with_and_without_and_checks_the_replica(tmp_path: Path) -> None:
+    results = measured("replicate", tmp_path)
+    replicators = {"litevfs"} | ({"litestream"} if shutil.which("litestream") else set())
+    for pace in ("as fast as it can", "the first second after idling", "200 tx/s"):
+        samples = results[f"{pace}, folder: transactions a second"]["samples"]
+        assert set(samples) == replicators | {"alone"}
+        assert all(len(rates) == 1 and rates[0] > 0 for rates in samples.values())
+    for sync_interval in ("1 s", "0.1 s"):
+        lags = [results[f"sync {sync_interval}, folder: {key}"]["samples"] for key in ("median", "p99", "worst")]
+        for who in replicators:
+            median, p99, worst = (lag[who][0] for lag in lags)
+            assert 0 < median <= p99 <= worst
+    uploads = results["uploads: sync 0.1 s, folder, litevfs"]["samples"]
+    assert uploads["files"] > 1
+    assert uploads["changed"] < uploads["wal"]  # transactions share pages
+    assert 0.1 < uploads["uploaded"] / uploads["changed"] < 1.1
+    assert uploads["wholes"] == 0
