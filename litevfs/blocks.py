@@ -1,7 +1,7 @@
 """Byte blocks of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
 
-A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: the
-window that is read at once grows, up to a bound, and the next one is under way before the scan arrives there.
+A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: what lies
+ahead of it is asked for in ever larger steps, up to a bound, and from then on as fast as the scan moves.
 Bytes under way are shared: a block is never asked for twice at the same time.
 """
 
@@ -18,10 +18,10 @@ from litevfs.fetch import Fetcher
 from litevfs.replica_clients.base import LTXFileInfo
 
 REQUEST_BYTES = 1 << 20
-"""A window is split into parallel requests of this size: one stream seldom fills the line."""
+"""What lies ahead is asked for in parallel requests of this size: one stream seldom fills the line."""
 GROWTH = 4
-"""By which the window grows until it has its full size."""
-MAX_WINDOW_BYTES = 1 << 23
+"""By which a scan asks further ahead, until it is as far as it may."""
+MAX_AHEAD_BYTES = 1 << 24
 MAX_SCANS = 16
 """Scans followed at once, over all files; the one not seen for longest is forgotten."""
 BLOCK_NUMBER_BITS = 32
@@ -29,11 +29,11 @@ BLOCK_NUMBER_BITS = 32
 
 @dataclass(slots=True)
 class _Scan:
-    """Misses that follow each other."""
+    """Reads that follow each other in a file."""
 
-    window: int  # blocks fetched last
-    trigger: int  # reaching this block starts the next window
+    position: int  # block read last
     end: int  # first block not asked for yet
+    ahead: int  # blocks to keep asked for beyond the position
 
 
 class BlockReader:
@@ -47,9 +47,9 @@ class BlockReader:
         self._last_followed = -1
         self._block_size = fetcher.client.block_size
         self._read_ahead = read_ahead
-        window_bytes = min(MAX_WINDOW_BYTES, limit_bytes // 3)
-        whole_requests_bytes = max(window_bytes // REQUEST_BYTES * REQUEST_BYTES, min(window_bytes, REQUEST_BYTES))
-        self._max_window = max(1, whole_requests_bytes // self._block_size) if read_ahead else 1
+        self._request_blocks = max(1, REQUEST_BYTES // self._block_size)
+        ahead_blocks = min(MAX_AHEAD_BYTES, limit_bytes * 2 // 3) // self._block_size
+        self._max_ahead = max(1, ahead_blocks) if read_ahead else 1
         self._under_way: dict[int, Future[dict[int, bytes]]] = {}
         self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
         self._lock = threading.Lock()
@@ -85,8 +85,7 @@ class BlockReader:
             if not runs or (number, runs[0].start) in self._scans:
                 return
             if last > first:
-                window = last - first + 1
-                self._remember(number, _Scan(window, first, last + 1))
+                self._remember(number, _Scan(first, last + 1, last - first + 1))
             for run in runs:
                 self._submit(number, file, run)
 
@@ -141,9 +140,10 @@ class BlockReader:
             return data
 
     def _window_after_miss(self, number: int, block: int) -> int:
+        """How many blocks to ask for now: one, or more when this is where a scan comes next."""
         scan = self._scans.pop((number, block), None)
-        window = 1 if scan is None else min(scan.window * GROWTH, self._max_window)
-        self._remember(number, _Scan(window, block, block + window))
+        window = 1 if scan is None else min(scan.ahead * GROWTH, self._max_ahead)
+        self._remember(number, _Scan(block, block + window, window))
         return window
 
     def _remember(self, number: int, scan: _Scan) -> None:
@@ -152,17 +152,23 @@ class BlockReader:
             self._scans.popitem(last=False)
 
     def _follow(self, number: int, file: LTXFileInfo, block: int) -> None:
-        """Start the next window when a scan gets to the last one: two are in memory at a time."""
+        """Ask for what lies further ahead as a scan moves on, so that a few requests are always under way."""
         with self._lock:
             for (scanned, end), scan in self._scans.items():
-                if scanned == number and scan.window > 1 and scan.trigger <= block < end:
+                if scanned == number and scan.ahead > 1 and scan.position <= block < end:
                     break
             else:
                 return
+            scan.position = block
+            ahead = min(scan.ahead * GROWTH, self._max_ahead)
+            wanted = ahead - (end - block - 1)
+            if wanted > self._request_blocks:
+                wanted -= wanted % self._request_blocks
+            if wanted < min(self._request_blocks, scan.ahead):
+                return
             del self._scans[(number, end)]
-            window = min(scan.window * GROWTH, self._max_window)
-            self._remember(number, _Scan(window, end, end + window))
-            for run in self._runs(number, file, end, window):
+            self._remember(number, _Scan(block, end + wanted, ahead))
+            for run in self._runs(number, file, end, wanted):
                 self._submit(number, file, run)
 
     # --- requests (with the lock held, but for `_run`) ----------------------------------------------------------------
@@ -173,13 +179,12 @@ class BlockReader:
         With `force`, the first block in any case.
         """
         blocks_in_file = (file.size + self._block_size - 1) // self._block_size
-        most = max(1, REQUEST_BYTES // self._block_size)
         runs: list[range] = []
         for block in range(first, min(first + window, blocks_in_file)):
             key = _key(number, block)
             if self._is_near(key, file, block) and not (force and block == first):
                 continue
-            if runs and runs[-1].stop == block and len(runs[-1]) < most:
+            if runs and runs[-1].stop == block and len(runs[-1]) < self._request_blocks:
                 runs[-1] = range(runs[-1].start, block + 1)
             else:
                 runs.append(range(block, block + 1))

@@ -32,7 +32,7 @@ WHOLE_FILE_BYTES = 1 << 20
 TAIL_BYTES_PER_FILE_BYTE = 1 / 100
 """First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
 MIN_TAIL_BYTES = 1 << 14
-PARALLEL_REQUESTS = 16
+PARALLEL_REQUESTS = 32
 DAMAGE_HINT = "the file is damaged: litevfs verify shows what else is; a new snapshot on the primary replaces it"
 
 
