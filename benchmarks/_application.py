@@ -80,9 +80,10 @@ def make_database(database: Path, rows: int) -> None:
 
 
 def notes(rng: random.Random) -> list[str]:
-    """Text that compresses to about half its size, as that of real rows does."""
+    """Text that compresses to about half its size, as that of real rows does: most of a note is one of few phrases."""
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(3000)]
-    return [" ".join(rng.choices(words, k=25)) for _ in range(NOTES)]
+    phrases = [" ".join(rng.choices(words, k=21)) for _ in range(6)]
+    return [f"{rng.choice(phrases)} {' '.join(rng.choices(words, k=4))}" for _ in range(NOTES)]
 
 
 def write_rows(arguments: argparse.Namespace) -> None:
