@@ -111,7 +111,7 @@ class Follower:
             files += self._fetcher.list_levels(RARE_LEVELS)
         return files
 
-    def _resync(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> None:
+    def _resync(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> Lineage:
         """Bridge gaps, notice another replica in the same place, leave files that have vanished."""
         if not files:  # and the anchor stays, so that whatever comes next is looked at as closely
             raise ReplicaEmptyError(
@@ -120,13 +120,14 @@ class Follower:
         lineage = self._lineage(snapshot, files)
         if lineage is not Lineage.SAME:
             self._build_anew(snapshot, files, lineage, publish)
-            return
+            return lineage
         chain = extend(snapshot.txid, files)
         snapshot = self._advance(snapshot, chain, publish)
         snapshot = self._move_to_compacted_files(snapshot, files, publish)
         self._note_position(files, snapshot)
         if chain.gap is not None:
             raise gap_error(chain.gap)
+        return lineage
 
     def _build_anew(self, old: Snapshot, files: list[LTXFileInfo], lineage: Lineage, publish: Publish) -> None:
         if lineage is Lineage.OTHER:
@@ -159,10 +160,18 @@ class Follower:
             publish(snapshot, [file.max_txid for file in chain.files])
         return snapshot
 
-    def _apply(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None) -> Snapshot:
+    def _apply(
+        self,
+        snapshot: Snapshot,
+        files: Sequence[LTXFileInfo],
+        known: Snapshot | None = None,
+        *,
+        is_live: bool = True,
+    ) -> Snapshot:
         """The state after `files`, fetched in parallel, each checked before it is used.
 
-        Files that the state `known` uses keep their number, so that what is cached of them stays of use.
+        Files that the state `known` uses keep their number, so that what is cached of them stays of use. Times are
+        remembered of the live history only.
         """
         numbers = {file: number for number, file in known.files.items()} if known else {}
         for start in range(0, len(files), FETCHED_AT_ONCE):
@@ -171,7 +180,14 @@ class Follower:
                 checks = None if fetched.data is None else frame_checks(fetched.index, fetched.data)
                 snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index, checks))
                 self._keep(number, fetched)
+                if is_live and fetched.info.level != SNAPSHOT_LEVEL:
+                    self._note_time(fetched.header.max_txid, fetched.header.timestamp_ms)
         return snapshot
+
+    def _note_time(self, txid: int, timestamp_ms: int) -> None:
+        self._times[txid] = timestamp_ms
+        while len(self._times) > MAX_TIMES:
+            self._times.popitem(last=False)
 
     def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
         """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
@@ -179,12 +195,6 @@ class Follower:
         level_0 = [file for file in covered if file.level == 0]
         self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
         self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
-        self._note_time(snapshot.txid, snapshot.timestamp_ms)
-
-    def _note_time(self, txid: int, timestamp_ms: int) -> None:
-        self._times[txid] = timestamp_ms
-        while len(self._times) > MAX_TIMES:
-            self._times.popitem(last=False)
 
     # --- replicas that were replaced ----------------------------------------------------------------------------------
 
@@ -193,20 +203,22 @@ class Follower:
 
         A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
         timestamp than we know proves another history, and the known one at the snapshot's own TXID proves the same.
-        A full snapshot can carry the time at which it was made, so that one proves nothing when it differs.
+        Full snapshots prove nothing, unless they are the file we know: they carry the time at which they were made.
         """
-        evidence = [f for f in files if f.max_txid in self._times]
+        ours = {*snapshot.files.values(), *self._seen}
+        evidence = [f for f in files if f in ours or (f.max_txid in self._times and f.level != SNAPSHOT_LEVEL)]
         for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
-            known = file in self._seen or self._read_time(file) == self._times[file.max_txid]
-            if not known and file.level != SNAPSHOT_LEVEL:
+            if file not in ours and self._read_time(file) != self._times[file.max_txid]:
                 return Lineage.OTHER
-            if known and file.max_txid == snapshot.txid:
+            if file.max_txid == snapshot.txid:
                 return Lineage.SAME
-        newest = max(files, key=lambda f: f.max_txid)
-        if newest.max_txid > snapshot.txid:
+        if any(file.max_txid > snapshot.txid for file in files):
             return Lineage.UNKNOWN
         # Behind what we have: a stale listing, unless its newest transaction is younger than ours.
-        return Lineage.OTHER if self._read_time(newest) > snapshot.timestamp_ms else Lineage.SAME
+        transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
+        newest = max(transactions, key=lambda f: f.max_txid, default=None)
+        ours_ms = self._times.get(snapshot.txid, snapshot.timestamp_ms)
+        return Lineage.OTHER if newest is not None and self._read_time(newest) > ours_ms else Lineage.SAME
 
     def _read_time(self, file: LTXFileInfo) -> int:
         return self._fetcher.read_header(file).timestamp_ms
@@ -235,9 +247,11 @@ class Follower:
         On the way, the published state moves on as in `follow`.
         """
         files = self._list_all()
+        is_proved = False
         if published is not None:
             try:
-                self._resync(published, files, publish)
+                lineage = self._resync(published, files, publish)
+                is_proved = lineage is Lineage.SAME and published.epoch == wanted.epoch
             except (ReplicaEmptyError, TXIDGapError) as error:
                 logger.info("while looking for files that are gone: %s", error)
         try:
@@ -245,8 +259,8 @@ class Follower:
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
         start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
-        again = self._apply(start, chain.files, known=wanted)
-        return self._as_view(again) if again.timestamp_ms == wanted.timestamp_ms else None
+        again = self._apply(start, chain.files, known=wanted, is_live=False)
+        return self._as_view(again) if is_proved or again.timestamp_ms == wanted.timestamp_ms else None
 
     # --- fixed states -------------------------------------------------------------------------------------------------
 
@@ -264,7 +278,8 @@ class Follower:
     def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
         """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
         chain = newest_state(files, txid)
-        return self._as_view(self._apply(empty_snapshot(epoch=next(self._view_epochs)), chain.files))
+        start = empty_snapshot(epoch=next(self._view_epochs))
+        return self._as_view(self._apply(start, chain.files, is_live=False))
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))

@@ -188,16 +188,24 @@ class Replica:
             if self._closed:
                 raise _closed_error()
             try:
-                if before is None:
-                    newest = self._follower.open_newest()
-                    self._publish(newest, [newest.txid])
-                else:
-                    self._follower.follow(before, self._publish)
+                try:
+                    self._look()
+                except StorageNotFoundError as error:
+                    # Retention took a file between the listing and the read, or Litestream set the time of a new one.
+                    logger.info("%s: looking again: %s", self.url, error)
+                    self._look()
             except Exception as error:
                 self._note_failure(error)
                 raise
             self._note_success()
             return self.snapshot is not before
+
+    def _look(self) -> None:
+        if self.snapshot is None:
+            newest = self._follower.open_newest()
+            self._publish(newest, [newest.txid])
+        else:
+            self._follower.follow(self.snapshot, self._publish)
 
     def _note_failure(self, error: Exception) -> None:
         """Say it once when it begins and once when it has lasted; status and lag show it all the while."""
