@@ -188,8 +188,8 @@ class Capture:
             timestamp_ms=max(time.time_ns() // 1_000_000, before.timestamp_ms),
             wal_offset=content.wal_offset,
             wal_size=content.wal_size,
-            wal_salt1=content.end.salt1 if content.wal_offset else 0,
-            wal_salt2=content.end.salt2 if content.wal_offset else 0,
+            wal_salt1=content.end.salt1,
+            wal_salt2=content.end.salt2,
         )
         file = self._folder.add_pending(header.max_txid, self._encode(header, content))
         size, trailer = fingerprint(file.path)

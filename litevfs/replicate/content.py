@@ -7,7 +7,7 @@ database could see: the one after the last frame that SQLite had published when 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from litevfs.errors import WALError
 from litevfs.ltx.format import lock_pgno
@@ -29,8 +29,8 @@ class Content:
     commit: int  # size of the database, pages
     page_size: int  # bytes
     end: WALPosition  # where the next changes begin
-    wal_offset: int = 0  # bytes; where the frames of the changes begin, 0 for a whole database
-    wal_size: int = 0  # bytes
+    wal_offset: int  # bytes; where the frames that it holds begin in the WAL (Litestream goes on from their end)
+    wal_size: int  # bytes; all of the WAL's frames for a whole database
 
 
 def read_changes(wal: WALReader, state: WALState, start: WALPosition) -> Content:
@@ -58,10 +58,12 @@ def read_database(wal: WALReader, state: WALState, transaction: ReadTransaction,
     """
     if not state.is_backfilled:
         changes = read_changes(wal, state, _header(state).start)
-        return Content(_overlaid(transaction, changes), changes.commit, page_size, changes.end)
+        return replace(changes, pages=_overlaid(transaction, changes), page_size=page_size)
     commit = transaction.page_count()
     end = _position(wal, state)
-    return Content(_pages_of_file(transaction, page_size, commit), commit, page_size, end)
+    frame_size = 0 if state.header is None else state.header.frame_size
+    pages = _pages_of_file(transaction, page_size, commit)
+    return Content(pages, commit, page_size, end, HEADER_SIZE, end.frame * frame_size)
 
 
 def _position(wal: WALReader, state: WALState) -> WALPosition:
