@@ -1,7 +1,8 @@
 """Which states a replica holds, and which of them was the newest at a given time. Pure but for the clock.
 
 A file's timestamp is that of its last transaction, so timestamps grow with `max_txid`: a binary search reads the
-headers of a handful of files however long the history is.
+headers of a handful of files however long the history is. Full snapshots are the exception: they carry the time at
+which they were made, and are asked only about states that no other file ends at.
 """
 
 from __future__ import annotations

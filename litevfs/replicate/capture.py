@@ -53,7 +53,8 @@ class Capture:
         self._database = SourceDatabase(path, switch_to_wal=switch_to_wal)
         self._wal_state = WALState(None, 0, 0)
         self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
-        self._may_start_over = False  # whether it lets the WAL be started over
+        self._may_start_over = False  # whether it let the WAL be started over when it began
+        self._has_moved_up = False  # whether another one has taken its place since, which does not
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
         self._pause = threading.Event()  # never set
         self.state: State | None = folder.load()
@@ -76,9 +77,9 @@ class Capture:
         return self._wal_state.frames
 
     @property
-    def may_start_over(self) -> bool:
-        """Whether nothing of the replicator keeps a checkpoint of others from finishing."""
-        return self._may_start_over
+    def is_at_mark_zero(self) -> bool:
+        """Whether the read transaction keeps the WAL from being copied out at all, once something is written there."""
+        return self._may_start_over and not self._has_moved_up
 
     def begin(self, replica_url: str, txid: int, timestamp_ms: int, page_size: int, reason: str) -> None:
         """Forget the local state: the next step takes the whole database as TXID `txid` + 1."""
@@ -104,8 +105,11 @@ class Capture:
         return None
 
     def settle(self) -> None:
-        """Between steps, while nothing is new: let a checkpoint of others finish that only waits for us to move on."""
+        """Between steps: let checkpoints of others finish that only wait for us to move on."""
         if self.state is None or self.reason is not None or not self._is_holding:
+            return
+        if self._may_start_over:
+            self._move_up()
             return
         if self._database.wal_frames() == self.state.position.frame:
             with WALReader(self._database.wal_path) as wal:
@@ -121,6 +125,17 @@ class Capture:
         self._database = SourceDatabase(self._path, switch_to_wal=self._switch_to_wal)
         self.reason = "the database file was replaced by another"
         self.step()
+
+    def _move_up(self) -> None:
+        """Leave read mark zero as soon as something was written: nothing is copied out of the WAL while it is held.
+
+        The application tries that at each commit from 1,000 frames on, in vain and ever more slowly. Nothing needs to
+        be read for it: since nothing was copied out, the WAL holds all that was written since the position, and the new
+        transaction has a mark above zero, which keeps it there. Only the next step may move on from that one.
+        """
+        if not self._has_moved_up and self._database.is_behind_wal():
+            with self._database.hand_over():
+                self._has_moved_up = True
 
     def _read_on(self, wal: WALReader) -> None:
         if self._is_holding and self._is_up_to_date(wal):
@@ -264,10 +279,11 @@ class Capture:
         elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
             self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
         self._is_holding, self._wal_state, self._may_start_over = True, state, state.is_backfilled
+        self._has_moved_up = False
 
     def _let_go(self) -> None:
         self._database.release()
-        self._is_holding = self._may_start_over = False
+        self._is_holding = self._may_start_over = self._has_moved_up = False
 
     def _known_state(self) -> State:
         if self.state is None:

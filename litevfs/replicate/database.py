@@ -154,6 +154,11 @@ class SourceDatabase:
         """Number of the last frame of the last transaction that readers see."""
         return self._counts()[0]
 
+    def is_behind_wal(self) -> bool:
+        """Whether the WAL has frames that the database file does not have yet."""
+        frames, backfilled = self._counts()
+        return frames > backfilled
+
     def is_kept_from_writing(self) -> bool:
         """Whether a checkpoint holds writers off: somebody has the write lock, and the one for checkpoints."""
         self._spare.set_busy_timeout(0)

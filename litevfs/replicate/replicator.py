@@ -28,6 +28,8 @@ from litevfs.replicate.uploads import replica_position, retry_transient, upload,
 
 logger = logging.getLogger("litevfs.replicate")
 
+_MOVE_UP_INTERVAL_S = 0.02
+"""How long the application's own checkpoints may be kept from anything after a pause: a few hundred transactions."""
 _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of somebody else may have to wait for our read transaction to move on."""
 
@@ -269,7 +271,7 @@ class Replicator:
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())
-        return remaining if self._capture.may_start_over else min(remaining, _SETTLE_INTERVAL_S)
+        return min(remaining, _MOVE_UP_INTERVAL_S if self._capture.is_at_mark_zero else _SETTLE_INTERVAL_S)
 
     def _settle(self, deadline: float) -> None:
         with self._holding(self._capture_lock, deadline):

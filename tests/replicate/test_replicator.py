@@ -190,6 +190,25 @@ def test_a_checkpoint_of_the_application_waits_for_one_sync_at_most(app, client,
     assert_replicated(client, app.path)
 
 
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_what_is_written_after_a_pause_can_be_copied_out_of_the_wal_before_the_next_sync(
+    app, client, replicate, rounds: int
+):
+    """Held at read mark zero, as it is after a pause, nothing could be, and each commit would look in vain."""
+    replicator = replicate(app, sync_interval_s=3600)
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    for _ in range(rounds):
+        app.insert(30, 3000)
+        wait_until(lambda: app.checkpoint("PASSIVE")[2] > 0)
+        app.insert(5)
+        replicator.sync()
+        assert_replicated(client, app.path)
+        app.checkpoint("PASSIVE")
+        replicator.sync()
+    assert replicator.status.snapshots == 1, replicator.status.last_snapshot_reason
+
+
 def test_a_checkpoint_that_waits_for_the_very_place_the_replicator_took_gets_it(app, client, replicate):
     """Rare, made to happen: SQLite would let it wait for that place until it gives up, and writers with it."""
     app.execute("PRAGMA wal_autocheckpoint=0")
