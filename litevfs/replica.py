@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from litevfs.backoff import Backoff
@@ -38,6 +37,7 @@ from litevfs.poller import Poller
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.snapshot import Snapshot
 from litevfs.status import ReplicaStatus, State
+from litevfs.views import OtherStates
 from litevfs.write_behind import disk_cache_for
 
 logger = logging.getLogger("litevfs.replica")
@@ -52,8 +52,6 @@ MIN_REFRESH_S = 1.0
 """However soon somebody wants an answer, a storage gets this long to give one."""
 JUST_NOW_S = 1.0
 """A state that was the newest so shortly ago is new enough to open."""
-MAX_REMEMBERED = 8
-"""Fixed views that are remembered, and states made again after their files had moved."""
 
 
 class Replica:
@@ -64,8 +62,7 @@ class Replica:
         self.snapshot: Snapshot | None = None  # the published state
         self._open_storage()
         self._follower = Follower(self.fetcher, self.pages.keep)
-        self._views: OrderedDict[int, Snapshot] = OrderedDict()  # fixed states, by TXID
-        self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
+        self._others = OtherStates(self._follower)
         self._poller: Poller | None = None
         self._interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
@@ -313,12 +310,7 @@ class Replica:
         with self._refresh_lock:
             if self._closed:
                 raise _closed_error()
-            files, txid = self._follower.find_state(txid, timestamp_ms)
-            view = self._views.get(txid)
-            if view is None or not set(view.files.values()).issubset(files):
-                view = self._views[txid] = self._follower.build_view(files, txid)
-            while len(self._views) > MAX_REMEMBERED:
-                self._views.popitem(last=False)
+            view = self._others.view(txid, timestamp_ms)
             if self.snapshot is None:
                 self.pages.follow(view)
             return view
@@ -330,17 +322,13 @@ class Replica:
         """
         missing = snapshot.files[snapshot.file_number(pgno)]
         with self._refresh_lock:
-            for known in (self.snapshot, self._rebuilt.get((snapshot.epoch, snapshot.txid))):
-                if known is not None and _holds_same(known, snapshot, pgno):
-                    return known
-            again = self._follower.find_again(snapshot, self.snapshot, self._publish)
-            if again is not None:
-                self._rebuilt[(again.epoch, again.txid)] = again
-                while len(self._rebuilt) > MAX_REMEMBERED:
-                    self._rebuilt.popitem(last=False)
-                return again
-            if self.snapshot is not None and _holds_same(self.snapshot, snapshot, pgno):
-                return self.snapshot
+            found = (
+                self._others.find_known(snapshot, pgno, self.snapshot)
+                or self._others.find_again(snapshot, self.snapshot, self._publish)
+                or self._others.find_known(snapshot, pgno, self.snapshot)  # which has moved on meanwhile
+            )
+        if found is not None:
+            return found
         raise PageUnavailableError(
             f"page {pgno} of the state that this transaction reads is gone: its LTX file was deleted or replaced",
             level=missing.level,
@@ -405,24 +393,14 @@ class Replica:
         )
 
 
-def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
-    """Whether `known` has the version of page `pgno` that `wanted` has, in another file."""
-    if known.epoch != wanted.epoch or not known.file_number(pgno):
-        return False
-    same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid
-    return same and known.files[known.file_number(pgno)] != wanted.files[wanted.file_number(pgno)]
-
-
 def _closed_error() -> StorageClosedError:
     return StorageClosedError("the replica is closed")
 
 
-class _refresh_without_owning:  # noqa: N801 (a function with a weak reference)
-    def __init__(self, reference: weakref.ref[Replica]) -> None:
-        self._reference = reference
-
-    def __call__(self) -> bool:
-        replica = self._reference()
-        if replica is not None:
+def _refresh_without_owning(reference: weakref.ref[Replica]) -> Callable[[], bool]:
+    def refresh() -> bool:
+        if (replica := reference()) is not None:
             replica.refresh()
         return replica is not None
+
+    return refresh

@@ -50,8 +50,9 @@ LAYERS = {
     "history": "plan fetch options replica_clients.base ltx.*",
     "follower": "history plan fetch snapshot replica_clients.base ltx.*",
     "bounded": "",
+    "views": "follower snapshot",
     "poller": "backoff fetch",
-    "replica": "backoff bounded follower poller status pages snapshot fetch write_behind disk_cache plan options "
+    "replica": "backoff bounded views follower poller status pages snapshot fetch write_behind disk_cache plan options "
     "replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options",
