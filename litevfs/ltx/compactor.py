@@ -39,7 +39,7 @@ def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
     """The bytes, piece by piece, of the one file that does what `inputs`, oldest first, do in order.
 
     For each page the newest input wins; pages above the newest commit are dropped. The result carries checksums when
-    all inputs do. Memory: one frame of each input, and 8 bytes a page for the index of the result. Raises
+    all inputs do. Memory: one frame of each input, and about 9 bytes a page for the index of the result. Raises
     LTXFormatError: before the first piece when the inputs do not fit together, later when a frame is damaged.
     """
     header = compacted_header([source.header for source in inputs])
@@ -88,7 +88,7 @@ def _write(inputs: Sequence[CompactionInput], header: Header) -> Iterator[bytes]
     yield encoder.begin()
     for pgno, frame in _newest_frames(inputs, header.commit):
         yield encoder.frame(pgno, frame, decode_frame(frame, pgno, header.page_size))
-    yield encoder.finish(inputs[-1].trailer.post_apply_checksum if header.has_checksums else 0)
+    yield from encoder.finish_in_parts(inputs[-1].trailer.post_apply_checksum if header.has_checksums else 0)
 
 
 def _newest_frames(inputs: Sequence[CompactionInput], commit: int) -> Iterator[tuple[int, bytes]]:

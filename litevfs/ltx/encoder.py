@@ -6,7 +6,7 @@ Source: superfly/ltx, `encoder.go`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from lz4.block import compress as lz4_block_compress
 
@@ -15,6 +15,8 @@ from litevfs.ltx.checksum import DatabaseChecksum, FileChecksum
 from litevfs.ltx.decoder import check_checksums
 from litevfs.ltx.format import (
     END_OF_PAGES,
+    HEADER_SIZE,
+    INDEX_SIZE_FIELD_SIZE,
     MAX_FRAME_SIZE,
     PAGE_FLAG_SIZE,
     PAGE_HEADER_SIZE,
@@ -22,13 +24,15 @@ from litevfs.ltx.format import (
     Trailer,
 )
 from litevfs.ltx.frame import FRAME_HEADER_SIZE, checksummed_headers
-from litevfs.ltx.page_index import PageOrder, encode_page_index, page_index_from_frames
+from litevfs.ltx.page_index import PageOrder, encode_entries, page_index_from_frames
+
+_ENTRIES_AT_ONCE = 1 << 16
 
 
 class Encoder:
     """Writes one file: `begin()`, `page()` or `frame()` for each page ascending, `finish()`.
 
-    Each call returns the next bytes of the file. Memory: 8 bytes a page, 50 while `finish()` writes the page index.
+    Each call returns the next bytes of the file. Memory: the page index of the result, encoded (about 9 bytes a page).
     """
 
     def __init__(self, header: Header) -> None:
@@ -36,7 +40,9 @@ class Encoder:
         self._header = header
         self._order = PageOrder(header)
         self._state = "new"  # then "pages", then "finished"
-        self._pgnos, self._sizes = array("I"), array("I")
+        self._pgnos, self._sizes = array("I"), array("I")  # of frames whose index entries are not encoded yet
+        self._entries: list[bytes] = []  # of the page index, encoded
+        self._offset = HEADER_SIZE  # of the first frame whose entry is not encoded yet
         self._file_checksum = FileChecksum()
         self._database_checksum = DatabaseChecksum()  # of a snapshot that carries checksums
 
@@ -80,17 +86,30 @@ class Encoder:
         Raises LTXFormatError when pages of a snapshot are missing, or when the checksum may not or must be given,
         LTXChecksumError when it is not that of the snapshot's pages.
         """
+        return b"".join(self.finish_in_parts(post_apply_checksum))
+
+    def finish_in_parts(self, post_apply_checksum: int = 0) -> Iterator[bytes]:
+        """What `finish` returns, piece by piece. Raises as it does, at the latest before the trailer."""
         self._check_open()
         self._order.end()
-        index = encode_page_index(page_index_from_frames(self._pgnos, self._sizes))
-        self._file_checksum.update(END_OF_PAGES)
-        self._file_checksum.update(index)
+        self._state = "finished"
+        self._encode_entries()
+        entries_size = sum(map(len, self._entries)) + 1
+        last = b"\0" + entries_size.to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
+        for part in (END_OF_PAGES, *self._entries, last):
+            self._file_checksum.update(part)
+            yield part
         self._file_checksum.update(post_apply_checksum.to_bytes(8, "big"))
         trailer = Trailer(post_apply_checksum, self._file_checksum.value)
         trailer.validate(self._header)
         check_checksums(self._header, trailer, self._file_checksum, self._database_checksum)
-        self._state = "finished"
-        return b"".join((END_OF_PAGES, index, trailer.pack()))
+        yield trailer.pack()
+
+    def _encode_entries(self) -> None:
+        if self._pgnos:
+            self._entries.append(encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset)))
+            self._offset += sum(self._sizes)
+            del self._pgnos[:], self._sizes[:]
 
     def _check_open(self) -> None:
         if self._state != "pages":
@@ -109,6 +128,8 @@ class Encoder:
             self._database_checksum.toggle(pgno, page)
         self._pgnos.append(pgno)
         self._sizes.append(len(frame))
+        if len(self._pgnos) == _ENTRIES_AT_ONCE:
+            self._encode_entries()
 
     def _refused(self, what: str) -> LTXFormatError:
         return LTXFormatError(
