@@ -84,11 +84,23 @@ def test_under_load_every_txid_is_a_state_of_the_source_and_the_application_hard
     assert opened(rebuilt(client)).execute("SELECT n FROM ledger").fetchone() == (int(count),)
 
 
+KILLS = [
+    pytest.param(page_size, kills, marks=pytest.mark.soak if kills == 20 and page_size != 1024 else ())
+    for page_size in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    for kills in ((20,) if page_size == 1024 else (6, 20))
+]
+
+
 @pytest.mark.plan("D15", "K03")
-def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_is_corrupt(database, client):
+@pytest.mark.parametrize(("page_size", "kills"), KILLS)
+def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_is_corrupt(
+    tmp_path, client, page_size: int, kills: int
+):
+    database = tmp_path / "app.db"
+    create(str(database), page_size=page_size)
     rng = random.Random(15)
     with program("write", database, 2) as writer:
-        for kill in range(20):
+        for kill in range(kills):
             before = file_count(client)
             with program("replicate", database, client.url) as replicator:
                 assert replicator.stdout.readline() == "started\n"
@@ -100,7 +112,7 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_is_co
         ended(writer)
     with Replicator(database, client) as replicator:
         replicator.sync()
-    assert len(client.list_files(0)) > 5
+    assert len(client.list_files(0)) > (5 if kills == 20 else 0)
     assert_every_state_is_sound(client)
     assert_replicated(client, database)
 
