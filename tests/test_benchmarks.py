@@ -59,6 +59,7 @@ def test_local_compares_equal_answers_of_all_competitors(tmp_path: Path) -> None
         assert all(len(times) == 2 and min(times) > 0 for times in result["samples"].values())
 
 
+@pytest.mark.soak  # half a minute with the next one, and .ci/run runs both scripts
 @pytest.mark.s3
 def test_s3_counts_the_requests_of_every_case(tmp_path: Path) -> None:
     results = measured("s3", tmp_path)
@@ -81,6 +82,7 @@ def test_memory_of_the_page_map_is_within_its_limit(tmp_path: Path) -> None:
     assert all(result["met"] for result in judged), results
 
 
+@pytest.mark.soak
 def test_replicate_compares_rounds_with_and_without_and_checks_the_replica(tmp_path: Path) -> None:
     results = measured("replicate", tmp_path)
     replicators = {"litevfs"} | ({"litestream"} if shutil.which("litestream") else set())

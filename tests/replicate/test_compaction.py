@@ -271,7 +271,8 @@ def test_inputs_that_vanish_are_looked_for_again() -> None:
     check_every_file(client, history)
 
 
-def test_files_that_stay_unreadable_end_the_attempt_with_their_error() -> None:
+def test_files_that_stay_unreadable_end_the_attempt_with_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("litevfs.backoff.Backoff.base_s", 0.001)
     client = memory_client(History(seed=13).run(3))
     faults = Faults("faulty://compaction")
     faults.add(Fault("not_found", operations=("read",)))
