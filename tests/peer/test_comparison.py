@@ -16,6 +16,7 @@ def _parameter(situation: Situation) -> object:
     return pytest.param(situation, id=f"{situation.key}: {situation.title}", marks=marks)
 
 
+@pytest.mark.soak  # it asserts nothing of litevfs: `-m peer` asks for it
 @pytest.mark.peer
 @pytest.mark.parametrize("situation", [_parameter(s) for s in SITUATIONS])
 def test_what_litestreams_vfs_does_is_recorded(

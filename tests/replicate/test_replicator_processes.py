@@ -87,7 +87,7 @@ def test_under_load_every_txid_is_a_state_of_the_source_and_the_application_hard
 KILLS = [
     pytest.param(page_size, kills, marks=pytest.mark.soak if kills == 20 and page_size != 1024 else ())
     for page_size in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-    for kills in ((20,) if page_size == 1024 else (6, 20))
+    for kills in ((20,) if page_size == 1024 else (4, 20))
 ]
 
 
