@@ -214,11 +214,13 @@ class Follower:
                 return Lineage.SAME
         if any(file.max_txid > snapshot.txid for file in files):
             return Lineage.UNKNOWN
-        # Behind what we have: a stale listing, unless its newest transaction is younger than ours.
+        # No further than what we have: a stale listing, unless its newest transaction is younger than ours. Where only
+        # full snapshots are left, one that was made later may be of any history.
         transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
-        newest = max(transactions, key=lambda f: f.max_txid, default=None)
-        ours_ms = self._times.get(snapshot.txid, snapshot.timestamp_ms)
-        return Lineage.OTHER if newest is not None and self._read_time(newest) > ours_ms else Lineage.SAME
+        newest = max(transactions or files, key=lambda f: f.max_txid)
+        if self._read_time(newest) <= self._times.get(snapshot.txid, snapshot.timestamp_ms):
+            return Lineage.SAME
+        return Lineage.OTHER if transactions else Lineage.UNKNOWN
 
     def _read_time(self, file: LTXFileInfo) -> int:
         return self._fetcher.read_header(file).timestamp_ms
