@@ -6,6 +6,7 @@ Each test runs `python -m tests.model`, which says with which seed a failure is 
 from __future__ import annotations
 
 import re
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,8 @@ def assert_was_worth_it(happened: dict[str, int]) -> None:
 @pytest.mark.plan("D13")
 @pytest.mark.timeout(900)  # a failure is shrunk first
 def test_every_read_is_the_image_of_its_txid_whatever_happens():
-    assert_was_worth_it(course())
+    # Another course each time, but where a change is judged: there a failure has to be the change's.
+    assert_was_worth_it(course(*(("--seed", "11") if os.environ.get("CI") else ())))
 
 
 @pytest.mark.plan("D13")
