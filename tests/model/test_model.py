@@ -5,8 +5,8 @@ Each test runs `python -m tests.model`, which says with which seed a failure is 
 
 from __future__ import annotations
 
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
