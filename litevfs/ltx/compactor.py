@@ -1,4 +1,4 @@
-"""Several contiguous LTX files into one: their frames merged in page order. Does no I/O.
+"""Several contiguous LTX files into one: their frames merged in page order. Opens no file.
 
 Source: superfly/ltx, `compactor.go`. Frames are taken over as they are; each is decoded once, because the file checksum
 covers the pages.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import IO, Protocol
 
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.encoder import Encoder
@@ -35,17 +35,18 @@ class CompactionInput(Protocol):
         ...
 
 
-def compact(inputs: Sequence[CompactionInput]) -> Iterator[bytes]:
+def compact(inputs: Sequence[CompactionInput], *, spool: IO[bytes] | None = None) -> Iterator[bytes]:
     """The bytes, piece by piece, of the one file that does what `inputs`, oldest first, do in order.
 
     For each page the newest input wins; pages above the newest commit are dropped. The result carries checksums when
-    all inputs do. Memory: one frame of each input, and about 9 bytes a page for the index of the result. Raises
-    LTXFormatError: before the first piece when the inputs do not fit together, later when a frame is damaged.
+    all inputs do. Memory: one frame of each input; `spool` keeps the index of the result meanwhile (see `Encoder`).
+
+    Raises LTXFormatError: before the first piece when the inputs do not fit together, later when a frame is damaged.
     """
     header = compacted_header([source.header for source in inputs])
     if header.has_checksums:
         _check_checksum_chain(inputs)
-    return _write(inputs, header)
+    return _write(inputs, Encoder(header, spool=spool))
 
 
 def compacted_header(headers: Sequence[Header]) -> Header:
@@ -83,8 +84,8 @@ def _check_checksum_chain(inputs: Sequence[CompactionInput]) -> None:
             )
 
 
-def _write(inputs: Sequence[CompactionInput], header: Header) -> Iterator[bytes]:
-    encoder = Encoder(header)
+def _write(inputs: Sequence[CompactionInput], encoder: Encoder) -> Iterator[bytes]:
+    header = encoder.header
     yield encoder.begin()
     for pgno, frame in _newest_frames(inputs, header.commit):
         yield encoder.frame(pgno, frame, decode_frame(frame, pgno, header.page_size))

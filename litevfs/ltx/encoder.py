@@ -1,4 +1,4 @@
-"""Pages to the bytes of an LTX file, one piece at a time. Refuses what the format forbids. Does no I/O.
+"""Pages to the bytes of an LTX file, one piece at a time. Refuses what the format forbids. Opens no file.
 
 Source: superfly/ltx, `encoder.go`.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
+from io import BytesIO
+from typing import IO
 
 from lz4.block import compress as lz4_block_compress
 
@@ -27,21 +29,24 @@ from litevfs.ltx.frame import FRAME_HEADER_SIZE, checksummed_headers
 from litevfs.ltx.page_index import PageOrder, encode_entries, page_index_from_frames
 
 _ENTRIES_AT_ONCE = 1 << 16
+_SPOOL_READ_BYTES = 1 << 18
 
 
 class Encoder:
     """Writes one file: `begin()`, `page()` or `frame()` for each page ascending, `finish()`.
 
-    Each call returns the next bytes of the file. Memory: the page index of the result, encoded (about 9 bytes a page).
+    Each call returns the next bytes of the file. The page index comes at its end, and is kept until then: in `spool`,
+    an empty binary file open for reading and writing, or in memory if there is none (about 9 bytes a page).
     """
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, *, spool: IO[bytes] | None = None) -> None:
         header.validate()
         self._header = header
         self._order = PageOrder(header)
         self._state = "new"  # then "pages", then "finished"
         self._pgnos, self._sizes = array("I"), array("I")  # of frames whose index entries are not encoded yet
-        self._entries: list[bytes] = []  # of the page index, encoded
+        self._entries: IO[bytes] = BytesIO() if spool is None else spool  # of the page index, encoded
+        self._entries_size = 0  # bytes
         self._offset = HEADER_SIZE  # of the first frame whose entry is not encoded yet
         self._file_checksum = FileChecksum()
         self._database_checksum = DatabaseChecksum()  # of a snapshot that carries checksums
@@ -94,9 +99,7 @@ class Encoder:
         self._order.end()
         self._state = "finished"
         self._encode_entries()
-        entries_size = sum(map(len, self._entries)) + 1
-        last = b"\0" + entries_size.to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
-        for part in (END_OF_PAGES, *self._entries, last):
+        for part in self._end_of_file():
             self._file_checksum.update(part)
             yield part
         self._file_checksum.update(post_apply_checksum.to_bytes(8, "big"))
@@ -105,9 +108,19 @@ class Encoder:
         check_checksums(self._header, trailer, self._file_checksum, self._database_checksum)
         yield trailer.pack()
 
+    def _end_of_file(self) -> Iterator[bytes]:
+        """All between the last frame and the trailer."""
+        yield END_OF_PAGES
+        self._entries.seek(0)
+        while part := self._entries.read(_SPOOL_READ_BYTES):
+            yield part
+        yield b"\0" + (self._entries_size + 1).to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
+
     def _encode_entries(self) -> None:
         if self._pgnos:
-            self._entries.append(encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset)))
+            entries = encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset))
+            self._entries.write(entries)
+            self._entries_size += len(entries)
             self._offset += sum(self._sizes)
             del self._pgnos[:], self._sizes[:]
 

@@ -221,13 +221,14 @@ class Capture:
         self.state = state
 
     def _encode(self, header: Header, content: Content) -> Iterator[bytes]:
-        encoder = Encoder(header)
-        yield encoder.begin()
-        for pgno, page in content.pages:
-            if self._is_closing():
-                raise ReplicatorError("the replicator is being closed", key=str(self._path))
-            yield encoder.page(pgno, page)
-        yield encoder.finish()
+        with self._folder.spool() as spool:
+            encoder = Encoder(header, spool=spool)
+            yield encoder.begin()
+            for pgno, page in content.pages:
+                if self._is_closing():
+                    raise ReplicatorError("the replicator is being closed", key=str(self._path))
+                yield encoder.page(pgno, page)
+            yield from encoder.finish_in_parts()
 
     def _keep_wal_small(self, wal: WALReader) -> None:
         """Checkpoint a WAL that has grown, so that the next writer starts it over."""

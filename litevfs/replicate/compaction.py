@@ -48,7 +48,8 @@ def compact_level(
 
     Returns the new file, or None when there is nothing new. `known` is a file of `level` that was seen before; listing
     starts there instead of at the beginning. Each input is read once, verified whole, and kept in `temp_folder` (the
-    system's if None), together with the result, until that is stored. Memory: about 100 bytes a page of all inputs.
+    system's if None), together with the result, until that is stored. Memory: some
+    megabytes, whatever the size of the database.
 
     Raises TXIDGapError when TXIDs between the two levels are nowhere in the replica, LTXFormatError for a damaged file,
     StorageError, and ReplicatorError when there is no room for temporary files.
@@ -116,10 +117,14 @@ def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str
 def _write_compacted(
     streamer: FileStreamer, files: Sequence[LTXFileInfo], level: int, temp_folder: str | None
 ) -> LTXFileInfo:
-    with _temporary_file(temp_folder) as spool, _temporary_file(temp_folder) as result:
+    with (
+        _temporary_file(temp_folder) as spool,
+        _temporary_file(temp_folder) as page_index,
+        _temporary_file(temp_folder) as result,
+    ):
         inputs = list(_spool(streamer, files, spool))
         with _no_room(temp_folder):
-            result.writelines(compact(inputs))
+            result.writelines(compact(inputs, spool=page_index))
             result.seek(0)
         header = compacted_header([one.header for one in inputs])
         written = streamer.client.write(level, header.min_txid, header.max_txid, result, header.timestamp_ms)

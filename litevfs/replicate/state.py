@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import SpooledTemporaryFile
 
 from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorLockedError
 from litevfs.ltx.format import TRAILER_SIZE
@@ -24,6 +25,7 @@ from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replicate.wal import WALPosition
 
 _VERSION = 1
+_SPOOL_IN_MEMORY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,10 @@ class StateFolder:
                 temp.unlink(missing_ok=True)
                 raise
         return PendingFile(txid, target)
+
+    def spool(self) -> SpooledTemporaryFile[bytes]:
+        """A temporary file that has no name, and is in memory as long as it is small."""
+        return SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES, "w+b", dir=str(self._pending))
 
     def pending(self) -> list[PendingFile]:
         """What waits for its upload, by TXID."""

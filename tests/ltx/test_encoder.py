@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tempfile
+import tracemalloc
 from pathlib import Path
 
 import lz4.frame
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx import Encoder, Header, StreamDecoder, decode_file, encode_file
+from litevfs.ltx.page_index import index_size_from_tail
 from tests.ltx.reference import (
     BIT_63,
     PAGE_SIZES,
@@ -52,6 +55,28 @@ UPDATE = header_of(File(commit=9, min_txid=2, max_txid=2))
 )
 def test_file_is_written_byte_by_byte_as_by_the_reference(file: File):
     assert encode_file(header_of(file), file.all_pages, file.post) == file.write()
+
+
+def test_page_index_waits_in_the_spool_and_not_in_memory(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("litevfs.ltx.encoder._SPOOL_READ_BYTES", 1 << 12)
+    monkeypatch.setattr("litevfs.ltx.encoder._ENTRIES_AT_ONCE", 64)
+    pages = 20_000
+    header = header_of(File(commit=pages))
+    whole = encode_file(header, ((pgno, bytes(512)) for pgno in range(1, pages + 1)))
+    index_bytes = index_size_from_tail(whole[-24:])
+    with tempfile.TemporaryFile() as spool, tempfile.TemporaryFile() as file:
+        encoder = Encoder(header, spool=spool)
+        tracemalloc.start()
+        try:
+            file.write(encoder.begin())
+            for pgno in range(1, pages + 1):
+                file.write(encoder.page(pgno, bytes(512)))
+            file.writelines(encoder.finish_in_parts())
+            assert tracemalloc.get_traced_memory()[1] < index_bytes / 2 < spool.tell()
+        finally:
+            tracemalloc.stop()
+        file.seek(0)
+        assert file.read() == whole
 
 
 @st.composite

@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -239,6 +240,26 @@ def test_damage_is_not_carried_into_a_sound_file() -> None:
     with pytest.raises(LTXFormatError):
         snapshot(client)
     assert names(client, 1) == names(client, 9) == []
+
+
+def peak_bytes_of_snapshot(folder: Path, pages: int) -> int:
+    """What Python allocates at most while two files that both hold all pages become one."""
+    client = FileReplicaClient(folder)
+    for txid in (1, 2):
+        header = Header(page_size=512, commit=pages, min_txid=txid, max_txid=txid, timestamp_ms=START_MS)
+        client.write(0, txid, txid, encode_file(header, ((n, bytes(512)) for n in range(1, pages + 1))), START_MS)
+    tracemalloc.start()
+    try:
+        snapshot(client)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.soak
+def test_memory_of_compaction_does_not_grow_with_the_database(tmp_path: Path) -> None:
+    small = peak_bytes_of_snapshot(tmp_path / "small", 80_000)
+    assert peak_bytes_of_snapshot(tmp_path / "large", 320_000) < small + 500_000  # its page index has 2,160,000 more
 
 
 def test_damage_on_the_way_and_transient_failures_are_overcome() -> None:
