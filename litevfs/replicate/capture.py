@@ -43,13 +43,21 @@ class Capture:
     """The steps for one database. Not safe to use from two threads at once.
 
     `is_closing` is asked between pages; when true, a step under way ends with ReplicatorError and has done nothing.
+    `clock_ms` tells the Unix time, in milliseconds, that a new file is stamped with.
     """
 
     def __init__(
-        self, path: Path, folder: StateFolder, limits: WALLimits, is_closing: Callable[[], bool], *, switch_to_wal: bool
+        self,
+        path: Path,
+        folder: StateFolder,
+        limits: WALLimits,
+        is_closing: Callable[[], bool],
+        clock_ms: Callable[[], int],
+        *,
+        switch_to_wal: bool,
     ) -> None:
         self._path, self._folder, self._limits, self._is_closing = path, folder, limits, is_closing
-        self._switch_to_wal = switch_to_wal
+        self._clock_ms, self._switch_to_wal = clock_ms, switch_to_wal
         self._database = SourceDatabase(path, switch_to_wal=switch_to_wal)
         self._wal_state = WALState(None, 0, 0)
         self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
@@ -200,7 +208,7 @@ class Capture:
             commit=content.commit,
             min_txid=before.txid + 1,
             max_txid=before.txid + 1,
-            timestamp_ms=max(time.time_ns() // 1_000_000, before.timestamp_ms),
+            timestamp_ms=max(self._clock_ms(), before.timestamp_ms),
             wal_offset=content.wal_offset,
             wal_size=content.wal_size,
             wal_salt1=content.end.salt1,

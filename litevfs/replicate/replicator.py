@@ -39,6 +39,11 @@ _CLOSE_GRACE_S = 10.0
 """How much longer than asked `close` may wait for the file system to take what is being written."""
 
 
+def unix_time_ms() -> int:
+    """The system's clock: milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicatorStatus:
     """Where a replicator stands."""
@@ -71,6 +76,9 @@ class Replicator:
     With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
     thread of its own (see `MaintenanceConfig`).
 
+    `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
+    the time of the TXID before is used.
+
     Raises ReplicatorLockedError when another replicator has the database, ReplicatorError when it cannot be replicated,
     OptionError for a bad option.
     """
@@ -85,6 +93,7 @@ class Replicator:
         checkpoint_pages: int = 1000,
         truncate_pages: int = 50_000,
         maintenance: MaintenanceConfig | None = None,
+        clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
@@ -92,6 +101,7 @@ class Replicator:
             raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
         self.path = Path(path).resolve()
         self._sync_interval_s = sync_interval_s
+        self._clock_ms = clock_ms
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._maintenance = maintenance
@@ -111,7 +121,7 @@ class Replicator:
             try:
                 limits = WALLimits(checkpoint_pages, truncate_pages)
                 self._capture = Capture(
-                    self.path, self._folder, limits, self._closed.is_set, switch_to_wal=switch_to_wal
+                    self.path, self._folder, limits, self._closed.is_set, clock_ms, switch_to_wal=switch_to_wal
                 )
             except BaseException:
                 self._folder.close()
@@ -214,7 +224,7 @@ class Replicator:
     def _capture_step(self, deadline: float) -> int:
         with self._holding(self._capture_lock, deadline):
             self._check_open()
-            self._captured_ms = time.time_ns() // 1_000_000
+            self._captured_ms = self._clock_ms()
             self._capture.step()
             return 0 if self._capture.state is None else self._capture.state.txid
 

@@ -58,6 +58,17 @@ def test_a_file_holds_the_newest_version_of_each_page_that_several_commits_chang
     assert_replicated(client, app.path)
 
 
+def test_files_are_stamped_by_the_clock_given_but_never_before_the_file_before(app, client, replicate):
+    now = 0
+    replicator = replicate(app, clock_ms=lambda: now)
+    for now in (5_000, 7_000, 6_000, 9_000):
+        app.insert()
+        replicator.sync()
+        assert replicator.status.last_sync_ms == now
+    assert [file.header.timestamp_ms for file in files_of(client)] == [5_000, 7_000, 7_000, 9_000]
+    assert [info.modified_ms for info in client.list_files(0)] == [5_000, 7_000, 7_000, 9_000]
+
+
 @pytest.mark.parametrize("page_size", ALL_PAGE_SIZES)
 def test_every_page_size_and_kind_of_change_replicates(make_app, client, replicate, page_size: int):
     app = make_app(page_size=page_size, auto_vacuum=page_size // 512 % 3)  # none, full, incremental
