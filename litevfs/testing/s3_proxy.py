@@ -1,21 +1,29 @@
-"""A reverse proxy that records and delays HTTP requests, to count them and to measure under latency.
+"""A reverse proxy that records HTTP requests, delays them and injects faults: to count, and to measure and test.
 
 Forwards bytes as they are (the signed Host header too, so signatures stay valid), over kept-alive connections on both
 sides: a delay is paid once per request, as on a network. Knows HTTP/1.1 framing and nothing of S3.
+
+Faults (`http_faults`) are set in Python, `proxy.faults`, or over HTTP: `POST /_test/inject-fault` takes one or a list
+of them as JSON, `GET` shows those that are set, `DELETE` clears them.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BufferedReader
 from urllib.parse import urlsplit
 
+from litevfs.testing.http_faults import HTTPFault, HTTPFaults, faults_of_json
+
 _CHUNK_BYTES = 1 << 17
 _HEAD_LIMIT_BYTES = 1 << 16
+_CONTROL_PATH = "/_test/inject-fault"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,7 @@ class RecordedRequest:
     path: str  # percent-encoded, as sent
     query: str
     headers: dict[str, str]
+    time: float = 0.0  # time.monotonic() at its arrival, seconds
 
     @property
     def range(self) -> str | None:
@@ -34,13 +43,17 @@ class RecordedRequest:
 
 
 class HTTPProxy:
-    """Listens on a free loopback port from construction to `close`; `delay_s` may be changed at any time."""
+    """Listens on a free loopback port from construction to `close`; `delay_s` and `faults` may be changed at any time.
 
-    def __init__(self, upstream: str, *, delay_s: float = 0.0) -> None:
+    `seed` makes what faults do at random repeatable, for requests that come one after the other.
+    """
+
+    def __init__(self, upstream: str, *, delay_s: float = 0.0, seed: int | None = None) -> None:
         parts = urlsplit(upstream)
         if parts.scheme != "http" or parts.hostname is None:
             raise ValueError(f"not an http endpoint: {upstream}")
         self.delay_s = delay_s  # seconds between a request's arrival and its forwarding
+        self.faults = HTTPFaults(seed=seed)
         self._upstream = (parts.hostname, parts.port or 80)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -124,21 +137,59 @@ class HTTPProxy:
         request_line, headers = _parse_head(head)
         method, target, _ = request_line.split(" ", 2)
         path, _, query = target.partition("?")
+        if path == _CONTROL_PATH:
+            client.sendall(self._control(method, _read_body(headers, from_client)))
+            return True
         with self._lock:
-            self._requests.append(RecordedRequest(method, path, query, headers))
-        if self.delay_s and self._closing.wait(self.delay_s):
+            self._requests.append(RecordedRequest(method, path, query, headers, time.monotonic()))
+        fault = self.faults.take(method, path)
+        delay_s = self.delay_s + (self.faults.delay_s(fault) if fault else 0.0)
+        if delay_s and self._closing.wait(delay_s):
             return False
+        if fault is not None and fault.drop_connection == "before":
+            return False
+        awaits_consent = headers.get("expect", "").lower() == "100-continue"
+        if fault is not None and fault.status:
+            if not awaits_consent:
+                _read_body(headers, from_client)
+            client.sendall(fault.answer())
+            return not awaits_consent  # else its body may or may not follow
         upstream.sendall(head)
-        if headers.get("expect", "").lower() == "100-continue" and not _relay_interim(from_server, client):
+        if awaits_consent and not _relay_interim(from_server, client):
             return False
         _relay_body(headers, from_client, upstream)
+        if fault is not None and fault.changes_body:
+            return self._relay_changed(fault, method, from_server, client)
         return _relay_answer(method, from_server, client)
+
+    def _relay_changed(self, fault: HTTPFault, method: str, from_server: BufferedReader, client: socket.socket) -> bool:
+        head = _read_answer_head(from_server)
+        if head is None:
+            return False
+        status_line, headers = _parse_head(head)
+        body = _read_body(headers, from_server) if _has_body(method, status_line) else b""
+        sent, is_end = self.faults.changed_body(fault, body)
+        if headers.get("transfer-encoding", "").lower() == "chunked":
+            head = _with_length(head, len(body))
+        client.sendall(head + sent)
+        return not is_end and headers.get("connection", "").lower() != "close"
+
+    def _control(self, method: str, body: bytes) -> bytes:
+        """Set, show or clear faults; the answer."""
+        try:
+            if method == "POST":
+                self.faults.add(*faults_of_json(json.loads(body)))
+            elif method == "DELETE":
+                self.faults.clear()
+        except ValueError as error:
+            return _json_answer("400 Bad Request", {"error": str(error)})
+        return _json_answer("200 OK", [asdict(fault) for fault in self.faults.active])
 
 
 @contextmanager
-def running_s3_proxy(upstream: str, *, delay_s: float = 0.0) -> Iterator[HTTPProxy]:
+def running_s3_proxy(upstream: str, *, delay_s: float = 0.0, seed: int | None = None) -> Iterator[HTTPProxy]:
     """An `HTTPProxy` before the endpoint `upstream` (`http://host:port`), closed at the end."""
-    proxy = HTTPProxy(upstream, delay_s=delay_s)
+    proxy = HTTPProxy(upstream, delay_s=delay_s, seed=seed)
     try:
         yield proxy
     finally:
@@ -159,17 +210,26 @@ def _relay_interim(from_server: BufferedReader, client: socket.socket) -> bool:
 
 
 def _relay_answer(method: str, from_server: BufferedReader, client: socket.socket) -> bool:
-    head = _read_head(from_server)
-    while head is not None and head[9:12] == b"100":
-        head = _read_head(from_server)
+    head = _read_answer_head(from_server)
     if head is None:
         return False
     client.sendall(head)
     status_line, headers = _parse_head(head)
-    status = int(status_line.split(" ", 2)[1])
-    if method != "HEAD" and status not in (204, 304):
+    if _has_body(method, status_line):
         _relay_body(headers, from_server, client)
     return headers.get("connection", "").lower() != "close"
+
+
+def _read_answer_head(from_server: BufferedReader) -> bytes | None:
+    """The head of the final answer, or None at the end of the stream."""
+    head = _read_head(from_server)
+    while head is not None and head[9:12] == b"100":
+        head = _read_head(from_server)
+    return head
+
+
+def _has_body(method: str, status_line: str) -> bool:
+    return method != "HEAD" and status_line.split(" ", 2)[1] not in {"204", "304"}
 
 
 def _read_head(stream: BufferedReader) -> bytes | None:
@@ -203,6 +263,30 @@ def _relay_body(headers: dict[str, str], source: BufferedReader, target: socket.
                 return
     else:
         _relay_bytes(source, target, int(headers.get("content-length", "0")))
+
+
+def _read_body(headers: dict[str, str], source: BufferedReader) -> bytes:
+    """A body in memory, without its framing."""
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        return source.read(int(headers.get("content-length", "0")))
+    chunks: list[bytes] = []
+    while size := int(source.readline(_HEAD_LIMIT_BYTES).split(b";")[0], 16):
+        chunks.append(source.read(size))
+        source.readline(_HEAD_LIMIT_BYTES)
+    while source.readline(_HEAD_LIMIT_BYTES).strip():
+        pass
+    return b"".join(chunks)
+
+
+def _with_length(head: bytes, size: int) -> bytes:
+    """The head of a message that came in chunks, for its body in one piece."""
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"transfer-encoding:")]
+    return b"\r\n".join([lines[0], b"Content-Length: %d" % size, *lines[1:]])
+
+
+def _json_answer(status: str, value: object) -> bytes:
+    body = json.dumps(value).encode()
+    return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _relay_line(source: BufferedReader, target: socket.socket) -> int:
