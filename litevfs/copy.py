@@ -16,7 +16,8 @@ from litevfs.errors import LTXFormatError, ReplicaError, StorageNotFoundError, T
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
-from litevfs.stream import FEED_BYTES, FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.stream import FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.verification import FEED_BYTES
 
 Progress = Callable[[int, int], None]
 """Called with (bytes copied so far, bytes to copy in all)."""

@@ -8,11 +8,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
@@ -20,6 +26,7 @@ from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_ne
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.verification import frame_checks, verify_stream
 from litevfs.write_behind import WriteBehind
 
 logger = logging.getLogger("litevfs.fetch")
@@ -33,6 +40,10 @@ TAIL_BYTES_PER_FILE_BYTE = 1 / 100
 """First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
 MIN_TAIL_BYTES = 1 << 14
 PARALLEL_REQUESTS = 32
+READ_BYTES = 1 << 19
+"""Bytes of one request where a file passes from its first byte to its last."""
+PARALLEL_READS = 16
+"""Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
 DAMAGE_HINT = "the file is damaged: litevfs verify shows what else is; a new snapshot on the primary replaces it"
 
 
@@ -49,23 +60,35 @@ class RequestCounters:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
-    """An LTX file's header and page index, checked; and its bytes where all of it was read and verified."""
+    """An LTX file's header and page index, checked; and its bytes where they were read at once and verified."""
 
     info: LTXFileInfo
     header: Header
     index: PageIndex
     data: bytes | None  # the whole file
     head: bytes = b""  # else what was read of its start, worth keeping
+    checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if all of it was verified
 
 
 class Fetcher:
-    """Reads one replica's storage, and keeps blocks of it in a folder if there is one (`disk_cache`)."""
+    """Reads one replica's storage, and keeps blocks of it in a folder if there is one (`disk_cache`).
 
-    def __init__(self, client: ReplicaClient, *, read_timeout_s: float, disk_cache: WriteBehind | None = None) -> None:
+    With `verify`, files of any size are read whole and verified before they are handed out.
+    """
+
+    def __init__(
+        self,
+        client: ReplicaClient,
+        *,
+        read_timeout_s: float,
+        disk_cache: WriteBehind | None = None,
+        verify: bool = False,
+    ) -> None:
         self.client = client
         self.disk_cache = disk_cache
         self.counters = RequestCounters()
         self._read_timeout_s = read_timeout_s
+        self._verify = verify
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._pool: ThreadPoolExecutor | None = None
@@ -146,14 +169,15 @@ class Fetcher:
         with self._lock:
             self.counters.retries += 1
         if self._closed.wait(seconds):
-            raise StorageClosedError("the replica was closed during a read")
+            raise _closed_error()
 
     # --- whole files --------------------------------------------------------------------------------------------------
 
     def fetch_files(self, files: Sequence[LTXFileInfo]) -> list[FetchedFile]:
         """Header and index of each file, in the order given, all read in parallel.
 
-        Small files come whole and verified. Raises LTXFormatError, with level, TXIDs and key, for the first bad file.
+        Small files come whole and verified, large ones pass and are verified if this fetcher does that. Raises
+        LTXFormatError, with level, TXIDs and key, for the first bad file. Not to be called in the pool.
         """
         small = [file for file in files if file.size <= WHOLE_FILE_BYTES]
         large = [file for file in files if file.size > WHOLE_FILE_BYTES]
@@ -201,7 +225,7 @@ class Fetcher:
         data = self._read_kept(file, 0, file.size, fresh=True) if data is None else data
         decoded = decode_file(data)
         check_name(file, decoded.header)
-        return FetchedFile(file, decoded.header, decoded.index, data)
+        return FetchedFile(file, decoded.header, decoded.index, data, checks=frame_checks(decoded.index, data))
 
     def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
         fresh = ends is None
@@ -214,7 +238,29 @@ class Fetcher:
             tail = self._read_tail(file, needed, fresh=fresh)
         header, index, _ = read_header_and_index(head, tail, file.size)
         check_name(file, header)
-        return FetchedFile(file, header, index, None, head)
+        checks = None
+        if self._verify:
+            # The index goes in with the rest, so it is proved too, and no byte is read twice.
+            with closing(self._passing(file, head, tail, fresh=fresh)) as pieces:
+                checks = verify_stream(pieces, index)
+        return FetchedFile(file, header, index, None, head, checks)
+
+    def _passing(self, file: LTXFileInfo, head: bytes, tail: bytes, *, fresh: bool) -> Generator[bytes, None, None]:
+        """The whole file in pieces; what lies between its two ends is read now, a bounded part of it ahead."""
+        start, end = len(head), file.size - len(tail)
+        step = max(READ_BYTES - READ_BYTES % (self.client.block_size or 1), self.client.block_size)
+        calls = (
+            partial(self._read_passing, file, offset, min(step, end - offset), fresh=fresh)
+            for offset in range(start, end, step)
+        )
+        yield head
+        yield from run_ahead(calls, self.submit if self.is_remote else None)
+        yield tail[max(0, start - end) :]
+
+    def _read_passing(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool) -> bytes:
+        if self._closed.is_set():  # what comes from a folder would go on for a while
+            raise _closed_error()
+        return self._read_kept(file, offset, size, fresh=fresh)
 
     def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
         return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
@@ -267,7 +313,7 @@ class Fetcher:
             return [call() for call in calls]
         futures = [self.submit(call) for call in calls]
         try:
-            return [future.result() for future in futures]
+            return [_result(future) for future in futures]
         finally:
             for future in futures:
                 future.cancel()
@@ -291,6 +337,39 @@ class Fetcher:
             pool.shutdown(wait=False, cancel_futures=True)
         if self.disk_cache is not None:
             self.disk_cache.close()
+
+
+def run_ahead(
+    calls: Iterable[Callable[[], T]], submit: Callable[[Callable[[], T]], Future[T]] | None
+) -> Generator[T, None, None]:
+    """Results in order, with up to PARALLEL_READS calls under way; one after the other when there is no `submit`.
+
+    Raises the first call's error, and StorageClosedError where a pool was shut down under it.
+    """
+    if submit is None:
+        yield from (call() for call in calls)
+        return
+    waiting = iter(calls)
+    running = deque(submit(call) for call in islice(waiting, PARALLEL_READS))
+    try:
+        while running:
+            result = _result(running.popleft())
+            running.extend(submit(call) for call in islice(waiting, 1))
+            yield result
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise _closed_error() from None
+
+
+def _closed_error() -> StorageClosedError:
+    return StorageClosedError("the replica was closed during a read")
 
 
 def _likely_tail_bytes(file: LTXFileInfo) -> int:

@@ -20,7 +20,7 @@ from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
-from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot, frame_checks
+from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
 
 logger = logging.getLogger("litevfs.follower")
 
@@ -177,8 +177,9 @@ class Follower:
         for start in range(0, len(files), FETCHED_AT_ONCE):
             for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
                 number = numbers.get(fetched.info) or next(self._numbers)
-                checks = None if fetched.data is None else frame_checks(fetched.index, fetched.data)
-                snapshot = snapshot.apply(NumberedFile(number, fetched.info, fetched.header, fetched.index, checks))
+                snapshot = snapshot.apply(
+                    NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
+                )
                 self._keep(number, fetched)
                 if is_live and fetched.info.level != SNAPSHOT_LEVEL:
                     self._note_time(fetched.header.max_txid, fetched.header.timestamp_ms)

@@ -199,6 +199,12 @@ class Options:
         name="max_staleness",
     )
     prefetch: bool = _option(True, parse_bool, "read ahead when a scan is seen")
+    verify: bool = _option(
+        False,
+        parse_bool,
+        "read every LTX file whole and verify its checksum before a page of it is used; by default only files up to "
+        "1 MiB",
+    )
 
     @property
     def is_fixed(self) -> bool:

@@ -18,7 +18,8 @@ from litevfs.errors import LitevfsError, LTXChecksumError, StorageClosedError
 from litevfs.fetch import Fetcher
 from litevfs.ltx.decoder import decode_frame
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, Snapshot, frame_check
+from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, Snapshot
+from litevfs.verification import frame_check
 
 logger = logging.getLogger("litevfs.readahead")
 

@@ -25,6 +25,7 @@ from litevfs.errors import (
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
+    StorageTimeoutError,
     TransientStorageError,
     TXIDGapError,
 )
@@ -77,7 +78,9 @@ class Replica:
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
-        self.fetcher = Fetcher(client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache)
+        self.fetcher = Fetcher(
+            client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache, verify=options.verify
+        )
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
@@ -122,6 +125,9 @@ class Replica:
         return self._poller is not None and lag_s is not None and lag_s <= JUST_NOW_S
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
+        if isinstance(error, StorageTimeoutError) and self.options.verify:
+            hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
+            return StorageTimeoutError(error.message, key=self.url, hint=hint)
         if not isinstance(error, ReplicaEmptyError):
             return error
         return ReplicaEmptyError(

@@ -10,6 +10,9 @@ from litevfs.options import Options
 from litevfs.replica import Replica
 from litevfs.replica_clients.urls import canonical_url
 
+_Key = tuple[str, bool, bool]
+"""The replica's place, whether it may move on, whether every file of it is verified."""
+
 
 @dataclass(slots=True)
 class _Shared:
@@ -23,14 +26,15 @@ class ReplicaRegistry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._shared: dict[tuple[str, bool], _Shared] = {}
+        self._shared: dict[_Key, _Shared] = {}
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
     def acquire(self, options: Options) -> Replica:
         """The replica at `options.replica_url`, not necessarily opened yet. Pair with `release`.
 
         The first connection's options set it up; later ones can only shorten the poll interval and enlarge the cache.
-        Connections that do not poll have a replica of their own, so that nobody else moves it on.
+        Connections that do not poll have a replica of their own, so that nobody else moves it on; and so have those
+        that want every file verified, so that they get no page of one that was not.
         """
         key = _key(options)
         with self._lock:
@@ -66,8 +70,8 @@ class ReplicaRegistry:
             shared.replica.restart_after_fork()
 
 
-def _key(options: Options) -> tuple[str, bool]:
-    return canonical_url(options.replica_url), options.is_polling or options.is_fixed
+def _key(options: Options) -> _Key:
+    return canonical_url(options.replica_url), options.is_polling or options.is_fixed, options.verify
 
 
 registry = ReplicaRegistry()

@@ -7,7 +7,7 @@ did not change and a new transaction costs in proportion to its pages. Per page 
   snapshots of it with equal versions of a page have equal bytes: pages are cached by it.
 - `file` (u32): the number of the file to read it from. Compaction puts the same version into another file.
 - `frame` (u64): offset (47 bits) and size (17 bits) of the frame there.
-- `check` (u16): of the frame's bytes, where its file was read whole and verified; 0 where it was not.
+- `check` (u16): of the frame's bytes (`verification`), where its file was verified whole; 0 where it was not.
 
 Source of the merge rule: a file changes content only if it advances the TXID; any other file may only relocate.
 """
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,17 +115,6 @@ def _empty_chunk() -> Chunk:
         return np.zeros(CHUNK_PAGES, kind)
 
     return Chunk(zeros(np.uint32), zeros(np.uint32), zeros(np.uint64), zeros(np.uint16))
-
-
-def frame_check(frame: bytes) -> int:
-    """A 16-bit check of a frame's bytes, never 0. The format itself has none per page."""
-    return (crc32(frame) & 0xFFFF) or 1
-
-
-def frame_checks(index: PageIndex, data: bytes) -> NDArray[np.uint16]:
-    """The checks of all frames of a file that was verified whole, in the order of its index."""
-    places = zip(index.offsets.tolist(), index.sizes.tolist(), strict=True)
-    return np.array([frame_check(data[offset : offset + size]) for offset, size in places], np.uint16)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -20,20 +19,14 @@ from typing import Self, TypeVar
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
-from litevfs.fetch import Fetcher, check_name
+from litevfs.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name, run_ahead
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.verification import small_parts
 
 logger = logging.getLogger("litevfs.stream")
-
-READ_BYTES = 1 << 19
-"""Bytes of one request."""
-PARALLEL_READS = 16
-"""Requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
-FEED_BYTES = 1 << 16
-"""Bytes decoded at once: a hostile file can make 255 times as many bytes of pages of them."""
 
 T = TypeVar("T")
 
@@ -123,19 +116,7 @@ class FileStreamer:
 
     def _ahead(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Results in order, with up to PARALLEL_READS calls under way where that helps."""
-        if self._pool is None:
-            yield from (call() for call in calls)
-            return
-        waiting = iter(calls)
-        running: deque[Future[T]] = deque(self._pool.submit(call) for call in islice(waiting, PARALLEL_READS))
-        try:
-            while running:
-                result = running.popleft().result()
-                running.extend(self._pool.submit(call) for call in islice(waiting, 1))
-                yield result
-        finally:
-            for future in running:
-                future.cancel()
+        return run_ahead(calls, self._pool.submit if self._pool else None)
 
 
 class VerifiedStream:
@@ -163,7 +144,7 @@ class VerifiedStream:
     def __iter__(self) -> Iterator[tuple[memoryview, list[tuple[int, bytes]]]]:
         is_named = False
         try:
-            for part in self._parts():
+            for part in small_parts(self._pieces):
                 pages = self._decoder.feed(part)
                 if self._decoder.header is None:
                     continue  # the file is shorter than a header: the end will tell
@@ -174,9 +155,3 @@ class VerifiedStream:
             self._decoder.finish()
         except LTXFormatError as error:
             raise self._fetcher.located(error, self.file) from error
-
-    def _parts(self) -> Iterator[memoryview]:
-        for piece in self._pieces:
-            view = memoryview(piece)
-            for start in range(0, len(view), FEED_BYTES):
-                yield view[start : start + FEED_BYTES]

@@ -141,6 +141,7 @@ def test_the_defaults_are_those_of_the_documentation():
     options = collect()
     assert (options.poll_interval_s, options.cache_size_bytes) == (1.0, 10_000_000)
     assert (options.open_timeout_s, options.read_timeout_s, options.prefetch) == (10.0, 30.0, True)
+    assert (options.verify, collect(uri={"verify": "true"}).verify) == (False, True)
     assert options.is_polling
     assert not options.is_fixed
 

@@ -55,6 +55,18 @@ def test_connections_that_do_not_poll_are_not_moved_on_by_those_that_do(world):
     registry.release(still)
 
 
+@pytest.mark.plan("L02", "L26")
+def test_connections_that_want_files_verified_share_with_their_like_only(world):
+    script, registry = world
+    plain, verifying, another = options(script), options(script, verify=True), options(script, verify=True)
+    replica = registry.acquire(verifying)
+    assert registry.acquire(plain) is not replica
+    assert registry.acquire(another) is replica
+    for o in (plain, verifying, another):
+        registry.release(o)
+    assert registry._shared == {}
+
+
 def test_the_shortest_interval_and_the_largest_cache_count(world):
     script, registry = world
     first, second, third = (

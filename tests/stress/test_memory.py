@@ -23,8 +23,9 @@ from litevfs.options import Options
 from litevfs.replica import Replica
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient
-from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot, frame_checks
+from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.testing.faulty import Faults
+from litevfs.verification import frame_checks
 from tests.primary import Primary
 from tests.stress.conftest import MakePrimary
 from tests.support import connected, in_threads, one, rows, wait_until
@@ -80,6 +81,7 @@ def updated(snapshot: Snapshot, transactions: int, random_: np.random.Generator)
 def test_a_million_pages_take_at_most_20_bytes_each_however_often_they_are_updated(transactions):
     pages = 1_000_000
     random_ = np.random.default_rng(1)
+    updated(empty_snapshot().apply(numbered_file(1, np.arange(1, 9), 8)), 1, np.random.default_rng(1))  # imports
     with traced() as held:
         snapshot = empty_snapshot().apply(numbered_file(1, np.arange(1, pages + 1), pages))
         assert held() <= BYTES_PER_PAGE * pages

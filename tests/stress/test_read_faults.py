@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import apsw
@@ -11,6 +13,7 @@ import pytest
 
 import litevfs
 from litevfs.fetch import WHOLE_FILE_BYTES
+from litevfs.ltx.decoder import decode_file
 from litevfs.replica_clients.memory import MemoryStore, StoredFile
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
@@ -20,7 +23,6 @@ from tests.support import connected, one, rows
 ROWS = 2000
 NUMBERS = f"WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {ROWS}) "
 TYPED_ERRORS = (litevfs.LitevfsError, apsw.BusyError)
-NO_PAGE_CHECKSUM = "a range read is checked by nothing that a flipped bit in an LZ4 literal would offend: a wrong row"
 
 FAILURES = (
     Fault("timeout", probability=0.5),
@@ -133,12 +135,12 @@ def test_opening_over_damaged_bytes_gives_the_right_rows_or_a_typed_error(primar
 # --- ranges: where no checksum of the format reaches ------------------------------------------------------------------
 
 
-def flip_literals(store: MemoryStore, text: bytes = b"row-") -> int:
-    """Flip a bit of every `text` that stands uncompressed in a stored file, unnoticed by its ETag; how many."""
+def flip_literals(store: MemoryStore, text: bytes = b"row-", *, every: int = 1) -> int:
+    """Flip a bit of every n-th `text` that stands uncompressed in a stored file, unnoticed by its ETag; how many."""
     flipped = 0
     for key, stored in store.items():
         data = bytearray(stored.data)
-        for match in re.finditer(text, stored.data):
+        for match in islice(re.finditer(text, stored.data), every // 2, None, every):
             data[match.start()] ^= 1
             flipped += 1
         store.files[key] = StoredFile(bytes(data), stored.modified_ms, stored.etag)
@@ -179,19 +181,6 @@ def test_a_damaged_page_of_a_small_file_that_left_the_cache_is_no_wrong_row(prim
 
 
 @pytest.mark.plan("L02")
-@pytest.mark.xfail(strict=True, reason=NO_PAGE_CHECKSUM)
-def test_a_damaged_page_of_a_large_file_is_no_wrong_row(make_primary, remote_faults, store):
-    """Files above WHOLE_FILE_BYTES are never read whole, so no checksum of theirs can be compared."""
-    primary = make_primary()
-    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)")
-    primary.commit(f"{NUMBERS} INSERT INTO t SELECT n, 'row-' || n || hex(randomblob(600)) FROM s")
-    assert max(len(stored.data) for _, stored in store.items()) > WHOLE_FILE_BYTES
-    with connected(remote_faults.url, poll_interval=0) as connection:
-        assert flip_literals(store)
-        assert not wrong_rows(connection, primary)
-
-
-@pytest.mark.plan("L02")
 def test_random_corruption_of_reads_never_becomes_a_wrong_row(primary, faults):
     """5 % of all reads have one bit flipped: what decodes all the same must not be believed."""
     asked = Asked(primary)
@@ -204,3 +193,187 @@ def test_random_corruption_of_reads_never_becomes_a_wrong_row(primary, faults):
         faults.clear()
         assert asked.answers
         assert not asked.wrong
+
+
+# --- large files: verified where that is asked for, else checked by their structure -----------------------------------
+
+FILL_LARGE = f"{NUMBERS} INSERT INTO t SELECT n, 'row-' || n || '-' || hex(randomblob(600)), n FROM s"
+ALL = "SELECT * FROM t ORDER BY id"
+STORAGES = [("faults", False), ("remote_faults", False), ("remote_faults", True)]
+
+
+@pytest.fixture(params=[512, 4096, 65536])
+def large(request: pytest.FixtureRequest, make_primary: MakePrimary, store: MemoryStore) -> Primary:
+    """A small file, and one above WHOLE_FILE_BYTES."""
+    primary = make_primary(page_size=request.param)
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT, n INTEGER)")
+    primary.commit(FILL_LARGE)
+    assert max(len(stored.data) for _, stored in store.items()) > WHOLE_FILE_BYTES
+    return primary
+
+
+@pytest.fixture(params=STORAGES, ids=["local", "remote", "remote with a folder"])
+def verifying(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Faults, dict[str, Any]]:
+    """A storage with faults, and the options that have it verified."""
+    storage, with_folder = request.param
+    options = {"verify": True, "poll_interval": 0, "cache_size": "50KB"}
+    return request.getfixturevalue(storage), options | ({"cache_dir": tmp_path} if with_folder else {})
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_a_damaged_page_of_a_large_file_is_no_wrong_row(large, verifying, store):
+    faults, options = verifying
+    asked = Asked(large)
+    with connected(faults.url, **options) as connection:
+        assert flip_literals(store, every=100)
+        for id_ in range(1, ROWS - 20, 20):
+            asked.ask(connection, point_query(id_))
+    assert not asked.wrong
+    assert asked.answers
+    assert all(isinstance(error, litevfs.LTXFormatError) and error.key for error in asked.errors)
+    if "cache_dir" not in options:  # a folder still has what was verified
+        assert asked.errors
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_random_corruption_of_reads_of_a_large_file_never_becomes_a_wrong_row(large, verifying):
+    faults, options = verifying
+    asked = Asked(large)
+    picks = random.Random(7)
+    with connected(faults.url, **options | {"cache_dir": ""}) as connection:
+        connection.execute("PRAGMA cache_size=0")
+        faults.add(CORRUPTION)
+        for _ in range(400):
+            asked.ask(connection, point_query(picks.randrange(ROWS)))
+        assert faults.injected["corrupt"] > 5
+        faults.clear()
+        assert asked.answers > 100
+        assert not asked.wrong
+        assert rows(connection, ALL) == large.rows(ALL)
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_opening_over_damaged_bytes_gives_the_right_rows_or_a_typed_error(large, verifying):
+    faults, options = verifying
+    faults.add(CORRUPTION)
+    expected = large.rows(ALL)
+    opened = 0
+    for _ in range(12):
+        try:
+            with connected(faults.url, **options | {"cache_dir": ""}) as connection:
+                opened += 1
+                assert rows(connection, ALL) == expected
+        except litevfs.LTXFormatError as error:
+            assert error.key
+    assert opened
+    assert faults.injected["corrupt"]
+
+
+@pytest.mark.plan("L02", "L28")
+def test_with_verify_a_large_file_that_was_always_damaged_is_not_opened(large, verifying, store):
+    faults, options = verifying
+    assert flip_literals(store, every=50)
+    with pytest.raises(litevfs.LTXFormatError) as caught, connected(faults.url, **options):
+        pass
+    assert (caught.value.level, caught.value.min_txid, caught.value.max_txid) == (0, 2, 2)
+    assert caught.value.key
+    assert caught.value.hint
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_a_damaged_large_transaction_is_not_published_until_it_is_repaired(make_primary, verifying, store):
+    primary = make_primary()
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT, n INTEGER)")
+    primary.commit("INSERT INTO t VALUES (0, 'first', 0)")
+    faults, options = verifying
+    with connected(faults.url, **options) as connection:
+        primary.commit(FILL_LARGE)
+        sound = dict(store.files)
+        assert flip_literals(store, every=50)
+        for _ in range(2):
+            with pytest.raises(litevfs.LTXFormatError) as caught:
+                one(connection, "PRAGMA litestream_poll")
+            assert (caught.value.level, caught.value.min_txid) == (0, 3)
+            assert rows(connection, ALL) == primary.rows(ALL, 2)
+        store.files.update(sound)
+        assert int(one(connection, "PRAGMA litestream_poll"), 16) == 3
+        assert rows(connection, ALL) == primary.rows(ALL)
+        assert flip_literals(store)
+        assert not wrong_rows(connection, primary)
+
+
+@pytest.mark.plan("L02")
+@pytest.mark.parametrize("damaged_from", ["its first byte on", "when it was found"])
+def test_with_verify_pages_that_moved_to_a_damaged_compacted_file_are_no_wrong_rows(
+    large, verifying, store, damaged_from
+):
+    faults, options = verifying
+    with connected(faults.url, **options) as connection:
+        assert rows(connection, "SELECT id FROM t WHERE id = 1") == [(1,)]
+        large.compact(9, 1, 2)
+        large.delete(0)
+        if damaged_from == "its first byte on":
+            assert flip_literals(store)
+            assert not wrong_rows(connection, large)
+        else:
+            assert rows(connection, ALL) == large.rows(ALL)
+            assert flip_literals(store)
+            assert not wrong_rows(connection, large)
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_earlier_states_and_hydrated_ones_have_no_wrong_rows(large, verifying, store):
+    large.commit("UPDATE t SET n = 0 WHERE id = 5")
+    faults, options = verifying
+    with (
+        connected(faults.url, **options, txid=2) as then,
+        connected(faults.url, **options, hydration_enabled=True) as hydrated,
+    ):
+        assert flip_literals(store)
+        assert not wrong_rows(then, large)
+        assert not wrong_rows(hydrated, large)
+
+
+@pytest.mark.plan("L02")
+def test_with_verify_nothing_comes_from_a_connection_without_it(large, verifying, store):
+    """What the other connection has read, unverified, is damaged; in the cache folder too."""
+    faults, options = verifying
+    sound = dict(store.files)
+    assert flip_literals(store)
+    with connected(faults.url, **options | {"verify": False}) as other:
+        assert wrong_rows(other, large)
+        store.files.update(sound)
+        with connected(faults.url, **options) as connection:
+            assert rows(connection, ALL) == large.rows(ALL)
+
+
+@pytest.mark.plan("L02")
+def test_by_default_damage_that_a_frame_of_a_large_file_shows_is_no_wrong_row(large, faults, store):
+    """Page number, flags, size: every bit of the headers of some frames, one after the other."""
+    key, stored = max(store.items(), key=lambda item: len(item[1].data))
+    index = decode_file(stored.data).index
+    pgno = int(index.pgnos[len(index) // 2])
+    start = int(index.offsets[len(index) // 2])
+    asked = Asked(large)
+    with connected(faults.url, poll_interval=0, cache_size=0) as connection:
+        connection.execute("PRAGMA cache_size=0")
+        for bit in range(10 * 8):
+            data = bytearray(stored.data)
+            data[start + bit // 8] ^= 1 << bit % 8
+            store.files[key] = StoredFile(bytes(data), stored.modified_ms, stored.etag)
+            asked.ask(connection, ALL)
+    assert not asked.wrong
+    assert asked.errors
+    assert all(f"page {pgno}" in str(error) for error in asked.errors)
+
+
+@pytest.mark.plan("L02")
+def test_by_default_a_flipped_literal_of_a_large_file_is_found_by_what_reads_it_whole(large, faults, store, tmp_path):
+    """The limit that the README states: no checksum of the format covers one page."""
+    with connected(faults.url, poll_interval=0) as connection:
+        assert flip_literals(store)
+        assert wrong_rows(connection, large)
+    with pytest.raises(litevfs.LTXFormatError):
+        litevfs.restore(faults.url, tmp_path / "restored.db")
+    with pytest.raises(litevfs.LTXFormatError), connected(faults.url, poll_interval=0, verify=True):
+        pass
