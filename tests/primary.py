@@ -1,44 +1,59 @@
-"""A tiny primary for tests: SQL in a real SQLite database, each commit diffed into an LTX file, every image kept.
+"""A primary for tests: SQL in a real SQLite database, each transaction captured from its WAL by the real replicator.
 
-The oracle is the image itself, opened by plain SQLite; nothing of the code under test but the encoder makes the files.
-Compaction here is a merge of dictionaries, on purpose not litevfs' own.
+What the replicator uploads arrives in a replica of its own, out of every reader's sight; the test decides when, in
+which order and whether at all a file goes on to the replica that is read. Compaction is the real one, too.
+
+The oracle is SQLite alone: after each transaction the image of the whole database is taken over a connection that the
+replicator does not know. Histories that no replicator makes are in `made.py`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import apsw
-import numpy as np
 
-from litevfs.ltx.encoder import encode_file
-from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx import compact, decode_file
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+from litevfs.replicate import Replicator
 
 START_MS = 1_767_225_600_000
 """2026-01-01T00:00:00Z; transaction n is n seconds later."""
 
+_MEMORY_FILE_SYSTEM = Path("/dev/shm")
+_ROOM_BYTES = 1 << 30
+
+Bindings = Sequence[Any] | dict[str, Any] | None
+
 
 class Primary:
-    """A database in memory whose every `commit` becomes a level-0 file in `client`."""
+    """A database whose every `commit` becomes a level-0 file in `client`."""
 
-    def __init__(self, client: ReplicaClient, *, page_size: int = 4096, auto_vacuum: int = 0, level: int = 0) -> None:
+    def __init__(self, client: ReplicaClient, *, page_size: int = 4096, auto_vacuum: int = 0) -> None:
         self.client = client
         self.page_size = page_size
-        self.level = level  # where commits are written to
         self.txid = 0
         self.start_ms = START_MS
         self.images: dict[int, bytes] = {0: b""}  # the whole database after each transaction
-        self.changes: dict[int, dict[int, bytes]] = {}  # what each transaction wrote
-        self._open: list[apsw.Connection] = []
-        self.con = self._connection(":memory:")
+        self._captured = MemoryReplicaClient(MemoryStore("captured"))
+        self._folder = TemporaryDirectory(prefix="litevfs-primary-", dir=_fast_folder())
+        self.con = self._connection()
         self.con.execute(f"PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}")
+        self.con.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF")
+        self._observer = self._connection()
+        self._replicator = Replicator(self._path, self._captured, clock_ms=lambda: self.timestamp_ms(self.txid + 1))
 
-    def _connection(self, name: str) -> apsw.Connection:
-        connection = apsw.Connection(name, vfs=apsw.vfs_names()[0])
-        self._open.append(connection)
-        return connection
+    @property
+    def _path(self) -> str:
+        return str(Path(self._folder.name) / "app.db")
+
+    def _connection(self) -> apsw.Connection:
+        return apsw.Connection(self._path, vfs=apsw.vfs_names()[0])
 
     def __enter__(self) -> Primary:
         return self
@@ -47,56 +62,53 @@ class Primary:
         self.close()
 
     def close(self) -> None:
-        """Close the database and every oracle."""
-        for connection in self._open:
-            connection.close()
-        self._open.clear()
+        """Close the database and remove it. Idempotent."""
+        self._replicator.close()
+        self._observer.close()
+        self.con.close()
+        self._folder.cleanup()
 
     # --- transactions -------------------------------------------------------------------------------------------------
 
-    def commit(self, sql: str, bindings: Sequence[Any] | dict[str, Any] | None = None) -> int:
-        """Run SQL and upload what it changed; returns the new TXID."""
-        self.run(sql, bindings)
-        return self.upload()
-
-    def run(self, sql: str, bindings: Sequence[Any] | dict[str, Any] | None = None) -> int:
-        """Run SQL as one transaction that is not uploaded yet (see `upload`); returns its TXID."""
-        self.con.execute(sql, bindings)
-        return self.record(self.con.serialize("main"))
-
-    def record(self, image: bytes) -> int:
-        """Take `image` for the database after the next transaction."""
-        if image:  # as Litestream sees it: a database in WAL mode
-            image = image[:18] + b"\x02\x02" + image[20:]
-        self.changes[self.txid + 1] = changed_pages(self.images[self.txid], image, self.page_size)
-        self.txid += 1
-        self.images[self.txid] = image
+    def commit(self, sql: str, bindings: Bindings = None, *, may_change_nothing: bool = False) -> int:
+        """Run SQL and upload what it changed; returns the new TXID, as `run`."""
+        before = self.txid
+        if self.run(sql, bindings, may_change_nothing=may_change_nothing) > before:
+            self.upload()
         return self.txid
+
+    def run(self, sql: str, bindings: Bindings = None, *, may_change_nothing: bool = False) -> int:
+        """Run SQL and capture what it changed as one TXID that is not uploaded yet (see `upload`); returns it.
+
+        SQL that changes nothing gives no TXID; where it may, that of the transaction before is returned.
+        """
+        self.con.execute(sql, bindings).fetchall()
+        txid = self._replicator.sync()
+        assert txid == self.txid + 1 or (txid == self.txid and may_change_nothing), f"TXID {txid} after {self.txid}"
+        if txid > self.txid:
+            self.txid = txid
+            self.images[txid] = self._image()
+        return txid
+
+    def _image(self) -> bytes:
+        with self._observer:  # serialize() alone takes a new connection's page size for the database's
+            self._observer.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            return self._observer.serialize("main")
 
     def upload(self, txid: int | None = None) -> int:
         """Write the level-0 file of a transaction, the newest unless said."""
         txid = self.txid if txid is None else txid
-        self.compact(self.level, txid, txid)
+        self.client.write(0, txid, txid, self.file_bytes(txid, txid), self.timestamp_ms(txid))
         return txid
 
     # --- files --------------------------------------------------------------------------------------------------------
 
     def file_bytes(self, min_txid: int, max_txid: int) -> bytes:
-        """The LTX file of a range of transactions: for each page its newest content, none above the last commit."""
-        image = self.images[max_txid]
-        commit = len(image) // self.page_size
-        pages: dict[int, bytes] = {}
-        for txid in range(min_txid, max_txid + 1):
-            pages |= self.changes[txid]
-        pages = {pgno: page for pgno, page in sorted(pages.items()) if pgno <= commit}
-        header = Header(
-            page_size=self.page_size,
-            commit=commit,
-            min_txid=min_txid,
-            max_txid=max_txid,
-            timestamp_ms=self.timestamp_ms(max_txid),
-        )
-        return encode_file(header, pages.items())
+        """The LTX file of one transaction as it was captured, or what compaction makes of those of several."""
+        if min_txid == max_txid:
+            return self._captured.read(LTXFileInfo(0, min_txid, max_txid, size=0, modified_ms=0))
+        files = [decode_file(self.file_bytes(txid, txid)) for txid in range(min_txid, max_txid + 1)]
+        return b"".join(compact(files))
 
     def compact(self, level: int, min_txid: int, max_txid: int) -> LTXFileInfo:
         """Write the file of a range of transactions to any level; level 9 with min_txid 1 is a snapshot."""
@@ -123,13 +135,12 @@ class Primary:
     def rows(self, sql: str, txid: int | None = None) -> list[tuple[Any, ...]]:
         """What plain SQLite answers on the database as it was after `txid` (default: the newest)."""
         image = self.images[self.txid if txid is None else txid]
-        connection = self._connection(":memory:")
+        connection = apsw.Connection(":memory:", vfs=apsw.vfs_names()[0])
         try:
-            connection.deserialize("main", image[:18] + b"\x01\x01" + image[20:])
+            connection.deserialize("main", image[:18] + b"\x01\x01" + image[20:])  # memory has no WAL
             return connection.execute(sql).fetchall()
         finally:
             connection.close()
-            self._open.remove(connection)
 
     def page(self, pgno: int, txid: int | None = None) -> bytes:
         """One page as it was after `txid`."""
@@ -137,12 +148,10 @@ class Primary:
         return image[(pgno - 1) * self.page_size : pgno * self.page_size]
 
 
-def changed_pages(old: bytes, new: bytes, page_size: int) -> dict[int, bytes]:
-    """The pages of `new` that are not the same in `old`, by page number; never the lock page."""
-    common = min(len(old), len(new)) // page_size
-    before = np.frombuffer(old, np.uint8)[: common * page_size].reshape(-1, page_size)
-    after = np.frombuffer(new, np.uint8)[: common * page_size].reshape(-1, page_size)
-    changed = [int(i) + 1 for i in np.flatnonzero((before != after).any(axis=1))]
-    changed += range(common + 1, len(new) // page_size + 1)
-    lock = lock_pgno(page_size)
-    return {pgno: new[(pgno - 1) * page_size : pgno * page_size] for pgno in changed if pgno != lock}
+def _fast_folder() -> str | None:
+    """Where the system keeps files in memory, if it does and there is room; None: where it keeps temporary files."""
+    try:
+        has_room = shutil.disk_usage(_MEMORY_FILE_SYSTEM).free > _ROOM_BYTES
+    except OSError:
+        return None
+    return str(_MEMORY_FILE_SYSTEM) if has_room else None

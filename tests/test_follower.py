@@ -15,6 +15,7 @@ from litevfs.errors import (
 from litevfs.ltx.names import format_file_name
 from litevfs.options import Options
 from litevfs.replica import Replica
+from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
 
@@ -29,7 +30,7 @@ def world():
         replica.close()
 
 
-def pages_are_right(primary: Primary, replica: Replica) -> bool:
+def pages_are_right(primary: Primary | MadePrimary, replica: Replica) -> bool:
     """Whether every page of the published state is what the primary had at that TXID."""
     snapshot = replica.snapshot
     assert snapshot is not None
@@ -41,9 +42,11 @@ def pages_are_right(primary: Primary, replica: Replica) -> bool:
     )
 
 
+INSERT = "INSERT INTO t VALUES(randomblob(3000))"
+
+
 def insert(primary: Primary, *, upload: bool = True) -> int:
-    sql = "INSERT INTO t VALUES(randomblob(3000))"
-    return primary.commit(sql) if upload else primary.run(sql)
+    return primary.commit(INSERT) if upload else primary.run(INSERT)
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
@@ -423,12 +426,10 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
     primary.delete(0, [4, 5])
     replica.refresh()
     assert pages_are_right(primary, replica)
-    with Primary(script.writer) as other:
-        other.con.deserialize("main", primary.images[3][:18] + b"\x01\x01" + primary.images[3][20:])
-        other.images, other.changes, other.txid = dict(primary.images), dict(primary.changes), 3
+    with MadePrimary(script.writer, {txid: primary.images[txid] for txid in (1, 2, 3)}) as other:
         other.start_ms = primary.timestamp_ms(100)
         for _ in range(3):
-            insert(other)
+            other.commit(INSERT)
             replica.refresh()
             if replica.snapshot.epoch == 0 and replica.snapshot.txid <= 5:
                 assert pages_are_right(primary, replica)

@@ -7,6 +7,8 @@ import pytest
 from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError
 from litevfs.options import Options
 from litevfs.replica import Replica
+from tests.histories import read_pages
+from tests.ltx.reference import File
 from tests.primary import Primary
 from tests.scripted import Script
 
@@ -51,7 +53,8 @@ def test_a_new_state_reads_only_the_pages_that_changed(world):
     replica.refresh()
     before = replica.pages.counters.misses
     read_all(replica, primary)
-    assert replica.pages.counters.misses - before == len(primary.changes[2]) < 5
+    _, _, changed = read_pages(primary.file_bytes(2, 2))
+    assert replica.pages.counters.misses - before == len(changed) < 5
 
 
 def test_relocated_pages_stay_in_the_cache(world):
@@ -134,10 +137,12 @@ def test_a_page_that_no_file_holds_is_refused_and_not_served_as_zeros():
     """A file that is not a snapshot may lack pages; SQLite never asks for those in a sound replica."""
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
-        primary.commit("INSERT INTO t VALUES(randomblob(20000))")
-        lost = max(primary.changes[2])
-        del primary.changes[2][lost]
-        primary.upload(2)
+        primary.run("INSERT INTO t VALUES(randomblob(20000))")
+        page_size, commit, pages = read_pages(primary.file_bytes(2, 2))
+        lost = max(pages)
+        del pages[lost]
+        file = File(page_size, commit, 2, 2, timestamp_ms=primary.timestamp_ms(2), pages=sorted(pages.items()))
+        script.writer.write(0, 2, 2, file.write(), file.timestamp_ms)
         replica = Replica(Options(replica_url=script.url))
         replica.refresh()
         assert replica.snapshot.missing_pages() == 1

@@ -22,6 +22,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.vfs import NONE, SHARED, ReplicaFile
+from tests.made import MadePrimary
 from tests.primary import START_MS, Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, txid_of, wait_until
@@ -452,9 +453,8 @@ def test_open_waits_for_the_first_state():
 
 @pytest.mark.plan("L20")
 def test_a_database_without_a_page_is_an_empty_database():
-    with Script() as script, Primary(script.writer) as primary:
+    with Script() as script, MadePrimary(script.writer) as primary:
         primary.record(b"")
-        primary.upload()
         with connected(script.url, poll_interval=0) as con:
             assert rows(con, "SELECT * FROM sqlite_schema") == []
             assert txid_of(con) == 1
@@ -491,9 +491,7 @@ def test_a_database_that_shrinks_keeps_its_rows(auto_vacuum, shrink, block_size)
             large = one(con, "PRAGMA page_count")
             if not shrink.startswith("DELETE"):
                 primary.commit("DELETE FROM t WHERE id > 100")
-            primary.con.execute(shrink).fetchall()
-            primary.record(primary.con.serialize("main"))
-            primary.upload()
+            primary.commit(shrink)
             one(con, "PRAGMA litestream_poll")
             assert one(con, "PRAGMA page_count") < large
             assert rows(con, query) == primary.rows(query)

@@ -89,8 +89,7 @@ def incremental_vacuum_and_more(world: World) -> Outcome:
 
 def _vacuum(world: World) -> None:
     size = len(world.primary.images[world.primary.txid])
-    world.primary.con.execute("PRAGMA incremental_vacuum").fetchall()
-    world.primary.record(world.primary.con.serialize("main"))
+    world.primary.run("PRAGMA incremental_vacuum")
     assert len(world.primary.images[world.primary.txid]) < size
 
 

@@ -38,19 +38,13 @@ class World:
 
     def shrink(self) -> None:
         """Most rows go; with auto_vacuum=1 their pages do, too."""
-        self.primary.commit("DELETE FROM t WHERE id % 4 > 0")
+        self.primary.commit("DELETE FROM t WHERE id % 4 > 0", may_change_nothing=True)
 
     def incremental_vacuum(self) -> None:
-        self._statement("PRAGMA incremental_vacuum(7)")
+        self.primary.commit("PRAGMA incremental_vacuum(7)", may_change_nothing=True)
 
     def vacuum(self) -> None:
-        self._statement("VACUUM")
-
-    def _statement(self, sql: str) -> None:
-        """One that cannot be in a transaction with others, or has to be stepped to its end."""
-        self.primary.con.execute(sql).fetchall()
-        self.primary.record(self.primary.con.serialize("main"))
-        self.primary.upload()
+        self.primary.commit("VACUUM")
 
     def compaction(self) -> None:
         """Everything that level 1 does not have yet becomes one file of it, but for the newest transaction."""

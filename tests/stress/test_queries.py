@@ -40,14 +40,17 @@ class Fuzz:
         if pick <= 3:
             self._insert(self.random.randrange(1, 60))
         elif pick == 4:
-            self.primary.run("UPDATE item SET price = price * 2, name = name || ? WHERE id % 13 = ?", (self.word(), 5))
+            self._commit("UPDATE item SET price = price * 2, name = name || ? WHERE id % 13 = ?", self.word(), 5)
         elif pick == 5:
-            self.primary.run("DELETE FROM item WHERE id % 17 = ?", (number % 17,))
+            self._commit("DELETE FROM item WHERE id % 17 = ?", number % 17)
         elif pick == 6:
-            self.primary.run("UPDATE item SET data = zeroblob(?) WHERE id = ?", (number * 50, number))
+            self._commit("UPDATE item SET data = zeroblob(?) WHERE id = ?", number * 50, number)
         else:
-            self.primary.run(self.random.choice(("VACUUM", "PRAGMA incremental_vacuum", "ANALYZE", "REINDEX")))
-        self._upload()
+            self._commit(self.random.choice(("VACUUM", "PRAGMA incremental_vacuum", "ANALYZE", "REINDEX")))
+        self._tidy()
+
+    def _commit(self, sql: str, *bindings: Any) -> None:
+        self.primary.commit(sql, bindings, may_change_nothing=True)
 
     def _insert(self, count: int) -> None:
         db, random_ = self.primary.con, self.random
@@ -57,11 +60,11 @@ class Fuzz:
             values = (self.word() + str(random_.randrange(50)), random_.uniform(-10, 1000), random_.randbytes(size))
             db.execute("INSERT INTO item (name, price, data) VALUES (?, ?, ?)", values)
             db.execute("INSERT OR IGNORE INTO tag VALUES (?, ?)", (random_.randrange(400), self.word()))
-        self.primary.run("COMMIT")
+        self._commit("COMMIT")
 
-    def _upload(self) -> None:
-        """The file of the transaction; sometimes compacted ones beside it that overlap others, sometimes retention."""
-        txid = self.primary.upload()
+    def _tidy(self) -> None:
+        """Sometimes a compacted file that overlaps others, sometimes retention."""
+        txid = self.primary.txid
         pick = self.random.randrange(4)
         if pick == 1:
             self.primary.compact(self.random.choice((1, 2)), max(1, txid - self.random.randrange(6)), txid)
