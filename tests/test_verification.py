@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import random
 import threading
 import tracemalloc
@@ -30,11 +31,12 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replica_clients.urls import open_replica_client
 from litevfs.verification import frame_checks, verify_stream
 from litevfs.write_behind import disk_cache_for
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
-from tests.support import in_threads, wait_until
+from tests.support import connected, in_threads, one, rows, wait_until
 
 BLOCK_SIZES = [pytest.param(0, id="local"), pytest.param(1 << 16, id="remote"), pytest.param(100_000, id="odd blocks")]
 
@@ -75,7 +77,7 @@ def test_a_file_without_pages_has_no_checks():
 
 @pytest.mark.plan("L02")
 def test_any_flipped_bit_is_found_wherever_it_lies():
-    data = ltx_file(50, 512)
+    data = ltx_file(20, 512)
     index = decode_file(data).index
     for place in range(len(data)):
         damaged = data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
@@ -462,3 +464,17 @@ def test_an_open_that_takes_longer_than_it_may_says_what_to_do(remote):
     finally:
         released.set()
         wait_until(lambda: not any("litevfs" in t.name for t in threading.enumerate()), "threads to end")
+
+
+@pytest.mark.plan("L02")
+def test_a_large_file_in_s3_is_verified_and_read_once(s3_url):
+    url = s3_url()
+    with Primary(open_replica_client(url)) as primary, closing(primary.client) as client:
+        primary.commit("CREATE TABLE t(x); INSERT INTO t VALUES (randomblob(3000000))")
+        (file,) = client.list_files(0)
+        with connected(url, poll_interval=0, verify=True) as connection:
+            assert json.loads(one(connection, "PRAGMA litestream_status"))["bytes_read"] == file.size
+            assert rows(connection, "SELECT x FROM t") == primary.rows("SELECT x FROM t")
+        client.write(0, 1, 1, flip(primary.file_bytes(1, 1), file.size // 2), file.modified_ms)
+        with pytest.raises(LTXFormatError, match="file checksum is"), connected(url, verify=True):
+            pass
