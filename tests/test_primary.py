@@ -12,10 +12,10 @@ from tests.made import MadePrimary
 from tests.primary import START_MS, Primary
 
 STATEMENTS = (
-    "CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE INDEX i ON t (x)",
+    "CREATE TABLE t (id INTEGER PRIMARY KEY, x, y); CREATE INDEX i ON t (x)",
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300) "
-    "INSERT INTO t SELECT i, randomblob(500) FROM n",
-    "UPDATE t SET x = x WHERE id = 150",
+    "INSERT INTO t SELECT i, randomblob(500), 5 FROM n",
+    "BEGIN; UPDATE t SET y = 6 WHERE id = 150; UPDATE t SET y = 5 WHERE id = 150; COMMIT",
     "DELETE FROM t WHERE id > 20",
     "VACUUM",
     "PRAGMA user_version = 7",
