@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import litevfs
@@ -25,7 +23,7 @@ from litevfs.backoff import Backoff
 from litevfs.errors import LitevfsError, StorageError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
-from litevfs.replicate import Replicator, capture
+from litevfs.replicate import Replicator
 from litevfs.replicate.compaction import compact_level, snapshot
 from litevfs.replicate.retention import enforce_level_0_retention, enforce_snapshot_retention
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
@@ -107,11 +105,11 @@ class World:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="litevfs-model-", dir=shared_memory))
             self.folder = Path(folder)
             stack.callback(self.oracle.close)
-            stack.enter_context(_hand_clock(self))
+            stack.enter_context(_no_waiting())
             self._open_storage(stack, config)
             self.app = Application(self.folder / "app.db", page_size=config.page_size, auto_vacuum=config.auto_vacuum)
             stack.callback(self.app.close)
-            self.replicator = Replicator(self.app.path, self.writer, checkpoint_pages=40, truncate_pages=80)
+            self.replicator = self._new_replicator()
             stack.callback(lambda: self.replicator.close())
             stack.callback(self._close_readers)
             self.sync()
@@ -210,7 +208,12 @@ class World:
             self.oracle.forget_after(self.newest)
         for kind, n in meanwhile:
             self.app.affair(kind, n)
-        self.replicator = Replicator(self.app.path, self.writer, checkpoint_pages=40, truncate_pages=80)
+        self.replicator = self._new_replicator()
+
+    def _new_replicator(self) -> Replicator:
+        return Replicator(
+            self.app.path, self.writer, checkpoint_pages=40, truncate_pages=80, clock_ms=lambda: self.now_ms
+        )
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
@@ -304,14 +307,12 @@ class World:
 
 
 @contextmanager
-def _hand_clock(world: World) -> Iterator[None]:
-    """The replicator's clock is the world's, retries come soon, and a busy machine is no storage that hangs."""
-    old_time, old_base_s, old_refresh_s = capture.time, Backoff.base_s, replica.MIN_REFRESH_S
-    clock = SimpleNamespace(time_ns=lambda: world.now_ms * 1_000_000, monotonic=time.monotonic)
-    capture.time = clock  # type: ignore[assignment]
+def _no_waiting() -> Iterator[None]:
+    """Retries come soon, and a busy machine is no storage that hangs."""
+    old_base_s, old_refresh_s = Backoff.base_s, replica.MIN_REFRESH_S
     Backoff.base_s = RETRY_FIRST_S
     replica.MIN_REFRESH_S = 60.0
     try:
         yield
     finally:
-        capture.time, Backoff.base_s, replica.MIN_REFRESH_S = old_time, old_base_s, old_refresh_s
+        Backoff.base_s, replica.MIN_REFRESH_S = old_base_s, old_refresh_s
