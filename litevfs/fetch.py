@@ -250,17 +250,15 @@ class Fetcher:
         start, end = len(head), file.size - len(tail)
         step = max(READ_BYTES - READ_BYTES % (self.client.block_size or 1), self.client.block_size)
         calls = (
-            partial(self._read_passing, file, offset, min(step, end - offset), fresh=fresh)
+            partial(self._read_kept, file, offset, min(step, end - offset), fresh=fresh)
             for offset in range(start, end, step)
         )
         yield head
-        yield from run_ahead(calls, self.submit if self.is_remote else None)
+        for piece in run_ahead(calls, self.submit if self.is_remote else None):
+            if self._closed.is_set():  # which not every storage notices, and a folder never
+                raise _closed_error()
+            yield piece
         yield tail[max(0, start - end) :]
-
-    def _read_passing(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool) -> bytes:
-        if self._closed.is_set():  # what comes from a folder would go on for a while
-            raise _closed_error()
-        return self._read_kept(file, offset, size, fresh=fresh)
 
     def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
         return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
