@@ -25,9 +25,9 @@ PATIENCE_S = 60.0
 
 @pytest.fixture(autouse=True)
 def threads_take_turns_often() -> Iterator[None]:
-    """Ten times as often as usual: more can come between any two steps, and the writer gets its turn."""
+    """Fifty times as often as usual: more can come between any two steps, and the writer gets its turn."""
     interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s / 10)
+    sys.setswitchinterval(interval_s / 50)
     yield
     sys.setswitchinterval(interval_s)
 
@@ -175,8 +175,8 @@ def test_readers_see_whole_states_while_a_writer_never_stops(large, url, readers
         return history.commit("UPDATE t SET n = ? WHERE id % 500 IN (7, ?)", (large.txid, picks.randrange(500)))
 
     threads = Readers(readers, url, checked(history), poll_interval="10ms")
-    assert run_beside(threads, write, rounds=5, seconds=seconds) >= 25
-    assert len(threads.txids) >= 5
+    assert run_beside(threads, write, rounds=4, seconds=seconds) >= 20
+    assert len(threads.txids) >= 4
 
 
 class Overlapping:
