@@ -150,10 +150,12 @@ class HTTPProxy:
             return False
         awaits_consent = headers.get("expect", "").lower() == "100-continue"
         if fault is not None and fault.status:
-            if not awaits_consent:
-                _read_body(headers, from_client)
+            if awaits_consent:
+                _refuse_body(fault.answer(), from_client, client)
+                return False
+            _read_body(headers, from_client)
             client.sendall(fault.answer())
-            return not awaits_consent  # else its body may or may not follow
+            return True
         upstream.sendall(head)
         if awaits_consent and not _relay_interim(from_server, client):
             return False
@@ -207,6 +209,14 @@ def _relay_interim(from_server: BufferedReader, client: socket.socket) -> bool:
         return True
     _relay_body(headers, from_server, client)
     return False
+
+
+def _refuse_body(answer: bytes, from_client: BufferedReader, client: socket.socket) -> None:
+    """Answer a request whose body may or may not follow: closing before it came could cost the client the answer."""
+    client.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+    client.shutdown(socket.SHUT_WR)
+    while from_client.read1(_CHUNK_BYTES):
+        pass
 
 
 def _relay_answer(method: str, from_server: BufferedReader, client: socket.socket) -> bool:
