@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.verification import frame_checks, verify_stream
+from litevfs.workers import WorkerPool
 from litevfs.write_behind import WriteBehind
 
 logger = logging.getLogger("litevfs.fetch")
@@ -91,7 +92,7 @@ class Fetcher:
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: WorkerPool | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -322,7 +323,7 @@ class Fetcher:
             if self._closed.is_set():
                 raise StorageClosedError("the replica is closed")
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(PARALLEL_REQUESTS, thread_name_prefix="litevfs-io")
+                self._pool = WorkerPool(PARALLEL_REQUESTS, "litevfs-io")
             return self._pool.submit(call)
 
     def close(self) -> None:
@@ -332,7 +333,7 @@ class Fetcher:
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown()
         if self.disk_cache is not None:
             self.disk_cache.close()
 

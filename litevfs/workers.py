@@ -1,0 +1,90 @@
+"""Threads that make calls for others. Owns the threads; does not know what the calls do.
+
+Unlike those of `concurrent.futures`, they never keep a process from ending: the interpreter waits for a pool of the
+standard library at exit, even for a request that hangs, and before any handler that could end it is run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class WorkerPool:
+    """Up to `max_threads` daemon threads, started as they are needed. Safe to use from many threads."""
+
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads = max_threads
+        self._name = name
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Make the call in one of the threads, after those submitted before it.
+
+        Raises RuntimeError when the pool is shut down, or when there is no thread and none can be started.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the pool is shut down")
+            if self._idle <= len(self._waiting) and self._threads < self._max_threads:
+                self._start_thread()
+            self._waiting.append((future, call))
+            self._changed.notify()
+        return future
+
+    def shutdown(self) -> None:
+        """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""
+        with self._changed:
+            self._closed = True
+            cancelled = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for future, _ in cancelled:
+            if future.cancel():
+                future.set_running_or_notify_cancel()
+
+    def _start_thread(self) -> None:
+        self._threads += 1
+        try:
+            threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True).start()
+        except RuntimeError:  # the system has no more threads to give: the others will do, if there are any
+            self._threads -= 1
+            if not self._threads:
+                raise
+
+    def _run(self) -> None:
+        while (next_call := self._next_call()) is not None:
+            _make(*next_call)
+            del next_call  # an idle thread keeps nobody's result alive
+
+    def _next_call(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """The call that waits longest; None when the pool is shut down."""
+        with self._changed:
+            self._idle += 1
+            try:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                return self._waiting.popleft() if self._waiting else None
+            finally:
+                self._idle -= 1
+
+
+def _make(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+        future.set_exception(error)
+        del future  # whose error knows this frame: no circle of references
+    else:
+        future.set_result(result)
