@@ -91,6 +91,10 @@ class StorageNotFoundError(StorageError, FileNotFoundError):
     """The file, folder, bucket or key does not exist (an LTX file may have been deleted by retention)."""
 
 
+class StorageFileExistsError(StorageError, FileExistsError):
+    """A file that was to be made, and not to replace any, is there already."""
+
+
 class StoragePermissionError(StorageError, PermissionError):
     """The storage refused the credentials or the operation."""
 
@@ -153,6 +157,10 @@ class ReplicatorError(LitevfsError):
 
 class ReplicatorLockedError(ReplicatorError):
     """Another replicator runs on this database."""
+
+
+class ReplicaConflictError(ReplicatorError):
+    """The replica holds what somebody else wrote while this replicator was running. Nothing of it is overwritten."""
 
 
 class WALError(ReplicatorError):

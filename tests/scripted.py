@@ -93,9 +93,18 @@ class ScriptedClient:
         data = self._client.read(file, offset, size)
         return self._script.on_read(file, offset, data) if self._script.on_read else data
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """See `ReplicaClient`."""
-        return self._client.write(level, min_txid, max_txid, data, timestamp_ms)
+        return self._client.write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient`."""

@@ -66,10 +66,20 @@ class ReplicaClient(Protocol):
         """
         ...
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """Store a whole file atomically: readers see all of it or nothing; an existing file is replaced.
 
-        `timestamp_ms` is the header's timestamp, stored as the file's time (file) or metadata (S3).
+        `timestamp_ms` is the header's timestamp, stored as the file's time (file) or metadata (S3). With `exclusive`,
+        a file that exists, or that another writer stores meanwhile, stays: raises StorageFileExistsError.
         """
         ...
 

@@ -22,6 +22,7 @@ from urllib.parse import quote
 from litevfs.errors import (
     StorageClosedError,
     StorageError,
+    StorageFileExistsError,
     StorageNotFoundError,
     StoragePermissionError,
     StorageTimeoutError,
@@ -34,6 +35,8 @@ _TEMP_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx\.[0-9a-f]{16}\.tmp", re
 _COPY_BYTES = 1 << 20
 _UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
 _TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.ESTALE, errno.ENOMEM}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""What link() says on a file system without hard links."""
 
 _Key = tuple[int, int, int, str]
 
@@ -118,7 +121,16 @@ class FileReplicaClient:
                 self._open.pop(_key(file), None)
             raise _translate(exc, self.key(file), file) from exc
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """See `ReplicaClient.write`. The file and its folder are on the disk (fsync) when this returns."""
         self._check_open()
         folder = self._folder(level)
@@ -131,7 +143,10 @@ class FileReplicaClient:
                 self._copy(data, fd)
                 os.utime(fd, ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
                 os.fsync(fd)
-                os.replace(temp_path, path)  # noqa: PTH105 - str in hand
+                if exclusive:
+                    _rename_to_new(temp_path, path)
+                else:
+                    os.replace(temp_path, path)  # noqa: PTH105 - str in hand
                 info = _info_from_stat(level, min_txid, max_txid, os.fstat(fd))
             except BaseException:
                 _unlink(temp_path)
@@ -276,6 +291,22 @@ def _create_temp(path: str) -> tuple[str, int]:
         if os.fstat(fd).st_nlink:
             return temp_path, fd
         os.close(fd)
+
+
+def _rename_to_new(temp_path: str, path: str) -> None:
+    """Give a file its name, unless that is taken. Raises StorageFileExistsError."""
+    try:
+        os.link(temp_path, path)  # unlike a rename, never takes the place of another file
+    except FileExistsError as exc:
+        raise _error(StorageFileExistsError, "the file exists", path, None) from exc
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise _error(StorageFileExistsError, "the file exists", path, None) from exc
+        os.replace(temp_path, path)  # noqa: PTH105 - the best that such a file system can do
+    else:
+        _unlink(temp_path)
 
 
 def _remove_if_unlocked(path: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
-from litevfs.errors import StorageClosedError, StorageNotFoundError
+from litevfs.errors import StorageClosedError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo
 
@@ -40,9 +40,16 @@ class MemoryStore:
     def put(self, key: str, data: bytes, modified_ms: int) -> StoredFile:
         """Store `data` under `key`, replacing what was there."""
         with self._lock:
-            stored = StoredFile(bytes(data), modified_ms, f"v{next(self._versions)}")
-            self.files[key] = stored
-            return stored
+            return self._put(key, data, modified_ms)
+
+    def put_new(self, key: str, data: bytes, modified_ms: int) -> StoredFile | None:
+        """Store `data` under `key`, or return None and change nothing when something is there."""
+        with self._lock:
+            return None if key in self.files else self._put(key, data, modified_ms)
+
+    def _put(self, key: str, data: bytes, modified_ms: int) -> StoredFile:
+        stored = self.files[key] = StoredFile(bytes(data), modified_ms, f"v{next(self._versions)}")
+        return stored
 
     def get(self, key: str) -> StoredFile | None:
         """What lies under `key`, or None."""
@@ -119,13 +126,25 @@ class MemoryReplicaClient:
             raise _not_found("the file was replaced since it was listed", file, self.key(file))
         return stored.data[offset:] if size is None else stored.data[offset : offset + size]
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """See `ReplicaClient.write`."""
         self._check_open()
         content = data if isinstance(data, bytes) else b"".join(iter(lambda: data.read(_CHUNK_BYTES), b""))
         self._check_open()
         key = f"{level}/{format_file_name(min_txid, max_txid)}"
-        stored = self._store.put(key, content, timestamp_ms)
+        put = self._store.put_new if exclusive else self._store.put
+        stored = put(key, content, timestamp_ms)
+        if stored is None:
+            raise StorageFileExistsError("the file exists", level=level, min_txid=min_txid, max_txid=max_txid, key=key)
         return LTXFileInfo(level, min_txid, max_txid, len(stored.data), stored.modified_ms, stored.etag)
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:

@@ -17,13 +17,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, BinaryIO
 
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3 import BaseHTTPResponse
 
-from litevfs.errors import StorageError, StorageNotFoundError
+from litevfs.errors import StorageError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.s3_access import S3Access
@@ -43,6 +44,9 @@ _ERROR_LIMIT_BYTES = 1 << 16
 _MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 _KINDS = {"DeleteObjects": "DELETE", "AbortMultipartUpload": "DELETE", "HeadBucket": "HEAD"}  # all others write: PUT
+
+_Answer = dict[str, Any]
+_Call = Callable[..., _Answer]
 
 
 class S3ReplicaClient:
@@ -76,6 +80,7 @@ class S3ReplicaClient:
             verify=self._access.certificates,
         )
         self._part_size = part_size
+        self._knows_conditions = True  # until the server says otherwise
         self._sse_headers = self._location.sse.headers() if self._location.sse else {}
 
     def __repr__(self) -> str:
@@ -131,20 +136,35 @@ class S3ReplicaClient:
                 raise
             return self._transport.read_body(response, url, length)
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
-        """See `ReplicaClient.write`. One request up to `part_size` bytes, a multipart upload beyond."""
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
+        """See `ReplicaClient.write`. One request up to `part_size` bytes, a multipart upload beyond.
+
+        `exclusive` needs a server that knows `If-None-Match`, as Amazon's and MinIO do. One that says that it does not
+        is asked before each upload what is there; then two writers at the same moment can miss each other.
+        """
         self._transport.check_open()
         key = f"{self._folder(level)}{format_file_name(min_txid, max_txid)}"
         target = {"Bucket": self._location.bucket, "Key": key}
         metadata = {"Metadata": {"litestream-timestamp": rfc3339(timestamp_ms)}}
         stream = io.BytesIO(data) if isinstance(data, bytes) else data
         first = self._read_part(stream)
+        file = LTXFileInfo(level, min_txid, max_txid, len(first), timestamp_ms)
+        store = partial(self._store_new, file) if exclusive else _store
         with self._access.translated(key):
             if len(first) < self._part_size:
-                size = len(first)
-                answer = self._access.client.put_object(Body=first, **target, **metadata, **self._sse_parameters())
+                size, sse = len(first), self._sse_parameters()
+                answer = store(partial(self._access.client.put_object, Body=first, **target, **metadata, **sse))
             else:
-                size, answer = self._upload_parts(first, stream, target, metadata)
+                size, answer = self._upload_parts(first, stream, target, metadata, store)
         modified_ms = _date_ms(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
         return LTXFileInfo(level, min_txid, max_txid, size, modified_ms, plain_etag(answer.get("ETag", "")))
 
@@ -204,9 +224,31 @@ class S3ReplicaClient:
         message = self._access.redacted(message)
         return error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key)
 
+    def _store_new(self, file: LTXFileInfo, call: _Call) -> _Answer:
+        """The call that stores `file`, made so that it replaces nothing. Raises StorageFileExistsError."""
+        with _about(file, self.key(file)):
+            if self._knows_conditions:
+                try:
+                    return call(IfNoneMatch="*")
+                except ClientError as exc:
+                    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+                    if status == 412:
+                        raise StorageFileExistsError("the object exists") from exc
+                    if status != 501:
+                        raise
+                    self._knows_conditions = False
+            if any(other.name == file.name for other in self.list_files(file.level, file.min_txid)):
+                raise StorageFileExistsError("the object exists")
+            return call()
+
     def _upload_parts(
-        self, first: bytes, rest: BinaryIO, target: dict[str, str], metadata: dict[str, Any]
-    ) -> tuple[int, dict[str, Any]]:
+        self,
+        first: bytes,
+        rest: BinaryIO,
+        target: dict[str, str],
+        metadata: dict[str, Any],
+        store: Callable[[_Call], _Answer],
+    ) -> tuple[int, _Answer]:
         """Upload `first` and all of `rest` in parts that become one object at the end; its size and the last answer."""
         client, sse = self._access.client, self._sse_parameters()
         upload = {**target, "UploadId": client.create_multipart_upload(**target, **metadata, **sse)["UploadId"]}
@@ -219,7 +261,7 @@ class S3ReplicaClient:
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
                 size += len(part)
                 part = self._read_part(rest)
-            return size, client.complete_multipart_upload(MultipartUpload={"Parts": parts}, **upload)
+            return size, store(partial(client.complete_multipart_upload, MultipartUpload={"Parts": parts}, **upload))
         except BaseException:
             with contextlib.suppress(ClientError, BotoCoreError, StorageError):  # the first failure is the one to tell
                 client.abort_multipart_upload(**upload)
@@ -255,6 +297,10 @@ class S3ReplicaClient:
         with self._transport.translated(request.url):
             answer.content  # noqa: B018 - reads the body now, while errors are translated
         return answer
+
+
+def _store(call: _Call) -> _Answer:
+    return call()
 
 
 def _base64_md5(body: bytes) -> str:

@@ -17,6 +17,7 @@ from litevfs.errors import (
 
 # Codes: Amazon S3 API reference, "Error responses"; the last three are MinIO's.
 _TRANSIENT = {
+    "ConditionalRequestConflict",
     "InternalError",
     "OperationAborted",
     "RequestLimitExceeded",

@@ -23,7 +23,12 @@ from typing import Protocol
 
 import pytest
 
-from litevfs.errors import StorageClosedError, StorageNotFoundError
+from litevfs.errors import (
+    StorageClosedError,
+    StorageFileExistsError,
+    StorageNotFoundError,
+    TransientStorageError,
+)
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 
@@ -217,6 +222,43 @@ class ReplicaClientConformance:
         assert replica.get(0, _name(1, 1)) == b"short"
         (file,) = client.list_files(0)
         assert client.read(file) == b"short"
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_an_exclusive_write_replaces_nothing(
+        self, client: ReplicaClient, replica: ReplicaUnderTest, *, large: bool
+    ) -> None:
+        data = b"new" * (self.slow_upload_bytes if large else 1)
+        written = client.write(0, 1, 1, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
+        assert replica.get(0, _name(1, 1)) == data
+        assert client.list_files(0)[0].etag == written.etag
+        replica.put(0, _name(2, 3), b"of somebody else")
+        with pytest.raises(StorageFileExistsError) as caught:
+            client.write(0, 2, 3, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
+        assert isinstance(caught.value, FileExistsError)
+        assert _name(2, 3) in str(caught.value)
+        assert replica.names(0) == {_name(1, 1), _name(2, 3)}
+        assert replica.get(0, _name(2, 3)) == b"of somebody else"
+
+    def test_of_writers_at_once_that_are_exclusive_one_succeeds(
+        self, client: ReplicaClient, replica: ReplicaUnderTest
+    ) -> None:
+        ready = threading.Barrier(6)
+
+        def write(number: int) -> bool:
+            ready.wait(_WAIT_S)
+            while True:
+                try:
+                    client.write(0, 1, 1, bytes([number]) * 1000, TIMESTAMP_MS, exclusive=True)
+                except StorageFileExistsError:
+                    return False
+                except TransientStorageError:  # so a server may answer while it has not decided yet
+                    continue
+                return True
+
+        with ThreadPoolExecutor(6) as pool:
+            succeeded = list(pool.map(write, range(6)))
+        assert succeeded.count(True) == 1
+        assert replica.get(0, _name(1, 1)) == bytes([succeeded.index(True)]) * 1000
 
     def test_never_reads_new_content_as_the_file_listed_before(
         self, client: ReplicaClient, replica: ReplicaUnderTest

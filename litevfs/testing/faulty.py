@@ -302,10 +302,19 @@ class FaultyReplicaClient:
             data = self._faults.damage(fault.kind, data)
         return data
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """See `ReplicaClient.write`."""
         self._begin(Request(time.monotonic(), "write", level, min_txid))
-        return self._inner.write(level, min_txid, max_txid, data, timestamp_ms)
+        return self._inner.write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`."""

@@ -82,9 +82,18 @@ class ForgetfulClient(FaultyReplicaClient):
 
     loses_answer = False
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: bytes | BinaryIO, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
         """See `ReplicaClient.write`."""
-        info = super().write(level, min_txid, max_txid, data, timestamp_ms)
+        info = super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
         if self.loses_answer:
             self.loses_answer = False
             raise TransientStorageError("the answer was lost")

@@ -93,13 +93,15 @@ class FailingClient(FileReplicaClient):
             raise TransientStorageError("listing refused")
         return super().list_files(level, min_txid)
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int, *, exclusive: bool = False
+    ) -> LTXFileInfo:
         self.writes.append(max_txid)
         if self.fail_from is not None and max_txid >= self.fail_from:
             raise TransientStorageError("write refused")
         if self.failures and not self.lose_answer:
             raise self.failures.pop(0)
-        info = super().write(level, min_txid, max_txid, data, timestamp_ms)
+        info = super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
         if self.failures:
             raise self.failures.pop(0)
         return info
@@ -112,10 +114,12 @@ class HangingClient(FileReplicaClient):
         super().__init__(root)
         self.is_hanging, self.release = threading.Event(), threading.Event()
 
-    def write(self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int) -> LTXFileInfo:
+    def write(
+        self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int, *, exclusive: bool = False
+    ) -> LTXFileInfo:
         self.is_hanging.set()
         assert self.release.wait(30)
-        return super().write(level, min_txid, max_txid, data, timestamp_ms)
+        return super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
 
 
 def transient(count: int) -> list[Exception]:
