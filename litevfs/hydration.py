@@ -8,11 +8,13 @@ file may move on under a reader at any time; the reader then goes to the LTX fil
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,22 +31,30 @@ ReadPage = Callable[[Snapshot, int], bytes]
 
 
 class Hydration:
-    """Copies states into the file at `path`, or into a temporary one that goes when this object is closed."""
+    """Copies states into the file at `path`, or into a temporary one that goes when this object is closed.
+
+    With `lazily`, file and thread come with the first page that is read, and if there can be no file, there is none:
+    in a forked child, where nobody may be about to read anything, and the file at `path` may still be the parent's.
+    """
 
     close_timeout_s = 0.8
 
-    def __init__(self, path: str | None, read_page: ReadPage) -> None:
+    def __init__(self, path: str | None, read_page: ReadPage, *, lazily: bool = False) -> None:
         self._read_page = read_page
-        self._temporary = not path
-        self._fd, self.path = _open_temporary() if not path else _open_at(path)
+        self._wanted_path = path
+        self._awaits_read = lazily
+        self.path = ""  # of the file, once there is one
+        self._fd = -1
         # Of the pages in the file: which history they are of, and their versions (0: not there).
         self._held: tuple[int, NDArray[np.uint32]] = (0, np.zeros(0, np.uint32))
         self._target: Snapshot | None = None
         self._copied = 0
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="litevfs-hydrate", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._delete: Callable[[], object] = _nothing
+        if not lazily:
+            self._start()
 
     @property
     def progress(self) -> float:
@@ -56,6 +66,8 @@ class Hydration:
 
     def get(self, snapshot: Snapshot, version: int, pgno: int) -> bytes | None:
         """Page `pgno` if the file has it in this version of the snapshot's history."""
+        if self._awaits_read:
+            self._start_late()
         if not self._has(snapshot, version, pgno):
             return None
         try:
@@ -76,20 +88,66 @@ class Hydration:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread and close the file; a temporary one is deleted. Idempotent."""
+        """End the thread, which closes the file; a temporary one is deleted. Idempotent."""
         with self._changed:
-            if self._closed:
-                return
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(self.close_timeout_s)
-        os.close(self._fd)
-        if self._temporary:
-            Path(self.path).unlink(missing_ok=True)
+            thread = self._thread
+        if thread is not None:
+            thread.join(self.close_timeout_s)
+        self._delete()
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
+    def leave_to_parent(self) -> Snapshot | None:
+        """In a forked child: no more of this; the file stays the parent's, and locked for no longer than that lives.
+
+        Returns the state that it followed.
+        """
+        self._closed = True
+        self._close_file()
+        return self._target
+
+    # --- file and thread ----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        path = self._wanted_path
+        self._fd, self.path = _open_at(path) if path else _open_temporary()
+        if not path:
+            # Also where nobody closes this before the process ends.
+            self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
+        self._thread = threading.Thread(target=self._run, name="litevfs-hydrate", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no more threads to give
+            self._thread = None
+            self._close_file()
+            self._delete()
+            raise
+
+    def _start_late(self) -> None:
+        with self._changed:
+            if not self._awaits_read or self._closed:
+                return
+            self._awaits_read = False
+            try:
+                self._start()
+            except (OptionError, OSError, RuntimeError) as error:
+                logger.warning("this process goes on without hydration after the fork: %s", error)
 
     def _run(self) -> None:
+        try:
+            self._follow_target()
+        finally:
+            # Here and not in `close`, which waits for a bounded time: what this thread writes must not go to whichever
+            # file has the descriptor's number by then.
+            self._closed = True
+            self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _follow_target(self) -> None:
         done: Snapshot | None = None
         while True:
             with self._changed:
@@ -121,7 +179,8 @@ class Hydration:
             if self._closed or self._target is not target:
                 return
             page = self._read_page(target, slot + 1)
-            os.pwrite(self._fd, page, slot * target.page_size)
+            if os.pwrite(self._fd, page, slot * target.page_size) != len(page):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
             have[slot] = wanted[slot]
             self._copied += 1
         os.ftruncate(self._fd, target.size_bytes)
@@ -160,10 +219,20 @@ def _open_at(path: str) -> tuple[int, str]:
 
 
 def _open_temporary() -> tuple[int, str]:
+    """A new file, locked: the lock tells it from a left-over, and dies with us."""
     _sweep_temporary()
-    fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return fd, path
+    while True:
+        fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
+        is_being_swept = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process has found it before it was locked, and is about to delete it
+            is_being_swept = True
+        except OSError:  # no locks on this file system
+            pass
+        if os.fstat(fd).st_nlink and not is_being_swept:
+            return fd, path
+        os.close(fd)
 
 
 def _sweep_temporary() -> None:
@@ -172,3 +241,13 @@ def _sweep_temporary() -> None:
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+
+
+def _delete_own(path: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child has this to do at its end, too
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+
+
+def _nothing() -> None:
+    pass

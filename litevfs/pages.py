@@ -74,9 +74,9 @@ class PageSource:
         self.hydration: Hydration | None = None
         self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
 
-    def hydrate(self, path: str | None) -> None:
+    def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
         """From now on, copy the states that are published into a local file and read from there what it has."""
-        self.hydration = self.hydration or Hydration(path, self.read_through)
+        self.hydration = self.hydration or Hydration(path, self.read_through, lazily=lazily)
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""

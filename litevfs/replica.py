@@ -75,6 +75,9 @@ class Replica:
         self._failing_since: float | None = None  # monotonic, seconds
 
     def _open_storage(self, *, forked: bool = False) -> None:
+        self._refresh_lock = threading.Lock()
+        self._published = threading.Condition()
+        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh")
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
@@ -85,10 +88,7 @@ class Replica:
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
         if options.hydration_enabled:
-            self.pages.hydrate(options.hydration_path or None)
-        self._refresh_lock = threading.Lock()
-        self._published = threading.Condition()
-        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh")
+            self.pages.hydrate(options.hydration_path or None, lazily=forked)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -169,9 +169,13 @@ class Replica:
         Threads do not survive a fork, sockets would be shared with the parent, and a lock may be held for ever.
         """
         poller, self._poller = self._poller, None
-        self._interval_after_fork_s = poller.interval_s if poller else 0.0
+        if poller is not None:  # else this may be the child of a child, and the interval is known
+            self._interval_after_fork_s = poller.interval_s
+        hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
+        if hydrated is not None:
+            self.pages.follow(hydrated)
 
     def wake(self) -> None:
         """Start the poller that a fork has ended, if there was one. Cheap enough for every transaction."""

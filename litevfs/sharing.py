@@ -1,77 +1,177 @@
-"""One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one."""
+"""One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one.
+
+A connection may be let go of by the garbage collector, in any thread and at any moment: also in one that is in the
+middle of our own code and holds its locks. So letting go only takes a name off a list, under a lock that may be taken
+again; what then has to end is ended by a thread of its own, which is waited for no longer than a close may take.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from litevfs.options import Options
 from litevfs.replica import Replica
-from litevfs.replica_clients.urls import canonical_url
+from litevfs.replica_clients.urls import absolute_url, canonical_url
 
-_Key = tuple[str, bool, bool]
-"""The replica's place, whether it may move on, whether every file of it is verified."""
+logger = logging.getLogger("litevfs.sharing")
+
+CLOSE_TIMEOUT_S = 0.9
+"""How long letting go of a replica waits for its end, which goes on in the background."""
+
+_Key = tuple[object, ...]
+"""The replica's place, whether it may move on, and every option that makes it what it is."""
 
 
-@dataclass(slots=True)
-class _Shared:
-    replica: Replica
-    connections: int = 0
-    polling: int = 0  # connections among them that want news
+@dataclass(slots=True, eq=False)
+class Lease:
+    """What a connection holds of a shared replica, from `ReplicaRegistry.acquire` to `release`."""
+
+    options: Options
+    shared: Shared = field(init=False)
+
+    @property
+    def replica(self) -> Replica:
+        """The replica, not necessarily opened yet."""
+        assert self.shared.replica is not None
+        return self.shared.replica
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """A replica and who holds it."""
+
+    key: _Key
+    replica: Replica | None = None  # while the first connection makes it
+    leases: set[Lease] = field(default_factory=set)
+    making: threading.Lock = field(default_factory=threading.Lock)
+
+    def poll_interval_s(self) -> float:
+        """The shortest interval that anybody asks for; 0: nobody wants news."""
+        return min(
+            (lease.options.poll_interval_s for lease in tuple(self.leases) if lease.options.is_polling), default=0
+        )
 
 
 class ReplicaRegistry:
-    """Hands out shared replicas. Safe to use from many threads, and after a fork."""
+    """Hands out shared replicas. Safe to use from many threads, from finalizers, and after a fork."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._shared: dict[_Key, _Shared] = {}
+        self._lock = threading.RLock()  # a finalizer may need it in the middle of what it protects
+        self._shared: dict[_Key, Shared] = {}
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
-    def acquire(self, options: Options) -> Replica:
-        """The replica at `options.replica_url`, not necessarily opened yet. Pair with `release`.
+    def acquire(self, options: Options) -> Lease:
+        """A hold on the replica at `options.replica_url`; `release` it.
 
-        The first connection's options set it up; later ones can only shorten the poll interval and enlarge the cache.
-        Connections that do not poll have a replica of their own, so that nobody else moves it on; and so have those
-        that want every file verified, so that they get no page of one that was not.
+        Connections share a replica when all options are equal that make it what it is (see `_key`). Of the others, the
+        shortest poll interval and the largest cache count. Connections that do not poll have a replica of their own, so
+        that nobody else moves it on. The URL means what it means now, whatever the current folder is later.
         """
-        key = _key(options)
-        with self._lock:
-            shared = self._shared.get(key)
-            if shared is None:
-                shared = self._shared[key] = _Shared(Replica(options))
-            else:
-                shared.replica.pages.enlarge(options.cache_size_bytes)
-            shared.connections += 1
-            shared.polling += options.is_polling
-            return shared.replica
+        lease = Lease(replace(options, replica_url=absolute_url(options.replica_url)))
+        shared = self._join(_key(lease.options), lease)
+        try:
+            with shared.making:
+                if shared.replica is None:
+                    shared.replica = Replica(lease.options)
+                else:
+                    shared.replica.pages.enlarge(options.cache_size_bytes)
+        except BaseException:
+            self.release(lease)
+            raise
+        return lease
 
-    def release(self, options: Options) -> None:
-        """Let go of what `acquire` with equal options handed out; the last one closes it."""
-        key = _key(options)
+    def _join(self, key: _Key, lease: Lease) -> Shared:
+        """Put the lease on the list of those that hold a replica."""
         with self._lock:
-            shared = self._shared[key]
-            shared.connections -= 1
-            shared.polling -= options.is_polling
-            is_last = shared.connections == 0
-            if is_last:
-                del self._shared[key]
-            poller = shared.replica.detach_poller() if options.is_polling and not shared.polling else None
-        # Not under the lock: ending threads can take a moment, and others may be opening.
-        if poller is not None:
-            poller.close()
+            while True:
+                lease.shared = self._shared.setdefault(key, Shared(key))
+                lease.shared.leases.add(lease)
+                if self._shared.get(key) is lease.shared:  # else a finalizer has just taken the last one before ours
+                    return lease.shared
+
+    def release(self, lease: Lease) -> None:
+        """Let go of what `acquire` handed out; the last one closes it. Returns within a second; idempotent."""
+        shared = lease.shared
+        with self._lock:
+            if lease not in shared.leases:
+                return
+            shared.leases.discard(lease)
+            is_last = not shared.leases
+            if is_last and self._shared.get(shared.key) is shared:
+                del self._shared[shared.key]
+        if shared.replica is None:
+            return
         if is_last:
-            shared.replica.close()
+            _in_background(shared.replica.close)
+        elif lease.options.is_polling and not shared.poll_interval_s():
+            _in_background(partial(_end_polling, shared, shared.replica))
+
+    def forget(self, lease: Lease) -> None:
+        """In a forked child: like `release`, where nothing of the replica is under way yet that would have to end."""
+        with self._lock:
+            lease.shared.leases.discard(lease)
+            if not lease.shared.leases:
+                self._shared.pop(lease.shared.key, None)
 
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.Lock()
-        for shared in self._shared.values():
-            shared.replica.restart_after_fork()
+        self._lock = threading.RLock()
+        for key, shared in list(self._shared.items()):
+            if shared.replica is None:  # whoever was making it is not here
+                del self._shared[key]
+                continue
+            shared.making = threading.Lock()
+            try:
+                shared.replica.restart_after_fork()
+            except Exception:  # which must not keep the others from going on
+                logger.exception("%s cannot be read after the fork", shared.replica.url)
 
 
 def _key(options: Options) -> _Key:
-    return canonical_url(options.replica_url), options.is_polling or options.is_fixed, options.verify
+    return (
+        canonical_url(options.replica_url),
+        options.is_polling or options.is_fixed,
+        options.verify,
+        options.prefetch,
+        options.read_timeout_s,
+        options.hydration_enabled and (options.hydration_path or True),
+        options.cache_dir and (options.cache_dir, options.cache_dir_size_bytes),
+    )
+
+
+def _end_polling(shared: Shared, replica: Replica) -> None:
+    """End the poller, unless somebody wants news meanwhile."""
+    while not shared.poll_interval_s():
+        if (poller := replica.detach_poller()) is not None:
+            poller.close()
+        if not (interval_s := shared.poll_interval_s()):
+            return
+        replica.poll_every(interval_s)
+
+
+def _in_background(work: Callable[[], object]) -> None:
+    """Do it in a thread of its own, and wait for that for a bounded time: it may need a lock that this thread holds."""
+    if sys.is_finalizing():  # no thread runs any more; what there is goes with the process
+        return
+
+    def run() -> None:
+        try:
+            work()
+        except Exception:
+            logger.exception("letting go of a replica failed")
+
+    thread = threading.Thread(target=run, name="litevfs-close", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # there are no more threads to be had
+        run()
+    else:
+        thread.join(CLOSE_TIMEOUT_S)
 
 
 registry = ReplicaRegistry()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,32 +16,37 @@ from litevfs.sharing import registry
 logger = logging.getLogger("litevfs.subscription")
 
 
+_open: weakref.WeakSet[Subscription] = weakref.WeakSet()
+
+
 class Subscription:
     """Calls `callback(txid)` for each TXID published after this object was made, in order, once each.
 
-    An exception of the callback is logged, and the next transaction is reported all the same.
+    An exception of the callback is logged, and the next transaction is reported all the same. A subscription belongs to
+    the process that made it: in a forked child it is closed.
     """
 
     close_timeout_s = 0.8
 
     def __init__(self, options: Options, callback: Callable[[int], object]) -> None:
-        self._options = options
         self._callback = callback
         self._txids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._closed = threading.Event()
-        self._replica = registry.acquire(options)
+        self._closed = False
+        self._lease = registry.acquire(options)
+        self._replica = self._lease.replica
         try:
             self._replica.open(options.open_timeout_s)
             self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
             self._replica.poll_every(options.poll_interval_s)
         except BaseException:
-            registry.release(options)
+            registry.release(self._lease)
             raise
+        _open.add(self)
         self._thread = threading.Thread(target=self._run, name=f"litevfs-subscribe {self._replica.url}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        while (txid := self._txids.get()) is not None and not self._closed.is_set():
+        while (txid := self._txids.get()) is not None and not self._closed:
             self.txid = txid
             try:
                 self._callback(txid)
@@ -48,14 +55,20 @@ class Subscription:
 
     def close(self) -> None:
         """No more calls; waits a bounded time for one under way. Idempotent."""
-        if self._closed.is_set():
+        if self._closed:
             return
-        self._closed.set()
+        self._closed = True
         self._replica.remove_listener(self._txids.put)
         self._txids.put(None)
         if self._thread is not threading.current_thread():
             self._thread.join(self.close_timeout_s)
-        registry.release(self._options)
+        registry.release(self._lease)
+
+    def _end_in_child(self) -> None:
+        """The thread that would call back is the parent's; without it, what is published would be kept for ever."""
+        self._closed = True
+        self._replica.remove_listener(self._txids.put)
+        registry.forget(self._lease)
 
     def __enter__(self) -> Subscription:
         return self
@@ -64,3 +77,12 @@ class Subscription:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _after_fork_in_child() -> None:
+    for subscription in list(_open):
+        if not subscription._closed:
+            subscription._end_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)  # after `sharing`, which has renewed the locks by then

@@ -11,6 +11,7 @@ Errors reach the caller as they are: APSW hands on the exception object, and SQL
 from __future__ import annotations
 
 import logging
+from urllib.parse import quote
 from zlib import crc32
 
 import apsw
@@ -44,15 +45,16 @@ class ReplicaVFS(apsw.VFS):
             return apsw.VFSFile("", name, flags)
         options = Options.collect(_uri_parameters(name), self.keywords)
         if not options.replica_url:
-            raise OptionError(
-                "no replica URL",
-                hint="add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL",
-            )
+            raise OptionError("no replica URL", hint=_no_url_hint(name))
         file = ReplicaFile(options)
         if isinstance(name, apsw.URIFilename) and (
             name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
         ):
-            file.xLock(SHARED)  # SQLite will not, and would read pages of one state after the other
+            try:
+                file.xLock(SHARED)  # SQLite will not, and would read pages of one state after the other
+            except BaseException:
+                file.xClose()  # which SQLite will not either: it has no file yet
+                raise
         flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
         return file  # type: ignore[return-value]  # any object with the methods of a VFSFile will do
 
@@ -71,13 +73,21 @@ def _uri_parameters(name: str | apsw.URIFilename | None) -> dict[str, str]:
     return {key: name.uri_parameter(key) or "" for key in name.parameters}
 
 
+def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
+    path = name.filename() if isinstance(name, apsw.URIFilename) else name
+    return (
+        "add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL; for an "
+        f"ordinary file, as in VACUUM INTO and ATTACH, write 'file:{quote(path or 'x.db')}?vfs={apsw.vfs_names()[0]}'"
+    )
+
+
 class ReplicaFile:
     """One connection's view of a replica: the pinned snapshot, and page 1 as SQLite has to see it."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.replica: Replica = registry.acquire(options)
-        self._closed = False
+        self._lease = registry.acquire(options)
+        self.replica: Replica = self._lease.replica
         self._max_staleness_s = options.max_staleness_s
         self._level = NONE
         self._pinned: Snapshot | None = None  # from SHARED to NONE
@@ -133,7 +143,7 @@ class ReplicaFile:
         if snapshot is not self._first_page_of:
             self._first_page = self.replica.pages.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
             self._first_page_of = snapshot
-            if self._watcher is not None:
+            if self._watcher is not None and self._first_page:
                 self._watcher.after_read(1, self._first_page)
         if offset + amount <= page_size:
             return self._first_page[offset : offset + amount]
@@ -222,10 +232,8 @@ class ReplicaFile:
         return True
 
     def xClose(self) -> None:
-        """Let go of the replica."""
-        if not self._closed:
-            self._closed = True
-            registry.release(self.options)
+        """Let go of the replica. Idempotent."""
+        registry.release(self._lease)
 
     def xSectorSize(self) -> int:
         """Bytes; SQLite's default."""

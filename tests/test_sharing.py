@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+import litevfs
+from litevfs import sharing
+from litevfs.errors import OptionError
 from litevfs.options import Options
+from litevfs.poller import Poller
+from litevfs.replica import Replica
+from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replica_clients.urls import open_replica_client, register_scheme
 from litevfs.sharing import ReplicaRegistry
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import in_threads
+from tests.support import connected, in_threads, rows, wait_until
 
 
 @pytest.fixture
@@ -26,10 +41,13 @@ def options(script: Script, **values: object) -> Options:
 @pytest.mark.plan("L26")
 def test_connections_to_one_url_share_one_replica(world):
     script, registry = world
-    a, b = options(script), options(script, poll_interval_s=5.0)
-    assert registry.acquire(a) is registry.acquire(b)
+    a, b = registry.acquire(options(script)), registry.acquire(options(script, poll_interval_s=5.0))
+    assert a.replica is b.replica
     registry.release(a)
+    registry.release(a)  # again: nothing
+    assert a.replica.status().state == "opening"
     registry.release(b)
+    assert a.replica.status().state == "closed"
     assert registry._shared == {}
 
 
@@ -40,58 +58,74 @@ def test_spellings_of_one_place_are_one_replica(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     registry = ReplicaRegistry()
     spellings = ["r", "./r", str(tmp_path / "r"), f"file://{tmp_path}/r", f"file://{tmp_path}/x/../r/"]
-    every = [Options(replica_url=url) for url in spellings]
-    assert len({id(registry.acquire(o)) for o in every}) == 1
-    for o in every:
-        registry.release(o)
+    every = [registry.acquire(Options(replica_url=url)) for url in spellings]
+    assert len({id(lease.replica) for lease in every}) == 1
+    for lease in every:
+        registry.release(lease)
     assert registry._shared == {}
 
 
 def test_connections_that_do_not_poll_are_not_moved_on_by_those_that_do(world):
     script, registry = world
-    polling, still = options(script), options(script, poll_interval_s=0.0)
-    assert registry.acquire(polling) is not registry.acquire(still)
+    polling, still = registry.acquire(options(script)), registry.acquire(options(script, poll_interval_s=0.0))
+    assert polling.replica is not still.replica
     registry.release(polling)
     registry.release(still)
 
 
 @pytest.mark.plan("L02", "L26")
-def test_connections_that_want_files_verified_share_with_their_like_only(world):
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"verify": True},
+        {"prefetch": False},
+        {"read_timeout_s": 1.0},
+        {"hydration_enabled": True},
+        {"cache_dir": "blocks"},
+    ],
+)
+def test_connections_share_with_their_like_only(world, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     script, registry = world
-    plain, verifying, another = options(script), options(script, verify=True), options(script, verify=True)
-    replica = registry.acquire(verifying)
-    assert registry.acquire(plain) is not replica
-    assert registry.acquire(another) is replica
-    for o in (plain, verifying, another):
-        registry.release(o)
+    plain, like, unlike = (registry.acquire(options(script, **values)) for values in ({}, other, other))
+    assert plain.replica is not like.replica
+    assert like.replica is unlike.replica
+    for lease in (plain, like, unlike):
+        registry.release(lease)
     assert registry._shared == {}
+
+
+def test_what_every_connection_has_of_its_own_keeps_none_from_sharing(world):
+    script, registry = world
+    own = [{"open_timeout_s": 1.0}, {"max_staleness_s": 2.0}, {"txid": 1}, {"timestamp_ms": 5}, {"hydration_path": "x"}]
+    leases = [registry.acquire(options(script, **values)) for values in ({}, *own)]
+    assert len({id(lease.replica) for lease in leases}) == 1
+    for lease in leases:
+        registry.release(lease)
 
 
 def test_the_shortest_interval_and_the_largest_cache_count(world):
     script, registry = world
-    first, second, third = (
-        options(script, poll_interval_s=interval, cache_size_bytes=size)
-        for interval, size in ((5.0, 1_000_000), (2.0, 3_000_000), (9.0, 500))
-    )
-    replica = registry.acquire(first)
-    replica.open(5)
-    replica.poll_every(first.poll_interval_s)
-    for o in (second, third):
-        registry.acquire(o).poll_every(o.poll_interval_s)
+    leases = []
+    for interval_s, size in ((5.0, 1_000_000), (2.0, 3_000_000), (9.0, 500)):
+        leases.append(registry.acquire(options(script, poll_interval_s=interval_s, cache_size_bytes=size)))
+        leases[-1].replica.open(5)
+        leases[-1].replica.poll_every(interval_s)
+    replica = leases[0].replica
     assert replica.status().poll_interval_s == 2.0
     assert replica.pages._cache.limit_bytes == 3_000_000
-    for o in (first, second, third):
-        registry.release(o)
+    for lease in leases:
+        registry.release(lease)
     assert replica.status().state == "closed"
 
 
 def test_nothing_polls_for_fixed_views_alone(world):
     script, registry = world
-    live, fixed = options(script), options(script, txid=1)
-    replica = registry.acquire(live)
-    assert registry.acquire(fixed) is replica
+    live, fixed = registry.acquire(options(script)), registry.acquire(options(script, txid=1))
+    replica = live.replica
+    assert fixed.replica is replica
     replica.open(5)
-    replica.poll_every(live.poll_interval_s)
+    replica.poll_every(1.0)
     registry.release(live)
     assert replica.status().poll_interval_s == 0
     assert replica.status().state == "current"
@@ -99,27 +133,238 @@ def test_nothing_polls_for_fixed_views_alone(world):
     assert replica.status().state == "closed"
 
 
+def test_polling_goes_on_for_whoever_comes_while_it_is_being_ended(world, monkeypatch):
+    script, registry = world
+    live, fixed = registry.acquire(options(script)), registry.acquire(options(script, txid=1))
+    replica = live.replica
+    replica.open(5)
+    replica.poll_every(1.0)
+    detach, came = replica.detach_poller, []
+
+    def come_first() -> Poller | None:
+        came.append(registry.acquire(options(script, poll_interval_s=2.0)))
+        replica.poll_every(2.0)
+        return detach()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "detach_poller", come_first)
+        registry.release(live)
+    assert replica.status().poll_interval_s == 2.0
+    registry.release(*came)
+    assert replica.status().poll_interval_s == 0
+    registry.release(fixed)
+
+
 def test_a_replica_that_was_let_go_is_made_anew(world):
     script, registry = world
-    o = options(script)
-    first = registry.acquire(o)
-    registry.release(o)
-    second = registry.acquire(o)
-    assert second is not first
-    assert second.open(5).txid == 1
-    registry.release(o)
+    first = registry.acquire(options(script))
+    registry.release(first)
+    second = registry.acquire(options(script))
+    assert second.replica is not first.replica
+    assert second.replica.open(5).txid == 1
+    registry.release(second)
+
+
+def test_a_replica_that_cannot_be_made_leaves_nothing_and_can_be_made_later(world, tmp_path):
+    script, registry = world
+    wanted = options(script, hydration_enabled=True, hydration_path=str(tmp_path / "folder" / "x.db"))
+    with pytest.raises(OptionError):
+        registry.acquire(wanted)
+    assert registry._shared == {}
+    (tmp_path / "folder").mkdir()
+    lease = registry.acquire(wanted)
+    assert lease.replica.open(5).txid == 1
+    registry.release(lease)
 
 
 def test_threads_that_come_and_go_leave_nothing(world):
     script, registry = world
 
     def work(i: int) -> None:
-        o = options(script, poll_interval_s=0.01 if i % 2 else 0.0)
+        interval_s = 0.01 if i % 2 else 0.0
         for _ in range(20):
-            replica = registry.acquire(o)
-            assert replica.open(5).txid == 1
-            replica.poll_every(o.poll_interval_s)
-            registry.release(o)
+            lease = registry.acquire(options(script, poll_interval_s=interval_s))
+            assert lease.replica.open(5).txid == 1
+            lease.replica.poll_every(interval_s)
+            registry.release(lease)
 
     in_threads(8, work)
     assert registry._shared == {}
+
+
+# --- what a URL means -------------------------------------------------------------------------------------------------
+
+
+def replica_in(folder: Path, value: int) -> Primary:
+    primary = Primary(FileReplicaClient(folder / "replica"))
+    primary.commit(f"CREATE TABLE t(x); INSERT INTO t VALUES({value})")
+    return primary
+
+
+def test_a_relative_path_means_what_it_meant_when_it_was_opened(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    with replica_in(here, 1) as first, replica_in(there, 2) as second:
+        monkeypatch.chdir(here)
+        one_connection = litevfs.connect("replica", poll_interval="5ms")
+        monkeypatch.chdir(there)
+        with connected("replica", poll_interval="5ms") as other:
+            assert rows(one_connection, "SELECT x FROM t") == [(1,)]
+            one_connection.close()
+            second.commit("INSERT INTO t VALUES(3)")
+            wait_until(lambda: rows(other, "SELECT x FROM t") == [(2,), (3,)], "news of the other one")
+        assert sharing.registry._shared == {}
+        first.client.close()
+        second.client.close()
+
+
+def test_an_endpoint_of_the_environment_may_change_between_open_and_close(monkeypatch):
+    registry = ReplicaRegistry()
+    monkeypatch.setenv("LITESTREAM_S3_ENDPOINT", "http://127.0.0.1:1")
+    lease = registry.acquire(Options(replica_url="s3://bucket/app"))
+    monkeypatch.setenv("LITESTREAM_S3_ENDPOINT", "http://127.0.0.1:2")
+    other = registry.acquire(Options(replica_url="s3://bucket/app"))
+    assert lease.replica.url == "s3://bucket/app?endpoint=http://127.0.0.1:1"
+    assert other.replica is not lease.replica
+    lease.replica.restart_after_fork()  # in a child, that is
+    assert lease.replica.url == "s3://bucket/app?endpoint=http://127.0.0.1:1"
+    registry.release(lease)
+    registry.release(other)
+    assert registry._shared == {}
+
+
+# --- letting go from a finalizer --------------------------------------------------------------------------------------
+
+
+def forsake(url: str) -> Replica:
+    """Open a replica by a connection that nothing but the garbage collector can close any more. Returns the replica."""
+
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.itself = holder
+    holder.connection = litevfs.connect(url, poll_interval="60s")
+    return next(shared.replica for shared in sharing.registry._shared.values() if shared.replica.url == url)
+
+
+def in_a_daemon(call: Callable[[], object]) -> None:
+    """Make the call in a thread that the test outlives if it hangs."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "a deadlock"
+
+
+@pytest.mark.parametrize(
+    "lock",
+    [
+        lambda replica: sharing.registry._lock,
+        lambda replica: replica.fetcher._lock,
+        lambda replica: replica.fetcher._pool._changed,
+        lambda replica: replica._published,
+        lambda replica: replica._refresh_lock,
+        lambda replica: threading._active_limbo_lock,
+    ],
+    ids=["registry", "fetcher", "pool", "published", "refresh", "threading"],
+)
+def test_a_connection_that_is_collected_under_a_lock_ends_its_replica_all_the_same(lock):
+    with Script(block_size=1 << 16) as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        gc.disable()
+        try:
+            replica = forsake(script.url)
+            assert replica.fetcher._pool is not None
+
+            def collect() -> None:
+                with lock(replica):
+                    gc.collect()
+
+            in_a_daemon(collect)
+        finally:
+            gc.enable()
+        wait_until(lambda: replica.status().state == "closed", "the end of the replica")
+        assert sharing.registry._shared == {}
+
+
+def test_a_connection_may_be_collected_while_another_replica_is_being_made():
+    with Script() as script, Script() as other, Primary(script.writer) as first, Primary(other.writer) as second:
+        first.commit("CREATE TABLE t(x)")
+        second.commit("CREATE TABLE t(x)")
+
+        def open_and_collect(url: str, *, read_timeout_s: float) -> ReplicaClient:
+            gc.collect()
+            return open_replica_client(url.removeprefix("collecting+"), read_timeout_s=read_timeout_s)
+
+        register_scheme("collecting+scripted", open_and_collect)
+        gc.disable()
+        try:
+            replica = forsake(script.url)
+            in_a_daemon(lambda: litevfs.connect(f"collecting+{other.url}").close())
+        finally:
+            gc.enable()
+        assert replica.status().state == "closed"
+
+
+def test_finalizers_between_any_two_steps_leave_nothing():
+    """The collector runs as often as it can, in threads that open, close and forsake connections to two replicas."""
+    with Script() as script, Script(block_size=1 << 16) as other:
+        for one_script in (script, other):
+            with Primary(one_script.writer) as primary:
+                primary.commit("CREATE TABLE t(x); INSERT INTO t VALUES(1)")
+        before = gc.get_threshold()
+
+        def work(i: int) -> None:
+            for j in range(30):
+                forsaken = [litevfs.connect((script, other)[j % 2].url, poll_interval="2ms")]
+                forsaken.append(forsaken)
+                with connected((script, other)[(i + j) % 2].url, poll_interval="2ms") as con:
+                    assert rows(con, "SELECT x FROM t") == [(1,)]
+
+        gc.set_threshold(1, 1, 1)
+        try:
+            in_threads(4, work)
+        finally:
+            gc.set_threshold(*before)
+            gc.collect()
+        wait_until(lambda: sharing.registry._shared == {}, "everything to be let go")
+
+
+# --- the end of the process -------------------------------------------------------------------------------------------
+
+
+def test_a_process_ends_while_a_request_of_the_read_ahead_has_no_answer():
+    program = """
+        import threading
+        import litevfs
+        from tests.primary import Primary
+        from tests.scripted import Script
+        from tests.support import rows, wait_until
+
+        script = Script(block_size=1 << 16)
+        primary = Primary(script.writer)
+        primary.commit("CREATE TABLE t(x); INSERT INTO t VALUES(1)")
+        connection = litevfs.connect(script.url, hydration_enabled=True)
+        assert rows(connection, "SELECT * FROM t") == [(1,)]
+        hanging = threading.Event()
+
+        def hang(level, files):
+            hanging.set()
+            threading.Event().wait()
+
+        script.on_list = hang
+        replica = next(iter(litevfs.vfs.registry._shared.values())).replica
+        replica.fetcher.submit(lambda: replica.fetcher.list_files(0))
+        assert hanging.wait(20)
+        print(connection.pragma("litestream_hydration_file"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip()
+    assert not Path(done.stdout.strip()).exists()

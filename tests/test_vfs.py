@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
 import litevfs
-from litevfs.errors import ReplicaEmptyError
+from litevfs.errors import OptionError, ReplicaEmptyError, StaleReplicaError, TransientStorageError
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.options import Options
-from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.sharing import registry
 from litevfs.vfs import NONE, SHARED, ReplicaFile
 from tests.made import MadePrimary
 from tests.primary import START_MS, Primary
@@ -384,6 +387,24 @@ def test_without_sqlites_locks_a_connection_still_sees_one_state(small, paramete
         con.close()
 
 
+@pytest.mark.parametrize("parameter", ["nolock=1", "immutable=1"])
+def test_a_connection_without_sqlites_locks_that_cannot_begin_leaves_nothing(small, parameter):
+    _, script, _ = small
+
+    def fail(*_: object) -> list[LTXFileInfo]:
+        raise TransientStorageError("the storage is away")
+
+    before = len(registry._shared)
+    script.on_list = fail
+    with pytest.raises(StaleReplicaError):
+        apsw.Connection(
+            f"file:x.db?replica_url={script.url}&poll_interval=0&max_staleness=0&{parameter}",
+            flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+            vfs="litestream",
+        )
+    assert [len(shared.leases) for shared in registry._shared.values()] == [1] * before
+
+
 # --- SQLite's page cache ----------------------------------------------------------------------------------------------
 
 
@@ -452,8 +473,9 @@ def test_open_waits_for_the_first_state():
 
 
 @pytest.mark.plan("L20")
-def test_a_database_without_a_page_is_an_empty_database():
-    with Script() as script, MadePrimary(script.writer) as primary:
+@pytest.mark.parametrize("block_size", [0, 1 << 16])
+def test_a_database_without_a_page_is_an_empty_database(block_size):
+    with Script(block_size=block_size) as script, MadePrimary(script.writer) as primary:
         primary.record(b"")
         with connected(script.url, poll_interval=0) as con:
             assert rows(con, "SELECT * FROM sqlite_schema") == []
@@ -695,3 +717,20 @@ def test_a_replica_can_be_vacuumed_into_an_ordinary_file(small, tmp_path):
     copy = apsw.Connection(str(tmp_path / "copy.db"))
     assert rows(copy, "SELECT * FROM t") == primary.rows("SELECT * FROM t")
     copy.close()
+
+
+@pytest.mark.parametrize("sql", ["VACUUM INTO {}", "ATTACH {} AS own"])
+def test_an_ordinary_file_is_refused_with_the_words_that_work(small, tmp_path, monkeypatch, sql):
+    primary, script, _ = small
+    monkeypatch.delenv("LITESTREAM_REPLICA_URL", raising=False)
+    path = tmp_path / "a copy, 100%.db"
+    if sql.startswith("ATTACH"):
+        apsw.Connection(str(path)).execute("CREATE TABLE mine(x)")
+    with connected(script.url) as con:
+        with pytest.raises(OptionError, match="VACUUM INTO") as caught:
+            con.execute(sql.format(apsw.format_sql_value(str(path))))
+        (words,) = re.findall(r"write ('.*')", caught.value.hint)
+        con.execute(sql.format(words))
+    with closing(apsw.Connection(str(path))) as copy:
+        table = "mine" if sql.startswith("ATTACH") else "t"
+        assert rows(copy, f"SELECT * FROM {table}") == ([] if table == "mine" else primary.rows("SELECT * FROM t"))

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
 from litevfs.replica_clients.base import ReplicaClient
@@ -42,15 +43,21 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
 
     `read_timeout_s` bounds each wait for a storage at the other end of a network. Raises ReplicaURLError.
     """
-    scheme, separator, _ = url.partition("://")
-    if url.startswith("file:"):  # with one slash too, as SQLite and browsers read it
-        scheme = "file"
-    elif not separator:
+    scheme = _scheme(url)
+    if not scheme:
         return FileReplicaClient(_path(url))
     factory = _factories.get(scheme.lower())
     if factory is None:
         raise _unknown(scheme)
     return factory(url, read_timeout_s=read_timeout_s)
+
+
+def _scheme(url: str) -> str:
+    """As it is written; nothing for a path."""
+    if url.startswith("file:"):  # with one slash too, as SQLite and browsers read it
+        return "file"
+    scheme, separator, _ = url.partition("://")
+    return scheme if separator else ""
 
 
 def canonical_url(url: str) -> str:
@@ -60,6 +67,25 @@ def canonical_url(url: str) -> str:
         return client.url
     finally:
         client.close()
+
+
+def absolute_url(url: str) -> str:
+    """A URL that goes on meaning what `url` means now, whatever the current folder and the environment are later.
+
+    Unlike `canonical_url`, it leaves out nothing that `url` says. Raises ReplicaURLError.
+    """
+    scheme = _scheme(url).lower()
+    if scheme in ("", "file"):
+        return canonical_url(url)
+    endpoint = os.environ.get("LITESTREAM_S3_ENDPOINT")
+    if scheme != "s3" or not endpoint:
+        return url
+    parts = urlsplit(url)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    named = [(name, value) for name, value in parameters if value or name.lower() != "endpoint"]
+    if any(name.lower() == "endpoint" for name, _ in named):
+        return url
+    return parts._replace(query=urlencode([*named, ("endpoint", endpoint)])).geturl()
 
 
 def _file_client(url: str, *, read_timeout_s: float) -> ReplicaClient:

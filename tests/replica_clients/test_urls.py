@@ -9,7 +9,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.s3 import S3ReplicaClient
 from litevfs.replica_clients.s3_url import parse_s3_url
-from litevfs.replica_clients.urls import canonical_url, open_replica_client, register_scheme
+from litevfs.replica_clients.urls import absolute_url, canonical_url, open_replica_client, register_scheme
 
 KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE%3D"  # base64 of 32 digits
 OTHER_KEY = "YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXoxMjM0NTY%3D"
@@ -43,6 +43,44 @@ def test_relative_paths_are_relative_to_where_they_are_opened(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     for path in ("replica", "./replica"):
         assert canonical_url(path) == canonical_url(f"file://{tmp_path}/replica")
+
+
+def test_an_absolute_url_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a b%20").mkdir()
+    monkeypatch.chdir(tmp_path / "a b%20")
+    absolute = [absolute_url(path) for path in ("replica", "./x/../replica", "file:replica")]
+    monkeypatch.chdir("/")
+    for url in absolute:
+        client = open_replica_client(url)
+        assert isinstance(client, FileReplicaClient)
+        assert client.root == tmp_path / "a b%20" / "replica"
+        assert absolute_url(url) == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/a path/ü?region=eu-west-1",
+        "s3://bucket",
+        "S3://bucket/path?endpoint=",
+        f"s3://bucket/path?sseCustomerKey={KEY}&endpoint=",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/path",
+        "s3://bucket/path?Endpoint=http://own:1",
+    ],
+)
+def test_an_absolute_url_means_the_same_in_every_environment(url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITESTREAM_S3_ENDPOINT", "http://127.0.0.1:9000/a")
+    expected = parse_s3_url(url, "http://127.0.0.1:9000/a")
+    absolute = absolute_url(url)
+    for later in ("http://elsewhere:1", ""):
+        monkeypatch.setenv("LITESTREAM_S3_ENDPOINT", later)
+        assert parse_s3_url(absolute, later) == expected
+        assert absolute_url(absolute) == absolute
+
+
+def test_a_url_that_depends_on_nothing_is_absolute():
+    for url in ("s3://bucket/path", "memory://name", "unknown://x", f"s3://bucket/path?sseCustomerKey={KEY}"):
+        assert absolute_url(url) == url
 
 
 def test_memory_urls_share_a_store_by_name():

@@ -1,0 +1,220 @@
+"""The hydrated file: what is served from it, full disks, other processes that sweep, and whose it is after the end."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+import litevfs
+from litevfs import hydration
+from litevfs.errors import OptionError
+from litevfs.hydration import TEMP_PREFIX, Hydration
+from litevfs.options import Options
+from litevfs.replica import Replica
+from tests.primary import Primary
+from tests.scripted import Script
+from tests.support import connected, one, rows, wait_until
+
+PAGE_SIZE = 4096
+FILL = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i<2000) INSERT INTO t SELECT i, 'A' FROM n"
+QUERY = "SELECT s, count(*), sum(id) FROM t GROUP BY 1"
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A replica whose first pages lie behind the others in storage, and a temporary folder for it alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Script() as script, Primary(script.writer, page_size=PAGE_SIZE) as primary:
+        primary.commit("CREATE TABLE t(id INTEGER PRIMARY KEY, s TEXT)")
+        primary.commit(FILL)
+        primary.commit("UPDATE t SET s = 'B' WHERE id < 1000")
+        yield primary, script
+
+
+def progress(connection: apsw.Connection) -> float:
+    return float(one(connection, "PRAGMA litestream_hydration_progress"))
+
+
+def hydrated_pages(connection: apsw.Connection) -> int:
+    return next(
+        shared.replica.pages.counters.hydrated
+        for shared in litevfs.vfs.registry._shared.values()
+        if shared.replica.pages.hydration is not None
+    )
+
+
+def test_a_hydrated_replica_is_read_from_the_file_and_follows_the_primary(world, tmp_path):
+    primary, script = world
+    with connected(script.url, poll_interval="5ms", hydration_enabled=True, cache_size=0) as con:
+        wait_until(lambda: progress(con) == 100, "hydration")
+        path = Path(one(con, "PRAGMA litestream_hydration_file"))
+        assert path.parent == tmp_path
+        script.clear()
+        assert rows(con, QUERY) == primary.rows(QUERY)
+        assert script.reads == []
+        assert hydrated_pages(con) > 0
+        primary.commit("UPDATE t SET s = 'C' WHERE id > 1500")
+        wait_until(lambda: rows(con, QUERY) == primary.rows(QUERY), "the new state")
+    assert not path.exists()
+
+
+def test_a_page_of_which_a_full_disk_took_a_part_is_never_served(world, tmp_path, monkeypatch):
+    """Near the end of a disk's space, a write does not fail but writes less than it was given."""
+    primary, script = world
+    pwrite, left = os.pwrite, [5 * PAGE_SIZE // 2]
+    full = threading.Event()
+
+    def write_while_there_is_room(fd: int, data: bytes, offset: int) -> int:
+        size = min(len(data), left[0])
+        left[0] -= size
+        if not size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if size < len(data):
+            full.set()
+        return pwrite(fd, data[:size], offset)
+
+    monkeypatch.setattr(os, "pwrite", write_while_there_is_room)
+    with connected(script.url, poll_interval=0, hydration_enabled=True, cache_size=0) as con:
+        assert full.wait(20)
+        # Whatever is written after that, the file is as long as the database.
+        os.truncate(one(con, "PRAGMA litestream_hydration_file"), len(primary.images[3]))
+        for _ in range(20):
+            con.cache_flush()
+            assert rows(con, QUERY) == primary.rows(QUERY)
+        assert one(con, "PRAGMA integrity_check") == "ok"
+        assert progress(con) < 100
+
+
+def test_a_disk_that_was_full_is_tried_again_with_the_next_state(world, monkeypatch, caplog):
+    primary, script = world
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda fd, data, offset: len(data) // 2)
+        con = litevfs.connect(script.url, poll_interval=0, hydration_enabled=True, cache_size=0)
+        wait_until(lambda: "hydration stopped at TXID 0000000000000003" in caplog.text, "the failure")
+        assert "No space left" in caplog.text
+    primary.commit("UPDATE t SET s = 'D' WHERE id = 7")
+    one(con, "PRAGMA litestream_poll")
+    wait_until(lambda: progress(con) == 100, "hydration")
+    assert rows(con, QUERY) == primary.rows(QUERY)
+    con.close()
+
+
+def test_a_thread_that_outlives_its_close_writes_to_no_other_file(world, tmp_path):
+    """It hangs in storage while it is closed; its descriptor's number is given to the next file that is opened."""
+    _, script = world
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> bytes:
+        hanging.set()
+        assert go_on.wait(20)
+        return b"\xff" * PAGE_SIZE
+
+    replica = Replica(Options(replica_url=script.url))
+    hydration = Hydration(None, hang)
+    hydration.follow(replica.open(10))
+    assert hanging.wait(20)
+    hydration.close_timeout_s = 0.01
+    hydration.close()
+    assert list(tmp_path.iterdir()) == []
+    other = tmp_path / "other"
+    fds = [os.open(other, os.O_RDWR | os.O_CREAT) for _ in range(4)]
+    go_on.set()
+    hydration._thread.join(20)
+    assert other.read_bytes() == b""
+    for fd in fds:
+        os.close(fd)
+    replica.close()
+
+
+def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
+    _, script = world
+    with pytest.raises(OptionError, match="hydration_path"):
+        litevfs.connect(script.url, hydration_enabled=True, hydration_path=str(tmp_path / "no" / "x.db"))
+    assert litevfs.vfs.registry._shared == {}
+
+
+def test_two_replicas_do_not_share_a_file(world, tmp_path):
+    _, script = world
+    options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db")}
+    with connected(script.url, **options), pytest.raises(OptionError, match="in use"):
+        litevfs.connect(script.url, poll_interval=0, **options)
+
+
+# --- temporary files and the processes beside this one ----------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_what_killed_processes_left_is_swept_and_what_living_ones_have_is_not(folder):
+    (folder / f"{TEMP_PREFIX}left.db").write_bytes(b"left")
+    (folder / "other.db").write_bytes(b"not ours")
+    first, first_path = hydration._open_temporary()
+    second, second_path = hydration._open_temporary()
+    assert {path.name for path in folder.iterdir()} == {Path(first_path).name, Path(second_path).name, "other.db"}
+    os.close(first)
+    os.close(second)
+
+
+@pytest.mark.parametrize("sweeper", ["has deleted it", "is about to delete it"])
+def test_a_file_that_another_process_sweeps_before_it_is_locked_is_given_up_for_another(folder, monkeypatch, sweeper):
+    mkstemp, made, held = tempfile.mkstemp, [], []
+
+    def make_and_sweep(**names: str) -> tuple[int, str]:
+        fd, path = mkstemp(**names)
+        if not made:
+            held.append(os.open(path, os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sweeper == "has deleted it":
+                Path(path).unlink()
+                os.close(held.pop())
+        made.append(path)
+        return fd, path
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_sweep)
+    fd, path = hydration._open_temporary()
+    assert path == made[1]
+    assert os.path.samestat(os.fstat(fd), Path(path).stat())
+    other = os.open(path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for descriptor in (fd, other, *held):
+        os.close(descriptor)
+
+
+# --- forked children --------------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_one_makes_its_file_at_the_first_read(folder):
+    lazy = Hydration(None, lambda *_: b"", lazily=True)
+    assert lazy.path == ""
+    assert list(folder.iterdir()) == []
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        replica = Replica(Options(replica_url=script.url))
+        snapshot = replica.open(10)
+        lazy._read_page = replica.pages.read_through
+        lazy.follow(snapshot)
+        assert list(folder.iterdir()) == []
+        wait_until(lambda: lazy.get(snapshot, snapshot.version(1), 1) == replica.pages.read(snapshot, 1), "the page")
+        replica.close()
+    assert [str(path) for path in folder.iterdir()] == [lazy.path]
+    lazy.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lazy_one_that_was_never_read_has_nothing_to_close(folder):
+    lazy = Hydration(None, lambda *_: b"", lazily=True)
+    lazy.close()
+    lazy.close()
+    assert list(folder.iterdir()) == []
