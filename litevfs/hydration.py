@@ -223,14 +223,14 @@ def _open_temporary() -> tuple[int, str]:
     _sweep_temporary()
     while True:
         fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
-        is_being_swept = False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another process has found it before it was locked, and is about to delete it
-            is_being_swept = True
-        except OSError:  # no locks on this file system
-            pass
-        if os.fstat(fd).st_nlink and not is_being_swept:
+            os.close(fd)
+            continue
+        except OSError:
+            pass  # no locks on this file system
+        if os.fstat(fd).st_nlink:  # else another process has deleted it before it was locked
             return fd, path
         os.close(fd)
 

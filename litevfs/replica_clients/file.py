@@ -286,9 +286,12 @@ def _create_temp(path: str) -> tuple[str, int]:
         fd = os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another writer has found it before it was locked, and is about to delete it
+            os.close(fd)
+            continue
         except OSError:
-            pass  # swept by another writer just now, or no locks on this file system: the check below tells
-        if os.fstat(fd).st_nlink:
+            pass  # no locks on this file system
+        if os.fstat(fd).st_nlink:  # else another writer has deleted it before it was locked
             return temp_path, fd
         os.close(fd)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import subprocess
@@ -228,6 +229,35 @@ def test_temporary_files_of_living_writers_and_of_others_stay(tmp_path: Path):
     assert len(list(folder.iterdir())) == 3
     writer.close()
     other.close()
+
+
+def test_a_temporary_file_that_another_writer_sweeps_before_it_is_locked_is_given_up_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The other one takes it for a left-over: it has locked it, and deletes it while this one writes."""
+    open_file, swept = os.open, []
+
+    def open_and_sweep(path: str, flags: int, *mode: int) -> int:
+        fd = open_file(path, flags, *mode)
+        if flags & os.O_EXCL and not swept:
+            swept.append((path, open_file(path, os.O_RDONLY)))
+            fcntl.flock(swept[0][1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    class Deleted:
+        def __init__(self) -> None:
+            self.parts = [b"", b"content"]
+
+        def read(self, size: int) -> bytes:
+            Path(swept[0][0]).unlink(missing_ok=True)
+            return self.parts.pop()
+
+    monkeypatch.setattr(os, "open", open_and_sweep)
+    client = FileReplicaClient(tmp_path)
+    file = client.write(0, 1, 1, Deleted(), 1)
+    assert client.read(file) == b"content"
+    os.close(swept[0][1])
+    client.close()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
