@@ -110,7 +110,9 @@ class _Copy:
         """How many files both have. Raises ReplicaError when the destination is not a copy of the source."""
         common = [(file, present[_key(file)]) for file in files if _key(file) in present]
         if present and not common:
-            raise self._other_replica("has no file in common with the source")
+            raise self._other_replica(
+                "has no file in common with the source (any more, if retention deleted them there)"
+            )
         for ours, theirs in common:
             if ours.size != theirs.size:
                 raise self._other_replica("holds another file of the same TXIDs", theirs)
@@ -122,7 +124,7 @@ class _Copy:
 
     def _other_replica(self, what: str, file: LTXFileInfo | None = None) -> ReplicaError:
         return ReplicaError(
-            f"the destination {what}: it is not a copy of the source",
+            f"the destination {what}: nothing shows that it is a copy of the source",
             level=file.level if file else None,
             min_txid=file.min_txid if file else None,
             max_txid=file.max_txid if file else None,

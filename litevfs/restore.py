@@ -170,7 +170,7 @@ def _check_integrity(path: Path) -> None:
     """SQLite's own check, on a file that nobody else uses: `immutable` keeps SQLite from making files beside it."""
     try:
         connection = apsw.Connection(
-            f"file:{quote(os.fspath(path.resolve()))}?immutable=1",
+            f"file:{quote(os.fsencode(path.resolve()))}?immutable=1",  # SQLite takes names that are not UTF-8 so only
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         )
         try:

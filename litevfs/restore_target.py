@@ -28,6 +28,8 @@ class RestoreTarget:
     """The future database at `path`. As a context manager it removes its temporary file, unless published."""
 
     def __init__(self, path: Path) -> None:
+        if not path.name or "\0" in str(path):
+            raise RestoreError("cannot write the database: not the name of a file", key=ascii(os.fspath(path)))
         self.path = path
         self.temp_path = path.with_name(path.name + ".tmp")
         self._fd = -1

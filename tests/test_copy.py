@@ -240,7 +240,7 @@ def test_another_replica_at_the_destination_is_neither_mixed_nor_overwritten() -
     History(seed=3).run(3).upload_all(nothing_common)
     for other in (elsewhere, same_sizes, nothing_common):
         before = content(other)
-        with pytest.raises(ReplicaError, match="not a copy of the source"):
+        with pytest.raises(ReplicaError, match="a copy of the source"):
             copy_replica(source, MemoryReplicaClient(_renamed(other.store)))
         assert content(other) == before
 

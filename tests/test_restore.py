@@ -328,6 +328,12 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+def test_what_names_no_file_is_refused(name: str) -> None:
+    with pytest.raises(RestoreError, match="not the name of a file"):
+        restore(ORDERS / "replica", name)
+
+
 def test_integrity_check_keeps_an_unsound_database_from_appearing(tmp_path: Path) -> None:
     history = History(seed=9).run(2)
     with pytest.raises(RestoreError, match="integrity_check"):
