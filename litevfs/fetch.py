@@ -45,7 +45,9 @@ READ_BYTES = 1 << 19
 """Bytes of one request where a file passes from its first byte to its last."""
 PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
-DAMAGE_HINT = "the file is damaged: litevfs verify shows what else is; a new snapshot on the primary replaces it"
+DAMAGE_HINT = (
+    "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
+)
 
 
 @dataclass(slots=True)

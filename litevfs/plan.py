@@ -80,7 +80,10 @@ def gap_error(gap: tuple[int, int]) -> TXIDGapError:
     first, last = gap
     what = "the replica has no complete state: its first TXIDs are missing" if first == 1 else "LTX files are missing"
     return TXIDGapError(
-        what, min_txid=first, max_txid=last, hint="restore the missing files, or take a new snapshot on the primary"
+        what,
+        min_txid=first,
+        max_txid=last,
+        hint="restore the missing files, or run litevfs replicate --snapshot on the primary",
     )
 
 

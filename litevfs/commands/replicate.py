@@ -15,6 +15,8 @@ from typing import Any
 import litevfs
 from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, given_options
+from litevfs.commands.text import count
+from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.ltx.names import format_txid
 from litevfs.options import Options, parse_duration_s
 from litevfs.replicate.replicator import Replicator
@@ -23,7 +25,8 @@ NAME = "replicate"
 HELP = "replicate a live database"
 DESCRIPTION = (
     "Replicate a SQLite database in WAL mode while others use it, until Ctrl-C or SIGTERM; what was committed by "
-    "then is still replicated. Levels are compacted, snapshots taken and old files deleted on Litestream's timetable."
+    "then is still replicated, or the exit code is 1 when that takes longer than 10 s. Levels are compacted, snapshots "
+    "taken and old files deleted on Litestream's timetable."
 )
 _LAST_SYNC_TIMEOUT_S = 10.0
 
@@ -43,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="1s",
         metavar="DURATION",
         help="pause between looks for new transactions [1s]",
+    )
+    parser.add_argument(
+        "--snapshot",
+        action="store_true",
+        help="begin with a snapshot of the whole database: it mends a replica with lost or damaged files",
     )
     parser.add_argument("--wal", action="store_true", help="switch a database in rollback mode to WAL mode")
     parser.add_argument(
@@ -65,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     storage = Options.collect({"replica_url": args.url}, given_options(args))
     client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
     with closing(client), Replicator(args.database, client, **options) as replicator:
+        if args.snapshot:
+            replicator.request_snapshot()
         if args.once:
             print(format_txid(replicator.sync()))
             return 0
@@ -76,8 +86,28 @@ def run(args: argparse.Namespace) -> int:
         except _Terminated:
             pass
         finally:
-            replicator.sync(_LAST_SYNC_TIMEOUT_S)
+            _finish(replicator)
     return 0
+
+
+def _finish(replicator: Replicator) -> None:
+    """The last sync. Raises ReplicatorError, which says how far it came, when it cannot be done."""
+    try:
+        replicator.sync(_LAST_SYNC_TIMEOUT_S)
+    except LitevfsError as error:
+        raise ReplicatorError(
+            f"ended before all that was committed is on the replica: {_how_far(replicator)} ({error.message})",
+            key=error.key or str(replicator.path),
+            hint="nothing is lost: the next start goes on from there",
+        ) from error
+
+
+def _how_far(replicator: Replicator) -> str:
+    status = replicator.status
+    if not status.txid:
+        return "the first copy of the whole database was not finished"
+    there = f"TXID {format_txid(status.uploaded_txid)} is there" if status.uploaded_txid else "nothing was uploaded"
+    return f"{there}, {count(status.pending_files, 'file')} to be uploaded"
 
 
 @contextmanager

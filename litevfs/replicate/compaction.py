@@ -7,13 +7,14 @@ files that overlap are normal for whoever reads a replica. Nothing here deletes;
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import BinaryIO
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import IO, BinaryIO
 
 from litevfs.errors import (
     LitevfsError,
@@ -23,6 +24,7 @@ from litevfs.errors import (
     StorageNotFoundError,
     TXIDGapError,
 )
+from litevfs.fetch import READ_BYTES
 from litevfs.ltx.compactor import compact, compacted_header
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.frame import read_frames
@@ -59,7 +61,14 @@ def compact_level(
         raise OptionError(
             f"cannot compact level {source} into level {level}", hint=f"levels go up, from 0 to {SNAPSHOT_LEVEL - 1}"
         )
-    return _compact(client, level, lambda streamer: _new_files(streamer, source, level, known), temp_folder)
+    try:
+        return _compact(client, level, lambda streamer: _new_files(streamer, source, level, known), temp_folder)
+    except LTXFormatError as error:
+        choose = _past_damage(client, source, level, error)
+        if choose is None:
+            raise
+        logger.warning("leaving out of level %d what a snapshot makes up for: %s", level, error)
+    return _compact(client, level, choose, temp_folder)
 
 
 def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFileInfo | None:
@@ -69,6 +78,43 @@ def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFil
     `compact_level`; also ReplicaEmptyError.
     """
     return _compact(client, SNAPSHOT_LEVEL, _files_of_newest_state, temp_folder)
+
+
+def store_as_snapshot(client: ReplicaClient, file: BinaryIO, page_index: IO[bytes]) -> LTXFileInfo:
+    """Store `file` on level 9: one of level 0, verified, that holds the whole database. `page_index`: an empty file.
+
+    From then on, no file of an earlier TXID is needed for this state and those to come. Raises StorageError.
+    """
+    fd = file.fileno()
+    source = _read_ends(fd, 0, os.fstat(fd).st_size)
+    source = replace(source, header=replace(source.header, min_txid=1))
+    header = compacted_header([source.header])
+    with io.BufferedReader(_Parts(compact([source], spool=page_index)), READ_BYTES) as data:
+        written = client.write(SNAPSHOT_LEVEL, 1, header.max_txid, data, header.timestamp_ms)
+    logger.info("stored a snapshot in %s", client.key(written))
+    return written
+
+
+class _Parts(io.RawIOBase):
+    """Bytes that come in parts, as a file to upload."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self._parts = parts
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while not self._rest:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._rest = memoryview(part)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
 
 
 def newest_file(streamer: FileStreamer, level: int, known: LTXFileInfo | None = None) -> LTXFileInfo | None:
@@ -98,6 +144,17 @@ def _new_files(streamer: FileStreamer, source: int, level: int, known: LTXFileIn
     return extend(last_missing, candidates).files
 
 
+def _past_damage(client: ReplicaClient, source: int, level: int, error: LTXFormatError) -> Choose | None:
+    """The files of level `source` after a snapshot that holds what files do that cannot be read, if there is one."""
+    with FileStreamer(client) as streamer:
+        base = newest_file(streamer, SNAPSHOT_LEVEL)
+        newest = newest_file(streamer, level)
+    if base is None or base.max_txid < max(error.max_txid or 0, newest.max_txid + 1 if newest else 0):
+        return None
+    covered = base.max_txid
+    return lambda streamer: extend(covered, streamer.list_level(source)).files
+
+
 def _files_of_newest_state(streamer: FileStreamer) -> Sequence[LTXFileInfo]:
     files = newest_state(streamer.list_levels(LEVELS)).files
     return () if len(files) == 1 and files[0].level == SNAPSHOT_LEVEL else files
@@ -122,7 +179,7 @@ def _write_compacted(
         _temporary_file(temp_folder) as page_index,
         _temporary_file(temp_folder) as result,
     ):
-        inputs = list(_spool(streamer, files, spool))
+        inputs = list(_spool(streamer, files, spool, temp_folder))
         with _no_room(temp_folder):
             result.writelines(compact(inputs, spool=page_index))
             result.seek(0)
@@ -146,14 +203,16 @@ class _SpooledFile:
         return read_frames(lambda offset, size: os.pread(self.fd, size, offset), self.start + HEADER_SIZE)
 
 
-def _spool(streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO) -> Iterator[_SpooledFile]:
+def _spool(
+    streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO, temp_folder: str | None
+) -> Iterator[_SpooledFile]:
     """Bring files into `spool`, one behind the other. What is read later is what was verified here."""
     start = 0
     for stream in streamer.stream(files):
         for data, _ in stream:
-            with _no_room(spool.name):
+            with _no_room(temp_folder):
                 spool.write(data)
-        with _no_room(spool.name):
+        with _no_room(temp_folder):
             spool.flush()
         yield _read_ends(spool.fileno(), start, stream.file.size)
         start += stream.file.size
@@ -168,14 +227,17 @@ def _read_ends(fd: int, start: int, size: int) -> _SpooledFile:
 
 @contextmanager
 def _temporary_file(folder: str | None) -> Iterator[BinaryIO]:
-    with ExitStack() as stack:
-        with _no_room(folder):
-            file = stack.enter_context(tempfile.TemporaryFile(prefix="litevfs-compaction-", dir=folder))
+    with _no_room(folder):
+        file = tempfile.TemporaryFile(prefix="litevfs-compaction-", dir=folder)  # noqa: SIM115 - closed below
+    try:
         yield file
+    finally:
+        with suppress(OSError):  # what it could not write yet, and is not needed any more
+            file.close()
 
 
 @contextmanager
-def _no_room(folder: object) -> Iterator[None]:
+def _no_room(folder: str | None) -> Iterator[None]:
     try:
         yield
     except LitevfsError:
@@ -183,6 +245,7 @@ def _no_room(folder: object) -> Iterator[None]:
     except OSError as error:
         raise ReplicatorError(
             f"cannot write temporary files: {error.strerror or error}",
-            key=tempfile.gettempdir() if folder is None else str(folder),
-            hint="compaction needs room for its inputs and its result; another temp_folder may have it",
+            key=tempfile.gettempdir() if folder is None else folder,
+            hint="compaction needs room for its inputs and its result; TMPDIR, or temp_folder in Python, names one "
+            "that has it",
         ) from error

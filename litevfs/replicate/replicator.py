@@ -18,13 +18,20 @@ from pathlib import Path
 from types import TracebackType
 
 from litevfs.backoff import Backoff
-from litevfs.errors import LitevfsError, OptionError, ReplicatorError, StorageClosedError
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    OptionError,
+    ReplicatorError,
+    StorageClosedError,
+    TXIDGapError,
+)
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import Capture, WALLimits
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
-from litevfs.replicate.uploads import replica_position, retry_transient, upload, why_not_ours
+from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -35,8 +42,24 @@ _SETTLE_INTERVAL_S = 0.1
 
 _LOCK_TIMEOUT_S = 60.0
 """How long the thread waits for a `sync` in another thread."""
+_LARGE_CLOCK_STEP_MS = 60_000
+"""The clock is said to be wrong when it is so far behind the newest file's time."""
 _CLOSE_GRACE_S = 10.0
 """How much longer than asked `close` may wait for the file system to take what is being written."""
+
+
+def _database_path(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` leads to. Raises ReplicatorError for what can name none that SQLite opens."""
+    try:
+        resolved = Path(path).resolve()
+        os.fspath(resolved).encode()
+    except (ValueError, RuntimeError) as exc:  # a NUL, not UTF-8, or links in a circle
+        raise ReplicatorError(
+            "no database to replicate: not a file name that SQLite takes", key=ascii(os.fspath(path))
+        ) from exc
+    if not resolved.name:
+        raise ReplicatorError("no database to replicate: this is not a file", key=str(resolved))
+    return resolved
 
 
 def unix_time_ms() -> int:
@@ -56,6 +79,7 @@ class ReplicatorStatus:
     snapshots: int  # files that hold the whole database
     last_snapshot_reason: str | None
     last_error: str | None  # of the last attempt, None after a success
+    last_maintenance_error: str | None  # of a task that is to be tried again, None when there is none
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
     wal_frames: int  # in the WAL at the last sync
 
@@ -76,6 +100,9 @@ class Replicator:
     With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
     thread of its own (see `MaintenanceConfig`).
 
+    Every `look_interval_s` seconds, at a sync, the replica is listed: what others removed leads to a new start with the
+    whole database, what others wrote to ReplicaConflictError until they stop. No file of others is ever replaced.
+
     `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
     the time of the TXID before is used.
 
@@ -93,36 +120,45 @@ class Replicator:
         checkpoint_pages: int = 1000,
         truncate_pages: int = 50_000,
         maintenance: MaintenanceConfig | None = None,
+        look_interval_s: float = 60.0,
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
         if not 0 < checkpoint_pages <= truncate_pages:
             raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
-        self.path = Path(path).resolve()
+        self.path = _database_path(path)
         self._sync_interval_s = sync_interval_s
+        self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._maintenance = maintenance
         self._maintenance_thread: threading.Thread | None = None
-        self._capture_lock, self._upload_lock = threading.Lock(), threading.Lock()  # taken in this order
+        self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
-        self._uploaded_txid = self._files_uploaded = self._bytes_uploaded = 0
+        self._looked_at = 0.0  # monotonic
+        self._begun = 0  # how often a history was begun with the whole database
+        self._wanted_snapshot: str | None = None  # why the whole database is to be captured
+        self._mended: set[tuple[int | None, int | None, int | None]] = set()  # places that a snapshot was taken for
+        self._is_clock_behind = False
+        self._maintenance_error: str | None = None
         self._last_error: str | None = None
         self._captured_ms: int | None = None
         self._last_sync_ms: int | None = None
         self._owns_client = isinstance(replica, str)
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
         try:
-            if not self.path.exists():  # before a folder for it is made
-                raise ReplicatorError("no database to replicate: no such file", key=str(self.path))
+            if not self.path.is_file():  # before a folder for it is made
+                reason = "this is not a file" if self.path.exists() else "no such file"
+                raise ReplicatorError(f"no database to replicate: {reason}", key=str(self.path))
             self._folder = StateFolder(self.path)
             try:
                 limits = WALLimits(checkpoint_pages, truncate_pages)
                 self._capture = Capture(
                     self.path, self._folder, limits, self._closed.is_set, clock_ms, switch_to_wal=switch_to_wal
                 )
+                self._uploads = Uploads(self.client, self._folder)
             except BaseException:
                 self._folder.close()
                 raise
@@ -145,13 +181,14 @@ class Replicator:
         state = self._capture.state
         return ReplicatorStatus(
             txid=state.txid if state else 0,
-            uploaded_txid=self._uploaded_txid,
+            uploaded_txid=self._uploads.txid,
             pending_files=len(self._folder.pending()),
-            files_uploaded=self._files_uploaded,
-            bytes_uploaded=self._bytes_uploaded,
+            files_uploaded=self._uploads.files,
+            bytes_uploaded=self._uploads.bytes,
             snapshots=self._capture.snapshots,
             last_snapshot_reason=self._capture.last_snapshot_reason,
             last_error=self._last_error,
+            last_maintenance_error=self._maintenance_error,
             last_sync_ms=self._last_sync_ms,
             wal_frames=self._capture.wal_frames,
         )
@@ -171,13 +208,26 @@ class Replicator:
     def sync(self, timeout_s: float = 30.0) -> int:
         """Everything committed before the call is on the replica when this returns; the newest TXID there.
 
-        Transient storage errors are tried again for `timeout_s` seconds. Raises StorageError, ReplicatorError.
+        Transient storage errors are tried again for `timeout_s` seconds. Raises StorageError, ReplicatorError, and
+        ReplicaConflictError when the replica holds what somebody else wrote since this replicator began.
         """
         deadline = time.monotonic() + timeout_s
-        retry_transient(lambda: self._look_at_replica(deadline), deadline, self._closed)
-        txid = self._capture_step(deadline)
-        retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
-        return txid
+        while True:
+            retry_transient(lambda: self._look_at_replica(deadline), deadline, self._closed)
+            begun = self._begun
+            txid = self._capture_step(deadline)
+            retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
+            if self._uploads.lost is None and self._begun == begun:
+                return txid
+            if time.monotonic() > deadline:
+                raise ReplicatorError("no time was left to begin anew", key=str(self.path))
+
+    def request_snapshot(self, reason: str = "a snapshot was asked for") -> None:
+        """The next sync takes the whole database, and stores it as a snapshot on level 9 too.
+
+        That mends a replica with lost or damaged files: states from then on need none of them.
+        """
+        self._uploads.is_snapshot_due, self._wanted_snapshot = True, reason
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End the thread and let go of the database. Idempotent.
@@ -198,49 +248,65 @@ class Replicator:
     # --- the two parts of a sync --------------------------------------------------------------------------------------
 
     def _look_at_replica(self, deadline: float) -> None:
-        """Once: find out whether the replica is what the local state says, and start anew when it is not."""
-        with self._holding(self._capture_lock, deadline), self._holding(self._upload_lock, deadline):
+        """Now and then: find out whether the replica is what the local state says, and start anew when it is not."""
+        with self._holding(self._upload_lock, deadline):
             self._check_open()
-            if self._is_replica_known:
+            is_first = not self._is_replica_known
+            now = time.monotonic()
+            if not is_first and self._uploads.lost is None and now < self._looked_at + self._look_interval_s:
                 return
-            state, pending = self._capture.state, self._folder.pending()
-            confirmed = 0 if state is None else pending[0].txid - 1 if pending else state.txid
-            there = replica_position(self.client, confirmed)
-            if state is None:
-                reason: str | None = "there is no local state to continue from" if there.newest else "the first sync"
-            elif state.replica_url != self.client.url:
-                reason = f"the database was replicated to {state.replica_url} before"
-            else:
-                reason = why_not_ours(self.client, there, state, pending)
-            if reason is None:
-                self._uploaded_txid = confirmed
-            else:
-                page_size = there.header.page_size if there.header else self._capture.page_size
-                timestamp_ms = there.header.timestamp_ms if there.header else 0
-                self._capture.begin(self.client.url, there.txid, timestamp_ms, page_size, reason)
-                self._uploaded_txid = there.txid
-            self._is_replica_known = True
+            there, reason = self._uploads.look(self._capture.state, is_first=is_first)
+            if there.problem is not None:
+                logger.warning("%s: the replica has no complete state: %s", self.path, there.problem)
+                self.request_snapshot(f"the replica has no complete state: {there.problem}")
+            if reason is not None:
+                self._begin(there, reason, deadline)
+            self._is_replica_known, self._looked_at = True, now
+
+    def _begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
+        """Begin a new history, after what is there, with the whole database."""
+        page_size = there.header.page_size if there.header else self._capture.page_size
+        timestamp_ms = there.header.timestamp_ms if there.header else 0
+        txid = next_to(there, self.client)
+        if txid:
+            logger.warning("%s: beginning anew after TXID %016x of the replica: %s", self.path, txid, reason)
+        with self._holding(self._capture_lock, deadline):
+            self._capture.begin(self.client.url, txid, timestamp_ms, page_size, reason)
+        self._uploads.begin(txid)
+        self._begun += 1
 
     def _capture_step(self, deadline: float) -> int:
         with self._holding(self._capture_lock, deadline):
             self._check_open()
             self._captured_ms = self._clock_ms()
+            reason, self._wanted_snapshot = self._wanted_snapshot, None
+            self._capture.reason = self._capture.reason or reason
             self._capture.step()
-            return 0 if self._capture.state is None else self._capture.state.txid
+            state = self._capture.state
+            if state is None:
+                return 0
+            self._compare_clock(state.timestamp_ms - self._captured_ms)
+            return state.txid
+
+    def _compare_clock(self, behind_ms: int) -> None:
+        was_behind, self._is_clock_behind = self._is_clock_behind, behind_ms > _LARGE_CLOCK_STEP_MS
+        if self._is_clock_behind and not was_behind:
+            logger.warning(
+                "%s: the clock is %d s behind the newest file's time: all files get that time until it is there again, "
+                "so no time tells one of these states from another",
+                self.path,
+                behind_ms // 1000,
+            )
 
     def _upload_pending(self, deadline: float) -> None:
         with self._holding(self._upload_lock, deadline):
             newest = self._capture.state.txid if self._capture.state else 0
             captured_ms = self._captured_ms
-            for file in self._folder.pending():
-                self._check_open()
-                if file.txid > newest:  # a capture is under way in another thread
-                    break
-                self._bytes_uploaded += upload(self.client, file)
-                self._files_uploaded += 1
-                self._uploaded_txid = file.txid
-                self._folder.discard([file])
-            self._last_sync_ms = captured_ms
+            self._uploads.run(newest, self._check_open)
+            if self._uploads.lost is None:
+                self._last_sync_ms = captured_ms
+            else:
+                logger.warning("%s: %s", self.path, self._uploads.lost)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -270,14 +336,25 @@ class Replicator:
         maintenance = Maintenance(self.client, config)
         pause_s = 0.0
         while not self._closed.wait(pause_s):
-            if self._uploaded_txid == 0:
+            if self._uploads.txid == 0:
                 pause_s = self._sync_interval_s
                 continue
             try:
-                maintenance.run_due()  # logs what fails, and tries it again
+                report = maintenance.run_due()  # logs what fails, and tries it again
             except StorageClosedError:
                 return
+            self._maintenance_error = maintenance.last_error
+            for error in report.errors:
+                self._mend(error)
             pause_s = maintenance.next_due_in_s()
+
+    def _mend(self, error: Exception) -> None:
+        """Ask for a snapshot when files are lost or damaged; once for each place, lest it does not help."""
+        if isinstance(error, TXIDGapError | LTXFormatError):
+            place = (error.level, error.min_txid, error.max_txid)
+            if place not in self._mended:
+                self._mended.add(place)
+                self.request_snapshot(f"the replica cannot be compacted: {error}")
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())

@@ -3,6 +3,9 @@
 Source of the rules: Litestream 0.5, `store.go` and `db.go`: level-0 files go some time after level 1 covers them, old
 snapshots go, and with them the files of lower levels that lead up to them. Stricter here: the newest snapshot that is
 older than the retention time stays, because every state within the retention time builds on it.
+
+A file dated later than now was written while a clock was wrong: its time says nothing. It counts as old, or it would
+stay until that time has come; only of a snapshot that no other has followed yet, old means more than that.
 """
 
 from __future__ import annotations
@@ -19,8 +22,13 @@ from litevfs.stream import FileStreamer
 
 logger = logging.getLogger("litevfs.retention")
 
+_CLOCK_DIFFERENCE_MS = 3_600_000
+"""A time may be so much later than now, and be that of a clock that is a little ahead."""
 
-def enforce_level_0_retention(client: ReplicaClient, horizon_ms: int, *, level: int = 1) -> list[LTXFileInfo]:
+
+def enforce_level_0_retention(
+    client: ReplicaClient, horizon_ms: int, *, level: int = 1, now_ms: float = math.inf
+) -> list[LTXFileInfo]:
     """Delete level-0 files written before `horizon_ms` (Unix epoch) that `level`, the next one in use, covers.
 
     The newest level-0 file stays. Returns what was deleted, and raises StorageError when something could not be.
@@ -29,10 +37,12 @@ def enforce_level_0_retention(client: ReplicaClient, horizon_ms: int, *, level: 
         if len(streamer.list_level(0)) < 2:
             return []
         files = streamer.list_levels(LEVELS)
-        return _delete(client, files, plan_level_0_retention(files, horizon_ms, level))
+        return _delete(client, files, plan_level_0_retention(files, horizon_ms, level, now_ms))
 
 
-def enforce_snapshot_retention(client: ReplicaClient, horizon_ms: int) -> list[LTXFileInfo]:
+def enforce_snapshot_retention(
+    client: ReplicaClient, horizon_ms: int, *, now_ms: float = math.inf
+) -> list[LTXFileInfo]:
     """Delete what only states older than `horizon_ms` need: snapshots, and files of all levels below them.
 
     The newest file of every level stays, and the newest snapshot written before `horizon_ms`: the states since then
@@ -40,33 +50,52 @@ def enforce_snapshot_retention(client: ReplicaClient, horizon_ms: int) -> list[L
     """
     with FileStreamer(client) as streamer:
         files = streamer.list_levels(LEVELS)
-        return _delete(client, files, plan_snapshot_retention(files, horizon_ms), horizon_ms)
+        return _delete(client, files, plan_snapshot_retention(files, horizon_ms, now_ms), horizon_ms, now_ms)
 
 
-def plan_level_0_retention(files: Sequence[LTXFileInfo], horizon_ms: int, level: int = 1) -> list[LTXFileInfo]:
+def plan_level_0_retention(
+    files: Sequence[LTXFileInfo], horizon_ms: int, level: int = 1, now_ms: float = math.inf
+) -> list[LTXFileInfo]:
     """The oldest level-0 files, up to the first that is young, not covered by `level`, or the newest."""
     covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
     doomed = []
     for file in sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))[:-1]:
         is_covered = any(first <= file.min_txid and file.max_txid <= last for first, last in covered)
-        if file.modified_ms > horizon_ms or not is_covered:
+        if not _is_old(file, horizon_ms, now_ms) or not is_covered:
             break
         doomed.append(file)
     return doomed
 
 
-def plan_snapshot_retention(files: Sequence[LTXFileInfo], horizon_ms: int) -> list[LTXFileInfo]:
+def plan_snapshot_retention(
+    files: Sequence[LTXFileInfo], horizon_ms: int, now_ms: float = math.inf
+) -> list[LTXFileInfo]:
     """Files written before `horizon_ms` that lead no further than the newest snapshot written before then."""
-    old = [file for file in files if file.modified_ms <= horizon_ms]
-    old_snapshots = [file for file in old if file.level == SNAPSHOT_LEVEL and file.min_txid == 1]
+    old = [file for file in files if _is_old(file, horizon_ms, now_ms)]
+    newest = {file.level: file for file in sorted(files, key=lambda f: (f.max_txid, f.min_txid))}
+    old_snapshots = [
+        file
+        for file in old
+        if file.level == SNAPSHOT_LEVEL
+        and file.min_txid == 1
+        and (file.modified_ms <= horizon_ms or file != newest[SNAPSHOT_LEVEL])
+    ]
     if not old_snapshots:
         return []
     base = max(old_snapshots, key=lambda file: file.max_txid)
-    newest = {file.level: file for file in sorted(files, key=lambda f: (f.max_txid, f.min_txid))}.values()
-    return [file for file in old if file.max_txid <= base.max_txid and file != base and file not in newest]
+    return [file for file in old if file.max_txid <= base.max_txid and file not in (base, newest[file.level])]
 
 
-def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo], horizon_ms: float = -math.inf) -> bool:
+def _is_old(file: LTXFileInfo, horizon_ms: float, now_ms: float) -> bool:
+    return file.modified_ms <= horizon_ms or file.modified_ms > now_ms + _CLOCK_DIFFERENCE_MS
+
+
+def are_spare(
+    files: Sequence[LTXFileInfo],
+    doomed: Sequence[LTXFileInfo],
+    horizon_ms: float = -math.inf,
+    now_ms: float = math.inf,
+) -> bool:
     """Whether `files` can do without `doomed`.
 
     The newest state must be the same, and every state at the end of a remaining file written after `horizon_ms` that
@@ -80,16 +109,20 @@ def are_spare(files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo], horiz
     except (ReplicaEmptyError, TXIDGapError) as error:
         logger.info("nothing can be deleted safely: %s", error)
         return False
-    wanted = {file.max_txid for file in rest if file.modified_ms > horizon_ms}
+    wanted = {file.max_txid for file in rest if not _is_old(file, horizon_ms, now_ms)}
     return wanted & reachable_txids(files).keys() <= reachable_txids(rest).keys()
 
 
 def _delete(
-    client: ReplicaClient, files: Sequence[LTXFileInfo], doomed: Sequence[LTXFileInfo], horizon_ms: float = -math.inf
+    client: ReplicaClient,
+    files: Sequence[LTXFileInfo],
+    doomed: Sequence[LTXFileInfo],
+    horizon_ms: float = -math.inf,
+    now_ms: float = math.inf,
 ) -> list[LTXFileInfo]:
     if not doomed:
         return []
-    if not are_spare(files, doomed, horizon_ms):
+    if not are_spare(files, doomed, horizon_ms, now_ms):
         logger.warning("keeping %d files at %s that retention would delete: others need them", len(doomed), client.url)
         return []
     in_order = sorted(doomed, key=lambda file: (file.level, file.min_txid))

@@ -71,7 +71,7 @@ class MaintenanceReport:
 
     written: tuple[LTXFileInfo, ...]
     deleted: tuple[LTXFileInfo, ...]
-    errors: tuple[LitevfsError, ...]  # of tasks that will be tried again
+    errors: tuple[Exception, ...]  # of tasks that will be tried again
 
 
 @dataclass(slots=True)
@@ -81,6 +81,7 @@ class _Task:
     run: Callable[[float], list[LTXFileInfo]]  # given the time in seconds: files written or deleted
     level: int | None  # the level it writes, None for one that deletes
     due_at_s: float = 0.0  # Unix time
+    error: Exception | None = None  # of the last run
 
     def is_due(self, now_s: float) -> bool:
         # A clock that was set back must not stop everything until it is there again.
@@ -117,6 +118,11 @@ class Maintenance:
             ),
         ]
 
+    @property
+    def last_error(self) -> str | None:
+        """What the first task whose last run failed says; None when there is none."""
+        return next((f"{task.name}: {task.error}" for task in self._tasks if task.error), None)
+
     def next_due_in_s(self, now_s: float | None = None) -> float:
         """Seconds until something is due; 0 when something is."""
         now_s = time.time() if now_s is None else now_s
@@ -140,33 +146,38 @@ class Maintenance:
         now_s = time.time() if now_s is None else now_s
         written: list[LTXFileInfo] = []
         deleted: list[LTXFileInfo] = []
-        errors: list[LitevfsError] = []
+        errors: list[Exception] = []
         for task in self._tasks:
             if not everything and not task.is_due(now_s):
                 continue
             window_s = math.floor(now_s / task.interval_s) * task.interval_s
             task.due_at_s = window_s + task.interval_s
+            task.error = None
             try:
-                if everything or task.level is None or not self._was_done(task.level, window_s):
+                if everything or task.level is None or not self._was_done(task.level, window_s, now_s):
                     (deleted if task.level is None else written).extend(task.run(now_s))
             except ReplicaEmptyError:
                 pass
             except StorageClosedError:
                 raise
-            except LitevfsError as error:
-                logger.warning("%s of %s failed: %s", task.name, self._client.url, error)
+            except Exception as error:  # of another kind: a mistake of ours or of a client, or a disk that fails
+                if isinstance(error, LitevfsError):
+                    logger.warning("%s of %s failed: %s", task.name, self._client.url, error)
+                else:
+                    logger.exception("%s of %s failed", task.name, self._client.url)
                 task.due_at_s = min(task.due_at_s, now_s + RETRY_S)
+                task.error = error
                 errors.append(error)
         return MaintenanceReport(tuple(written), tuple(deleted), tuple(errors))
 
-    def _was_done(self, level: int, window_s: float) -> bool:
-        """Whether the newest file of `level` is of this window already."""
+    def _was_done(self, level: int, window_s: float, now_s: float) -> bool:
+        """Whether the newest file of `level` is of this window already. One from the future says nothing."""
         with FileStreamer(self._client) as streamer:
             newest = newest_file(streamer, level, self._newest.get(level))
         if newest is None:
             return False
         self._newest[level] = newest
-        return newest.modified_ms >= window_s * 1000
+        return window_s * 1000 <= newest.modified_ms <= now_s * 1000
 
     def _compact(self, level: int, source: int, now_s: float) -> list[LTXFileInfo]:
         file = compact_level(
@@ -184,7 +195,8 @@ class Maintenance:
 
     def _retain_level_0(self, level: int, now_s: float) -> list[LTXFileInfo]:
         horizon_ms = int((now_s - self.config.level_0_retention_s) * 1000)
-        return enforce_level_0_retention(self._client, horizon_ms, level=level)
+        return enforce_level_0_retention(self._client, horizon_ms, level=level, now_ms=now_s * 1000)
 
     def _retain_snapshots(self, now_s: float) -> list[LTXFileInfo]:
-        return enforce_snapshot_retention(self._client, int((now_s - self.config.snapshot_retention_s) * 1000))
+        horizon_ms = int((now_s - self.config.snapshot_retention_s) * 1000)
+        return enforce_snapshot_retention(self._client, horizon_ms, now_ms=now_s * 1000)

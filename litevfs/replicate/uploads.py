@@ -8,10 +8,26 @@ from dataclasses import dataclass
 from threading import Event
 
 from litevfs.backoff import Backoff
-from litevfs.errors import ReplicatorError, StorageNotFoundError, TransientStorageError
-from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
+from litevfs.errors import (
+    LTXFormatError,
+    ReplicaConflictError,
+    ReplicaEmptyError,
+    ReplicatorError,
+    StorageFileExistsError,
+    StorageNotFoundError,
+    TransientStorageError,
+    TXIDGapError,
+)
+from litevfs.ltx.decoder import StreamDecoder
+from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, lock_pgno
+from litevfs.ltx.names import MAX_TXID
+from litevfs.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
-from litevfs.replicate.state import PendingFile, State, fingerprint
+from litevfs.replicate.compaction import store_as_snapshot
+from litevfs.replicate.state import PendingFile, State, StateFolder, fingerprint
+
+_FEED_BYTES = 1 << 16
+"""Bytes decoded at once: a damaged file can make 255 times as many bytes of pages of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +36,8 @@ class ReplicaPosition:
 
     files: tuple[LTXFileInfo, ...]  # of level 0, from the asked TXID on
     newest: LTXFileInfo | None  # the file with the greatest TXID on any level; None for an empty replica
-    header: Header | None  # of that file
+    header: Header | None  # of that file; None too when it is damaged
+    problem: str | None  # why its files make no newest state; None when, by what is listed, they do
 
     @property
     def txid(self) -> int:
@@ -28,38 +45,164 @@ class ReplicaPosition:
         return 0 if self.newest is None else self.newest.max_txid
 
 
+class Uploads:
+    """What is pending in `folder`, to the replica, one TXID after the other. For one thread at a time."""
+
+    def __init__(self, client: ReplicaClient, folder: StateFolder) -> None:
+        self._client, self._folder = client, folder
+        self.txid = 0
+        """The newest TXID known to be on the replica, 0 while nothing is known."""
+        self.files = self.bytes = 0
+        self.lost: str | None = None
+        """Why the next TXID cannot be uploaded any more, and a new history has to begin; None when it can."""
+        self.is_snapshot_due = False
+        """Whether the next file that holds the whole database goes to level 9 too."""
+
+    def look(self, state: State | None, *, is_first: bool) -> tuple[ReplicaPosition, str | None]:
+        """What the replica holds, and why that cannot be continued from `state`; None when it can.
+
+        `is_first`: the TXID on the replica is not known yet. What others wrote since it is raises ReplicaConflictError.
+        """
+        pending = self._folder.pending()
+        confirmed = self.txid
+        if is_first:
+            confirmed = 0 if state is None else pending[0].txid - 1 if pending else state.txid
+        there = replica_position(self._client, confirmed)
+        reason = self._why_begin(there, state, pending, confirmed, is_first=is_first)
+        if reason is None:
+            self.txid = confirmed
+        return there, reason
+
+    def _why_begin(
+        self, there: ReplicaPosition, state: State | None, pending: list[PendingFile], confirmed: int, *, is_first: bool
+    ) -> str | None:
+        if state is None:
+            return "there is no local state to continue from" if there.newest else "the first sync"
+        if state.replica_url != self._client.url:
+            return f"the database was replicated to {state.replica_url} before"
+        if self.lost is not None:
+            return self.lost
+        foreign = written_by_others(self._client, there, state, pending)
+        if foreign is not None and not is_first:
+            raise _conflict(foreign, key=self._client.url)
+        return foreign or lost_uploads(self._client, there, state, confirmed)
+
+    def begin(self, txid: int) -> None:
+        """A new history begins after `txid`."""
+        self.txid, self.lost = txid, None
+        self.is_snapshot_due |= txid > 0  # so that nothing depends on older files, of which little is known
+
+    def run(self, newest: int, check_open: Callable[[], None]) -> None:
+        """Upload everything up to TXID `newest`, unless `lost` says that it cannot be done. Raises StorageError."""
+        for file in self._folder.pending():
+            check_open()
+            if file.txid > newest:  # a capture is under way in another thread
+                break
+            self.lost = self._upload(file)
+            if self.lost is not None:
+                return
+        if self.txid < newest:
+            self.lost = self._gone()
+
+    def _upload(self, file: PendingFile) -> str | None:
+        """Upload the file that comes next, and forget it; why that cannot be done, None when it is done."""
+        if file.txid > self.txid + 1:
+            return self._gone()
+        if file.txid == self.txid + 1:
+            try:
+                is_whole = is_whole_database(file)
+            except LTXFormatError as exc:
+                return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
+            except FileNotFoundError:
+                return self._gone()
+            self._count(upload(self._client, file))
+            if is_whole and self.is_snapshot_due:
+                with file.path.open("rb") as data, self._folder.spool() as spool:
+                    self._count(store_as_snapshot(self._client, data, spool).size)
+                self.is_snapshot_due = False
+            self.txid = file.txid
+        self._folder.discard([file])
+        return None
+
+    def _gone(self) -> str:
+        return f"a file that waited for its upload is gone: TXID {self.txid + 1:016x} (in {self._folder.path})"
+
+    def _count(self, size: int) -> None:
+        self.files += 1
+        self.bytes += size
+
+
 def replica_position(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
-    """Ask the replica. Lists level 0 from `from_txid` on, in full only when there is nothing. Raises StorageError."""
-    files = _list(client, 0, max(1, from_txid))
-    listed = files or _list(client, 0)
-    for level in LEVELS[1:]:
-        listed = listed + _list(client, level)
+    """Ask the replica; a second time before a problem is believed. Lists every level. Raises StorageError."""
+    position = _look(client, from_txid)
+    return position if position.problem is None else _look(client, from_txid)
+
+
+def _look(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
+    # From level 0 up: what compaction and retention move while we look goes the same way, and is seen at its new place.
+    listed = [file for level in LEVELS for file in _list(client, level)]
     newest = max(listed, key=lambda file: file.max_txid, default=None)
-    header = None if newest is None else Header.unpack(client.read(newest, 0, HEADER_SIZE))
-    return ReplicaPosition(tuple(files), newest, header)
+    header, problem = None, _why_incomplete(listed)
+    if newest is not None:
+        try:
+            header = Header.unpack(_read(client, newest, 0, HEADER_SIZE))
+        except LTXFormatError as exc:
+            problem = f"its newest file is damaged: {exc.message} ({client.key(newest)})"
+    files = tuple(file for file in listed if file.level == 0 and file.min_txid >= max(1, from_txid))
+    return ReplicaPosition(files, newest, header, problem)
 
 
-def _list(client: ReplicaClient, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+def _list(client: ReplicaClient, level: int) -> list[LTXFileInfo]:
     try:
-        return client.list_files(level, min_txid)
+        return client.list_files(level)
     except StorageNotFoundError:  # a folder that the first upload makes, or a bucket, which that upload then misses
         return []
 
 
-def why_not_ours(client: ReplicaClient, there: ReplicaPosition, state: State, pending: list[PendingFile]) -> str | None:
-    """Why the replica cannot be continued from `state` and `pending`; None when it can.
+def _why_incomplete(files: list[LTXFileInfo]) -> str | None:
+    try:
+        newest_state(files)
+    except ReplicaEmptyError:
+        pass
+    except TXIDGapError as exc:
+        return f"no files for TXIDs {exc.min_txid:016x}-{exc.max_txid:016x}"
+    return None
+
+
+def next_to(there: ReplicaPosition, client: ReplicaClient) -> int:
+    """The TXID that a new history begins after. Raises ReplicatorError when none can follow."""
+    if there.newest is not None and there.txid == MAX_TXID:
+        raise ReplicatorError(
+            "the replica holds the greatest TXID there is, so none can follow",
+            key=client.key(there.newest),
+            hint="replicate to another URL, or empty the replica",
+        )
+    return there.txid
+
+
+def written_by_others(
+    client: ReplicaClient, there: ReplicaPosition, state: State, pending: list[PendingFile]
+) -> str | None:
+    """What the replica holds that was not made here, for an error; None when it is nothing.
 
     Between the last upload that was confirmed and the newest TXID made here, the replica may hold any number of files:
     the confirmation of an upload can get lost.
     """
-    confirmed = pending[0].txid - 1 if pending else state.txid
     if there.txid > state.txid:
         return f"the replica holds TXID {there.txid:016x}, newer than {state.txid:016x} of the local state"
+    return _other_file(client, there, {file.txid: fingerprint(file.path) for file in pending})
+
+
+def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, confirmed: int) -> str | None:
+    """What the replica lacks that is on it as far as is known here, up to TXID `confirmed`; None when it is nothing."""
     if there.txid < confirmed:
         return f"the replica ends at TXID {there.txid:016x}, but {confirmed:016x} was uploaded"
-    known = {file.txid: fingerprint(file.path) for file in pending}
-    if confirmed == state.txid:
-        known[state.txid] = (state.file_size, state.file_trailer)
+    if confirmed < state.txid:
+        return None
+    return _other_file(client, there, {state.txid: (state.file_size, state.file_trailer)})
+
+
+def _other_file(client: ReplicaClient, there: ReplicaPosition, known: dict[int, tuple[int, str]]) -> str | None:
     for file in there.files:
         expected = known.get(file.max_txid)
         if expected is not None and (file.size, _trailer(client, file)) != expected:
@@ -67,19 +210,65 @@ def why_not_ours(client: ReplicaClient, there: ReplicaPosition, state: State, pe
     return None
 
 
-def _trailer(client: ReplicaClient, file: LTXFileInfo) -> str:
-    try:
-        return client.read(file, max(0, file.size - TRAILER_SIZE), TRAILER_SIZE).hex()
-    except StorageNotFoundError as exc:  # compaction and retention took it just now
-        raise ReplicatorError("the replica changed while it was looked at", key=client.key(file)) from exc
+def is_whole_database(file: PendingFile) -> bool:
+    """Whether `file` holds every page. Reads and verifies all of it; raises LTXFormatError, FileNotFoundError."""
+    decoder = StreamDecoder()
+    pages = 0
+    with file.path.open("rb") as data:
+        while part := data.read(_FEED_BYTES):
+            pages += len(decoder.feed(part))
+    decoder.finish()
+    header = decoder.header
+    assert header is not None, "a file without a header is not sound"
+    if (header.min_txid, header.max_txid) != (file.txid, file.txid):
+        raise LTXFormatError(f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}")
+    return pages == header.commit - (lock_pgno(header.page_size) <= header.commit)
 
 
 def upload(client: ReplicaClient, file: PendingFile) -> int:
-    """Upload one file; its size in bytes. Raises StorageError."""
+    """Upload one file, to be the first of its TXID; its size in bytes.
+
+    It may be there already, when the answer to an upload got lost. Raises ReplicaConflictError when it is another one,
+    which stays as it is, and StorageError.
+    """
     with file.path.open("rb") as data:
         header = Header.unpack(data.read(HEADER_SIZE))
         data.seek(0)
-        return client.write(0, file.txid, file.txid, data, header.timestamp_ms).size
+        try:
+            return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True).size
+        except StorageFileExistsError as exc:
+            exists = exc
+    expected = fingerprint(file.path)
+    for there in client.list_files(0, file.txid):
+        if (there.min_txid, there.max_txid) == (file.txid, file.txid):
+            if (there.size, _trailer(client, there)) == expected:
+                return there.size
+            raise _conflict(f"TXID {file.txid:016x} is there, but not from here", key=client.key(there)) from exists
+    raise _changed(exists.key or client.url) from exists
+
+
+def _trailer(client: ReplicaClient, file: LTXFileInfo) -> str:
+    return _read(client, file, max(0, file.size - TRAILER_SIZE), TRAILER_SIZE).hex()
+
+
+def _read(client: ReplicaClient, file: LTXFileInfo, offset: int, size: int) -> bytes:
+    try:
+        return client.read(file, offset, size)
+    except StorageNotFoundError as exc:  # compaction and retention took it just now
+        raise _changed(client.key(file)) from exc
+
+
+def _changed(key: str) -> TransientStorageError:
+    return TransientStorageError("the replica changed while it was looked at", key=key)
+
+
+def _conflict(what: str, *, key: str) -> ReplicaConflictError:
+    """The error for a replica that somebody else writes to."""
+    return ReplicaConflictError(
+        f"another writer uses this replica: {what}",
+        key=key,
+        hint="let one of them replicate to another URL; started again, this one goes on with the whole database",
+    )
 
 
 def retry_transient(attempt: Callable[[], None], deadline: float, closed: Event) -> None:

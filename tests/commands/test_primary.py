@@ -18,6 +18,12 @@ from typing import Any
 import apsw
 import pytest
 
+from litevfs.commands import replicate
+from litevfs.errors import ReplicatorError, TransientStorageError
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -191,3 +197,99 @@ def test_demo_keeps_its_files_when_asked_to(run: Callable[..., Any], tmp_path: P
     again = run("demo", "--keep", folder)
     assert (again.code, again.out) == (1, "")
     assert "not empty" in again.err
+
+
+def test_replicate_with_a_snapshot_mends_a_damaged_replica(run: Callable[..., Any], database: Path, tmp_path: Path):
+    replica = tmp_path / "replica"
+    for n in range(3):
+        query(database, f"INSERT INTO t VALUES ({n})")
+        assert run("replicate", database, replica, "--once").code == 0
+    path = replica / "ltx" / "0" / f"{2:016x}-{2:016x}.ltx"
+    data = path.read_bytes()
+    path.write_bytes(data[:150] + bytes([data[150] ^ 1]) + data[151:])
+    refused = run("restore", replica, "-o", tmp_path / "restored.db")
+    assert refused.code == 1
+    assert "litevfs replicate --snapshot" in refused.err
+    done = run("replicate", database, replica, "--once", "--snapshot")
+    assert (done.code, done.out, done.err) == (0, "0000000000000004\n", "")
+    assert run("restore", replica, "-o", tmp_path / "restored.db").code == 0
+    assert query(tmp_path / "restored.db", "SELECT * FROM t") == query(database, "SELECT * FROM t")
+
+
+class Hanging(FileReplicaClient):
+    """Stores nothing before `release`."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_hanging, self.release = threading.Event(), threading.Event()
+
+    def write(self, *args: Any, **options: Any) -> LTXFileInfo:
+        self.is_hanging.set()
+        assert self.release.wait(30)
+        return super().write(*args, **options)
+
+
+@pytest.mark.parametrize("uploaded", [0, 1])
+def test_replicate_that_ends_before_its_time_says_what_is_not_there(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uploaded: int
+):
+    monkeypatch.setattr(replicate, "_LAST_SYNC_TIMEOUT_S", 0.05)
+    client = Hanging(tmp_path / "replica")
+    with closing(client), Replicator(database, client, sync_interval_s=0.01) as replicator:
+        if uploaded:
+            client.release.set()
+            replicator.sync()
+            client.release.clear()
+            client.is_hanging.clear()
+            query(database, "INSERT INTO t VALUES (2)")
+        replicator.start()
+        try:
+            assert client.is_hanging.wait(20)
+            with pytest.raises(ReplicatorError, match="before all that was committed is on the replica") as caught:
+                replicate._finish(replicator)
+        finally:
+            client.release.set()
+    there = "TXID 0000000000000001 is there" if uploaded else "nothing was uploaded"
+    assert f"{there}, 1 file to be uploaded" in str(caught.value)
+    assert "the next start goes on from there" in caught.value.hint
+
+
+def test_replicate_that_ends_before_its_first_copy_says_so(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(replicate, "_LAST_SYNC_TIMEOUT_S", 0.0)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    with Replicator(database, "s3://bucket/db?endpoint=http://127.0.0.1:1") as replicator:
+        with pytest.raises(ReplicatorError, match="the first copy of the whole database was not finished") as caught:
+            replicate._finish(replicator)
+        assert isinstance(caught.value.__cause__, TransientStorageError)
+
+
+@pytest.mark.parametrize("output", ["", ".", "/"])
+def test_restore_to_what_is_no_file_name_is_refused(run: Callable[..., Any], orders: str, output: str):
+    result = run("restore", orders, "-o", output)
+    assert (result.code, result.out) == (1, "")
+    assert "not the name of a file" in result.err
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="file names are UTF-8 there")
+def test_a_name_that_is_not_utf_8_can_be_restored_to_but_not_replicated(
+    run: Callable[..., Any], orders: str, tmp_path: Path
+):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.db"))
+    assert run("restore", orders, "-o", path, "--integrity-check").code == 0
+    assert path.stat().st_size
+    result = run("replicate", path, tmp_path / "replica", "--once")
+    assert (result.code, result.out) == (1, "")
+    assert "not a file name that SQLite takes" in result.err
+
+
+@pytest.mark.parametrize("what", ["/", "", "folder"])
+def test_replicate_of_what_is_no_file_is_refused(run: Callable[..., Any], tmp_path: Path, what: str, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    result = run("replicate", what, tmp_path / "replica", "--once")
+    assert (result.code, result.out) == (1, "")
+    assert "no database to replicate: this is not a file" in result.err
+    assert list((tmp_path / "folder").iterdir()) == []

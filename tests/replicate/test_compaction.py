@@ -6,6 +6,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
@@ -436,3 +437,69 @@ def test_litestream_reads_its_own_replica_after_our_copy_compaction_snapshot_and
     restore(ORDERS / "replica", tmp_path / "original.db")
     restore(replica, tmp_path / "snapshot.db")
     assert (tmp_path / "snapshot.db").read_bytes() == (tmp_path / "original.db").read_bytes()
+
+
+# --- damage that a snapshot makes up for ------------------------------------------------------------------------------
+
+
+def damaged(client: MemoryReplicaClient, txid: int) -> None:
+    stored = client.store.files[f"0/{txid:016x}-{txid:016x}.ltx"]
+    client.write(0, txid, txid, stored.data[:150] + bytes([stored.data[150] ^ 1]) + stored.data[151:], 1)
+
+
+def test_compaction_goes_on_after_the_snapshot_that_makes_up_for_a_damaged_file() -> None:
+    history = History(seed=21).run(6)
+    client = memory_client(history)
+    with_snapshot = memory_client(history)
+    snapshot(with_snapshot)
+    client.store.files.update({key: file for key, file in with_snapshot.store.files.items() if key.startswith("9/")})
+    damaged(client, 3)
+    assert compact_level(client, 1) is None  # nothing is new since the snapshot
+    for _ in range(2):
+        history.upload(client, history.step())
+    first = compact_level(client, 1)
+    assert first is not None
+    assert (first.min_txid, first.max_txid) == (7, 8)
+    history.upload(client, history.step())
+    assert compact_level(client, 1) is not None
+    assert names(client, 1) == [(7, 8), (9, 9)]
+    second = compact_level(client, 2)
+    assert second is not None
+    assert (second.min_txid, second.max_txid) == (7, 9)
+
+
+def test_compaction_stops_at_a_damaged_file_that_no_snapshot_makes_up_for() -> None:
+    history = History(seed=22).run(3)
+    client = memory_client(history)
+    snapshot(client)
+    for _ in range(3):
+        history.upload(client, history.step())
+    damaged(client, 5)
+    with pytest.raises(LTXFormatError) as caught:
+        compact_level(client, 1)
+    assert (caught.value.level, caught.value.min_txid) == (0, 5)
+
+
+@pytest.mark.parametrize("folder", [None, "given"])
+def test_full_temporary_space_is_an_error_that_names_the_folder_and_what_helps(
+    tmp_path: Path, folder: str | None
+) -> None:
+    program = f"""
+import resource, sys
+from litevfs.errors import ReplicatorError
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate.compaction import compact_level
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+try:
+    compact_level(FileReplicaClient(sys.argv[1]), 1, temp_folder={str(tmp_path) if folder else None!r})
+except ReplicatorError as error:
+    print(error.key == {str(tmp_path) if folder else tempfile.gettempdir()!r}, error)
+"""
+    client = FileReplicaClient(tmp_path / "replica")
+    History(seed=23).run(5).upload_all(client)
+    client.close()
+    result = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "replica"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("True cannot write temporary files: File too large (/")
+    assert "TMPDIR" in result.stdout

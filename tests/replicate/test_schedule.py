@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from contextlib import closing
@@ -10,6 +11,7 @@ import pytest
 
 import litevfs
 from litevfs.errors import OptionError, StorageClosedError, TransientStorageError
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replicate.replicator import Replicator
@@ -17,6 +19,7 @@ from litevfs.replicate.schedule import RETRY_S, Maintenance, MaintenanceConfig
 from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.histories import START_MS, History
+from tests.support import wait_until
 
 HOUR_S = 3600
 START_S = -(-START_MS // 86_400_000) * 24 * HOUR_S  # midnight, UTC
@@ -197,3 +200,73 @@ def test_a_started_replicator_keeps_its_replica_compacted(tmp_path: Path) -> Non
         with closing(litevfs.connect(str(tmp_path / "replica"))) as reader:
             query = "SELECT count(*) FROM t"
             assert reader.execute(query).get == app.execute(query).get
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_one_transaction_of_a_wrong_clock_stops_neither_compaction_nor_retention(tmp_path: Path) -> None:
+    """In a folder, a file's time is its transaction's, and no transaction's is earlier than the one before."""
+    history, client = History(seed=8), FileReplicaClient(tmp_path / "replica")
+    years_ahead_ms = START_S * 1000 + 10 * 365 * 24 * HOUR_S * 1000
+    maintenance = Maintenance(client)
+    for hour in range(24 * 4):
+        now_s = START_S + hour * HOUR_S
+        time_ms = now_s * 1000 if hour < 2 else years_ahead_ms
+        history.timestamp_ms = lambda txid, time_ms=time_ms: time_ms  # type: ignore[method-assign]
+        for _ in range(3):
+            history.upload(client, history.step())
+        assert maintenance.run_due(now_s + 1).errors == ()
+    for level in (1, 2, 3):
+        assert client.list_files(level)[-1].max_txid == history.txid, "compaction stopped"
+        assert len(client.list_files(level)) <= 24 * 2 + 1
+    assert len(client.list_files(0)) <= 3
+    assert 2 <= len(client.list_files(9)) <= 3
+    restore(client, tmp_path / "restored.db")
+    assert (tmp_path / "restored.db").read_bytes() == history.images[history.txid]
+    client.close()
+
+
+class BrokenClient(MemoryReplicaClient):
+    """Has a mistake: one write raises what no client may raise."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(MemoryStore("broken"))
+        self.errors = [error]
+
+    def write(self, level: int, *args: object, **options: object) -> LTXFileInfo:
+        if level == 1 and self.errors:
+            raise self.errors.pop()
+        return super().write(level, *args, **options)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ZeroDivisionError("division by zero")])
+def test_an_error_of_any_kind_is_reported_with_its_traceback_and_tried_again(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = BrokenClient(error)
+    History(seed=9).run(3).upload_all(client)
+    maintenance = Maintenance(client)
+    report = maintenance.run_due(START_S + 1)
+    assert [file.level for file in report.written] == [9]
+    assert len(report.errors) == 1
+    assert str(error).rpartition("]")[2] in maintenance.last_error
+    assert "compaction into level 1" in maintenance.last_error
+    if not isinstance(error, OSError):  # what a disk does is translated
+        assert "Traceback" in caplog.text
+    assert [file.level for file in maintenance.run_due(START_S + 1 + RETRY_S).written] == [1]
+    assert maintenance.last_error is None
+
+
+def test_the_thread_outlives_an_error_of_any_kind_and_the_status_has_it(tmp_path: Path) -> None:
+    client = BrokenClient(ZeroDivisionError("division by zero"))
+    client.errors *= 3
+    path = tmp_path / "app.db"
+    with closing(apsw.Connection(str(path))) as app:
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
+        config = MaintenanceConfig(levels={1: 0.05})
+        with Replicator(path, client, sync_interval_s=0.02, maintenance=config) as replicator:
+            replicator.start()
+            wait_until(lambda: "division by zero" in (replicator.status.last_maintenance_error or ""))
+            wait_until(lambda: client.list_files(1))
+            wait_until(lambda: replicator.status.last_maintenance_error is None)

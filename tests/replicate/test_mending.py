@@ -1,0 +1,346 @@
+"""A replica that lost files, is damaged, or has another writer; and files that are lost before their upload."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from litevfs.errors import ReplicaConflictError, ReplicatorError, TransientStorageError, TXIDGapError
+from litevfs.ltx import encode_file
+from litevfs.ltx.format import Header
+from litevfs.ltx.names import MAX_TXID
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
+from litevfs.restore import restore
+from tests.replicate.support import FailingClient, source_bytes, wait_until
+
+
+def synced(app, replicator: Replicator, syncs: int) -> Replicator:
+    for _ in range(syncs):
+        app.insert()
+        replicator.sync()
+    return replicator
+
+
+def path_of(client: FileReplicaClient, level: int, first: int, last: int | None = None) -> Path:
+    return client.root / "ltx" / str(level) / f"{first:016x}-{last or first:016x}.ltx"
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[150] ^= 1
+    path.write_bytes(data)
+
+
+def assert_restores_to_the_source(client: FileReplicaClient, app, tmp_path: Path) -> None:
+    """With the tests' own comparison: pages are stored as they are on the primary."""
+    path = tmp_path / "restored.db"
+    path.unlink(missing_ok=True)
+    restore(client, path, integrity_check=True)
+    assert path.read_bytes() == source_bytes(app.path)
+
+
+# --- lost and damaged files of the replica ----------------------------------------------------------------------------
+
+
+def lose_one(client: FileReplicaClient) -> None:
+    path_of(client, 0, 3).unlink()
+
+
+def lose_the_first(client: FileReplicaClient) -> None:
+    path_of(client, 0, 1).unlink()
+
+
+def lose_the_newest(client: FileReplicaClient) -> None:
+    path_of(client, 0, 5).unlink()
+
+
+def lose_everything(client: FileReplicaClient) -> None:
+    shutil.rmtree(client.root)
+
+
+def truncate_the_newest(client: FileReplicaClient) -> None:
+    path_of(client, 0, 5).write_bytes(b"")
+
+
+HARM = [lose_one, lose_the_first, lose_the_newest, lose_everything, truncate_the_newest]
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_next_look_finds_what_a_replica_lacks_and_mends_it(
+    app, client, replicate, tmp_path: Path, harm: Callable[[FileReplicaClient], None], *, restarted: bool
+):
+    replicator = synced(app, replicate(app, look_interval_s=0), 5)
+    harm(client)
+    if restarted:
+        replicator.close()
+        replicator = replicate(app)
+    synced(app, replicator, 1)
+    assert_restores_to_the_source(client, app, tmp_path)
+    assert replicator.status.snapshots == 1 + (not restarted)
+    synced(app, replicator, 2)
+    assert replicator.status.snapshots == 1 + (not restarted)  # once is enough
+    assert_restores_to_the_source(client, app, tmp_path)
+    assert Maintenance(client).run_all().errors == ()
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp_path: Path):
+    """As when the folder is emptied between two looks."""
+    replicator = synced(app, replicate(app, look_interval_s=3600), 3)
+    lose_everything(client)
+    synced(app, replicator, 2)
+    with pytest.raises(TXIDGapError, match="litevfs replicate --snapshot on the primary"):
+        restore(client, tmp_path / "none.db")
+    replicator.close()
+    replicator = synced(app, replicate(app), 1)
+    assert "no files for TXIDs 0000000000000001-0000000000000003" in replicator.status.last_snapshot_reason
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 6)]
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_the_snapshot_that_mends_is_as_litestreams_and_the_level_0_file_stays_for_those_who_follow(
+    app, client, replicate
+):
+    replicator = synced(app, replicate(app, look_interval_s=0), 4)
+    lose_one(client)
+    synced(app, replicator, 1)
+    (snapshot,) = client.list_files(9)
+    (level_0,) = client.list_files(0, 5)
+    headers = [Header.unpack(client.read(file)) for file in (snapshot, level_0)]
+    assert [(h.min_txid, h.max_txid) for h in headers] == [(1, 5), (5, 5)]
+    assert headers[0].timestamp_ms == headers[1].timestamp_ms == snapshot.modified_ms
+    assert headers[0].commit == headers[1].commit == len(source_bytes(app.path)) // 4096
+    assert (headers[0].wal_offset, headers[0].wal_size, headers[0].wal_salt1) == (0, 0, 0)
+
+
+def test_a_file_damaged_in_the_middle_is_found_by_compaction_and_mended_once(
+    app, client, replicate, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.CRITICAL, "litevfs")
+    config = MaintenanceConfig(levels={1: 0.05, 2: 0.1}, snapshot_interval_s=3600, snapshot_retention_s=3600)
+    synced(app, replicate(app), 5).close()
+    flip_a_bit(path_of(client, 0, 3))
+    replicator = replicate(app, sync_interval_s=0.02, maintenance=config)
+    replicator.start()
+    wait_until(lambda: client.list_files(9))
+    app.insert()
+    wait_until(lambda: client.list_files(2))
+    replicator.sync()
+    assert "the file is damaged" in replicator.status.last_maintenance_error
+    assert "cannot be compacted" in replicator.status.last_snapshot_reason
+    assert replicator.status.snapshots == 1
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_a_snapshot_can_be_asked_for(app, client, replicate, tmp_path: Path):
+    replicator = synced(app, replicate(app), 4)
+    flip_a_bit(path_of(client, 0, 2))
+    replicator.request_snapshot()
+    assert replicator.sync() == 5
+    assert replicator.status.last_snapshot_reason == "a snapshot was asked for"
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 5)]
+    assert_restores_to_the_source(client, app, tmp_path)
+    assert replicator.sync() == 5
+    status = replicator.status
+    assert (status.files_uploaded, status.snapshots) == (6, 2)
+    assert status.bytes_uploaded == sum(file.size for level in (0, 9) for file in client.list_files(level))
+
+
+def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, replicate):
+    class NoSnapshots(FailingClient):
+        is_failing = True
+
+        def write(self, level: int, *args: object, **options: object):
+            if level == 9 and self.is_failing:
+                raise TransientStorageError("no snapshots now")
+            return super().write(level, *args, **options)
+
+    client = NoSnapshots(tmp_path / "replica")
+    replicator = synced(app, replicate(app, client), 3)
+    replicator.request_snapshot()
+    with pytest.raises(TransientStorageError):
+        replicator.sync(timeout_s=0)
+    client.is_failing = False
+    assert replicator.sync() == 4
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 4)]
+    client.close()
+
+
+def test_a_large_snapshot_is_stored_in_full(app, client, replicate, tmp_path: Path):
+    app.insert(600, 4000)
+    replicator = replicate(app)
+    replicator.sync()
+    replicator.request_snapshot()
+    replicator.sync()
+    (snapshot,) = client.list_files(9)
+    assert snapshot.size > 2_000_000
+    client.delete(client.list_files(0))
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_another_page_size_is_taken_once_the_replica_was_emptied(make_app, client, replicate, tmp_path: Path):
+    """What the hint of the error says; also while the replicator runs."""
+    app = make_app()
+    synced(app, replicate(app), 1).close()
+    app.checkpoint("TRUNCATE")
+    for sql in ("journal_mode=DELETE", "page_size=1024"):
+        app.execute(f"PRAGMA {sql}")
+    app.execute("VACUUM")
+    app.execute("PRAGMA journal_mode=WAL")
+    replicator = replicate(app, look_interval_s=0)
+    with pytest.raises(ReplicatorError, match="or empty the replica"):
+        replicator.sync()
+    lose_everything(client)
+    assert replicator.sync() == 1
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_the_greatest_txid_there_is_ends_a_replica(app, client, replicate):
+    page = source_bytes(app.path)[:4096]
+    client.write(9, 1, MAX_TXID, encode_file(Header(4096, 1, 1, MAX_TXID, 1), [(1, page)]), 1)
+    with pytest.raises(ReplicatorError, match=r"greatest TXID.*-ffffffffffffffff.ltx.*hint: replicate to another URL"):
+        replicate(app).sync()
+
+
+# --- another writer ---------------------------------------------------------------------------------------------------
+
+
+def test_two_primaries_of_one_replica_never_mix(make_app, client, replicate, tmp_path: Path):
+    one, other = make_app("one.db"), make_app("other.db")
+    first, second = replicate(one), replicate(other)
+    synced(one, first, 2)
+    synced(other, second, 1)  # takes over: it finds a replica that it does not know
+    before = {path: path.read_bytes() for path in client.root.rglob("*.ltx")}
+    one.insert()
+    for _ in range(2):
+        with pytest.raises(ReplicaConflictError, match=r"another writer uses this replica.*hint: .*another URL"):
+            first.sync()
+    assert {path: path.read_bytes() for path in client.root.rglob("*.ltx")} == before
+    synced(other, second, 3)
+    assert_restores_to_the_source(client, other, tmp_path)
+    first.close()
+    assert synced(one, replicate(one), 1).status.uploaded_txid == 7  # told to, it takes over
+    assert_restores_to_the_source(client, one, tmp_path)
+    other.insert()
+    with pytest.raises(ReplicaConflictError):
+        second.sync()
+    assert_restores_to_the_source(client, one, tmp_path)
+
+
+def test_a_writer_that_has_nothing_to_upload_hears_of_another_at_its_next_look(make_app, client, replicate):
+    one, other = make_app("one.db"), make_app("other.db")
+    first = synced(one, replicate(one, look_interval_s=0), 2)
+    synced(other, replicate(other), 1)
+    with pytest.raises(ReplicaConflictError, match="holds TXID 0000000000000003, newer than 0000000000000002"):
+        first.sync()
+    assert first.status.uploaded_txid == 2
+
+
+def test_a_replica_that_comes_back_under_a_running_writer_is_not_written_to(app, client, replicate, tmp_path: Path):
+    """A mount that was missing when the replicator was started."""
+    synced(app, replicate(app), 4).close()
+    client.root.rename(tmp_path / "away")
+    replicator = synced(app, replicate(app), 1)
+    shutil.rmtree(client.root)
+    (tmp_path / "away").rename(client.root)
+    app.insert()
+    with pytest.raises(ReplicaConflictError):
+        replicator.sync()
+    replicator.close()
+    synced(app, replicate(app), 1)
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_a_running_thread_says_so_again_and_again_and_goes_on_when_the_other_is_gone(make_app, client, replicate):
+    one, other = make_app("one.db"), make_app("other.db")
+    first = synced(one, replicate(one, sync_interval_s=0.01, look_interval_s=0), 1)
+    synced(other, replicate(other), 1)
+    first.start()
+    wait_until(lambda: "another writer" in (first.status.last_error or ""))
+    for file in [*client.list_files(0, 2), *client.list_files(9)]:
+        client.delete([file])
+    one.insert()
+    wait_until(lambda: first.status.uploaded_txid == 2 and first.status.last_error is None)
+
+
+# --- files that wait for their upload ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def waiting(app, tmp_path: Path, replicate):
+    """A replica at TXID 1, and files of TXIDs 2 to 4 that wait; (client, replicator, folder of the files)."""
+    client = FailingClient(tmp_path / "replica")
+    replicator = synced(app, replicate(app, client), 1)
+    client.fail_from = 1
+    for _ in range(3):
+        app.insert()
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+    client.fail_from = None
+    yield client, replicator, app.path.with_name(".app.db-litevfs") / "pending"
+    client.close()
+
+
+def flip(path: Path) -> None:
+    flip_a_bit(path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("txid", [2, 3, 4])
+@pytest.mark.parametrize("harm", [Path.unlink, flip, truncate])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_waiting_file_that_is_lost_or_damaged_is_made_up_for_by_the_whole_database(
+    app, waiting, replicate, tmp_path: Path, txid: int, harm: Callable[[Path], None], *, restarted: bool
+):
+    client, replicator, folder = waiting
+    harm(folder / f"{txid:016x}-{txid:016x}.ltx")
+    if restarted:
+        replicator.close()
+        replicator = replicate(app, client)
+    assert replicator.sync() == txid
+    reason = replicator.status.last_snapshot_reason
+    if harm is Path.unlink:
+        assert re.search(rf"is gone: TXID {txid:016x}|ends at TXID {txid - 1:016x}, but \w+ was uploaded", reason)
+    else:
+        assert "is damaged: LTX file" in reason
+        assert str(folder / f"{txid:016x}-{txid:016x}.ltx") in reason
+    assert replicator.status.pending_files == 0
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(0)] == [(n, n) for n in range(1, txid + 1)]
+    assert_restores_to_the_source(client, app, tmp_path)
+    synced(app, replicator, 1)
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_the_thread_begins_anew_as_well(app, waiting, tmp_path: Path, replicate):
+    client, replicator, folder = waiting
+    replicator.close()
+    (folder / f"{3:016x}-{3:016x}.ltx").unlink()
+    replicator = replicate(app, client, sync_interval_s=0.01)
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 3 and replicator.status.pending_files == 0)
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_was_set_back_far_is_told_once(app, replicate, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.WARNING, "litevfs")
+    now = 0
+    replicator = replicate(app, clock_ms=lambda: now)
+    for now in (10_000_000, 9_990_000, 1_000_000, 2_000_000, 11_000_000):
+        app.insert()
+        replicator.sync()
+        assert replicator.status.last_sync_ms == now
+    assert caplog.text.count("the clock is 9000 s behind") == caplog.text.count("the clock is") == 1
