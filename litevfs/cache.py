@@ -40,11 +40,14 @@ class ByteCache:
         with self._lock:
             if key in self._entries:
                 return
-            self._entries[key] = value
+            # In this order, Ctrl-C between two steps counts too much and never too little, until nothing is left.
             self._size_bytes += cost
-            while self._size_bytes > self.limit_bytes:
+            self._entries[key] = value
+            while self._size_bytes > self.limit_bytes and self._entries:
                 _, old = self._entries.popitem(last=False)
                 self._size_bytes -= len(old) + ENTRY_OVERHEAD_BYTES
+            if not self._entries:
+                self._size_bytes = 0
 
     def drop(self, key: int) -> None:
         """Forget the bytes, if they are there."""

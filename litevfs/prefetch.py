@@ -108,21 +108,23 @@ class Watcher:
 
     def _learn(self, pgno: int, page: bytes) -> None:
         interior = parse_interior(pgno, page)
-        old = self._interior.pop(pgno, None)
+        old = self._interior.get(pgno)
         if old is not None and (interior is None or old.children != interior.children):
             self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
         if interior is None:
             return
         self._interior[pgno] = interior
+        self._interior.move_to_end(pgno)
         self._parents.update((child, (pgno, i)) for i, child in enumerate(interior.children))
         while len(self._interior) > MAX_INTERIOR_PAGES:
-            self._forget(*self._interior.popitem(last=False))
+            self._forget(*next(iter(self._interior.items())))
 
     def _forget(self, pgno: int, interior: Interior) -> None:
         self._scans.pop(pgno, None)
         for child in interior.children:
             if self._parents.get(child, (0, 0))[0] == pgno:
                 del self._parents[child]
+        del self._interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
 
     # --- scans --------------------------------------------------------------------------------------------------------
 

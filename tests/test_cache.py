@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litevfs.cache import ENTRY_OVERHEAD_BYTES, ByteCache
+from tests.interrupts import interrupted_everywhere
 from tests.support import in_threads
 
 
@@ -90,3 +91,25 @@ def test_threads_never_get_another_keys_bytes_and_the_limit_holds():
 
     assert sum(in_threads(4, work)) > 0
     assert cache.size_bytes == len(cache) * (100 + ENTRY_OVERHEAD_BYTES) <= limit
+
+
+def test_ctrl_c_at_any_moment_leaves_a_cache_that_works_under_its_limit():
+    limit = 3 * (10 + ENTRY_OVERHEAD_BYTES)
+
+    def make() -> ByteCache:
+        cache = ByteCache(limit)
+        for key in range(3):
+            cache.put(key, bytes(10))
+        return cache
+
+    def work(cache: ByteCache) -> None:
+        for key in range(3, 6):
+            cache.put(key, bytes(10))
+        cache.drop(5)
+
+    for cache in interrupted_everywhere(make, work):
+        for key in range(10, 30):
+            cache.put(key, bytes(10))
+            held = sum(10 + ENTRY_OVERHEAD_BYTES for known in range(30) if known in cache)
+            assert held <= limit
+        assert 29 in cache
