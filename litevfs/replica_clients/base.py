@@ -13,6 +13,9 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from litevfs.ltx.names import format_file_name
 
+TIMED_BYTES = 1 << 20
+"""A time limit for reading is one for so many bytes: what takes more may take as often as long."""
+
 SNAPSHOT_LEVEL = 9
 """Level of full snapshots (min_txid 1)."""
 LEVELS = range(SNAPSHOT_LEVEL + 1)
@@ -93,4 +96,13 @@ class ReplicaClient(Protocol):
 
     def close(self) -> None:
         """Let go of every socket and descriptor and end calls under way with StorageClosedError. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class TimedReads(Protocol):
+    """What a client may have besides: reads that end in time, whatever the storage does."""
+
+    def read_within(self, file: LTXFileInfo, offset: int, size: int | None, *, timeout_s: float) -> bytes:
+        """Like `ReplicaClient.read`; raises StorageTimeoutError when it has not ended `timeout_s` seconds from now."""
         ...

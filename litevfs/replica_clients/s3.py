@@ -24,12 +24,13 @@ from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3 import BaseHTTPResponse
 
-from litevfs.errors import StorageError, StorageFileExistsError, StorageNotFoundError
+from litevfs.errors import OptionError, StorageError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import TIMED_BYTES, LTXFileInfo
 from litevfs.replica_clients.s3_access import S3Access
-from litevfs.replica_clients.s3_errors import code_and_message, error_from_answer
+from litevfs.replica_clients.s3_errors import error_from_answer
 from litevfs.replica_clients.s3_listing import ListPage, all_pages, list_query, parse_list_page, plain_etag
+from litevfs.replica_clients.s3_requests import SignedRequests
 from litevfs.replica_clients.s3_transport import Transport, endpoint_of
 from litevfs.replica_clients.s3_url import parse_s3_url
 
@@ -40,7 +41,6 @@ PART_SIZE = 32 << 20
 
 _DELETE_BATCH = 1000  # keys S3 takes in one DeleteObjects
 _LIST_LIMIT_BYTES = 16 << 20  # of one page of at most 1,000 keys
-_ERROR_LIMIT_BYTES = 1 << 16
 _MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
 _KINDS = {"DeleteObjects": "DELETE", "AbortMultipartUpload": "DELETE", "HeadBucket": "HEAD"}  # all others write: PUT
@@ -53,9 +53,10 @@ class S3ReplicaClient:
     """A replica in S3.
 
     `url` is described in `s3_url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
-    bounds each wait for bytes from the server, `connect_timeout_s` that for a connection; `max_connections` are kept
-    for parallel requests. Uploads of more than `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no
-    credential looked for, before the first call.
+    bounds a page of a listing, each started TIMED_BYTES of a read, and each wait for bytes of a write;
+    `connect_timeout_s` that for a connection; `max_connections` are kept for parallel requests. Uploads of more than
+    `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no credential looked for, before the first
+    call. Raises OptionError for a time limit in which nothing can arrive.
     """
 
     block_size = BLOCK_SIZE
@@ -72,13 +73,19 @@ class S3ReplicaClient:
         secret_access_key: str | None = None,
     ) -> None:
         self._location = parse_s3_url(url, os.environ.get("LITESTREAM_S3_ENDPOINT"))
-        self._access = S3Access(self._location, self._send_for_botocore, access_key_id, secret_access_key)
+        if read_timeout_s <= 0:
+            raise OptionError(f"read_timeout {read_timeout_s:g} s leaves S3 no time to answer", hint="for example 30s")
+        self._read_timeout_s = read_timeout_s
+        self._access = S3Access(
+            self._location, self._send_for_botocore, access_key_id, secret_access_key, timeout_s=read_timeout_s
+        )
         self._transport = Transport(
             connect_timeout_s=min(connect_timeout_s, read_timeout_s),
             read_timeout_s=read_timeout_s,
             max_connections=max_connections,
             verify=self._access.certificates,
         )
+        self._requests = SignedRequests(self._access, self._transport)
         self._part_size = part_size
         self._knows_conditions = True  # until the server says otherwise
         self._sse_headers = self._location.sse.headers() if self._location.sse else {}
@@ -113,22 +120,32 @@ class S3ReplicaClient:
 
     def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
+        wanted = max(0, file.size - offset) if size is None else size
+        return self.read_within(file, offset, size, timeout_s=self._read_timeout_s * -(-max(wanted, 1) // TIMED_BYTES))
+
+    def read_within(self, file: LTXFileInfo, offset: int, size: int | None, *, timeout_s: float) -> bytes:
+        """See `TimedReads.read_within`."""
+        self._transport.check_open()
         if size == 0:
-            self._transport.check_open()
             return b""
         headers = dict(self._sse_headers)
         if offset or size is not None:
             headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(min(offset + size - 1, _MAX_OFFSET)))
         key = self.key(file)
+        deadline = time.monotonic() + timeout_s
         with _about(file, key):
-            url, response = self._get("GET", lambda: self._access.object_url(key), headers)
+            url, response = self._requests.get(
+                "GET",
+                lambda: self._access.object_url(key),
+                headers,
+                deadline,
+                key,
+                is_gone=lambda: self._is_gone(key, deadline),
+            )
             if response.status == 416:
-                self._transport.read_body(response, url, _ERROR_LIMIT_BYTES)
                 if offset < file.size:
                     raise StorageNotFoundError("the object is shorter than it was when listed")
                 return b""
-            if response.status not in (200, 206):
-                raise self._error_answer(url, response)
             try:
                 length = _expected_length(response, file, offset, size, endpoint_of(url))
             except StorageError:
@@ -196,33 +213,24 @@ class S3ReplicaClient:
     def _folder(self, level: int) -> str:
         return f"{self._location.prefix}{level:04x}/"
 
-    def _list_page(self, prefix: str, start_after: str | None, token: str | None) -> ListPage:
+    def _is_gone(self, key: str, deadline: float) -> bool:
+        """Whether a listing shows that an object, the read of which was refused, does not exist.
+
+        To credentials that may list some prefixes only, S3 answers 403 instead of 404 for what does not exist.
+        """
+        try:
+            return all(listed.key != key for listed in self._list_page(key, None, None, deadline).objects)
+        except StorageError:
+            return False
+
+    def _list_page(
+        self, prefix: str, start_after: str | None, token: str | None, deadline: float | None = None
+    ) -> ListPage:
         query = list_query(prefix, start_after, token)
-        url, response = self._get("LIST", lambda: f"{self._access.bucket_url()}?{query}", {})
-        if response.status != 200:
-            raise self._error_answer(url, response, f"{self._location.bucket}/{prefix}")
+        deadline = deadline or time.monotonic() + self._read_timeout_s
+        where = f"{self._location.bucket}/{prefix}"
+        url, response = self._requests.get("LIST", lambda: f"{self._access.bucket_url()}?{query}", {}, deadline, where)
         return parse_list_page(self._transport.read_body(response, url, _LIST_LIMIT_BYTES), endpoint_of(url))
-
-    def _get(self, kind: str, url_of: Callable[[], str], headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
-        """Send a signed GET, once more when the bucket turns out to be in another region; its URL and its answer."""
-        self._transport.check_open()
-        signed_for = self._access.region
-        url, response = self._get_once(kind, url_of(), headers)
-        region = response.headers.get("x-amz-bucket-region")
-        if response.status in (301, 307, 400) and region and region != signed_for:
-            response.close()
-            self._access.use_region(region)
-            url, response = self._get_once(kind, url_of(), headers)
-        return url, response
-
-    def _get_once(self, kind: str, url: str, headers: dict[str, str]) -> tuple[str, BaseHTTPResponse]:
-        return url, self._transport.request(kind, "GET", url, self._access.signed_headers("GET", url, headers))
-
-    def _error_answer(self, url: str, response: BaseHTTPResponse, key: str | None = None) -> StorageError:
-        code, message = code_and_message(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES))
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        message = self._access.redacted(message)
-        return error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key)
 
     def _store_new(self, file: LTXFileInfo, call: _Call) -> _Answer:
         """The call that stores `file`, made so that it replaces nothing. Raises StorageFileExistsError."""

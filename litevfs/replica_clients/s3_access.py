@@ -17,40 +17,37 @@ from typing import Any
 from urllib.parse import parse_qs, quote
 
 import botocore.session
+from botocore import exceptions
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.credentials import Credentials
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
-)
+from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.parsers import ResponseParserError
 
-from litevfs.errors import StorageError, StoragePermissionError
-from litevfs.replica_clients.s3_errors import CREDENTIALS_HINT, error_from_answer
+from litevfs.errors import StorageError, StoragePermissionError, TransientStorageError
+from litevfs.replica_clients.s3_errors import (
+    CREDENTIALS_HINT,
+    MESSAGE_LIMIT,
+    NO_S3_HINT,
+    STALE_CREDENTIALS,
+    error_from_answer,
+)
 from litevfs.replica_clients.s3_url import S3Location
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_REGION = "us-east-1"
 _USER_AGENT = f"litevfs botocore/{botocore.__version__}"
+_CREDENTIALS_SERVICE = "the service that gives out credentials"
 _CREDENTIAL_ERRORS = (
-    CredentialRetrievalError,
-    MetadataRetrievalError,
-    NoAuthTokenError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSOError,
-    TokenRetrievalError,
+    exceptions.CredentialRetrievalError,
+    exceptions.MetadataRetrievalError,
+    exceptions.NoAuthTokenError,
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.ProfileNotFound,
+    exceptions.SSOError,
+    exceptions.TokenRetrievalError,
 )
 
 
@@ -68,25 +65,36 @@ class _Resolved:
 class S3Access:
     """Access to the bucket of `location`. Everything is found out at the first use, once, from whatever thread.
 
-    `send` gets each HTTP request botocore itself makes (writes, deletes), as its `before-send` event has it. Explicit
-    keys win over AWS_* in the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain.
+    Credentials are looked for again when the server says that those it got are no good any more. `send` gets each HTTP
+    request botocore itself makes (writes, deletes), as its `before-send` event has it. Explicit keys win over AWS_* in
+    the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain; `timeout_s` bounds each
+    wait for a service of that chain.
     """
 
     def __init__(
-        self, location: S3Location, send: Callable[..., Any], access_key_id: str | None, secret_access_key: str | None
+        self,
+        location: S3Location,
+        send: Callable[..., Any],
+        access_key_id: str | None,
+        secret_access_key: str | None,
+        *,
+        timeout_s: float,
     ) -> None:
         self._location = location
         self._send = send
         self._keys = (access_key_id, secret_access_key) if access_key_id and secret_access_key else None
         self._region = location.region
+        self._timeout_s = timeout_s
         self._lock = threading.Lock()
+        self._used: tuple[ReadOnlyCredentials, ...] = ()  # the last ones that requests were signed with, newest last
+        self._session: botocore.session.Session | None = None
         self._resolved: _Resolved | None = None
         self._client: Any = None
 
     @property
     def client(self) -> Any:
         """A botocore S3 client."""
-        self._resolve()
+        self.credentials()  # the client signs with the same, and `redacted` has to know them
         with self._lock, self.translated():
             return self._get_client()
 
@@ -103,12 +111,31 @@ class S3Access:
         """Where the object `key` lies, one of those below the prefix of the location, named by plain characters."""
         return self._resolve().object_url + key.removeprefix(self._location.prefix)
 
-    def signed_headers(self, method: str, url: str, headers: dict[str, str]) -> dict[str, Any]:
+    def credentials(self) -> ReadOnlyCredentials:
+        """What to sign with now; refreshed where they can be and are about to expire."""
+        resolved = self._resolve()
+        with self.translated(endpoint=_CREDENTIALS_SERVICE):
+            credentials: ReadOnlyCredentials = resolved.credentials.get_frozen_credentials()
+        if credentials != next(iter(self._used[-1:]), None):
+            self._used = (*self._used[-1:], credentials)
+        return credentials
+
+    def renew(self, refused: ReadOnlyCredentials) -> bool:
+        """Look for credentials anew, as the server did not take these; whether there are others now."""
+        if self._used[-1:] == (refused,):  # else another thread has renewed them
+            self._forget()
+        return self.credentials() != refused
+
+    def _forget(self) -> None:
+        self._session = self._resolved = self._client = None
+
+    def signed_headers(
+        self, method: str, url: str, headers: dict[str, str], credentials: ReadOnlyCredentials
+    ) -> dict[str, Any]:
         """`headers` and the signature of a request without a body, valid for some minutes."""
         resolved = self._resolve()
         request = AWSRequest(method, url, {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers})
         with self.translated():
-            credentials = resolved.credentials.get_frozen_credentials()
             S3SigV4Auth(credentials, resolved.service, resolved.region).add_auth(request)
         return dict(request.headers.items())
 
@@ -129,57 +156,65 @@ class S3Access:
         if self._location.skip_verify:
             return False
         with self.translated():
-            return _session().get_config_variable("ca_bundle") or True
+            return _new_session(self._timeout_s).get_config_variable("ca_bundle") or True
 
     def redacted(self, text: str) -> str:
         """`text` without any secret: a server may repeat in an error what it was sent."""
-        secrets = [self._keys[1]] if self._keys else []
+        secrets: list[str | None] = [self._keys[1]] if self._keys else []
         if self._location.sse:
             secrets.append(self._location.sse.key_base64)
-        if self._resolved is not None:
-            known = self._resolved.credentials.get_frozen_credentials()
-            secrets += [known.access_key, known.secret_key, known.token]
+        for used in self._used:  # not those of now: to get them can fail, and this is for messages of failures
+            secrets += [used.access_key, used.secret_key, used.token]
         for secret in secrets:
             if secret:
                 text = text.replace(secret, "***")
         return text
 
     @contextmanager
-    def translated(self, key: str | None = None) -> Iterator[None]:
-        """Turn what botocore raises in this block into errors of ours."""
+    def translated(self, key: str | None = None, *, endpoint: str | None = None) -> Iterator[None]:
+        """Turn what botocore raises in this block, where `endpoint` is asked, into errors of ours."""
         try:
             yield
-        except ClientError as exc:
+        except exceptions.ClientError as exc:
             error, meta = exc.response.get("Error", {}), exc.response.get("ResponseMetadata", {})
             code = str(error.get("Code", ""))
+            if code in STALE_CREDENTIALS:
+                self._forget()
             raise error_from_answer(
                 meta.get("HTTPStatusCode", 0),
                 "" if code.isdecimal() else code,  # a number is the status, for want of an S3 error
                 self.redacted(str(error.get("Message", ""))),
                 meta.get("HTTPHeaders", {}),
-                self.endpoint,
+                endpoint or self.endpoint,
                 key=key,
             ) from exc
         except _CREDENTIAL_ERRORS as exc:
             raise StoragePermissionError(f"no credentials: {exc}", key=key, hint=CREDENTIALS_HINT) from exc
-        except BotoCoreError as exc:
+        except (exceptions.ConnectionError, exceptions.HTTPClientError) as exc:
+            # All requests to the bucket itself go over our own transport.
+            kind = StorageError if isinstance(exc, exceptions.SSLError) else TransientStorageError
+            raise kind(f"{_CREDENTIALS_SERVICE} does not answer: {self.redacted(str(exc))}", key=key) from exc
+        except ResponseParserError as exc:  # which is no BotoCoreError
+            message = f"{self.endpoint} gave no answer of an S3 server: {self.redacted(str(exc))[:MESSAGE_LIMIT]}"
+            raise StorageError(message, key=key, hint=NO_S3_HINT) from exc
+        except exceptions.BotoCoreError as exc:
             raise StorageError(f"cannot ask {self.endpoint}: {self.redacted(str(exc))}", key=key) from exc
 
     def _resolve(self) -> _Resolved:
         resolved = self._resolved
         if resolved is None:
-            with self._lock, self.translated():
+            with self._lock, self.translated(endpoint=_CREDENTIALS_SERVICE):
                 resolved = self._resolved
                 if resolved is None:
                     resolved = self._resolved = self._newly_resolved()
         return resolved
 
     def _newly_resolved(self) -> _Resolved:
-        session = _session()
+        session = self._get_session()
         keys = self._keys or _litestream_keys()
         credentials = Credentials(*keys) if keys else session.get_credentials()
         if credentials is None:
-            raise NoCredentialsError
+            raise exceptions.NoCredentialsError
         location, bucket = self._location, self._location.bucket
         if location.endpoint and location.force_path_style and not bucket.startswith("arn:"):
             # Nothing to find out. A client takes as long to make as all else that opening a replica takes.
@@ -195,10 +230,11 @@ class S3Access:
 
     def _get_client(self) -> Any:
         """The client, made when it is first needed; with the lock held."""
-        if self._client is None:
-            session = _session()
+        client = self._client
+        if client is None:
+            session = self._get_session()
             keys = self._keys or _litestream_keys()
-            self._client = session.create_client(
+            client = session.create_client(
                 "s3",
                 endpoint_url=self._location.endpoint,
                 region_name=self._region_name(session),
@@ -206,8 +242,16 @@ class S3Access:
                 aws_secret_access_key=keys[1] if keys else None,
                 config=_config(path_style=self._location.force_path_style),
             )
-            self._client.meta.events.register("before-send.s3", self._send)
-        return self._client
+            client.meta.events.register("before-send.s3", self._send)
+            self._client = client
+        return client
+
+    def _get_session(self) -> botocore.session.Session:
+        """One for all, so that there is one set of credentials; with the lock held."""
+        session = self._session
+        if session is None:
+            session = self._session = _new_session(self._timeout_s)
+        return session
 
     def _region_name(self, session: botocore.session.Session) -> str:
         configured = self._region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
@@ -239,8 +283,9 @@ def _config(*, path_style: bool) -> Config:
     )
 
 
-def _session() -> botocore.session.Session:
+def _new_session(timeout_s: float) -> botocore.session.Session:
     session = botocore.session.Session()
+    session.set_default_client_config(Config(connect_timeout=timeout_s, read_timeout=timeout_s))
     session.register_component("data_loader", _shared_loader())
     return session
 

@@ -15,9 +15,10 @@ from litevfs.errors import (
     TransientStorageError,
 )
 
-# Codes: Amazon S3 API reference, "Error responses"; the last three are MinIO's.
+# Codes: Amazon S3 API reference, "Error responses"; the first is of STS, the last three are MinIO's.
 _TRANSIENT = {
     "ConditionalRequestConflict",
+    "IDPCommunicationError",
     "InternalError",
     "OperationAborted",
     "RequestLimitExceeded",
@@ -42,6 +43,8 @@ _PERMISSION = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+STALE_CREDENTIALS = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"})
+"""Codes that say of credentials that they are no good any more: there may be newer ones."""
 _WRONG_REGION = {
     "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
@@ -54,13 +57,14 @@ CREDENTIALS_HINT = (
     "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role of this machine, "
     "or LITESTREAM_ACCESS_KEY_ID and LITESTREAM_SECRET_ACCESS_KEY"
 )
+NO_S3_HINT = "is this the endpoint of an S3 server, and no proxy in between?"
 _HINTS = {
     "AccessDenied": "the credentials need s3:ListBucket on the bucket and s3:GetObject on its objects",
     "RequestTimeTooSkewed": "set this machine's clock",
     "ExpiredToken": "renew the temporary credentials",
     "NoSuchBucket": "check the bucket's name, the endpoint and the region",
 }
-_MESSAGE_LIMIT = 300  # characters
+MESSAGE_LIMIT = 300  # characters
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,80})</Code>")
 _MESSAGE = re.compile(rb"<Message>([^<]{1,1000})</Message>")
 
@@ -98,7 +102,7 @@ def error_from_answer(
     said = f"{status} {code}: {message}" if code else f"{status} without an S3 error"
     kind = error_kind(status, code)
     error = kind(
-        f"{endpoint} answered {said[:_MESSAGE_LIMIT]}",
+        f"{endpoint} answered {said[:MESSAGE_LIMIT]}",
         key=key,
         hint=_hint(kind, status, code, headers),
     )
@@ -126,4 +130,4 @@ def _hint(kind: type[StorageError], status: int, code: str, headers: Mapping[str
         return f"the bucket is in another region: say region={region or '...'} in the URL"
     if issubclass(kind, StoragePermissionError):
         return CREDENTIALS_HINT
-    return None if code else "is this the endpoint of an S3 server, and no proxy in between?"
+    return None if code else NO_S3_HINT

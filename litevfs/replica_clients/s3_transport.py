@@ -7,6 +7,8 @@ them all down. Knows HTTP and TLS, nothing of S3.
 from __future__ import annotations
 
 import functools
+import http.client
+import io
 import os
 import socket
 import ssl
@@ -70,10 +72,14 @@ class Transport:
         with self._lock:
             return dict(self._counts)
 
-    def request(self, kind: str, method: str, url: str, headers: Any, body: object = None) -> urllib3.BaseHTTPResponse:
+    def request(
+        self, kind: str, method: str, url: str, headers: Any, body: object = None, *, timeout_s: float | None = None
+    ) -> urllib3.BaseHTTPResponse:
         """Send one request; returns once the answer's head is there. Its body is for `read_body`.
 
-        Raises TransientStorageError, StorageTimeoutError, StorageClosedError, or StorageError for a bad certificate.
+        `timeout_s` bounds a GET with all that it takes: connection, head and body. Without it, and for other methods,
+        the limits of the constructor hold for each wait. Raises TransientStorageError, StorageTimeoutError,
+        StorageClosedError, or StorageError for a bad certificate.
         """
         self.check_open()
         parts = urlsplit(url)
@@ -86,6 +92,7 @@ class Transport:
                 url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, "")),
                 body=body,  # type: ignore[arg-type]  # bytes or a file, whatever botocore prepared
                 headers=headers,  # a mapping: of text, or botocore's own
+                timeout=self._timeout if timeout_s is None else self._total_timeout(timeout_s),
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
@@ -111,6 +118,11 @@ class Transport:
             else:
                 response.close()
         return data
+
+    def _total_timeout(self, timeout_s: float) -> urllib3.Timeout:
+        if timeout_s <= 0:
+            raise TimeoutError("no time is left for a request")
+        return urllib3.Timeout(connect=self._timeout.connect_timeout, total=timeout_s)
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""
@@ -213,8 +225,47 @@ def _shut_down(handle: socket.socket) -> None:
         pass  # not connected
 
 
+class _TimedAnswer(http.client.HTTPResponse):
+    """The answer to a GET has to be there, with its body, within the read timeout of its socket, counted from now.
+
+    A socket's own timeout starts anew with each byte that a server drips. Other answers keep that: S3 sends blanks for
+    minutes while it puts an upload together.
+    """
+
+    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+        super().__init__(sock, debuglevel, method)
+        timeout_s = sock.gettimeout()
+        if method == "GET" and timeout_s is not None:
+            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, time.monotonic() + timeout_s))
+
+
+class _TimedStream(io.RawIOBase):
+    """What comes from a socket until a deadline (monotonic, seconds)."""
+
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._stream = stream
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._sock.settimeout(remaining)
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
 class _Watched:
     """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
+
+    response_class = _TimedAnswer
 
     # What urllib3's connections have, for the type checker.
     host: str

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,14 +12,17 @@ import pytest
 class ScriptedServer:
     """An HTTP server that answers as a test says: `answer` gets method, target and headers, and returns raw bytes.
 
-    None hangs up, `HANG` never answers. The connection is closed after an answer that says so, or has no length.
+    None hangs up, `HANG` never answers, pieces are sent PACE_S seconds apart. The connection is closed after an answer
+    that says so, or has no length, or came in pieces.
     """
 
-    answer: Callable[[str, str, dict[str, str]], bytes | None]
+    answer: Callable[[str, str, dict[str, str]], bytes | Iterable[bytes] | None]
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    connections: int = 0
     hanging: threading.Event = field(default_factory=threading.Event)  # a request is waiting for ever
 
     HANG = b"hang"
+    PACE_S = 0.02
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -47,6 +50,7 @@ class ScriptedServer:
             except OSError:
                 return
             self._sockets.append(sock)
+            self.connections += 1
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -78,6 +82,12 @@ class ScriptedServer:
             self._closed.wait()
             return False
         if answer is None:
+            return False
+        if not isinstance(answer, bytes):
+            for piece in answer:
+                sock.sendall(piece)
+                if self._closed.wait(self.PACE_S):
+                    break
             return False
         sock.sendall(answer)
         return b"ontent-Length" in answer and b"Connection: close" not in answer

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from litevfs.errors import (
     LitevfsError,
+    OptionError,
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
@@ -173,6 +176,58 @@ def test_a_silent_server_times_out(connect):
         assert isinstance(caught.value, TimeoutError)
 
 
+def dripping(whole: bytes, at_once: int) -> Callable[..., Iterator[bytes]]:
+    """So much of an answer, then one byte after the other: each comes soon, the last one after minutes."""
+    assert len(whole) - at_once > 100
+    return lambda *_: iter([whole[:at_once], *(whole[i : i + 1] for i in range(at_once, len(whole)))])
+
+
+@pytest.mark.parametrize("where", ["in the head", "in the body"])
+def test_a_server_that_drips_times_out(connect, where: str):
+    pad = {"X_Pad": "x" * 200}
+    for whole, call in (
+        (part(0, 999, **pad), lambda client: client.read(FILE, 0, 1000)),
+        (answer("200 OK", b"<ListBucketResult>" + b" " * 1000, **pad), lambda client: client.list_files(0)),
+        (s3_error("400 Bad Request", "InvalidRequest", "x" * 900, **pad), lambda client: client.read(FILE, 0, 1000)),
+    ):
+        at_once = 40 if where == "in the head" else whole.index(b"\r\n\r\n") + 8
+        client = connect(dripping(whole, at_once), read_timeout_s=0.3)
+        with pytest.raises(StorageTimeoutError):
+            call(client)
+
+
+def test_a_read_can_have_less_time_than_the_client_gives_it(connect):
+    client = connect(lambda *_: b"hang", read_timeout_s=60)
+    with pytest.raises(StorageTimeoutError):
+        client.read_within(FILE, 0, 1000, timeout_s=0.2)
+    for over in (0, -1.0):
+        with pytest.raises(StorageTimeoutError):
+            client.read_within(FILE, 0, 1000, timeout_s=over)
+    client = connect(dripping(part(0, 999), 500), read_timeout_s=60)
+    with pytest.raises(StorageTimeoutError):
+        client.read_within(FILE, 0, 1000, timeout_s=0.2)
+
+
+def test_a_connection_is_used_again_after_an_answer_that_was_timed(connect):
+    client = connect(lambda method, *_: part(0, 9) if method == "GET" else answer("200 OK", ETag='"e"'))
+    for _ in range(3):
+        assert client.read_within(FILE, 0, 10, timeout_s=5) == b"x" * 10
+    assert client.write(0, 1, 1, b"x", 1)
+    assert client.server.connections == 1
+
+
+def test_no_time_to_answer_is_refused():
+    with pytest.raises(OptionError, match="read_timeout"):
+        S3ReplicaClient("s3://bucket/db", read_timeout_s=0)
+
+
+def test_an_upload_answered_by_something_else_names_the_endpoint(connect):
+    client = connect(answer("202 Accepted", b"log in" * 30))
+    with pytest.raises(StorageError, match="no answer of an S3 server") as caught:
+        client.write(0, 1, 1, b"x", 1)
+    assert client.server.endpoint in str(caught.value)
+
+
 def test_a_large_wrong_body_is_not_read(connect):
     """A proxy that answers a range of 10 bytes with the whole object: judged by its head, at once."""
     head = answer("200 OK", ETag='"the-etag"', Content_Length=str(1 << 40))
@@ -220,7 +275,8 @@ def test_error_answers_become_the_right_class_once(
         assert type(caught.value) is kind
         assert (code or status[:3]) in str(caught.value)
         assert hint in (caught.value.hint or "")
-        assert len(client.server.requests) == number
+        # A read that is refused is followed by a look whether the file is still there.
+        assert len(client.server.requests) == number + (code == "AccessDenied")
 
 
 @pytest.mark.parametrize(("header", "least", "most"), [("7", 7, 7), ("Fri, 31 Dec 2999 23:59:59 GMT", 1e9, 1e11)])
@@ -346,6 +402,143 @@ def test_an_entity_bomb_in_a_listing_is_refused(connect):
     client = connect(answer("200 OK", body))
     with pytest.raises(StorageError, match="no S3 listing"):
         client.list_files(0)
+
+
+# --- credentials that change ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profile(monkeypatch: pytest.MonkeyPatch, credentials: object, tmp_path: Path) -> Callable[[str], None]:
+    """Writes an access key into the file that an operator's tool renews."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    path = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def write(key: str) -> None:
+        path.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=the-secret-of-{key}\n")
+
+    return write
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"])
+def test_renewed_credentials_are_read_and_the_request_is_sent_again(connect, profile: Callable[[str], None], code: str):
+    def script(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if "Credential=NEWKEY/" not in headers["authorization"]:
+            return s3_error("403 Forbidden", code)
+        if method == "PUT":
+            return answer("200 OK", ETag='"e"')
+        return listing(file_key(1)) if "list-type" in target else part(0, 9)
+
+    profile("OLDKEY")
+    client = connect(script)
+    calls: list[Callable[[], object]] = [lambda: client.list_files(0), lambda: client.read(FILE, 0, 10)]
+    for call in calls:
+        profile("OLDKEY")
+        client._access._forget()
+        client.server.requests.clear()
+        with pytest.raises(StoragePermissionError, match=code):
+            call()
+        assert len(client.server.requests) == 1  # the same credentials once more: no use to send them
+        profile("NEWKEY")
+        assert call()
+        assert len(client.server.requests) == 3
+    profile("OLDKEY")
+    client._access._forget()
+    with pytest.raises(StoragePermissionError, match=code):
+        client.write(0, 1, 1, b"x", 1)
+    profile("NEWKEY")
+    assert client.write(0, 1, 1, b"x", 1)  # an upload is not repeated by itself, but the next one has what is new
+
+
+def test_credentials_that_never_become_valid_are_not_asked_for_in_a_loop(connect, profile: Callable[[str], None]):
+    keys = iter(f"KEY{number}" for number in range(100))
+
+    def script(*_: object) -> bytes:
+        profile(next(keys))
+        return s3_error("403 Forbidden", "ExpiredToken")
+
+    profile("KEY")
+    client = connect(script)
+    with pytest.raises(StoragePermissionError, match="ExpiredToken"):
+        client.list_files(0)
+    assert len(client.server.requests) == 2
+
+
+@pytest.fixture
+def web_identity(monkeypatch: pytest.MonkeyPatch, profile: object, tmp_path: Path) -> Callable[[str], None]:
+    """Credentials come from the token service at the given endpoint, as in a Kubernetes pod."""
+    token = tmp_path / "token"
+    token.write_text("a-token")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    return lambda endpoint: monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
+
+
+def test_a_token_service_that_does_not_answer_may_do_so_later(connect, web_identity, scripted_server):
+    silent = scripted_server(lambda *_: None)
+    busy = scripted_server(
+        answer("400 Bad Request", b"<ErrorResponse><Error><Code>IDPCommunicationError</Code></Error></ErrorResponse>")
+    )
+    for endpoint in (f"http://127.0.0.1:{closed_port()}", silent.endpoint, busy.endpoint):
+        web_identity(endpoint)
+        client = connect(listing())
+        for call in (lambda c=client: c.list_files(0), lambda c=client: c.write(0, 1, 1, b"x", 1)):
+            with pytest.raises(TransientStorageError, match="the service that gives out credentials"):
+                call()
+        assert client.server.requests == []
+
+
+def closed_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def test_an_error_is_told_without_secrets_although_credentials_cannot_be_renewed(
+    connect, web_identity, scripted_server
+):
+    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 300))  # so soon that each use renews them
+    given = "<AccessKeyId>ASIAKEY</AccessKeyId><SecretAccessKey>sts-secret</SecretAccessKey>"
+    given += f"<SessionToken>sts-token</SessionToken><Expiration>{soon}</Expiration>"
+    result = f"<AssumeRoleWithWebIdentityResult><Credentials>{given}</Credentials></AssumeRoleWithWebIdentityResult>"
+    body = f"<AssumeRoleWithWebIdentityResponse>{result}</AssumeRoleWithWebIdentityResponse>"
+    given_out = iter([answer("200 OK", body.encode())])
+    web_identity(scripted_server(lambda *_: next(given_out, None)).endpoint)
+    client = connect(s3_error("400 Bad Request", "InvalidRequest", "you sent sts-token and sts-secret"))
+    with pytest.raises(StorageError, match="InvalidRequest") as caught:
+        client.list_files(0)
+    assert "sts-" not in str(caught.value)
+    with pytest.raises(TransientStorageError, match="the service that gives out credentials"):
+        client.list_files(0)
+
+
+# --- files that must not be read --------------------------------------------------------------------------------------
+
+
+def test_a_read_that_is_denied_of_a_file_that_is_listed_no_more_is_one_of_a_file_that_is_gone(connect):
+    """S3 answers 403 instead of 404 where a policy lets list some prefixes only."""
+    listed = [listing()]
+
+    def script(method: str, target: str, headers: dict[str, str]) -> bytes:
+        return listed[0] if "list-type" in target else s3_error("403 Forbidden", "AccessDenied")
+
+    client = connect(script)
+    with pytest.raises(StorageNotFoundError, match="gone") as caught:
+        client.read(FILE, 0, 10)
+    assert caught.value.min_txid == 1
+    assert "prefix=db%2F0000%2F0000000000000001-0000000000000001.ltx" in client.server.requests[1][1]
+    listed[0] = listing(file_key(1))
+    with pytest.raises(StoragePermissionError, match="s3:GetObject"):
+        client.read(FILE, 0, 10)
+    listed[0] = s3_error("403 Forbidden", "AccessDenied")
+    with pytest.raises(StoragePermissionError, match="s3:GetObject"):
+        client.read(FILE, 0, 10)
+    assert len(client.server.requests) == 6
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
