@@ -2,20 +2,26 @@
 
 A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: what lies
 ahead of it is asked for in ever larger steps, up to a bound, and from then on as fast as the scan moves.
-Bytes under way are shared: a block is never asked for twice at the same time.
+Bytes under way are shared: a block is never asked for twice at the same time, unless a request takes too long. Whatever
+happens to a request, whoever waits for it reads for itself in the end.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from litevfs.cache import ByteCache
-from litevfs.errors import StorageClosedError, TransientStorageError
-from litevfs.fetch import Fetcher
+from litevfs.errors import TransientStorageError
+from litevfs.fetch import Fetcher, patience_s
+from litevfs.futures import closed_error, settle
 from litevfs.replica_clients.base import LTXFileInfo
+
+logger = logging.getLogger("litevfs.blocks")
 
 REQUEST_BYTES = 1 << 20
 """What lies ahead is asked for in parallel requests of this size: one stream seldom fills the line."""
@@ -36,6 +42,15 @@ class _Scan:
     ahead: int  # blocks to keep asked for beyond the position
 
 
+class _Request(Future[dict[int, bytes]]):
+    """A run of blocks under way; the result is their bytes by number."""
+
+    def __init__(self, number: int, run: range) -> None:
+        super().__init__()
+        self.run = run  # never empty
+        self.keys = range(_key(number, run.start), _key(number, run.stop))
+
+
 class BlockReader:
     """Reads bytes of LTX files through a cache of blocks."""
 
@@ -50,18 +65,21 @@ class BlockReader:
         self._request_blocks = max(1, REQUEST_BYTES // self._block_size)
         ahead_blocks = min(MAX_AHEAD_BYTES, limit_bytes * 2 // 3) // self._block_size
         self._max_ahead = max(1, ahead_blocks) if read_ahead else 1
-        self._under_way: dict[int, Future[dict[int, bytes]]] = {}
+        self._under_way: dict[int, _Request] = {}
         self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
         self._lock = threading.Lock()
 
-    def read(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bytes:
-        """`size` bytes of a file, which is known as `number`. Raises what `Fetcher.read` raises."""
+    def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float) -> bytes:
+        """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
+
+        Raises what `Fetcher.read` raises.
+        """
         block_size = self._block_size
         first, last = offset // block_size, (offset + size - 1) // block_size
         start = offset - first * block_size
         if first == last:
-            return self._block(number, file, first)[start : start + size]
-        joined = b"".join([self._block(number, file, block) for block in range(first, last + 1)])
+            return self._block(number, file, first, deadline)[start : start + size]
+        joined = b"".join([self._block(number, file, block, deadline) for block in range(first, last + 1)])
         return joined[start : start + size]
 
     def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
@@ -86,8 +104,7 @@ class BlockReader:
                 return
             if last > first:
                 self._remember(number, _Scan(first, last + 1, last - first + 1))
-            for run in runs:
-                self._submit(number, file, run)
+            self._read_ahead_of(number, file, runs)
 
     def drop(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
         """Forget the blocks around these bytes: they turned out to be damaged."""
@@ -96,11 +113,11 @@ class BlockReader:
             if self._disk_cache is not None:
                 self._disk_cache.drop(file, block)
 
-    def _block(self, number: int, file: LTXFileInfo, block: int) -> bytes:
+    def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float) -> bytes:
         key = _key(number, block)
         data = self.cache.get(key)
         if data is None:
-            data = self._from_disk(number, file, block) or self._miss(number, file, block)
+            data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline)
         if self._read_ahead and key != self._last_followed:  # not for every page of a block
             self._last_followed = key
             self._follow(number, file, block)
@@ -114,30 +131,41 @@ class BlockReader:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def _miss(self, number: int, file: LTXFileInfo, block: int) -> bytes:
+    def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float) -> bytes:
         key = _key(number, block)
-        with self._lock:
-            under_way = self._under_way.get(key)
-            if under_way is None:
-                data = self.cache.get(key)  # another reader may just have brought it
-                if data is not None:
-                    return data
-                first, *ahead = self._runs(number, file, block, self._window_after_miss(number, block), force=True)
-                mine = self._register(number, first)
-                for run in ahead:
-                    self._submit(number, file, run)
-        if under_way is None:
-            self._run(number, file, first, mine)
-            under_way = mine
+        request: _Request | None = None
+        mine: _Request | None = None
+        failure: TransientStorageError | None = None
         try:
-            return under_way.result()[block]
+            with self._lock:
+                request = self._under_way.get(key)
+                if request is None:
+                    data = self.cache.get(key)  # another reader may just have brought it
+                    if data is not None:
+                        return data
+                    first, *ahead = self._runs(number, file, block, self._window_after_miss(number, block), force=True)
+                    request = mine = _Request(number, first)
+                    self._register(mine)
+                    self._read_ahead_of(number, file, ahead)
+            if mine is not None:
+                self._run(file, mine, deadline)
+            return request.result(patience_s(deadline))[block]
         except TransientStorageError as error:
             # What is read ahead is tried once; what a reader waits for is worth the retries.
-            offset, size = self._extent(file, range(block, block + 1))
-            data = self._fetcher.read(file, offset, size, after=error)
-            self.cache.put(key, data)
-            self._fetcher.keep(file, offset, data)
-            return data
+            failure = error
+        except FutureTimeoutError:
+            assert request is not None
+            logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
+            self._forget(request)
+        except BaseException:
+            if mine is not None:
+                self._give_up(mine)
+            raise
+        offset, size = self._extent(file, range(block, block + 1))
+        data = self._fetcher.read(file, offset, size, after=failure, deadline=deadline)
+        self.cache.put(key, data)
+        self._fetcher.keep(file, offset, data)
+        return data
 
     def _window_after_miss(self, number: int, block: int) -> int:
         """How many blocks to ask for now: one, or more when this is where a scan comes next."""
@@ -168,10 +196,9 @@ class BlockReader:
                 return
             del self._scans[(number, end)]
             self._remember(number, _Scan(block, end + wanted, ahead))
-            for run in self._runs(number, file, end, wanted):
-                self._submit(number, file, run)
+            self._read_ahead_of(number, file, self._runs(number, file, end, wanted))
 
-    # --- requests (with the lock held, but for `_run`) ----------------------------------------------------------------
+    # --- requests (with the lock held) --------------------------------------------------------------------------------
 
     def _runs(self, number: int, file: LTXFileInfo, first: int, window: int, *, force: bool = False) -> list[range]:
         """Blocks `first` to `first + window` that are neither there nor under way, in runs of one request each.
@@ -200,46 +227,62 @@ class BlockReader:
             self._seen_on_disk = key
         return True
 
-    def _register(self, number: int, run: range) -> Future[dict[int, bytes]]:
-        future: Future[dict[int, bytes]] = Future()
-        for block in run:
-            self._under_way[_key(number, block)] = future
-        return future
+    def _register(self, request: _Request) -> None:
+        for key in request.keys:
+            self._under_way[key] = request
 
-    def _submit(self, number: int, file: LTXFileInfo, run: range) -> None:
-        future = self._register(number, run)
+    def _read_ahead_of(self, number: int, file: LTXFileInfo, runs: list[range]) -> None:
+        """Start a request for each run. Where there are no threads for that, there is no reading ahead."""
+        try:
+            for run in runs:
+                self._submit(file, _Request(number, run))
+        except RuntimeError as error:
+            logger.info("not reading ahead in %s: %s", file.name, error)
 
+    def _submit(self, file: LTXFileInfo, request: _Request) -> None:
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
-                future.set_exception(StorageClosedError("the replica was closed during a read"))
+                settle(request, closed_error())
 
         try:
-            task = self._fetcher.submit(lambda: self._run(number, file, run, future))
-        except StorageClosedError as error:
-            future.set_exception(error)
+            self._register(request)
+            self._fetcher.submit(lambda: self._run(file, request)).add_done_callback(end_if_cancelled)
+        except BaseException:
+            self._unregister(request)
             raise
-        task.add_done_callback(end_if_cancelled)
 
-    def _run(self, number: int, file: LTXFileInfo, run: range, future: Future[dict[int, bytes]]) -> None:
-        """Make one request and hand its blocks to the cache and to whoever waits for `future`."""
+    def _unregister(self, request: _Request) -> None:
+        for key in request.keys:
+            if self._under_way.get(key) is request:
+                del self._under_way[key]
+
+    # --- requests (without the lock) ----------------------------------------------------------------------------------
+
+    def _run(self, file: LTXFileInfo, request: _Request, deadline: float | None = None) -> None:
+        """Make one request and hand its blocks to the cache and to whoever waits for them."""
         try:
-            offset, size = self._extent(file, run)
-            data = self._fetcher.read_once(file, offset, size)
+            offset, size = self._extent(file, request.run)
+            data = self._fetcher.read_once(file, offset, size, deadline)
             step = self._block_size
-            blocks = {block: data[i * step : (i + 1) * step] for i, block in enumerate(run)}
-            for block, content in blocks.items():
-                self.cache.put(_key(number, block), content)
-            future.set_result(blocks)
+            parts = [data[start : start + step] for start in range(0, size, step)]
+            for key, part in zip(request.keys, parts, strict=True):
+                self.cache.put(key, part)
+            settle(request, dict(zip(request.run, parts, strict=True)))
             self._fetcher.keep(file, offset, data)
         except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
-            future.set_exception(error)
-        except BaseException:  # Ctrl-C is for this thread alone: whoever waits tries for itself
-            future.set_exception(TransientStorageError("the read that this one waited for was interrupted"))
-            raise
+            settle(request, error)
         finally:
-            with self._lock:
-                for block in run:
-                    self._under_way.pop(_key(number, block), None)
+            self._give_up(request)
+
+    def _give_up(self, request: _Request) -> None:
+        """No more is done for a request: who still waits for it, as after Ctrl-C in its thread, tries for himself."""
+        self._forget(request)
+        if not request.done():
+            settle(request, TransientStorageError("the read that this one waited for was interrupted"))
+
+    def _forget(self, request: _Request) -> None:
+        with self._lock:
+            self._unregister(request)
 
     def _extent(self, file: LTXFileInfo, run: range) -> tuple[int, int]:
         """(offset, size) of a run of blocks, in bytes."""

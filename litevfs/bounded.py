@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
-from litevfs.errors import StorageTimeoutError
+from litevfs.errors import StorageTimeoutError, TransientStorageError
 
 
 class SharedCall:
@@ -20,18 +20,29 @@ class SharedCall:
         self._lock = threading.Lock()
 
     def result(self, timeout_s: float) -> bool:
-        """What the call returns or raises; StorageTimeoutError when it has not ended within `timeout_s`."""
+        """What the call returns or raises; StorageTimeoutError when it has not ended within `timeout_s`.
+
+        Raises TransientStorageError when the system has no thread to give.
+        """
         with self._lock:
             running = self._running
             if running is None or running.done():
-                running = self._running = Future()
-                threading.Thread(target=self._run, args=(running,), name=self._name, daemon=True).start()
+                running = Future()
+                self._start(running)
+                self._running = running  # not before there is a thread that will end it
         try:
             return running.result(timeout_s)
         except FutureTimeoutError:
             if running.done():
                 raise
             raise StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s") from None
+
+    def _start(self, running: Future[bool]) -> None:
+        thread = threading.Thread(target=self._run, args=(running,), name=self._name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise TransientStorageError(f"the storage cannot be asked now: {error}") from error
 
     def _run(self, running: Future[bool]) -> None:
         try:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import TypeVar, cast
 
 import numpy as np
@@ -22,10 +20,11 @@ from numpy.typing import NDArray
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
+from litevfs.futures import closed_error, result_of, run_ahead, settle
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
-from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.base import TIMED_BYTES, LTXFileInfo, ReplicaClient, TimedReads
 from litevfs.verification import frame_checks, verify_stream
 from litevfs.workers import WorkerPool
 from litevfs.write_behind import WriteBehind
@@ -45,6 +44,8 @@ READ_BYTES = 1 << 19
 """Bytes of one request where a file passes from its first byte to its last."""
 PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
+REQUEST_SHARE = 0.5
+"""Part of the read timeout for one request: one that hangs must leave the time for another."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -91,6 +92,7 @@ class Fetcher:
         self.disk_cache = disk_cache
         self.counters = RequestCounters()
         self._read_timeout_s = read_timeout_s
+        self._timed_client = client if isinstance(client, TimedReads) else None
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -118,17 +120,30 @@ class Fetcher:
         listings = self.parallel([partial(self.list_files, level) for level in levels])
         return [file for listing in listings for file in listing]
 
-    def read(self, file: LTXFileInfo, offset: int, size: int, *, after: TransientStorageError | None = None) -> bytes:
+    def deadline(self) -> float:
+        """When a read of one page that begins now has to end (`time.monotonic()`, seconds)."""
+        return time.monotonic() + self._read_timeout_s
+
+    def read(
+        self,
+        file: LTXFileInfo,
+        offset: int,
+        size: int,
+        *,
+        after: TransientStorageError | None = None,
+        deadline: float | None = None,
+    ) -> bytes:
         """Exactly `size` bytes of a file, with retries within the read timeout; the first pause now, if `after` failed.
 
-        Raises TransientStorageError when the bytes keep coming short, else whatever the client raises.
+        With a `deadline` (as of `deadline()`) all of it ends then. Raises TransientStorageError when the bytes keep
+        coming short, else whatever the client raises.
         """
-        return self.retry(lambda: self.read_once(file, offset, size), after=after)
+        return self.retry(lambda: self.read_once(file, offset, size, deadline), after=after, deadline=deadline)
 
-    def read_once(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come."""
+    def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
+        """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
         try:
-            data = self.client.read(file, offset, size)
+            data = self._request(file, offset, size, deadline)
         except Exception:
             self._count_error()
             raise
@@ -147,14 +162,24 @@ class Fetcher:
             )
         return data
 
+    def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
+        if self._timed_client is None:
+            return self.client.read(file, offset, size)
+        timeout_s = self._read_timeout_s * REQUEST_SHARE * max(1.0, size / TIMED_BYTES)
+        if deadline is not None:
+            timeout_s = min(timeout_s, deadline - time.monotonic())
+        return self._timed_client.read_within(file, offset, size, timeout_s=timeout_s)
+
     def _count_error(self) -> None:
         with self._lock:
             self.counters.errors += 1
 
-    def retry(self, call: Callable[[], T], *, after: TransientStorageError | None = None) -> T:
+    def retry(
+        self, call: Callable[[], T], *, after: TransientStorageError | None = None, deadline: float | None = None
+    ) -> T:
         """`call()`, tried again after transient errors (one of which was `after`) until the read timeout is over."""
         backoff: Backoff | None = None
-        deadline = time.monotonic() + self._read_timeout_s
+        deadline = self.deadline() if deadline is None else deadline
         error = after
         while True:
             if error is not None:
@@ -172,7 +197,7 @@ class Fetcher:
         with self._lock:
             self.counters.retries += 1
         if self._closed.wait(seconds):
-            raise _closed_error()
+            raise closed_error()
 
     # --- whole files --------------------------------------------------------------------------------------------------
 
@@ -257,9 +282,9 @@ class Fetcher:
             for offset in range(start, end, step)
         )
         yield head
-        for piece in run_ahead(calls, self.submit if self.is_remote else None):
+        for piece in run_ahead(calls, self._submit_or_run if self.is_remote else None, PARALLEL_READS):
             if self._closed.is_set():  # which not every storage notices, and a folder never
-                raise _closed_error()
+                raise closed_error()
             yield piece
         yield tail[max(0, start - end) :]
 
@@ -312,21 +337,36 @@ class Fetcher:
         """Results in order; in parallel where a request costs a round trip. Raises the first call's error."""
         if len(calls) < 2 or not self.is_remote:
             return [call() for call in calls]
-        futures = [self.submit(call) for call in calls]
+        futures = [self._submit_or_run(call) for call in calls]
         try:
-            return [_result(future) for future in futures]
+            return [result_of(future) for future in futures]
         finally:
             for future in futures:
                 future.cancel()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run in the replica's pool. A call must not wait for another one of the pool."""
+        """Run in the replica's pool. A call must not wait for another one of the pool.
+
+        Raises StorageClosedError, or RuntimeError where the system has no thread to give or the interpreter is ending.
+        """
         with self._lock:
             if self._closed.is_set():
                 raise StorageClosedError("the replica is closed")
             if self._pool is None:
                 self._pool = WorkerPool(PARALLEL_REQUESTS, "litevfs-io")
             return self._pool.submit(call)
+
+    def _submit_or_run(self, call: Callable[[], T]) -> Future[T]:
+        try:
+            return self.submit(call)
+        except RuntimeError as error:
+            logger.info("reading without another thread: %s", error)
+        future: Future[T] = Future()
+        try:
+            settle(future, call())
+        except Exception as error:  # noqa: BLE001 (handed to whoever waits)
+            settle(future, error)
+        return future
 
     def close(self) -> None:
         """End calls under way and let go of threads and sockets. Idempotent."""
@@ -340,37 +380,9 @@ class Fetcher:
             self.disk_cache.close()
 
 
-def run_ahead(
-    calls: Iterable[Callable[[], T]], submit: Callable[[Callable[[], T]], Future[T]] | None
-) -> Generator[T, None, None]:
-    """Results in order, with up to PARALLEL_READS calls under way; one after the other when there is no `submit`.
-
-    Raises the first call's error, and StorageClosedError where a pool was shut down under it.
-    """
-    if submit is None:
-        yield from (call() for call in calls)
-        return
-    waiting = iter(calls)
-    running = deque(submit(call) for call in islice(waiting, PARALLEL_READS))
-    try:
-        while running:
-            result = _result(running.popleft())
-            running.extend(submit(call) for call in islice(waiting, 1))
-            yield result
-    finally:
-        for future in running:
-            future.cancel()
-
-
-def _result(future: Future[T]) -> T:
-    try:
-        return future.result()
-    except CancelledError:
-        raise _closed_error() from None
-
-
-def _closed_error() -> StorageClosedError:
-    return StorageClosedError("the replica was closed during a read")
+def patience_s(deadline: float) -> float:
+    """How long a read that must end at `deadline` waits for a request of somebody else before it makes its own."""
+    return max(0.0, deadline - time.monotonic()) * REQUEST_SHARE
 
 
 def _likely_tail_bytes(file: LTXFileInfo) -> int:

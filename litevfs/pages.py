@@ -153,28 +153,34 @@ class PageSource:
 
     def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
         page = None
-        if self._ahead is not None and (page := self._ahead.wait_for(page_key(snapshot, version, pgno))) is not None:
-            self.counters.ahead += 1
-            return page
+        deadline = None if self._blocks is None else self._fetcher.deadline()
+        if self._ahead is not None and deadline is not None:
+            page = self._ahead.wait_for(page_key(snapshot, version, pgno), deadline)
+            if page is not None:
+                self.counters.ahead += 1
+                return page
         if self.hydration is not None:
             page = self.hydration.get(snapshot, version, pgno)
         if page is None:
             self.counters.misses += 1
-            page = self.read_through(snapshot, pgno)
+            page = self.read_through(snapshot, pgno, deadline)
         else:
             self.counters.hydrated += 1
         self._cache.put(page_key(snapshot, version, pgno), page)
         return page
 
-    def read_through(self, snapshot: Snapshot, pgno: int) -> bytes:
-        """Like `read`, past the page cache: for whoever reads every page once."""
+    def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None) -> bytes:
+        """Like `read`, past the page cache: for whoever reads every page once.
+
+        Ends by `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
+        """
         gone: StorageNotFoundError | None = None
         for _ in range(1 + MAX_MOVES):
             try:
                 if gone is not None:
                     snapshot = self._find_elsewhere(snapshot, pgno, gone)
                     self._gone.discard(snapshot.file_number(pgno))  # it is listed, maybe again
-                return self._read_from(snapshot, pgno)
+                return self._read_from(snapshot, pgno, deadline)
             except StorageNotFoundError as error:  # the page's file, or one that vanished while we looked for it
                 gone = error
                 self._gone.add(snapshot.file_number(pgno))
@@ -182,7 +188,7 @@ class PageSource:
         assert gone is not None
         raise gone
 
-    def _read_from(self, snapshot: Snapshot, pgno: int) -> bytes:
+    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
         slot = (pgno - 1) & CHUNK_MASK
         number = chunk.files[slot]
@@ -192,16 +198,17 @@ class PageSource:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
         try:
             if self._blocks is not None:
-                data = self._blocks.read(number, file, offset, size)
+                deadline = self._fetcher.deadline() if deadline is None else deadline
+                data = self._blocks.read(number, file, offset, size, deadline)
             else:
                 data = self._client_read(file, offset, size)
                 self._fetcher.counters.get += 1
                 self._fetcher.counters.bytes_read += size
             return decode_page(snapshot, pgno, data)
         except (LTXFormatError, TransientStorageError) as error:
-            return self._read_again(snapshot, pgno, error)
+            return self._read_again(snapshot, pgno, error, deadline)
 
-    def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception) -> bytes:
+    def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception, deadline: float | None) -> bytes:
         """Straight from storage, past the blocks: what they hold may be what is damaged."""
         number, offset, size = snapshot.place(pgno)
         file = snapshot.files[number]
@@ -211,7 +218,8 @@ class PageSource:
             self._blocks.drop(number, file, offset, size)
         after = why if isinstance(why, TransientStorageError) else None
         try:
-            return decode_page(snapshot, pgno, self._fetcher.read(file, offset, size, after=after))
+            data = self._fetcher.read(file, offset, size, after=after, deadline=deadline)
+            return decode_page(snapshot, pgno, data)
         except LTXFormatError as error:
             raise self._fetcher.located(error, file) from error
 

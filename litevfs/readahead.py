@@ -10,12 +10,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from litevfs.blocks import BlockReader
 from litevfs.cache import ENTRY_OVERHEAD_BYTES, ByteCache
 from litevfs.errors import LitevfsError, LTXChecksumError, StorageClosedError
-from litevfs.fetch import Fetcher
+from litevfs.fetch import Fetcher, patience_s
+from litevfs.futures import closed_error, settle
 from litevfs.ltx.decoder import decode_frame
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.snapshot import CHUNK_BITS, CHUNK_MASK, Snapshot
@@ -68,14 +70,21 @@ class ReadAhead:
         """Pages that may be kept ahead without driving each other out of the cache."""
         return self._cache.limit_bytes // (2 * (page_size + ENTRY_OVERHEAD_BYTES))
 
-    def wait_for(self, key: int) -> bytes | None:
-        """The page if it is under way, once it is there; None if it is not, or does not arrive."""
+    def wait_for(self, key: int, deadline: float) -> bytes | None:
+        """The page if it is under way, once it is there; None if it is not, or does not arrive.
+
+        Whoever needs it has to have it by `deadline` (see `Fetcher.deadline`), so the wait leaves time to read it.
+        """
         future = self._under_way.get(key)
         if future is None:
             return None
         try:
-            return future.result().get(key)
+            return future.result(patience_s(deadline)).get(key)
         except LitevfsError:
+            return None
+        except FutureTimeoutError:
+            with self._lock:
+                self._forget(key, future)
             return None
 
     def start(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: PageKey, learn: Learn) -> None:
@@ -87,6 +96,8 @@ class ReadAhead:
                     self._start_run(snapshot, run, page_key, learn)
             except StorageClosedError:
                 pass
+            except RuntimeError as error:  # no threads to be had: nothing is read ahead
+                logger.info("not reading ahead: %s", error)
 
     def _missing(self, snapshot: Snapshot, pgnos: Iterable[int], page_key: PageKey) -> list[_Wanted]:
         missing = []
@@ -115,8 +126,6 @@ class ReadAhead:
             self._blocks.prefetch(run[0].number, file, start, end - start)
             return
         future: Future[dict[int, bytes]] = Future()
-        for page in run:
-            self._under_way[page.key] = future
 
         def fetch() -> None:
             start, size = self._fetcher.worth_reading(file, run[0].offset, run[-1].offset + run[-1].size)
@@ -128,13 +137,22 @@ class ReadAhead:
 
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
-                future.set_exception(StorageClosedError("the replica was closed during a read"))
+                settle(future, closed_error())
 
         try:
+            for page in run:
+                self._under_way[page.key] = future
             self._fetcher.submit(fetch).add_done_callback(end_if_cancelled)
-        except StorageClosedError as error:
-            future.set_exception(error)
+        except BaseException:
+            for page in run:
+                self._forget(page.key, future)
+            settle(future, {})
             raise
+
+    def _forget(self, key: int, future: Future[dict[int, bytes]]) -> None:
+        """With the lock held."""
+        if self._under_way.get(key) is future:
+            del self._under_way[key]
 
     def _fetch(
         self,
@@ -158,10 +176,10 @@ class ReadAhead:
             data = b""
             logger.info("reading ahead in %s failed: %s", file.name, error)
         finally:
-            future.set_result(pages)
+            settle(future, pages)
             with self._lock:
                 for page in run:
-                    self._under_way.pop(page.key, None)
+                    self._forget(page.key, future)
         return pages, data
 
 

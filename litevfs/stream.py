@@ -19,7 +19,8 @@ from typing import Self, TypeVar
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
-from litevfs.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name, run_ahead
+from litevfs.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name
+from litevfs.futures import run_ahead
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
@@ -116,7 +117,7 @@ class FileStreamer:
 
     def _ahead(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
         """Results in order, with up to PARALLEL_READS calls under way where that helps."""
-        return run_ahead(calls, self._pool.submit if self._pool else None)
+        return run_ahead(calls, self._pool.submit if self._pool else None, PARALLEL_READS)
 
 
 class VerifiedStream:

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litevfs.blocks import BlockReader
+from litevfs.cache import ByteCache
 from litevfs.errors import StorageNotFoundError, TransientStorageError
 from litevfs.fetch import Fetcher
 from litevfs.replica_clients.base import LTXFileInfo
+from tests.interrupts import interrupted_everywhere
 from tests.scripted import Script, ScriptedClient
 from tests.support import in_threads, wait_until
 
@@ -25,14 +27,14 @@ CONTENT = Random(1).randbytes(SIZE)
 class World:
     """Any bytes will do: blocks know nothing of what files hold."""
 
-    def __init__(self, *, limit_bytes: int = 1 << 20, read_ahead: bool = True) -> None:
+    def __init__(self, *, limit_bytes: int = 1 << 20, read_ahead: bool = True, read_timeout_s: float = 2.0) -> None:
         self.script = Script(block_size=BLOCK)
         self.file = self.script.writer.write(0, 1, 1, CONTENT, 0)
-        self.fetcher = Fetcher(ScriptedClient(self.script), read_timeout_s=2.0)
+        self.fetcher = Fetcher(ScriptedClient(self.script), read_timeout_s=read_timeout_s)
         self.blocks = BlockReader(self.fetcher, limit_bytes=limit_bytes, read_ahead=read_ahead)
 
     def read(self, offset: int, size: int, file: LTXFileInfo | None = None) -> bytes:
-        return self.blocks.read(7, file or self.file, offset, size)
+        return self.blocks.read(7, file or self.file, offset, size, self.fetcher.deadline())
 
     def __enter__(self) -> World:
         return self
@@ -174,3 +176,70 @@ def test_threads_read_right_bytes_while_blocks_come_and_go():
         in_threads(6, work)
         wait_until(lambda: not world.blocks._under_way, "what is under way")
         assert world.blocks.cache.size_bytes <= 12 * (BLOCK + 200)
+
+
+# --- requests that nobody ends ----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_nobody_waiting():
+    worlds = []
+
+    def make() -> World:
+        worlds.append(World())
+        for block in (0, 1, 2):
+            worlds[-1].read(block * BLOCK, 10)  # a scan: what lies ahead of it is asked for too
+        wait_until(lambda: not worlds[-1].blocks._under_way, "what is under way")
+        worlds[-1].blocks.cache = ByteCache(1 << 20)
+        return worlds[-1]
+
+    def scan(world: World) -> None:
+        for block in (3, 4, 9):
+            world.read(block * BLOCK, 10)
+
+    try:
+        for world in interrupted_everywhere(make, scan):
+            wait_until(lambda: not world.blocks._under_way, "what is under way")  # noqa: B023 (run at once)
+            assert world.read(0, SIZE) == CONTENT
+            worlds.pop().__exit__()
+    finally:
+        for world in worlds:
+            world.__exit__()
+
+
+def test_without_threads_to_be_had_a_scan_reads_for_itself(monkeypatch: pytest.MonkeyPatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with World() as world:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for offset in range(0, 20 * BLOCK, 1000):
+                assert world.read(offset, 1000) == CONTENT[offset : offset + 1000]
+            assert world.blocks._under_way == {}
+        assert world.read(0, SIZE) == CONTENT
+
+
+def test_a_request_that_takes_too_long_is_not_waited_for_by_readers_with_a_time_limit():
+    """The reader makes its own request, and so does whoever comes after it; only the one that hangs goes on hanging."""
+    with World(read_timeout_s=0.4) as world:
+        hanging, go_on = threading.Event(), threading.Event()
+
+        def hang_once(file, offset, data):
+            if not hanging.is_set():
+                hanging.set()
+                assert go_on.wait(30)
+            return data
+
+        world.script.on_read = hang_once
+        first = threading.Thread(target=world.read, args=(5 * BLOCK, 10))
+        first.start()
+        try:
+            assert hanging.wait(10)
+            for _ in range(2):
+                assert world.read(5 * BLOCK + 7, 10) == CONTENT[5 * BLOCK + 7 : 5 * BLOCK + 17]
+            assert len(world.script.reads) == 2
+            assert first.is_alive()
+        finally:
+            go_on.set()
+            first.join(10)
+        assert world.blocks._under_way == {}

@@ -264,6 +264,18 @@ def test_requests_and_bytes_are_counted(world):
     assert counters.bytes_read == sum(size for _, _, size in script.reads)
 
 
+def test_without_threads_to_be_had_files_are_fetched_one_after_the_other(world, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    _, _, fetcher = world
+    files = fetcher.list_files(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        assert [f.info for f in fetcher.fetch_files(files)] == files
+    assert [f.info for f in fetcher.fetch_files(files)] == files
+
+
 def test_a_closed_fetcher_takes_no_work(world):
     _, _, fetcher = world
     file = fetcher.list_files(0)[0]

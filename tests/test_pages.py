@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError
+from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError, StorageTimeoutError
+from litevfs.fetch import Fetcher
 from litevfs.options import Options
+from litevfs.pages import PageSource
 from litevfs.replica import Replica
 from tests.histories import read_pages
+from tests.interrupts import interrupted_everywhere
 from tests.ltx.reference import File
 from tests.primary import Primary
-from tests.scripted import Script
+from tests.scripted import Script, ScriptedClient
+from tests.support import wait_until
 
 FILL = (
     "CREATE TABLE t(id INTEGER PRIMARY KEY, s TEXT);"
@@ -160,6 +166,102 @@ def test_the_cache_only_grows_when_it_is_enlarged(world):
     assert pages._cache.limit_bytes == before
     pages.enlarge(8_000_000)
     assert pages._cache.limit_bytes > before
+
+
+# --- storage that does not answer, and Ctrl-C -------------------------------------------------------------------------
+
+
+class SilentClient(ScriptedClient):
+    """Every read that has a time limit uses it up."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.waits_s: list[float] = []
+
+    def read_within(self, file, offset, size, *, timeout_s):
+        self.waits_s.append(timeout_s)
+        threading.Event().wait(timeout_s)
+        raise StorageTimeoutError("no answer")
+
+
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_silent_storage_is_asked_more_than_once_but_for_one_read_timeout_in_all(prefetch):
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        replica = Replica(Options(replica_url=script.url))
+        replica.refresh()
+        client = SilentClient(script)
+        fetcher = Fetcher(client, read_timeout_s=0.4)
+        pages = PageSource(fetcher, lambda *_: pytest.fail("looked"), cache_size_bytes=1 << 20, prefetch=prefetch)
+        with pytest.raises(StorageTimeoutError):
+            pages.read(replica.snapshot, 3)
+        assert len(client.waits_s) > 1
+        assert sum(client.waits_s) <= 0.4
+        fetcher.close()
+        replica.close()
+
+
+@pytest.fixture
+def remote():
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        yield primary, script
+
+
+def open_replica(script: Script, read_timeout_s: float = 5.0) -> Replica:
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=read_timeout_s, cache_size_bytes=2_000_000))
+    replica.refresh()
+    _forget(replica)
+    return replica
+
+
+def test_a_page_read_ahead_that_does_not_come_is_read_by_whoever_needs_it(remote):
+    primary, script = remote
+    replica = open_replica(script, read_timeout_s=0.4)
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang_once(file, offset, data):
+        if not hanging.is_set():
+            hanging.set()
+            assert go_on.wait(30)
+        return data
+
+    script.on_read = hang_once
+    snapshot, pages = replica.snapshot, replica.pages
+    pages.read_ahead(snapshot, [40], pages.watcher(snapshot.page_size))
+    assert hanging.wait(10)
+    try:
+        assert pages.read(snapshot, 40) == primary.page(40)
+        assert not pages._ahead._under_way
+    finally:
+        go_on.set()
+        replica.close()
+
+
+def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_nobody_waiting(remote):
+    primary, script = remote
+    replicas = []
+
+    def make() -> Replica:
+        replicas.append(open_replica(script))
+        return replicas[-1]
+
+    def work(replica: Replica) -> None:
+        snapshot, pages = replica.snapshot, replica.pages
+        pages.read_ahead(snapshot, [7, 33, 34, 35, 36, 37, 38, 46], pages.watcher(snapshot.page_size))
+        pages.read(snapshot, 33)
+        pages.read(snapshot, 44)
+
+    try:
+        for replica in interrupted_everywhere(make, work):
+            pages = replica.pages
+            wait_until(lambda: not pages._ahead._under_way and not pages._blocks._under_way)  # noqa: B023
+            for pgno in (33, 44, 46, 7):
+                assert pages.read(replica.snapshot, pgno) == primary.page(pgno)
+            replicas.pop().close()
+    finally:
+        for replica in replicas:
+            replica.close()
 
 
 def _forget(replica: Replica) -> None:
