@@ -151,13 +151,17 @@ class WALReader:
     def run_before_ended_at(self, header: WALHeader, frames: int, position: WALPosition) -> bool:
         """Whether the run before that of `header`, which has `frames` frames so far, had nothing after `position`.
 
-        False when that cannot be told. SQLite starts over without shortening the file, so until the new run has come
-        that far, the last frame of the old one is still there, and behind it none of the same run.
+        False when that cannot be told. SQLite writes frames in order, so until the new run has come that far, the last
+        frame of the old one is still there, and behind it what the old one never wrote over: a frame of a run before.
+        A file that ends there shows nothing: it may have been longer, as SQLite cuts it when a run begins, anywhere, if
+        there is a `journal_size_limit` (wal.c: `truncateOnCommit`, walLimitSize).
         """
         if header.salt1 != (position.salt1 + 1) % 2**32 or not frames < position.frame:
             return False
         last, behind = (self._stored_position(header, frame) for frame in (position.frame, position.frame + 1))
-        return last == position and (behind is None or (behind.salt1, behind.salt2) != (last.salt1, last.salt2))
+        if last != position or behind is None:
+            return False
+        return (behind.salt1, behind.salt2) != (last.salt1, last.salt2)
 
     def changes(self, header: WALHeader, start: WALPosition, last_frame: int | None = None) -> WALChanges | None:
         """What whole, valid transactions changed after `start`, up to `last_frame` (None: as far as they go).

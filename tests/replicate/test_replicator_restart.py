@@ -48,14 +48,41 @@ def test_five_restarts_in_a_row_change_nothing(app, client):
     assert {info.name: client.read(info) for info in client.list_files(0)} == before
 
 
-def test_what_was_committed_while_it_was_down_is_read_from_the_wal(app, client):
+@pytest.mark.parametrize("starts_over", [False, True])
+def test_what_was_committed_while_it_was_down_is_read_from_the_wal(app, client, starts_over: bool):
     app.insert(20)
+    app.checkpoint("PASSIVE")
+    app.insert(3)
     synced(app, client)
+    if not starts_over:
+        app.insert()
+        synced(app, client)
+    txid = len(client.list_files(0))
     app.insert(3)
     with Replicator(app.path, client) as replicator:
-        assert replicator.sync() == 2
+        assert replicator.sync() == txid + 1
         assert replicator.status.snapshots == 0
-    assert len(list(files_of(client)[1].pages())) < 3
+    assert len(list(files_of(client)[txid].pages())) < 3
+    assert_replicated(client, app.path)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 24])
+def test_what_was_committed_while_it_was_down_is_not_lost_with_the_end_of_the_wal(app, client, cut: int):
+    """An application with `journal_size_limit` cuts the WAL when it starts over, here where we stood."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(10, 3000)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.insert(20, 3000)
+        replicator.sync()
+    frames = app.checkpoint("NOOP")[1]
+    app.execute("UPDATE t SET data = 'changed while it was down'")
+    assert app.checkpoint("NOOP")[1] > frames + 5
+    app.execute(f"PRAGMA journal_size_limit={32 + frames * 4120 + cut}")
+    app.checkpoint("RESTART")
+    app.execute("UPDATE t SET data = 'and after it started over' WHERE id = 1")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
     assert_replicated(client, app.path)
 
 
@@ -63,12 +90,14 @@ def test_closing_leaves_the_wal_as_it_is_even_after_the_application(app, client)
     app.insert(20)
     replicator = Replicator(app.path, client)
     replicator.sync()
+    app.insert()
+    replicator.sync()
     app.insert(3)
     app.close()
     replicator.close()
     assert app.path.with_name("app.db-wal").stat().st_size > 0
     with Replicator(app.path, client) as replicator:
-        assert replicator.sync() == 2
+        assert replicator.sync() == 3
         assert replicator.status.snapshots == 0
     assert_replicated(client, app.path)
 
@@ -293,15 +322,15 @@ def test_another_url_gets_a_snapshot_even_when_the_txids_would_fit(app, client, 
 
 @pytest.mark.plan("D01")
 def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
-    synced(app, client)
+    synced(app, client, syncs=2)
     folder = state_folder(app)
-    (folder / "pending" / "0000000000000002-0000000000000002.tmp").write_bytes(b"half a file")
-    (folder / "pending" / "0000000000000002-0000000000000002.ltx").write_bytes(b"not counted by state.json")
+    (folder / "pending" / "0000000000000003-0000000000000003.tmp").write_bytes(b"half a file")
+    (folder / "pending" / "0000000000000003-0000000000000003.ltx").write_bytes(b"not counted by state.json")
     (folder / "state.tmp").write_bytes(b'{"vers')
     app.insert()
     with Replicator(app.path, client) as replicator:
         assert replicator.status.pending_files == 0
-        assert replicator.sync() == 2
+        assert replicator.sync() == 3
         assert replicator.status.snapshots == 0
     assert sorted(path.name for path in folder.iterdir()) == ["lock", "pending", "state.json"]
     assert list((folder / "pending").iterdir()) == []

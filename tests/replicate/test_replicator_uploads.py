@@ -151,17 +151,18 @@ def test_the_thread_outlives_failures_and_says_what_they_were(app, failing, repl
 
 
 def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app, failing, replicate):
-    app.insert(20)
     with Replicator(app.path, failing) as first:
+        first.sync()
+        app.insert(20)
         first.sync()
     failing.fail_listings = True
     replicator = replicate(app, failing, sync_interval_s=0.01)
     replicator.start()
     app.insert()
-    wait_until(lambda: replicator.status.txid == 2)
+    wait_until(lambda: replicator.status.txid == 3)
     assert replicator.status.uploaded_txid == 0
     failing.fail_listings = False
-    wait_until(lambda: replicator.status.uploaded_txid == 2)
+    wait_until(lambda: replicator.status.uploaded_txid == 3)
     assert replicator.status.snapshots == 0
     assert_replicated(failing, app.path)
 

@@ -230,6 +230,9 @@ def test_a_run_is_known_to_have_ended_while_its_last_frame_is_still_there(tmp_pa
     db = sqlite_database(path)
     db.execute("CREATE TABLE t (data BLOB)")
     with closing(db), WALReader(f"{path}-wal") as wal:
+        for _ in range(12):  # a longer run before: its frames come behind
+            db.execute("INSERT INTO t VALUES (randomblob(3000))")
+        assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
         ends = []
         for _ in range(6):
             db.execute("INSERT INTO t VALUES (randomblob(3000))")
@@ -245,6 +248,30 @@ def test_a_run_is_known_to_have_ended_while_its_last_frame_is_still_there(tmp_pa
         assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
         db.execute("UPDATE t SET data = randomblob(10) WHERE rowid = 1")
         assert not wal.run_before_ended_at(header_of(wal), 1, ends[-1])  # another run came between
+
+
+@pytest.mark.parametrize("cut", [0, 1, 23, 24, 4120, None])
+def test_where_the_file_ends_does_not_tell_where_a_run_ended(tmp_path: Path, cut: int | None):
+    """With `journal_size_limit`, SQLite cuts the file when the next run begins: anywhere, or (None) here not at all."""
+    path = tmp_path / "source.db"
+    db = sqlite_database(path)
+    db.execute("CREATE TABLE t (data BLOB)")
+    with closing(db), WALReader(f"{path}-wal") as wal:
+        for _ in range(6):
+            db.execute("INSERT INTO t VALUES (randomblob(3000))")
+        header = header_of(wal)
+        end = wal.changes(header, header.start).end
+        size = wal.size
+        if cut is not None:
+            for _ in range(6):  # what must not be taken for nothing
+                db.execute("INSERT INTO t VALUES (randomblob(3000))")
+            db.execute(f"PRAGMA journal_size_limit={size + cut}")
+        assert db.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0] == 0
+        db.execute("UPDATE t SET data = 'new' WHERE rowid = 1")
+        assert wal.size == size + (cut or 0)
+        header = header_of(wal)
+        assert header.salt1 == end.salt1 + 1
+        assert not wal.run_before_ended_at(header, 1, end)
 
 
 def test_a_truncated_and_a_missing_wal_are_empty(tmp_path: Path):
