@@ -13,13 +13,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import Header
 from litevfs.replicate.content import EMPTY_WAL, Content, read_changes, read_database
-from litevfs.replicate.database import SourceDatabase, WALState
+from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.state import State, StateFolder, fingerprint
 from litevfs.replicate.wal import WALPosition, WALReader
 
@@ -48,31 +47,28 @@ class Capture:
 
     def __init__(
         self,
-        path: Path,
+        database: SourceDatabase,
         folder: StateFolder,
         limits: WALLimits,
         is_closing: Callable[[], bool],
         clock_ms: Callable[[], int],
-        *,
-        switch_to_wal: bool,
     ) -> None:
-        self._path, self._folder, self._limits, self._is_closing = path, folder, limits, is_closing
-        self._clock_ms, self._switch_to_wal = clock_ms, switch_to_wal
-        self._database = SourceDatabase(path, switch_to_wal=switch_to_wal)
+        self._path, self._database, self._folder = database.path, database, folder
+        self._limits, self._is_closing, self._clock_ms = limits, is_closing, clock_ms
         self._wal_state = WALState(None, 0, 0)
         self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
         self._may_start_over = False  # whether it let the WAL be started over when it began
         self._has_moved_up = False  # whether another one has taken its place since, which does not
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
+        self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self._pause = threading.Event()  # never set
-        self.state: State | None = folder.load()
+        self.state: State | None = None
         """After the newest file; None until `begin`, when there is no local state to continue."""
         self.reason: str | None = None
         """Why the next step takes the whole database; None when it reads on in the WAL."""
         self.snapshots = 0
         self.last_snapshot_reason: str | None = None
-        if self.state is not None and self.state.inode != self._database.inode:
-            self.reason = "the database file is not the one that was replicated before"
+        self._load()
 
     @property
     def page_size(self) -> int:
@@ -98,41 +94,78 @@ class Capture:
 
     def step(self) -> None:
         """Everything committed before the call is in the folder when this returns; no file when that is nothing."""
-        with WALReader(self._database.wal_path) as wal:
+        if not self._folder.is_held():
+            self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
+            raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
+        with translated(self._path):
             if self._database.was_replaced():
-                return self._reopen()
-            if self.reason is None:
-                try:
-                    self._read_on(wal)
-                except WALError as exc:
-                    self.reason = exc.message
-            if self.reason is not None:
-                self._take_whole_database(wal, self.reason)
-            with suppress(ReplicatorError):  # what could not be done now can be done after the next step
-                self._keep_wal_small(wal)
-        return None
+                self._reopen()
+            with WALReader(self._database.wal_path) as wal:
+                self._step(wal)
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""
         if self.state is None or self.reason is not None or not self._is_holding:
             return
-        if self._may_start_over:
+        if self.is_at_mark_zero:
             self._move_up()
             return
-        if self._database.wal_frames() == self.state.position.frame:
-            with WALReader(self._database.wal_path) as wal:
+        frames = self._database.wal_frames()
+        with translated(self._path), WALReader(self._database.wal_path) as wal:
+            if not self._may_start_over and frames == self.state.position.frame:
                 self._read_on(wal)
+            elif self._is_quiet(frames) and self._database.is_kept_from_writing():
+                self._advance(wal)
+
+    def keeps_state(self) -> bool:
+        """Whether `state` is known, and in the folder. When others removed that, start as a new replicator would.
+
+        Raises ReplicatorError when the folder cannot be made again, ReplicatorLockedError when another has made it.
+        """
+        if self._folder.is_held():
+            return self.state is not None
+        self._let_go()
+        self._folder.take()
+        self._load()
+        return False
 
     def close(self) -> None:
         """Close the database. Idempotent."""
         self._database.close()
 
+    def _load(self) -> None:
+        self.state, self.reason = self._folder.load(), None
+        if self.state is not None and self.state.inode != self._database.inode:
+            self.reason = "the database file is not the one that was replicated before"
+
     def _reopen(self) -> None:
         self._let_go()
         self._database.close()
-        self._database = SourceDatabase(self._path, switch_to_wal=self._switch_to_wal)
+        self._database = SourceDatabase(self._path, switch_to_wal=self._database.switch_to_wal)
         self.reason = "the database file was replaced by another"
-        self.step()
+
+    def _step(self, wal: WALReader) -> None:
+        before = self._wal_state
+        if self.reason is None:
+            try:
+                self._read_on(wal)
+            except WALError as exc:
+                self.reason = exc.message
+        if self.reason is not None:
+            self._take_whole_database(wal, self.reason)
+        with suppress(ReplicatorError):  # what could not be done now can be done after the next step
+            self._keep_wal_small(wal, before)
+
+    def _is_quiet(self, frames: int) -> bool:
+        """Whether nobody has written for a while, as when a checkpoint of the application waits for our place.
+
+        That one first holds off writers, so nothing is new until it gives up; waiting for the next step would make them
+        wait as well.
+        """
+        now = time.monotonic()
+        if frames != self._seen_frames:
+            self._seen_frames, self._seen_at = frames, now
+        return now >= self._seen_at + _MAKE_WAY_AFTER_S
 
     def _move_up(self) -> None:
         """Leave read mark zero as soon as something was written: nothing is copied out of the WAL while it is held.
@@ -141,7 +174,7 @@ class Capture:
         be read for it: since nothing was copied out, the WAL holds all that was written since the position, and the new
         transaction has a mark above zero, which keeps it there. Only the next step may move on from that one.
         """
-        if not self._has_moved_up and self._database.is_behind_wal():
+        if self._database.is_behind_wal():
             with self._database.hand_over():
                 self._has_moved_up = True
 
@@ -238,8 +271,12 @@ class Capture:
                 yield encoder.page(pgno, page)
             yield from encoder.finish_in_parts()
 
-    def _keep_wal_small(self, wal: WALReader) -> None:
-        """Checkpoint a WAL that has grown, so that the next writer starts it over."""
+    def _keep_wal_small(self, wal: WALReader, before: WALState) -> None:
+        """Checkpoint a WAL that has grown, so that the next writer starts it over.
+
+        `before` is where our read transaction stood until this step. When no checkpoint came that far, a reader of the
+        application is in the way, and holding writers off would change nothing.
+        """
         limits, state = self._limits, self._wal_state
         for _ in range(_CHECKPOINTS_A_STEP):
             if state.is_backfilled or state.frames < limits.checkpoint_pages:
@@ -248,8 +285,8 @@ class Capture:
             self._advance(wal)
             state = self._wal_state
         else:
-            is_nearly_done = state.frames - state.backfilled < limits.checkpoint_pages  # else a reader is in the way
-            if not state.is_backfilled and state.frames >= limits.truncate_pages and is_nearly_done:
+            has_reached_us = state.header != before.header or state.backfilled >= before.frames
+            if not state.is_backfilled and state.frames >= limits.truncate_pages and has_reached_us:
                 self._checkpoint_between_writers(wal)
         if self._may_start_over and wal.size > limits.truncate_pages * self._database.page_size:
             self._database.checkpoint(truncate=True)
@@ -258,7 +295,7 @@ class Capture:
         """Hold writers off for one short checkpoint: without a pause between commits, none ever completes."""
         self._advance(wal, writer=True)
         try:
-            self._database.checkpoint()
+            self._database.checkpoint(wait=True)
             self._advance(wal)
         except BaseException:
             self._let_go()  # of the write lock above all

@@ -24,6 +24,7 @@ same reason two copies of SQLite must not open one database in one process, whic
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from collections.abc import Generator
@@ -33,7 +34,7 @@ from pathlib import Path
 
 import apsw
 
-from litevfs.errors import ReplicatorError
+from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.replicate.wal import WALHeader, WALReader
 
 _OLDEST_SQLITE = (3, 51, 3)
@@ -42,6 +43,7 @@ database (https://www.sqlite.org/wal.html#walresetbug), and the replicator is on
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
 """For the write lock: whoever has it may be waiting for our read transaction."""
+_BUSY_HINT = "an application with PRAGMA locking_mode=EXCLUSIVE shares its database with nobody, not even a replicator"
 _RETRY_PAUSE_S = 0.001
 _STATE_ATTEMPTS = 100
 _FD_FOLDER = Path("/proc/self/fd")
@@ -90,29 +92,36 @@ class SourceDatabase:
         _refuse_old_sqlite()
         self.path = Path(path).resolve()
         self.wal_path = self.path.with_name(self.path.name + "-wal")
-        self._file = self._stat()
-        self.inode = self._file.st_ino
-        _refuse_other_sqlite(self.path)
+        file = self._stat()
+        self.inode = file.st_ino
+        self.switch_to_wal = switch_to_wal
+        _refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
         self._pause = threading.Event()  # never set
         try:
-            with translated(self.path):
+            with translated(self.path, busy_hint=_BUSY_HINT):
                 self._held, self._spare, self._admin = (self._connect() for _ in range(3))
                 self._admin.set_busy_timeout(0)
                 self._check_journal_mode(switch_to_wal)
                 self.page_size = int(_value(self._admin, "PRAGMA page_size"))
+            self._files = [_identity(file), *self._companions()]
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """End every transaction and close; the WAL stays as it is. Idempotent."""
-        for connection in self._connections:
-            connection.close(True)  # forced: what is open is ours to drop
+        while self._connections:
+            self._connections.pop().close(True)  # forced: what is open is ours to drop
 
     def was_replaced(self) -> bool:
-        """Whether another file has taken the database's place. Raises ReplicatorError when there is none."""
-        return not os.path.samestat(self._stat(), self._file)
+        """Whether this is not, or no longer, open on the database at `path`. Raises ReplicatorError when there is none.
+
+        The -wal and -shm files count too: somebody who puts another database into the same file removes them. SQLite
+        itself never does while a connection in WAL mode is open (wal.c, sqlite3WalClose: only with the file locked
+        exclusively). From then on the application uses others than we do, and no lock keeps us apart from it.
+        """
+        return not self._connections or [_identity(self._stat()), *self._companions()] != self._files
 
     @contextmanager
     def hand_over(self, *, writer: bool = False) -> Generator[ReadTransaction]:
@@ -137,7 +146,9 @@ class SourceDatabase:
 
     def release(self) -> None:
         """End the held transaction, if any: from here on the WAL may change in any way."""
-        _rollback(self._held)
+        if self._connections:
+            with translated(self.path):
+                _rollback(self._held)
 
     def wal_state(self, wal: WALReader) -> WALState:
         """The WAL as readers see it now. Frames that are in the file but not visible to readers do not count."""
@@ -160,23 +171,32 @@ class SourceDatabase:
         return frames > backfilled
 
     def is_kept_from_writing(self) -> bool:
-        """Whether a checkpoint holds writers off: somebody has the write lock, and the one for checkpoints."""
+        """Whether a checkpoint holds writers off: somebody has the lock for checkpoints, and the write lock.
+
+        Asked for in this order, so that a writer that does not wait for locks never finds us in its way. Copies what
+        can be copied, as `checkpoint` does.
+        """
+        if self._checkpoint("PASSIVE") is not None:
+            return False
         self._spare.set_busy_timeout(0)
         with translated(self.path):
             try:
                 self._spare.execute("BEGIN IMMEDIATE")
             except apsw.BusyError:
-                return self._checkpoint("PASSIVE") is None
+                return True
             finally:
                 _rollback(self._spare)
         return False
 
-    def checkpoint(self, *, truncate: bool = False) -> None:
-        """Copy into the database file what can be copied without waiting for anyone, which may be nothing.
+    def checkpoint(self, *, truncate: bool = False, wait: bool = False) -> None:
+        """Copy into the database file what can be copied without waiting for a reader or writer, which may be nothing.
 
-        `truncate` shortens the WAL file to nothing as well, when nobody uses it.
+        `truncate` shortens the WAL file to nothing as well, when nobody uses it. `wait` is for another checkpoint,
+        which an application tries at each commit while the WAL is large; without it, nothing is done meanwhile.
         """
-        self._checkpoint("TRUNCATE" if truncate else "PASSIVE")
+        deadline = time.monotonic() + (_BUSY_TIMEOUT_MS / 1000 if wait else 0.0)
+        while self._checkpoint("TRUNCATE" if truncate else "PASSIVE") is None and time.monotonic() < deadline:
+            self._pause.wait(_RETRY_PAUSE_S)
 
     def _counts(self) -> tuple[int, int]:
         """(frames, backfilled) as readers see them now."""
@@ -190,7 +210,12 @@ class SourceDatabase:
             self._pause.wait(_RETRY_PAUSE_S)
 
     def _checkpoint(self, mode: str) -> tuple[int, int] | None:
-        """(frames, backfilled); None when SQLite was busy: it gives up when it meets a commit just being published."""
+        """(frames, backfilled); None when SQLite was busy: it gives up when it meets a commit just being published.
+
+        Raises ReplicatorError instead of writing what we see into a database that others see otherwise.
+        """
+        if mode != "NOOP" and self.was_replaced():
+            raise ReplicatorError("the database was replaced while it was replicated", key=str(self.path))
         with translated(self.path):
             _, frames, backfilled = self._admin.execute(f"PRAGMA wal_checkpoint({mode})").get
         return None if frames < 0 else (frames, backfilled)
@@ -212,20 +237,42 @@ class SourceDatabase:
                 hint=f"run: sqlite3 '{self.path}' 'PRAGMA journal_mode=WAL', or let the replicator do it with --wal",
             )
 
+    def _companions(self) -> list[tuple[int, int] | None]:
+        """Which files -wal and -shm are now; None for one that is not there."""
+        found: list[tuple[int, int] | None] = []
+        for suffix in ("-wal", "-shm"):
+            try:
+                found.append(_identity(self.path.with_name(self.path.name + suffix).stat()))
+            except OSError:
+                found.append(None)
+        return found
+
     def _stat(self) -> os.stat_result:
         try:
-            return self.path.stat()
+            file = self.path.stat()
         except OSError as exc:
-            raise ReplicatorError(f"no database to replicate: {exc.strerror}", key=str(self.path)) from exc
+            reason = "no such file" if isinstance(exc, FileNotFoundError) else exc.strerror
+            raise ReplicatorError(f"no database to replicate: {reason}", key=str(self.path)) from exc
+        if not stat.S_ISREG(file.st_mode):
+            raise ReplicatorError("no database to replicate: this is not a file", key=str(self.path))
+        return file
 
 
 @contextmanager
-def translated(path: Path) -> Generator[None]:
-    """Turn SQLite's errors into ReplicatorError."""
+def translated(path: Path, *, busy_hint: str | None = None) -> Generator[None]:
+    """Turn SQLite's errors and the system's into ReplicatorError."""
     try:
         yield
-    except apsw.Error as exc:
-        raise ReplicatorError(f"SQLite: {exc}", key=str(path)) from exc
+    except (apsw.Error, OSError) as exc:
+        if isinstance(exc, LitevfsError):
+            raise
+        text = f"SQLite: {exc}" if isinstance(exc, apsw.Error) else exc.strerror or str(exc)
+        hint = busy_hint if isinstance(exc, apsw.BusyError) else None
+        raise ReplicatorError(text, key=str(path), hint=hint) from exc
+
+
+def _identity(file: os.stat_result) -> tuple[int, int]:
+    return file.st_dev, file.st_ino
 
 
 def _value(connection: apsw.Connection, pragma: str) -> str | int:
@@ -247,20 +294,19 @@ def _refuse_old_sqlite() -> None:
         )
 
 
-def _refuse_other_sqlite(path: Path) -> None:
+def _refuse_other_sqlite(path: Path, file: os.stat_result) -> None:
     """Refuse when this process has the database open, but not through APSW's copy of SQLite.
 
     Best effort, and only where the system shows its descriptors: what is opened later is not seen.
     """
     if not _FD_FOLDER.exists() or any(_may_be_on(path, connection) for connection in apsw.connections()):
         return
-    status = path.stat()
     for entry in list(_FD_FOLDER.iterdir()):
         try:
             found = entry.stat()
         except OSError:  # closed meanwhile
             continue
-        if os.path.samestat(found, status):
+        if os.path.samestat(found, file):
             raise ReplicatorError(
                 "this process has the database open without APSW; two copies of SQLite break each other's locks",
                 key=str(path),

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import Capture, WALLimits
+from litevfs.replicate.database import SourceDatabase
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
@@ -148,23 +149,16 @@ class Replicator:
         self._last_sync_ms: int | None = None
         self._owns_client = isinstance(replica, str)
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
-        try:
-            if not self.path.is_file():  # before a folder for it is made
-                reason = "this is not a file" if self.path.exists() else "no such file"
-                raise ReplicatorError(f"no database to replicate: {reason}", key=str(self.path))
+        with ExitStack() as undo:
+            undo.callback(self._close_client)
+            database = SourceDatabase(self.path, switch_to_wal=switch_to_wal)  # before a folder for it is made
+            undo.callback(database.close)
             self._folder = StateFolder(self.path)
-            try:
-                limits = WALLimits(checkpoint_pages, truncate_pages)
-                self._capture = Capture(
-                    self.path, self._folder, limits, self._closed.is_set, clock_ms, switch_to_wal=switch_to_wal
-                )
-                self._uploads = Uploads(self.client, self._folder)
-            except BaseException:
-                self._folder.close()
-                raise
-        except BaseException:
-            self._close_client()
-            raise
+            undo.callback(self._folder.close)
+            limits = WALLimits(checkpoint_pages, truncate_pages)
+            self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
+            self._uploads = Uploads(self.client, self._folder)
+            undo.pop_all()
 
     def __enter__(self) -> Replicator:
         return self
@@ -251,6 +245,8 @@ class Replicator:
         """Now and then: find out whether the replica is what the local state says, and start anew when it is not."""
         with self._holding(self._upload_lock, deadline):
             self._check_open()
+            with self._holding(self._capture_lock, deadline):
+                self._is_replica_known &= self._capture.keeps_state()
             is_first = not self._is_replica_known
             now = time.monotonic()
             if not is_first and self._uploads.lost is None and now < self._looked_at + self._look_interval_s:

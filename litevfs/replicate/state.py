@@ -6,6 +6,9 @@
 
 A file is pending first, then `state.json` counts it, then it is uploaded, then it is removed here. So a pending file
 beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same content.
+
+The files hold pages of the database, so nobody may read them who may not read that: as SQLite does for the WAL, they
+get the database's permissions and, from root, its owner, in a folder that is the owner's alone.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import fcntl
 import json
 import os
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -50,27 +53,77 @@ class PendingFile:
     path: Path
 
 
+class _Access:
+    """Makes folders and files that only those can read who can read the database (wal.c has it from findCreateFileMode
+    and robustFchown of os_unix.c)."""
+
+    def __init__(self, database: Path) -> None:
+        status = database.stat()
+        self._mode = status.st_mode & 0o666 | 0o600
+        self._owner = (status.st_uid, status.st_gid)
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(0o700, exist_ok=True)
+        with suppress(PermissionError):  # of another owner
+            path.chmod(0o700)
+        self._give(path)
+
+    def open(self, path: str | os.PathLike[str], flags: int) -> int:
+        """As the `opener` of `open`."""
+        fd = os.open(path, flags | os.O_CLOEXEC, self._mode)
+        self._give(fd)
+        return fd
+
+    def _give(self, path: Path | int) -> None:
+        if os.geteuid() == 0:
+            with suppress(OSError):  # SQLite goes on, too: this may be the root of a container
+                os.chown(path, *self._owner)
+
+
 class StateFolder:
     """The folder of one database, held exclusively from construction to `close`. Raises ReplicatorLockedError."""
 
     def __init__(self, database: Path) -> None:
         self.path = database.with_name(f".{database.name}-litevfs")
+        self._database = database
         self._pending = self.path / "pending"
         self._state = self.path / "state.json"
+        self._lock = self.path / "lock"
+        self._lock_fd: int | None = None
+        self._lock_pid = 0
+        self.take()
+
+    def take(self) -> None:
+        """Make the folder, unless it is there, and hold it. Raises ReplicatorLockedError."""
+        self.close()
         with _translated(self.path):
-            self._pending.mkdir(parents=True, exist_ok=True)
-            self._lock_fd: int | None = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._access = _Access(self._database)
+            for folder in (self.path, self._pending):
+                self._access.make_folder(folder)
+            self._lock_fd, self._lock_pid = self._access.open(self._lock, os.O_RDWR | os.O_CREAT), os.getpid()
             try:
-                _lock(self._lock_fd, database)
+                _lock(self._lock_fd, self._database)
                 self._remove_leftovers()
             except BaseException:
                 self.close()
                 raise
 
+    def is_held(self) -> bool:
+        """Whether the folder that is there is the one held; others may have removed that, and made another."""
+        if self._lock_fd is None:
+            return False
+        with _translated(self._lock):
+            try:
+                return os.path.samestat(self._lock.stat(), os.fstat(self._lock_fd))
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+
     def close(self) -> None:
         """Let others in. Idempotent."""
         fd, self._lock_fd = self._lock_fd, None
         if fd is not None:
+            if os.getpid() == self._lock_pid:  # a process forked from this one has the descriptor, too, and keeps it
+                fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def load(self) -> State | None:
@@ -92,7 +145,8 @@ class StateFolder:
         data = json.dumps({"version": _VERSION, **asdict(state)}, indent=1).encode()
         with _translated(self._state):
             temp = self._state.with_suffix(".tmp")
-            _write_synced(temp, [data])
+            self._write_synced(temp, [data])
+            self._check_held()
             _rename_synced(temp, self._state)
 
     def reset(self) -> None:
@@ -108,7 +162,8 @@ class StateFolder:
         temp = target.with_suffix(".tmp")
         with _translated(target):
             try:
-                _write_synced(temp, parts)
+                self._write_synced(temp, parts)
+                self._check_held()
                 _rename_synced(temp, target)
             except BaseException:
                 temp.unlink(missing_ok=True)
@@ -122,7 +177,10 @@ class StateFolder:
     def pending(self) -> list[PendingFile]:
         """What waits for its upload, by TXID."""
         with _translated(self._pending):
-            files = [(parse_file_name(path.name), path) for path in self._pending.iterdir()]
+            try:
+                files = [(parse_file_name(path.name), path) for path in self._pending.iterdir()]
+            except FileNotFoundError:
+                return []
         return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
 
     def discard(self, files: Iterable[PendingFile]) -> None:
@@ -130,6 +188,16 @@ class StateFolder:
         for file in files:
             with _translated(file.path):
                 file.path.unlink(missing_ok=True)
+
+    def _write_synced(self, path: Path, parts: Iterable[bytes]) -> None:
+        with open(path, "wb", opener=self._access.open) as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _check_held(self) -> None:
+        if not self.is_held():
+            raise ReplicatorError("the replicator's local state was removed", key=str(self.path))
 
     def _remove_leftovers(self) -> None:
         for temp in [*self._pending.glob("*.tmp"), *self.path.glob("*.tmp")]:
@@ -154,14 +222,6 @@ def _lock(fd: int, database: Path) -> None:
         ) from exc
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-
-def _write_synced(path: Path, parts: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _rename_synced(source: Path, target: Path) -> None:

@@ -1,0 +1,185 @@
+"""The source through SQLite: which files it is, and what of others' locks it waits for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from litevfs.errors import ReplicatorError
+from litevfs.replicate import Replicator
+from litevfs.replicate.database import SourceDatabase
+from tests.replicate.support import assert_replicated
+
+
+def in_another_process(program: str, *arguments: object) -> None:
+    """Run Python code as a process of its own: this one must not open a database in use by ordinary means."""
+    command = [sys.executable, "-c", f"import os, pathlib, shutil, sqlite3, sys\n{program}", *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=60)
+
+
+REMOVE_COMPANIONS = """
+path = pathlib.Path(sys.argv[1])
+for suffix in ("-wal", "-shm"):
+    path.with_name(path.name + suffix).unlink()
+"""
+RESTORE_IN_PLACE = f"{REMOVE_COMPANIONS}\nshutil.copyfile(sys.argv[2], path)"
+WRITE = """
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode=WAL")
+for n in range(5):
+    db.execute("INSERT INTO t (data) VALUES (randomblob(3000))")
+os._exit(0)  # as an application that goes on: nothing is checkpointed
+"""
+
+
+@pytest.fixture
+def backup(app, tmp_path: Path) -> Path:
+    """A copy of the database as it was when there were two rows in it."""
+    app.insert(2, 3000)
+    app.execute("VACUUM INTO ?", str(tmp_path / "backup.db"))
+    with closing(apsw.Connection(str(tmp_path / "backup.db"))) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+    return tmp_path / "backup.db"
+
+
+# --- which files it is ------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_was_restored_into_the_same_file_is_replicated_anew(app, client, backup: Path):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    with Replicator(app.path, client, checkpoint_pages=5) as replicator:
+        replicator.sync()
+        app.insert(20, 3000)
+        replicator.sync()
+        inode = app.path.stat().st_ino
+        app.close()
+        in_another_process(RESTORE_IN_PLACE, app.path, backup)
+        in_another_process(WRITE, app.path)
+        assert app.path.stat().st_ino == inode
+        replicator.sync()
+        assert replicator.status.last_snapshot_reason == "the database file was replaced by another"
+        assert_replicated(client, app.path)
+        in_another_process(WRITE, app.path)
+        replicator.sync()
+        assert_replicated(client, app.path)
+        assert replicator.status.snapshots == 2
+    with closing(apsw.Connection(str(app.path))) as db:
+        assert db.execute("SELECT count(*) FROM t").get == 12
+        assert db.execute("PRAGMA integrity_check").get == "ok"
+
+
+def test_nothing_is_checkpointed_into_a_database_that_was_restored_into_the_same_file(app, backup: Path):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    source = SourceDatabase(app.path)
+    app.insert(20, 3000)
+    app.close()
+    assert not source.was_replaced()
+    in_another_process(RESTORE_IN_PLACE, app.path, backup)
+    with pytest.raises(ReplicatorError, match="the database was replaced"):
+        source.checkpoint()
+    with pytest.raises(ReplicatorError, match="the database was replaced"):
+        source.is_kept_from_writing()
+    source.close()
+    assert app.path.read_bytes()[96:] == backup.read_bytes()[96:]  # before: the number of SQLite's version
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm"])
+def test_either_file_beside_the_database_counts(app, suffix: str):
+    source = SourceDatabase(app.path)
+    app.path.with_name(app.path.name + suffix).unlink()
+    assert source.was_replaced()
+    source.close()
+    assert source.was_replaced()
+
+
+def test_the_files_stay_the_same_whatever_the_application_does(app):
+    app.close()  # SQLite removes both files
+    source = SourceDatabase(app.path)
+    app.db = app.connect()
+    app.insert(10, 3000)
+    app.checkpoint("TRUNCATE")
+    app.execute("VACUUM")
+    with pytest.raises(apsw.BusyError):
+        app.execute("PRAGMA journal_mode=DELETE")
+    app.close()
+    assert not source.was_replaced()
+    source.close()
+
+
+def test_a_database_that_is_made_again_in_rollback_mode_is_replicated_once_it_is_in_wal_mode(make_app, client):
+    app = make_app()
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.close()
+        app.path.unlink()
+        in_another_process(REMOVE_COMPANIONS, app.path)
+        app = make_app(mode="DELETE")
+        for _ in range(2):
+            with pytest.raises(ReplicatorError, match="journal mode 'delete'"):
+                replicator.sync()
+        app.execute("PRAGMA journal_mode=WAL")
+        app.insert(3)
+        assert replicator.sync() == 2
+        app.insert()
+        assert replicator.sync() == 3
+        assert_replicated(client, app.path)
+
+
+# --- the locks of others ----------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_its_application_shares_with_nobody_is_refused_with_a_hint(app, client):
+    app.execute("PRAGMA locking_mode=EXCLUSIVE")
+    app.insert()
+    with pytest.raises(ReplicatorError, match=r"database is locked .*hint: .*locking_mode=EXCLUSIVE"):
+        Replicator(app.path, client)
+
+
+def test_a_checkpoint_can_wait_for_one_that_is_under_way(app):
+    """Made to happen: the application's checkpoint stands still until ours has found it in its way."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    source = SourceDatabase(app.path)
+    app.insert(10, 3000)
+    under_way, may_end = threading.Event(), threading.Event()
+
+    class StandingStill(apsw.VFSFile):
+        def xSync(self, flags: int) -> None:
+            under_way.set()
+            assert may_end.wait(20)
+            super().xSync(flags)
+
+    class VFS(apsw.VFS):
+        def __init__(self) -> None:
+            super().__init__("standing-still", "")
+
+        def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:
+            return StandingStill("", name, flags)
+
+    class Pause(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            may_end.set()
+            return super().wait(timeout)
+
+    vfs = VFS()
+    db = apsw.Connection(str(app.path), vfs="standing-still")
+    thread = threading.Thread(target=lambda: db.execute("PRAGMA wal_checkpoint").fetchall())
+    source._pause = Pause()
+    thread.start()
+    assert under_way.wait(20)
+    app.insert(10, 3000)
+    source.checkpoint()
+    assert app.checkpoint("NOOP")[2] == 0
+    source.checkpoint(wait=True)
+    _, frames, backfilled = app.checkpoint("NOOP")
+    assert backfilled == frames
+    thread.join()
+    db.close()
+    vfs.unregister()
+    source.close()

@@ -1,0 +1,193 @@
+"""The folder beside the database: who may read it, who holds it, what happens when it goes away under a replicator."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from litevfs.errors import ReplicatorError, ReplicatorLockedError
+from litevfs.replicate import Replicator
+from tests.replicate.support import FailingClient, assert_replicated, transient, wait_until
+
+
+def state_folder(app) -> Path:
+    return app.path.with_name(f".{app.path.name}-litevfs")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    """Permissions of the folder and of all in it, by kind."""
+    found = {"folder": 0, "file": 0}
+    for path in [folder, *folder.rglob("*")]:
+        status = path.stat()
+        found["folder" if path.is_dir() else "file"] |= stat.S_IMODE(status.st_mode)
+    return found
+
+
+# --- who may read it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+@pytest.mark.parametrize("was_open_to_all", [False, True])
+def test_nobody_can_read_the_state_who_cannot_read_the_database(app, tmp_path: Path, mode: int, was_open_to_all: bool):
+    client, folder = FailingClient(tmp_path / "replica"), state_folder(app)
+    app.path.chmod(mode)
+    if was_open_to_all:
+        (folder / "pending").mkdir(0o755, parents=True)
+    umask = os.umask(0)
+    try:
+        with Replicator(app.path, client) as replicator:
+            replicator.sync()
+            app.insert()
+            client.failures = transient(1)
+            with pytest.raises(Exception, match="failure 0"):
+                replicator.sync(timeout_s=0)
+            assert len(list(folder.rglob("*.ltx"))) == 1
+            assert modes(folder) == {"folder": 0o700, "file": mode}
+    finally:
+        os.umask(umask)
+    client.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_writes_belongs_to_the_owner_of_the_database(app, client):
+    os.chown(app.path, 12345, 23456)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+    folder = state_folder(app)
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in [folder, *folder.rglob("*")]}
+    assert owners == {(12345, 23456)}
+
+
+# --- who holds it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
+    program = """if True:
+        import os, sys
+        from litevfs.replicate import Replicator
+        path, url = sys.argv[1:]
+        replicator = Replicator(path, url)
+        to_child, from_parent = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(from_parent)
+            os.read(to_child, 1)  # ends with the parent
+            os._exit(0)
+        replicator.close()
+        Replicator(path, url).close()
+        print("in again")
+    """
+    command = [sys.executable, "-c", program, str(app.path), f"file://{tmp_path}/replica"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("in again\n", "")
+
+
+# --- it goes away -----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_was_removed_is_made_again_and_nothing_is_lost(app, client):
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        for txid in (2, 4):
+            shutil.rmtree(state_folder(app))
+            app.insert()
+            assert replicator.status.pending_files == 0
+            assert replicator.sync() == txid
+            assert replicator.status.last_snapshot_reason == "there is no local state to continue from"
+            with pytest.raises(ReplicatorLockedError):
+                Replicator(app.path, client)
+            app.insert()
+            assert replicator.sync() == txid + 1
+            assert_replicated(client, app.path)
+        assert replicator.status.snapshots == 3
+
+
+def test_files_that_waited_in_a_folder_that_was_removed_leave_no_gap(app, tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        for _ in range(3):
+            app.insert()
+            client.failures = transient(1)
+            with pytest.raises(Exception, match="failure 0"):
+                replicator.sync(timeout_s=0)
+        shutil.rmtree(state_folder(app))
+        app.insert()
+        assert replicator.sync() == 2
+        assert_replicated(client, app.path)
+    client.close()
+
+
+def test_a_thread_goes_on_after_the_folder_was_removed(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.01)
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    shutil.rmtree(state_folder(app))
+    app.insert()
+    wait_until(lambda: replicator.status.uploaded_txid == 2)
+    assert_replicated(client, app.path)
+
+
+def test_only_one_goes_on_when_another_took_the_place_of_a_folder_that_was_removed(app, client):
+    app.db.set_busy_timeout(0)
+    with Replicator(app.path, client) as first:
+        first.sync()
+        shutil.rmtree(state_folder(app))
+        with Replicator(app.path, client) as second:
+            assert second.sync() == 2
+            for _ in range(3):
+                app.insert()
+                with pytest.raises(ReplicatorLockedError, match=f"process {os.getpid()} replicates this database"):
+                    first.sync()
+                second.sync()
+            assert second.status.snapshots == 1
+            assert_replicated(client, app.path)
+        app.insert()
+        assert app.checkpoint("TRUNCATE") == (0, 0, 0)  # the first holds nothing
+        app.insert()
+        first.sync()  # in the place of the second
+        app.insert()
+        first.sync()
+    assert_replicated(client, app.path)
+
+
+def test_a_folder_that_cannot_be_made_again_does_not_keep_the_wal(app, client):
+    app.db.set_busy_timeout(0)
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    folder = state_folder(app)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        shutil.rmtree(folder)
+        folder.write_bytes(b"a file in its place")
+        app.insert()
+        with pytest.raises(ReplicatorError, match="local state cannot be kept"):
+            replicator.sync()
+        assert app.checkpoint("TRUNCATE") == (0, 0, 0)
+        app.insert()
+        folder.unlink()
+        assert replicator.sync() == 2
+        assert_replicated(client, app.path)
+
+
+# --- it is not made ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["", "folder", "text.db", "rollback.db"])
+def test_no_folder_is_made_for_what_is_no_database_or_cannot_be_replicated(
+    make_app, client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+):
+    inside = tmp_path / "inside"
+    (inside / "folder").mkdir(parents=True)
+    (inside / "text.db").write_text("This is no database.\n" * 100)
+    make_app("inside/rollback.db", mode="DELETE")
+    monkeypatch.chdir(inside)
+    with pytest.raises(ReplicatorError):
+        Replicator(target, client)
+    assert sorted(path.name for path in inside.iterdir()) == ["folder", "rollback.db", "text.db"]
+    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
