@@ -196,10 +196,21 @@ def written_by_others(
 def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, confirmed: int) -> str | None:
     """What the replica lacks that is on it as far as is known here, up to TXID `confirmed`; None when it is nothing."""
     if there.txid < confirmed:
+        if confirmed == state.txid and _is_there(client, state):
+            raise TransientStorageError("a listing does not show what was uploaded before", key=client.url)
         return f"the replica ends at TXID {there.txid:016x}, but {confirmed:016x} was uploaded"
     if confirmed < state.txid:
         return None
     return _other_file(client, there, {state.txid: (state.file_size, state.file_trailer)})
+
+
+def _is_there(client: ReplicaClient, state: State) -> bool:
+    """Whether the newest file can be read, whatever a listing says; retention never takes it."""
+    file = LTXFileInfo(0, state.txid, state.txid, state.file_size, 0)
+    try:
+        return client.read(file, state.file_size - TRAILER_SIZE, TRAILER_SIZE).hex() == state.file_trailer
+    except StorageNotFoundError:
+        return False
 
 
 def _other_file(client: ReplicaClient, there: ReplicaPosition, known: dict[int, tuple[int, str]]) -> str | None:

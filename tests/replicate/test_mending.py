@@ -18,6 +18,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.restore import restore
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.replicate.support import FailingClient, source_bytes, wait_until
 
 
@@ -104,6 +105,24 @@ def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp
     assert "no files for TXIDs 0000000000000001-0000000000000003" in replicator.status.last_snapshot_reason
     assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 6)]
     assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_a_listing_that_is_behind_is_no_loss(app, client, replicate):
+    replicator = synced(app, replicate(app, look_interval_s=0), 2)
+    faults = Faults("faulty://behind")
+    behind = FaultyReplicaClient(FileReplicaClient(client.root), faults)
+    replicator.close()
+    state = app.path.with_name(".app.db-litevfs") / "state.json"
+    state.write_text(state.read_text().replace(client.url, faults.url))
+    faults.add(Fault("hide_newest", levels=(0,), count=4))  # two looks of two listings
+    replicator = replicate(app, behind, look_interval_s=0)
+    assert synced(app, replicator, 1).status.uploaded_txid == 3
+    assert replicator.status.snapshots == 0
+    faults.add(Fault("hide_newest", levels=(0,)))
+    with pytest.raises(TransientStorageError, match="a listing does not show"):
+        replicator.sync(timeout_s=0)
+    assert replicator.status.snapshots == 0
+    behind.close()
 
 
 def test_the_snapshot_that_mends_is_as_litestreams_and_the_level_0_file_stays_for_those_who_follow(
