@@ -24,7 +24,7 @@ from litevfs.futures import closed_error, result_of, run_ahead, settle
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
-from litevfs.replica_clients.base import TIMED_BYTES, LTXFileInfo, ReplicaClient, TimedReads
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient, TimedReads
 from litevfs.verification import frame_checks, verify_stream
 from litevfs.workers import WorkerPool
 from litevfs.write_behind import WriteBehind
@@ -45,7 +45,7 @@ READ_BYTES = 1 << 19
 PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
 REQUEST_SHARE = 0.5
-"""Part of the read timeout for one request: one that hangs must leave the time for another."""
+"""Part of the read timeout for one request of a page read: one that hangs must leave the time for another."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -163,11 +163,9 @@ class Fetcher:
         return data
 
     def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
-        if self._timed_client is None:
+        if deadline is None or self._timed_client is None:
             return self.client.read(file, offset, size)
-        timeout_s = self._read_timeout_s * REQUEST_SHARE * max(1.0, size / TIMED_BYTES)
-        if deadline is not None:
-            timeout_s = min(timeout_s, deadline - time.monotonic())
+        timeout_s = min(self._read_timeout_s * REQUEST_SHARE, deadline - time.monotonic())
         return self._timed_client.read_within(file, offset, size, timeout_s=timeout_s)
 
     def _count_error(self) -> None:

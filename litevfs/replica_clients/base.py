@@ -13,9 +13,6 @@ from typing import BinaryIO, Protocol, runtime_checkable
 
 from litevfs.ltx.names import format_file_name
 
-TIMED_BYTES = 1 << 20
-"""A time limit for reading is one for so many bytes: what takes more may take as often as long."""
-
 SNAPSHOT_LEVEL = 9
 """Level of full snapshots (min_txid 1)."""
 LEVELS = range(SNAPSHOT_LEVEL + 1)

@@ -26,7 +26,7 @@ from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import OptionError, StorageError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import TIMED_BYTES, LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.s3_access import S3Access
 from litevfs.replica_clients.s3_errors import error_from_answer
 from litevfs.replica_clients.s3_listing import ListPage, all_pages, list_query, parse_list_page, plain_etag
@@ -53,7 +53,7 @@ class S3ReplicaClient:
     """A replica in S3.
 
     `url` is described in `s3_url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
-    bounds a page of a listing, each started TIMED_BYTES of a read, and each wait for bytes of a write;
+    bounds each wait for bytes from the server (which has to send them faster than a drip, see `s3_transport`),
     `connect_timeout_s` that for a connection; `max_connections` are kept for parallel requests. Uploads of more than
     `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no credential looked for, before the first
     call. Raises OptionError for a time limit in which nothing can arrive.
@@ -75,7 +75,6 @@ class S3ReplicaClient:
         self._location = parse_s3_url(url, os.environ.get("LITESTREAM_S3_ENDPOINT"))
         if read_timeout_s <= 0:
             raise OptionError(f"read_timeout {read_timeout_s:g} s leaves S3 no time to answer", hint="for example 30s")
-        self._read_timeout_s = read_timeout_s
         self._access = S3Access(
             self._location, self._send_for_botocore, access_key_id, secret_access_key, timeout_s=read_timeout_s
         )
@@ -120,11 +119,13 @@ class S3ReplicaClient:
 
     def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        wanted = max(0, file.size - offset) if size is None else size
-        return self.read_within(file, offset, size, timeout_s=self._read_timeout_s * -(-max(wanted, 1) // TIMED_BYTES))
+        return self._read(file, offset, size, None)
 
     def read_within(self, file: LTXFileInfo, offset: int, size: int | None, *, timeout_s: float) -> bytes:
         """See `TimedReads.read_within`."""
+        return self._read(file, offset, size, time.monotonic() + timeout_s)
+
+    def _read(self, file: LTXFileInfo, offset: int, size: int | None, deadline: float | None) -> bytes:
         self._transport.check_open()
         if size == 0:
             return b""
@@ -132,7 +133,6 @@ class S3ReplicaClient:
         if offset or size is not None:
             headers["Range"] = f"bytes={offset}-" + ("" if size is None else str(min(offset + size - 1, _MAX_OFFSET)))
         key = self.key(file)
-        deadline = time.monotonic() + timeout_s
         with _about(file, key):
             url, response = self._requests.get(
                 "GET",
@@ -213,7 +213,7 @@ class S3ReplicaClient:
     def _folder(self, level: int) -> str:
         return f"{self._location.prefix}{level:04x}/"
 
-    def _is_gone(self, key: str, deadline: float) -> bool:
+    def _is_gone(self, key: str, deadline: float | None) -> bool:
         """Whether a listing shows that an object, the read of which was refused, does not exist.
 
         To credentials that may list some prefixes only, S3 answers 403 instead of 404 for what does not exist.
@@ -227,7 +227,6 @@ class S3ReplicaClient:
         self, prefix: str, start_after: str | None, token: str | None, deadline: float | None = None
     ) -> ListPage:
         query = list_query(prefix, start_after, token)
-        deadline = deadline or time.monotonic() + self._read_timeout_s
         where = f"{self._location.bucket}/{prefix}"
         url, response = self._requests.get("LIST", lambda: f"{self._access.bucket_url()}?{query}", {}, deadline, where)
         return parse_list_page(self._transport.read_body(response, url, _LIST_LIMIT_BYTES), endpoint_of(url))

@@ -19,7 +19,7 @@ _Answer = tuple[str, BaseHTTPResponse]
 
 
 class SignedRequests:
-    """GETs by way of `access` over `transport`. Each of them ends by its `deadline` (`time.monotonic()`, seconds)."""
+    """GETs by way of `access` over `transport`. One with a `deadline` (`time.monotonic()`, seconds) ends by then."""
 
     def __init__(self, access: S3Access, transport: Transport) -> None:
         self._access = access
@@ -30,7 +30,7 @@ class SignedRequests:
         kind: str,
         url_of: Callable[[], str],
         headers: dict[str, str],
-        deadline: float,
+        deadline: float | None,
         key: str,
         is_gone: Callable[[], bool] = lambda: False,
     ) -> _Answer:
@@ -59,7 +59,7 @@ class SignedRequests:
         url_of: Callable[[], str],
         headers: dict[str, str],
         credentials: ReadOnlyCredentials,
-        deadline: float,
+        deadline: float | None,
     ) -> _Answer:
         signed_for = self._access.region
         url, response = self._get_once(kind, url_of(), headers, credentials, deadline)
@@ -71,10 +71,11 @@ class SignedRequests:
         return url, response
 
     def _get_once(
-        self, kind: str, url: str, headers: dict[str, str], credentials: ReadOnlyCredentials, deadline: float
+        self, kind: str, url: str, headers: dict[str, str], credentials: ReadOnlyCredentials, deadline: float | None
     ) -> _Answer:
         signed = self._access.signed_headers("GET", url, headers, credentials)
-        return url, self._transport.request(kind, "GET", url, signed, timeout_s=deadline - time.monotonic())
+        timeout_s = None if deadline is None else deadline - time.monotonic()
+        return url, self._transport.request(kind, "GET", url, signed, timeout_s=timeout_s)
 
     def _read_error(self, url: str, response: BaseHTTPResponse, key: str) -> tuple[str, StorageError]:
         """The code in an answer, and the error to raise."""

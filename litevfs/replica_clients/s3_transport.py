@@ -37,6 +37,8 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 
+DRIP_BYTES_PER_S = 1 << 13
+"""A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
 _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -62,6 +64,7 @@ class Transport:
         self._max_connections = max_connections
         self._verify = verify
         self._sockets = _LiveSockets()
+        self._limits = _Limits()
         self._lock = threading.Lock()  # for _pools and _counts
         self._pools: dict[tuple[str, str], tuple[urllib3.HTTPConnectionPool, bool]] = {}
         self._counts: Counter[str] = Counter()
@@ -77,9 +80,9 @@ class Transport:
     ) -> urllib3.BaseHTTPResponse:
         """Send one request; returns once the answer's head is there. Its body is for `read_body`.
 
-        `timeout_s` bounds a GET with all that it takes: connection, head and body. Without it, and for other methods,
-        the limits of the constructor hold for each wait. Raises TransientStorageError, StorageTimeoutError,
-        StorageClosedError, or StorageError for a bad certificate.
+        `timeout_s` bounds a GET with all that it takes: connection, head and body. Without it, the limits of the
+        constructor hold for each wait, and an answer to a GET has to come faster than a drip. Raises
+        TransientStorageError, StorageTimeoutError, StorageClosedError, or StorageError for a bad certificate.
         """
         self.check_open()
         parts = urlsplit(url)
@@ -87,6 +90,7 @@ class Transport:
             pool, absolute = self._pool(parts.scheme, parts.netloc)
             with self._lock:
                 self._counts[kind] += 1
+            self._limits.is_total = timeout_s is not None
             return pool.urlopen(
                 method,
                 url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, "")),
@@ -177,7 +181,7 @@ class Transport:
         manager = _proxy_manager(proxy, options) if proxy else urllib3.PoolManager(**options)
         pool = manager.connection_from_url(url)
         kind = _HTTPSConnection if scheme == "https" else _HTTPConnection
-        pool.ConnectionCls = functools.partial(kind, sockets=self._sockets)  # type: ignore[assignment]
+        pool.ConnectionCls = functools.partial(kind, sockets=self._sockets, limits=self._limits)  # type: ignore[assignment]
         return pool, bool(proxy) and scheme == "http"
 
 
@@ -225,27 +229,36 @@ def _shut_down(handle: socket.socket) -> None:
         pass  # not connected
 
 
-class _TimedAnswer(http.client.HTTPResponse):
-    """The answer to a GET has to be there, with its body, within the read timeout of its socket, counted from now.
+class _Limits(threading.local):
+    """What holds for the request that this thread makes: set before each, so that nothing is left of the one before."""
 
-    A socket's own timeout starts anew with each byte that a server drips. Other answers keep that: S3 sends blanks for
-    minutes while it puts an upload together.
+    is_total = False  # the socket's read timeout is one for the whole answer
+
+
+class _TimedAnswer(http.client.HTTPResponse):
+    """The answer to a GET has to come within the read timeout of its socket, counted from now.
+
+    A socket's own timeout starts anew with each byte that a server drips. Unless the limit `is_total`, an answer that
+    comes faster than that may take longer. Other methods keep the socket's: S3 sends blanks for minutes while it puts
+    an upload together.
     """
 
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+    def __init__(self, limits: _Limits, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(sock, debuglevel, method)
         timeout_s = sock.gettimeout()
         if method == "GET" and timeout_s is not None:
-            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, time.monotonic() + timeout_s))
+            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, timeout_s, is_total=limits.is_total))
 
 
 class _TimedStream(io.RawIOBase):
-    """What comes from a socket until a deadline (monotonic, seconds)."""
+    """What comes from a socket in time; unless the limit `is_total`, bytes that come earn time for those after them."""
 
-    def __init__(self, stream: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, *, is_total: bool) -> None:
         self._stream = stream
         self._sock = sock
-        self._deadline = deadline
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._earned_s = 0.0 if is_total else 1 / DRIP_BYTES_PER_S  # with each byte
 
     def readable(self) -> bool:
         return True
@@ -254,8 +267,10 @@ class _TimedStream(io.RawIOBase):
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the answer takes too long")
-        self._sock.settimeout(remaining)
-        return self._stream.readinto(buffer)
+        self._sock.settimeout(min(remaining, self._timeout_s))
+        size = self._stream.readinto(buffer)
+        self._deadline += (size or 0) * self._earned_s
+        return size
 
     def close(self) -> None:
         self._stream.close()
@@ -265,8 +280,6 @@ class _TimedStream(io.RawIOBase):
 class _Watched:
     """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
 
-    response_class = _TimedAnswer
-
     # What urllib3's connections have, for the type checker.
     host: str
     port: int
@@ -274,9 +287,10 @@ class _Watched:
     socket_options: Any
     _dns_host: str
 
-    def __init__(self, *args: Any, sockets: _LiveSockets, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sockets: _LiveSockets, limits: _Limits, **kwargs: Any) -> None:
         self._sockets = sockets
         self._handle: socket.socket | None = None
+        self.response_class = functools.partial(_TimedAnswer, limits)
         super().__init__(*args, **kwargs)
 
     def _new_conn(self) -> socket.socket:

@@ -196,6 +196,17 @@ def test_a_server_that_drips_times_out(connect, where: str):
             call(client)
 
 
+def test_a_slow_line_is_no_drip_but_takes_longer_than_a_read_with_a_time_limit_may(connect):
+    file = LTXFileInfo(0, 1, 1, 40 << 13, 0, "the-etag")
+    whole = part(0, file.size - 1, total=file.size)
+    pieces = [whole[start : start + (1 << 13)] for start in range(0, len(whole), 1 << 13)]
+    client = connect(lambda *_: iter(pieces), read_timeout_s=0.4)  # 0.8 s at least
+    assert client.read(file) == b"x" * file.size
+    client = connect(lambda *_: iter(pieces), read_timeout_s=0.4)
+    with pytest.raises(StorageTimeoutError):
+        client.read_within(file, 0, file.size, timeout_s=0.4)
+
+
 def test_a_read_can_have_less_time_than_the_client_gives_it(connect):
     client = connect(lambda *_: b"hang", read_timeout_s=60)
     with pytest.raises(StorageTimeoutError):
