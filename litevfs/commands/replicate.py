@@ -107,7 +107,10 @@ def _how_far(replicator: Replicator) -> str:
     if not status.txid:
         return "the first copy of the whole database was not finished"
     there = f"TXID {format_txid(status.uploaded_txid)} is there" if status.uploaded_txid else "nothing was uploaded"
-    return f"{there}, {count(status.pending_files, 'file')} to be uploaded"
+    waiting = (
+        f"{count(status.pending_files, 'file')} to be uploaded" if status.pending_files else "the last look failed"
+    )
+    return f"{there}, {waiting}"
 
 
 @contextmanager

@@ -221,7 +221,12 @@ class World:
 
     def _new_replicator(self) -> Replicator:
         return Replicator(
-            self.app.path, self.writer, checkpoint_pages=40, truncate_pages=80, clock_ms=lambda: self.now_ms
+            self.app.path,
+            self.writer,
+            checkpoint_pages=40,
+            truncate_pages=80,
+            look_interval_s=0,
+            clock_ms=lambda: self.now_ms,
         )
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
