@@ -139,7 +139,7 @@ def test_a_file_that_stays_gone_ends_in_an_error_that_names_it(url: str, primary
 def test_failures_without_end_end_with_the_read_timeout_and_not_in_a_fast_loop(url: str, proxy: HTTPProxy):
     proxy.faults.add(HTTPFault(status=500, path=FILES))
     with pytest.raises(TransientStorageError, match="InternalError"):
-        litevfs.connect(url, read_timeout=1, open_timeout=0)
+        litevfs.connect(url, read_timeout=0.5, open_timeout=0)
     assert 1 < len(reads(proxy)) < 50
 
 
