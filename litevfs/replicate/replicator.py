@@ -121,7 +121,7 @@ class Replicator:
         checkpoint_pages: int = 1000,
         truncate_pages: int = 50_000,
         maintenance: MaintenanceConfig | None = None,
-        look_interval_s: float = 60.0,
+        look_interval_s: float = 300.0,
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0:
