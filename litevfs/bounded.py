@@ -1,13 +1,29 @@
-"""One call at a time in a thread of its own, so that whoever waits for it can give up. Does not know what it does."""
+"""Calls that whoever waits for them can give up, or that are made again. Does not know what they do."""
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from litevfs.errors import StorageTimeoutError, TransientStorageError
+from litevfs.backoff import Backoff
+from litevfs.errors import LitevfsError, StorageTimeoutError, TransientStorageError
+
+T = TypeVar("T")
+
+BACKOFF_CAP_S = 0.5
+"""Longest pause between tries of a call that somebody waits for."""
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    future: Future[bool] = field(default_factory=Future)
+    began: float = field(default_factory=time.monotonic)  # seconds
 
 
 class SharedCall:
@@ -16,36 +32,107 @@ class SharedCall:
     def __init__(self, call: Callable[[], bool], name: str) -> None:
         self._call = call
         self._name = name
-        self._running: Future[bool] | None = None
+        self._running: _Running | None = None
         self._lock = threading.Lock()
 
-    def result(self, timeout_s: float) -> bool:
+    def result(self, timeout_s: float, *, not_before: float = -math.inf) -> bool:
         """What the call returns or raises; StorageTimeoutError when it has not ended within `timeout_s`.
 
-        Raises TransientStorageError when the system has no thread to give.
+        A call that began before `not_before` (`time.monotonic()`, at most now) is waited for, but only a later one
+        counts. Raises TransientStorageError when the system has no thread to give.
         """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            running = self._join()
+            try:
+                result = _result(running.future, deadline, timeout_s)
+            except Exception:
+                if running.began >= not_before or not running.future.done():
+                    raise
+            else:
+                if running.began >= not_before:
+                    return result
+
+    def _join(self) -> _Running:
         with self._lock:
             running = self._running
-            if running is None or running.done():
-                running = Future()
-                self._start(running)
+            if running is None or running.future.done():
+                running = _Running()
+                _start(lambda: _settle(running.future, self._call), self._name)
                 self._running = running  # not before there is a thread that will end it
+            return running
+
+
+def call_alone(call: Callable[[], T], lock: threading.Lock, timeout_s: float, name: str) -> T:
+    """What `call()` returns or raises while it has the lock; StorageTimeoutError when that has not ended in time.
+
+    A call that is given up goes on to its own end, and has the lock until then. Raises TransientStorageError when the
+    system has no thread to give.
+    """
+    deadline = time.monotonic() + timeout_s
+    if not lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+        raise _no_answer(timeout_s)
+    future: Future[T] = Future()
+
+    def run() -> None:
+        outcome: Future[T] = Future()
+        _settle(outcome, call)
+        lock.release()  # before anybody learns that it has ended
+        _settle(future, outcome.result)
+
+    try:
+        _start(run, name)
+    except BaseException:
+        lock.release()
+        raise
+    return _result(future, deadline, timeout_s)
+
+
+def call_persistently(
+    call: Callable[[float], T],
+    timeout_s: float,
+    least_s: float,
+    may_pass: Callable[[LitevfsError], bool],
+    pause: Callable[[float], object],
+) -> T:
+    """What `call(seconds it may take)` returns, tried again after errors that may pass, until the time is over.
+
+    A call is given `least_s` at least, however late it is. `pause(seconds)` waits, or less.
+    """
+    deadline = time.monotonic() + timeout_s
+    backoff = Backoff(cap_s=BACKOFF_CAP_S)
+    while True:
         try:
-            return running.result(timeout_s)
-        except FutureTimeoutError:
-            if running.done():
+            return call(max(deadline - time.monotonic(), least_s))
+        except LitevfsError as error:
+            seconds = backoff.after(error)
+            if not may_pass(error) or time.monotonic() + seconds >= deadline:
                 raise
-            raise StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s") from None
+        pause(seconds)
 
-    def _start(self, running: Future[bool]) -> None:
-        thread = threading.Thread(target=self._run, args=(running,), name=self._name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            raise TransientStorageError(f"the storage cannot be asked now: {error}") from error
 
-    def _run(self, running: Future[bool]) -> None:
-        try:
-            running.set_result(self._call())
-        except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
-            running.set_exception(error)
+def _start(run: Callable[[], None], name: str) -> None:
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise TransientStorageError(f"the storage cannot be asked now: {error}") from error
+
+
+def _settle(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+        future.set_exception(error)
+
+
+def _result(future: Future[T], deadline: float, timeout_s: float) -> T:
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()))
+    except FutureTimeoutError:
+        if future.done():
+            return future.result()
+        raise _no_answer(timeout_s) from None
+
+
+def _no_answer(timeout_s: float) -> StorageTimeoutError:
+    return StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s")

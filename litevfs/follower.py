@@ -13,9 +13,18 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from litevfs.errors import LitevfsError, ReplicaEmptyError, ReplicaError, TXIDGapError, TXIDNotFoundError
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    ReplicaEmptyError,
+    ReplicaError,
+    StorageClosedError,
+    StorageNotFoundError,
+    TXIDGapError,
+    TXIDNotFoundError,
+)
 from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
 from litevfs.plan import Chain, extend, gap_error, newest_state
@@ -32,6 +41,8 @@ MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
 RESYNC_INTERVAL_S = 60.0
 """How often all levels are listed while nothing on level 0 tells that nothing was missed."""
+SET_BACK_AFTER_S = 30.0
+"""How long the newest file known must be in no listing and not to be read before that is taken for the truth."""
 USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
 RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
 MAX_TIMES = 10_000
@@ -45,14 +56,26 @@ _FIRST_VIEW_COUNTER = 1 << 31
 
 Publish = Callable[[Snapshot, Sequence[int]], None]
 """(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
+_Times = dict[tuple[bool, int], int]
+"""(of a full snapshot?, last TXID) -> a header's timestamp, milliseconds: snapshots carry when they were made."""
 
 
 class Lineage(enum.Enum):
     """Whether a listing shows the replica that a state came from."""
 
-    SAME = enum.auto()  # proved at the state's own TXID, or nothing newer to apply
+    SAME = enum.auto()  # proved at the state's own TXID
+    STALE = enum.auto()  # leads no further than the state, and nothing in it is younger: an old listing
     OTHER = enum.auto()  # proved: the replica was replaced or set back
     UNKNOWN = enum.auto()  # what would have proved it is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A listing of all levels, and what it has to do with a state."""
+
+    files: list[LTXFileInfo]
+    lineage: Lineage
+    proved_txid: int  # up to here, the files are of the state's history; 0: nowhere
 
 
 class Follower:
@@ -66,9 +89,10 @@ class Follower:
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
-        self._times: OrderedDict[int, int] = OrderedDict()  # TXID -> timestamp of this lineage, milliseconds
+        self._times: OrderedDict[tuple[bool, int], int] = OrderedDict()  # of what was published of this lineage
         self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
         self._last_resync = 0.0
+        self._missing_since: float | None = None  # monotonic, seconds; the newest file known
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
         """Go on with another fetcher of the same replica (in a forked child)."""
@@ -78,21 +102,36 @@ class Follower:
 
     def open_newest(self) -> Snapshot:
         """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
-        return self._build_newest(self._list_all(), empty_snapshot())
+        files = self._list_all()
+        snapshot, times = self._apply(empty_snapshot(), newest_state(files).files)
+        self._times.clear()
+        self._note_times(times)
+        self._note_position(files, snapshot)
+        return snapshot
 
-    def follow(self, snapshot: Snapshot, publish: Publish) -> None:
-        """Publish every state that leads on from `snapshot`, the newest last.
+    def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
+        """Publish every state that leads on from `snapshot`, the newest last. False if something may have been missed.
 
-        Raises TXIDGapError, or what a file in the way raised, after everything before it was published.
+        That is so for a while where level 0 is empty: a transaction may have passed it between two looks. With
+        `thorough`, all levels are looked at then. Raises TXIDGapError, or what a file in the way raised, after
+        everything before it was published.
         """
         anchor = self._anchor
-        files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
-        chain = extend(snapshot.txid, files)
-        is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
-        if not is_usual or len(snapshot.files) > self._max_files:
-            self._resync(snapshot, self._list_all(), publish)
-        else:
-            self._note_position(files, self._advance(snapshot, chain, publish))
+        if anchor is not None or not thorough:
+            files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
+            chain = extend(snapshot.txid, files)
+            is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
+            if is_usual and len(snapshot.files) <= self._max_files:
+                self._missing_since = None
+                snapshot, failure = self._advance(snapshot, chain, publish)
+                self._note_position(files, snapshot)
+                if failure is not None:
+                    raise failure
+                return anchor is not None
+        failure = self._resync(snapshot, self._judge(snapshot, self._list_all()), publish)
+        if failure is not None:
+            raise failure
+        return True
 
     def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
         """Whether a listing of level 0 from the anchor on proves that nothing was missed and nothing replaced."""
@@ -111,69 +150,65 @@ class Follower:
             files += self._fetcher.list_levels(RARE_LEVELS)
         return files
 
-    def _resync(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> Lineage:
-        """Bridge gaps, notice another replica in the same place, leave files that have vanished."""
-        if not files:  # and the anchor stays, so that whatever comes next is looked at as closely
-            raise ReplicaEmptyError(
-                "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
-            )
-        lineage = self._lineage(snapshot, files)
-        if lineage is not Lineage.SAME:
-            self._build_anew(snapshot, files, lineage, publish)
-            return lineage
-        chain = extend(snapshot.txid, files)
-        snapshot = self._advance(snapshot, chain, publish)
-        snapshot = self._move_to_compacted_files(snapshot, files, publish)
-        self._note_position(files, snapshot)
-        if chain.gap is not None:
-            raise gap_error(chain.gap)
-        return lineage
+    def _resync(self, snapshot: Snapshot, look: Look, publish: Publish) -> LitevfsError | None:
+        """Bridge gaps, leave a replica that was replaced and files that have vanished.
 
-    def _build_anew(self, old: Snapshot, files: list[LTXFileInfo], lineage: Lineage, publish: Publish) -> None:
-        if lineage is Lineage.OTHER:
+        Returns what kept it from the newest state, after everything that could be done was done.
+        """
+        if look.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
+            self._build_anew(snapshot, look, publish)
+            return None
+        chain = extend(snapshot.txid, look.files)
+        snapshot, failure = self._advance(snapshot, chain, publish)
+        proved_txid = snapshot.txid if look.lineage is Lineage.SAME else look.proved_txid
+        snapshot = self._move_to_compacted_files(snapshot, look.files, proved_txid, publish)
+        self._note_position(look.files, snapshot)
+        return gap_error(chain.gap) if failure is None and chain.gap is not None else failure
+
+    def _build_anew(self, old: Snapshot, look: Look, publish: Publish) -> None:
+        if look.lineage is Lineage.OTHER:
             logger.warning("the replica was replaced or set back; serving what it holds now")
         else:
             logger.info("nothing links the known state to what the replica holds now; reading it anew")
         start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
-        self._times.clear()
-        snapshot = self._build_newest(files, start, known=old)
+        snapshot, times = self._apply(start, newest_state(look.files).files, known=old)
         publish(snapshot, [snapshot.txid])
+        self._missing_since = None
+        self._times.clear()
+        self._note_times(times)
+        self._note_position(look.files, snapshot)
 
-    def _build_newest(self, files: list[LTXFileInfo], start: Snapshot, known: Snapshot | None = None) -> Snapshot:
-        snapshot = self._apply(start, newest_state(files).files, known)
-        self._note_position(files, snapshot)
-        return snapshot
-
-    def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> Snapshot:
-        """Apply and publish a chain; if a file fails, what comes before it is published and the failure raised."""
+    def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> tuple[Snapshot, LitevfsError | None]:
+        """Apply and publish a chain; if a file fails, what comes before it, and return the failure too."""
         if not chain.files:
-            return snapshot
+            return snapshot, None
         try:
-            snapshot = self._apply(snapshot, chain.files)
-        except LitevfsError:
+            return self._publish_after(snapshot, chain.files, publish), None
+        except LitevfsError as error:
             if len(chain.files) == 1:
-                raise
+                return snapshot, error
+        try:
             for file in chain.files:
-                snapshot = self._apply(snapshot, [file])
-                publish(snapshot, [file.max_txid])
-        else:
-            publish(snapshot, [file.max_txid for file in chain.files])
+                snapshot = self._publish_after(snapshot, [file], publish)
+        except LitevfsError as error:
+            return snapshot, error
+        return snapshot, None
+
+    def _publish_after(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], publish: Publish) -> Snapshot:
+        snapshot, times = self._apply(snapshot, files)
+        publish(snapshot, [file.max_txid for file in files])
+        self._note_times(times)
         return snapshot
 
     def _apply(
-        self,
-        snapshot: Snapshot,
-        files: Sequence[LTXFileInfo],
-        known: Snapshot | None = None,
-        *,
-        is_live: bool = True,
-    ) -> Snapshot:
-        """The state after `files`, fetched in parallel, each checked before it is used.
+        self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
+    ) -> tuple[Snapshot, _Times]:
+        """The state after `files`, fetched in parallel, each checked before it is used; and their times.
 
-        Files that the state `known` uses keep their number, so that what is cached of them stays of use. Times are
-        remembered of the live history only.
+        Files that the state `known` uses keep their number, so that what is cached of them stays of use.
         """
         numbers = {file: number for number, file in known.files.items()} if known else {}
+        times: _Times = {}
         for start in range(0, len(files), FETCHED_AT_ONCE):
             for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
                 number = numbers.get(fetched.info) or next(self._numbers)
@@ -181,12 +216,12 @@ class Follower:
                     NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
                 )
                 self._keep(number, fetched)
-                if is_live and fetched.info.level != SNAPSHOT_LEVEL:
-                    self._note_time(fetched.header.max_txid, fetched.header.timestamp_ms)
-        return snapshot
+                times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
+        return snapshot, times
 
-    def _note_time(self, txid: int, timestamp_ms: int) -> None:
-        self._times[txid] = timestamp_ms
+    def _note_times(self, times: _Times) -> None:
+        """Remember the times of files that were published. Those of a state that is only being tried prove nothing."""
+        self._times.update(times)
         while len(self._times) > MAX_TIMES:
             self._times.popitem(last=False)
 
@@ -199,70 +234,133 @@ class Follower:
 
     # --- replicas that were replaced ----------------------------------------------------------------------------------
 
-    def _lineage(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Lineage:
+    def _judge(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Look:
+        """What a listing of all levels has to do with `snapshot`.
+
+        Raises ReplicaEmptyError for an empty one, and ReplicaError while the newest transactions seem to be gone: that
+        the replica was set back is believed only after a while, since listings and reads can be stale together.
+        """
+        if not files:  # and the anchor stays, so that whatever comes next is looked at as closely
+            raise ReplicaEmptyError(
+                "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
+            )
+        look = self._lineage(snapshot, files)
+        if look.lineage is not Lineage.STALE or self._is_still_there(snapshot):
+            self._missing_since = None
+            return look
+        now = time.monotonic()
+        self._missing_since = now if self._missing_since is None else self._missing_since
+        if now - self._missing_since >= SET_BACK_AFTER_S:
+            return replace(look, lineage=Lineage.OTHER, proved_txid=0)
+        newest = max(file.max_txid for file in files)
+        raise ReplicaError(
+            "the newest transactions are gone from the replica",
+            min_txid=min(newest + 1, snapshot.txid),
+            max_txid=snapshot.txid,
+            hint="was it set back, or replaced by an older one? what it holds is served if that lasts",
+        )
+
+    def _lineage(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Look:
         """Whether what is listed belongs to the history that led to `snapshot`.
 
         A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
-        timestamp than we know proves another history, and the known one at the snapshot's own TXID proves the same.
-        Full snapshots prove nothing, unless they are the file we know: they carry the time at which they were made.
+        timestamp than we know proves another history, and the known one proves the same up to there. Full snapshots
+        carry the time at which they were made: a known one proves the same, another one nothing.
         """
         ours = {*snapshot.files.values(), *self._seen}
-        evidence = [f for f in files if f in ours or (f.max_txid in self._times and f.level != SNAPSHOT_LEVEL)]
+        evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
+        proved = 0
         for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
-            if file not in ours and self._read_time(file) != self._times[file.max_txid]:
-                return Lineage.OTHER
-            if file.max_txid == snapshot.txid:
-                return Lineage.SAME
+            if file in ours or self._read_time(file) in self._known_times(file.max_txid):
+                proved = max(proved, file.max_txid)
+            elif file.level != SNAPSHOT_LEVEL:
+                return Look(files, Lineage.OTHER, 0)
+            if proved == snapshot.txid:
+                return Look(files, Lineage.SAME, proved)
         if any(file.max_txid > snapshot.txid for file in files):
-            return Lineage.UNKNOWN
+            return Look(files, Lineage.UNKNOWN, 0)
         # No further than what we have: a stale listing, unless its newest transaction is younger than ours. Where only
         # full snapshots are left, one that was made later may be of any history.
         transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
         newest = max(transactions or files, key=lambda f: f.max_txid)
-        if self._read_time(newest) <= self._times.get(snapshot.txid, snapshot.timestamp_ms):
-            return Lineage.SAME
-        return Lineage.OTHER if transactions else Lineage.UNKNOWN
+        if self._read_time(newest) <= self._times.get((False, snapshot.txid), snapshot.timestamp_ms):
+            return Look(files, Lineage.STALE, proved)
+        return Look(files, Lineage.OTHER if transactions else Lineage.UNKNOWN, 0)
+
+    def _can_tell(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
+        """Whether the time in a file's header may prove something."""
+        if file.level == SNAPSHOT_LEVEL:
+            return file.max_txid == snapshot.txid
+        return (False, file.max_txid) in self._times
+
+    def _known_times(self, txid: int) -> set[int]:
+        return {self._times[key] for key in ((False, txid), (True, txid)) if key in self._times}
+
+    def _is_still_there(self, snapshot: Snapshot) -> bool:
+        """Whether storage still has the newest file that we know, which a listing does not show."""
+        newest = {f for f in (*snapshot.files.values(), *self._seen) if f.max_txid == snapshot.txid}
+        return not newest or any(self._is_there(file) for file in newest)
+
+    def _is_there(self, file: LTXFileInfo) -> bool:
+        try:
+            found = self._read_time(replace(file, etag=""))  # whatever has that name now
+        except (StorageNotFoundError, LTXFormatError):
+            return False
+        return found in self._known_times(file.max_txid)
 
     def _read_time(self, file: LTXFileInfo) -> int:
         return self._fetcher.read_header(file).timestamp_ms
 
     # --- files that vanished ------------------------------------------------------------------------------------------
 
-    def _move_to_compacted_files(self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish) -> Snapshot:
-        """Read pages from where a state opened now would read them: from few files, none of which retention took."""
+    def _move_to_compacted_files(
+        self, snapshot: Snapshot, files: list[LTXFileInfo], proved_txid: int, publish: Publish
+    ) -> Snapshot:
+        """Read pages from where a state opened now would read them: from few files, none of which retention took.
+
+        Only into files up to `proved_txid`: what lies beyond may be of another history.
+        """
         listed = set(files)
         if len(snapshot.files) <= self._max_files and all(file in listed for file in snapshot.files.values()):
             return snapshot
+        if not proved_txid:
+            return snapshot
         known = set(snapshot.files.values())
         try:
-            chain = newest_state(f for f in files if f.max_txid <= snapshot.txid).files
+            chain = newest_state(f for f in files if f.max_txid <= proved_txid).files
         except (ReplicaEmptyError, TXIDGapError) as error:
             logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
             return snapshot
-        snapshot = self._apply(snapshot, [f for f in chain if f not in known])
+        snapshot, times = self._apply(snapshot, [f for f in chain if f not in known])
         self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
         publish(snapshot, ())
+        self._note_times(times)
         return snapshot
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
         """Look at all levels for the state `wanted`, some files of which are gone. None if it cannot be made again.
 
-        On the way, the published state moves on as in `follow`.
+        On the way, the published state moves on as in `follow`; what keeps it from doing so does not matter here.
         """
         files = self._list_all()
         is_proved = False
         if published is not None:
             try:
-                lineage = self._resync(published, files, publish)
-                is_proved = lineage is Lineage.SAME and published.epoch == wanted.epoch
-            except (ReplicaEmptyError, TXIDGapError) as error:
-                logger.info("while looking for files that are gone: %s", error)
+                look = self._judge(published, files)
+                is_proved = published.epoch == wanted.epoch and wanted.txid <= look.proved_txid
+                failure = self._resync(published, look, publish)
+            except LitevfsError as error:
+                failure = error
+            if isinstance(failure, StorageClosedError):
+                raise failure
+            if failure is not None:
+                logger.info("while looking for files that are gone: %s", failure)
         try:
             chain = newest_state(files, wanted.txid)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
         start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
-        again = self._apply(start, chain.files, known=wanted, is_live=False)
+        again, _ = self._apply(start, chain.files, known=wanted)
         return self._as_view(again) if is_proved or again.timestamp_ms == wanted.timestamp_ms else None
 
     # --- fixed states -------------------------------------------------------------------------------------------------
@@ -282,7 +380,7 @@ class Follower:
         """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
         chain = newest_state(files, txid)
         start = empty_snapshot(epoch=next(self._view_epochs))
-        return self._as_view(self._apply(start, chain.files, is_live=False))
+        return self._as_view(self._apply(start, chain.files)[0])
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))

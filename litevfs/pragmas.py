@@ -33,6 +33,11 @@ class View(Protocol):
         """What a read sees now."""
         ...
 
+    @property
+    def fixed(self) -> Snapshot | None:
+        """What the next transaction will see if that is a fixed state; None: the newest."""
+        ...
+
     def travel(self, view: Snapshot | None) -> None:
         """From the next transaction on, see a fixed state; None: the newest again."""
         ...
@@ -79,7 +84,7 @@ def _time(view: View, value: str | None) -> str:
 
 def _poll(view: View, value: str | None) -> str:
     _refuse_value("poll", value)
-    view.replica.refresh()
+    view.replica.look_now()
     return format_txid(view.snapshot.txid)
 
 
@@ -88,7 +93,17 @@ def _wait_txid(view: View, value: str | None) -> str:
     if len(words) not in {1, 2}:
         raise OptionError("PRAGMA litestream_wait_txid needs a TXID", hint="for example = '00ff', or = '00ff 5s'")
     timeout_s = parse_duration_s(words[1]) if len(words) == 2 else DEFAULT_WAIT_S
-    return format_txid(view.replica.wait_for(parse_txid(words[0]), timeout_s).txid)
+    txid = parse_txid(words[0])
+    if view.fixed is None:
+        return format_txid(view.replica.wait_for(txid, timeout_s).txid)
+    if view.fixed.txid < txid:
+        raise OptionError(
+            f"this connection sees the fixed state at TXID {format_txid(view.fixed.txid)}, and will never see "
+            f"{format_txid(txid)}",
+            hint="PRAGMA litestream_time = 'latest' returns from time travel; or open a connection without txid and "
+            "timestamp",
+        )
+    return format_txid(view.fixed.txid)
 
 
 def _status(view: View, value: str | None) -> str:

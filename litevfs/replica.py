@@ -11,14 +11,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from litevfs.backoff import Backoff
-from litevfs.bounded import SharedCall
-from litevfs.disk_cache import DiskCounters
+from litevfs.bounded import SharedCall, call_alone, call_persistently
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
-    PageUnavailableError,
     ReplicaEmptyError,
     ReplicaError,
     StaleReplicaError,
@@ -31,24 +30,26 @@ from litevfs.errors import (
 )
 from litevfs.fetch import Fetcher
 from litevfs.follower import Follower
+from litevfs.health import Health
 from litevfs.ltx.names import format_txid
-from litevfs.options import Options, format_timestamp
+from litevfs.options import Options
 from litevfs.pages import PageSource
 from litevfs.poller import Poller
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.report import collect_status
 from litevfs.snapshot import Snapshot
 from litevfs.status import ReplicaStatus, State
-from litevfs.views import OtherStates
+from litevfs.views import OtherStates, page_gone
 from litevfs.write_behind import disk_cache_for
 
 logger = logging.getLogger("litevfs.replica")
 
-STALLED_AFTER_S = 30.0
-"""A replica that could not be brought up to date for so long (and ten polls) is stalled."""
+T = TypeVar("T")
+
 WAIT_BACKOFF_CAP_S = 1.0
 """Longest pause between looks for an awaited TXID, where nothing polls."""
-OPEN_BACKOFF_CAP_S = 0.5
-"""Longest pause between looks for a first state."""
+BESIDE_S = 2.0
+"""Where there is a state to read, a look for a newer one may keep a new connection waiting for so long."""
 MIN_REFRESH_S = 1.0
 """However soon somebody wants an answer, a storage gets this long to give one."""
 JUST_NOW_S = 1.0
@@ -68,11 +69,7 @@ class Replica:
         self._interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
-        self._error: Exception | None = None
-        self._errors = 0
-        self._said_stalled = False
-        self._last_success: float | None = None  # monotonic, seconds
-        self._failing_since: float | None = None  # monotonic, seconds
+        self._health = Health(self.url)
 
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
@@ -100,29 +97,32 @@ class Replica:
     def open(self, timeout_s: float) -> Snapshot:
         """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way.
 
-        Where others have the replica open, it is looked at again unless somebody polls; if that fails, theirs will do.
+        Where others have the replica open, it is looked at again unless somebody polls; if that fails or takes long,
+        theirs will do.
         """
-        deadline = time.monotonic() + timeout_s
-        backoff = Backoff(cap_s=OPEN_BACKOFF_CAP_S)
-        while self.snapshot is None or not self._was_just_refreshed():
+        if self.snapshot is None:
             try:
-                self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
-                break
-            except (ReplicaEmptyError, TXIDGapError, TransientStorageError) as error:
-                if self.snapshot is not None:
-                    break
-                pause = backoff.after(error)
-                if time.monotonic() + pause >= deadline:
-                    raise self._open_error(error, timeout_s) from error
-                with self._published:
-                    self._published.wait(pause)
+                self._persistently(self._first_look, timeout_s, _may_begin)
+            except LitevfsError as error:
+                raise self._open_error(error, timeout_s) from error
+        elif not self._was_just_refreshed() and self._health.look_s() <= BESIDE_S:
+            try:
+                self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
+            except StorageClosedError:
+                raise
+            except LitevfsError as error:
+                logger.info("%s is opened at its last state: %s", self.url, error)
         assert self.snapshot is not None
         return self.snapshot
 
+    def _first_look(self, timeout_s: float) -> None:
+        if self.snapshot is None:  # else somebody else was faster
+            self._bounded_refresh.result(timeout_s)
+
     def _was_just_refreshed(self) -> bool:
         """Whether somebody polls, and has looked a moment ago: connections that open together share one look."""
-        lag_s = self.lag_s()
-        return self._poller is not None and lag_s is not None and lag_s <= JUST_NOW_S
+        age_s = self._health.proof_age_s()
+        return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
         if isinstance(error, StorageTimeoutError) and self.options.verify:
@@ -172,6 +172,7 @@ class Replica:
         if poller is not None:  # else this may be the child of a child, and the interval is known
             self._interval_after_fork_s = poller.interval_s
         hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
+        self._health.forget_look()
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
         if hydrated is not None:
@@ -185,56 +186,41 @@ class Replica:
 
     # --- refresh ------------------------------------------------------------------------------------------------------
 
-    def refresh(self) -> bool:
+    def refresh(self, *, thorough: bool = True) -> bool:
         """Look for new transactions and publish the newest complete state. True if the state changed.
 
-        Raises what kept it from getting there; whatever was complete before the trouble is published all the same.
+        Not `thorough` (see `Follower.follow`) is for whoever comes back by itself. Raises what kept it from getting
+        there; whatever was complete before the trouble is published all the same.
         """
         with self._refresh_lock:
             before = self.snapshot
             if self._closed:
                 raise _closed_error()
+            self._health.begin()
             try:
                 try:
-                    self._look()
+                    is_proof = self._look(thorough)
                 except StorageNotFoundError as error:
                     # Retention took a file between the listing and the read, or Litestream set the time of a new one.
                     logger.info("%s: looking again: %s", self.url, error)
-                    self._look()
+                    is_proof = self._look(thorough)
             except Exception as error:
-                self._note_failure(error)
+                self._health.fail(error, self.state)
                 raise
-            self._note_success()
+            self._health.succeed(is_proof=is_proof)
             return self.snapshot is not before
 
-    def _look(self) -> None:
-        if self.snapshot is None:
-            newest = self._follower.open_newest()
-            self._publish(newest, [newest.txid])
-        else:
-            self._follower.follow(self.snapshot, self._publish)
+    def _look(self, thorough: bool) -> bool:
+        if self.snapshot is not None:
+            return self._follower.follow(self.snapshot, self._publish, thorough=thorough)
+        newest = self._follower.open_newest()
+        self._publish(newest, [newest.txid])
+        return True
 
-    def _note_failure(self, error: Exception) -> None:
-        """Say it once when it begins and once when it has lasted; status and lag show it all the while."""
-        state = self.state
-        self._errors += 1
-        self._error = error
-        if self._closed:
-            return
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            if self.snapshot is not None:
-                logger.warning("%s stays at its last state: %s", self.url, error)
-        if state is State.STALLED and not self._said_stalled:
-            self._said_stalled = True
-            logger.error("%s is stalled: %s", self.url, error)
-
-    def _note_success(self) -> None:
-        if self._failing_since is not None and self.snapshot is not None:
-            logger.info("%s is up to date again", self.url)
-        self._error = self._failing_since = None
-        self._said_stalled = False
-        self._last_success = time.monotonic()
+    def look_now(self) -> None:
+        """One look that begins now. Raises what it raises, and StorageTimeoutError after the read timeout."""
+        timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
+        self._bounded_refresh.result(timeout_s, not_before=time.monotonic())
 
     def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
         if self._closed:
@@ -292,19 +278,24 @@ class Replica:
                     self._published.wait(min(remaining, pause))
 
     def check_freshness(self, max_staleness_s: float) -> None:
-        """Refresh now if the last success is older than `max_staleness_s`. Raises StaleReplicaError if that fails."""
-        lag_s = self.lag_s()
-        if lag_s is not None and lag_s <= max_staleness_s:
+        """Look now unless one that missed nothing began within `max_staleness_s`. Raises StaleReplicaError if it fails.
+
+        What the storage held so long ago is then in the published state.
+        """
+        age_s = self._health.proof_age_s()
+        if age_s is not None and age_s <= max_staleness_s:
             return
+        not_before = time.monotonic() - max_staleness_s
         try:
-            self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S))
+            self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S), not_before=not_before)
         except (ReplicaError, StorageError, LTXFormatError) as error:
             raise self._stale(
                 f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)"
             ) from error
 
     def _stale(self, what: str) -> StaleReplicaError:
-        error = f"; the last look failed: {getattr(self._error, 'message', self._error)}" if self._error else ""
+        failure = self._health.last_error
+        error = f"; the last look failed: {getattr(failure, 'message', failure)}" if failure else ""
         txid = self.snapshot.txid if self.snapshot else None
         return StaleReplicaError(
             what + error, min_txid=txid, key=self.url, hint="check that the primary is running and replicating"
@@ -312,59 +303,72 @@ class Replica:
 
     # --- other states than the newest ---------------------------------------------------------------------------------
 
-    def view(self, *, txid: int | None = None, timestamp_ms: int | None = None) -> Snapshot:
+    def view(
+        self, *, txid: int | None = None, timestamp_ms: int | None = None, timeout_s: float | None = None
+    ) -> Snapshot:
         """The state after transaction `txid`, or as of a time (milliseconds since the Unix epoch); fixed.
 
-        Raises TXIDNotFoundError when the replica does not hold it.
+        Raises TXIDNotFoundError when the replica does not hold it. What may pass is tried again for `timeout_s` (the
+        read timeout unless given), which bounds all of it.
         """
-        with self._refresh_lock:
-            if self._closed:
-                raise _closed_error()
-            view = self._others.view(txid, timestamp_ms)
-            if self.snapshot is None:
-                self.pages.follow(view)
-            return view
+        timeout_s = self.options.read_timeout_s if timeout_s is None else timeout_s
+        view = self._persistently(self._alone(lambda: self._others.view(txid, timestamp_ms)), timeout_s, _may_pass)
+        if self.snapshot is None:
+            self.pages.follow(view)
+        return view
 
     def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError) -> Snapshot:
         """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
 
-        Raises PageUnavailableError when nothing holds that version any more.
+        Raises PageUnavailableError when nothing holds that version any more, and what keeps it from being looked for
+        until the read timeout is over.
         """
-        missing = snapshot.files[snapshot.file_number(pgno)]
-        with self._refresh_lock:
-            found = (
-                self._others.find_known(snapshot, pgno, self.snapshot)
-                or self._others.find_again(snapshot, self.snapshot, self._publish)
-                or self._others.find_known(snapshot, pgno, self.snapshot)  # which has moved on meanwhile
-            )
-        if found is not None:
-            return found
-        raise PageUnavailableError(
-            f"page {pgno} of the state that this transaction reads is gone: its LTX file was deleted or replaced",
-            level=missing.level,
-            min_txid=missing.min_txid,
-            max_txid=missing.max_txid,
-            key=self.fetcher.client.key(missing),
-            hint="begin a new transaction, it reads a newer state; or lengthen the retention on the primary",
-        ) from why
+
+        def find() -> Snapshot | None:
+            return self._others.find(snapshot, pgno, lambda: self.snapshot, self._publish)
+
+        found = self._others.find_known(snapshot, pgno, self.snapshot)
+        if found is None:
+            found = self._persistently(self._alone(find), self.options.read_timeout_s, _is_transient)
+        if found is None:
+            raise page_gone(snapshot, pgno, self.snapshot, self.fetcher.client) from why
+        return found
+
+    def _alone(self, call: Callable[[], T]) -> Callable[[float], T]:
+        """`call` while no refresh runs, for so many seconds."""
+
+        def unless_closed() -> T:
+            if self._closed:
+                raise _closed_error()
+            return call()
+
+        return lambda timeout_s: call_alone(unless_closed, self._refresh_lock, timeout_s, "litevfs-look")
+
+    def _persistently(
+        self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]
+    ) -> T:
+        """`call(seconds it may take)`, tried again after what may pass, until the time is over."""
+
+        def pause(seconds: float) -> None:
+            logger.info("%s: trying again in %.3f s", self.url, seconds)
+            before = self.snapshot
+            with self._published:
+                self._published.wait_for(lambda: self._closed or self.snapshot is not before, seconds)
+
+        return call_persistently(call, timeout_s, MIN_REFRESH_S, may_pass, pause)
 
     # --- status -------------------------------------------------------------------------------------------------------
 
     def lag_s(self) -> float | None:
-        """Seconds since the last successful look for new transactions; None before the first."""
-        return None if self._last_success is None else time.monotonic() - self._last_success
+        """Seconds since the last successful look for new transactions began; None before the first."""
+        return self._health.lag_s()
 
     @property
     def state(self) -> State:
         """Where the replica is in its life."""
         if self._closed:
             return State.CLOSED
-        if self.snapshot is None:
-            return State.OPENING
-        if self._failing_since is None:
-            return State.CURRENT
-        patience_s = max(STALLED_AFTER_S, 10 * self._poll_interval_s)
-        return State.STALLED if time.monotonic() - self._failing_since > patience_s else State.BEHIND
+        return State.OPENING if self.snapshot is None else self._health.state(self._poll_interval_s)
 
     @property
     def _poll_interval_s(self) -> float:
@@ -372,35 +376,23 @@ class Replica:
 
     def status(self) -> ReplicaStatus:
         """Everything worth watching, as of now; never a credential."""
-        snapshot, requests, pages = self.snapshot, self.fetcher.counters, self.pages.counters
-        disk_cache = self.fetcher.disk_cache
-        disk = disk_cache.counters if disk_cache else DiskCounters()
-        return ReplicaStatus(
-            url=self.url,
-            state=self.state,
-            txid=format_txid(snapshot.txid if snapshot else 0),
-            time=format_timestamp(snapshot.timestamp_ms) if snapshot else None,
-            epoch=snapshot.epoch if snapshot else 0,
-            page_size=snapshot.page_size if snapshot else 0,
-            commit=snapshot.commit if snapshot else 0,
-            lag_s=self.lag_s(),
-            poll_interval_s=self._poll_interval_s,
-            errors=self._errors,
-            last_error=str(self._error) if self._error else None,
-            cache_hits=pages.hits,
-            cache_misses=pages.misses,
-            cache_hydrated=pages.hydrated,
-            cache_bytes=self.pages.memory_bytes,
-            disk_cache_hits=disk.hits,
-            disk_cache_misses=disk.misses,
-            disk_cache_damaged=disk.damaged,
-            disk_cache_writing=disk_cache is not None and disk_cache.is_writing,
-            index_bytes=snapshot.index_bytes() if snapshot else 0,
-            list_requests=requests.list,
-            get_requests=requests.get,
-            bytes_read=requests.bytes_read,
-            retries=requests.retries,
+        return collect_status(
+            self.url, self.state, self.snapshot, self._poll_interval_s, self._health, self.fetcher, self.pages
         )
+
+
+def _is_transient(error: LitevfsError) -> bool:
+    return isinstance(error, TransientStorageError)
+
+
+def _may_pass(error: LitevfsError) -> bool:
+    """Whether building a state may go otherwise next time: also where a file has vanished since it was listed."""
+    return _is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
+
+
+def _may_begin(error: LitevfsError) -> bool:
+    """Whether there may be a first state next time."""
+    return _may_pass(error) or isinstance(error, ReplicaEmptyError | TXIDGapError)
 
 
 def _closed_error() -> StorageClosedError:
@@ -410,7 +402,7 @@ def _closed_error() -> StorageClosedError:
 def _refresh_without_owning(reference: weakref.ref[Replica]) -> Callable[[], bool]:
     def refresh() -> bool:
         if (replica := reference()) is not None:
-            replica.refresh()
+            replica.refresh(thorough=False)
         return replica is not None
 
     return refresh

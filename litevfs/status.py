@@ -11,8 +11,8 @@ class State(enum.StrEnum):
     """Where a replica is in its life."""
 
     OPENING = "opening"  # no complete state yet
-    CURRENT = "current"  # the last look for new transactions succeeded
-    BEHIND = "behind"  # the last look failed, or found what it could not use
+    CURRENT = "current"  # the last look for new transactions succeeded, and the next one is not late
+    BEHIND = "behind"  # the last look failed, found what it could not use, or takes long or is overdue
     STALLED = "stalled"  # behind for long: somebody should look
     CLOSED = "closed"
 
@@ -28,7 +28,7 @@ class ReplicaStatus:
     epoch: int  # how often the replica was replaced by another
     page_size: int  # bytes
     commit: int  # size of the database, pages
-    lag_s: float | None  # since the last successful look for new transactions; None before the first
+    lag_s: float | None  # since the last successful look for new transactions began; None before the first
     poll_interval_s: float  # 0: not polling
     errors: int  # failed looks so far
     last_error: str | None  # of the last look, if it failed

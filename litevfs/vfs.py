@@ -104,7 +104,11 @@ class ReplicaFile:
 
     def _open(self) -> None:
         if self.options.is_fixed:
-            self._view = self.replica.view(txid=self.options.txid, timestamp_ms=self.options.timestamp_ms)
+            self._view = self.replica.view(
+                txid=self.options.txid,
+                timestamp_ms=self.options.timestamp_ms,
+                timeout_s=self.options.open_timeout_s,
+            )
         else:
             self.replica.open(self.options.open_timeout_s)
             self.replica.poll_every(self.options.poll_interval_s)
@@ -121,6 +125,11 @@ class ReplicaFile:
         snapshot = self._pinned or self._view or self.replica.snapshot
         assert snapshot is not None
         return snapshot
+
+    @property
+    def fixed(self) -> Snapshot | None:
+        """What the next transaction will see if that is a fixed state; None: the newest."""
+        return self._view
 
     def travel(self, view: Snapshot | None) -> None:
         """From the next transaction on, see a fixed state; None: the newest again."""

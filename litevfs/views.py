@@ -1,13 +1,16 @@
 """States of a replica other than the newest: fixed views, and states made again after their files had moved.
 
-Remembers a few of each. One caller at a time; the replica sees to that.
+Remembers a few of each. One caller at a time, but for `find_known`; the replica sees to that.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
+from litevfs.errors import PageUnavailableError
 from litevfs.follower import Follower, Publish
+from litevfs.replica_clients.base import ReplicaClient
 from litevfs.snapshot import Snapshot
 
 MAX_REMEMBERED = 8
@@ -39,6 +42,16 @@ class OtherStates:
                 return known
         return None
 
+    def find(
+        self, wanted: Snapshot, pgno: int, published: Callable[[], Snapshot | None], publish: Publish
+    ) -> Snapshot | None:
+        """A state that has page `pgno` as `wanted` has it, in another file; None if nothing holds that any more."""
+        return (
+            self.find_known(wanted, pgno, published())
+            or self.find_again(wanted, published(), publish)
+            or self.find_known(wanted, pgno, published())  # which has moved on meanwhile
+        )
+
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
         """The state `wanted`, made anew from what the replica holds now; None if that is not possible any more."""
         again = self._follower.find_again(wanted, published, publish)
@@ -54,3 +67,19 @@ def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
         return False
     same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid
     return same and known.files[known.file_number(pgno)] != wanted.files[wanted.file_number(pgno)]
+
+
+def page_gone(wanted: Snapshot, pgno: int, published: Snapshot | None, client: ReplicaClient) -> PageUnavailableError:
+    """The error for a page of `wanted` that no file holds any more; `published` is what a new transaction would see."""
+    missing = wanted.files[wanted.file_number(pgno)]
+    hint = "begin a new transaction, it reads a newer state; or lengthen the retention on the primary"
+    if published is not None and (published.epoch, published.txid) == (wanted.epoch, wanted.txid):
+        hint = "there is no newer state: was the replica set back or damaged? litevfs verify shows what it holds"
+    return PageUnavailableError(
+        f"page {pgno} of the state that this transaction reads is gone: its LTX file was deleted or replaced",
+        level=missing.level,
+        min_txid=missing.min_txid,
+        max_txid=missing.max_txid,
+        key=client.key(missing),
+        hint=hint,
+    )

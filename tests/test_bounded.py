@@ -1,13 +1,14 @@
-"""One call at a time, waited for in bounded time: shared, timed out, failed, and where there is no thread for it."""
+"""Calls waited for in bounded time: shared, timed out, failed, made again, and where there is no thread for them."""
 
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from litevfs.bounded import SharedCall
-from litevfs.errors import StorageTimeoutError, TransientStorageError
+from litevfs.bounded import SharedCall, call_alone, call_persistently
+from litevfs.errors import StorageNotFoundError, StorageTimeoutError, TransientStorageError
 from tests.support import wait_until
 
 
@@ -51,3 +52,75 @@ def test_after_a_moment_without_threads_to_be_had_it_works_again(monkeypatch: py
             with pytest.raises(TransientStorageError, match="can't start new thread"):
                 shared.result(10)
     assert shared.result(10) is True
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_call_that_began_too_early_is_waited_for_and_does_not_count(fails):
+    started, go_on, calls = threading.Event(), threading.Event(), []
+
+    def call() -> bool:
+        calls.append(time.monotonic())
+        started.set()
+        assert go_on.wait(10)
+        if fails and len(calls) == 1:
+            raise TransientStorageError("the first call")
+        return len(calls) == 2
+
+    shared = SharedCall(call, "test")
+    with pytest.raises(StorageTimeoutError):
+        shared.result(0)
+    assert started.wait(10)
+    asked = time.monotonic()
+    threading.Timer(0.05, go_on.set).start()
+    assert shared.result(10, not_before=asked) is True
+    assert calls[0] <= asked <= calls[1]
+
+
+def test_a_call_that_is_given_up_keeps_the_lock_to_its_end():
+    lock, go_on = threading.Lock(), threading.Event()
+    with pytest.raises(StorageTimeoutError):
+        call_alone(lambda: go_on.wait(10), lock, 0.01, "test")
+    with pytest.raises(StorageTimeoutError):  # and nobody waits for longer than asked to get it
+        call_alone(lambda: True, lock, 0.01, "test")
+    go_on.set()
+    assert call_alone(lambda: True, lock, 10, "test") is True
+    assert not lock.locked()
+
+
+def test_an_error_reaches_whoever_waits_and_the_lock_is_free():
+    lock = threading.Lock()
+    with pytest.raises(ZeroDivisionError):
+        call_alone(lambda: 1 // 0, lock, 10, "test")
+    assert not lock.locked()
+
+
+def test_without_a_thread_to_be_had_the_lock_is_free(monkeypatch):
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lock = threading.Lock()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransientStorageError, match="can't start new thread"):
+            call_alone(lambda: True, lock, 10, "test")
+    assert not lock.locked()
+
+
+def test_a_call_is_tried_again_only_after_what_may_pass_and_until_the_time_is_over():
+    errors = [TransientStorageError("1"), TransientStorageError("2"), StorageNotFoundError("3")]
+    pauses: list[float] = []
+
+    def fail(seconds: float) -> None:
+        assert seconds >= 1
+        raise errors[len(pauses)]
+
+    def is_transient(error: Exception) -> bool:
+        return isinstance(error, TransientStorageError)
+
+    with pytest.raises(StorageNotFoundError):
+        call_persistently(fail, 10, 1, is_transient, pauses.append)
+    assert len(pauses) == 2
+    pauses.clear()
+    with pytest.raises(TransientStorageError, match="1"):
+        call_persistently(fail, 0, 1, is_transient, pauses.append)
+    assert pauses == []

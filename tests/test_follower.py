@@ -8,16 +8,19 @@ from litevfs.errors import (
     LTXFormatError,
     PageUnavailableError,
     ReplicaEmptyError,
+    ReplicaError,
     TransientStorageError,
     TXIDGapError,
     TXIDNotFoundError,
 )
+from litevfs.follower import FETCHED_AT_ONCE
 from litevfs.ltx.names import format_file_name
 from litevfs.options import Options
 from litevfs.replica import Replica
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
+from tests.support import wait_until
 
 
 @pytest.fixture
@@ -424,7 +427,8 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
     replica.refresh()
     assert pages_are_right(primary, replica)
     primary.delete(0, [4, 5])
-    replica.refresh()
+    with pytest.raises(ReplicaError, match="newest transactions are gone"):
+        replica.refresh()
     assert pages_are_right(primary, replica)
     with MadePrimary(script.writer, {txid: primary.images[txid] for txid in (1, 2, 3)}) as other:
         other.start_ms = primary.timestamp_ms(100)
@@ -436,6 +440,140 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
             else:
                 assert pages_are_right(other, replica)
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
+
+
+@pytest.mark.plan("E03")
+def test_a_new_history_that_was_tried_in_vain_proves_nothing(world):
+    """Reading what replaced the replica fails half way once; the times seen on the way are not ours."""
+    primary, script, replica = world
+    for _ in range(FETCHED_AT_ONCE - 5):
+        insert(primary)
+    replica.refresh()
+    primary.delete_all()
+    with Primary(script.writer) as other:
+        other.start_ms = primary.timestamp_ms(1000)
+        other.commit("CREATE TABLE other AS SELECT randomblob(9000)")
+        for _ in range(89):
+            other.commit("INSERT INTO other VALUES(1)")
+        put(script, 80, b"")  # among the files that are fetched when others have come
+        with pytest.raises(LTXFormatError):
+            replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (primary.txid, 0)
+        other.upload(80)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (90, 1)
+        assert pages_are_right(other, replica)
+
+
+def older_database(primary: Primary, script: Script, *files: tuple[int, int, int]) -> Primary:
+    """Another database, an hour older, in the place of `primary`: only these files, (level, min_txid, max_txid)."""
+    primary.delete_all()
+    other = Primary(script.writer)
+    other.start_ms = primary.start_ms - 3_600_000
+    other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
+    while other.txid < max(max_txid for _, _, max_txid in files):
+        other.run(INSERT)
+    for file in files:
+        other.compact(*file)
+    return other
+
+
+@pytest.mark.plan("E03")
+@pytest.mark.parametrize("files", [[(9, 1, 4)], [(9, 1, 6)], [(1, 1, 4)]], ids=["snapshot", "same name", "level 1"])
+def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(world, monkeypatch, files):
+    """Nothing of it contradicts what is known, and nothing proves that it is the same."""
+    primary, script, replica = world
+    for _ in range(5):
+        insert(primary)
+    primary.compact(9, 1, 6)
+    primary.delete(0)
+    replica.refresh()
+    with older_database(primary, script, *files) as other:
+        for _ in range(2):
+            with pytest.raises(ReplicaError, match="newest transactions are gone"):
+                replica.refresh()
+            with pytest.raises(PageUnavailableError, match="there is no newer state"):
+                replica.pages.read(replica.snapshot, 3)
+            assert replica.snapshot.files
+        assert replica.status().state == "behind"
+        monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (files[0][2], 1)
+        assert pages_are_right(other, replica)
+        assert replica.status().state == "current"
+
+
+@pytest.mark.plan("E03")
+def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(world, monkeypatch):
+    primary, _, replica = world
+    for _ in range(7):
+        insert(primary)
+    replica.refresh()
+    primary.delete(0, [6, 7, 8])
+    with pytest.raises(ReplicaError, match="newest transactions are gone") as caught:
+        replica.refresh()
+    assert (caught.value.min_txid, caught.value.max_txid) == (6, 8)
+    assert (replica.snapshot.txid, replica.status().state) == (8, "behind")
+    monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+    old = replica.snapshot
+    lost = next(pgno for pgno in range(1, old.commit + 1) if old.files[old.file_number(pgno)].max_txid > 5)
+    with pytest.raises(PageUnavailableError, match="begin a new transaction"):  # a reader is the first to notice
+        replica.pages.read(old, lost)
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (5, 1)
+    replica.refresh()
+    assert pages_are_right(primary, replica)
+
+
+@pytest.mark.plan("L29", "E01")
+def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, monkeypatch):
+    primary, script, replica = world
+    for _ in range(5):
+        insert(primary)
+    replica.refresh()
+    monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)
+    script.on_list = lambda level, files: [f for f in files if f.max_txid < 4]
+    for _ in range(3):
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+
+
+def test_a_damaged_newest_file_does_not_keep_pages_from_being_found_elsewhere(world):
+    primary, script, replica = world
+    for _ in range(3):
+        insert(primary)
+    replica.refresh()
+    old = replica.snapshot
+    primary.compact(1, 1, 4)
+    primary.delete(0)
+    put(script, 5, b"")
+    for pgno in range(1, old.commit + 1):
+        assert replica.pages.read(old, pgno) == primary.page(pgno, 4)
+    assert {file.level for file in replica.snapshot.files.values()} == {1}  # the published state has moved, too
+    with pytest.raises(LTXFormatError):
+        replica.refresh()
+    assert pages_are_right(primary, replica)
+
+
+def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_asks(world):
+    """The poller may take a minute where level 0 is empty, but not somebody who wants to know now."""
+    primary, script, replica = world
+    primary.compact(1, 1, 1)
+    primary.delete(0)
+    replica.refresh()
+    insert(primary)
+    primary.compact(1, 2, 2)
+    primary.delete(0)
+    script.clear()
+    assert replica.refresh(thorough=False) is False
+    assert dict(script.lists) == {0: 1}
+    assert replica.wait_for(2, 0).txid == 2
+    insert(primary)
+    primary.compact(1, 3, 3)
+    primary.delete(0)
+    wait_until(lambda: replica.lag_s() > 0.2)
+    replica.refresh(thorough=False)
+    replica.check_freshness(0.2)  # the poller looked just now, but may have missed something
+    assert replica.snapshot.txid == 3
 
 
 def test_files_that_were_copied_anew_are_the_same_replica(world):

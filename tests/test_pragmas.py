@@ -8,6 +8,7 @@ import time
 import apsw
 import pytest
 
+import litevfs
 from litevfs.errors import OptionError, TXIDNotFoundError
 from tests.primary import START_MS, Primary
 from tests.scripted import Script
@@ -121,6 +122,28 @@ def test_what_makes_no_sense_is_refused_and_the_connection_goes_on(world, sql, e
     assert text in str(caught.value)
     assert one(con, "SELECT count(*) FROM t") == 4
     assert txid_of(con) == 5
+
+
+def test_waiting_for_what_a_fixed_state_will_never_show_is_refused(world):
+    _, script, con = world
+    with connected(script.url, txid=3) as fixed:
+        assert litevfs.wait_for(fixed, 3, timeout=0) == 3
+        assert litevfs.wait_for(fixed, 2, timeout=0) == 3
+        with pytest.raises(OptionError, match="never see 0000000000000004"):
+            litevfs.wait_for(fixed, 4, timeout=0)
+        assert one(fixed, "SELECT count(*) FROM t") == 2
+    con.execute("BEGIN")
+    assert one(con, "SELECT count(*) FROM t") == 4
+    con.execute("PRAGMA litestream_time = '2026-01-01T00:00:03Z'")  # what the next transaction sees
+    with pytest.raises(OptionError, match="never see 0000000000000005") as caught:
+        litevfs.wait_for(con, 5, timeout=0)
+    assert "'latest'" in caught.value.hint
+    con.execute("COMMIT; BEGIN")
+    assert one(con, "SELECT count(*) FROM t") == 2
+    con.execute("PRAGMA litestream_time = 'latest'")
+    assert litevfs.wait_for(con, 5, timeout=0) == 5
+    con.execute("COMMIT")
+    assert one(con, "SELECT count(*) FROM t") == 4
 
 
 @pytest.mark.plan("L22")

@@ -85,7 +85,7 @@ def test_each_state_of_a_replica_is_reached(monkeypatch):
         with pytest.raises(TransientStorageError):
             replica.refresh()
         seen.append(replica.status().state)
-        monkeypatch.setattr("litevfs.replica.STALLED_AFTER_S", 0.0)
+        monkeypatch.setattr("litevfs.health.STALLED_AFTER_S", 0.0)
         seen.append(replica.status().state)
         script.on_list = None
         replica.refresh()

@@ -52,11 +52,13 @@ LAYERS = {
     "status": "",
     "history": "plan fetch options replica_clients.base ltx.*",
     "follower": "history plan fetch snapshot replica_clients.base ltx.*",
-    "bounded": "",
-    "views": "follower snapshot",
+    "health": "status",
+    "bounded": "backoff",
+    "views": "follower snapshot replica_clients.base",
     "poller": "backoff fetch",
-    "replica": "backoff bounded views follower poller status pages snapshot fetch write_behind disk_cache plan options "
-    "replica_clients.* ltx.*",
+    "report": "health status pages snapshot fetch disk_cache options ltx.names",
+    "replica": "backoff bounded health report views follower poller status pages snapshot fetch write_behind plan "
+    "options replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options",
     "pragmas": "replica status history snapshot options ltx.names",

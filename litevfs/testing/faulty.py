@@ -347,7 +347,11 @@ class FaultyReplicaClient:
 
 
 def _error(fault: Fault, request: Request) -> LitevfsError:
-    error = _ERRORS[fault.kind](f"injected fault: {fault.kind} during a {request.operation}", level=request.level)
+    error = _ERRORS[fault.kind](
+        f"injected fault: {fault.kind} during a {request.operation}",
+        level=request.level,
+        min_txid=request.min_txid if request.operation == "read" else None,
+    )
     if isinstance(error, TransientStorageError):
         error.retry_after_s = fault.retry_after_s
     return error

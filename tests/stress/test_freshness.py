@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
+import traceback
 
 import pytest
 
 import litevfs
 from litevfs.errors import StaleReplicaError, StorageError
+from litevfs.options import Options
+from litevfs.replica import Replica
 from litevfs.testing.faulty import Fault
 from tests.primary import Primary
 from tests.support import connected, one, rows, txid_of, wait_until
@@ -162,6 +166,55 @@ def test_one_connection_may_refuse_what_another_reads(primary, faults):
         with pytest.raises(StaleReplicaError):
             rows(strict, "SELECT a FROM t")
         assert rows(relaxed, "SELECT a FROM t") == [(1,)]
+
+
+def test_a_look_that_listed_before_the_transaction_began_does_not_make_it_fresh(primary, faults):
+    with (
+        connected(faults.url, poll_interval=0, max_staleness=0) as strict,
+        connected(faults.url, poll_interval=0) as other,
+    ):
+        count = [one(strict, "SELECT count(*) FROM t")]
+        insert(primary)
+        faults.add(Fault("hang", operations=("read",), count=1))  # the look for TXID 2 has listed, and reads
+        looking = threading.Thread(target=litevfs.wait_for, args=(other, 2, 20))
+        looking.start()
+        faults.wait_until_waiting()
+        insert(primary)
+        reading = threading.Thread(target=lambda: count.append(one(strict, "SELECT count(*) FROM t")))
+        reading.start()
+        wait_until(lambda: "check_freshness" in _stack_of(reading), "its own wish to look")
+        faults.clear()
+        looking.join(20)
+        reading.join(20)
+        assert count == [1, 3]
+
+
+def _stack_of(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return "".join(traceback.format_stack(frame)) if frame else ""
+
+
+def test_staleness_counts_from_the_beginning_of_a_look(primary, faults):
+    """What was committed while a look read its files is not in it, however recently it ended."""
+    replica = Replica(Options(replica_url=faults.url))
+    try:
+        replica.open(10)
+        insert(primary)
+        faults.add(Fault("hang", operations=("read",), count=1))
+        looking = threading.Thread(target=replica.refresh)
+        looking.start()
+        faults.wait_until_waiting()
+        listed = time.monotonic()
+        wait_until(lambda: time.monotonic() - listed > 0.2)
+        insert(primary)
+        faults.clear()
+        looking.join(20)
+        assert replica.lag_s() > 0.2
+        replica.check_freshness(0.2)
+        assert replica.snapshot is not None
+        assert replica.snapshot.txid == 3
+    finally:
+        replica.close()
 
 
 # --- subscribe --------------------------------------------------------------------------------------------------------

@@ -221,3 +221,59 @@ def test_max_staleness_refuses_a_transaction_in_bounded_time_while_the_poll_hang
         threading.Event().wait(0.06)  # until the last success is older than that
         error = bounded(faults, lambda: one(connection, "SELECT count(*) FROM t"), HANG_BOUND_S)
         assert isinstance(error, StaleReplicaError)
+
+
+def test_a_further_connection_opens_beside_a_listing_that_hangs(primary, faults, monkeypatch):
+    """It waits a moment for a newer state, and not even that once the look is known to take long."""
+    monkeypatch.setattr("litevfs.replica.JUST_NOW_S", 0.0)  # as if the last look had been a while ago
+    with connected(faults.url, **FAST):
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        for _ in range(3):
+            opening = InThread(lambda: litevfs.connect(faults.url, open_timeout="1h", **FAST))
+            assert opening.ended(HANG_BOUND_S)
+            assert opening.error is None
+            assert rows(opening.result, "SELECT a FROM t") == [(1,), (2,)]
+            opening.result.close()
+        faults.clear()
+
+
+@pytest.mark.plan("L11")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda url, con: litevfs.connect(url, txid=1, open_timeout="50ms", read_timeout="50ms", **FAST),
+        lambda url, con: con.pragma("litestream_time", "2026-01-01T00:00:01Z"),
+        lambda url, con: con.pragma("litestream_poll"),
+        lambda url, con: rows(con, "SELECT a FROM t"),
+    ],
+    ids=["a fixed connection", "time travel", "a poll", "a page whose file has moved"],
+)
+def test_what_has_to_list_keeps_its_bound_while_a_listing_hangs(primary, faults, call):
+    with connected(faults.url, read_timeout="50ms", **FAST) as connection:
+        primary.compact(1, 1, 2)
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        primary.delete(0)
+        error = bounded(faults, lambda: call(faults.url, connection), HANG_BOUND_S)
+        assert isinstance(error, litevfs.StorageTimeoutError)
+        assert rows(connection, "SELECT a FROM t") == [(1,), (2,)]
+
+
+def test_a_look_that_hangs_is_no_current_state(primary, faults, monkeypatch):
+    replica = Replica(Options(replica_url=faults.url))
+    try:
+        replica.open(10)
+        replica.poll_every(0.005)
+        faults.add(Fault("hang", operations=("list",)))
+        faults.wait_until_waiting()
+        assert replica.status().state == "current"
+        monkeypatch.setattr("litevfs.health.LATE_AFTER_S", 0.1)
+        wait_until(lambda: replica.status().state == "behind", "trouble in the status")
+        monkeypatch.setattr("litevfs.health.STALLED_AFTER_S", 0.1)
+        wait_until(lambda: replica.status().state == "stalled", "more trouble in the status")
+        monkeypatch.undo()
+        faults.clear()
+        wait_until(lambda: replica.status().state == "current", "the end of the trouble")
+    finally:
+        replica.close()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from litevfs.errors import LitevfsError, ReplicaEmptyError, StorageClosedError, StorageTimeoutError, TXIDGapError
+from litevfs.health import STALLED_AFTER_S
 from litevfs.options import Options
-from litevfs.replica import STALLED_AFTER_S, Replica
+from litevfs.replica import Replica
 from litevfs.status import State
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
@@ -31,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("litevfs.replica.time", clock)
+    monkeypatch.setattr("litevfs.health.time", clock)
     return clock
 
 
