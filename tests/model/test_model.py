@@ -40,7 +40,7 @@ def assert_was_worth_it(happened: dict[str, int]) -> None:
         assert happened[f"integrity checked after {event}"] > 0, event
     for kind in CHANGES:
         assert happened[f"change: {kind}"] > 0, kind
-    for what in ("restored", "travelled", "files deleted", "syncs that failed", "read: PageUnavailableError"):
+    for what in ("restored", "travelled", "files deleted", "syncs that failed"):  # some hundred times each
         assert happened[what] > 0, what
 
 
