@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import itertools
 import logging
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -102,11 +103,13 @@ class Follower:
 
     def open_newest(self) -> Snapshot:
         """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
+        began = time.monotonic()
         files = self._list_all()
         snapshot, times = self._apply(empty_snapshot(), newest_state(files).files)
         self._times.clear()
         self._note_times(times)
         self._note_position(files, snapshot)
+        self._last_resync = began
         return snapshot
 
     def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
@@ -128,9 +131,11 @@ class Follower:
                 if failure is not None:
                     raise failure
                 return anchor is not None
+        began, self._last_resync = time.monotonic(), -math.inf
         failure = self._resync(snapshot, self._judge(snapshot, self._list_all()), publish)
         if failure is not None:
             raise failure
+        self._last_resync = began
         return True
 
     def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
@@ -142,7 +147,6 @@ class Follower:
 
     def _list_all(self, target: int | None = None) -> list[LTXFileInfo]:
         """The files of all levels; those that Litestream leaves empty by default only if the others do not suffice."""
-        self._last_resync = time.monotonic()
         files = self._fetcher.list_levels(USUAL_LEVELS)
         try:
             newest_state(files, target)
@@ -228,7 +232,7 @@ class Follower:
     def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
         """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
         covered = [file for file in files if file.max_txid <= snapshot.txid]
-        level_0 = [file for file in covered if file.level == 0]
+        level_0 = [file for file in covered if file.level == 0 and file.max_txid == snapshot.txid]
         self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
         self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
 
@@ -269,6 +273,8 @@ class Follower:
         """
         ours = {*snapshot.files.values(), *self._seen}
         evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
+        if any(f.max_txid == snapshot.txid and f.level != SNAPSHOT_LEVEL and f not in evidence for f in files):
+            return Look(files, Lineage.UNKNOWN, 0)  # whose it is cannot be told, and what comes next would follow it
         proved = 0
         for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
             if file in ours or self._read_time(file) in self._known_times(file.max_txid):
@@ -283,6 +289,8 @@ class Follower:
         # full snapshots are left, one that was made later may be of any history.
         transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
         newest = max(transactions or files, key=lambda f: f.max_txid)
+        if newest in ours or newest.max_txid <= proved:
+            return Look(files, Lineage.STALE, proved)
         if self._read_time(newest) <= self._times.get((False, snapshot.txid), snapshot.timestamp_ms):
             return Look(files, Lineage.STALE, proved)
         return Look(files, Lineage.OTHER if transactions else Lineage.UNKNOWN, 0)
