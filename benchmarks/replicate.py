@@ -138,12 +138,13 @@ class Bench:
             url = storage.url(database.parent)
             reader = [str(APPLICATION), "read", url, "--poll-interval", f"{POLL_INTERVAL_S}s"]
             writes = writer(database, PACE, self.scale.warm_up_s, self.scale.lag_s)
-            with running(reader, storage.environment) as process, running(writes) as writing:
-                answer(process)
-                answer(writing)
-                assert process.stdin is not None
-                print(answer(writing)["last"], file=process.stdin, flush=True)
-                result = answer(process)
+            with running(reader, storage.environment) as process:
+                answer(process)  # it sees the first row only if it is there before the writer
+                with running(writes) as writing:
+                    answer(writing)
+                    assert process.stdin is not None
+                    print(answer(writing)["last"], file=process.stdin, flush=True)
+                    result = answer(process)
         for key in ("median", "p99", "worst"):
             self.samples.add(f"{case}: {key}", name, result[key])
 
