@@ -305,8 +305,8 @@ class ReplicaClientConformance:
             while not done.is_set():
                 try:
                     found.update(_list_and_read(client))
-                except StorageNotFoundError:
-                    continue  # replaced between listing and reading
+                except (StorageNotFoundError, TransientStorageError):
+                    continue  # replaced between listing and reading; some servers fail at that moment
             return found
 
         with ThreadPoolExecutor(3) as pool:

@@ -207,7 +207,7 @@ def test_readers_of_files_that_vanish_all_the_time_see_states_of_the_primary_onl
 
 @pytest.mark.plan("D05")
 def test_a_listing_that_fails_while_vanished_files_are_looked_for_is_a_typed_error_and_passes(primary, storage):
-    with connected(storage.url, poll_interval=0, cache_size=0) as connection:
+    with connected(storage.url, poll_interval=0, cache_size=0, read_timeout="2s") as connection:
         primary.compact(1, 1, primary.txid)
         primary.delete(0)
         storage.add(Fault("timeout", operations=("list",)))
