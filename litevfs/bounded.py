@@ -70,21 +70,18 @@ def call_alone(call: Callable[[], T], lock: threading.Lock, timeout_s: float, na
     system has no thread to give.
     """
     deadline = time.monotonic() + timeout_s
-    if not lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
-        raise _no_answer(timeout_s)
     future: Future[T] = Future()
 
-    def run() -> None:
-        outcome: Future[T] = Future()
-        _settle(outcome, call)
-        lock.release()  # before anybody learns that it has ended
-        _settle(future, outcome.result)
+    def call_locked() -> T:
+        # In the thread that makes the call: Ctrl-C in the one that waits neither leaves the lock locked nor opens it.
+        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise _no_answer(timeout_s)
+        try:
+            return call()
+        finally:
+            lock.release()
 
-    try:
-        _start(run, name)
-    except BaseException:
-        lock.release()
-        raise
+    _start(lambda: _settle(future, call_locked), name)
     return _result(future, deadline, timeout_s)
 
 

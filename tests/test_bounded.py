@@ -9,6 +9,7 @@ import pytest
 
 from litevfs.bounded import SharedCall, call_alone, call_persistently
 from litevfs.errors import StorageNotFoundError, StorageTimeoutError, TransientStorageError
+from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
 
 
@@ -92,6 +93,34 @@ def test_an_error_reaches_whoever_waits_and_the_lock_is_free():
     with pytest.raises(ZeroDivisionError):
         call_alone(lambda: 1 // 0, lock, 10, "test")
     assert not lock.locked()
+
+
+def test_ctrl_c_at_any_moment_leaves_the_lock_to_nobody():
+    for lock in interrupted_everywhere(threading.Lock, lambda lock: call_alone(lambda: True, lock, 10, "test")):
+        wait_until(lambda: not lock.locked(), "the lock")  # noqa: B023 (run at once)
+        assert call_alone(lambda: True, lock, 10, "test") is True
+
+
+def test_ctrl_c_while_its_thread_begins_does_not_take_the_lock_from_a_call(monkeypatch):
+    lock, began, go_on = threading.Lock(), threading.Event(), threading.Event()
+    start = threading.Thread.start
+
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    def call() -> bool:
+        began.set()
+        return go_on.wait(10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_and_be_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call_alone(call, lock, 10, "test")
+    assert began.wait(10)
+    assert lock.locked()
+    go_on.set()
+    assert call_alone(lambda: True, lock, 10, "test") is True
 
 
 def test_without_a_thread_to_be_had_the_lock_is_free(monkeypatch):
