@@ -17,6 +17,8 @@ from litevfs.plan import extend
 from litevfs.replica_clients.base import LTXFileInfo
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d*)?)\s*([a-zµ]+)\s+ago|-\s*(\d+(?:\.\d*)?)\s*([a-zµ]+)", re.IGNORECASE)
+_MAX_AGO_S = 1e15
+"""Before anything that could have been stored."""
 _UNITS = {
     "second": "s",
     "sec": "s",
@@ -46,7 +48,7 @@ def parse_moment_ms(text: str, now_ms: int) -> int:
     if unit in {"week", "weeks"}:
         number, short = str(float(number) * 7), "d"
     try:
-        return now_ms - round(parse_duration_s(f"{number}{short}") * 1000)
+        return now_ms - round(parse_duration_s(f"{number}{short}", most_s=_MAX_AGO_S) * 1000)
     except OptionError as error:
         raise OptionError(f"not a time: {text!r}", hint="write RFC 3339, or for example '5 minutes ago'") from error
 

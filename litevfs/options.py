@@ -39,14 +39,19 @@ _SIZE_UNITS_BYTES = {
     "G": 2**30,
 }
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)")
+MAX_DURATION_S = 100 * 365 * 86400.0
+"""Longer waits are beyond what the system's clocks and locks take."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_TIMESTAMP_MS, _MAX_TIMESTAMP_MS = -62_135_596_800_000, 253_402_300_799_999
 """Years 1 to 9999."""
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
 
 
-def parse_duration_s(value: object) -> float:
-    """Seconds, from a number of seconds or text such as `1s`, `250ms`, `1h30m`, `0`. Raises OptionError."""
+def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
+    """Seconds, from a number of seconds or text such as `1s`, `250ms`, `1h30m`, `0`. Raises OptionError.
+
+    More than `most_s` is refused: it has to be waited for.
+    """
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
@@ -56,9 +61,10 @@ def parse_duration_s(value: object) -> float:
             seconds = float(text)
         elif text and "".join(parts := _DURATION.findall(text)) == text:
             seconds = sum(_one_duration_s(part) for part in parts)
-    if not (math.isfinite(seconds) and seconds >= 0):
+    if not 0 <= seconds <= most_s:  # NaN is not
         raise OptionError(
-            f"not a duration: {value!r}", hint="write for example 1s, 250ms, 1h30m, or seconds as a number"
+            f"not a duration: {value!r}",
+            hint="write for example 1s, 250ms, 1h30m, or seconds as a number; a hundred years are the most",
         )
     return seconds
 

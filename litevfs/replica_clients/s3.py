@@ -31,7 +31,7 @@ from litevfs.replica_clients.s3_access import S3Access
 from litevfs.replica_clients.s3_errors import error_from_answer
 from litevfs.replica_clients.s3_listing import ListPage, all_pages, list_query, parse_list_page, plain_etag
 from litevfs.replica_clients.s3_requests import SignedRequests
-from litevfs.replica_clients.s3_transport import Transport, endpoint_of
+from litevfs.replica_clients.s3_transport import MAX_WAIT_S, Transport, endpoint_of
 from litevfs.replica_clients.s3_url import parse_s3_url
 
 BLOCK_SIZE = 1 << 16
@@ -75,6 +75,7 @@ class S3ReplicaClient:
         self._location = parse_s3_url(url, os.environ.get("LITESTREAM_S3_ENDPOINT"))
         if read_timeout_s <= 0:
             raise OptionError(f"read_timeout {read_timeout_s:g} s leaves S3 no time to answer", hint="for example 30s")
+        read_timeout_s = min(read_timeout_s, MAX_WAIT_S)
         self._access = S3Access(
             self._location, self._send_for_botocore, access_key_id, secret_access_key, timeout_s=read_timeout_s
         )

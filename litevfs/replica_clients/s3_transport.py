@@ -39,6 +39,8 @@ from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError
 
 DRIP_BYTES_PER_S = 1 << 13
 """A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
+MAX_WAIT_S = 1e6
+"""A socket counts milliseconds in 31 bits; whoever waits for longer may ask again."""
 _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -126,7 +128,7 @@ class Transport:
     def _total_timeout(self, timeout_s: float) -> urllib3.Timeout:
         if timeout_s <= 0:
             raise TimeoutError("no time is left for a request")
-        return urllib3.Timeout(connect=self._timeout.connect_timeout, total=timeout_s)
+        return urllib3.Timeout(connect=self._timeout.connect_timeout, total=min(timeout_s, MAX_WAIT_S))
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""

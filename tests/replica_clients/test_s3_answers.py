@@ -227,6 +227,13 @@ def test_a_connection_is_used_again_after_an_answer_that_was_timed(connect):
     assert client.server.connections == 1
 
 
+def test_more_time_to_answer_than_a_socket_can_wait_is_no_error(connect):
+    never_s = 2**32 / 1000  # in milliseconds and 32 bits: 0
+    client = connect(lambda method, *_: part(0, 9) if method == "GET" else answer("200 OK"), read_timeout_s=never_s)
+    assert client.read(FILE, 0, 10) == client.read_within(FILE, 0, 10, timeout_s=never_s) == b"x" * 10
+    assert client.write(0, 1, 1, b"x", 1)
+
+
 def test_no_time_to_answer_is_refused():
     with pytest.raises(OptionError, match="read_timeout"):
         S3ReplicaClient("s3://bucket/db", read_timeout_s=0)
