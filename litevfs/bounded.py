@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from litevfs.backoff import Backoff
-from litevfs.errors import LitevfsError, StorageTimeoutError, TransientStorageError
+from litevfs.errors import LitevfsError, StorageTimeoutError
+from litevfs.workers import start_thread
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class SharedCall:
             running = self._running
             if running is None or running.future.done():
                 running = _Running()
-                _start(lambda: _settle(running.future, self._call), self._name)
+                start_thread(lambda: _settle(running.future, self._call), self._name)
                 self._running = running  # not before there is a thread that will end it
             return running
 
@@ -81,7 +82,7 @@ def call_alone(call: Callable[[], T], lock: threading.Lock, timeout_s: float, na
         finally:
             lock.release()
 
-    _start(lambda: _settle(future, call_locked), name)
+    start_thread(lambda: _settle(future, call_locked), name)
     return _result(future, deadline, timeout_s)
 
 
@@ -106,13 +107,6 @@ def call_persistently(
             if not may_pass(error) or time.monotonic() + seconds >= deadline:
                 raise
         pause(seconds)
-
-
-def _start(run: Callable[[], None], name: str) -> None:
-    try:
-        threading.Thread(target=run, name=name, daemon=True).start()
-    except RuntimeError as error:
-        raise TransientStorageError(f"the storage cannot be asked now: {error}") from error
 
 
 def _settle(future: Future[T], call: Callable[[], T]) -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import LitevfsError, OptionError, TransientStorageError
 from litevfs.snapshot import Snapshot
+from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.hydration")
 
@@ -114,11 +115,9 @@ class Hydration:
         if not path:
             # Also where nobody closes this before the process ends.
             self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
-        self._thread = threading.Thread(target=self._run, name="litevfs-hydrate", daemon=True)
         try:
-            self._thread.start()
-        except RuntimeError:  # the system has no more threads to give
-            self._thread = None
+            self._thread = start_thread(self._run, "litevfs-hydrate")
+        except TransientStorageError:
             self._close_file()
             self._delete()
             raise
@@ -130,7 +129,7 @@ class Hydration:
             self._awaits_read = False
             try:
                 self._start()
-            except (OptionError, OSError, RuntimeError) as error:
+            except (OptionError, OSError) as error:
                 logger.warning("this process goes on without hydration after the fork: %s", error)
 
     def _run(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LitevfsError, StorageClosedError
+from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.poller")
 
@@ -16,7 +17,8 @@ logger = logging.getLogger("litevfs.poller")
 class Poller:
     """Calls `refresh` every `interval_s` seconds until closed; after failures less often, never more often.
 
-    The callback returns False when its owner is gone, which ends the thread.
+    The callback returns False when its owner is gone, which ends the thread. Raises TransientStorageError when the
+    system has no thread to give.
     """
 
     close_timeout_s = 0.8
@@ -26,8 +28,7 @@ class Poller:
         self._refresh = refresh
         self._wake = threading.Event()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"litevfs-poll {name}", daemon=True)
-        self._thread.start()
+        self._thread = start_thread(self._run, f"litevfs-poll {name}")
 
     def set_interval(self, interval_s: float) -> None:
         """Change the pace, from now on."""

@@ -141,11 +141,11 @@ class Replica:
         with self._published:  # connections may open at the same time
             if interval_s <= 0 or self._closed:
                 return
-            self._interval_after_fork_s = 0.0
             if self._poller is None:
                 self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
             elif interval_s < self._poller.interval_s:
                 self._poller.set_interval(interval_s)
+            self._interval_after_fork_s = 0.0  # not before there is a poller
 
     def detach_poller(self) -> Poller | None:
         """Nobody wants news any more: the poller, to be closed by the caller, or None."""
@@ -181,8 +181,7 @@ class Replica:
     def wake(self) -> None:
         """Start the poller that a fork has ended, if there was one. Cheap enough for every transaction."""
         if self._interval_after_fork_s:
-            interval_s, self._interval_after_fork_s = self._interval_after_fork_s, 0.0
-            self.poll_every(interval_s)
+            self.poll_every(self._interval_after_fork_s)
 
     # --- refresh ------------------------------------------------------------------------------------------------------
 
@@ -247,9 +246,10 @@ class Replica:
             return self.snapshot.txid if self.snapshot else 0
 
     def remove_listener(self, listener: Callable[[int], None]) -> None:
-        """No more calls, but for one that may be under way."""
+        """No more calls, but for one that may be under way. Idempotent."""
         with self._published:
-            self._listeners.remove(listener)
+            if listener in self._listeners:
+                self._listeners.remove(listener)
 
     def wait_for(self, txid: int, timeout_s: float) -> Snapshot:
         """The published state once it is at `txid` or later; looks for it at once, then with every poll.

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from litevfs.options import Options
 from litevfs.sharing import registry
+from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.subscription")
 
@@ -34,16 +35,16 @@ class Subscription:
         self._closed = False
         self._lease = registry.acquire(options)
         self._replica = self._lease.replica
+        self._thread: threading.Thread | None = None
         try:
             self._replica.open(options.open_timeout_s)
             self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
             self._replica.poll_every(options.poll_interval_s)
+            self._thread = start_thread(self._run, f"litevfs-subscribe {self._replica.url}")
         except BaseException:
-            registry.release(self._lease)
+            self.close()
             raise
         _open.add(self)
-        self._thread = threading.Thread(target=self._run, name=f"litevfs-subscribe {self._replica.url}", daemon=True)
-        self._thread.start()
 
     def _run(self) -> None:
         while (txid := self._txids.get()) is not None and not self._closed:
@@ -58,11 +59,13 @@ class Subscription:
         if self._closed:
             return
         self._closed = True
-        self._replica.remove_listener(self._txids.put)
-        self._txids.put(None)
-        if self._thread is not threading.current_thread():
-            self._thread.join(self.close_timeout_s)
-        registry.release(self._lease)
+        try:
+            self._replica.remove_listener(self._txids.put)
+            self._txids.put(None)
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(self.close_timeout_s)
+        finally:  # also when Ctrl-C ends the wait
+            registry.release(self._lease)
 
     def _end_in_child(self) -> None:
         """The thread that would call back is the parent's; without it, what is published would be kept for ever."""

@@ -12,7 +12,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from litevfs.errors import TransientStorageError
+
 T = TypeVar("T")
+
+
+def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
+    """A daemon thread that makes the call. Raises TransientStorageError when the system has none to give."""
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise TransientStorageError(
+            f"no thread for {name.partition(' ')[0]} now: {error}", hint="check the limits on processes and memory"
+        ) from error
+    return thread
 
 
 class WorkerPool:

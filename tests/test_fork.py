@@ -18,6 +18,7 @@ import pytest
 
 import litevfs
 from litevfs import sharing
+from litevfs.errors import TransientStorageError
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.urls import register_scheme
 from tests.primary import Primary
@@ -55,6 +56,10 @@ def forked(work: Callable[[], None], *, times: int = 1):
         os.waitpid(child, 0)
 
 
+def _refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def _do(work: Callable[[], None], writing: int, times: int) -> None:
     signal.alarm(30)
     try:
@@ -82,6 +87,21 @@ def test_a_child_and_a_childs_child_follow_the_primary(tmp_path, times):
         with forked(follow, times=times):
             primary.commit("INSERT INTO t VALUES(2)")
             primary.commit("INSERT INTO t VALUES(3)")
+
+
+def test_a_child_without_a_thread_for_its_poller_says_so_and_follows_once_there_is_one(tmp_path):
+    with replica_in(tmp_path / "r") as primary, connected(tmp_path / "r", **POLL) as con:
+
+        def follow() -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(threading.Thread, "start", _refuse)
+                for _ in range(2):
+                    with pytest.raises(TransientStorageError, match="no thread for litevfs-poll"):
+                        rows(con, "SELECT * FROM t")
+            wait_until(lambda: rows(con, "SELECT count(*) FROM t") == [(2,)], "news in the child", timeout_s=20)
+
+        with forked(follow):
+            primary.commit("INSERT INTO t VALUES(2)")
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["temporary file", "hydration_path"])

@@ -14,7 +14,7 @@ import pytest
 
 import litevfs
 from litevfs import sharing
-from litevfs.errors import OptionError
+from litevfs.errors import OptionError, TransientStorageError
 from litevfs.options import Options
 from litevfs.poller import Poller
 from litevfs.replica import Replica
@@ -190,6 +190,28 @@ def test_threads_that_come_and_go_leave_nothing(world):
 
     in_threads(8, work)
     assert registry._shared == {}
+
+
+@pytest.mark.parametrize("missing", ["litevfs-refresh", "litevfs-poll", "litevfs-hydrate", "litevfs-subscribe"])
+def test_without_a_thread_to_be_had_opening_is_refused_leaves_nothing_and_works_later(world, monkeypatch, missing):
+    script, _ = world
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith(missing):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def open_and_close() -> None:
+        litevfs.subscribe(script.url, print, hydration_enabled=True, open_timeout="0s").close()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransientStorageError, match=f"no thread for {missing} now: can't start new thread"):
+            open_and_close()
+    wait_until(lambda: not any(thread.name.startswith("litevfs") for thread in threading.enumerate()), "an end")
+    assert sharing.registry._shared == {}
+    open_and_close()
 
 
 # --- what a URL means -------------------------------------------------------------------------------------------------

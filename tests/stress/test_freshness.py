@@ -11,6 +11,7 @@ import traceback
 import pytest
 
 import litevfs
+from litevfs import sharing
 from litevfs.errors import StaleReplicaError, StorageError
 from litevfs.options import Options
 from litevfs.replica import Replica
@@ -282,6 +283,19 @@ def test_a_subscriber_that_raises_or_is_slow_delays_nobody_and_misses_nothing(pr
         assert heard in ([], [2])
         go_on.set()
         wait_until(lambda: heard == [2, 3, 4, 5, 6], "every call")
+
+
+def test_ctrl_c_while_a_subscription_waits_for_its_last_call_lets_the_replica_go(primary, url, monkeypatch):
+    subscription = litevfs.subscribe(url, print, poll_interval="2ms")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subscription._thread, "join", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            subscription.close()
+    assert sharing.registry._shared == {}
 
 
 @pytest.mark.plan("K07")
