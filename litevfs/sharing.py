@@ -33,7 +33,7 @@ class Lease:
     """What a connection holds of a shared replica, from `ReplicaRegistry.acquire` to `release`."""
 
     options: Options
-    shared: Shared = field(init=False)
+    shared: Shared
 
     @property
     def replica(self) -> Replica:
@@ -73,24 +73,26 @@ class ReplicaRegistry:
         shortest poll interval and the largest cache count. Connections that do not poll have a replica of their own, so
         that nobody else moves it on. The URL means what it means now, whatever the current folder is later.
         """
-        lease = Lease(replace(options, replica_url=absolute_url(options.replica_url)))
-        shared = self._join(_key(lease.options), lease)
+        options = replace(options, replica_url=absolute_url(options.replica_url))
+        lease = Lease(options, Shared(_key(options)))
         try:
+            shared = self._join(lease)
             with shared.making:
                 if shared.replica is None:
-                    shared.replica = Replica(lease.options)
+                    shared.replica = Replica(options)
                 else:
                     shared.replica.pages.enlarge(options.cache_size_bytes)
+            return lease
         except BaseException:
             self.release(lease)
             raise
-        return lease
 
-    def _join(self, key: _Key, lease: Lease) -> Shared:
+    def _join(self, lease: Lease) -> Shared:
         """Put the lease on the list of those that hold a replica."""
+        key = lease.shared.key
         with self._lock:
             while True:
-                lease.shared = self._shared.setdefault(key, Shared(key))
+                lease.shared = self._shared.setdefault(key, lease.shared)
                 lease.shared.leases.add(lease)
                 if self._shared.get(key) is lease.shared:  # else a finalizer has just taken the last one before ours
                     return lease.shared

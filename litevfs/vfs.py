@@ -244,6 +244,11 @@ class ReplicaFile:
         """Let go of the replica. Idempotent."""
         registry.release(self._lease)
 
+    def __del__(self) -> None:
+        """Let go also where SQLite never got the file: Ctrl-C may strike between any two lines of opening it."""
+        if hasattr(self, "_lease"):
+            self.xClose()
+
     def xSectorSize(self) -> int:
         """Bytes; SQLite's default."""
         return 4096

@@ -22,6 +22,8 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.urls import open_replica_client, register_scheme
 from litevfs.sharing import ReplicaRegistry
+from litevfs.vfs import ReplicaFile
+from tests.interrupts import interrupted_everywhere
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, in_threads, rows, wait_until
@@ -325,6 +327,16 @@ def test_a_connection_may_be_collected_while_another_replica_is_being_made():
         finally:
             gc.enable()
         assert replica.status().state == "closed"
+
+
+def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        for opened in interrupted_everywhere(list, lambda files: files.append(ReplicaFile(options(script)))):
+            opened.clear()
+            assert not any(shared.leases for shared in sharing.registry._shared.values())
+            wait_until(lambda: not any("poll" in thread.name for thread in threading.enumerate()), "an end")
+        sharing.registry._shared.clear()
 
 
 def test_finalizers_between_any_two_steps_leave_nothing():
