@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
 from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
@@ -28,15 +28,18 @@ from botocore.utils import get_environ_proxies
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
+    LocationValueError,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
 )
 from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 
+_PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
 DRIP_BYTES_PER_S = 1 << 13
 """A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
 MAX_WAIT_S = 1e6
@@ -365,7 +368,9 @@ def _proxy_manager(proxy: str, options: Mapping[str, Any]) -> urllib3.ProxyManag
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     headers = None
     if parts.username:
-        headers = urllib3.make_headers(proxy_basic_auth=f"{parts.username}:{parts.password or ''}")
+        # The very bytes that the URL names: urllib3 encodes to Latin-1.
+        user, password = (unquote(part, "latin-1") for part in (parts.username, parts.password or ""))
+        headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
     return urllib3.ProxyManager(endpoint_of(parts.geturl()), proxy_headers=headers, **options)
 
 
@@ -377,7 +382,11 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in (*exc.args, exc, exc.__cause__)):
         hint = "set AWS_CA_BUNDLE to the authority's certificate, or skipVerify=true in the URL"
         return StorageError(f"the certificate of {endpoint} is not trusted: {exc}", hint=hint)
-    return TransientStorageError(f"the connection to {endpoint} broke: {exc}")
+    if isinstance(exc, LocationValueError):  # the endpoint is a URL: that has been checked
+        return StorageError(f"cannot reach {endpoint} by way of a proxy: {exc}", hint=_PROXY_HINT)
+    return TransientStorageError(
+        f"the connection to {endpoint} broke: {exc}", hint=_PROXY_HINT if isinstance(exc, ProxyError) else None
+    )
 
 
 def _ssl_context(verify: bool | str) -> ssl.SSLContext:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import re
@@ -699,3 +700,51 @@ def fill_queue(listener: socket.socket) -> list[socket.socket]:
         sock.connect_ex(listener.getsockname())
         waiting.append(sock)
     return waiting
+
+
+# --- a proxy of the environment ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def through(monkeypatch):
+    """Sets the proxy of the environment; gives a client of a server that only that could reach."""
+    clients: list[S3ReplicaClient] = []
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+
+    def through(proxy: str, scheme: str) -> S3ReplicaClient:
+        monkeypatch.setenv(f"{scheme}_proxy", proxy)
+        clients.append(S3ReplicaClient(f"s3://bucket/db?endpoint={scheme}://s3.invalid", read_timeout_s=5))
+        return clients[-1]
+
+    yield through
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_gets_the_user_and_the_password_that_its_url_encodes(through, scripted_server, scheme: str):
+    proxy = scripted_server(answer("407 Proxy Authentication Required"))
+    client = through(proxy.endpoint.replace("://", "://us%40er:p%40ss%2Fw%C3%B6rd@"), scheme)
+    for call in (lambda: client.read(FILE, 0, 10), lambda: client.write(0, 1, 1, b"x", 1)):
+        with pytest.raises(StorageError, match="407") as caught:
+            call()
+        assert "proxy" in caught.value.hint
+        assert "p%40ss" not in repr(caught.value) + repr(caught.value.__cause__)
+    sent = {headers["proxy-authorization"] for _, _, headers in proxy.requests}
+    assert [base64.b64decode(value.split()[1]).decode() for value in sent] == ["us@er:p@ss/wörd"]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://user:pass-word@127.0.0.1:1", "http://user:pass-word@127.0.0.1:port"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_cannot_be_used_is_said_so_and_not_tried_again(through, proxy: str, scheme: str):
+    client = through(proxy, scheme)
+    for call in (
+        lambda: client.read(FILE, 0, 10),
+        lambda: client.list_files(0),
+        lambda: client.write(0, 1, 1, b"x", 1),
+    ):
+        with pytest.raises(StorageError, match="HTTPS_PROXY") as caught:
+            call()
+        assert not isinstance(caught.value, TransientStorageError)
+        assert "pass-word" not in repr(caught.value) + repr(caught.value.__cause__)
