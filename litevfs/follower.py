@@ -7,14 +7,12 @@ vanished anchor, a long absence, is settled by one look at all levels.
 
 from __future__ import annotations
 
-import enum
 import itertools
 import logging
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from litevfs.errors import (
     LitevfsError,
@@ -28,6 +26,7 @@ from litevfs.errors import (
 )
 from litevfs.fetch import FetchedFile, Fetcher
 from litevfs.history import state_at
+from litevfs.lineage import Judge, Lineage, Look, Times
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
@@ -42,14 +41,10 @@ MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
 RESYNC_INTERVAL_S = 60.0
 """How often all levels are listed while nothing on level 0 tells that nothing was missed."""
-SET_BACK_AFTER_S = 30.0
-"""How long the newest file known must be in no listing and not to be read before that is taken for the truth."""
 USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
 RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
-MAX_TIMES = 10_000
-"""Transactions whose time is remembered, to tell this history from another one."""
-MAX_EVIDENCE = 8
-"""Headers that are read at most to tell."""
+MAX_DETOURS = 8
+"""How many files that are of no use one look goes around."""
 _FIRST_VIEW_EPOCH = 1 << 32
 """A fixed view is a history of its own: nothing proves that it is the one of the live states."""
 _FIRST_VIEW_COUNTER = 1 << 31
@@ -57,26 +52,6 @@ _FIRST_VIEW_COUNTER = 1 << 31
 
 Publish = Callable[[Snapshot, Sequence[int]], None]
 """(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
-_Times = dict[tuple[bool, int], int]
-"""(of a full snapshot?, last TXID) -> a header's timestamp, milliseconds: snapshots carry when they were made."""
-
-
-class Lineage(enum.Enum):
-    """Whether a listing shows the replica that a state came from."""
-
-    SAME = enum.auto()  # proved at the state's own TXID
-    STALE = enum.auto()  # leads no further than the state, and nothing in it is younger: an old listing
-    OTHER = enum.auto()  # proved: the replica was replaced or set back
-    UNKNOWN = enum.auto()  # what would have proved it is gone
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """A listing of all levels, and what it has to do with a state."""
-
-    files: list[LTXFileInfo]
-    lineage: Lineage
-    proved_txid: int  # up to here, the files are of the state's history; 0: nowhere
 
 
 class Follower:
@@ -90,14 +65,14 @@ class Follower:
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
-        self._times: OrderedDict[tuple[bool, int], int] = OrderedDict()  # of what was published of this lineage
+        self._judge = Judge(fetcher)
         self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
         self._last_resync = 0.0
-        self._missing_since: float | None = None  # monotonic, seconds; the newest file known
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
         """Go on with another fetcher of the same replica (in a forked child)."""
         self._fetcher, self._keep = fetcher, keep
+        self._judge.use(fetcher)
 
     # --- live states --------------------------------------------------------------------------------------------------
 
@@ -106,8 +81,7 @@ class Follower:
         began = time.monotonic()
         files = self._list_all()
         snapshot, times = self._apply(empty_snapshot(), newest_state(files).files)
-        self._times.clear()
-        self._note_times(times)
+        self._judge.begin(times)
         self._note_position(files, snapshot)
         self._last_resync = began
         return snapshot
@@ -117,7 +91,7 @@ class Follower:
 
         That is so for a while where level 0 is empty: a transaction may have passed it between two looks. With
         `thorough`, all levels are looked at then. Raises TXIDGapError, or what a file in the way raised, after
-        everything before it was published.
+        everything before it was published and no way around was found.
         """
         anchor = self._anchor
         if anchor is not None or not thorough:
@@ -125,14 +99,19 @@ class Follower:
             chain = extend(snapshot.txid, files)
             is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
             if is_usual and len(snapshot.files) <= self._max_files:
-                self._missing_since = None
+                self._judge.is_in_order()
                 snapshot, failure = self._advance(snapshot, chain, publish)
                 self._note_position(files, snapshot)
-                if failure is not None:
+                if failure is None:
+                    return anchor is not None
+                # The newest file may be on its way still. Of one that others have followed, nothing more will come.
+                if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
                     raise failure
-                return anchor is not None
         began, self._last_resync = time.monotonic(), -math.inf
-        failure = self._resync(snapshot, self._judge(snapshot, self._list_all()), publish)
+        files = self._list_all()
+        is_of_use = bool(extend(snapshot.txid, files).files) or not self._is_at_home(snapshot, files)
+        look = self._judge.judge(snapshot, self._seen, files, closely=is_of_use)
+        failure = self._resync(snapshot, look, publish)
         if failure is not None:
             raise failure
         self._last_resync = began
@@ -162,12 +141,11 @@ class Follower:
         if look.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
             self._build_anew(snapshot, look, publish)
             return None
-        chain = extend(snapshot.txid, look.files)
-        snapshot, failure = self._advance(snapshot, chain, publish)
+        snapshot, failure = self._advance_around(snapshot, look.files, publish)
         proved_txid = snapshot.txid if look.lineage is Lineage.SAME else look.proved_txid
         snapshot = self._move_to_compacted_files(snapshot, look.files, proved_txid, publish)
         self._note_position(look.files, snapshot)
-        return gap_error(chain.gap) if failure is None and chain.gap is not None else failure
+        return failure
 
     def _build_anew(self, old: Snapshot, look: Look, publish: Publish) -> None:
         if look.lineage is Lineage.OTHER:
@@ -177,10 +155,30 @@ class Follower:
         start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
         snapshot, times = self._apply(start, newest_state(look.files).files, known=old)
         publish(snapshot, [snapshot.txid])
-        self._missing_since = None
-        self._times.clear()
-        self._note_times(times)
+        self._judge.begin(times)
         self._note_position(look.files, snapshot)
+
+    def _advance_around(
+        self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish
+    ) -> tuple[Snapshot, LitevfsError | None]:
+        """Apply and publish what leads furthest, without files that are of no use where others hold their TXIDs.
+
+        Returns what is in the way all the same: the first such file, or a gap.
+        """
+        in_the_way: list[tuple[LTXFileInfo, LitevfsError]] = []
+        for _ in range(1 + MAX_DETOURS):
+            chain = extend(snapshot.txid, files)
+            snapshot, failure = self._advance(snapshot, chain, publish)
+            if failure is None:
+                break
+            file = _next_of(chain, snapshot)
+            in_the_way.append((file, failure))
+            if not _is_unusable(failure):
+                break
+            logger.warning("going around a file that is of no use: %s", failure)
+            files = [other for other in files if other != file]
+        gap = None if chain.gap is None else gap_error(chain.gap)
+        return snapshot, next((error for file, error in in_the_way if file.max_txid > snapshot.txid), gap)
 
     def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> tuple[Snapshot, LitevfsError | None]:
         """Apply and publish a chain; if a file fails, what comes before it, and return the failure too."""
@@ -201,18 +199,18 @@ class Follower:
     def _publish_after(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], publish: Publish) -> Snapshot:
         snapshot, times = self._apply(snapshot, files)
         publish(snapshot, [file.max_txid for file in files])
-        self._note_times(times)
+        self._judge.remember(times)
         return snapshot
 
     def _apply(
         self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
-    ) -> tuple[Snapshot, _Times]:
+    ) -> tuple[Snapshot, Times]:
         """The state after `files`, fetched in parallel, each checked before it is used; and their times.
 
         Files that the state `known` uses keep their number, so that what is cached of them stays of use.
         """
         numbers = {file: number for number, file in known.files.items()} if known else {}
-        times: _Times = {}
+        times: Times = {}
         for start in range(0, len(files), FETCHED_AT_ONCE):
             for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
                 number = numbers.get(fetched.info) or next(self._numbers)
@@ -223,101 +221,12 @@ class Follower:
                 times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
         return snapshot, times
 
-    def _note_times(self, times: _Times) -> None:
-        """Remember the times of files that were published. Those of a state that is only being tried prove nothing."""
-        self._times.update(times)
-        while len(self._times) > MAX_TIMES:
-            self._times.popitem(last=False)
-
     def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
         """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
         covered = [file for file in files if file.max_txid <= snapshot.txid]
         level_0 = [file for file in covered if file.level == 0 and file.max_txid == snapshot.txid]
         self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
         self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
-
-    # --- replicas that were replaced ----------------------------------------------------------------------------------
-
-    def _judge(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Look:
-        """What a listing of all levels has to do with `snapshot`.
-
-        Raises ReplicaEmptyError for an empty one, and ReplicaError while the newest transactions seem to be gone: that
-        the replica was set back is believed only after a while, since listings and reads can be stale together.
-        """
-        if not files:  # and the anchor stays, so that whatever comes next is looked at as closely
-            raise ReplicaEmptyError(
-                "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
-            )
-        look = self._lineage(snapshot, files)
-        if look.lineage is not Lineage.STALE or self._is_still_there(snapshot):
-            self._missing_since = None
-            return look
-        now = time.monotonic()
-        self._missing_since = now if self._missing_since is None else self._missing_since
-        if now - self._missing_since >= SET_BACK_AFTER_S:
-            return replace(look, lineage=Lineage.OTHER, proved_txid=0)
-        newest = max(file.max_txid for file in files)
-        raise ReplicaError(
-            "the newest transactions are gone from the replica",
-            min_txid=min(newest + 1, snapshot.txid),
-            max_txid=snapshot.txid,
-            hint="was it set back, or replaced by an older one? what it holds is served if that lasts",
-        )
-
-    def _lineage(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> Look:
-        """Whether what is listed belongs to the history that led to `snapshot`.
-
-        A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
-        timestamp than we know proves another history, and the known one proves the same up to there. Full snapshots
-        carry the time at which they were made: a known one proves the same, another one nothing.
-        """
-        ours = {*snapshot.files.values(), *self._seen}
-        evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
-        if any(f.max_txid == snapshot.txid and f.level != SNAPSHOT_LEVEL and f not in evidence for f in files):
-            return Look(files, Lineage.UNKNOWN, 0)  # whose it is cannot be told, and what comes next would follow it
-        proved = 0
-        for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
-            if file in ours or self._read_time(file) in self._known_times(file.max_txid):
-                proved = max(proved, file.max_txid)
-            elif file.level != SNAPSHOT_LEVEL:
-                return Look(files, Lineage.OTHER, 0)
-            if proved == snapshot.txid:
-                return Look(files, Lineage.SAME, proved)
-        if any(file.max_txid > snapshot.txid for file in files):
-            return Look(files, Lineage.UNKNOWN, 0)
-        # No further than what we have: a stale listing, unless its newest transaction is younger than ours. Where only
-        # full snapshots are left, one that was made later may be of any history.
-        transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
-        newest = max(transactions or files, key=lambda f: f.max_txid)
-        if newest in ours or newest.max_txid <= proved:
-            return Look(files, Lineage.STALE, proved)
-        if self._read_time(newest) <= self._times.get((False, snapshot.txid), snapshot.timestamp_ms):
-            return Look(files, Lineage.STALE, proved)
-        return Look(files, Lineage.OTHER if transactions else Lineage.UNKNOWN, 0)
-
-    def _can_tell(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
-        """Whether the time in a file's header may prove something."""
-        if file.level == SNAPSHOT_LEVEL:
-            return file.max_txid == snapshot.txid
-        return (False, file.max_txid) in self._times
-
-    def _known_times(self, txid: int) -> set[int]:
-        return {self._times[key] for key in ((False, txid), (True, txid)) if key in self._times}
-
-    def _is_still_there(self, snapshot: Snapshot) -> bool:
-        """Whether storage still has the newest file that we know, which a listing does not show."""
-        newest = {f for f in (*snapshot.files.values(), *self._seen) if f.max_txid == snapshot.txid}
-        return not newest or any(self._is_there(file) for file in newest)
-
-    def _is_there(self, file: LTXFileInfo) -> bool:
-        try:
-            found = self._read_time(replace(file, etag=""))  # whatever has that name now
-        except (StorageNotFoundError, LTXFormatError):
-            return False
-        return found in self._known_times(file.max_txid)
-
-    def _read_time(self, file: LTXFileInfo) -> int:
-        return self._fetcher.read_header(file).timestamp_ms
 
     # --- files that vanished ------------------------------------------------------------------------------------------
 
@@ -328,10 +237,7 @@ class Follower:
 
         Only into files up to `proved_txid`: what lies beyond may be of another history.
         """
-        listed = set(files)
-        if len(snapshot.files) <= self._max_files and all(file in listed for file in snapshot.files.values()):
-            return snapshot
-        if not proved_txid:
+        if not proved_txid or self._is_at_home(snapshot, files):
             return snapshot
         known = set(snapshot.files.values())
         try:
@@ -342,8 +248,12 @@ class Follower:
         snapshot, times = self._apply(snapshot, [f for f in chain if f not in known])
         self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
         publish(snapshot, ())
-        self._note_times(times)
+        self._judge.remember(times)
         return snapshot
+
+    def _is_at_home(self, snapshot: Snapshot, files: Iterable[LTXFileInfo]) -> bool:
+        """Whether pages may stay where they are: in few files, all of which are listed."""
+        return len(snapshot.files) <= self._max_files and set(snapshot.files.values()).issubset(files)
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
         """Look at all levels for the state `wanted`, some files of which are gone. None if it cannot be made again.
@@ -354,7 +264,7 @@ class Follower:
         is_proved = False
         if published is not None:
             try:
-                look = self._judge(published, files)
+                look = self._judge.judge(published, self._seen, files, closely=True)
                 is_proved = published.epoch == wanted.epoch and wanted.txid <= look.proved_txid
                 failure = self._resync(published, look, publish)
             except LitevfsError as error:
@@ -369,7 +279,8 @@ class Follower:
             return None
         start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
         again, _ = self._apply(start, chain.files, known=wanted)
-        return self._as_view(again) if is_proved or again.timestamp_ms == wanted.timestamp_ms else None
+        is_same = again.size_bytes == wanted.size_bytes and (is_proved or again.timestamp_ms == wanted.timestamp_ms)
+        return self._as_view(again) if is_same else None
 
     # --- fixed states -------------------------------------------------------------------------------------------------
 
@@ -381,7 +292,7 @@ class Follower:
         files = self._list_all(txid)
         if txid is None:
             assert timestamp_ms is not None
-            txid = state_at(files, timestamp_ms, self._read_time)
+            txid = state_at(files, timestamp_ms, self._judge.read_time)
         return files, txid
 
     def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
@@ -392,3 +303,13 @@ class Follower:
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))
+
+
+def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
+    """The first file of the chain that the state has not got."""
+    return next(file for file in chain.files if file.max_txid > snapshot.txid)
+
+
+def _is_unusable(error: LitevfsError) -> bool:
+    """Whether a file is damaged or gone, rather than the storage in trouble."""
+    return isinstance(error, LTXFormatError | StorageNotFoundError)

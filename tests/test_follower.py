@@ -9,6 +9,7 @@ from litevfs.errors import (
     PageUnavailableError,
     ReplicaEmptyError,
     ReplicaError,
+    StorageNotFoundError,
     TransientStorageError,
     TXIDGapError,
     TXIDNotFoundError,
@@ -204,6 +205,65 @@ def test_a_damaged_index_of_a_large_file_is_an_error_until_it_is_repaired(world)
     assert replica.snapshot.txid == 1
     put(script, 2, whole)
     assert replica.refresh()
+    assert pages_are_right(primary, replica)
+
+
+@pytest.mark.plan("L03", "L28")
+@pytest.mark.parametrize(
+    "files", [[(9, 1, 5)], [(1, 1, 4)], [(2, 3, 5)], [(1, 3, 3)], [(1, 3, 4), (9, 1, 6)]], ids=lambda files: str(files)
+)
+def test_a_damaged_file_is_gone_around_where_other_files_hold_its_transactions(world, files):
+    """As after `litevfs replicate --snapshot`, or where the primary compacts from what it has on its own disk."""
+    primary, script, replica = world
+    insert(primary)
+    replica.refresh()
+    for _ in range(4):
+        insert(primary)
+    put(script, 3, primary.file_bytes(3, 3)[:-40])
+    for _ in range(2):
+        with pytest.raises(LTXFormatError) as caught:
+            replica.refresh()
+        assert (caught.value.level, caught.value.min_txid, replica.snapshot.txid) == (0, 3, 2)
+    for file in files:
+        primary.compact(*file)
+    replica.refresh()
+    assert replica.snapshot.txid == 6
+    assert pages_are_right(primary, replica)
+    insert(primary)
+    script.clear()
+    replica.refresh()
+    assert dict(script.lists) == {0: 1}
+    assert pages_are_right(primary, replica)
+
+
+@pytest.mark.plan("L03", "L28")
+def test_of_several_damaged_files_the_first_that_nothing_replaces_is_reported(world):
+    primary, script, replica = world
+    replica.refresh()
+    for _ in range(7):
+        insert(primary)
+    primary.compact(1, 1, 4)
+    for txid in (3, 6, 8):
+        put(script, txid, b"")
+    with pytest.raises(LTXFormatError) as caught:
+        replica.refresh()
+    assert (caught.value.min_txid, caught.value.max_txid) == (6, 6)
+    assert replica.snapshot.txid == 5
+    assert pages_are_right(primary, replica)
+
+
+@pytest.mark.plan("L29")
+def test_a_file_that_is_listed_though_it_is_gone_is_gone_around(world):
+    primary, script, replica = world
+    replica.refresh()
+    for _ in range(4):
+        insert(primary)
+    remembered = script.writer.list_files(0)
+    primary.compact(1, 1, 4)
+    primary.delete(0, [2, 3, 4])
+    script.on_list = lambda level, files: [f for f in remembered if f.max_txid > 0] if level == 0 else files
+    replica.refresh()
+    assert replica.snapshot.txid == 5
     assert pages_are_right(primary, replica)
 
 
@@ -465,6 +525,36 @@ def test_a_new_history_that_was_tried_in_vain_proves_nothing(world):
         assert pages_are_right(other, replica)
 
 
+@pytest.mark.plan("E03", "L29")
+@pytest.mark.parametrize("files", [[(3, 1, 5)], [(9, 1, 5)], [(1, 1, 3), (1, 4, 8)]], ids=lambda files: str(files))
+@pytest.mark.parametrize("stale_levels", [(0,), (0, 9)], ids=["level 0", "levels 0 and 9"])
+@pytest.mark.parametrize("size", [9000, 20000], ids=["smaller", "as large"])
+def test_an_old_listing_of_one_level_proves_nothing_of_the_others(world, files, stale_levels, size):
+    """What is listed on level 0 was ours, and is gone; what is listed beside it is another database."""
+    primary, script, replica = world
+    for _ in range(4):
+        insert(primary)
+    replica.refresh()
+    old = replica.snapshot
+    listed = {level: script.writer.list_files(level) for level in stale_levels}
+    primary.delete_all()
+    with Primary(script.writer) as other:
+        other.start_ms = primary.timestamp_ms(100)
+        other.run(f"CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob({size}) AS b")
+        while other.txid < files[-1][2]:
+            other.run(INSERT)
+        for file in files:
+            other.compact(*file)
+        script.on_list = lambda level, found: listed.get(level, found)
+        for pgno in range(1, old.commit + 1):
+            with pytest.raises((PageUnavailableError, StorageNotFoundError)):
+                replica.pages.read(old, pgno)
+        script.on_list = None
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (other.txid, 1)
+        assert pages_are_right(other, replica)
+
+
 def older_database(primary: Primary, script: Script, *files: tuple[int, int, int]) -> Primary:
     """Another database, an hour older, in the place of `primary`: only these files, (level, min_txid, max_txid)."""
     primary.delete_all()
@@ -496,7 +586,7 @@ def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(worl
                 replica.pages.read(replica.snapshot, 3)
             assert replica.snapshot.files
         assert replica.status().state == "behind"
-        monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+        monkeypatch.setattr("litevfs.lineage.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
         replica.refresh()
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (files[0][2], 1)
         assert pages_are_right(other, replica)
@@ -514,7 +604,7 @@ def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(wo
         replica.refresh()
     assert (caught.value.min_txid, caught.value.max_txid) == (6, 8)
     assert (replica.snapshot.txid, replica.status().state) == (8, "behind")
-    monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+    monkeypatch.setattr("litevfs.lineage.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
     old = replica.snapshot
     lost = next(pgno for pgno in range(1, old.commit + 1) if old.files[old.file_number(pgno)].max_txid > 5)
     with pytest.raises(PageUnavailableError, match="begin a new transaction"):  # a reader is the first to notice
@@ -530,7 +620,7 @@ def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, monkey
     for _ in range(5):
         insert(primary)
     replica.refresh()
-    monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)
+    monkeypatch.setattr("litevfs.lineage.SET_BACK_AFTER_S", 0.0)
     script.on_list = lambda level, files: [f for f in files if f.max_txid < 4]
     for _ in range(3):
         replica.refresh()

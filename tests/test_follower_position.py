@@ -81,7 +81,7 @@ def test_a_set_back_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch
     monkeypatch.setattr("litevfs.follower.RESYNC_INTERVAL_S", 60.0)
     with pytest.raises(ReplicaError, match="newest transactions are gone"):
         replica.refresh(thorough=False)
-    monkeypatch.setattr("litevfs.follower.SET_BACK_AFTER_S", 0.0)  # half a minute has passed
+    monkeypatch.setattr("litevfs.lineage.SET_BACK_AFTER_S", 0.0)  # half a minute has passed
     replica.refresh(thorough=False)
     assert (replica.snapshot.txid, replica.snapshot.epoch) == (4, 1)
 
