@@ -55,15 +55,16 @@ def parse_moment_ms(text: str, now_ms: int) -> int:
 
 def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:
     """The TXIDs whose state the files can make, ascending, each with a file that ends there: of the lowest level, since
-    a full snapshot carries the time at which it was made instead of that of its last transaction.
+    a full snapshot carries the time at which it was made instead of that of its last transaction. What that file
+    connects to may be gone: with an old snapshot, retention takes what lies below the next one.
     """
     reachable: dict[int, LTXFileInfo] = {}
     newest = below = 0  # the newest reachable state, and the newest one before that
     for file in sorted(files, key=lambda f: (f.max_txid, -f.level)):
         before = below if file.max_txid == newest else newest
-        if file.min_txid <= before + 1:
-            if file.max_txid != newest:
-                newest, below = file.max_txid, newest
+        if file.min_txid <= before + 1 and file.max_txid != newest:
+            newest, below = file.max_txid, newest
+        if file.max_txid == newest:
             reachable[newest] = file
     return reachable
 

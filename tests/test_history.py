@@ -63,6 +63,20 @@ def test_the_state_at_a_time_is_the_newest_that_is_not_younger(files, timestamp_
         assert isinstance(caught.value, TXIDNotFoundError if files else ReplicaEmptyError)
 
 
+def test_a_state_that_only_a_snapshot_makes_is_as_old_as_its_last_transaction():
+    """With the snapshot before, retention took what the other files that end there connect to."""
+    files = [file(9, 1, 6), file(1, 5, 6), file(0, 6, 6), file(0, 9, 9)]
+    assert reachable_txids(files) == {6: file(0, 6, 6)}
+
+    def read(f: LTXFileInfo) -> int:
+        return 8000 if f.level == 9 else time_of(f)  # the snapshot was made two seconds after the transaction
+
+    assert state_at(files, 6000, read) == 6
+    assert state_at(files, 7000, read) == 6
+    with pytest.raises(TXIDNotFoundError, match=r"the earliest state still held is of 1970-01-01T00:00:06\.000Z"):
+        state_at(files, 5999, read)
+
+
 def test_a_search_in_a_long_history_reads_few_headers():
     files = [file(0, n, n) for n in range(1, 10_001)]
     asked = []
