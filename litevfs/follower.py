@@ -175,7 +175,7 @@ class Follower:
             in_the_way.append((file, failure))
             if not _is_unusable(failure):
                 break
-            logger.warning("going around a file that is of no use: %s", failure)
+            logger.info("going around a file that is of no use: %s", failure)
             files = [other for other in files if other != file]
         gap = None if chain.gap is None else gap_error(chain.gap)
         return snapshot, next((error for file, error in in_the_way if file.max_txid > snapshot.txid), gap)

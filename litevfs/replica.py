@@ -267,7 +267,10 @@ class Replica:
                 if self._bounded_refresh.result(max(remaining, MIN_REFRESH_S)):
                     continue
                 pause = backoff.next_s()
-            except (TransientStorageError, ReplicaError, LTXFormatError) as error:  # a file half uploaded, for example
+            except (StorageError, ReplicaError, LTXFormatError) as error:
+                if isinstance(error, StorageError) and not _may_pass(error):
+                    raise
+                # A file half uploaded, for example, or deleted and still listed.
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
                 pause = backoff.after(error)
             remaining = deadline - time.monotonic()

@@ -89,6 +89,14 @@ def test_wait_for_outlasts_listings_that_fail_for_a_while(primary, faults):
         assert faults.injected["timeout"] == 4
 
 
+def test_wait_for_outlasts_listings_that_show_what_is_not_there(primary, faults):
+    with connected(faults.url, poll_interval=0) as connection:
+        insert(primary)
+        faults.add(Fault("not_found", operations=("read",), count=5))
+        assert litevfs.wait_for(connection, 2, timeout=20) == 2
+        assert faults.injected["not_found"] == 5
+
+
 def test_wait_for_outlasts_a_file_that_is_still_being_uploaded(primary, store, url):
     with connected(url, poll_interval=0) as connection:
         primary.run("INSERT INTO t VALUES (2)")
