@@ -353,6 +353,7 @@ def test_closing_ends_requests_that_wait_for_a_thread(remote):
     with remote.fetcher() as fetcher:
         head, tail = fetcher._read_head(remote.file), fetcher._read_tail(remote.file, 20_000)
         others = [fetcher.submit(lambda: busy.wait(10)) for _ in range(32)]
+        wait_until(lambda: all(other.running() for other in others), "all threads to be busy")
         waiting = threading.Event()
         submit = fetcher.submit
 
