@@ -34,6 +34,9 @@ from litevfs.stream import FileStreamer, Retries
 
 logger = logging.getLogger("litevfs.compaction")
 
+_FILES_AT_ONCE = 64
+"""Files merged at once. Each takes a buffer (see `read_frames`), so that more are merged in groups first."""
+
 Choose = Callable[[FileStreamer], Sequence[LTXFileInfo]]
 """Looks at the replica for the files to compact, oldest first."""
 
@@ -50,8 +53,8 @@ def compact_level(
 
     Returns the new file, or None when there is nothing new. `known` is a file of `level` that was seen before; listing
     starts there instead of at the beginning. Each input is read once, verified whole, and kept in `temp_folder` (the
-    system's if None), together with the result, until that is stored. Memory: some
-    megabytes, whatever the size of the database.
+    system's if None), together with the result, until that is stored. Memory: some megabytes, whatever the size of the
+    database and the number of files.
 
     Raises TXIDGapError when TXIDs between the two levels are nowhere in the replica, LTXFormatError for a damaged file,
     StorageError, and ReplicatorError when there is no room for temporary files.
@@ -174,16 +177,14 @@ def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str
 def _write_compacted(
     streamer: FileStreamer, files: Sequence[LTXFileInfo], level: int, temp_folder: str | None
 ) -> LTXFileInfo:
-    with (
-        _temporary_file(temp_folder) as spool,
-        _temporary_file(temp_folder) as page_index,
-        _temporary_file(temp_folder) as result,
-    ):
+    with _temporary_file(temp_folder) as spool, _temporary_file(temp_folder) as result:
         inputs = list(_spool(streamer, files, spool, temp_folder))
-        with _no_room(temp_folder):
-            result.writelines(compact(inputs, spool=page_index))
-            result.seek(0)
-        header = compacted_header([one.header for one in inputs])
+        while len(inputs) > _FILES_AT_ONCE:
+            first, *later = inputs  # the first is often a snapshot, by far the largest, and is merged once
+            groups = (later[i : i + _FILES_AT_ONCE] for i in range(0, len(later), _FILES_AT_ONCE))
+            inputs = [first, *(_merge(group, spool, temp_folder) for group in groups)]
+        header = _merge(inputs, result, temp_folder).header
+        result.seek(0)
         written = streamer.client.write(level, header.min_txid, header.max_txid, result, header.timestamp_ms)
     logger.info("compacted %d files into %s", len(files), streamer.client.key(written))
     return written
@@ -216,6 +217,15 @@ def _spool(
             spool.flush()
         yield _read_ends(spool.fileno(), start, stream.file.size)
         start += stream.file.size
+
+
+def _merge(inputs: Sequence[_SpooledFile], into: BinaryIO, temp_folder: str | None) -> _SpooledFile:
+    """What `inputs` become, written to the end of `into`."""
+    start = into.tell()
+    with _temporary_file(temp_folder) as page_index, _no_room(temp_folder):
+        into.writelines(compact(inputs, spool=page_index))
+        into.flush()
+    return _read_ends(into.fileno(), start, into.tell() - start)
 
 
 def _read_ends(fd: int, start: int, size: int) -> _SpooledFile:

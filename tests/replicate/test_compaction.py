@@ -263,6 +263,35 @@ def test_memory_of_compaction_does_not_grow_with_the_database(tmp_path: Path) ->
     assert peak_bytes_of_snapshot(tmp_path / "large", 320_000) < small + 500_000  # its page index has 2,160,000 more
 
 
+def peak_bytes_of_compaction(folder: Path, count: int) -> int:
+    """What Python allocates at most while so many small files become one."""
+    client = FileReplicaClient(folder)
+    page = random.Random(1).randbytes(4096)
+    for txid in range(1, count + 1):
+        header = Header(page_size=4096, commit=1, min_txid=txid, max_txid=txid, timestamp_ms=START_MS)
+        client.write(0, txid, txid, encode_file(header, [(1, page)]), START_MS)
+    tracemalloc.start()
+    try:
+        assert compact_level(client, 1) is not None
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_of_compaction_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
+    """As after an outage, or where nothing was compacted for a day."""
+    few = peak_bytes_of_compaction(tmp_path / "few", 128)
+    assert peak_bytes_of_compaction(tmp_path / "many", 768) < few + 2_000_000  # a buffer for each takes 170 MB more
+
+
+def test_more_files_than_are_merged_at_once_become_one_that_does_the_same() -> None:
+    history = History(seed=24).run(150)
+    client = memory_client(history)
+    compact_level(client, 1)
+    assert names(client, 1) == [(1, 150)]
+    check_every_file(client, history)
+
+
 def test_damage_on_the_way_and_transient_failures_are_overcome() -> None:
     history = History(seed=11).run(20)
     client = memory_client(history)
