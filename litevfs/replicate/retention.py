@@ -56,15 +56,22 @@ def enforce_snapshot_retention(
 def plan_level_0_retention(
     files: Sequence[LTXFileInfo], horizon_ms: int, level: int = 1, now_ms: float = math.inf
 ) -> list[LTXFileInfo]:
-    """The oldest level-0 files, up to the first that is young, not covered by `level`, or the newest."""
+    """The oldest level-0 files, up to the first that is young, not covered by `level`, or the newest.
+
+    Of files that one compacted file covers, those before a young one stay too: its state is made of them.
+    """
     covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
-    doomed = []
-    for file in sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))[:-1]:
+    on_level_0 = sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))
+    count = 0
+    for file in on_level_0[:-1]:
         is_covered = any(first <= file.min_txid and file.max_txid <= last for first, last in covered)
         if not _is_old(file, horizon_ms, now_ms) or not is_covered:
             break
-        doomed.append(file)
-    return doomed
+        count += 1
+    ends = {file.max_txid for file in files if file.level != 0}  # states that need no level-0 file
+    while count and ends.isdisjoint(file.max_txid for file in on_level_0[count - 1 : count + 1]):
+        count -= 1
+    return on_level_0[:count]
 
 
 def plan_snapshot_retention(

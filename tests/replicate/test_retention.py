@@ -51,8 +51,16 @@ def ranges(files: list[LTXFileInfo]) -> list[tuple[int, int, int]]:
 def test_level_0_files_go_when_level_1_covers_them_and_they_are_old() -> None:
     files = [file(0, n, n, time=n) for n in range(1, 11)] + [file(1, 1, 4, 4), file(1, 5, 7, 7)]
     assert ranges(plan_level_0_retention(files, 100)) == [(0, n, n) for n in range(1, 8)]  # 8 to 10 are not covered
-    assert ranges(plan_level_0_retention(files, 5)) == [(0, n, n) for n in range(1, 6)]  # 6 and 7 are young
+    assert ranges(plan_level_0_retention(files, 6)) == [(0, n, n) for n in range(1, 7)]  # 7 is young
     assert plan_level_0_retention(files, 0) == []
+
+
+def test_old_level_0_files_stay_while_younger_states_are_made_of_them_and_those_before_go() -> None:
+    files = [file(0, n, n, time=n) for n in range(1, 13)] + [file(1, 1, 4, 4), file(1, 5, 8, 8), file(1, 9, 12, 12)]
+    for horizon, last in ((3, 3), (4, 4), (5, 4), (6, 4), (7, 7), (8, 8), (9, 8), (10, 8), (11, 11)):
+        gone = plan_level_0_retention(files, horizon)
+        assert ranges(gone) == [(0, n, n) for n in range(1, last + 1)]
+        assert are_spare(files, gone)
 
 
 def test_newest_level_0_file_stays_even_if_covered_and_old() -> None:

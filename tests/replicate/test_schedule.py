@@ -66,6 +66,26 @@ def test_two_hours_of_transactions_keep_litestreams_timetable(tmp_path: Path) ->
     assert all(at % HOUR_S == 0 for at in times[3][1:])
 
 
+@pytest.mark.parametrize(("every_s", "runs"), [(17, 50), (70, 12), (HOUR_S, 3)])
+def test_compaction_at_any_time_deletes_old_level_0_files_but_no_young_state(
+    tmp_path: Path, every_s: int, runs: int
+) -> None:
+    """`litevfs compact` from a timer, beside a primary that never pauses: retention ends within a compacted file."""
+    history, client = History(seed=10), memory_client()
+    history.timestamp_ms = lambda txid: (START_S + 5 * txid) * 1000  # type: ignore[method-assign]
+    for run in range(1, runs + 1):
+        passed_s = run * every_s + 3
+        while 5 * (history.txid + 1) <= passed_s:
+            write(client, history, START_S + 5 * (history.txid + 1))
+        report = Maintenance(client, MaintenanceConfig(level_0_retention_s=300)).run_all(START_S + passed_s)
+        assert report.errors == ()
+        oldest_s = client.list_files(0)[0].modified_ms / 1000 - START_S
+        assert passed_s - 300 - every_s - 10 <= max(oldest_s, every_s)  # the range that is not old as a whole stays
+    for txid in (history.txid, history.txid - 20, history.txid - 59):
+        restore(client, tmp_path / f"{txid}.db", txid=txid)
+        assert (tmp_path / f"{txid}.db").read_bytes() == history.images[txid]
+
+
 def test_days_of_snapshots_leave_those_that_a_day_back_needs() -> None:
     history, client = History(seed=2), memory_client()
     maintenance = Maintenance(client)
