@@ -165,6 +165,15 @@ def test_compact_does_all_the_upkeep_at_once(run: Callable[..., Any], orders_cop
     assert run("compact", orders_copy).out.startswith("deleted ")
 
 
+@pytest.mark.plan("K08")
+@pytest.mark.parametrize("place", ["nothing", "replica/ltx"])  # a folder that is not there, and one that is no replica
+def test_compact_of_no_replica_is_one_error(run: Callable[..., Any], orders_copy: Path, place: str):
+    result = run("compact", orders_copy.parent / place)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("litevfs: error: ")
+    assert len(result.err.splitlines()) == 1
+
+
 def test_compact_refuses_a_retention_that_makes_no_sense(run: Callable[..., Any], orders_copy: Path):
     result = run("compact", orders_copy, "--snapshot-retention", "1m", "--level-0-retention", "1h")
     assert result.code == 2
