@@ -66,6 +66,8 @@ class Uploads:
         pending = self._folder.pending()
         confirmed = self.txid
         if is_first:
+            # A file that waits may hold the whole database, and may have been due when the one who made it was killed.
+            self.is_snapshot_due |= bool(pending)
             confirmed = 0 if state is None else pending[0].txid - 1 if pending else state.txid
         there = replica_position(self._client, confirmed)
         reason = self._why_begin(there, state, pending, confirmed, is_first=is_first)

@@ -173,7 +173,11 @@ def test_a_snapshot_can_be_asked_for(app, client, replicate, tmp_path: Path):
     assert status.bytes_uploaded == sum(file.size for level in (0, 9) for file in client.list_files(level))
 
 
-def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, replicate):
+@pytest.mark.plan("D15")
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, replicate, *, restarted: bool):
+    """Also by the next replicator, after one that was killed with the file on level 0 but not yet on level 9."""
+
     class NoSnapshots(FailingClient):
         is_failing = True
 
@@ -184,12 +188,18 @@ def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, r
 
     client = NoSnapshots(tmp_path / "replica")
     replicator = synced(app, replicate(app, client), 3)
+    flip_a_bit(path_of(client, 0, 2))
     replicator.request_snapshot()
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
+    assert [file.max_txid for file in client.list_files(0)] == [1, 2, 3, 4]
     client.is_failing = False
+    if restarted:
+        replicator.close()
+        replicator = replicate(app, client)
     assert replicator.sync() == 4
     assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 4)]
+    assert_restores_to_the_source(client, app, tmp_path)
     client.close()
 
 
