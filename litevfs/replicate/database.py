@@ -258,6 +258,20 @@ class SourceDatabase:
         return file
 
 
+def database_path(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` leads to. Raises ReplicatorError for what can name none that SQLite opens."""
+    try:
+        resolved = Path(path).resolve()
+        os.fspath(resolved).encode()
+    except (ValueError, RuntimeError) as exc:  # a NUL, not UTF-8, or links in a circle
+        raise ReplicatorError(
+            "no database to replicate: not a file name that SQLite takes", key=ascii(os.fspath(path))
+        ) from exc
+    if not resolved.name:
+        raise ReplicatorError("no database to replicate: this is not a file", key=str(resolved))
+    return resolved
+
+
 @contextmanager
 def translated(path: Path, *, busy_hint: str | None = None) -> Generator[None]:
     """Turn SQLite's errors and the system's into ReplicatorError."""

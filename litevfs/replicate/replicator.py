@@ -1,8 +1,9 @@
-"""The replicator: keeps a replica of a live database. Owns the thread, the order of uploads and the status.
+"""The replicator: keeps a replica of a live database. Owns the threads, the order of uploads and the status.
 
 One sync is two parts. *Capture* (`capture.py`) turns what was committed since the last one into an LTX file on local
-disk. *Upload* sends the files in TXID order. A replica that cannot be reached stops uploads, never captures: the WAL
-does not grow, files wait beside the database.
+disk. *Upload* sends the files in TXID order. A replica that cannot be reached, or takes long, stops uploads, never
+captures: each has a thread of its own, so the WAL does not grow, no checkpoint of the application waits for storage,
+and files wait beside the database.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from types import TracebackType
 
 from litevfs.backoff import Backoff
@@ -29,7 +30,7 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import Capture, WALLimits
-from litevfs.replicate.database import SourceDatabase
+from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
@@ -42,25 +43,11 @@ _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of somebody else may have to wait for our read transaction to move on."""
 
 _LOCK_TIMEOUT_S = 60.0
-"""How long the thread waits for a `sync` in another thread."""
+"""How long a thread waits for what another one is doing."""
 _LARGE_CLOCK_STEP_MS = 60_000
 """The clock is said to be wrong when it is so far behind the newest file's time."""
 _CLOSE_GRACE_S = 10.0
 """How much longer than asked `close` may wait for the file system to take what is being written."""
-
-
-def _database_path(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` leads to. Raises ReplicatorError for what can name none that SQLite opens."""
-    try:
-        resolved = Path(path).resolve()
-        os.fspath(resolved).encode()
-    except (ValueError, RuntimeError) as exc:  # a NUL, not UTF-8, or links in a circle
-        raise ReplicatorError(
-            "no database to replicate: not a file name that SQLite takes", key=ascii(os.fspath(path))
-        ) from exc
-    if not resolved.name:
-        raise ReplicatorError("no database to replicate: this is not a file", key=str(resolved))
-    return resolved
 
 
 def unix_time_ms() -> int:
@@ -79,7 +66,7 @@ class ReplicatorStatus:
     bytes_uploaded: int
     snapshots: int  # files that hold the whole database
     last_snapshot_reason: str | None
-    last_error: str | None  # of the last attempt, None after a success
+    last_error: str | None  # of the threads' last attempt, None after a success
     last_maintenance_error: str | None  # of a task that is to be tried again, None when there is none
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
     wal_frames: int  # in the WAL at the last sync
@@ -89,7 +76,7 @@ class Replicator:
     """Keeps a replica of the database at `path`, which others go on using as they like, in WAL mode.
 
     `replica` is a URL, whose client is opened and closed here, or a client. Either call `sync` now and then, or `start`
-    a thread that does so every `sync_interval_s` seconds. In the application's own process only when that uses the
+    threads that do so every `sync_interval_s` seconds. In the application's own process only when that uses the
     database through APSW: two copies of SQLite in one process, such as APSW's and the module `sqlite3`, break each
     other's locks. Otherwise run `litevfs replicate`. A replicator does not survive `fork`.
 
@@ -128,14 +115,13 @@ class Replicator:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
         if not 0 < checkpoint_pages <= truncate_pages:
             raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
-        self.path = _database_path(path)
+        self.path = database_path(path)
         self._sync_interval_s = sync_interval_s
         self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._closed, self._has_captured = threading.Event(), threading.Event()
+        self._threads: list[threading.Thread] = []
         self._maintenance = maintenance
-        self._maintenance_thread: threading.Thread | None = None
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
         self._looked_at = 0.0  # monotonic
@@ -144,8 +130,9 @@ class Replicator:
         self._mended: set[tuple[int | None, int | None, int | None]] = set()  # places that a snapshot was taken for
         self._is_clock_behind = False
         self._maintenance_error: str | None = None
-        self._last_error: str | None = None
-        self._captured_ms: int | None = None
+        self._capture_error: str | None = None
+        self._upload_error: str | None = None
+        self._captured_ms: int | None = None  # Unix time at which everything committed before was captured
         self._last_sync_ms: int | None = None
         self._owns_client = isinstance(replica, str)
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
@@ -181,23 +168,23 @@ class Replicator:
             bytes_uploaded=self._uploads.bytes,
             snapshots=self._capture.snapshots,
             last_snapshot_reason=self._capture.last_snapshot_reason,
-            last_error=self._last_error,
+            last_error=self._upload_error or self._capture_error,
             last_maintenance_error=self._maintenance_error,
             last_sync_ms=self._last_sync_ms,
             wal_frames=self._capture.wal_frames,
         )
 
     def start(self) -> None:
-        """Sync from a thread from now on, the first time at once. Errors are logged and tried again; see `status`."""
+        """Sync from threads from now on, the first time at once. Errors are logged and tried again; see `status`."""
         self._check_open()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="litevfs-replicate", daemon=True)
-            self._thread.start()
-            if self._maintenance is not None:
-                self._maintenance_thread = threading.Thread(
-                    target=self._maintain, args=(self._maintenance,), name="litevfs-maintain", daemon=True
-                )
-                self._maintenance_thread.start()
+        if self._threads:
+            return
+        loops = {"litevfs-replicate": self._run_captures, "litevfs-upload": self._run_uploads}
+        if self._maintenance is not None:
+            loops["litevfs-maintain"] = partial(self._maintain, self._maintenance)
+        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
+        for thread in self._threads:
+            thread.start()
 
     def sync(self, timeout_s: float = 30.0) -> int:
         """Everything committed before the call is on the replica when this returns; the newest TXID there.
@@ -224,16 +211,17 @@ class Replicator:
         self._uploads.is_snapshot_due, self._wanted_snapshot = True, reason
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """End the thread and let go of the database. Idempotent.
+        """End the threads and let go of the database. Idempotent.
 
         Does not sync: call `sync` first when the last moments must be on the replica. The next replicator goes on from
         here either way. A call that hangs in a client which was passed in is left to that client.
         """
         self._closed.set()
+        self._has_captured.set()
         self._close_client()
         deadline = time.monotonic() + timeout_s
-        for thread in (self._thread, self._maintenance_thread):
-            if thread is not None and thread is not threading.current_thread():
+        for thread in self._threads:
+            if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
         with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S):
             self._capture.close()
@@ -268,20 +256,22 @@ class Replicator:
             logger.warning("%s: beginning anew after TXID %016x of the replica: %s", self.path, txid, reason)
         with self._holding(self._capture_lock, deadline):
             self._capture.begin(self.client.url, txid, timestamp_ms, page_size, reason)
+            self._captured_ms = None
         self._uploads.begin(txid)
         self._begun += 1
 
     def _capture_step(self, deadline: float) -> int:
         with self._holding(self._capture_lock, deadline):
             self._check_open()
-            self._captured_ms = self._clock_ms()
+            captured_ms = self._clock_ms()
             reason, self._wanted_snapshot = self._wanted_snapshot, None
             self._capture.reason = self._capture.reason or reason
             self._capture.step()
             state = self._capture.state
             if state is None:
                 return 0
-            self._compare_clock(state.timestamp_ms - self._captured_ms)
+            self._captured_ms = captured_ms
+            self._compare_clock(state.timestamp_ms - captured_ms)
             return state.txid
 
     def _compare_clock(self, behind_ms: int) -> None:
@@ -296,36 +286,44 @@ class Replicator:
 
     def _upload_pending(self, deadline: float) -> None:
         with self._holding(self._upload_lock, deadline):
+            captured_ms = self._captured_ms  # first: a capture may end meanwhile
             newest = self._capture.state.txid if self._capture.state else 0
-            captured_ms = self._captured_ms
             self._uploads.run(newest, self._check_open)
             if self._uploads.lost is None:
-                self._last_sync_ms = captured_ms
+                self._last_sync_ms = captured_ms or self._last_sync_ms
             else:
                 logger.warning("%s: %s", self.path, self._uploads.lost)
 
-    # --- the thread ---------------------------------------------------------------------------------------------------
+    # --- the threads --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        backoff = Backoff()
-        next_sync = next_try = time.monotonic()
+    def _run_captures(self) -> None:
+        next_sync, begun = time.monotonic(), 0
         while not self._closed.wait(self._pause(next_sync)):
             now = time.monotonic()
-            if now < next_sync:
+            if now < next_sync and begun == self._begun:
                 self._attempt(self._settle)
                 continue
-            next_sync = now + self._sync_interval_s
-            is_due = now >= next_try
-            error = self._attempt(self._look_at_replica) if is_due else None
-            capture_error = self._attempt(self._capture_if_known)
-            if is_due and error is None:
+            next_sync, begun = now + self._sync_interval_s, self._begun
+            error = self._attempt(self._capture_if_known)
+            self._capture_error = None if error is None else str(error)
+            self._has_captured.set()
+
+    def _run_uploads(self) -> None:
+        backoff, next_try = Backoff(), 0.0
+        while not self._closed.is_set():
+            self._has_captured.wait(self._sync_interval_s)
+            self._has_captured.clear()
+            if time.monotonic() < next_try or self._closed.is_set():
+                continue
+            error = self._attempt(self._look_at_replica)
+            if error is None:
                 error = self._attempt(self._upload_pending)
-            if is_due and error is not None:
-                next_try = time.monotonic() + backoff.after(error)
-            elif is_due:
+            if error is None:
+                self._upload_error = None
                 backoff.reset()
-            if is_due or capture_error:
-                self._last_error = str(error or capture_error) if error or capture_error else None
+            else:
+                self._upload_error = str(error)
+                next_try = time.monotonic() + backoff.after(error)
 
     def _maintain(self, config: MaintenanceConfig) -> None:
         """Keep the replica tidy, from its first file on."""
@@ -365,7 +363,7 @@ class Replicator:
             self._capture_step(deadline)
 
     def _attempt(self, action: Callable[[float], object]) -> Exception | None:
-        """Do it; log what fails and return it. The thread outlives every error."""
+        """Do it; log what fails and return it. The threads outlive every error."""
         try:
             action(time.monotonic() + _LOCK_TIMEOUT_S)
         except LitevfsError as exc:

@@ -1,4 +1,4 @@
-"""Uploads: order, retries, what waits meanwhile; and the thread that does it all."""
+"""Uploads: order, retries, what waits meanwhile; and the threads that do it all."""
 
 from __future__ import annotations
 
@@ -106,14 +106,15 @@ def test_captures_go_on_and_the_wal_stays_small_while_uploads_fail(app, failing,
     assert_replicated(failing, app.path)
 
 
-# --- the thread -------------------------------------------------------------------------------------------------------
+# --- the threads ------------------------------------------------------------------------------------------------------
 
 
-def test_the_thread_uploads_what_is_committed_within_its_interval(app, client, replicate):
+def test_the_threads_upload_what_is_committed_within_its_interval(app, client, replicate):
     replicator = replicate(app, sync_interval_s=0.05)
     replicator.start()
     replicator.start()  # once is enough
-    assert [t.name for t in threading.enumerate() if t.name.startswith("litevfs")] == ["litevfs-replicate"]
+    names = [t.name for t in threading.enumerate() if t.name.startswith("litevfs")]
+    assert sorted(names) == ["litevfs-replicate", "litevfs-upload"]
     wait_until(lambda: replicator.status.uploaded_txid == 1)
     for _ in range(5):
         app.insert()
@@ -126,7 +127,7 @@ def test_the_thread_uploads_what_is_committed_within_its_interval(app, client, r
     assert (status.last_error, status.pending_files, status.snapshots) == (None, 0, 1)
 
 
-def test_an_idle_thread_writes_nothing(app, client, replicate):
+def test_idle_threads_write_nothing(app, client, replicate):
     replicator = replicate(app, sync_interval_s=0.01)
     replicator.start()
     wait_until(lambda: replicator.status.last_sync_ms is not None)
@@ -135,7 +136,7 @@ def test_an_idle_thread_writes_nothing(app, client, replicate):
     assert len(client.list_files(0)) == 1
 
 
-def test_the_thread_outlives_failures_and_says_what_they_were(app, failing, replicate, caplog):
+def test_the_threads_outlive_failures_and_says_what_they_were(app, failing, replicate, caplog):
     caplog.set_level(logging.WARNING, "litevfs")
     replicator = replicate(app, failing, sync_interval_s=0.01)
     failing.fail_from = 1
@@ -148,6 +149,44 @@ def test_the_thread_outlives_failures_and_says_what_they_were(app, failing, repl
     failing.fail_from = None
     wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
     assert_replicated(failing, app.path)
+
+
+def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app, hanging, replicate):
+    """A checkpoint holds writers off while it waits for the read transaction of a replicator that does not move on."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app, hanging, sync_interval_s=0.02)
+    replicator.start()
+    assert hanging.is_hanging.wait(10)
+    for _ in range(5):
+        txid = replicator.status.txid
+        app.insert(20, 3000)
+        assert app.checkpoint("TRUNCATE") == (0, 0, 0)
+        wait_until(lambda txid=txid: replicator.status.txid > txid)
+    assert replicator.status.uploaded_txid == 0
+    hanging.release.set()
+    wait_until(lambda: replicator.status.uploaded_txid == replicator.status.txid)
+    assert replicator.status.snapshots == 1
+    assert_replicated(hanging, app.path)
+
+
+def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, caplog):
+    caplog.set_level(logging.WARNING, "litevfs")
+    now = 1_000
+    replicator = replicate(app, sync_interval_s=0.01, clock_ms=lambda: now)
+    replicator.start()
+    wait_until(lambda: replicator.status.last_sync_ms == 1_000)
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    app.insert()
+    wait_until(lambda: replicator.status.last_error)
+    now = 2_000
+    wait_until(lambda: caplog.text.count("local state cannot be kept") > 5)
+    assert replicator.status.last_sync_ms == 1_000
+    assert "local state cannot be kept" in replicator.status.last_error
+    pending.with_name("away").rename(pending)
+    wait_until(lambda: replicator.status.last_sync_ms == 2_000)
+    assert replicator.status.last_error is None
+    assert_replicated(client, app.path)
 
 
 def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app, failing, replicate):
@@ -222,7 +261,7 @@ def test_close_returns_within_a_second_while_an_upload_hangs(app, hanging):
     replicator.close(timeout_s=0.3)
     assert time.monotonic() - start < 1
     hanging.release.set()
-    wait_until(lambda: not any(t.name == "litevfs-replicate" for t in threading.enumerate()))
+    wait_until(lambda: not any(t.name == "litevfs-upload" for t in threading.enumerate()))
     with Replicator(app.path, hanging) as replicator:
         assert replicator.sync() == 1
         assert replicator.status.snapshots == 0
