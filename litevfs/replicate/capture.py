@@ -59,6 +59,7 @@ class Capture:
         self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
         self._may_start_over = False  # whether it let the WAL be started over when it began
         self._has_moved_up = False  # whether another one has taken its place since, which does not
+        self._stands_at_end = False  # whether it is known to have begun with all that was captured in sight
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
         self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self._pause = threading.Event()  # never set
@@ -185,7 +186,13 @@ class Capture:
             self._advance(wal)
 
     def _is_up_to_date(self, wal: WALReader) -> bool:
-        """Whether nothing is new, and a new read transaction would stand where the held one does."""
+        """Whether nothing is new, and a new read transaction would stand where the held one does.
+
+        After a step with something new, that is not known: what was committed just after the transaction began was
+        captured as well. A checkpoint then stops before it, until the transaction is handed over once more.
+        """
+        if not self._stands_at_end:
+            return False
         position, state = self._known_state().position, self._database.wal_state(wal)
         return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
 
@@ -196,7 +203,7 @@ class Capture:
             start = self._next_start(wal, state)
             if start is not None:
                 self._publish(read_changes(wal, state, start))
-        self._hold(state)
+        self._hold(state, stands_at_end=start is None)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """Where the frames begin that are new, None when there are none. Raises WALError when that cannot be known."""
@@ -222,7 +229,7 @@ class Capture:
         with self._database.hand_over() as transaction:
             state = self._database.wal_state(wal)
             self._publish(read_database(wal, state, transaction, self._database.page_size))
-        self._hold(state)
+        self._hold(state, stands_at_end=False)
         self.reason, self.last_snapshot_reason = None, reason
         self.snapshots += 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
@@ -318,18 +325,18 @@ class Capture:
             self._advance(wal)  # can tell from the WAL whether it missed anything
             self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
 
-    def _hold(self, state: WALState) -> None:
+    def _hold(self, state: WALState, *, stands_at_end: bool) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before."""
         if state.is_backfilled:
             self._look_at = None
         elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
             self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
         self._is_holding, self._wal_state, self._may_start_over = True, state, state.is_backfilled
-        self._has_moved_up = False
+        self._has_moved_up, self._stands_at_end = False, stands_at_end
 
     def _let_go(self) -> None:
         self._database.release()
-        self._is_holding = self._may_start_over = self._has_moved_up = False
+        self._is_holding = self._may_start_over = self._has_moved_up = self._stands_at_end = False
 
     def _known_state(self) -> State:
         if self.state is None:

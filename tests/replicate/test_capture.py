@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 
 import apsw
 import pytest
 
+from litevfs.replicate.database import ReadTransaction
 from tests.replicate.support import assert_replicated, wait_until
 
 
@@ -85,4 +87,35 @@ def test_a_checkpoint_of_the_application_does_not_wait_for_the_next_sync(app, cl
         assert replicator.status.txid > txid
     assert replicator.status.snapshots == 1
     replicator.sync()
+    assert_replicated(client, app.path)
+
+
+def test_a_commit_just_after_the_read_transaction_began_does_not_keep_checkpoints_from_the_end(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    """It was captured, and nothing is new; but the transaction stands before it, and could stand there for ever."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.db.set_busy_timeout(0)
+    replicator = replicate(app)
+    app.insert()
+    replicator.sync()
+    database = replicator._capture._database
+    hand_over = database.hand_over
+
+    @contextmanager
+    def with_a_commit(*, writer: bool = False) -> Generator[ReadTransaction]:
+        with hand_over(writer=writer) as transaction:
+            app.insert()
+            yield transaction
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "hand_over", with_a_commit)
+        app.insert()
+        replicator.sync()
+    results = []
+    for _ in range(3):
+        results.append(app.checkpoint("TRUNCATE"))
+        replicator.sync()
+    assert results[-1] == (0, 0, 0), results
+    assert replicator.status.snapshots == 1
     assert_replicated(client, app.path)
