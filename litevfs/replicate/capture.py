@@ -102,7 +102,11 @@ class Capture:
             if self._database.was_replaced():
                 self._reopen()
             with WALReader(self._database.wal_path) as wal:
-                self._step(wal)
+                try:
+                    self._step(wal)
+                except ReplicatorError:
+                    self._let_go_of_large_wal()
+                    raise
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""
@@ -277,6 +281,16 @@ class Capture:
                     raise ReplicatorError("the replicator is being closed", key=str(self._path))
                 yield encoder.page(pgno, page)
             yield from encoder.finish_in_parts()
+
+    def _let_go_of_large_wal(self) -> None:
+        """Keep no more of the WAL than there would be without us, while nothing can be captured.
+
+        When that is because the disk is full, a WAL that grew on would keep the application from writing. It may be
+        started over now; until that happens, nothing is lost.
+        """
+        if self._is_holding and self._database.wal_frames() >= self._limits.checkpoint_pages:
+            logger.warning("%s: the WAL is not kept any more until a sync succeeds", self._path)
+            self._let_go()
 
     def _keep_wal_small(self, wal: WALReader, before: WALState) -> None:
         """Checkpoint a WAL that has grown, so that the next writer starts it over.

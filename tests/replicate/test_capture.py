@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import apsw
 import pytest
 
+from litevfs.errors import ReplicatorError
 from litevfs.replicate.database import ReadTransaction
 from tests.replicate.support import assert_replicated, wait_until
 
@@ -118,4 +119,34 @@ def test_a_commit_just_after_the_read_transaction_began_does_not_keep_checkpoint
         replicator.sync()
     assert results[-1] == (0, 0, 0), results
     assert replicator.status.snapshots == 1
+    assert_replicated(client, app.path)
+
+
+@pytest.mark.parametrize("starts_over", [True, False])
+def test_while_nothing_can_be_captured_the_wal_does_not_grow_and_nothing_is_lost(
+    app, client, replicate, starts_over: bool
+):
+    """As on a full disk, where a WAL that cannot be started over would keep the application from writing."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(10, 3000)
+    replicator = replicate(app, checkpoint_pages=50)
+    replicator.sync()
+    app.insert()
+    replicator.sync()
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    if starts_over:
+        app.execute("PRAGMA wal_autocheckpoint=50")
+    for _ in range(20):
+        app.execute("UPDATE t SET data = randomblob(3000)")
+        with pytest.raises(ReplicatorError, match="local state cannot be kept"):
+            replicator.sync()
+    assert (app.path.with_name("app.db-wal").stat().st_size < 100 * 4120) is starts_over
+    pending.with_name("away").rename(pending)
+    replicator.sync()
+    assert replicator.status.snapshots == (2 if starts_over else 1)
+    assert_replicated(client, app.path)
+    app.insert()
+    replicator.sync()
+    assert replicator.status.snapshots == (2 if starts_over else 1)
     assert_replicated(client, app.path)
