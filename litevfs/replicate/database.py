@@ -24,6 +24,7 @@ same reason two copies of SQLite must not open one database in one process, whic
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import threading
 import time
@@ -44,6 +45,10 @@ _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
 """For the write lock: whoever has it may be waiting for our read transaction."""
 _BUSY_HINT = "an application with PRAGMA locking_mode=EXCLUSIVE shares its database with nobody, not even a replicator"
+_READ_ONLY_HINT = (
+    "the replicator needs permission to write the database and the files -wal and -shm beside it, "
+    "so run it as the user that the application runs as"
+)
 _RETRY_PAUSE_S = 0.001
 _STATE_ATTEMPTS = 100
 _FD_FOLDER = Path("/proc/self/fd")
@@ -104,6 +109,7 @@ class SourceDatabase:
                 self._admin.set_busy_timeout(0)
                 self._check_journal_mode(switch_to_wal)
                 self.page_size = int(_value(self._admin, "PRAGMA page_size"))
+                self._check_writable()
             self._files = [_identity(file), *self._companions()]
         except BaseException:
             self.close()
@@ -234,8 +240,15 @@ class SourceDatabase:
             raise ReplicatorError(
                 f"the database is in journal mode {mode!r}, only databases in WAL mode can be replicated",
                 key=str(self.path),
-                hint=f"run: sqlite3 '{self.path}' 'PRAGMA journal_mode=WAL', or let the replicator do it with --wal",
+                hint=f"run: {shlex.join(['sqlite3', str(self.path), 'PRAGMA journal_mode=WAL'])}, "
+                "or let the replicator do it with --wal",
             )
+
+    def _check_writable(self) -> None:
+        """Raise ReplicatorError where SQLite opened any of the three files only for reading."""
+        if self._admin.readonly("main"):
+            raise apsw.ReadOnlyError("attempt to write a readonly database")
+        self._counts()  # SQLite's own such error when it is one of the others
 
     def _companions(self) -> list[tuple[int, int] | None]:
         """Which files -wal and -shm are now; None for one that is not there."""
@@ -281,7 +294,9 @@ def translated(path: Path, *, busy_hint: str | None = None) -> Generator[None]:
         if isinstance(exc, LitevfsError):
             raise
         text = f"SQLite: {exc}" if isinstance(exc, apsw.Error) else exc.strerror or str(exc)
-        hint = busy_hint if isinstance(exc, apsw.BusyError) else None
+        hint = _READ_ONLY_HINT if isinstance(exc, apsw.ReadOnlyError) else None
+        if isinstance(exc, apsw.BusyError):
+            hint = busy_hint
         raise ReplicatorError(text, key=str(path), hint=hint) from exc
 
 

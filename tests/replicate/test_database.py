@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import apsw
 import pytest
@@ -17,10 +19,13 @@ from litevfs.replicate.database import SourceDatabase
 from tests.replicate.support import assert_replicated
 
 
-def in_another_process(program: str, *arguments: object) -> None:
+def in_another_process(program: str, *arguments: object) -> str:
     """Run Python code as a process of its own: this one must not open a database in use by ordinary means."""
     command = [sys.executable, "-c", f"import os, pathlib, shutil, sqlite3, sys\n{program}", *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=60)
+    done = subprocess.run(
+        command, check=True, timeout=60, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    return done.stdout
 
 
 REMOVE_COMPANIONS = """
@@ -35,6 +40,14 @@ db.execute("PRAGMA journal_mode=WAL")
 for n in range(5):
     db.execute("INSERT INTO t (data) VALUES (randomblob(3000))")
 os._exit(0)  # as an application that goes on: nothing is checkpointed
+"""
+REPLICATE_AS_NOBODY = """
+from litevfs.replicate import Replicator
+os.setuid(65534)
+try:
+    Replicator(sys.argv[1], "memory://replica")
+except Exception as exc:
+    print(type(exc).__name__, exc)
 """
 
 
@@ -183,3 +196,21 @@ def test_a_checkpoint_can_wait_for_one_that_is_under_way(app):
     db.close()
     vfs.unregister()
     source.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("unwritable", [[""], ["-wal", "-shm"]])
+def test_a_database_that_may_only_be_read_is_refused_with_a_hint_and_nothing_is_made(unwritable: list[str]):
+    """Checkpoints write the database, and what they lock lies in the other two."""
+    with TemporaryDirectory() as folder, closing(apsw.Connection(f"{folder}/app.db")) as db:
+        Path(folder).chmod(0o777)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("CREATE TABLE t (x)")
+        files = sorted(Path(folder).iterdir())
+        assert [file.name for file in files] == ["app.db", "app.db-shm", "app.db-wal"]
+        for file in files:
+            file.chmod(0o644 if file.name.removeprefix("app.db") in unwritable else 0o666)
+        refused = in_another_process(REPLICATE_AS_NOBODY, files[0])
+        assert refused.startswith("ReplicatorError SQLite: attempt to write a readonly database")
+        assert "hint: the replicator needs permission to write the database" in refused
+        assert sorted(Path(folder).iterdir()) == files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -428,11 +429,13 @@ def test_two_replicators_of_one_database_exclude_each_other(app, client, tmp_pat
         assert replicator.sync() == 1
 
 
-def test_a_database_in_rollback_mode_is_refused_with_the_command_that_helps(make_app, client):
-    app = make_app(mode="DELETE")
+@pytest.mark.parametrize("name", ["app.db", "it's a ?%20#$x.db"])
+def test_a_database_in_rollback_mode_is_refused_with_the_command_that_helps(make_app, client, name: str):
+    app = make_app(name, mode="DELETE")
     with pytest.raises(ReplicatorError, match="journal mode 'delete'") as caught:
         Replicator(app.path, client)
-    database, command = caught.value.hint.removeprefix("run: sqlite3 ").split(", or ")[0].strip("'").split("' '")
+    program, database, command = shlex.split(caught.value.hint.removeprefix("run: ").split(", or ")[0])
+    assert program == "sqlite3"
     assert app.execute("PRAGMA journal_mode") == [("delete",)]
     with sqlite3.connect(database) as db:
         db.execute(command)
