@@ -16,6 +16,7 @@ from litevfs.history import parse_moment_ms
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.options import format_timestamp, parse_duration_s
 from litevfs.replica import Replica
+from litevfs.report import at_fixed_state
 from litevfs.snapshot import Snapshot
 
 PREFIX = "litestream_"
@@ -108,7 +109,8 @@ def _wait_txid(view: View, value: str | None) -> str:
 
 def _status(view: View, value: str | None) -> str:
     _refuse_value("status", value)
-    return view.replica.status().to_json()
+    status = view.replica.status()
+    return (at_fixed_state(status, view.fixed) if view.fixed else status).to_json()
 
 
 def _hydration_progress(view: View, value: str | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from litevfs.disk_cache import DiskCounters
 from litevfs.fetch import Fetcher
 from litevfs.health import Health
@@ -49,4 +51,17 @@ def collect_status(
         get_requests=requests.get,
         bytes_read=requests.bytes_read,
         retries=requests.retries,
+    )
+
+
+def at_fixed_state(status: ReplicaStatus, snapshot: Snapshot) -> ReplicaStatus:
+    """The same replica as a connection sees it that stays at `snapshot`."""
+    return replace(
+        status,
+        state=State.FIXED,
+        txid=format_txid(snapshot.txid),
+        time=format_timestamp(snapshot.timestamp_ms),
+        epoch=snapshot.epoch,
+        page_size=snapshot.page_size,
+        commit=snapshot.commit,
     )

@@ -15,6 +15,7 @@ class State(enum.StrEnum):
     BEHIND = "behind"  # the last look failed, found what it could not use, or takes long or is overdue
     STALLED = "stalled"  # behind for long: somebody should look
     CLOSED = "closed"
+    FIXED = "fixed"  # said to a connection that sees one state whatever the replica does: txid, timestamp, time travel
 
 
 @dataclass(frozen=True, slots=True)

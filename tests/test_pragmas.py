@@ -185,3 +185,17 @@ def test_status_is_one_json_object(world):
     status = json.loads(one(con, "PRAGMA litestream_status"))
     assert (status["url"], status["state"], status["txid"]) == (script.url, "current", "0000000000000005")
     assert (status["page_size"], status["poll_interval_s"], status["errors"]) == (4096, 0, 0)
+
+
+@pytest.mark.plan("K06")
+def test_status_of_a_connection_that_went_back_is_of_the_state_it_sees(world):
+    primary, _, con = world
+    primary.commit("INSERT INTO t VALUES(zeroblob(10000))")
+    one(con, "PRAGMA litestream_poll")
+    live = json.loads(one(con, "PRAGMA litestream_status"))
+    one(con, "PRAGMA litestream_time = '2026-01-01T00:00:02Z'")
+    past = json.loads(one(con, "PRAGMA litestream_status"))
+    assert (past["state"], past["txid"], past["time"]) == ("fixed", "0000000000000002", "2026-01-01T00:00:02.000Z")
+    assert past["commit"] == one(con, "PRAGMA page_count") < live["commit"]
+    one(con, "PRAGMA litestream_time = 'latest'")
+    assert json.loads(one(con, "PRAGMA litestream_status"))["state"] == live["state"] == "current"

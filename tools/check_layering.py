@@ -62,7 +62,7 @@ LAYERS = {
     "options replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options workers",
-    "pragmas": "replica status history snapshot options ltx.names",
+    "pragmas": "replica report status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
     "stream": "backoff futures verification fetch replica_clients.* ltx.*",

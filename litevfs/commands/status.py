@@ -32,8 +32,6 @@ def run(args: argparse.Namespace) -> int:
         # The first read of a page shows that the state can be read at all.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         status = json.loads(str(connection.pragma("litestream_status")))
-        status["txid"] = connection.pragma("litestream_txid")  # of this connection, which may be at a fixed state
-        status["time"] = connection.pragma("litestream_time")
     levels = _levels(args)
     if args.json:
         print(json.dumps(status | {"levels": levels}, indent=1))

@@ -52,8 +52,12 @@ def test_status_says_what_the_files_say(run: Callable[..., Any], orders: str):
     assert f"{commit} pages of {page_size} bytes" in text
 
 
-def test_status_of_an_earlier_state_says_so(run: Callable[..., Any], orders: str):
-    assert run("status", orders, "--txid", "3", "--json").json["txid"] == "0000000000000003"
+def test_status_of_an_earlier_state_is_of_that_state(run: Callable[..., Any], orders: str):
+    page_size, commit = struct.unpack_from(">II", files_of(orders)[2].read_bytes(), 8)
+    status = run("status", orders, "--txid", "3", "--json").json
+    assert (status["txid"], status["state"]) == ("0000000000000003", "fixed")
+    assert (status["page_size"], status["commit"]) == (page_size, commit)
+    assert f"{commit} pages of {page_size} bytes" in run("status", orders, "--txid", "3").out
 
 
 def test_status_of_an_empty_replica_fails(run: Callable[..., Any], tmp_path: Path):
