@@ -7,12 +7,13 @@ Results go to stdout and everything else to stderr. Exit codes: 0 done, 1 failed
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import apsw
 
@@ -67,6 +68,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; argparse's own prints every flag first."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse what is not known here: argparse would have the parser of the whole command line do so."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown[0])}")
+        return namespace, unknown
+
+    def _nearest(self, unknown: str) -> str:
+        near = difflib.get_close_matches(unknown.partition("=")[0], self._option_string_actions, n=1)
+        return f"; hint: did you mean {near[0]}?" if near and unknown.startswith("--") else ""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""

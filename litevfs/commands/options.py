@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = 
     """A flag for each option of the table, or for those named in `only`."""
     group = parser.add_argument_group(
         "options of the replica",
-        "Each also has an environment variable: LITEVFS_POLL_INTERVAL for --poll-interval, and so on.",
+        "Each also has an environment variable: LITEVFS_READ_TIMEOUT for --read-timeout, and so on.",
     )
     for spec in SPECS:
         if spec.name != "replica_url" and (only is None or spec.name in only):
@@ -120,7 +120,7 @@ def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
 @contextmanager
 def open_fetcher(args: argparse.Namespace, url: str | None = None) -> Iterator[Fetcher]:
     """Access to the files of the replica at `url` (default: `args.url`), until the `with` block ends."""
-    options = Options.collect({"replica_url": url or args.url}, given_options(args))
+    options = Options.collect({"replica_url": args.url if url is None else url}, given_options(args))
     client = litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
     with closing(Fetcher(client, read_timeout_s=options.read_timeout_s)) as fetcher, _closed_by_signals(fetcher):
         yield fetcher
