@@ -11,9 +11,9 @@ import re
 import time
 from collections.abc import Callable, Sequence
 
-from litevfs.errors import OptionError, ReplicaEmptyError, TXIDNotFoundError
+from litevfs.errors import OptionError, TXIDNotFoundError
 from litevfs.options import format_timestamp, parse_duration_s, parse_timestamp_ms
-from litevfs.plan import extend
+from litevfs.plan import extend, no_files_error
 from litevfs.replica_clients.base import LTXFileInfo
 
 _RELATIVE = re.compile(r"(\d+(?:\.\d*)?)\s*([a-zµ]+)\s+ago|-\s*(\d+(?:\.\d*)?)\s*([a-zµ]+)", re.IGNORECASE)
@@ -75,7 +75,7 @@ def state_at(files: Sequence[LTXFileInfo], timestamp_ms: int, read_timestamp_ms:
     Raises ReplicaEmptyError, or TXIDNotFoundError for a time before the first state or in the future.
     """
     if not files:
-        raise ReplicaEmptyError("the replica holds no LTX files")
+        raise no_files_error()
     if timestamp_ms > time.time() * 1000:
         raise TXIDNotFoundError(f"{format_timestamp(timestamp_ms)} lies in the future")
     states = list(reachable_txids(files).items())

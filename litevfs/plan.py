@@ -53,6 +53,13 @@ def _further(a: LTXFileInfo | None, b: LTXFileInfo) -> LTXFileInfo:
     return b if (b.max_txid, b.level) >= (a.max_txid, a.level) else a
 
 
+def no_files_error() -> ReplicaEmptyError:
+    """What to raise where no level holds a file."""
+    return ReplicaEmptyError(
+        "the replica holds no LTX files", hint="check the path, and that the primary replicates to it"
+    )
+
+
 def newest_state(files: Iterable[LTXFileInfo], target: int | None = None) -> Chain:
     """The chain that makes the newest state, or the state at TXID `target` exactly.
 
@@ -61,7 +68,7 @@ def newest_state(files: Iterable[LTXFileInfo], target: int | None = None) -> Cha
     """
     files = list(files)
     if not files:
-        raise ReplicaEmptyError("the replica holds no LTX files")
+        raise no_files_error()
     limit = MAX_TXID if target is None else target
     snapshots = [f for f in files if f.level == SNAPSHOT_LEVEL and f.min_txid == 1 and f.max_txid <= limit]
     newest = max(snapshots, key=lambda f: f.max_txid, default=None)

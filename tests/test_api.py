@@ -155,6 +155,8 @@ def test_a_path_to_a_file_is_said_so(tmp_path):
     with pytest.raises(litevfs.StorageError) as caught:
         litevfs.connect(tmp_path / "app.db", open_timeout="50ms")
     assert str(tmp_path / "app.db") in str(caught.value)
+    assert caught.value.hint
+    assert "a replica is a folder" in caught.value.hint
 
 
 @pytest.mark.plan("L27", "D05")

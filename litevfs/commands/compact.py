@@ -10,9 +10,8 @@ from litevfs.commands.ls import file_fields
 from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
 from litevfs.commands.text import count
-from litevfs.errors import ReplicaEmptyError
-from litevfs.fetch import Fetcher
 from litevfs.ltx.names import format_txid
+from litevfs.plan import no_files_error
 from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS
 from litevfs.replicate.schedule import Maintenance
@@ -37,7 +36,9 @@ def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     config = config_of(args)
     with open_fetcher(args) as fetcher:
-        _check_holds_files(fetcher)
+        # One error for a wrong URL or a storage that does not answer, where each task would have its own.
+        if not fetcher.retry(partial(fetcher.list_levels, LEVELS)):
+            raise no_files_error()
         client = fetcher.client
         report = Maintenance(client, config).run_all()  # errors are logged there
         if args.json:
@@ -51,9 +52,3 @@ def run(args: argparse.Namespace) -> int:
             size = format_bytes(sum(file.size for file in report.deleted))
             print(f"deleted {count(len(report.deleted), 'file')}, {size}")
     return 1 if report.errors else 0
-
-
-def _check_holds_files(fetcher: Fetcher) -> None:
-    """One error for a wrong URL or a storage that does not answer, instead of one for each thing to do, or of none."""
-    if not any(fetcher.retry(partial(fetcher.list_files, level)) for level in LEVELS):
-        raise ReplicaEmptyError("the replica holds no LTX files", key=fetcher.client.url)

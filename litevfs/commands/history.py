@@ -8,11 +8,11 @@ from functools import partial
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
 from litevfs.commands.text import count, format_table
-from litevfs.errors import ReplicaEmptyError
 from litevfs.fetch import Fetcher
 from litevfs.history import reachable_txids
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
+from litevfs.plan import newest_state
 from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
@@ -25,18 +25,25 @@ _BATCH = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     add_url(parser)
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="how many at most, 0 for all [20]")
+    parser.add_argument("--limit", type=_limit, default=20, metavar="N", help="how many at most, 0 for all [20]")
     parser.add_argument("--json", action="store_true", help="an array of objects, sizes in bytes")
     add_options(parser, STORAGE_OPTIONS)
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"not a number of states: {text!r}; hint: 0 for all")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     with open_fetcher(args) as fetcher:
-        states = list(reachable_txids(fetcher.list_levels(LEVELS)).items())[::-1]
+        files = fetcher.list_levels(LEVELS)
+        states = list(reachable_txids(files).items())[::-1]
         if not states:
-            raise ReplicaEmptyError("the replica holds no complete state", key=fetcher.client.url)
-        shown = states[: args.limit] if args.limit > 0 else states
+            newest_state(files)  # raises the error that says why
+        shown = states[: args.limit] if args.limit else states
         rows = _describe(fetcher, shown)
     if args.json:
         print(json.dumps(rows, indent=1))

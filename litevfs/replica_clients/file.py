@@ -369,8 +369,11 @@ def _translated(path: str, file: LTXFileInfo | None = None) -> Iterator[None]:
 
 def _translate(exc: OSError, path: str, file: LTXFileInfo | None) -> StorageError:
     reason = exc.strerror or str(exc)
-    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+    if exc.errno == errno.ENOENT:
         return _error(StorageNotFoundError, reason, path, file)
+    if exc.errno == errno.ENOTDIR:
+        hint = "a replica is a folder: does the path name a file, such as the database itself?"
+        return _error(StorageNotFoundError, reason, path, file, hint)
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return _error(
             StoragePermissionError, reason, path, file, "check the owner and the mode of the file and folders"

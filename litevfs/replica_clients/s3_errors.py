@@ -59,7 +59,8 @@ CREDENTIALS_HINT = (
 )
 NO_S3_HINT = "is this the endpoint of an S3 server, and no proxy in between?"
 _HINTS = {
-    "AccessDenied": "the credentials need s3:ListBucket on the bucket and s3:GetObject on its objects",
+    "AccessDenied": "the credentials need s3:ListBucket on the bucket and s3:GetObject on its objects, "
+    "those of a primary s3:PutObject and s3:DeleteObject too",
     "RequestTimeTooSkewed": "set this machine's clock",
     "ExpiredToken": "renew the temporary credentials",
     "NoSuchBucket": "check the bucket's name, the endpoint and the region",

@@ -384,9 +384,10 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
         return StorageError(f"the certificate of {endpoint} is not trusted: {exc}", hint=hint)
     if isinstance(exc, LocationValueError):  # the endpoint is a URL: that has been checked
         return StorageError(f"cannot reach {endpoint} by way of a proxy: {exc}", hint=_PROXY_HINT)
-    return TransientStorageError(
-        f"the connection to {endpoint} broke: {exc}", hint=_PROXY_HINT if isinstance(exc, ProxyError) else None
-    )
+    broken_hint = _PROXY_HINT if isinstance(exc, ProxyError) else None
+    if "WRONG_VERSION_NUMBER" in str(exc):
+        broken_hint = "does it speak TLS? If not, write endpoint=http://..."
+    return TransientStorageError(f"the connection to {endpoint} broke: {exc}", hint=broken_hint)
 
 
 def _ssl_context(verify: bool | str) -> ssl.SSLContext:

@@ -80,7 +80,10 @@ def test_history_says_what_it_leaves_out(run: Callable[..., Any], orders: str, t
     out = run("history", orders, "--limit", "3").out
     assert out.splitlines()[-1] == "9 older states not shown; --limit 0 shows all"
     assert len(run("history", orders, "--limit", "0", "--json").json) == 12
-    assert run("history", tmp_path).code == 1
+    assert run("history", orders, "--limit", "-1").code == 2
+    nothing = run("history", tmp_path)
+    assert nothing.code == 1
+    assert "; hint: " in nothing.err
 
 
 def test_dump_of_a_local_file_says_what_its_bytes_say(run: Callable[..., Any], orders: str):

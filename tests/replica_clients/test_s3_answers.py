@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,23 @@ def test_a_body_that_breaks_off_is_transient(connect, sent: int):
     client = connect(close_after(whole[: len(whole) - 100 + sent]))
     with pytest.raises(TransientStorageError, match="broke"):
         client.read(FILE, 100, 100)
+
+
+def test_a_server_without_tls_is_told_from_its_answer():
+    def answer() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1 << 16)
+            sock.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"s3://bucket/db?endpoint=127.0.0.1:{listener.getsockname()[1]}"
+        with closing(S3ReplicaClient(url)) as client, pytest.raises(TransientStorageError, match="broke") as caught:
+            client.list_files(0)
+        thread.join()
+    assert "endpoint=http://" in str(caught.value.hint)
 
 
 def close_after(data: bytes) -> bytes:
