@@ -41,16 +41,18 @@ def parse_moment_ms(text: str, now_ms: int) -> int:
     if words == "yesterday":
         return now_ms - 86_400_000
     match = _RELATIVE.fullmatch(words)
-    if match is None:
-        return parse_timestamp_ms(text)
-    number, unit = match[1] or match[3], match[2] or match[4]
-    short = _UNITS.get(unit.removesuffix("s"), unit)
-    if unit in {"week", "weeks"}:
-        number, short = str(float(number) * 7), "d"
     try:
+        if match is None:
+            return parse_timestamp_ms(text)
+        number, unit = match[1] or match[3], match[2] or match[4]
+        short = _UNITS.get(unit.removesuffix("s"), unit)
+        if unit in {"week", "weeks"}:
+            number, short = str(float(number) * 7), "d"
         return now_ms - round(parse_duration_s(f"{number}{short}", most_s=_MAX_AGO_S) * 1000)
     except OptionError as error:
-        raise OptionError(f"not a time: {text!r}", hint="write RFC 3339, or for example '5 minutes ago'") from error
+        raise OptionError(
+            f"not a time: {text!r}", hint="write RFC 3339 (2026-01-31T12:00:00Z), or for example '5 minutes ago'"
+        ) from error
 
 
 def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:

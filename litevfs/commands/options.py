@@ -64,7 +64,9 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
         group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     metavar = _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
-    parse = _parse_moment if spec.parse is parse_timestamp_ms else spec.parse
+    parse = spec.parse
+    if parse is parse_timestamp_ms:  # what is relative to now means something on a command line only
+        parse, text = _parse_moment, f"{text}: RFC 3339, or for example '5 minutes ago'"
     group.add_argument(flag, dest=spec.name, metavar=metavar, type=checked(parse), help=text)
 
 
@@ -106,6 +108,11 @@ def given_options(args: argparse.Namespace) -> dict[str, object]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def collect_options(args: argparse.Namespace, url: str | None = None) -> Options:
+    """All options of the replica at `url` (default: `args.url`): flags, environment, defaults. Raises OptionError."""
+    return Options.collect({"replica_url": args.url if url is None else url}, given_options(args))
+
+
 def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
     """A connection to `args.url` with the given options; `defaults` for those not given.
 
@@ -120,7 +127,7 @@ def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
 @contextmanager
 def open_fetcher(args: argparse.Namespace, url: str | None = None) -> Iterator[Fetcher]:
     """Access to the files of the replica at `url` (default: `args.url`), until the `with` block ends."""
-    options = Options.collect({"replica_url": args.url if url is None else url}, given_options(args))
+    options = collect_options(args, url)
     client = litevfs.open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
     with closing(Fetcher(client, read_timeout_s=options.read_timeout_s)) as fetcher, _closed_by_signals(fetcher):
         yield fetcher

@@ -11,7 +11,7 @@ from typing import NoReturn
 import apsw
 
 import litevfs
-from litevfs.commands.options import add_options, add_url, connect, given_options
+from litevfs.commands.options import add_options, add_url, collect_options, connect, given_options
 from litevfs.commands.results import FORMATS, make_writer, write_results
 from litevfs.errors import OptionError
 
@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    if args.watch and (args.txid or args.timestamp):
-        raise OptionError("--watch needs a state that can change, --txid and --timestamp fix it")
+    if args.watch and collect_options(args).is_fixed:
+        raise OptionError("--watch needs a state that can change, txid and timestamp fix it")
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     if args.watch:
         _watch(sql, args)

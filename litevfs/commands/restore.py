@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, collect_options, open_fetcher
 from litevfs.commands.text import count
 from litevfs.ltx.names import format_txid
+from litevfs.options import format_timestamp
 from litevfs.progress import ProgressBar, format_bytes
 from litevfs.restore import restore
 
@@ -34,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
+    options = collect_options(args)
     with open_fetcher(args) as fetcher, ProgressBar("restoring") as bar:
         result = restore(
             fetcher.client,
             args.path,
-            txid=args.txid,
-            timestamp=args.timestamp,
+            txid=options.txid,
+            timestamp=None if options.timestamp_ms is None else format_timestamp(options.timestamp_ms),
             integrity_check=args.integrity_check,
             progress=bar.update,
         )

@@ -50,6 +50,21 @@ def test_restore_makes_the_database_of_any_txid(run: Callable[..., Any], orders:
     assert run("restore", orders, "-o", tmp_path / "newest.db", "--json").json["txid"] == "000000000000000c"
 
 
+def test_the_environment_names_a_state_for_restore_and_none_for_a_watch(
+    run: Callable[..., Any], orders: str, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LITEVFS_TXID", "5")
+    assert run("restore", orders, "-o", tmp_path / "5.db", "--json").json["txid"] == "0000000000000005"
+    assert run("query", orders, "SELECT 1", "--watch").code == 2
+
+
+def test_a_time_that_is_none_comes_with_the_forms_that_are(run: Callable[..., Any], orders: str):
+    refused = run("query", orders, "SELECT 1", "--timestamp", "soon")
+    assert refused.code == 2
+    assert "2026-01-31T12:00:00Z" in refused.err
+    assert "5 minutes ago" in refused.err
+
+
 def test_restore_never_replaces_a_file(run: Callable[..., Any], orders: str, tmp_path: Path):
     path = tmp_path / "precious.db"
     path.write_text("precious")
