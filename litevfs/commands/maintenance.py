@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from litevfs.commands.options import checked
@@ -10,24 +11,41 @@ from litevfs.options import parse_duration_s
 from litevfs.replicate.schedule import MaintenanceConfig
 
 _FLAGS = {
-    "snapshot_interval_s": ("--snapshot-interval", "24h", "pause between snapshots"),
-    "snapshot_retention_s": ("--snapshot-retention", "24h", "how far back states can be opened at least"),
-    "level_0_retention_s": ("--level-0-retention", "5m", "how long each transaction stays a state of its own at least"),
+    "levels": (
+        "--level-intervals",
+        "30s,5m,1h",
+        "DURATION,...",
+        "pause between compactions into level 1, into level 2, and so on",
+    ),
+    "snapshot_interval_s": ("--snapshot-interval", "24h", "DURATION", "pause between snapshots"),
+    "snapshot_retention_s": ("--snapshot-retention", "24h", "DURATION", "how far back states can be opened at least"),
+    "level_0_retention_s": (
+        "--level-0-retention",
+        "5m",
+        "DURATION",
+        "how long each transaction stays a state of its own at least",
+    ),
 }
-"""Field of the configuration: flag, default, help. The defaults are Litestream's."""
+"""Field of the configuration: flag, default, form, help. The defaults are Litestream's."""
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     """Flags for these fields of MaintenanceConfig."""
     for name in names:
-        flag, default, text = _FLAGS[name]
-        duration = checked(parse_duration_s)
-        parser.add_argument(
-            flag, dest=name, type=duration, default=default, metavar="DURATION", help=f"{text} [{default}]"
-        )
+        flag, default, metavar, text = _FLAGS[name]
+        form = checked(_parser(name))
+        parser.add_argument(flag, dest=name, type=form, default=default, metavar=metavar, help=f"{text} [{default}]")
 
 
 def config_of(args: argparse.Namespace) -> MaintenanceConfig:
     """The configuration that the flags make. Raises OptionError."""
-    given: dict[str, Any] = {name: parse_duration_s(getattr(args, name)) for name in _FLAGS if hasattr(args, name)}
+    given: dict[str, Any] = {name: _parser(name)(getattr(args, name)) for name in _FLAGS if hasattr(args, name)}
     return MaintenanceConfig(**given)
+
+
+def _parser(name: str) -> Callable[[object], object]:
+    return _parse_levels if name == "levels" else parse_duration_s
+
+
+def _parse_levels(text: object) -> dict[int, float]:
+    return dict(enumerate(map(parse_duration_s, str(text).split(",")), start=1))

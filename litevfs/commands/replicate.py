@@ -14,11 +14,11 @@ from typing import Any
 
 import litevfs
 from litevfs.commands.maintenance import add_flags, config_of
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, given_options
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, collect_options
 from litevfs.commands.text import count
 from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.ltx.names import format_txid
-from litevfs.options import Options, parse_duration_s
+from litevfs.options import parse_duration_s
 from litevfs.replicate.replicator import Replicator
 
 NAME = "replicate"
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="compact, take snapshots and delete old files too [yes]",
     )
-    add_flags(parser, "snapshot_interval_s", "snapshot_retention_s", "level_0_retention_s")
+    add_flags(parser, "levels", "snapshot_interval_s", "snapshot_retention_s", "level_0_retention_s")
     add_options(parser, STORAGE_OPTIONS)
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         "switch_to_wal": args.wal,
         "maintenance": config_of(args) if args.compact else None,
     }
-    storage = Options.collect({"replica_url": args.url}, given_options(args))
+    storage = collect_options(args)
     client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
     with closing(client), Replicator(args.database, client, **options) as replicator:
         if args.snapshot:

@@ -121,18 +121,29 @@ def test_replicate_of_no_database_fails(run: Callable[..., Any], tmp_path: Path)
 def test_replicate_compacts_too(run: Callable[..., Any], database: Path, tmp_path: Path):
     replica = tmp_path / "replica"
     command = [sys.executable, "-m", "litevfs", "replicate", str(database), str(replica), "--sync-interval", "10ms"]
+    command += ["--level-intervals", "1s,2s"]
     run("replicate", database, replica, "--once")
     with subprocess.Popen(command, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         killer = threading.Timer(30, process.kill)
         killer.start()
         try:
-            wait_until(lambda: any(replica.glob("ltx/1/*.ltx")) and any(replica.glob("ltx/9/*.ltx")))
+            wait_until(lambda: all(any(replica.glob(f"ltx/{level}/*.ltx")) for level in (1, 2, 9)))
         finally:
             process.terminate()
             process.wait()
             killer.cancel()
     assert process.returncode == 0
+    assert {path.name for path in replica.glob("ltx/*")} == {"0", "1", "2", "9"}, "as many levels as intervals"
     assert run("verify", replica).code == 0
+
+
+@pytest.mark.parametrize("intervals", ["1s,soon", "", "1m,1s", "0", ",".join(["1m"] * 9)])
+def test_replicate_refuses_level_intervals_that_make_no_sense(
+    run: Callable[..., Any], database: Path, tmp_path: Path, intervals: str
+):
+    result = run("replicate", database, tmp_path / "replica", "--once", "--level-intervals", intervals)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert not (tmp_path / "replica").exists()
 
 
 @pytest.mark.plan("K08")
