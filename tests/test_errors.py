@@ -5,6 +5,7 @@ from __future__ import annotations
 import apsw
 import pytest
 
+import litevfs
 from litevfs import errors
 from litevfs.errors import LitevfsError
 
@@ -50,3 +51,8 @@ def test_whether_to_try_again_is_a_class():
     assert issubclass(errors.StorageTimeoutError, errors.TransientStorageError)
     for final in (errors.StorageNotFoundError, errors.StoragePermissionError, errors.StorageClosedError):
         assert not issubclass(final, errors.TransientStorageError)
+
+
+def test_every_error_is_a_public_name():
+    errors = {name for name, value in vars(litevfs.errors).items() if isinstance(value, type)}
+    assert errors <= set(litevfs.__all__)
