@@ -236,6 +236,7 @@ class Options:
         environ = os.environ if environ is None else environ
         check_names((n for n in uri if n not in SQLITE_URI_PARAMETERS), "URI parameter")
         check_names(keywords, "option")
+        keywords, environ = _without_other_states(uri, keywords, environ)
         values: dict[str, Any] = {}
         for spec in SPECS:
             for source, value in spec.candidates(uri, keywords, environ):
@@ -276,6 +277,21 @@ class OptionSpec:
             return self.parse(value)
         except OptionError as error:
             raise OptionError(f"{source}: {error.message}", hint=error.hint) from error
+
+
+_STATE_VARIABLES = {"txid": "LITEVFS_TXID", "timestamp": "LITEVFS_TIMESTAMP"}
+
+
+def _without_other_states(
+    uri: Mapping[str, str], keywords: Mapping[str, object], environ: Mapping[str, str]
+) -> tuple[Mapping[str, object], Mapping[str, str]]:
+    """Keywords and environment without the state they fix, by either option, where an earlier source fixes one."""
+    is_in_uri = any(name in uri for name in _STATE_VARIABLES)
+    if is_in_uri:
+        keywords = {name: value for name, value in keywords.items() if name not in _STATE_VARIABLES}
+    if is_in_uri or any(keywords.get(name) is not None for name in _STATE_VARIABLES):
+        environ = {name: value for name, value in environ.items() if name not in _STATE_VARIABLES.values()}
+    return keywords, environ
 
 
 def _specs() -> tuple[OptionSpec, ...]:

@@ -303,3 +303,18 @@ def test_connect_refuses_bad_options_before_it_touches_the_storage(options, text
         litevfs.connect(str(tmp_path / "nowhere"), **options)
     with pytest.raises(OptionError):
         litevfs.register("litestream", nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("uri", "keywords", "environ", "expected"),
+    [
+        ({"txid": "1"}, {"timestamp": "2026-01-01"}, {"LITEVFS_TIMESTAMP": "2026-01-01"}, 1),
+        ({}, {"txid": 2, "timestamp": None}, {"LITEVFS_TIMESTAMP": "2026-01-01"}, 2),
+        ({"timestamp": "2026-01-01"}, {"txid": 2}, {"LITEVFS_TXID": "3"}, None),
+        ({}, {"txid": None}, {"LITEVFS_TXID": "3"}, 3),
+    ],
+)
+def test_a_state_is_fixed_by_the_first_source_that_names_one_in_either_form(uri, keywords, environ, expected):
+    options = Options.collect(uri, keywords, environ)
+    assert options.txid == expected
+    assert (options.timestamp_ms is None) == (expected is not None)
