@@ -32,6 +32,10 @@ Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read in all) of LTX files; starts anew when the restore does."""
 
 
+_MOST_EXPANSION = 255
+"""Bytes that a byte of an LZ4 block can stand for at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
     """What was restored."""
@@ -143,7 +147,8 @@ def _apply_file(
     for data, pages in stream:
         page_size = stream.header.page_size
         if before is None and new_pages == 0:
-            target.reserve(stream.header.commit * page_size)
+            # A header that lies, or is damaged, must not fill the disk.
+            target.reserve(min(stream.header.commit * page_size, stream.file.size * _MOST_EXPANSION))
         elif before is not None and page_size != before.page_size:
             raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
         target.write_pages(pages, page_size)

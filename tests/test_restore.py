@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -474,6 +475,23 @@ def test_client_that_was_given_stays_open(tmp_path: Path) -> None:
     restore(client, tmp_path / "o.db")
     assert len(client.list_files(0)) == 12
     client.close()
+
+
+@pytest.mark.plan("K10")
+def test_size_that_a_header_lies_about_claims_no_room(tmp_path: Path) -> None:
+    client = memory_client()
+    pages = [(pgno, random.Random(pgno).randbytes(65536)) for pgno in (1, 2, 3)]  # more than is decoded at once
+    file = File(page_size=65536, commit=3, pages=pages).write()
+    client.write(9, 1, 1, file[:12] + (1 << 22).to_bytes(4, "big") + file[16:], 0)  # 256 GiB
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, hard))  # lest the disk is filled where this fails
+    try:
+        with pytest.raises(LTXFormatError) as caught:
+            restore(client, tmp_path / "o.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.level == 9
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.plan("K10")
