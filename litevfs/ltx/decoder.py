@@ -34,9 +34,8 @@ from litevfs.ltx.page_index import (
     PageIndex,
     PageOrder,
     decode_page_index,
-    encode_entries,
+    encode_entries_of_frames,
     index_size_from_tail,
-    page_index_from_frames,
     validate_page_index,
 )
 
@@ -329,7 +328,7 @@ class _IndexCheck:
         return self._wanted.digest() == self._found.digest()
 
     def _end_chunk(self) -> None:
-        entries = encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset))
+        entries = encode_entries_of_frames(self._pgnos, self._sizes, self._offset)
         self._wanted.update(entries)
         self._size += len(entries)
         self._offset += sum(self._sizes)

@@ -26,7 +26,7 @@ from litevfs.ltx.format import (
     Trailer,
 )
 from litevfs.ltx.frame import FRAME_HEADER_SIZE, checksummed_headers
-from litevfs.ltx.page_index import PageOrder, encode_entries, page_index_from_frames
+from litevfs.ltx.page_index import PageOrder, encode_entries_of_frames
 
 _ENTRIES_AT_ONCE = 1 << 16
 _SPOOL_READ_BYTES = 1 << 18
@@ -118,7 +118,7 @@ class Encoder:
 
     def _encode_entries(self) -> None:
         if self._pgnos:
-            entries = encode_entries(page_index_from_frames(self._pgnos, self._sizes, self._offset))
+            entries = encode_entries_of_frames(self._pgnos, self._sizes, self._offset)
             self._entries.write(entries)
             self._entries_size += len(entries)
             self._offset += sum(self._sizes)

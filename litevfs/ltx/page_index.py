@@ -8,7 +8,9 @@ that zero included, follows. Everything here works on whole arrays: a million en
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,14 +136,21 @@ def encode_page_index(index: PageIndex) -> bytes:
 def encode_entries(index: PageIndex) -> bytes:
     """The varints of an index alone."""
     if len(index) <= _FEW_ENTRIES:
-        return _encode_few(index)
+        return _encode_few(zip(index.pgnos.tolist(), index.offsets.tolist(), index.sizes.tolist(), strict=True))
     return b"".join(_encode_chunk(index, start) for start in range(0, len(index), _CHUNK_ENTRIES))
 
 
-def _encode_few(index: PageIndex) -> bytes:
+def encode_entries_of_frames(pgnos: array[int], sizes: array[int], start: int = HEADER_SIZE) -> bytes:
+    """The varints of the index that `page_index_from_frames` makes; made without arrays where there are few."""
+    if len(pgnos) <= _FEW_ENTRIES:
+        return _encode_few(zip(pgnos, accumulate(sizes, initial=start), sizes, strict=False))  # one offset is too many
+    return encode_entries(page_index_from_frames(pgnos, sizes, start))
+
+
+def _encode_few(entries: Iterable[tuple[int, int, int]]) -> bytes:
     """The same, one by one: faster for a file of a small transaction, and most files are."""
     encoded = bytearray()
-    for entry in zip(index.pgnos.tolist(), index.offsets.tolist(), index.sizes.tolist(), strict=True):
+    for entry in entries:
         for value in entry:
             while value >= 0x80:
                 encoded.append(value & 0x7F | 0x80)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from array import array
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from litevfs.errors import LTXFormatError
 from litevfs.ltx import Header, PageIndex, decode_page_index, encode_page_index, validate_page_index
 from litevfs.ltx.format import MAX_FRAME_SIZE
-from litevfs.ltx.page_index import PageOrder
+from litevfs.ltx.page_index import PageOrder, encode_entries_of_frames
 from tests.ltx.reference import varint
 
 
@@ -114,6 +115,16 @@ def million() -> PageIndex:
 
 
 @pytest.mark.plan("L04")
+@pytest.mark.parametrize("count", [0, 1, 2, 16, 17, 40])  # few are encoded in another way than many
+@pytest.mark.parametrize("start", [100, 127, 2**35])
+def test_entries_of_frames_follow_each_other_from_the_start_on(count: int, start: int):
+    pgnos, sizes = [1 + 5 * n * n for n in range(count)], [60 + 97 * n for n in range(count)]
+    expected = b"".join(
+        varint(pgno) + varint(start + sum(sizes[:n])) + varint(sizes[n]) for n, pgno in enumerate(pgnos)
+    )
+    assert encode_entries_of_frames(array("I", pgnos), array("I", sizes), start) == expected
+
+
 def test_a_million_entries_take_a_fraction_of_a_second_and_little_memory():
     index = million()
     data = encode_page_index(index)
@@ -135,9 +146,9 @@ def test_a_million_entries_take_a_fraction_of_a_second_and_little_memory():
 
 def test_arrays_are_read_only():
     index = decode_page_index(plain([(1, 100, 50)]))
-    for array in (index.pgnos, index.offsets, index.sizes):
+    for column in (index.pgnos, index.offsets, index.sizes):
         with pytest.raises(ValueError, match="read-only"):
-            array[0] = 7
+            column[0] = 7
 
 
 def test_page_is_found_by_its_number():
