@@ -39,8 +39,11 @@ _JOURNAL_VERSIONS = b"\x01\x01"
 """Write and read version, bytes 18 and 19: 1 means rollback journal, 2 means WAL."""
 _U32 = struct.Struct(">I")
 
-FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError], Snapshot]
-"""(snapshot, pgno, why) -> a snapshot that has the same version of the page in another file; or a clear error."""
+FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
+"""(snapshot, pgno, why, deadline) -> a snapshot that has the same version of the page in another file.
+
+Or a clear error, soon after the deadline (`time.monotonic()`, seconds) at the latest.
+"""
 
 
 @dataclass(slots=True)
@@ -178,7 +181,8 @@ class PageSource:
         for _ in range(1 + MAX_MOVES):
             try:
                 if gone is not None:
-                    snapshot = self._find_elsewhere(snapshot, pgno, gone)
+                    deadline = self._fetcher.deadline() if deadline is None else deadline
+                    snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
                     self._gone.discard(snapshot.file_number(pgno))  # it is listed, maybe again
                 return self._read_from(snapshot, pgno, deadline)
             except StorageNotFoundError as error:  # the page's file, or one that vanished while we looked for it

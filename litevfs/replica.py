@@ -320,11 +320,11 @@ class Replica:
             self.pages.follow(view)
         return view
 
-    def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError) -> Snapshot:
+    def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError, deadline: float) -> Snapshot:
         """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
 
         Raises PageUnavailableError when nothing holds that version any more, and what keeps it from being looked for
-        until the read timeout is over.
+        until the deadline; one look may end later.
         """
 
         def find() -> Snapshot | None:
@@ -332,7 +332,7 @@ class Replica:
 
         found = self._others.find_known(snapshot, pgno, self.snapshot)
         if found is None:
-            found = self._persistently(self._alone(find), self.options.read_timeout_s, _is_transient)
+            found = self._persistently(self._alone(find), deadline - time.monotonic(), _is_transient)
         if found is None:
             raise page_gone(snapshot, pgno, self.snapshot, self.fetcher.client) from why
         return found

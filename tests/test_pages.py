@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError, StorageTimeoutError
+from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError, StorageNotFoundError, StorageTimeoutError
 from litevfs.fetch import Fetcher
 from litevfs.options import Options
 from litevfs.pages import PageSource
@@ -197,6 +198,33 @@ def test_a_silent_storage_is_asked_more_than_once_but_for_one_read_timeout_in_al
             pages.read(replica.snapshot, 3)
         assert len(client.waits_s) > 1
         assert sum(client.waits_s) <= 0.4
+        fetcher.close()
+        replica.close()
+
+
+@pytest.mark.parametrize("block_size", [0, 1 << 14], ids=["local", "remote"])
+def test_a_page_whose_files_are_gone_is_looked_for_within_one_read_timeout_however_often_it_moves(block_size):
+    with Script(block_size=block_size) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        primary.compact(1, 1, 1)
+        replica = Replica(Options(replica_url=script.url))
+        states = [replica.view(txid=1) for _ in range(2)]
+        primary.delete(0)
+        primary.delete(1)
+        deadlines: list[float] = []
+
+        def find(snapshot, pgno, why, deadline):
+            deadlines.append(deadline)
+            return states[len(deadlines) % 2]
+
+        began = time.monotonic()
+        fetcher = Fetcher(ScriptedClient(script), read_timeout_s=60)
+        pages = PageSource(fetcher, find, cache_size_bytes=1 << 20, prefetch=False)
+        with pytest.raises(StorageNotFoundError):
+            pages.read(states[0], 3)
+        assert len(deadlines) > 1
+        assert len(set(deadlines)) == 1
+        assert began + 60 <= deadlines[0] <= time.monotonic() + 60
         fetcher.close()
         replica.close()
 
