@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from litevfs.backoff import Backoff
 from litevfs.errors import LitevfsError, StorageTimeoutError
@@ -22,21 +22,21 @@ BACKOFF_CAP_S = 0.5
 
 
 @dataclass(slots=True, eq=False)
-class _Running:
-    future: Future[bool] = field(default_factory=Future)
+class _Running(Generic[T]):
+    future: Future[T] = field(default_factory=Future)
     began: float = field(default_factory=time.monotonic)  # seconds
 
 
-class SharedCall:
+class SharedCall(Generic[T]):
     """Makes `call()` for all that ask while it runs. A call that nobody waits for any more goes on to its own end."""
 
-    def __init__(self, call: Callable[[], bool], name: str) -> None:
+    def __init__(self, call: Callable[[], T], name: str) -> None:
         self._call = call
         self._name = name
-        self._running: _Running | None = None
+        self._running: _Running[T] | None = None
         self._lock = threading.Lock()
 
-    def result(self, timeout_s: float, *, not_before: float = -math.inf) -> bool:
+    def result(self, timeout_s: float, *, not_before: float = -math.inf) -> T:
         """What the call returns or raises; StorageTimeoutError when it has not ended within `timeout_s`.
 
         A call that began before `not_before` (`time.monotonic()`, at most now) is waited for, but only a later one
@@ -54,7 +54,7 @@ class SharedCall:
                 if running.began >= not_before:
                     return result
 
-    def _join(self) -> _Running:
+    def _join(self) -> _Running[T]:
         with self._lock:
             running = self._running
             if running is None or running.future.done():

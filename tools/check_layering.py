@@ -32,7 +32,7 @@ LAYERS = {
     "replica_clients.base": "ltx.names",
     "replica_clients.memory": "replica_clients.base ltx.names",
     "replica_clients.file": "replica_clients.base ltx.names",
-    S3_CLIENT: "replica_clients.base ltx.names",
+    S3_CLIENT: "replica_clients.base bounded ltx.names",
     "replica_clients.urls": "replica_clients.*",
     "replica_clients": "replica_clients.*",
     "options": "ltx.names",

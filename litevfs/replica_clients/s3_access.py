@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from botocore import exceptions
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
-from botocore.credentials import Credentials, ReadOnlyCredentials
+from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
 from botocore.parsers import ResponseParserError
 
+from litevfs.bounded import SharedCall
 from litevfs.errors import StorageError, StoragePermissionError, TransientStorageError
 from litevfs.replica_clients.s3_errors import (
     CREDENTIALS_HINT,
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_REGION = "us-east-1"
 _USER_AGENT = f"litevfs botocore/{botocore.__version__}"
+ADVISORY_S, MANDATORY_S = 15 * 60, 10 * 60
+"""So long before credentials expire, botocore looks for others; and takes those that there are for no good any more."""
 _CREDENTIALS_SERVICE = "the service that gives out credentials"
 _CREDENTIAL_ERRORS = (
     exceptions.CredentialRetrievalError,
@@ -87,6 +91,7 @@ class S3Access:
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._used: tuple[ReadOnlyCredentials, ...] = ()  # the last ones that requests were signed with, newest last
+        self._look = SharedCall(self._look_for_credentials, "litevfs-credentials")
         self._session: botocore.session.Session | None = None
         self._resolved: _Resolved | None = None
         self._client: Any = None
@@ -111,20 +116,39 @@ class S3Access:
         """Where the object `key` lies, one of those below the prefix of the location, named by plain characters."""
         return self._resolve().object_url + key.removeprefix(self._location.prefix)
 
-    def credentials(self) -> ReadOnlyCredentials:
-        """What to sign with now; refreshed where they can be and are about to expire."""
+    def credentials(self, deadline: float | None = None) -> ReadOnlyCredentials:
+        """What to sign with now; refreshed where they can be and are about to expire.
+
+        What gives them out may hang: with a `deadline` (`time.monotonic()`, seconds) they are looked for in a thread of
+        its own, which is waited for until then, and only if there are no good ones. Raises StorageTimeoutError.
+        """
+        resolved = self._resolved
+        if deadline is None or (resolved is not None and not _expire_within(resolved.credentials, ADVISORY_S)):
+            return self._look_for_credentials()
+        is_urgent = resolved is None or not self._used or _expire_within(resolved.credentials, MANDATORY_S)
+        try:
+            return self._look.result(max(0.0, deadline - time.monotonic()) if is_urgent else 0.0)
+        except TransientStorageError:
+            if is_urgent:
+                raise
+            return self._used[-1]
+
+    def _look_for_credentials(self) -> ReadOnlyCredentials:
         resolved = self._resolve()
         with self.translated(endpoint=_CREDENTIALS_SERVICE):
-            credentials: ReadOnlyCredentials = resolved.credentials.get_frozen_credentials()
+            try:
+                credentials: ReadOnlyCredentials = resolved.credentials.get_frozen_credentials()
+            except RuntimeError as exc:  # botocore's word for new ones that have expired
+                raise StoragePermissionError(f"no credentials: {exc}", hint=CREDENTIALS_HINT) from exc
         if credentials != next(iter(self._used[-1:]), None):
             self._used = (*self._used[-1:], credentials)
         return credentials
 
-    def renew(self, refused: ReadOnlyCredentials) -> bool:
-        """Look for credentials anew, as the server did not take these; whether there are others now."""
+    def renew(self, refused: ReadOnlyCredentials, deadline: float | None = None) -> bool:
+        """Look for credentials anew, by `deadline`, as the server did not take these; whether there are others now."""
         if self._used[-1:] == (refused,):  # else another thread has renewed them
             self._forget()
-        return self.credentials() != refused
+        return self.credentials(deadline) != refused
 
     def _forget(self) -> None:
         self._session = self._resolved = self._client = None
@@ -256,6 +280,10 @@ class S3Access:
     def _region_name(self, session: botocore.session.Session) -> str:
         configured = self._region or session.get_config_variable("region") or os.environ.get("AWS_REGION")
         return str(configured or DEFAULT_REGION)
+
+
+def _expire_within(credentials: Any, seconds: int) -> bool:
+    return isinstance(credentials, RefreshableCredentials) and bool(credentials.refresh_needed(seconds))
 
 
 def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str, str]:

@@ -40,7 +40,7 @@ class SignedRequests:
         `is_gone()`. The body is for `Transport.read_body`.
         """
         for is_first in (True, False):
-            credentials = self._access.credentials()
+            credentials = self._access.credentials(deadline)
             url, response = self._get_in_region(kind, url_of, headers, credentials, deadline)
             if response.status in (200, 206):
                 break
@@ -49,7 +49,7 @@ class SignedRequests:
                 break
             if code == "AccessDenied" and is_gone():
                 raise StorageNotFoundError("the object is gone", key=key) from error
-            if not (is_first and code in STALE_CREDENTIALS and self._access.renew(credentials)):
+            if not (is_first and code in STALE_CREDENTIALS and self._access.renew(credentials, deadline)):
                 raise error
         return url, response
 

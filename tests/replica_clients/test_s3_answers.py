@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from botocore.credentials import RefreshableCredentials
 
 from litevfs.errors import (
     LitevfsError,
@@ -25,8 +26,10 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients import s3_access
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.s3 import S3ReplicaClient
+from tests.support import wait_until
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("credentials")]
 
@@ -536,15 +539,59 @@ def closed_port() -> int:
         return sock.getsockname()[1]
 
 
+def sts_answer(seconds: int) -> bytes:
+    """Credentials of the token service that are good for so long."""
+    expiration = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+    given = "<AccessKeyId>ASIAKEY</AccessKeyId><SecretAccessKey>sts-secret</SecretAccessKey>"
+    given += f"<SessionToken>sts-token</SessionToken><Expiration>{expiration}</Expiration>"
+    result = f"<AssumeRoleWithWebIdentityResult><Credentials>{given}</Credentials></AssumeRoleWithWebIdentityResult>"
+    body = f"<AssumeRoleWithWebIdentityResponse>{result}</AssumeRoleWithWebIdentityResponse>"
+    return answer("200 OK", body.encode())
+
+
+def test_a_token_service_that_hangs_keeps_no_read_for_longer_than_its_time_limit(
+    connect, web_identity, scripted_server, monkeypatch
+):
+    calls, go_on = [], threading.Event()
+
+    def give_out(*_: object) -> bytes:
+        calls.append(1)
+        assert len(calls) == 1 or go_on.wait(30)
+        return sts_answer(800 if len(calls) == 1 else 36_000)  # 800 s: good, but it is time to look for others
+
+    web_identity(scripted_server(give_out).endpoint)
+    client = connect(lambda *_: part(0, 9))
+    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
+    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
+    # As if they were about to expire.
+    monkeypatch.setattr(RefreshableCredentials, "_mandatory_refresh_timeout", 3600)
+    monkeypatch.setattr(s3_access, "MANDATORY_S", 3600)
+    wait_until(lambda: len(calls) == 2, "the second call of the service")
+    for _ in range(3):
+        with pytest.raises(StorageTimeoutError):
+            client.read_within(FILE, 0, 10, timeout_s=0.1)
+    assert len(client.server.requests) == len(calls) == 2
+    go_on.set()
+    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
+
+
+def test_credentials_that_are_given_out_too_late_are_an_error_of_ours(connect, web_identity, scripted_server):
+    web_identity(scripted_server(sts_answer(-60)).endpoint)
+    client = connect(part(0, 9))
+    for call in (
+        lambda: client.read_within(FILE, 0, 10, timeout_s=30),
+        lambda: client.read(FILE, 0, 10),
+        lambda: client.write(0, 1, 1, b"x", 1),
+    ):
+        with pytest.raises(StoragePermissionError, match="still expired"):
+            call()
+
+
 def test_an_error_is_told_without_secrets_although_credentials_cannot_be_renewed(
     connect, web_identity, scripted_server
 ):
-    soon = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 300))  # so soon that each use renews them
-    given = "<AccessKeyId>ASIAKEY</AccessKeyId><SecretAccessKey>sts-secret</SecretAccessKey>"
-    given += f"<SessionToken>sts-token</SessionToken><Expiration>{soon}</Expiration>"
-    result = f"<AssumeRoleWithWebIdentityResult><Credentials>{given}</Credentials></AssumeRoleWithWebIdentityResult>"
-    body = f"<AssumeRoleWithWebIdentityResponse>{result}</AssumeRoleWithWebIdentityResponse>"
-    given_out = iter([answer("200 OK", body.encode())])
+    soon = sts_answer(300)  # so soon that each use renews them
+    given_out = iter([soon])
     web_identity(scripted_server(lambda *_: next(given_out, None)).endpoint)
     client = connect(s3_error("400 Bad Request", "InvalidRequest", "you sent sts-token and sts-secret"))
     with pytest.raises(StorageError, match="InvalidRequest") as caught:
