@@ -195,7 +195,7 @@ class _LiveSockets:
 
     def __init__(self) -> None:
         self.closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end a forsaken answer in the middle of what it protects
         self._handles: set[socket.socket] = set()
         self._pid = os.getpid()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import logging
 import os
 import re
@@ -700,6 +701,41 @@ def test_close_ends_a_call_that_connects_to_a_full_queue():
 
 
 @pytest.mark.plan("L11")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the socket that is forsaken
+def test_an_answer_may_be_collected_while_another_connection_is_made_or_ended(connect, monkeypatch):
+    client = connect(lambda *_: part(0, 9))
+    sockets = client._transport._sockets
+    read = threading.Event()
+
+    class Collecting(set):
+        """The collector runs whenever a socket comes or goes."""
+
+        def add(self, handle):
+            gc.collect()
+            super().add(handle)
+
+        def discard(self, handle):
+            gc.collect()
+            super().discard(handle)
+
+    def forsake_and_read() -> None:
+        for _ in range(3):
+            url = client._access.object_url(client.key(FILE))
+            forsaken = [client._transport.request("GET", "GET", url, {"Range": "bytes=0-9"})]
+            forsaken.append(forsaken)
+            del forsaken
+            assert client.read(FILE, 0, 10) == b"x" * 10
+        read.set()
+
+    monkeypatch.setattr(sockets, "_handles", Collecting())
+    gc.disable()
+    try:
+        threading.Thread(target=forsake_and_read, daemon=True).start()
+        assert read.wait(10)
+    finally:
+        gc.enable()
+
+
 def test_close_ends_a_tls_handshake():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
