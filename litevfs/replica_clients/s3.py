@@ -53,7 +53,7 @@ class S3ReplicaClient:
     """A replica in S3.
 
     `url` is described in `s3_url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
-    bounds each wait for bytes from the server (which has to send them faster than a drip, see `s3_transport`),
+    bounds each wait for bytes from the server (which has to send them faster than a drip, see `s3_connections`),
     `connect_timeout_s` that for a connection; `max_connections` are kept for parallel requests. Uploads of more than
     `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no credential looked for, before the first
     call. Raises OptionError for a time limit in which nothing can arrive.

@@ -1,20 +1,15 @@
 """HTTP for the S3 client: pooled connections that can be ended from another thread, foreign exceptions translated once.
 
-urllib3 cannot wake a thread that waits in `recv`; so every socket is known from before it connects, and `close` shuts
-them all down. Knows HTTP and TLS, nothing of S3.
+Knows HTTP, TLS and proxies, nothing of S3; how a connection is ended is the matter of `s3_connections`.
 """
 
 from __future__ import annotations
 
 import functools
-import http.client
-import io
 import os
 import socket
 import ssl
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,14 +17,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
-from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
     LocationValueError,
-    NameResolutionError,
     NewConnectionError,
     ProtocolError,
     ProxyError,
@@ -38,10 +31,9 @@ from urllib3.exceptions import (
 from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
+from litevfs.replica_clients.s3_connections import HTTPConnection, HTTPSConnection, Limits, LiveSockets
 
 _PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
-DRIP_BYTES_PER_S = 1 << 13
-"""A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
 MAX_WAIT_S = 1e6
 """A socket counts milliseconds in 31 bits; whoever waits for longer may ask again."""
 _SOCKET_OPTIONS = [
@@ -68,8 +60,8 @@ class Transport:
         self._timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._max_connections = max_connections
         self._verify = verify
-        self._sockets = _LiveSockets()
-        self._limits = _Limits()
+        self._sockets = LiveSockets()
+        self._limits = Limits()
         self._lock = threading.Lock()  # for _pools and _counts
         self._pools: dict[tuple[str, str], tuple[urllib3.HTTPConnectionPool, bool]] = {}
         self._counts: Counter[str] = Counter()
@@ -185,177 +177,9 @@ class Transport:
         proxy = get_environ_proxies(url).get(scheme)
         manager = _proxy_manager(proxy, options) if proxy else urllib3.PoolManager(**options)
         pool = manager.connection_from_url(url)
-        kind = _HTTPSConnection if scheme == "https" else _HTTPConnection
+        kind = HTTPSConnection if scheme == "https" else HTTPConnection
         pool.ConnectionCls = functools.partial(kind, sockets=self._sockets, limits=self._limits)  # type: ignore[assignment]
         return pool, bool(proxy) and scheme == "http"
-
-
-class _LiveSockets:
-    """Handles (duplicates) of all sockets in use. A duplicate is ours alone, so no race can make it another's."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self._lock = threading.RLock()  # the collector may end a forsaken answer in the middle of what it protects
-        self._handles: set[socket.socket] = set()
-        self._pid = os.getpid()
-
-    def check_open(self) -> None:
-        if self.closed:
-            raise StorageClosedError("the replica client is closed")
-
-    def add(self, sock: socket.socket) -> socket.socket:
-        handle = sock.dup()
-        with self._lock:
-            if not self.closed:
-                self._handles.add(handle)
-                return handle
-        handle.close()
-        raise StorageClosedError("the replica client is closed")
-
-    def remove(self, handle: socket.socket) -> None:
-        with self._lock:
-            self._handles.discard(handle)
-            handle.close()
-
-    def close(self) -> None:
-        with self._lock:
-            self.closed = True
-            handles, self._handles = self._handles, set()
-        for handle in handles:
-            if self._pid == os.getpid():  # after a fork the connections are the parent's, and a shutdown would reach it
-                _shut_down(handle)
-            handle.close()
-
-
-def _shut_down(handle: socket.socket) -> None:
-    try:
-        handle.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # not connected
-
-
-class _Limits(threading.local):
-    """What holds for the request that this thread makes: set before each, so that nothing is left of the one before."""
-
-    is_total = False  # the socket's read timeout is one for the whole answer
-
-
-class _TimedAnswer(http.client.HTTPResponse):
-    """The answer to a GET has to come within the read timeout of its socket, counted from now.
-
-    A socket's own timeout starts anew with each byte that a server drips. Unless the limit `is_total`, an answer that
-    comes faster than that may take longer. Other methods keep the socket's: S3 sends blanks for minutes while it puts
-    an upload together.
-    """
-
-    def __init__(self, limits: _Limits, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
-        super().__init__(sock, debuglevel, method)
-        timeout_s = sock.gettimeout()
-        if method == "GET" and timeout_s is not None:
-            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, timeout_s, is_total=limits.is_total))
-
-
-class _TimedStream(io.RawIOBase):
-    """What comes from a socket in time; unless the limit `is_total`, bytes that come earn time for those after them."""
-
-    def __init__(self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, *, is_total: bool) -> None:
-        self._stream = stream
-        self._sock = sock
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-        self._earned_s = 0.0 if is_total else 1 / DRIP_BYTES_PER_S  # with each byte
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        remaining = self._deadline - time.monotonic()
-        if remaining <= 0:
-            raise TimeoutError("the answer takes too long")
-        self._sock.settimeout(min(remaining, self._timeout_s))
-        size = self._stream.readinto(buffer)
-        self._deadline += (size or 0) * self._earned_s
-        return size
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-class _Watched:
-    """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
-
-    # What urllib3's connections have, for the type checker.
-    host: str
-    port: int
-    timeout: float | None
-    socket_options: Any
-    _dns_host: str
-
-    def __init__(self, *args: Any, sockets: _LiveSockets, limits: _Limits, **kwargs: Any) -> None:
-        self._sockets = sockets
-        self._handle: socket.socket | None = None
-        self.response_class = functools.partial(_TimedAnswer, limits)
-        super().__init__(*args, **kwargs)
-
-    def _new_conn(self) -> socket.socket:
-        """Connect to the first address that answers; as urllib3 does, but watched, and with one limit for all."""
-        try:
-            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
-        except socket.gaierror as exc:
-            raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        error: OSError = OSError("no address")
-        for family, kind, protocol, _, address in addresses:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                break
-            try:
-                return self._connect(socket.socket(family, kind, protocol), address, remaining)
-            except OSError as exc:
-                error = exc
-        if isinstance(error, TimeoutError):
-            message = f"Connection to {self.host} timed out (connect timeout={self.timeout})"
-            raise ConnectTimeoutError(self, message) from error
-        raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error  # type: ignore[arg-type]
-
-    def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> socket.socket:
-        handle = None
-        try:
-            handle = self._sockets.add(sock)
-            for option in self.socket_options or ():
-                sock.setsockopt(*option)
-            sock.settimeout(timeout_s)
-            sys.audit("http.client.connect", self, self.host, self.port)
-            sock.connect(address)
-        except BaseException:
-            if handle is not None:
-                self._sockets.remove(handle)
-            sock.close()
-            raise
-        self._forget()
-        self._handle = handle
-        return sock
-
-    def close(self) -> None:
-        super().close()  # type: ignore[misc]
-        self._forget()
-
-    def _forget(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self._sockets.remove(handle)
-
-
-class _HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore's own overrides
-    pass
-
-
-class _HTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]  # botocore's own overrides
-    def connect(self) -> None:
-        super().connect()
-        # Unverified only because the user said skipVerify: urllib3 need not warn at each connection.
-        self.is_verified = True
 
 
 def endpoint_of(url: str) -> str:

@@ -1,0 +1,200 @@
+"""Connections of the S3 client that another thread can end, and whose answers come in time or not at all.
+
+urllib3 cannot wake a thread that waits in `recv`; so every socket is known from before it connects, and
+`LiveSockets.close` shuts them all down. Knows sockets and HTTP, nothing of S3, of URLs or of pools.
+"""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import io
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from litevfs.errors import StorageClosedError
+
+DRIP_BYTES_PER_S = 1 << 13
+"""A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
+
+
+class LiveSockets:
+    """Handles (duplicates) of all sockets in use. A duplicate is ours alone, so no race can make it another's."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._lock = threading.RLock()  # the collector may end a forsaken answer in the middle of what it protects
+        self._handles: set[socket.socket] = set()
+        self._pid = os.getpid()
+
+    def check_open(self) -> None:
+        """Raise StorageClosedError after `close`."""
+        if self.closed:
+            raise StorageClosedError("the replica client is closed")
+
+    def add(self, sock: socket.socket) -> socket.socket:
+        """Know a socket from now on; the handle to `remove` it by. Raises StorageClosedError after `close`."""
+        handle = sock.dup()
+        with self._lock:
+            if not self.closed:
+                self._handles.add(handle)
+                return handle
+        handle.close()
+        raise StorageClosedError("the replica client is closed")
+
+    def remove(self, handle: socket.socket) -> None:
+        """The socket has come to its end."""
+        with self._lock:
+            self._handles.discard(handle)
+            handle.close()
+
+    def close(self) -> None:
+        """Shut all of them down, which ends whatever waits for them. Idempotent."""
+        with self._lock:
+            self.closed = True
+            handles, self._handles = self._handles, set()
+        for handle in handles:
+            if self._pid == os.getpid():  # after a fork the connections are the parent's, and a shutdown would reach it
+                _shut_down(handle)
+            handle.close()
+
+
+def _shut_down(handle: socket.socket) -> None:
+    try:
+        handle.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # not connected
+
+
+class Limits(threading.local):
+    """What holds for the request that this thread makes: set before each, so that nothing is left of the one before."""
+
+    is_total = False  # the socket's read timeout is one for the whole answer
+
+
+class _TimedAnswer(http.client.HTTPResponse):
+    """The answer to a GET has to come within the read timeout of its socket, counted from now.
+
+    A socket's own timeout starts anew with each byte that a server drips. Unless the limit `is_total`, an answer that
+    comes faster than that may take longer. Other methods keep the socket's: S3 sends blanks for minutes while it puts
+    an upload together.
+    """
+
+    def __init__(self, limits: Limits, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
+        super().__init__(sock, debuglevel, method)
+        timeout_s = sock.gettimeout()
+        if method == "GET" and timeout_s is not None:
+            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, timeout_s, is_total=limits.is_total))
+
+
+class _TimedStream(io.RawIOBase):
+    """What comes from a socket in time; unless the limit `is_total`, bytes that come earn time for those after them."""
+
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, *, is_total: bool) -> None:
+        self._stream = stream
+        self._sock = sock
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._earned_s = 0.0 if is_total else 1 / DRIP_BYTES_PER_S  # with each byte
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._sock.settimeout(min(remaining, self._timeout_s))
+        size = self._stream.readinto(buffer)
+        self._deadline += (size or 0) * self._earned_s
+        return size
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Watched:
+    """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
+
+    # What urllib3's connections have, for the type checker.
+    host: str
+    port: int
+    timeout: float | None
+    socket_options: Any
+    _dns_host: str
+
+    def __init__(self, *args: Any, sockets: LiveSockets, limits: Limits, **kwargs: Any) -> None:
+        self._sockets = sockets
+        self._handle: socket.socket | None = None
+        self.response_class = functools.partial(_TimedAnswer, limits)
+        super().__init__(*args, **kwargs)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect to the first address that answers; as urllib3 does, but watched, and with one limit for all."""
+        try:
+            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        error: OSError = OSError("no address")
+        for family, kind, protocol, _, address in addresses:
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if remaining is not None and remaining <= 0:
+                break
+            try:
+                return self._connect(socket.socket(family, kind, protocol), address, remaining)
+            except OSError as exc:
+                error = exc
+        if isinstance(error, TimeoutError):
+            message = f"Connection to {self.host} timed out (connect timeout={self.timeout})"
+            raise ConnectTimeoutError(self, message) from error
+        raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error  # type: ignore[arg-type]
+
+    def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> socket.socket:
+        handle = None
+        try:
+            handle = self._sockets.add(sock)
+            for option in self.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(timeout_s)
+            sys.audit("http.client.connect", self, self.host, self.port)
+            sock.connect(address)
+        except BaseException:
+            if handle is not None:
+                self._sockets.remove(handle)
+            sock.close()
+            raise
+        self._forget()
+        self._handle = handle
+        return sock
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        self._forget()
+
+    def _forget(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            self._sockets.remove(handle)
+
+
+class HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore's own overrides
+    """A connection that `sockets` knows, with answers that `limits` hold for."""
+
+
+class HTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]  # botocore's own overrides
+    """The same over TLS."""
+
+    def connect(self) -> None:
+        """Connect, and shake hands."""
+        super().connect()
+        # Unverified only because the user said skipVerify: urllib3 need not warn at each connection.
+        self.is_verified = True
