@@ -51,6 +51,7 @@ def refresh_fails(replica: Replica, error: type[LitevfsError]) -> None:
         replica.refresh()
 
 
+@pytest.mark.plan("D12")
 def test_opening_lasts_until_the_first_complete_state(replica, primary: Primary, faults):
     assert replica.state is State.OPENING
     assert replica.status().lag_s is None
