@@ -16,11 +16,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorLockedError
 from litevfs.ltx.format import TRAILER_SIZE
@@ -127,14 +129,15 @@ class StateFolder:
             os.close(fd)
 
     def load(self) -> State | None:
-        """The state last saved; None when there is none, or none that can be understood.
+        """The state last saved; None when there is none, or it is damaged.
 
         Pending files that it does not count are removed.
         """
         try:
             fields = json.loads(self._state.read_bytes())
-            version = fields.pop("version")
-            state = State(**(fields | {"position": WALPosition(**fields["position"])})) if version == _VERSION else None
+            checksum, version = fields.pop("checksum"), fields.pop("version")
+            is_sound = (checksum, version) == (_checksum(fields), _VERSION)
+            state = State(**(fields | {"position": WALPosition(**fields["position"])})) if is_sound else None
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             state = None
         self.discard(file for file in self.pending() if state is None or file.txid > state.txid)
@@ -142,7 +145,8 @@ class StateFolder:
 
     def save(self, state: State) -> None:
         """Replace the state; it is on disk when this returns."""
-        data = json.dumps({"version": _VERSION, **asdict(state)}, indent=1).encode()
+        fields = asdict(state)
+        data = json.dumps({"version": _VERSION, "checksum": _checksum(fields), **fields}, indent=1).encode()
         with _translated(self._state):
             temp = self._state.with_suffix(".tmp")
             self._write_synced(temp, [data])
@@ -210,6 +214,11 @@ def fingerprint(path: Path) -> tuple[int, str]:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - TRAILER_SIZE))
         return size, file.read().hex()
+
+
+def _checksum(fields: dict[str, Any]) -> int:
+    """Of a state's fields: a wrong digit would make a position, or a time, that seems right."""
+    return zlib.crc32(json.dumps(fields).encode())
 
 
 def _lock(fd: int, database: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shlex
 import shutil
 import sqlite3
@@ -346,6 +347,23 @@ def test_a_state_that_cannot_be_understood_leads_to_a_snapshot(app, client, cont
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 2
         assert "no local state" in replicator.status.last_snapshot_reason
+    assert_replicated(client, app.path)
+
+
+def test_a_state_with_a_flipped_bit_leads_to_a_snapshot(app, client):
+    """The first digit of the newest file's time, say, would make all times of the future wrong."""
+    synced(app, client)
+    path = state_folder(app) / "state.json"
+    newest_ms, data = files_of(client)[0].header.timestamp_ms, path.read_bytes()
+    start, rng = data.index(b":"), random.Random(8)
+    for txid, at in enumerate([data.index(b"%d" % newest_ms), *rng.sample(range(start, len(data)), 20)], 2):
+        flipped = bytearray(path.read_bytes())
+        flipped[at] ^= 8
+        path.write_bytes(flipped)
+        with Replicator(app.path, client) as replicator:
+            assert replicator.sync() == txid
+            assert "no local state" in replicator.status.last_snapshot_reason
+    assert files_of(client)[-1].header.timestamp_ms < newest_ms + 3_600_000
     assert_replicated(client, app.path)
 
 
