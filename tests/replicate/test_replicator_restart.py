@@ -47,6 +47,7 @@ def test_five_restarts_in_a_row_change_nothing(app, client):
         with Replicator(app.path, client) as replicator:
             assert replicator.sync() == 1
             assert replicator.status.snapshots == 0
+        assert_replicated(client, app.path)
     assert {info.name: client.read(info) for info in client.list_files(0)} == before
 
 

@@ -24,6 +24,7 @@ from tests.replicate.support import (
     HangingClient,
     assert_replicated,
     files_of,
+    opened,
     rebuilt,
     source_bytes,
     states,
@@ -208,9 +209,9 @@ def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app,
 
 @pytest.mark.plan("D06")
 def test_a_hundred_concurrent_commits_make_ascending_txids_each_on_the_replica_as_it_was(app, client, replicate):
+    app.execute("CREATE TABLE log (thread INTEGER, n INTEGER)")
     replicator = replicate(app, sync_interval_s=0.002)
     replicator.start()
-    app.execute("CREATE TABLE log (thread INTEGER, n INTEGER)")
 
     def commit_ten(thread: int, db: apsw.Connection) -> None:
         for n in range(10):
@@ -226,7 +227,15 @@ def test_a_hundred_concurrent_commits_make_ascending_txids_each_on_the_replica_a
     assert len(files) == newest == replicator.status.txid
     assert [file.header.max_txid for file in files] == list(range(1, newest + 1))
     assert_replicated(client, app.path)
-    assert app.execute("SELECT count(*) FROM log") == [(100,)]
+    before: list[list[int]] = [[] for _ in range(10)]
+    for txid, data in states(files):
+        db = opened(data)
+        now = [[n for (n,) in db.execute("SELECT n FROM log WHERE thread = ? ORDER BY rowid", (t,))] for t in range(10)]
+        db.close()
+        assert all(log == list(range(len(log))) and len(log) >= len(old) for old, log in zip(before, now, strict=True))
+        assert now != before or txid == 1
+        before = now
+    assert before == [list(range(10))] * 10
 
 
 def test_sync_from_several_threads_at_once_is_one_after_the_other(app, client, replicate):
