@@ -555,6 +555,29 @@ def test_an_old_listing_of_one_level_proves_nothing_of_the_others(world, files, 
         assert pages_are_right(other, replica)
 
 
+@pytest.mark.plan("E03", "L29", "L03")
+def test_a_gap_is_not_bridged_by_a_replacement_that_an_old_listing_vouches_for(world):
+    primary, script, replica = world
+    for _ in range(4):
+        insert(primary)
+    replica.refresh()
+    insert(primary, upload=False)
+    insert(primary)
+    listed = script.writer.list_files(0)
+    primary.delete_all()
+    with Primary(script.writer) as other:
+        other.start_ms = primary.timestamp_ms(100)
+        other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
+        while other.txid < 8:
+            other.run(INSERT)
+        other.compact(1, 1, 3)
+        other.compact(1, 4, 8)
+        script.on_list = lambda level, found: listed if level == 0 else found
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (8, 1)
+        assert pages_are_right(other, replica)
+
+
 def older_database(primary: Primary, script: Script, *files: tuple[int, int, int]) -> Primary:
     """Another database, an hour older, in the place of `primary`: only these files, (level, min_txid, max_txid)."""
     primary.delete_all()
