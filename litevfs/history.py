@@ -61,11 +61,10 @@ def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:
     connects to may be gone: with an old snapshot, retention takes what lies below the next one.
     """
     reachable: dict[int, LTXFileInfo] = {}
-    newest = below = 0  # the newest reachable state, and the newest one before that
+    newest = 0
     for file in sorted(files, key=lambda f: (f.max_txid, -f.level)):
-        before = below if file.max_txid == newest else newest
-        if file.min_txid <= before + 1 and file.max_txid != newest:
-            newest, below = file.max_txid, newest
+        if file.min_txid <= newest + 1:
+            newest = file.max_txid
         if file.max_txid == newest:
             reachable[newest] = file
     return reachable

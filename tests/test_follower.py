@@ -9,7 +9,7 @@ from litevfs.errors import (
     PageUnavailableError,
     ReplicaEmptyError,
     ReplicaError,
-    StorageNotFoundError,
+    StorageError,
     TransientStorageError,
     TXIDGapError,
     TXIDNotFoundError,
@@ -503,6 +503,53 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
 
 
 @pytest.mark.plan("E03")
+def test_a_set_back_history_whose_clock_is_behind_is_noticed_at_once(world):
+    """A known TXID at another time is proof, even if an earlier one."""
+    primary, script, replica = world
+    for _ in range(5):
+        insert(primary)
+    replica.refresh()
+    assert pages_are_right(primary, replica)
+    primary.delete(0, [5, 6])
+    with MadePrimary(script.writer, {txid: primary.images[txid] for txid in (1, 2, 3, 4)}) as other:
+        other.start_ms = primary.start_ms - 3_600_000
+        for _ in range(2):
+            other.commit(INSERT)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
+        assert pages_are_right(other, replica)
+
+
+@pytest.mark.plan("E03")
+def test_a_database_that_takes_its_place_back_is_another_one_again(world):
+    """What was known of its times before is no proof that the pages of the one between are in its files."""
+    primary, script, replica = world
+    for _ in range(5):
+        insert(primary)
+    replica.refresh()
+    kept = script.store.items()
+    primary.delete_all()
+    with Primary(script.writer) as other:
+        other.start_ms = primary.timestamp_ms(100)
+        other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
+        while other.txid < 6:
+            other.run(INSERT)
+        other.compact(9, 1, 6)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
+        other.delete_all()
+        for key, stored in kept:
+            script.store.put(key, stored.data, stored.modified_ms)
+        old = replica.snapshot
+        for pgno in range(1, old.commit + 1):
+            with pytest.raises((PageUnavailableError, StorageError)):
+                replica.pages.read(old, pgno)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 2)
+        assert pages_are_right(primary, replica)
+
+
+@pytest.mark.plan("E03")
 def test_a_new_history_that_was_tried_in_vain_proves_nothing(world):
     """Reading what replaced the replica fails half way once; the times seen on the way are not ours."""
     primary, script, replica = world
@@ -547,7 +594,7 @@ def test_an_old_listing_of_one_level_proves_nothing_of_the_others(world, files, 
             other.compact(*file)
         script.on_list = lambda level, found: listed.get(level, found)
         for pgno in range(1, old.commit + 1):
-            with pytest.raises((PageUnavailableError, StorageNotFoundError)):
+            with pytest.raises((PageUnavailableError, StorageError)):
                 replica.pages.read(old, pgno)
         script.on_list = None
         replica.refresh()
@@ -689,11 +736,31 @@ def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_
     assert replica.snapshot.txid == 3
 
 
-def test_files_that_were_copied_anew_are_the_same_replica(world):
+def test_after_a_fork_nothing_is_read_over_the_parents_client(world):
+    primary, _, replica = world
+    for _ in range(3):
+        insert(primary)
+    replica.refresh()
+    parents = replica.fetcher
+    replica.restart_after_fork()
+    parents.close()
+    primary.compact(1, 1, 4)
+    primary.delete(0)
+    insert(primary)
+    replica.refresh()  # has to see whose files these are
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (5, 0)
+    assert pages_are_right(primary, replica)
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_files_that_were_copied_anew_are_the_same_replica(world, level):
     """A replica that was moved or restored keeps its names and content; times and etags are new."""
     primary, script, replica = world
     for _ in range(3):
         insert(primary)
+    if level:
+        primary.compact(level, 1, 4)
+        primary.delete(0)
     replica.refresh()
     for key, stored in script.store.items():
         script.store.put(key, stored.data, stored.modified_ms + 86_400_000)

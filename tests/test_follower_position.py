@@ -86,6 +86,23 @@ def test_a_set_back_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch
     assert (replica.snapshot.txid, replica.snapshot.epoch) == (4, 1)
 
 
+@pytest.mark.plan("L29", "E03")
+def test_what_was_missing_once_has_to_be_missing_for_long_again(level_1_world, monkeypatch):
+    primary, _, replica = level_1_world
+    now_s = 1000.0
+    for module in ("follower", "lineage"):
+        monkeypatch.setattr(f"litevfs.{module}.time", SimpleNamespace(monotonic=lambda: now_s))
+    for _ in range(2):
+        primary.delete(1, [6])
+        for _ in range(2):
+            with pytest.raises(ReplicaError, match="newest transactions are gone"):
+                replica.refresh()
+            now_s += 20
+        primary.compact(1, 5, 6)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+
+
 @pytest.mark.plan("L03", "L10")
 def test_a_gap_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch):
     primary, _, replica = level_1_world

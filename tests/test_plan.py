@@ -118,6 +118,11 @@ def test_a_snapshot_past_the_target_is_not_used():
     assert spans(newest_state(files, 5).files) == [(9, 1, 3), (0, 4, 4), (0, 5, 5)]
 
 
+def test_a_file_among_the_snapshots_that_does_not_begin_at_the_first_transaction_is_no_start():
+    files = [file(0, 1, 1), file(9, 2, 4), file(0, 5, 5)]
+    assert newest_state(files).files == tuple(files)
+
+
 def test_on_a_tie_the_higher_level_wins():
     files = [file(0, 1, 4), file(2, 1, 4), file(1, 1, 4)]
     assert spans(extend(0, files).files) == [(2, 1, 4)]
