@@ -134,6 +134,18 @@ def test_a_fresh_enough_state_is_read_without_asking_the_storage(primary, faults
         assert not [r for r in faults.requests if r.operation == "list"]
 
 
+def test_max_staleness_is_no_matter_of_a_state_that_was_travelled_to(primary, faults):
+    with connected(faults.url, poll_interval=0, max_staleness=0) as connection:
+        insert(primary)
+        then = one(connection, "PRAGMA litestream_time")
+        one(connection, f"PRAGMA litestream_time = '{then}'")
+        faults.add(Fault("permission", operations=("list",)))
+        assert rows(connection, "SELECT a FROM t") == [(1,)]
+        one(connection, "PRAGMA litestream_time = 'latest'")
+        with pytest.raises(StaleReplicaError):
+            rows(connection, "SELECT a FROM t")
+
+
 def test_max_staleness_zero_sees_every_transaction_at_once(primary, faults):
     with connected(faults.url, poll_interval=0, max_staleness=0) as connection:
         for expected in range(2, 8):

@@ -140,6 +140,21 @@ def test_a_replacement_with_another_page_size_is_noticed(old, make_primary, stor
         assert_new_state_is_served(connection, new)
 
 
+def test_an_equal_schema_version_of_another_database_is_no_equal_schema(old, make_primary, store, url):
+    """SQLite reads the schema anew when its version has changed, and these two have the same."""
+    with connected(url, poll_interval=0) as connection:
+        assert rows(connection, QUERY) == old.rows(QUERY)
+        store.files.clear()
+        new = make_primary()
+        new.start_ms = START_MS + 3_600_000
+        new.commit("CREATE TABLE u (x); CREATE TABLE t (b, a INTEGER PRIMARY KEY)")
+        new.commit("INSERT INTO u VALUES ('new'); INSERT INTO t VALUES ('new', 7)")
+        version = "PRAGMA schema_version"
+        assert new.rows(version) == old.rows(version)
+        assert_new_state_is_served(connection, new)
+        assert rows(connection, "SELECT * FROM t") == [("new", 7)]
+
+
 def test_an_idle_reader_without_level_0_files_notices_a_replacement_at_the_next_look_at_all_levels(
     old, make_primary, store, url, monkeypatch
 ):
