@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
 
 import pytest
 
+from litevfs.backoff import Backoff
 from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.options import Options
 from litevfs.poller import Poller
@@ -79,6 +81,34 @@ def test_failures_slow_the_pace_down_and_a_success_restores_it():
     failed = len(refresh.times)
     wait_until(lambda: len(refresh.times) >= failed + 20, timeout_s=20)
     poller.close()
+
+
+@pytest.mark.plan("E02", "L13")
+def test_failures_never_quicken_the_pace(monkeypatch):
+    monkeypatch.setattr(Backoff, "base_s", 0.0)  # as if chance had given no pause at all
+    refresh = Refresh()
+    refresh.answer = TransientStorageError("away")
+    poller = Poller(refresh, 0.05, "test")
+    wait_until(lambda: len(refresh.times) >= 4)
+    poller.close()
+    assert min(b - a for a, b in itertools.pairwise(refresh.times)) >= 0.049
+
+
+@pytest.mark.plan("E04")
+def test_a_success_ends_what_failures_before_it_had_led_to(monkeypatch):
+    """Else the pauses of forty failures, each alone between two successes, would add up to minutes."""
+    monkeypatch.setattr(Backoff, "base_s", 0.001)
+    refresh = Refresh()
+
+    def take_turns() -> bool:
+        refresh.answer = True if len(refresh.times) % 2 else TransientStorageError("away for a moment")
+        return refresh()
+
+    poller = Poller(take_turns, 0.001, "test")
+    try:
+        wait_until(lambda: len(refresh.times) >= 80, timeout_s=20)
+    finally:
+        poller.close()
 
 
 @pytest.mark.plan("E04")
