@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
 
 __all__ = ["s3_client", "s3_server", "s3_url"]
 
 pytest_plugins = ["tests.plan_plugin", "tests.leak_check", "pytester"]
+
+# Threads take turns fifty times as often as usual: more can come between any two steps, and a writer that lets go of
+# the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.
+sys.setswitchinterval(0.0001)

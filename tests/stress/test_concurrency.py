@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import apsw
@@ -21,15 +20,6 @@ from tests.support import one, rows, txid_of
 PAGES = 10_000
 WRITES_A_ROUND = 5
 PATIENCE_S = 60.0
-
-
-@pytest.fixture(autouse=True)
-def threads_take_turns_often() -> Iterator[None]:
-    """Fifty times as often as usual: more can come between any two steps, and the writer gets its turn."""
-    interval_s = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s / 50)
-    yield
-    sys.setswitchinterval(interval_s)
 
 
 class History:
