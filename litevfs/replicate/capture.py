@@ -26,6 +26,8 @@ logger = logging.getLogger("litevfs.replicate")
 
 _CHECKPOINTS_A_STEP = 2
 _MAKE_WAY_AFTER_S = 0.3
+_LOOK_AGAIN_AFTER_S = 0.2
+"""A checkpoint that copies much, or waits for a disk, must not be taken for one that waits for us."""
 _MAKE_WAY_S = 0.15
 """Longer than SQLite pauses between two looks at a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
 
@@ -61,6 +63,7 @@ class Capture:
         self._has_moved_up = False  # whether another one has taken its place since, which does not
         self._stands_at_end = False  # whether it is known to have begun with all that was captured in sight
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
+        self._has_looked = False  # and it seemed to, the last time
         self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self._pause = threading.Event()  # never set
         self.state: State | None = None
@@ -328,23 +331,32 @@ class Capture:
         Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if that is not far enough,
         waits until the place is free, even when a reader that is far enough has taken it meanwhile. If that is us, it
         would wait until it gives up, and hold off all writers so long, because each new transaction takes the place of
-        the one before. It is rare: the checkpoint must begin just when we hand over. So one look, later, is enough.
+        the one before. It is rare: the checkpoint must begin just when we hand over. So a look, later, is enough, and
+        another one to be sure: what is written while we let go may be lost in a WAL that was emptied, and then only the
+        whole database makes up for it.
         """
         if self._look_at is None or time.monotonic() < self._look_at:
             return
         self._look_at = None
-        if self._database.is_kept_from_writing():
-            self._let_go()
-            self._pause.wait(_MAKE_WAY_S)
-            self._advance(wal)  # can tell from the WAL whether it missed anything
-            self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
+        if not self._database.is_kept_from_writing():
+            return
+        if not self._has_looked:
+            self._has_looked, self._look_at = True, time.monotonic() + _LOOK_AGAIN_AFTER_S
+            return
+        self._let_go()
+        self._pause.wait(_MAKE_WAY_S)
+        self._advance(wal)  # can tell from the WAL whether it missed anything
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._has_looked, self._look_at = False, time.monotonic() + _MAKE_WAY_AFTER_S
 
     def _hold(self, state: WALState, *, stands_at_end: bool) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before."""
         if state.is_backfilled:
             self._look_at = None
         elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
-            self._look_at = time.monotonic() + _MAKE_WAY_AFTER_S
+            self._look_later()
         self._is_holding, self._wal_state, self._may_start_over = True, state, state.is_backfilled
         self._has_moved_up, self._stands_at_end = False, stands_at_end
 
