@@ -2,6 +2,7 @@
 #   make demo     see it work            make check    all that must hold before a change lands
 #   make test     the tests              make bench    the benchmark tables
 # PYTHON=python3.13 picks the interpreter, VENV=folder the environment, TESTFLAGS and BENCHFLAGS are handed on.
+# Tests run in as many processes as there are cores, four at most; TESTFLAGS="-n 0" keeps them in one.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,13 +18,13 @@ TYPED_TOOLS = tools tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/litevfs demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(TESTFLAGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTFLAGS)
 
 check: lint types layering test
 

@@ -105,6 +105,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and the report when it was asked for."""
     config.addinivalue_line("markers", "plan(*ids): the items of the test plan that this test shows")
+    if config.getoption("--plan") and config.getoption("dist", "no") != "no":
+        raise pytest.UsageError("--plan needs all tests in one process: add -n 0")
     config.pluginmanager.register(PlanReport(show=config.getoption("--plan")), "litevfs-plan-report")
 
 

@@ -103,3 +103,10 @@ def test_unknown_id_stops_the_collection(suite: pytest.Pytester):
     result = suite.runpytest_subprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*test_suite.py::test_it: the test plan has no L35"])
+
+
+def test_report_is_refused_where_tests_run_in_several_processes(suite: pytest.Pytester):
+    suite.makepyfile(test_suite=SUITE)
+    result = suite.runpytest_subprocess("--plan", "-n", "2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*--plan needs all tests in one process: add -n 0*"])
