@@ -10,7 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,20 @@ def reading(url: str, folder: Path, **options: Any) -> Iterator[Any]:
     """A connection that closes when all it has read is in the folder, however slow the disk."""
     with connected(url, cache_dir=folder, **options) as connection:
         yield connection
-        wait_until(lambda: not any(t.name == "litevfs-disk-cache" for t in threading.enumerate()), "the last block")
+        wait_until(_nothing_was_written_for(0.2), "the last block")
+
+
+def _nothing_was_written_for(seconds: float) -> Callable[[], bool]:
+    """What is read ahead is handed to the writer a moment after the reader has it."""
+    seen = time.monotonic()
+
+    def is_so() -> bool:
+        nonlocal seen
+        if any(thread.name == "litevfs-disk-cache" for thread in threading.enumerate()):
+            seen = time.monotonic()
+        return time.monotonic() - seen >= seconds
+
+    return is_so
 
 
 def blocks_in(folder: Path) -> list[Path]:
