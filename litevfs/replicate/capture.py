@@ -17,14 +17,22 @@ from dataclasses import dataclass, replace
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import Header
-from litevfs.replicate.content import EMPTY_WAL, Content, read_changes, read_database
+from litevfs.replicate.content import EMPTY_WAL, Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
+from litevfs.replicate.hold import Hold
 from litevfs.replicate.state import State, StateFolder, fingerprint
 from litevfs.replicate.wal import WALPosition, WALReader
 
 logger = logging.getLogger("litevfs.replicate")
 
+MOVE_UP_INTERVAL_S = 0.02
+"""How long the application's own checkpoints may be kept from anything: a few hundred transactions."""
+_MOVE_UP_FRAMES = 1000
+"""As many as SQLite lets gather before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
 _CHECKPOINTS_A_STEP = 2
+_CATCH_UP_STEPS = 5
+_SHORTEN_AFTER_S = 10.0
+"""Giving back the space of a huge file can take longer than any checkpoint, so nobody should be about to write."""
 _MAKE_WAY_AFTER_S = 0.3
 _LOOK_AGAIN_AFTER_S = 0.2
 """A checkpoint that copies much, or waits for a disk, must not be taken for one that waits for us."""
@@ -37,7 +45,7 @@ class WALLimits:
     """When the replicator checkpoints, in pages of the WAL."""
 
     checkpoint_pages: int  # from here on, without waiting for anybody
-    truncate_pages: int  # from here on, holding writers off for that moment, and shortening the file
+    truncate_pages: int  # from here on, holding writers off for a moment; a larger file is shortened in a pause
 
 
 class Capture:
@@ -58,10 +66,11 @@ class Capture:
         self._path, self._database, self._folder = database.path, database, folder
         self._limits, self._is_closing, self._clock_ms = limits, is_closing, clock_ms
         self._wal_state = WALState(None, 0, 0)
-        self._is_holding = False  # whether a read transaction is held that began before `state.position` or there
-        self._may_start_over = False  # whether it let the WAL be started over when it began
-        self._has_moved_up = False  # whether another one has taken its place since, which does not
-        self._stands_at_end = False  # whether it is known to have begun with all that was captured in sight
+        self._hold = Hold(database)  # while it holds, everything after `state.position` stays in the WAL
+        self._may_start_over = False  # whether the WAL may have been started over, once, since that position
+        self._stands_at_end = False  # whether the held transaction is known to see just what was captured
+        self._has_moved_up = False  # at the last look
+        self._next_move_up = 0.0  # monotonic
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
         self._has_looked = False  # and it seemed to, the last time
         self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
@@ -85,9 +94,9 @@ class Capture:
         return self._wal_state.frames
 
     @property
-    def is_at_mark_zero(self) -> bool:
-        """Whether the read transaction keeps the WAL from being copied out at all, once something is written there."""
-        return self._may_start_over and not self._has_moved_up
+    def is_in_the_way(self) -> bool:
+        """Whether checkpoints of the application wait for `settle`, or would if it wrote now."""
+        return self._hold.is_at_mark_zero or self._has_moved_up
 
     def begin(self, replica_url: str, txid: int, timestamp_ms: int, page_size: int, reason: str) -> None:
         """Forget the local state: the next step takes the whole database as TXID `txid` + 1."""
@@ -113,16 +122,20 @@ class Capture:
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""
-        if self.state is None or self.reason is not None or not self._is_holding:
+        if self.state is None or self.reason is not None or not self._hold.is_held:
             return
-        if self.is_at_mark_zero:
-            self._move_up()
+        frames, _ = self._database.wal_counts()
+        quiet_s = self._quiet_s(frames)
+        self._move_up()
+        if self._has_moved_up:
             return
-        frames = self._database.wal_frames()
         with translated(self._path), WALReader(self._database.wal_path) as wal:
-            if not self._may_start_over and frames == self.state.position.frame:
+            if self._hold.is_at_mark_zero:
+                if quiet_s >= _SHORTEN_AFTER_S and self._is_huge(wal):
+                    self._database.checkpoint(truncate=True)
+            elif frames == self.state.position.frame:
                 self._read_on(wal)
-            elif self._is_quiet(frames) and self._database.is_kept_from_writing():
+            elif quiet_s >= _MAKE_WAY_AFTER_S and self._database.is_kept_from_writing():
                 self._advance(wal)
 
     def keeps_state(self) -> bool:
@@ -150,6 +163,7 @@ class Capture:
         self._let_go()
         self._database.close()
         self._database = SourceDatabase(self._path, switch_to_wal=self._database.switch_to_wal)
+        self._hold = Hold(self._database)
         self.reason = "the database file was replaced by another"
 
     def _step(self, wal: WALReader) -> None:
@@ -164,8 +178,8 @@ class Capture:
         with suppress(ReplicatorError):  # what could not be done now can be done after the next step
             self._keep_wal_small(wal, before)
 
-    def _is_quiet(self, frames: int) -> bool:
-        """Whether nobody has written for a while, as when a checkpoint of the application waits for our place.
+    def _quiet_s(self, frames: int) -> float:
+        """For how long nobody has written, as when a checkpoint of the application waits for our place.
 
         That one first holds off writers, so nothing is new until it gives up; waiting for the next step would make them
         wait as well.
@@ -173,44 +187,54 @@ class Capture:
         now = time.monotonic()
         if frames != self._seen_frames:
             self._seen_frames, self._seen_at = frames, now
-        return now >= self._seen_at + _MAKE_WAY_AFTER_S
+        return now - self._seen_at
+
+    def _is_huge(self, wal: WALReader) -> bool:
+        return wal.size > self._limits.truncate_pages * self._database.page_size
 
     def _move_up(self) -> None:
-        """Leave read mark zero as soon as something was written: nothing is copied out of the WAL while it is held.
+        self._has_moved_up = self._hold.move_up(_MOVE_UP_FRAMES)
+        self._stands_at_end &= not self._has_moved_up
 
-        The application tries that at each commit from 1,000 frames on, in vain and ever more slowly. Nothing needs to
-        be read for it: since nothing was copied out, the WAL holds all that was written since the position, and the new
-        transaction has a mark above zero, which keeps it there. Only the next step may move on from that one.
-        """
-        if self._database.is_behind_wal():
-            with self._database.hand_over():
-                self._has_moved_up = True
+    def _keep_up(self) -> None:
+        """While much is being captured: as `settle`, but only when it is due."""
+        now = time.monotonic()
+        if now >= self._next_move_up:
+            self._next_move_up = now + MOVE_UP_INTERVAL_S
+            with suppress(ReplicatorError):  # the next one may
+                self._move_up()
 
     def _read_on(self, wal: WALReader) -> None:
-        if self._is_holding and self._is_up_to_date(wal):
+        if self._hold.is_held and self._is_up_to_date(wal):
             self._make_way(wal)
         else:
             self._advance(wal)
 
     def _is_up_to_date(self, wal: WALReader) -> bool:
-        """Whether nothing is new, and a new read transaction would stand where the held one does.
-
-        After a step with something new, that is not known: what was committed just after the transaction began was
-        captured as well. A checkpoint then stops before it, until the transaction is handed over once more.
-        """
+        """Whether nothing is new, and a new read transaction would stand where the held one does."""
         if not self._stands_at_end:
             return False
         position, state = self._known_state().position, self._database.wal_state(wal)
         return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
 
-    def _advance(self, wal: WALReader, *, writer: bool = False) -> None:
-        """Capture what is new and hand the read transaction over. Raises WALError when that cannot be known."""
-        with self._database.hand_over(writer=writer):
+    def _advance(self, wal: WALReader) -> None:
+        """Capture what is new, then hand the read transaction over. Raises WALError when that cannot be known."""
+        is_held = self._hold.is_held
+        if is_held:
+            self._capture_changes(wal, self._database.wal_state(wal), self._keep_up)
+        with self._database.hand_over():
             state = self._database.wal_state(wal)
             start = self._next_start(wal, state)
-            if start is not None:
-                self._publish(read_changes(wal, state, start))
-        self._hold(state, stands_at_end=start is None)
+            if state.is_backfilled or not is_held:  # otherwise what is new stays in the WAL, and is for the next step
+                self._capture_changes(wal, state)
+        self._begin_hold(state, stands_at_end=start is None)
+
+    def _capture_changes(
+        self, wal: WALReader, state: WALState, between_pages: Callable[[], None] | None = None
+    ) -> None:
+        start = self._next_start(wal, state)
+        if start is not None:
+            self._publish(read_changes(wal, state, start), between_pages)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """Where the frames begin that are new, None when there are none. Raises WALError when that cannot be known."""
@@ -236,12 +260,12 @@ class Capture:
         with self._database.hand_over() as transaction:
             state = self._database.wal_state(wal)
             self._publish(read_database(wal, state, transaction, self._database.page_size))
-        self._hold(state, stands_at_end=False)
+        self._begin_hold(state, stands_at_end=False)
         self.reason, self.last_snapshot_reason = None, reason
         self.snapshots += 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
 
-    def _publish(self, content: Content) -> None:
+    def _publish(self, content: Content, between_pages: Callable[[], None] | None = None) -> None:
         """Make the next LTX file and count it."""
         before = self._known_state()
         if content.page_size != before.page_size:
@@ -261,7 +285,7 @@ class Capture:
             wal_salt1=content.end.salt1,
             wal_salt2=content.end.salt2,
         )
-        file = self._folder.add_pending(header.max_txid, self._encode(header, content))
+        file = self._folder.add_pending(header.max_txid, self._encode(header, content, between_pages))
         size, trailer = fingerprint(file.path)
         state = replace(
             before,
@@ -273,15 +297,17 @@ class Capture:
             position=content.end,
         )
         self._folder.save(state)
-        self.state = state
+        self.state, self._may_start_over = state, False
 
-    def _encode(self, header: Header, content: Content) -> Iterator[bytes]:
+    def _encode(self, header: Header, content: Content, between_pages: Callable[[], None] | None) -> Iterator[bytes]:
         with self._folder.spool() as spool:
             encoder = Encoder(header, spool=spool)
             yield encoder.begin()
             for pgno, page in content.pages:
                 if self._is_closing():
                     raise ReplicatorError("the replicator is being closed", key=str(self._path))
+                if between_pages is not None:
+                    between_pages()
                 yield encoder.page(pgno, page)
             yield from encoder.finish_in_parts()
 
@@ -291,7 +317,7 @@ class Capture:
         When that is because the disk is full, a WAL that grew on would keep the application from writing. It may be
         started over now; until that happens, nothing is lost.
         """
-        if self._is_holding and self._database.wal_frames() >= self._limits.checkpoint_pages:
+        if self._hold.is_held and self._database.wal_counts()[0] >= self._limits.checkpoint_pages:
             logger.warning("%s: the WAL is not kept any more until a sync succeeds", self._path)
             self._let_go()
 
@@ -312,18 +338,42 @@ class Capture:
             has_reached_us = state.header != before.header or state.backfilled >= before.frames
             if not state.is_backfilled and state.frames >= limits.truncate_pages and has_reached_us:
                 self._checkpoint_between_writers(wal)
-        if self._may_start_over and wal.size > limits.truncate_pages * self._database.page_size:
-            self._database.checkpoint(truncate=True)
 
     def _checkpoint_between_writers(self, wal: WALReader) -> None:
-        """Hold writers off for one short checkpoint: without a pause between commits, none ever completes."""
-        self._advance(wal, writer=True)
-        try:
-            self._database.checkpoint(wait=True)
+        """Hold writers off for one short checkpoint: without a pause between commits, none ever completes.
+
+        What can be captured, copied and put on disk before is no work while they wait; what they wrote last is read
+        meanwhile, and kept for good after. If that is lost, the WAL shows it.
+        """
+        self._catch_up(wal)
+        with self._folder.spool() as spool:
+            with self._database.hand_over(writer=True):
+                state = self._database.wal_state(wal)
+                start = self._next_start(wal, state)
+                content = None if start is None else detached(read_changes(wal, state, start), spool)
+            try:
+                self._database.checkpoint(wait=True)
+                with self._database.hand_over():
+                    state = self._database.wal_state(wal)
+                if content is not None:
+                    self._publish(content)
+            except BaseException:
+                self._let_go()  # of the write lock above all
+                raise
+        self._begin_hold(state, stands_at_end=True)
+
+    def _catch_up(self, wal: WALReader) -> None:
+        """Capture, and have on disk, all but the last few frames, if writers are not faster than that."""
+        for _ in range(_CATCH_UP_STEPS):
+            before = self._wal_state.frames
+            self._database.checkpoint()
+            self._database.flush()
             self._advance(wal)
-        except BaseException:
-            self._let_go()  # of the write lock above all
-            raise
+            if self._wal_state.frames - before <= _MOVE_UP_FRAMES:
+                break
+        self._hold.move_up(1)
+        self._database.checkpoint()
+        self._database.flush()
 
     def _make_way(self, wal: WALReader) -> None:
         """Let a checkpoint of the application pass that has been waiting for our place all the time.
@@ -351,18 +401,22 @@ class Capture:
     def _look_later(self) -> None:
         self._has_looked, self._look_at = False, time.monotonic() + _MAKE_WAY_AFTER_S
 
-    def _hold(self, state: WALState, *, stands_at_end: bool) -> None:
-        """A read transaction is held from now on that began when the WAL was in this state, or a moment before."""
+    def _begin_hold(self, state: WALState, *, stands_at_end: bool) -> None:
+        """A read transaction is held from now on that began when the WAL was in this state, or a moment before.
+
+        Everything was captured that it does not keep.
+        """
         if state.is_backfilled:
             self._look_at = None
         elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
             self._look_later()
-        self._is_holding, self._wal_state, self._may_start_over = True, state, state.is_backfilled
-        self._has_moved_up, self._stands_at_end = False, stands_at_end
+        self._hold.begin(state)
+        self._wal_state, self._stands_at_end = state, stands_at_end
+        self._may_start_over |= state.is_backfilled
 
     def _let_go(self) -> None:
-        self._database.release()
-        self._is_holding = self._may_start_over = self._has_moved_up = self._stands_at_end = False
+        self._hold.let_go()
+        self._may_start_over = self._stands_at_end = False
 
     def _known_state(self) -> State:
         if self.state is None:

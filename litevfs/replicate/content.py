@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import IO
 
 from litevfs.errors import WALError
 from litevfs.ltx.format import lock_pgno
@@ -64,6 +65,16 @@ def read_database(wal: WALReader, state: WALState, transaction: ReadTransaction,
     frame_size = 0 if state.header is None else state.header.frame_size
     pages = _pages_of_file(transaction, page_size, commit)
     return Content(pages, commit, page_size, end, HEADER_SIZE, end.frame * frame_size)
+
+
+def detached(content: Content, spool: IO[bytes]) -> Content:
+    """The same, with the pages kept in `spool`, so that it outlives the read transaction."""
+    pgnos = []
+    for pgno, page in content.pages:
+        pgnos.append(pgno)
+        spool.write(page)
+    spool.seek(0)
+    return replace(content, pages=((pgno, spool.read(content.page_size)) for pgno in pgnos))
 
 
 def _position(wal: WALReader, state: WALState) -> WALPosition:

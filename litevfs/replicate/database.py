@@ -49,6 +49,7 @@ _READ_ONLY_HINT = (
     "the replicator needs permission to write the database and the files -wal and -shm beside it, "
     "so run it as the user that the application runs as"
 )
+_MAIN_DB = apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READWRITE
 _RETRY_PAUSE_S = 0.001
 _STATE_ATTEMPTS = 100
 _FD_FOLDER = Path("/proc/self/fd")
@@ -102,10 +103,12 @@ class SourceDatabase:
         self.switch_to_wal = switch_to_wal
         _refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
+        self._file: apsw.VFSFile | None = None  # through SQLite too, which closes it when no lock goes with it
         self._pause = threading.Event()  # never set
         try:
             with translated(self.path, busy_hint=_BUSY_HINT):
                 self._held, self._spare, self._admin = (self._connect() for _ in range(3))
+                self._file = apsw.VFSFile("", str(self.path), [_MAIN_DB, 0])
                 self._admin.set_busy_timeout(0)
                 self._check_journal_mode(switch_to_wal)
                 self.page_size = int(_value(self._admin, "PRAGMA page_size"))
@@ -117,6 +120,9 @@ class SourceDatabase:
 
     def close(self) -> None:
         """End every transaction and close; the WAL stays as it is. Idempotent."""
+        if self._file is not None:
+            self._file.xClose()
+            self._file = None
         while self._connections:
             self._connections.pop().close(True)  # forced: what is open is ours to drop
 
@@ -158,23 +164,25 @@ class SourceDatabase:
 
     def wal_state(self, wal: WALReader) -> WALState:
         """The WAL as readers see it now. Frames that are in the file but not visible to readers do not count."""
-        header, counts = wal.header(), self._counts()
+        header, counts = wal.header(), self.wal_counts()
         for _ in range(_STATE_ATTEMPTS):
-            header_after, counts_after = wal.header(), self._counts()
+            header_after, counts_after = wal.header(), self.wal_counts()
             # SQLite reads its two counts one after the other. Both only grow, unless the WAL is started over meanwhile.
             if header == header_after and all(n <= m for n, m in zip(counts, counts_after, strict=True)):
                 return WALState(header, *counts)
             header, counts = header_after, counts_after
         raise ReplicatorError("the WAL is started over all the time", key=str(self.wal_path))
 
-    def wal_frames(self) -> int:
-        """Number of the last frame of the last transaction that readers see."""
-        return self._counts()[0]
-
-    def is_behind_wal(self) -> bool:
-        """Whether the WAL has frames that the database file does not have yet."""
-        frames, backfilled = self._counts()
-        return frames > backfilled
+    def wal_counts(self) -> tuple[int, int]:
+        """(frames, backfilled) of `WALState` as SQLite reads them, one after the other: no more than a hint."""
+        deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
+        while True:
+            counts = self._checkpoint("NOOP")
+            if counts is not None:
+                return counts
+            if time.monotonic() > deadline:
+                raise ReplicatorError("SQLite does not say how far the WAL goes", key=str(self.path))
+            self._pause.wait(_RETRY_PAUSE_S)
 
     def is_kept_from_writing(self) -> bool:
         """Whether a checkpoint holds writers off: somebody has the lock for checkpoints, and the write lock.
@@ -204,16 +212,14 @@ class SourceDatabase:
         while self._checkpoint("TRUNCATE" if truncate else "PASSIVE") is None and time.monotonic() < deadline:
             self._pause.wait(_RETRY_PAUSE_S)
 
-    def _counts(self) -> tuple[int, int]:
-        """(frames, backfilled) as readers see them now."""
-        deadline = time.monotonic() + _BUSY_TIMEOUT_MS / 1000
-        while True:
-            counts = self._checkpoint("NOOP")
-            if counts is not None:
-                return counts
-            if time.monotonic() > deadline:
-                raise ReplicatorError("SQLite does not say how far the WAL goes", key=str(self.path))
-            self._pause.wait(_RETRY_PAUSE_S)
+    def flush(self) -> None:
+        """Have the system put the database file on disk, as far as it is written.
+
+        A checkpoint that copies everything does so in the end, and when it is ours, with writers held off.
+        """
+        assert self._file is not None
+        with translated(self.path):
+            self._file.xSync(apsw.SQLITE_SYNC_NORMAL)
 
     def _checkpoint(self, mode: str) -> tuple[int, int] | None:
         """(frames, backfilled); None when SQLite was busy: it gives up when it meets a commit just being published.
@@ -248,7 +254,7 @@ class SourceDatabase:
         """Raise ReplicatorError where SQLite opened any of the three files only for reading."""
         if self._admin.readonly("main"):
             raise apsw.ReadOnlyError("attempt to write a readonly database")
-        self._counts()  # SQLite's own such error when it is one of the others
+        self.wal_counts()  # SQLite's own such error when it is one of the others
 
     def _companions(self) -> list[tuple[int, int] | None]:
         """Which files -wal and -shm are now; None for one that is not there."""

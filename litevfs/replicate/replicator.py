@@ -29,7 +29,7 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate.capture import Capture, WALLimits
+from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture, WALLimits
 from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
@@ -37,8 +37,6 @@ from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_t
 
 logger = logging.getLogger("litevfs.replicate")
 
-_MOVE_UP_INTERVAL_S = 0.02
-"""How long the application's own checkpoints may be kept from anything after a pause: a few hundred transactions."""
 _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of somebody else may have to wait for our read transaction to move on."""
 
@@ -352,7 +350,7 @@ class Replicator:
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())
-        return min(remaining, _MOVE_UP_INTERVAL_S if self._capture.is_at_mark_zero else _SETTLE_INTERVAL_S)
+        return min(remaining, MOVE_UP_INTERVAL_S if self._capture.is_in_the_way else _SETTLE_INTERVAL_S)
 
     def _settle(self, deadline: float) -> None:
         with self._holding(self._capture_lock, deadline):

@@ -39,20 +39,28 @@ def test_a_bulk_load_does_not_keep_the_wal_growing(app, client, replicate, autoc
     assert_replicated(client, app.path)
 
 
-def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way(app, client, replicate):
+def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
     app.execute("PRAGMA wal_autocheckpoint=0")
-    app.db.set_busy_timeout(0)
     held_off = 0
 
     def commit_more() -> int:
-        nonlocal held_off
-        try:
-            app.execute("INSERT INTO t (data) VALUES (randomblob(100000))")
-        except apsw.BusyError:
-            held_off += 1
+        app.execute("INSERT INTO t (data) VALUES (randomblob(100000))")
         return 0
 
     replicator = replicate(app, checkpoint_pages=20, truncate_pages=200, clock_ms=commit_more)
+    database = replicator._capture._database
+    hand_over = database.hand_over
+
+    @contextmanager
+    def counted(*, writer: bool = False) -> Generator[ReadTransaction]:
+        nonlocal held_off
+        held_off += writer
+        with hand_over(writer=writer) as transaction:
+            yield transaction
+
+    monkeypatch.setattr(database, "hand_over", counted)
     replicator.sync()
     reader = app.connect()
     reader.execute("BEGIN")

@@ -1,0 +1,147 @@
+"""The read transaction that keeps the WAL, against an application that acts at any moment of a step."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import apsw
+import pytest
+
+from litevfs.replicate import Replicator, capture
+from litevfs.replicate.database import ReadTransaction, SourceDatabase
+from tests.replicate.conftest import Application
+from tests.replicate.support import assert_replicated, files_of, source_bytes, states, wait_until
+
+
+class Interruptions:
+    """Between any two calls of a capture to SQLite, and any two pages, a random application does something.
+
+    Knows every state that a reader could see, by its hash.
+    """
+
+    def __init__(self, app: Application, rng: random.Random) -> None:
+        self._app, self._rng = app, rng
+        self._readers = [app.connect() for _ in range(2)]
+        self._is_acting = False
+        self.odds = 0.0
+        self.committed: dict[bytes, int] = {}  # hash of a state -> number of the newest commit that led to it
+        self._note()
+
+    def act(self) -> None:
+        """One step, unless this is in the middle of one, or the odds are against it."""
+        if self._is_acting or self._rng.random() >= self.odds:
+            return
+        self._is_acting = True
+        try:
+            with suppress(apsw.BusyError):
+                self._step()
+        finally:
+            self._is_acting = False
+
+    def _step(self) -> None:
+        app, rng = self._app, self._rng
+        mode = rng.choice(["PASSIVE", "PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+        choices: list[tuple[int, Callable[[], Any]]] = [
+            (10, lambda: self._write("INSERT INTO t (data) VALUES (randomblob(?))", rng.choice([10, 3000, 9000]))),
+            (2, lambda: self._write("UPDATE t SET data = randomblob(50) WHERE id % 3 = ?", rng.randrange(3))),
+            (2, lambda: self._write("DELETE FROM t WHERE id % 7 = ?", rng.randrange(7))),
+            (1, lambda: self._write("PRAGMA incremental_vacuum(3)")),
+            (4, lambda: app.checkpoint(mode)),
+            (2, self._toggle_reader),
+        ]
+        weights, actions = zip(*choices, strict=True)
+        rng.choices(actions, weights)[0]()
+
+    def _write(self, sql: str, *values: object) -> None:
+        self._app.execute(sql, *values)
+        self._note()
+
+    def _note(self) -> None:
+        self.committed[hashlib.sha1(source_bytes(self._app.path)).digest()] = len(self.committed)
+
+    def _toggle_reader(self) -> None:
+        reader = self._rng.choice(self._readers)
+        if reader.in_transaction:
+            reader.execute("COMMIT")
+        else:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM t").fetchall()
+
+    def come_between(self, replicator: Replicator, monkeypatch: pytest.MonkeyPatch) -> None:
+        database: SourceDatabase = replicator._capture._database
+        hand_over = database.hand_over
+
+        @contextmanager
+        def interrupted_hand_over(*, writer: bool = False) -> Generator[ReadTransaction]:
+            self.act()
+            with hand_over(writer=writer) as transaction:
+                self.act()
+                yield transaction
+                self.act()
+            self.act()
+
+        def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
+            def both_sides(*args: object, **options: object) -> object:
+                self.act()
+                result = call(*args, **options)
+                self.act()
+                return result
+
+            return both_sides
+
+        def is_closing() -> bool:
+            self.act()
+            return False
+
+        monkeypatch.setattr(database, "hand_over", interrupted_hand_over)
+        for name in ("wal_state", "checkpoint", "flush", "is_kept_from_writing"):
+            monkeypatch.setattr(database, name, interrupted(getattr(database, name)))
+        monkeypatch.setattr(replicator._capture, "_is_closing", is_closing)
+
+
+def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Every TXID is a state of the source, none goes back, the last is the newest; one snapshot is all it takes."""
+    rng = random.Random(seed)
+    monkeypatch.setattr(capture, "MOVE_UP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(capture, "_MOVE_UP_FRAMES", rng.choice([1, 5, 1000]))
+    monkeypatch.setattr(capture, "_SHORTEN_AFTER_S", rng.choice([0.0, 1000.0]))
+    monkeypatch.setattr(capture, "_MAKE_WAY_AFTER_S", 0.0)
+    monkeypatch.setattr(capture, "_LOOK_AGAIN_AFTER_S", 0.0)
+    app: Application = make_app(auto_vacuum=2)
+    app.db.set_busy_timeout(0)
+    app.execute(f"PRAGMA wal_autocheckpoint={rng.choice([0, 1, 20])}")
+    app.insert(20, 3000)
+    replicator = replicate(app, checkpoint_pages=rng.choice([5, 50]), truncate_pages=rng.choice([50, 60, 500]))
+    world = Interruptions(app, rng)
+    world.come_between(replicator, monkeypatch)
+    replicator.sync()
+    for _ in range(60):
+        world.odds = rng.choice([0.02, 0.2, 0.6])
+        rng.choice([replicator.sync, replicator._capture.settle, world.act])()
+    world.odds = 0.0
+    replicator.sync()
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1, replicator.status.last_snapshot_reason
+    numbers = [world.committed[hashlib.sha1(data).digest()] for _, data in states(files_of(client))]
+    assert numbers == sorted(numbers)
+    assert len(numbers) > 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_application_that_acts_at_any_moment_of_a_step_loses_nothing(
+    make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    course(make_app, client, replicate, monkeypatch, seed)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(1000, 1300))
+def test_300_applications_that_act_at_any_moment_of_a_step_lose_nothing(
+    make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: int
+):
+    course(make_app, client, replicate, monkeypatch, seed)
