@@ -10,17 +10,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from litevfs.errors import ReplicatorError, WALError
-from litevfs.ltx.encoder import Encoder
-from litevfs.ltx.format import Header
 from litevfs.replicate.content import EMPTY_WAL, Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
+from litevfs.replicate.files import add_file
 from litevfs.replicate.hold import Hold
-from litevfs.replicate.state import State, StateFolder, fingerprint
+from litevfs.replicate.state import State, StateFolder
 from litevfs.replicate.wal import WALPosition, WALReader
 
 logger = logging.getLogger("litevfs.replicate")
@@ -131,8 +130,7 @@ class Capture:
             return
         with translated(self._path), WALReader(self._database.wal_path) as wal:
             if self._hold.is_at_mark_zero:
-                if quiet_s >= _SHORTEN_AFTER_S and self._is_huge(wal):
-                    self._database.checkpoint(truncate=True)
+                self._shorten(wal, quiet_s)
             elif frames == self.state.position.frame:
                 self._read_on(wal)
             elif quiet_s >= _MAKE_WAY_AFTER_S and self._database.is_kept_from_writing():
@@ -189,15 +187,18 @@ class Capture:
             self._seen_frames, self._seen_at = frames, now
         return now - self._seen_at
 
-    def _is_huge(self, wal: WALReader) -> bool:
-        return wal.size > self._limits.truncate_pages * self._database.page_size
+    def _shorten(self, wal: WALReader, quiet_s: float) -> None:
+        """Give back the space of a huge WAL file, once nobody has written for `quiet_s` seconds."""
+        if quiet_s >= _SHORTEN_AFTER_S and wal.size > self._limits.truncate_pages * self._database.page_size:
+            self._database.checkpoint(truncate=True)
 
-    def _move_up(self) -> None:
-        self._has_moved_up = self._hold.move_up(_MOVE_UP_FRAMES)
+    def _move_up(self, frames: int = _MOVE_UP_FRAMES) -> None:
+        self._has_moved_up = self._hold.move_up(frames)
         self._stands_at_end &= not self._has_moved_up
 
     def _keep_up(self) -> None:
-        """While much is being captured: as `settle`, but only when it is due."""
+        """While much is being captured: as `settle`, when it is due."""
+        self._check_open()
         now = time.monotonic()
         if now >= self._next_move_up:
             self._next_move_up = now + MOVE_UP_INTERVAL_S
@@ -267,49 +268,20 @@ class Capture:
 
     def _publish(self, content: Content, between_pages: Callable[[], None] | None = None) -> None:
         """Make the next LTX file and count it."""
-        before = self._known_state()
+        before, now_ms = self._known_state(), self._clock_ms()
         if content.page_size != before.page_size:
             raise ReplicatorError(
                 f"the database has pages of {content.page_size} bytes now, the replica has pages of {before.page_size}",
                 key=str(self._path),
                 hint="replicate to another URL, or empty the replica",
             )
-        header = Header(
-            page_size=content.page_size,
-            commit=content.commit,
-            min_txid=before.txid + 1,
-            max_txid=before.txid + 1,
-            timestamp_ms=max(self._clock_ms(), before.timestamp_ms),
-            wal_offset=content.wal_offset,
-            wal_size=content.wal_size,
-            wal_salt1=content.end.salt1,
-            wal_salt2=content.end.salt2,
-        )
-        file = self._folder.add_pending(header.max_txid, self._encode(header, content, between_pages))
-        size, trailer = fingerprint(file.path)
-        state = replace(
-            before,
-            inode=self._database.inode,
-            txid=header.max_txid,
-            timestamp_ms=header.timestamp_ms,
-            file_size=size,
-            file_trailer=trailer,
-            position=content.end,
-        )
-        self._folder.save(state)
-        self.state, self._may_start_over = state, False
+        before = replace(before, inode=self._database.inode)
+        self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open)
+        self._may_start_over = False
 
-    def _encode(self, header: Header, content: Content, between_pages: Callable[[], None] | None) -> Iterator[bytes]:
-        with self._folder.spool() as spool:
-            encoder = Encoder(header, spool=spool)
-            yield encoder.begin()
-            for pgno, page in content.pages:
-                if self._is_closing():
-                    raise ReplicatorError("the replicator is being closed", key=str(self._path))
-                if between_pages is not None:
-                    between_pages()
-                yield encoder.page(pgno, page)
-            yield from encoder.finish_in_parts()
+    def _check_open(self) -> None:
+        if self._is_closing():
+            raise ReplicatorError("the replicator is being closed", key=str(self._path))
 
     def _let_go_of_large_wal(self) -> None:
         """Keep no more of the WAL than there would be without us, while nothing can be captured.
@@ -338,6 +310,8 @@ class Capture:
             has_reached_us = state.header != before.header or state.backfilled >= before.frames
             if not state.is_backfilled and state.frames >= limits.truncate_pages and has_reached_us:
                 self._checkpoint_between_writers(wal)
+        if self._hold.is_at_mark_zero:
+            self._shorten(wal, self._quiet_s(self._wal_state.frames))
 
     def _checkpoint_between_writers(self, wal: WALReader) -> None:
         """Hold writers off for one short checkpoint: without a pause between commits, none ever completes.
@@ -346,6 +320,8 @@ class Capture:
         meanwhile, and kept for good after. If that is lost, the WAL shows it.
         """
         self._catch_up(wal)
+        if self._wal_state.is_backfilled:
+            return  # there was a pause
         with self._folder.spool() as spool:
             with self._database.hand_over(writer=True):
                 state = self._database.wal_state(wal)
@@ -369,9 +345,11 @@ class Capture:
             self._database.checkpoint()
             self._database.flush()
             self._advance(wal)
+            if self._wal_state.is_backfilled:
+                return
             if self._wal_state.frames - before <= _MOVE_UP_FRAMES:
                 break
-        self._hold.move_up(1)
+        self._move_up(1)
         self._database.checkpoint()
         self._database.flush()
 

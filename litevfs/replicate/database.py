@@ -11,9 +11,9 @@ is open, every frame committed after it began stays in the WAL, whoever checkpoi
   what that overwrites was in the database before the transaction began. Nothing is copied out of the WAL any more, so
   it cannot be started over again.
 
-So the chain holds as long as each read transaction ends only after the next one began and everything committed before
-that was read from the WAL: `hand_over`. It needs two connections in turn, and a third to ask and to checkpoint, but no
-table and no write transaction.
+So the chain holds as long as each read transaction ends only after the next one began (`hand_over`), and everything
+that the next one does not keep was read from the WAL before. It needs two connections in turn, and a third to ask and
+to checkpoint, but no table and no write transaction.
 
 Why SQLite reads the database file for us: POSIX locks belong to the process, and closing any descriptor of a file drops
 all of them, those of the application included when it runs in this process

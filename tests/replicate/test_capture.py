@@ -158,3 +158,78 @@ def test_while_nothing_can_be_captured_the_wal_does_not_grow_and_nothing_is_lost
     replicator.sync()
     assert replicator.status.snapshots == (2 if starts_over else 1)
     assert_replicated(client, app.path)
+
+
+def test_the_application_s_checkpoints_get_on_between_syncs(app, client, replicate):
+    """With all of them waiting for the next sync, the first one after it would have everything to do at once."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app, sync_interval_s=3600)
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    for frames in (1100, 2200, 3300):
+        while app.checkpoint("NOOP")[1] < frames:
+            app.insert(100)
+        wait_until(lambda: app.checkpoint("PASSIVE")[2] >= app.checkpoint("NOOP")[1] - 1000)
+    assert replicator.status.txid == 1
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1
+
+
+def test_the_application_s_checkpoints_get_on_while_much_is_captured(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app)
+    replicator.sync()
+    app.insert(50, 4000)
+    _, captured, before = app.checkpoint("PASSIVE")
+    backfilled: list[int] = []
+
+    def between_pages() -> bool:
+        app.insert(40)
+        backfilled.append(app.checkpoint("PASSIVE")[2])
+        return False
+
+    monkeypatch.setattr("litevfs.replicate.capture.MOVE_UP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(replicator._capture, "_is_closing", between_pages)
+    replicator.sync()
+    monkeypatch.undo()
+    assert before < captured < captured + 1000 < backfilled[-1]
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1
+
+
+def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
+    """What the checkpoint that holds them off has to copy does not grow with what they wrote since the last sync."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app, truncate_pages=2000)
+    replicator.sync()
+    database = replicator._capture._database
+    hand_over, left, is_held_off = database.hand_over, [], False
+
+    @contextmanager
+    def watched(*, writer: bool = False) -> Generator[ReadTransaction]:
+        nonlocal is_held_off
+        with hand_over(writer=writer) as transaction:
+            if writer:
+                _, frames, backfilled = app.checkpoint("NOOP")
+                left.append(frames - backfilled)
+            elif not is_held_off:
+                app.insert(5)
+            is_held_off = writer
+            yield transaction
+
+    monkeypatch.setattr(database, "hand_over", watched)
+    for _ in range(3):
+        app.insert()  # from the second round on, that starts the WAL over
+        while app.checkpoint("NOOP")[1] < 8000:
+            app.insert(200)
+        replicator.sync()
+    monkeypatch.undo()
+    assert len(left) == 3
+    assert max(left) < 50
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1

@@ -14,7 +14,7 @@ import pytest
 from litevfs.replicate import Replicator, capture
 from litevfs.replicate.database import ReadTransaction, SourceDatabase
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, files_of, source_bytes, states, wait_until
+from tests.replicate.support import assert_replicated, files_of, source_bytes, states
 
 
 class Interruptions:

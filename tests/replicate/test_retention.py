@@ -240,10 +240,13 @@ class Everything:
             for txid in range(2, self.history.txid + 1):
                 self.history.upload(client, txid)
                 if txid % 10 == 0:  # let the others have a turn
-                    count = len(self.restored)
-                    wait_until(lambda count=count: len(self.restored) > count or self.done.is_set(), "a restore")
+                    wanted = len(self.restored) + 1, txid // 2 - 4
+                    wait_until(lambda wanted=wanted: self.has_done(*wanted), "a restore, and retention")
         finally:
             self.done.set()
+
+    def has_done(self, restored: int, deleted: int) -> bool:
+        return (len(self.restored) >= restored and self.deleted >= deleted) or self.done.is_set()
 
     def compact(self, client: MemoryReplicaClient) -> None:
         for level in (1, 2):
