@@ -99,6 +99,8 @@ class Judge:
         self._missing_since = now if self._missing_since is None else self._missing_since
         if now - self._missing_since >= SET_BACK_AFTER_S:
             return replace(look, lineage=Lineage.OTHER, proved_txid=0)
+        if self._is_remade(snapshot, files):
+            return replace(look, lineage=Lineage.UNKNOWN, proved_txid=0)
         newest = max(file.max_txid for file in files)
         raise ReplicaError(
             "the newest transactions are gone from the replica",
@@ -122,15 +124,27 @@ class Judge:
                 return Look(files, Lineage.SAME, proved)
         if any(file.max_txid > snapshot.txid for file in files):
             return Look(files, Lineage.UNKNOWN, 0)
-        # No further than what we have: a stale listing, unless its newest transaction is younger than ours. Where only
-        # full snapshots are left, one that was made later may be of any history.
-        transactions = [file for file in files if file.level != SNAPSHOT_LEVEL]
-        newest = max(transactions or files, key=lambda f: f.max_txid)
-        if newest in ours or newest.max_txid <= proved:
+        # No further than what we have: a stale listing, unless its newest transaction is younger than ours.
+        newest = max((f for f in files if f.level != SNAPSHOT_LEVEL), key=lambda f: f.max_txid, default=None)
+        if newest is None or newest in ours or newest.max_txid <= proved or not self._is_younger(newest, snapshot):
             return Look(files, Lineage.STALE, proved)
-        if self.read_time(newest) <= self._times.get((False, snapshot.txid), snapshot.timestamp_ms):
-            return Look(files, Lineage.STALE, proved)
-        return Look(files, Lineage.OTHER if transactions else Lineage.UNKNOWN, 0)
+        return Look(files, Lineage.OTHER, 0)
+
+    def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
+        return self.read_time(file) > self._times.get((False, snapshot.txid), snapshot.timestamp_ms)
+
+    def _is_remade(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
+        """Whether a full snapshot made later is all that is left, or ends where our newest file, which is gone, did.
+
+        It may be of any history. One that was made earlier may be an old listing's.
+        """
+        newest = max(files, key=lambda f: (f.max_txid, f.level))
+        is_all = all(file.level == SNAPSHOT_LEVEL for file in files)
+        ends_here = newest.level == SNAPSHOT_LEVEL and newest.max_txid == snapshot.txid
+        try:
+            return (is_all or ends_here) and self._is_younger(newest, snapshot)
+        except (StorageNotFoundError, LTXFormatError):
+            return False
 
     def _can_tell(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
         """Whether the time in a file's header may prove something."""

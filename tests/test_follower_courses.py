@@ -90,7 +90,8 @@ class World:
         self.late: list[int] = []  # transactions that are not uploaded yet
         self.listed: dict[int, list[LTXFileInfo]] = {}
         self.pinned: list[Snapshot] = []
-        self.was_disturbed = False  # what happened may cost a reader its state, and a look may fail
+        self.was_pruned = False  # what happened may cost a reader its state
+        self.was_disturbed = False  # the same, and a look may fail
         options = {"cache_size_bytes": self.random.choice((0, 3000, 100_000)), "prefetch": False}
         self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=0.01, **options))
 
@@ -157,6 +158,20 @@ class World:
             if max(self.reachable()) in self.reachable((*gone, file)):
                 gone = (*gone, file)
         self.client.delete(gone)
+
+    # --- what nobody should do and is served all the same ------------------------------------------------------------
+
+    def prune(self) -> None:
+        """Of all files that end at the newest state, which the replica has seen, or before, only a snapshot is sure to
+        stay. It does not prove that pages are those of that state.
+        """
+        state = self.replica.snapshot
+        if state is not None and state.txid == max(self.reachable()):
+            self.was_pruned = True
+            if not any(file.max_txid == state.txid for file in self.files(9)):
+                self.write(9, 1, state.txid)
+            files = [file for file in self.files() if (file.level, file.max_txid) != (9, state.txid)]
+            self.client.delete(self.random.sample(files, self.random.randint(0, len(files))))
 
     # --- what must not happen and does --------------------------------------------------------------------------------
 
@@ -257,7 +272,8 @@ class World:
             try:
                 page = self.replica.pages.read(snapshot, pgno)
             except (PageUnavailableError, StorageNotFoundError) as error:
-                assert self.was_disturbed or txid != max(self.reachable()), repr(error)
+                may_be_lost = self.was_pruned or txid != max(self.reachable())
+                assert self.was_disturbed or (may_be_lost and snapshot is not self.replica.snapshot), repr(error)
                 continue
             fitting = [database for database in fitting if database.page(pgno, txid) == page]
         assert fitting, f"a state of TXID {txid}, epoch {snapshot.epoch}, that no database ever had"
@@ -322,6 +338,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Non
         pytest.param(USUAL, "goes", id="well kept"),
         pytest.param(USUAL, "steps back", id="well kept, clock steps back"),
         pytest.param(USUAL, "stands", id="well kept, clock stands"),  # then nothing tells one database from another
+        pytest.param((*USUAL, "prune"), "goes", id="pruned by hand"),
         pytest.param(USUAL + TROUBLE, "goes", id="in trouble"),
         pytest.param(USUAL + TROUBLE, "steps back", id="in trouble, clock steps back"),
     ],

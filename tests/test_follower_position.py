@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from litevfs.errors import ReplicaError, TXIDGapError
+from litevfs.errors import PageUnavailableError, ReplicaError, TXIDGapError
+from litevfs.ltx import decode_file
+from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
 from litevfs.replica import Replica
 from tests.made import MadePrimary
@@ -45,6 +48,87 @@ def test_a_set_back_after_a_stale_listing_is_noticed(world):
         with pytest.raises(ReplicaError, match="newest transactions are gone"):
             replica.refresh()
     assert replica.status().state == "behind"
+
+
+def snapshot(primary: Primary, txid: int, seconds_later: int) -> None:
+    """A full snapshot that says when it was made, as those of Litestream do."""
+    file = decode_file(primary.file_bytes(1, txid))
+    header = replace(file.header, timestamp_ms=primary.timestamp_ms(txid + seconds_later))
+    primary.client.write(9, 1, txid, encode_file(header, file.pages()), header.timestamp_ms)
+
+
+def published(replica: Replica) -> bytes:
+    """All pages of the published state."""
+    state = replica.snapshot
+    return b"".join(replica.pages.read(state, pgno) for pgno in range(1, state.commit + 1))
+
+
+LEFT = pytest.mark.parametrize("left", [[], [1, 2, 3, 4], [1, 2, 3, 5]], ids=["no other file", "older ones", "a hole"])
+
+
+@pytest.mark.plan("L08", "D05")
+@LEFT
+def test_a_full_snapshot_in_place_of_the_newest_file_is_served_at_once(world, left):
+    """By a primary that spares only the snapshot, or by somebody who cleaned up by hand."""
+    primary, _, replica = world
+    replica.refresh()
+    old = replica.snapshot
+    snapshot(primary, 6, 60)
+    primary.delete(0, set(range(1, 7)).difference(left))
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
+    assert published(replica) == primary.images[6]
+    lost = next(pgno for pgno in range(1, old.commit + 1) if old.files[old.file_number(pgno)].max_txid == 6)
+    with pytest.raises(PageUnavailableError, match="begin a new transaction"):  # whose pages these are is not proved
+        replica.pages.read(old, lost)
+    primary.commit(INSERT)
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (7, 1)
+    assert published(replica) == primary.images[7]
+
+
+@pytest.mark.plan("E03")
+@LEFT
+def test_a_full_snapshot_of_another_history_in_place_of_the_newest_file_is_not_mixed(world, left):
+    """The database was set back, went on to the same TXID, and only a snapshot tells of it."""
+    primary, script, replica = world
+    replica.refresh()
+    assert published(replica) == primary.images[6]  # and in the cache
+    primary.delete(0, set(range(1, 7)).difference(left))
+    with Primary(script.writer) as other:
+        other.run("CREATE TABLE t(x)")
+        while other.txid < 6:
+            other.run(INSERT)
+        snapshot(other, 6, 60)
+        replica.refresh()
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
+        assert published(replica) == other.images[6]
+
+
+@pytest.mark.plan("L29", "E01")
+@LEFT
+def test_an_old_listing_beside_a_fresh_snapshot_leaves_the_state_alone(world, left):
+    primary, script, replica = world
+    replica.refresh()
+    snapshot(primary, 6, 60)
+    script.on_list = lambda level, files: [file for file in files if level or file.max_txid in left]
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+    assert published(replica) == primary.images[6]
+
+
+@pytest.mark.plan("L29", "E03")
+@pytest.mark.parametrize("seconds_later", [-3600, 60], ids=["an older one", "a damaged one"])
+def test_a_snapshot_that_may_be_an_old_listings_is_no_proof(world, seconds_later):
+    primary, _, replica = world
+    replica.refresh()
+    snapshot(primary, 6, seconds_later)
+    if seconds_later > 0:
+        primary.client.write(9, 1, 6, b"", primary.timestamp_ms(66))
+    primary.delete(0, [6])
+    with pytest.raises(ReplicaError, match="newest transactions are gone"):
+        replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
 
 
 @pytest.mark.plan("L03")
