@@ -25,8 +25,9 @@ from litevfs.errors import (
     TXIDNotFoundError,
 )
 from litevfs.fetch import FetchedFile, Fetcher
-from litevfs.history import state_at
+from litevfs.history import reachable_txids, state_at
 from litevfs.lineage import Judge, Lineage, Look, Times
+from litevfs.ltx.names import format_txid
 from litevfs.plan import Chain, extend, gap_error, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
@@ -80,7 +81,7 @@ class Follower:
         """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
         began = time.monotonic()
         files = self._list_all()
-        snapshot, times = self._apply(empty_snapshot(), newest_state(files).files)
+        snapshot, times = self._make(empty_snapshot(), files)
         self._judge.begin(times)
         self._note_position(files, snapshot)
         self._last_resync = began
@@ -153,7 +154,7 @@ class Follower:
         else:
             logger.info("nothing links the known state to what the replica holds now; reading it anew")
         start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
-        snapshot, times = self._apply(start, newest_state(look.files).files, known=old)
+        snapshot, times = self._make(start, look.files, known=old)
         publish(snapshot, [snapshot.txid])
         self._judge.begin(times)
         self._note_position(look.files, snapshot)
@@ -201,6 +202,29 @@ class Follower:
         publish(snapshot, [file.max_txid for file in files])
         self._judge.remember(times)
         return snapshot
+
+    def _make(
+        self, start: Snapshot, files: list[LTXFileInfo], target: int | None = None, known: Snapshot | None = None
+    ) -> tuple[Snapshot, Times]:
+        """The newest state, or the one at TXID `target`, made from nothing: without files that are of no use where
+        others lead to the same TXID. See `newest_state` and `_apply`.
+        """
+        chain = newest_state(files, target)
+        for _ in range(MAX_DETOURS):
+            try:
+                return self._apply(start, chain.files, known)
+            except LitevfsError as error:
+                others = [f for f in files if not _is_about(error, f)]
+                if not _is_unusable(error) or len(others) == len(files):
+                    raise
+                txids = reachable_txids(others)
+                if chain.txid not in txids:
+                    earlier = max((txid for txid in txids if txid < chain.txid), default=None)
+                    _name_earlier_state(error, earlier)
+                    raise
+                logger.info("going around a file that is of no use: %s", error)
+            files, chain = others, newest_state(others, chain.txid)
+        return self._apply(start, chain.files, known)
 
     def _apply(
         self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
@@ -273,12 +297,11 @@ class Follower:
                 raise failure
             if failure is not None:
                 logger.info("while looking for files that are gone: %s", failure)
+        start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
         try:
-            chain = newest_state(files, wanted.txid)
+            again, _ = self._make(start, files, wanted.txid, known=wanted)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
-        start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
-        again, _ = self._apply(start, chain.files, known=wanted)
         is_same = again.size_bytes == wanted.size_bytes and (is_proved or again.timestamp_ms == wanted.timestamp_ms)
         return self._as_view(again) if is_same else None
 
@@ -297,9 +320,8 @@ class Follower:
 
     def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
         """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
-        chain = newest_state(files, txid)
         start = empty_snapshot(epoch=next(self._view_epochs))
-        return self._as_view(self._apply(start, chain.files)[0])
+        return self._as_view(self._make(start, files, txid)[0])
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))
@@ -313,3 +335,14 @@ def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
 def _is_unusable(error: LitevfsError) -> bool:
     """Whether a file is damaged or gone, rather than the storage in trouble."""
     return isinstance(error, LTXFormatError | StorageNotFoundError)
+
+
+def _is_about(error: LitevfsError, file: LTXFileInfo) -> bool:
+    return (error.level, error.min_txid, error.max_txid) == (file.level, file.min_txid, file.max_txid)
+
+
+def _name_earlier_state(error: LitevfsError, txid: int | None) -> None:
+    """Let the error say what can be opened all the same."""
+    if txid is not None:
+        advice = f"the state before can be opened with txid={format_txid(txid)}"
+        error.hint = f"{error.hint}; {advice}" if error.hint else advice
