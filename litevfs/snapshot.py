@@ -292,6 +292,7 @@ class _Edit:
         self._files[file.number] = file.info
         numbers, starts = np.unique(slots >> CHUNK_BITS, return_index=True)
         bounds = [*starts.tolist(), end]
+        before = [np.empty(0, np.uint32)]
         for i, number in enumerate(numbers.tolist()):
             entries = np.arange(bounds[i], bounds[i + 1])
             if relocate_only:
@@ -299,21 +300,12 @@ class _Edit:
                 held = self._chunks[number].version_array[slots[entries] & CHUNK_MASK]
                 entries = entries[self._base.versions.are_at_most(held, file.header.max_txid)]
             if len(entries):
-                self._put_chunk(self._writable(number), slots[entries] & CHUNK_MASK, file, entries)
-                if not relocate_only:
-                    code = self._base.versions.code(file.header.max_txid)
-                    self._writable(number).version_array[slots[entries] & CHUNK_MASK] = code
-
-    def _put_chunk(
-        self, chunk: Chunk, slots: NDArray[np.int64], file: NumberedFile, entries: NDArray[np.int64]
-    ) -> None:
-        """Point `slots` of a chunk at these entries of the file's index."""
-        index = file.index
-        self._release(chunk.file_array[slots])
-        self._uses[file.number] += len(slots)
-        chunk.file_array[slots] = file.number
-        chunk.frame_array[slots] = (index.offsets[entries] << np.uint64(FRAME_SIZE_BITS)) | index.sizes[entries]
-        chunk.check_array[slots] = 0 if file.checks is None else file.checks[entries]
+                code = None if relocate_only else self._base.versions.code(file.header.max_txid)
+                chunk = self._writable(number)
+                before.append(_put_chunk(chunk, slots[entries] & CHUNK_MASK, file, entries, code))
+        replaced = np.concatenate(before)
+        self._release(replaced)
+        self._uses[file.number] += len(replaced)
 
     def finish(self) -> Snapshot:
         """The base with the new chunks, and without the files that no page is read from any more."""
@@ -324,3 +316,20 @@ class _Edit:
             uses=uses,
             files={number: self._files[number] for number in uses},
         )
+
+
+def _put_chunk(
+    chunk: Chunk, slots: NDArray[np.int64], file: NumberedFile, entries: NDArray[np.int64], version: int | None
+) -> NDArray[np.uint32]:
+    """Point `slots` of a chunk at these entries of the file's index; `version` is what they hold, if it is new.
+
+    Returns the numbers of the files they pointed at before. A file of scattered pages comes here for every page.
+    """
+    files = chunk.file_array
+    before = files[slots]
+    files[slots] = file.number
+    chunk.frame_array[slots] = (file.index.offsets[entries] << np.uint64(FRAME_SIZE_BITS)) | file.index.sizes[entries]
+    chunk.check_array[slots] = 0 if file.checks is None else file.checks[entries]
+    if version is not None:
+        chunk.version_array[slots] = version
+    return before
