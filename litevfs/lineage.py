@@ -131,7 +131,7 @@ class Judge:
         return Look(files, Lineage.OTHER, 0)
 
     def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
-        return self.read_time(file) > self._times.get((False, snapshot.txid), snapshot.timestamp_ms)
+        return self.read_time(file) > snapshot.timestamp_ms
 
     def _is_remade(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
         """Whether a full snapshot made later is all that is left, or ends where our newest file, which is gone, did.
@@ -166,8 +166,7 @@ class Judge:
 
     def _is_still_there(self, snapshot: Snapshot, ours: set[LTXFileInfo]) -> bool:
         """Whether storage still has the newest file that we know, which a listing does not show."""
-        newest = {f for f in ours if f.max_txid == snapshot.txid}
-        return not newest or any(self._is_there(file) for file in newest)
+        return any(self._is_there(file) for file in ours if file.max_txid == snapshot.txid)
 
     def _is_there(self, file: LTXFileInfo) -> bool:
         try:

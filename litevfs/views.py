@@ -63,9 +63,9 @@ class OtherStates:
 
 
 def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
-    if known.epoch != wanted.epoch or not known.file_number(pgno):
+    if known.epoch != wanted.epoch:
         return False
-    same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid
+    same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid  # then it has the page
     return same and known.files[known.file_number(pgno)] != wanted.files[wanted.file_number(pgno)]
 
 
