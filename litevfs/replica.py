@@ -262,10 +262,8 @@ class Replica:
             snapshot = self.snapshot
             if snapshot is not None and snapshot.txid >= txid:
                 return snapshot
-            remaining = deadline - time.monotonic()
             try:
-                if self._bounded_refresh.result(max(remaining, MIN_REFRESH_S)):
-                    continue
+                self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
                 pause = backoff.next_s()
             except (StorageError, ReplicaError, LTXFormatError) as error:
                 if isinstance(error, StorageError) and not _may_pass(error):
@@ -274,11 +272,15 @@ class Replica:
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
                 pause = backoff.after(error)
             remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            newest = self.snapshot  # also that of a look that failed later on
+            if remaining <= 0 and (newest is None or newest.txid < txid):
                 raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s")
-            with self._published:
-                if self.snapshot is snapshot and not self._closed:
-                    self._published.wait(min(remaining, pause))
+            self._wait_for_news(snapshot, min(remaining, pause))
+
+    def _wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
+        """Until another state than `known` is published, the replica is closed, or the time is over."""
+        with self._published:
+            self._published.wait_for(lambda: self._closed or self.snapshot is not known, timeout_s)
 
     def check_freshness(self, max_staleness_s: float) -> None:
         """Look now unless one that missed nothing began within `max_staleness_s`. Raises StaleReplicaError if it fails.
@@ -354,9 +356,7 @@ class Replica:
 
         def pause(seconds: float) -> None:
             logger.info("%s: trying again in %.3f s", self.url, seconds)
-            before = self.snapshot
-            with self._published:
-                self._published.wait_for(lambda: self._closed or self.snapshot is not before, seconds)
+            self._wait_for_news(self.snapshot, seconds)
 
         return call_persistently(call, timeout_s, MIN_REFRESH_S, may_pass, pause)
 
