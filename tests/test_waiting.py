@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from litevfs.errors import LitevfsError, StaleReplicaError
+from litevfs.errors import StaleReplicaError, StorageClosedError, TransientStorageError
 from litevfs.options import Options
 from litevfs.replica import Replica
 from tests.primary import Primary
@@ -65,26 +66,42 @@ def test_waiting_without_a_poller_looks_again_after_pauses(world):
     assert 1 < script.lists[0] < 50  # a thousand, if one look followed the other
 
 
-@pytest.mark.plan("L11")
-def test_waiting_ends_when_the_replica_is_closed(world):
+@pytest.fixture
+def patient(world):
+    """Somebody who waits for the second transaction, and was told by the storage to come back in an hour."""
     _, script, replica = world
+    replica.poll_every(3600)
     looks = []
-    script.on_list = lambda level, files: looks.append(level) or files
-    failures = []
 
-    def wait() -> None:
-        try:
-            replica.wait_for(2, 3600)
-        except LitevfsError as error:
-            failures.append(error)
+    def refuse(level, files):
+        looks.append(level)
+        error = TransientStorageError("busy")
+        error.retry_after_s = 3600
+        raise error
 
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    wait_until(lambda: looks)
+    script.on_list = refuse
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(replica.wait_for, 2, 7200)
+        wait_until(lambda: looks)
+        script.on_list = None
+        yield future
+        replica.close()
+
+
+@pytest.mark.plan("L11")
+def test_waiting_ends_when_the_replica_is_closed(world, patient):
+    _, _, replica = world
     replica.close()
-    waiter.join(10)
-    assert not waiter.is_alive()
-    assert "closed" in str(failures[0])
+    with pytest.raises(StorageClosedError):
+        patient.result(10)
+
+
+@pytest.mark.plan("E04")
+def test_waiting_ends_when_somebody_else_finds_the_transaction(world, patient):
+    primary, _, replica = world
+    primary.commit(INSERT)
+    replica.refresh()
+    assert patient.result(10).txid == 2
 
 
 @pytest.mark.plan("L29")
