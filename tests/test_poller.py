@@ -70,10 +70,19 @@ def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
     assert len(refresh.times) == 1
 
 
+@pytest.mark.plan("E02")
+def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_time():
+    poller = Poller(Refresh(), 3600.0, "test")
+    poller.set_interval(1800.0)
+    wait_until(lambda: not poller._wake.is_set())
+    poller.close()
+
+
 @pytest.mark.plan("E02", "L10")
-def test_failures_slow_the_pace_down_and_a_success_restores_it():
+@pytest.mark.parametrize("failure", [TransientStorageError("away"), ValueError("a defect")], ids=["storage", "defect"])
+def test_failures_slow_the_pace_down_and_a_success_restores_it(failure):
     refresh = Refresh()
-    refresh.answer = TransientStorageError("away")
+    refresh.answer = failure
     poller = Poller(refresh, 0.001, "test")
     wait_until(lambda: len(refresh.times) >= 6, timeout_s=20)
     assert refresh.times[5] - refresh.times[0] > 0.02  # at 1 ms each, five looks would take 5 ms
