@@ -70,6 +70,20 @@ def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
     assert len(refresh.times) == 1
 
 
+def test_a_poller_may_be_closed_by_its_own_look(caplog):
+    pollers: list[Poller] = []
+
+    def close() -> bool:
+        wait_until(lambda: pollers)
+        pollers[0].close()
+        return True
+
+    pollers.append(Poller(close, 0.001, "test"))
+    pollers[0]._thread.join(10)
+    assert not pollers[0]._thread.is_alive()
+    assert "unexpectedly" not in caplog.text
+
+
 @pytest.mark.plan("E02")
 def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_time():
     poller = Poller(Refresh(), 3600.0, "test")
@@ -79,10 +93,9 @@ def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_t
 
 
 @pytest.mark.plan("E02", "L10")
-@pytest.mark.parametrize("failure", [TransientStorageError("away"), ValueError("a defect")], ids=["storage", "defect"])
-def test_failures_slow_the_pace_down_and_a_success_restores_it(failure):
+def test_failures_slow_the_pace_down_and_a_success_restores_it():
     refresh = Refresh()
-    refresh.answer = failure
+    refresh.answer = TransientStorageError("away")
     poller = Poller(refresh, 0.001, "test")
     wait_until(lambda: len(refresh.times) >= 6, timeout_s=20)
     assert refresh.times[5] - refresh.times[0] > 0.02  # at 1 ms each, five looks would take 5 ms
@@ -90,6 +103,18 @@ def test_failures_slow_the_pace_down_and_a_success_restores_it(failure):
     failed = len(refresh.times)
     wait_until(lambda: len(refresh.times) >= failed + 20, timeout_s=20)
     poller.close()
+
+
+@pytest.mark.plan("E02", "L10")
+@pytest.mark.parametrize("failure", [TransientStorageError("away"), ValueError("a defect")], ids=["storage", "defect"])
+def test_whatever_fails_is_tried_again_after_a_pause(monkeypatch, failure):
+    monkeypatch.setattr(Backoff, "next_s", lambda self, retry_after_s=None: 0.1)
+    refresh = Refresh()
+    refresh.answer = failure
+    poller = Poller(refresh, 0.001, "test")
+    wait_until(lambda: len(refresh.times) >= 3)
+    poller.close()
+    assert min(b - a for a, b in itertools.pairwise(refresh.times)) >= 0.099
 
 
 @pytest.mark.plan("E02", "L13")

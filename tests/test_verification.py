@@ -32,7 +32,7 @@ from litevfs.ltx.format import Header
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.verification import frame_checks, verify_stream
+from litevfs.verification import frame_check, frame_checks, verify_stream
 from litevfs.write_behind import disk_cache_for
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
@@ -479,3 +479,10 @@ def test_a_large_file_in_s3_is_verified_and_read_once(s3_url):
         client.write(0, 1, 1, flip(primary.file_bytes(1, 1), file.size // 2), file.modified_ms)
         with pytest.raises(LTXFormatError, match="file checksum is"), connected(url, verify=True):
             pass
+
+
+def test_no_frame_has_the_check_that_stands_for_none():
+    """One frame of 65,536 would have it, and would never be compared."""
+    frames = [n.to_bytes(4) for n in range(1 << 18)]
+    assert any(zlib.crc32(frame) & 0xFFFF == 0 for frame in frames)
+    assert all(frame_check(frame) for frame in frames)
