@@ -130,6 +130,7 @@ def _apply(
         except _UnfitError as error:
             raise streamer.fetcher.located(error, stream.file) from None
     assert state is not None, "a chain has files"
+    target.end(state.commit, state.page_size)
     size = state.commit * state.page_size
     return RestoreResult(state.max_txid, state.page_size, state.commit, size, len(files), total)
 
@@ -162,7 +163,6 @@ def _apply_file(
             "ones are in the replica",
             hint="the primary lost pages when it wrote this file; an earlier state (txid, timestamp) may be whole",
         )
-    target.truncate(after.commit * after.page_size)
     return after
 
 

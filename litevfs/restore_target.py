@@ -21,6 +21,8 @@ _COMPANIONS = ("", "-wal", "-journal", "-shm")
 """Files that must not exist: SQLite would apply a log that it finds beside the new database."""
 
 
+_BATCH_BYTES = 1 << 20
+"""Pages that wait to be written together."""
 _FLUSH_BYTES = 8 << 20
 
 
@@ -33,7 +35,7 @@ class RestoreTarget:
         self.path = path
         self.temp_path = path.with_name(path.name + ".tmp")
         self._fd = -1
-        self._size = 0  # bytes of the temporary file
+        self._waiting: dict[int, bytes] = {}  # pages to write, by pgno: the newest version of each
         self._run_start = self._run_end = 0  # of what was written last without a break, and is not on its way to disk
 
     def __enter__(self) -> Self:
@@ -53,30 +55,27 @@ class RestoreTarget:
 
     def clear(self) -> None:
         """Forget everything that was written."""
-        self.truncate(0)
+        self._waiting.clear()
+        with self._translated():
+            os.ftruncate(self._fd, 0)
 
     def reserve(self, size: int) -> None:
         """Claim room for `size` bytes at once: faster than bit by bit, and a disk that is too small is known early."""
         if size and hasattr(os, "posix_fallocate"):
             with self._translated():
                 os.posix_fallocate(self._fd, 0, size)
-                self._size = max(self._size, size)
-
-    def truncate(self, size: int) -> None:
-        """Make the file `size` bytes long, with zeros where it grows."""
-        if size != self._size:
-            with self._translated():
-                os.ftruncate(self._fd, size)
-            self._size = size
 
     def write_pages(self, pages: Sequence[tuple[int, bytes]], page_size: int) -> None:
-        """Write pages, as (pgno, content) ascending, to their places."""
+        """Write pages, as (pgno, content), to their places, over what was written there before."""
+        self._waiting.update(pages)
+        if len(self._waiting) * page_size >= _BATCH_BYTES:
+            self._write_waiting(page_size)
+
+    def end(self, page_count: int, page_size: int) -> None:
+        """No more pages come: make the file `page_count` pages long, with zeros where none was written."""
+        self._write_waiting(page_size)
         with self._translated():
-            start = 0
-            while start < len(pages):
-                end = _end_of_run(pages, start)
-                self._write((pages[start][0] - 1) * page_size, b"".join([page for _, page in pages[start:end]]))
-                start = end
+            os.ftruncate(self._fd, page_count * page_size)
 
     def publish(self) -> None:
         """Give the file its name, once all of it is on the disk. Raises RestoreTargetExistsError if it is taken."""
@@ -93,13 +92,23 @@ class RestoreTarget:
                 self.temp_path.unlink()
             _fsync_folder(self.path.parent)
 
+    def _write_waiting(self, page_size: int) -> None:
+        pgnos = sorted(self._waiting)
+        with self._translated():
+            start = 0
+            while start < len(pgnos):
+                end = _end_of_run(pgnos, start)
+                pages = [self._waiting[pgno] for pgno in pgnos[start:end]]
+                self._write((pgnos[start] - 1) * page_size, b"".join(pages))
+                start = end
+        self._waiting.clear()
+
     def _write(self, offset: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(self._fd, view, offset)
             view = view[written:]
             offset += written
-        self._size = max(self._size, offset)
         self._note_written(offset - len(data), offset)
 
     def _note_written(self, start: int, end: int) -> None:
@@ -140,13 +149,13 @@ def _exists(path: Path) -> RestoreTargetExistsError:
     )
 
 
-def _end_of_run(pages: Sequence[tuple[int, bytes]], start: int) -> int:
-    """The end of the pages from `start` on whose numbers follow each other."""
-    first = pages[start][0]
-    if pages[-1][0] - first == len(pages) - 1 - start:  # they ascend: nothing is left out
-        return len(pages)
+def _end_of_run(pgnos: Sequence[int], start: int) -> int:
+    """The end of the numbers from `start` on that follow each other; they ascend."""
+    first = pgnos[start]
+    if pgnos[-1] - first == len(pgnos) - 1 - start:  # nothing is left out
+        return len(pgnos)
     end = start + 1
-    while pages[end][0] - first == end - start:
+    while pgnos[end] - first == end - start:
         end += 1
     return end
 

@@ -81,13 +81,33 @@ def test_restored_database_answers_as_the_primary_did(tmp_path: Path, txid: int)
     assert [path.name for path in tmp_path.iterdir()] == ["o.db"]
 
 
+@pytest.mark.parametrize("at_once", [1, 5000, 1 << 20], ids=["each page", "some pages", "all pages"])
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
-def test_file_is_byte_for_byte_what_the_pages_are_through_growth_and_shrinking(tmp_path: Path, page_size: int) -> None:
-    history = History(seed=page_size, page_size=page_size, most_pages=6).run(8)
+def test_file_is_byte_for_byte_what_the_pages_are_through_growth_and_shrinking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: int, at_once: int
+) -> None:
+    monkeypatch.setattr("litevfs.restore_target._BATCH_BYTES", at_once)
+    history = History(seed=page_size, page_size=page_size, most_pages=6).run(12)
     client = memory_client(history)
-    for txid in (1, 4, 8):
+    for txid in range(1, 13):
         restore(client, tmp_path / f"{txid}.db", txid=f"{txid:x}")
         assert (tmp_path / f"{txid}.db").read_bytes() == history.images[txid]
+
+
+def test_pages_that_many_small_files_change_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History(seed=5).run(100)
+    written, pwrite = [], os.pwrite
+
+    def count(fd: int, data: memoryview, offset: int) -> int:
+        written.append(len(data))
+        return pwrite(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", count)
+    restore(memory_client(history), tmp_path / "o.db")
+    assert (tmp_path / "o.db").read_bytes() == history.images[100]
+    assert written == [12 * 512]  # every page that the database ever had, once
 
 
 def test_newest_state_is_restored_without_a_target_and_from_overlapping_levels(tmp_path: Path) -> None:
