@@ -73,7 +73,7 @@ def restore(
     with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
         result = _restore_with_retries(streamer, find_state, target, progress)
         if integrity_check:
-            _check_integrity(target.temp_path)
+            _check_integrity(target)
         target.publish()
     return result
 
@@ -103,16 +103,24 @@ def _restore_with_retries(
         files = streamer.list_levels(LEVELS)
         try:
             chain = newest_state(files, find_state(streamer, files) if files else None)
-            return _apply(streamer, chain.files, target, progress)
+            return apply_files(streamer, chain.files, target, progress)
         except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
             # Pages of a damaged file can have landed anywhere, so nothing of an attempt is kept.
             retries.pause_after(error)
 
 
-def _apply(
-    streamer: FileStreamer, files: Sequence[LTXFileInfo], target: RestoreTarget, progress: Progress | None
+def apply_files(
+    streamer: FileStreamer,
+    files: Sequence[LTXFileInfo],
+    target: RestoreTarget,
+    progress: Progress | None = None,
+    on_file: Callable[[VerifiedStream], None] = lambda stream: None,
 ) -> RestoreResult:
-    """Apply files, oldest first: of each page the newest version is the last one written."""
+    """Make the state of a chain of files, oldest first, in `target`: of each page the newest version stays.
+
+    `on_file` is told of each file that is sound and fits on those before it. Raises what `restore` does, but nothing is
+    read again.
+    """
     total = sum(file.size for file in files)
     done = 0
 
@@ -129,6 +137,7 @@ def _apply(
             state = _apply_file(stream, state, target, on_read)
         except _UnfitError as error:
             raise streamer.fetcher.located(error, stream.file) from None
+        on_file(stream)
     assert state is not None, "a chain has files"
     target.end(state.commit, state.page_size)
     size = state.commit * state.page_size
@@ -171,19 +180,25 @@ def _page_count(page_size: int, first_excluded: int, last: int) -> int:
     return max(0, last - first_excluded) - (first_excluded < lock_pgno(page_size) <= last)
 
 
-def _check_integrity(path: Path) -> None:
-    """SQLite's own check, on a file that nobody else uses: `immutable` keeps SQLite from making files beside it."""
+def integrity_findings(target: RestoreTarget) -> list[str]:
+    """What `PRAGMA integrity_check` says of a state that is whole, or why it cannot: ["ok"] is the good answer."""
+    path = quote(os.fsencode(target.temp_path.resolve()))  # SQLite takes names that are not UTF-8 so only
     try:
         connection = apsw.Connection(
-            f"file:{quote(os.fsencode(path.resolve()))}?immutable=1",  # SQLite takes names that are not UTF-8 so only
+            f"file:{path}?immutable=1",  # nobody else uses the file, and none is to be made beside it
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         )
         try:
-            findings = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+            connection.set_progress_handler(lambda: False, 100_000)  # so that Ctrl-C is noticed
+            return [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
         finally:
             connection.close()
     except apsw.Error as error:
-        findings = [str(error)]
+        return [str(error)]
+
+
+def _check_integrity(target: RestoreTarget) -> None:
+    findings = integrity_findings(target)
     if findings != ["ok"]:
         more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
         raise RestoreError(

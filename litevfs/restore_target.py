@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,14 +28,21 @@ _BATCH_BYTES = 1 << 20
 _FLUSH_BYTES = 8 << 20
 
 
-class RestoreTarget:
-    """The future database at `path`. As a context manager it removes its temporary file, unless published."""
+_TEMPORARY_PREFIX = "litevfs-state-"
 
-    def __init__(self, path: Path) -> None:
+
+class RestoreTarget:
+    """The future database at `path`. As a context manager it removes its temporary file, unless published.
+
+    `mode` is that of the file, less the umask.
+    """
+
+    def __init__(self, path: Path, *, mode: int = 0o666) -> None:
         if not path.name or "\0" in str(path):
             raise RestoreError("cannot write the database: not the name of a file", key=ascii(os.fspath(path)))
         self.path = path
         self.temp_path = path.with_name(path.name + ".tmp")
+        self._mode = mode
         self._fd = -1
         self._waiting: dict[int, bytes] = {}  # pages to write, by pgno: the newest version of each
         self._run_start = self._run_end = 0  # of what was written last without a break, and is not on its way to disk
@@ -41,7 +50,7 @@ class RestoreTarget:
     def __enter__(self) -> Self:
         self._check_free()
         with self._translated():
-            self._fd = _create_locked(self.temp_path)
+            self._fd = _create_locked(self.temp_path, self._mode)
         return self
 
     def __exit__(
@@ -143,6 +152,21 @@ class RestoreTarget:
             ) from error
 
 
+def temporary_target() -> RestoreTarget:
+    """A target in the system's folder for temporary files, never to be published; those of killed processes go.
+
+    Raises RestoreError where there is no such folder.
+    """
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise RestoreError(f"no folder for temporary files: {error}", hint="set TMPDIR") from error
+    for path in folder.glob(f"{_TEMPORARY_PREFIX}*.tmp"):
+        with suppress(OSError, RestoreError):
+            _remove_leftover(path)
+    return RestoreTarget(folder / f"{_TEMPORARY_PREFIX}{secrets.token_hex(8)}", mode=0o600)
+
+
 def _exists(path: Path) -> RestoreTargetExistsError:
     return RestoreTargetExistsError(
         "will not overwrite an existing file", key=os.fspath(path), hint="move it away, or restore to another path"
@@ -160,11 +184,11 @@ def _end_of_run(pgnos: Sequence[int], start: int) -> int:
     return end
 
 
-def _create_locked(path: Path) -> int:
+def _create_locked(path: Path, mode: int) -> int:
     """A new, empty file with an exclusive lock on it, in place of one that a crash has left."""
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         except FileExistsError:
             _remove_leftover(path)
             continue

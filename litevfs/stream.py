@@ -22,7 +22,7 @@ from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorag
 from litevfs.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name
 from litevfs.futures import run_ahead
 from litevfs.ltx.decoder import StreamDecoder
-from litevfs.ltx.format import Header
+from litevfs.ltx.format import Header, Trailer
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.verification import FEED_BYTES, small_parts
@@ -72,14 +72,14 @@ class Retries:
 
 
 class FileStreamer:
-    """Reads whole files of one replica in the order asked for. A context manager; leaves the client open.
+    """Reads whole files of one replica in the order asked for. A context manager; leaves client and fetcher open.
 
     Memory: FEED_BYTES, or PARALLEL_READS times READ_BYTES where a request costs a round trip.
     """
 
-    def __init__(self, client: ReplicaClient, *, read_timeout_s: float = 30.0) -> None:
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float = 30.0, fetcher: Fetcher | None = None) -> None:
         self.client = client
-        self.fetcher = Fetcher(client, read_timeout_s=read_timeout_s)
+        self.fetcher = fetcher or Fetcher(client, read_timeout_s=read_timeout_s)
         self._pool: ThreadPoolExecutor | None = None
         if self.fetcher.is_remote:
             self._pool = ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="litevfs-stream")
@@ -135,6 +135,7 @@ class VerifiedStream:
         self._pieces = pieces
         self._fetcher = fetcher
         self._decoder = StreamDecoder()
+        self.trailer: Trailer | None = None  # once all of the file has passed
 
     @property
     def header(self) -> Header:
@@ -155,6 +156,6 @@ class VerifiedStream:
                     check_name(self.file, self._decoder.header)
                     is_named = True
                 yield part, pages
-            self._decoder.finish()
+            self.trailer = self._decoder.finish()
         except LTXFormatError as error:
             raise self._fetcher.located(error, self.file) from error

@@ -72,7 +72,7 @@ LAYERS = {
     "replicate.*": "backoff stream history plan fetch options replica_clients.* ltx.*",
     f"{PACKAGE} api": "vfs subscription sharing status restore copy replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
-    "cli commands.* __main__": f"{PUBLIC} plan fetch",
+    "cli commands.* __main__": f"{PUBLIC} plan fetch stream restore_*",
 }
 """The design's table, lowest first. `*` is the rest of a name, if any; `litevfs` itself is what users import."""
 

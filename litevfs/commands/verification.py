@@ -5,19 +5,33 @@ Prints nothing and opens no database; `verify.py` does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from litevfs.errors import LitevfsError, LTXFormatError, StorageNotFoundError, StoragePermissionError, TXIDGapError
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    ReplicaError,
+    RestoreError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    TXIDGapError,
+)
 from litevfs.fetch import Fetcher
 from litevfs.history import reachable_txids
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
 from litevfs.plan import Chain, newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.restore import apply_files
+from litevfs.restore_target import RestoreTarget
+from litevfs.stream import FileStreamer, VerifiedStream
+
+logger = logging.getLogger("litevfs.commands.verification")
 
 REQUEST_BYTES = 1 << 20
 FEED_BYTES = 1 << 16
@@ -81,6 +95,34 @@ def check_files(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return checks
+
+
+def check_newest_state(
+    fetcher: Fetcher,
+    files: Sequence[LTXFileInfo],
+    target: RestoreTarget,
+    report: Callable[[FileCheck], None] = lambda check: None,
+) -> tuple[list[FileCheck], Chain | None]:
+    """Read the newest state into `target` and check its files on the way: each byte is read once for both.
+
+    Returns the checks of those that are sound; and the state, or None where the files do not make it or there is no
+    room for it. What is not among the checks was not judged. Raises StorageError when the storage fails.
+    """
+    checks: list[FileCheck] = []
+
+    def on_file(stream: VerifiedStream) -> None:
+        checks.append(FileCheck(stream.file, stream.header, stream.trailer))
+        report(checks[-1])
+
+    try:
+        chain = newest_state(files)
+        with FileStreamer(fetcher.client, fetcher=fetcher) as streamer:
+            apply_files(streamer, chain.files, target, on_file=on_file)
+    except (ReplicaError, LTXFormatError, StorageNotFoundError, StoragePermissionError, RestoreError) as error:
+        logger.info("the newest state is not checked on the way: %s", error)
+        target.clear()
+        return checks, None
+    return checks, chain
 
 
 def check_file(fetcher: Fetcher, file: LTXFileInfo) -> FileCheck:

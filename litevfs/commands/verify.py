@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 
 import apsw
@@ -17,21 +18,28 @@ from litevfs.commands.verification import (
     Findings,
     Problem,
     check_files,
+    check_newest_state,
     judge,
     without_deleted,
 )
-from litevfs.errors import LitevfsError
+from litevfs.errors import LitevfsError, RestoreError
 from litevfs.fetch import Fetcher
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
+from litevfs.plan import Chain
 from litevfs.progress import ProgressBar, format_bytes
 from litevfs.replica_clients.base import LEVELS
+from litevfs.restore import integrity_findings
+from litevfs.restore_target import RestoreTarget, temporary_target
+
+logger = logging.getLogger("litevfs.commands.verify")
 
 NAME = "verify"
 HELP = "check every file, the chain and the database"
 DESCRIPTION = (
     "Read every LTX file of a replica whole and check format, checksums and names; check that the files make the "
-    "newest state without a gap; open that state and run PRAGMA integrity_check. Exits with 1 when anything is wrong."
+    "newest state without a gap; run PRAGMA integrity_check on that state. Exits with 1 when anything is wrong. "
+    "A remote replica is read once, if there is room for its database in the folder for temporary files (TMPDIR)."
 )
 _TAKEN_OPTIONS = frozenset({"cache_size", "open_timeout", "read_timeout"})
 
@@ -60,15 +68,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with open_fetcher(args) as fetcher:
-        report = _check_storage(fetcher)
-    if args.integrity_check and report.findings.newest:
-        report = _check_database(args, report, report.findings.newest.txid)
+    with open_fetcher(args) as fetcher, ExitStack() as stack:
+        # Reading a local file twice costs less than writing it once.
+        target = _room(stack) if args.integrity_check and fetcher.is_remote else None
+        report, restored = _check_storage(fetcher, target)
+        newest = report.findings.newest
+        if args.integrity_check and newest:
+            on_disk = target if restored == newest else None
+            lines = integrity_findings(on_disk) if on_disk else _findings_in_place(args, newest.txid)
+            report = _with_integrity(report, lines, newest.txid)
     print(json.dumps(_to_json(report), indent=1) if args.json else _to_text(report))
     return 1 if report.findings.problems else 0
 
 
-def _check_storage(fetcher: Fetcher) -> Report:
+def _room(stack: ExitStack) -> RestoreTarget | None:
+    """Where the newest state can be put while it is checked, until the stack is closed."""
+    try:
+        return stack.enter_context(temporary_target())
+    except RestoreError as error:
+        logger.info("%s", error)
+        return None
+
+
+def _check_storage(fetcher: Fetcher, target: RestoreTarget | None) -> tuple[Report, Chain | None]:
+    """What the files are like; and the state that is in `target` now, if any."""
     started = time.monotonic()
     # Lowest level first: what retention deletes first is read first.
     files = fetcher.list_levels(LEVELS)
@@ -80,17 +103,28 @@ def _check_storage(fetcher: Fetcher) -> Report:
             done += check.file.size
             bar.update(done, total)
 
-        checks = without_deleted(fetcher, check_files(fetcher, files, report))
+        restored = None
+        checks: list[FileCheck] = []
+        if target is not None:
+            checks, restored = check_newest_state(fetcher, files, target, report)
+        checked = {check.file for check in checks}
+        checks += check_files(fetcher, [file for file in files if file not in checked], report)
+        checks = without_deleted(fetcher, checks)
     size = sum(check.file.size for check in checks)
-    return Report(fetcher.client.url, len(checks), size, time.monotonic() - started, judge(checks), None)
+    seconds = time.monotonic() - started
+    return Report(fetcher.client.url, len(checks), size, seconds, judge(checks), None), restored
 
 
-def _check_database(args: argparse.Namespace, report: Report, txid: int) -> Report:
+def _findings_in_place(args: argparse.Namespace, txid: int) -> list[str]:
+    """SQLite's check of a state where it is: needs no room, and reads again what the cache cannot hold."""
     try:
         with closing(connect(args, poll_interval="0", txid=format_txid(txid))) as connection:
-            lines = [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+            return [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
     except (LitevfsError, apsw.Error) as error:
-        lines = [str(error)]
+        return [str(error)]
+
+
+def _with_integrity(report: Report, lines: list[str], txid: int) -> Report:
     if lines == ["ok"]:
         return replace(report, integrity="ok")
     problems = [Problem(f"integrity check: {line}", min_txid=txid, max_txid=txid) for line in lines]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+import tempfile
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from litevfs.fetch import Fetcher
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import CHECKSUM_FLAG, HEADER_FLAG_NO_CHECKSUM, Header
 from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.restore_target import temporary_target
+from litevfs.testing.faulty import faulty_replica
+from tests.primary import Primary
+from tests.scripted import Script
 
 PAGE_SIZE = 4096
 
@@ -176,6 +182,104 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path):
             tracemalloc.stop()
     assert check.problem is None
     assert peak < 24_000_000
+
+
+# --- remote replicas: read once ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Script, int]]:
+    """A remote replica of two snapshots and what came after them, and its size, bytes; nothing is left behind."""
+    rooms = tmp_path / "temporary"
+    rooms.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(rooms))
+    with Script(block_size=1 << 16) as script, Primary(script.writer) as primary:
+        primary.run(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, data BLOB); CREATE INDEX i ON t(data);"
+            "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
+            "INSERT INTO t SELECT i, randomblob(2500) FROM n"
+        )
+        primary.compact(9, 1, 1)
+        for i in range(40):
+            primary.commit("UPDATE t SET data = ? WHERE id = ?", (bytes([i]) * 900, 50 * i + 1))
+        primary.compact(9, 1, 21)
+        files = [file for level in range(10) for file in script.writer.list_files(level)]
+        script.clear()
+        yield script, sum(file.size for file in files)
+    assert list(rooms.iterdir()) == []
+
+
+def test_each_byte_of_a_remote_replica_is_read_once(run: Callable[..., Any], remote: tuple[Script, int]):
+    script, total = remote
+    result = run("verify", script.url, "--json")
+    assert problems(result) == []
+    assert (result.json["integrity_check"], result.json["bytes"]) == ("ok", total)
+    assert sum(size or 0 for _, _, size in script.reads) == total
+    assert sum(script.lists.values()) == 10
+
+
+def test_where_there_is_no_room_for_the_database_it_is_checked_in_place(
+    run: Callable[..., Any], remote: tuple[Script, int], monkeypatch: pytest.MonkeyPatch
+):
+    script, total = remote
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        result = run("verify", script.url, "--json")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (problems(result), result.json["bytes"], result.json["integrity_check"]) == ([], total, "ok")
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    result = run("verify", script.url, "--json")
+    assert (problems(result), result.json["bytes"], result.json["integrity_check"]) == ([], total, "ok")
+
+
+def test_what_a_killed_run_left_in_the_temporary_folder_goes(run: Callable[..., Any], remote: tuple[Script, int]):
+    script, _ = remote
+    temporary_target().temp_path.write_bytes(b"half of a state")
+    assert run("verify", script.url).code == 0
+
+
+def test_others_cannot_read_what_is_put_into_the_temporary_folder():
+    with temporary_target() as target:
+        assert target.temp_path.stat().st_mode & 0o777 == 0o600
+
+
+def _flip_in_snapshot(replica: Path) -> None:
+    path = level_0(replica, 1)
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+
+
+def _lose_pages(replica: Path) -> None:
+    head = header(13, 13, commit=400)
+    write(replica, 0, head, {1: b"x", 400: b"y"})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda replica: None,
+        _flip_in_snapshot,
+        _lose_pages,
+        lambda replica: level_0(replica, 9).write_bytes(b""),
+        lambda replica: level_0(replica, 12).write_bytes(level_0(replica, 12).read_bytes()[:-16]),
+        lambda replica: level_0(replica, 5).unlink(),
+        lambda replica: level_0(replica, 1).unlink(),
+        lambda replica: level_0(replica, 12).rename(level_0(replica, 13)),
+        lambda replica: write(replica, 0, header(13, 13, page_size=512), {1: b"a"}, page_size=512),
+    ],
+)
+def test_a_remote_replica_is_told_to_be_as_good_as_the_same_one_in_a_folder(
+    run: Callable[..., Any], orders_copy: Path, damage: Callable[[Path], None]
+):
+    damage(orders_copy)
+    local = run("verify", orders_copy, "--json")
+    with faulty_replica(str(orders_copy), block_size=1 << 16) as faults:
+        remote = run("verify", faults.url, "--json")
+    report = remote.json | {"url": local.json["url"]}
+    assert (remote.code, report) == (local.code, local.json)
 
 
 @pytest.mark.s3
