@@ -163,8 +163,8 @@ class BlockReader:
             raise
         offset, size = self._extent(file, range(block, block + 1))
         data = self._fetcher.read(file, offset, size, after=failure, deadline=deadline)
-        self.cache.put(key, data)
         self._fetcher.keep(file, offset, data)
+        self.cache.put(key, data)
         return data
 
     def _window_after_miss(self, number: int, block: int) -> int:
@@ -263,12 +263,12 @@ class BlockReader:
         try:
             offset, size = self._extent(file, request.run)
             data = self._fetcher.read_once(file, offset, size, deadline)
+            self._fetcher.keep(file, offset, data)  # first: what anybody has seen is on its way to the folder
             step = self._block_size
             parts = [data[start : start + step] for start in range(0, size, step)]
             for key, part in zip(request.keys, parts, strict=True):
                 self.cache.put(key, part)
             settle(request, dict(zip(request.run, parts, strict=True)))
-            self._fetcher.keep(file, offset, data)
         except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
             settle(request, error)
         finally:

@@ -129,11 +129,10 @@ class ReadAhead:
 
         def fetch() -> None:
             start, size = self._fetcher.worth_reading(file, run[0].offset, run[-1].offset + run[-1].size)
-            pages, data = self._fetch(snapshot, file, run, start, size, future)
+            pages = self._fetch(snapshot, file, run, start, size, future)
             more = [pgno for page in run if page.key in pages for pgno in learn(page.pgno, pages[page.key])]
             if more:
                 self.start(snapshot, more, page_key, learn)
-            self._fetcher.keep(file, start, data)
 
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
@@ -162,25 +161,32 @@ class ReadAhead:
         start: int,
         size: int,
         future: Future[dict[int, bytes]],
-    ) -> tuple[dict[int, bytes], bytes]:
-        """(pages by key, the bytes they were in); what failed is not there."""
+    ) -> dict[int, bytes]:
+        """Pages by key, handed to the cache and to whoever waits for them; what failed is not there."""
         pages: dict[int, bytes] = {}
-        data = b""
         try:
-            data = self._fetcher.read_once(file, start, size)
-            for page in run:
-                frame = data[page.offset - start : page.offset - start + page.size]
-                pages[page.key] = decode_page(snapshot, page.pgno, frame)
-                self._cache.put(page.key, pages[page.key])
-        except LitevfsError as error:
-            data = b""
-            logger.info("reading ahead in %s failed: %s", file.name, error)
+            self._read(snapshot, file, run, start, size, pages)
+            for key, data in pages.items():
+                self._cache.put(key, data)
         finally:
             settle(future, pages)
             with self._lock:
                 for page in run:
                     self._forget(page.key, future)
-        return pages, data
+        return pages
+
+    def _read(
+        self, snapshot: Snapshot, file: LTXFileInfo, run: list[_Wanted], start: int, size: int, pages: dict[int, bytes]
+    ) -> None:
+        """Read a run into `pages`. The folder has its bytes before anybody sees a page, if all of them are right."""
+        try:
+            data = self._fetcher.read_once(file, start, size)
+            for page in run:
+                frame = data[page.offset - start : page.offset - start + page.size]
+                pages[page.key] = decode_page(snapshot, page.pgno, frame)
+            self._fetcher.keep(file, start, data)
+        except LitevfsError as error:
+            logger.info("reading ahead in %s failed: %s", file.name, error)
 
 
 def _runs(wanted: list[_Wanted]) -> list[list[_Wanted]]:

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import pytest
 from litevfs.errors import OptionError
 from litevfs.ltx.decoder import decode_file
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.write_behind import WriteBehind
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, wait_until
@@ -53,23 +53,13 @@ def status(connection: Any) -> dict[str, Any]:
 
 @contextmanager
 def reading(url: str, folder: Path, **options: Any) -> Iterator[Any]:
-    """A connection that closes when all it has read is in the folder, however slow the disk."""
+    """A connection that closes when all it has read is in the folder, however slow the disk.
+
+    What a reader has was handed to the writer before, and the writer's thread ends with the last block.
+    """
     with connected(url, cache_dir=folder, **options) as connection:
         yield connection
-        wait_until(_nothing_was_written_for(0.2), "the last block")
-
-
-def _nothing_was_written_for(seconds: float) -> Callable[[], bool]:
-    """What is read ahead is handed to the writer a moment after the reader has it."""
-    seen = time.monotonic()
-
-    def is_so() -> bool:
-        nonlocal seen
-        if any(thread.name == "litevfs-disk-cache" for thread in threading.enumerate()):
-            seen = time.monotonic()
-        return time.monotonic() - seen >= seconds
-
-    return is_so
+        wait_until(lambda: "litevfs-disk-cache" not in {thread.name for thread in threading.enumerate()}, "the blocks")
 
 
 def blocks_in(folder: Path) -> list[Path]:
@@ -88,6 +78,24 @@ def test_five_restarts_read_the_same_and_nothing_from_storage_again(remote, tmp_
             requests.append((len(script.reads), status(con)["get_requests"]))
     assert requests[0][0] == requests[0][1] >= 5
     assert requests[1:] == [(0, 0)] * 5
+
+
+@pytest.mark.parametrize("sql", [ALL, "SELECT sum(length(data)) FROM big INDEXED BY by_k WHERE k = 7"])
+def test_what_a_reader_has_was_handed_to_the_writer_before(remote, tmp_path, monkeypatch, sql):
+    script, primary = remote
+    primary.commit("ALTER TABLE big ADD k; UPDATE big SET k = id * 7919 % 20; CREATE INDEX by_k ON big(k)")
+    primary.compact(9, 1, primary.txid)
+    expected, put_range, handed = primary.rows(sql), WriteBehind.put_range, set()
+
+    def slowly(self, file, offset, data):
+        threading.Event().wait(0.05)
+        handed.add((script.writer.key(file), offset))
+        put_range(self, file, offset, data)
+
+    monkeypatch.setattr(WriteBehind, "put_range", slowly)
+    with connected(script.url, cache_dir=tmp_path) as con:
+        assert rows(con, sql) == expected
+        assert {(key, offset) for key, offset, _ in script.reads} <= handed
 
 
 @pytest.mark.plan("K02")
