@@ -13,27 +13,21 @@ ID of this project's test plan; with --strict-markers, register that marker.
 
 from __future__ import annotations
 
-import io
 import random
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
-from litevfs.errors import (
-    StorageClosedError,
-    StorageFileExistsError,
-    StorageNotFoundError,
-    TransientStorageError,
-)
+from litevfs.errors import StorageClosedError, StorageNotFoundError
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.testing.conformance_base import TIMESTAMP_MS, ReplicaUnderTest, file_name, list_and_read, txids_of
+from litevfs.testing.conformance_writing import WritingConformance
 
-TIMESTAMP_MS = 1_767_323_045_678  # 2026-01-02T03:04:05.678Z
-_WAIT_S = 30.0
+__all__ = ["ReplicaClientConformance", "ReplicaUnderTest"]
+
 _RANGES: list[tuple[int, int | None]] = [
     (0, None),
     (0, 100_000),
@@ -49,35 +43,8 @@ _RANGES += [(0, 2**40), (65_536, 65_536)]
 """Offsets and sizes within, across and past the end of a file of 100,000 bytes."""
 
 
-class ReplicaUnderTest(Protocol):
-    """An empty replica, its clients, and a way to its storage that shares no code with them."""
-
-    def new_client(self) -> ReplicaClient:
-        """One more client of the replica."""
-        ...
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        """Store `data` in the folder of `level`, under any name."""
-        ...
-
-    def get(self, level: int, name: str) -> bytes | None:
-        """What lies there, or None."""
-        ...
-
-    def names(self, level: int) -> set[str]:
-        """Every name in the folder of `level`."""
-        ...
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        """The time a file was written with, where the storage keeps it (mtime, metadata)."""
-        ...
-
-
-class ReplicaClientConformance:
+class ReplicaClientConformance(WritingConformance):
     """What `litevfs.replica_clients.base` promises, as tests."""
-
-    slow_upload_bytes = 300_000
-    """Size of an upload that blocks half-way: enough that the client has sent something by then."""
 
     @pytest.fixture
     def client(self, replica: ReplicaUnderTest) -> Iterator[ReplicaClient]:
@@ -96,31 +63,31 @@ class ReplicaClientConformance:
     def test_lists_by_min_then_max_txid(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         txids = [(1, 1), (1, 9), (2, 2), (2, 10), (16, 16), (255, 300)]
         for min_txid, max_txid in random.Random(7).sample(txids, len(txids)):
-            replica.put(1, _name(min_txid, max_txid), b"x")
-        assert _txids(client.list_files(1)) == txids
+            replica.put(1, file_name(min_txid, max_txid), b"x")
+        assert txids_of(client.list_files(1)) == txids
 
     @pytest.mark.plan("D10")
     def test_lists_from_a_min_txid_of_the_file_itself(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         for min_txid, max_txid in [(1, 20), (5, 5), (6, 6), (6, 9), (16, 17)]:
-            replica.put(0, _name(min_txid, max_txid), b"x")
-        assert _txids(client.list_files(0, 6)) == [(6, 6), (6, 9), (16, 17)]
-        assert _txids(client.list_files(0, 7)) == [(16, 17)]
-        assert _txids(client.list_files(0, 17)) == []
+            replica.put(0, file_name(min_txid, max_txid), b"x")
+        assert txids_of(client.list_files(0, 6)) == [(6, 6), (6, 9), (16, 17)]
+        assert txids_of(client.list_files(0, 7)) == [(16, 17)]
+        assert txids_of(client.list_files(0, 17)) == []
 
     def test_lists_one_level_only(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         for level in (0, 1, 9):
-            replica.put(level, _name(1, level + 1), b"x")
+            replica.put(level, file_name(1, level + 1), b"x")
         for level in (0, 1, 9):
             assert [(file.level, file.max_txid) for file in client.list_files(level)] == [(level, level + 1)]
 
     def test_a_level_that_does_not_exist_is_empty(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         assert client.list_files(3) == []
-        replica.put(0, _name(1, 1), b"x")
+        replica.put(0, file_name(1, 1), b"x")
         assert client.list_files(3) == []
 
     @pytest.mark.plan("D10")
     def test_skips_names_it_does_not_know(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        good = _name(2, 3)
+        good = file_name(2, 3)
         for name in [
             good,
             f"{good}.tmp",
@@ -142,7 +109,7 @@ class ReplicaClientConformance:
         txids = [2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, MAX_TXID - 1, MAX_TXID]
         for txid in reversed(txids):
             client.write(0, txid, txid, f"{txid}".encode(), TIMESTAMP_MS)
-        assert replica.names(0) == {_name(txid, txid) for txid in txids}
+        assert replica.names(0) == {file_name(txid, txid) for txid in txids}
         assert [file.min_txid for file in client.list_files(0)] == txids
         assert [file.min_txid for file in client.list_files(0, 2**63)] == txids[2:]
         assert [file.min_txid for file in client.list_files(0, MAX_TXID)] == [MAX_TXID]
@@ -150,10 +117,10 @@ class ReplicaClientConformance:
             assert client.read(file) == f"{file.max_txid}".encode()
 
     def test_etag_differs_when_the_content_does(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        replica.put(0, _name(1, 1), b"one")
+        replica.put(0, file_name(1, 1), b"one")
         (before,) = client.list_files(0)
         assert client.list_files(0) == [before]
-        replica.put(0, _name(1, 1), b"two")
+        replica.put(0, file_name(1, 1), b"two")
         (after,) = client.list_files(0)
         assert after.etag != before.etag
         assert after.size == 3
@@ -169,23 +136,23 @@ class ReplicaClientConformance:
         self, client: ReplicaClient, replica: ReplicaUnderTest, offset: int, size: int | None
     ) -> None:
         data = random.Random(1).randbytes(100_000)
-        replica.put(0, _name(1, 1), data)
+        replica.put(0, file_name(1, 1), data)
         (file,) = client.list_files(0)
         assert file.size == len(data)
         assert client.read(file, offset, size) == data[offset : None if size is None else offset + size]
 
     def test_reading_a_missing_file_says_so(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        replica.put(0, _name(1, 1), b"x")
+        replica.put(0, file_name(1, 1), b"x")
         with pytest.raises(StorageNotFoundError) as caught:
             client.read(LTXFileInfo(0, 7, 8, 100, TIMESTAMP_MS), 0, 10)
         assert isinstance(caught.value, FileNotFoundError)
         assert (caught.value.level, caught.value.min_txid, caught.value.max_txid) == (0, 7, 8)
-        assert _name(7, 8) in str(caught.value)
+        assert file_name(7, 8) in str(caught.value)
 
     def test_reads_from_many_threads_at_once(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         contents = {txid: random.Random(txid).randbytes(20_000) for txid in range(1, 9)}
         for txid, data in contents.items():
-            replica.put(0, _name(txid, txid), data)
+            replica.put(0, file_name(txid, txid), data)
         files = client.list_files(0)
 
         def read(number: int) -> bool:
@@ -194,139 +161,6 @@ class ReplicaClientConformance:
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(read, range(400)))
-
-    # --- writing ------------------------------------------------------------------------------------------------------
-
-    @pytest.mark.plan("D10")
-    @pytest.mark.parametrize("as_stream", [False, True])
-    def test_writes_bytes_and_streams(
-        self, client: ReplicaClient, replica: ReplicaUnderTest, *, as_stream: bool
-    ) -> None:
-        data = random.Random(2).randbytes(200_000)
-        written = client.write(2, 3, 9, _DripFeed(data) if as_stream else data, TIMESTAMP_MS)
-        assert replica.get(2, _name(3, 9)) == data
-        assert replica.names(2) == {_name(3, 9)}
-        assert (written.level, written.min_txid, written.max_txid, written.size) == (2, 3, 9, 200_000)
-        (listed,) = client.list_files(2)
-        assert listed.etag == written.etag
-        assert client.read(written) == data
-
-    def test_keeps_the_timestamp(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        for txid, timestamp_ms in enumerate([TIMESTAMP_MS, 0, 1_767_323_045_000, 1_767_323_045_670], start=1):
-            client.write(0, txid, txid, b"x", timestamp_ms)
-            assert replica.timestamp_ms(0, _name(txid, txid)) == timestamp_ms
-
-    def test_replaces_an_existing_file(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        client.write(0, 1, 1, b"long content", TIMESTAMP_MS)
-        client.write(0, 1, 1, b"short", TIMESTAMP_MS + 1)
-        assert replica.get(0, _name(1, 1)) == b"short"
-        (file,) = client.list_files(0)
-        assert client.read(file) == b"short"
-
-    @pytest.mark.parametrize("large", [False, True])
-    def test_an_exclusive_write_replaces_nothing(
-        self, client: ReplicaClient, replica: ReplicaUnderTest, *, large: bool
-    ) -> None:
-        data = b"new" * (self.slow_upload_bytes if large else 1)
-        written = client.write(0, 1, 1, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
-        assert replica.get(0, _name(1, 1)) == data
-        assert client.list_files(0)[0].etag == written.etag
-        replica.put(0, _name(2, 3), b"of somebody else")
-        with pytest.raises(StorageFileExistsError) as caught:
-            client.write(0, 2, 3, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
-        assert isinstance(caught.value, FileExistsError)
-        assert _name(2, 3) in str(caught.value)
-        assert replica.names(0) == {_name(1, 1), _name(2, 3)}
-        assert replica.get(0, _name(2, 3)) == b"of somebody else"
-
-    def test_of_writers_at_once_that_are_exclusive_one_succeeds(
-        self, client: ReplicaClient, replica: ReplicaUnderTest
-    ) -> None:
-        ready = threading.Barrier(6)
-
-        def write(number: int) -> bool:
-            ready.wait(_WAIT_S)
-            while True:
-                try:
-                    client.write(0, 1, 1, bytes([number]) * 1000, TIMESTAMP_MS, exclusive=True)
-                except StorageFileExistsError:
-                    return False
-                except TransientStorageError:  # so a server may answer while it has not decided yet
-                    continue
-                return True
-
-        with ThreadPoolExecutor(6) as pool:
-            succeeded = list(pool.map(write, range(6)))
-        assert succeeded.count(True) == 1
-        assert replica.get(0, _name(1, 1)) == bytes([succeeded.index(True)]) * 1000
-
-    def test_never_reads_new_content_as_the_file_listed_before(
-        self, client: ReplicaClient, replica: ReplicaUnderTest
-    ) -> None:
-        replica.put(0, _name(1, 1), b"old old old")
-        (listed,) = client.list_files(0)
-        replica.put(0, _name(1, 1), b"new new new")
-        with pytest.raises(StorageNotFoundError):
-            client.read(listed, 0, 3)
-        (again,) = client.list_files(0)
-        assert client.read(again, 0, 3) == b"new"
-
-    @pytest.mark.plan("D04")
-    @pytest.mark.parametrize("replacing", [False, True])
-    def test_slow_upload_is_seen_whole_or_not_at_all(
-        self, client: ReplicaClient, replica: ReplicaUnderTest, *, replacing: bool
-    ) -> None:
-        new = random.Random(3).randbytes(self.slow_upload_bytes)
-        if replacing:
-            replica.put(0, _name(1, 1), b"the old content")
-        stream = _BlockingStream(new)
-        with ThreadPoolExecutor(4) as pool:
-            try:
-                upload = pool.submit(client.write, 0, 1, 1, stream, TIMESTAMP_MS)
-                assert stream.half_read.wait(_WAIT_S)
-                seen = [one.result() for one in [pool.submit(_list_and_read, client) for _ in range(20)]]
-                assert seen == [[b"the old content"] if replacing else []] * 20
-                assert not upload.done()
-            finally:
-                stream.go_on.set()
-            written = upload.result(_WAIT_S)
-        assert _list_and_read(client) == [new]
-        assert written.size == len(new)
-
-    def test_concurrent_reads_see_one_version_while_a_file_is_replaced(
-        self, client: ReplicaClient, replica: ReplicaUnderTest
-    ) -> None:
-        versions = [bytes([number]) * 50_000 for number in range(30)]
-        client.write(0, 1, 1, versions[0], TIMESTAMP_MS)
-        done = threading.Event()
-
-        def read_until_done() -> set[bytes]:
-            found = set()
-            while not done.is_set():
-                try:
-                    found.update(_list_and_read(client))
-                except (StorageNotFoundError, TransientStorageError):
-                    continue  # replaced between listing and reading; some servers fail at that moment
-            return found
-
-        with ThreadPoolExecutor(3) as pool:
-            readers = [pool.submit(read_until_done) for _ in range(3)]
-            try:
-                for number, version in enumerate(versions):
-                    client.write(0, 1, 1, version, TIMESTAMP_MS + number)
-            finally:
-                done.set()
-            found = set().union(*(reader.result(_WAIT_S) for reader in readers))
-        assert found <= set(versions)
-        assert _list_and_read(client) == [versions[-1]]
-
-    def test_failed_upload_leaves_nothing(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
-        client.write(0, 1, 1, b"before", TIMESTAMP_MS)
-        for txid in (1, 2):
-            with pytest.raises(ZeroDivisionError):
-                client.write(0, txid, txid, _FailingStream(b"y" * self.slow_upload_bytes), TIMESTAMP_MS)
-        assert replica.names(0) == {_name(1, 1)}
-        assert replica.get(0, _name(1, 1)) == b"before"
 
     # --- deleting -----------------------------------------------------------------------------------------------------
 
@@ -337,7 +171,7 @@ class ReplicaClientConformance:
         before = client.list_files(0)
         client.read(before[1])
         client.delete(before[:2])
-        assert replica.names(0) == {_name(txid, txid) for txid in (3, 4, 5)}
+        assert replica.names(0) == {file_name(txid, txid) for txid in (3, 4, 5)}
         assert client.list_files(0) == before[2:]
         for file in before[:2]:
             with pytest.raises(StorageNotFoundError):
@@ -360,12 +194,12 @@ class ReplicaClientConformance:
     ) -> None:
         from litevfs.replica_clients.urls import canonical_url, open_replica_client
 
-        replica.put(0, _name(1, 1), b"same")
+        replica.put(0, file_name(1, 1), b"same")
         again = open_replica_client(client.url)
         try:
             assert type(again) is type(client)
             assert again.url == client.url == canonical_url(client.url)
-            assert _list_and_read(again) == [b"same"]
+            assert list_and_read(again) == [b"same"]
         finally:
             again.close()
 
@@ -385,7 +219,7 @@ class ReplicaClientConformance:
         for call in calls:
             with pytest.raises(StorageClosedError):
                 call()
-        assert _list_and_read(other) == [b"x"]
+        assert list_and_read(other) == [b"x"]
         other.close()
 
     def test_unused_client_closes(self, replica: ReplicaUnderTest) -> None:
@@ -393,7 +227,7 @@ class ReplicaClientConformance:
 
     @pytest.mark.plan("D07")
     def test_rounds_of_open_read_close_leak_no_descriptor(self, replica: ReplicaUnderTest) -> None:
-        replica.put(0, _name(1, 1), b"x" * 1000)
+        replica.put(0, file_name(1, 1), b"x" * 1000)
 
         def open_read_close() -> None:
             client = replica.new_client()
@@ -405,53 +239,6 @@ class ReplicaClientConformance:
         for _ in range(100):
             open_read_close()
         assert _descriptor_count() <= before
-
-
-class _DripFeed(io.BytesIO):
-    """Gives fewer bytes at a time than it is asked for, as pipes and sockets do."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(-1 if size is None or size < 0 else min(size, 7001))
-
-
-class _BlockingStream(io.BytesIO):
-    """Stops half-way, in the read that passes the middle, until it is told to go on."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self._middle = len(data) // 2
-        self.half_read = threading.Event()
-        self.go_on = threading.Event()
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self.tell() < self._middle and not self.half_read.is_set():
-            wanted = self._middle if size is None or size < 0 else min(size, self._middle - self.tell())
-            return super().read(wanted)
-        self.half_read.set()
-        assert self.go_on.wait(_WAIT_S)
-        return super().read(size)
-
-
-class _FailingStream(io.BytesIO):
-    """Fails after its last byte."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        part = super().read(100_000 if size is None or size < 0 else size)
-        if not part:
-            raise ZeroDivisionError("the source broke")
-        return part
-
-
-def _name(min_txid: int, max_txid: int) -> str:
-    return f"{min_txid:016x}-{max_txid:016x}.ltx"
-
-
-def _txids(files: list[LTXFileInfo]) -> list[tuple[int, int]]:
-    return [(file.min_txid, file.max_txid) for file in files]
-
-
-def _list_and_read(client: ReplicaClient) -> list[bytes]:
-    return [client.read(file) for file in client.list_files(0)]
 
 
 def _descriptor_count() -> int:

@@ -1,0 +1,49 @@
+"""What the conformance suite of replica clients works on, and what all of its tests need. Holds no tests."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+
+TIMESTAMP_MS = 1_767_323_045_678  # 2026-01-02T03:04:05.678Z
+WAIT_S = 30.0
+
+
+class ReplicaUnderTest(Protocol):
+    """An empty replica, its clients, and a way to its storage that shares no code with them."""
+
+    def new_client(self) -> ReplicaClient:
+        """One more client of the replica."""
+        ...
+
+    def put(self, level: int, name: str, data: bytes) -> None:
+        """Store `data` in the folder of `level`, under any name."""
+        ...
+
+    def get(self, level: int, name: str) -> bytes | None:
+        """What lies there, or None."""
+        ...
+
+    def names(self, level: int) -> set[str]:
+        """Every name in the folder of `level`."""
+        ...
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        """The time a file was written with, where the storage keeps it (mtime, metadata)."""
+        ...
+
+
+def file_name(min_txid: int, max_txid: int) -> str:
+    """Spelled out here, not by the code under test."""
+    return f"{min_txid:016x}-{max_txid:016x}.ltx"
+
+
+def txids_of(files: list[LTXFileInfo]) -> list[tuple[int, int]]:
+    """(min_txid, max_txid) of each."""
+    return [(file.min_txid, file.max_txid) for file in files]
+
+
+def list_and_read(client: ReplicaClient) -> list[bytes]:
+    """The content of every file of level 0."""
+    return [client.read(file) for file in client.list_files(0)]
