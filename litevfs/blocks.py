@@ -187,7 +187,10 @@ class BlockReader:
                     break
             else:
                 return
-            scan.position = block
+            if scan.position < block:
+                # Else what was read long ago and just now would outlive what was read ahead in between.
+                self.cache.demote(_key(number, scan.position))
+                scan.position = block
             ahead = min(scan.ahead * GROWTH, self._max_ahead)
             wanted = ahead - (end - block - 1)
             if wanted > self._request_blocks:

@@ -49,6 +49,13 @@ class ByteCache:
             if not self._entries:
                 self._size_bytes = 0
 
+    def demote(self, key: int) -> None:
+        """Let the bytes be the first to go: they have had their use."""
+        try:
+            self._entries.move_to_end(key, last=False)
+        except KeyError:  # gone already
+            pass
+
     def drop(self, key: int) -> None:
         """Forget the bytes, if they are there."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -84,6 +85,19 @@ def test_a_scan_takes_few_requests_that_overlap_nowhere():
         assert covered[0][0] == 0
         assert covered[-1][1] == SIZE
         assert all(end == start for (_, end), (start, _) in itertools.pairwise(covered))
+
+
+@pytest.mark.parametrize("limit_bytes", [1_000_000, 3_000_000, 7_000_000])
+def test_a_scan_that_takes_its_time_finds_what_was_read_ahead_of_it_still_there(limit_bytes):
+    content = Random(2).randbytes(20_000_000)
+    with Script(block_size=1 << 16) as script, closing(Fetcher(ScriptedClient(script), read_timeout_s=2.0)) as fetcher:
+        file = script.writer.write(0, 1, 1, content, 0)
+        blocks = BlockReader(fetcher, limit_bytes=limit_bytes, read_ahead=True)
+        for offset in range(0, len(content), 10_000):
+            assert blocks.read(7, file, offset, 10_000, fetcher.deadline()) == content[offset : offset + 10_000]
+            wait_until(lambda: not blocks._under_way, "what is under way")
+        assert sum(size for _, _, size in script.reads) == len(content)
+        assert blocks.cache.size_bytes <= limit_bytes
 
 
 def test_without_reading_ahead_each_block_is_a_request():

@@ -37,12 +37,17 @@ class Model:
         while self.size > self.limit:
             self.entries.popitem(last=False)
 
+    def demote(self, key: int) -> None:
+        if key in self.entries:
+            self.entries.move_to_end(key, last=False)
+
     def drop(self, key: int) -> None:
         self.entries.pop(key, None)
 
 
 _steps = st.lists(
-    st.tuples(st.sampled_from(["get", "put", "put", "drop"]), st.integers(0, 9), st.integers(0, 900)), max_size=60
+    st.tuples(st.sampled_from(["get", "put", "put", "demote", "drop"]), st.integers(0, 9), st.integers(0, 900)),
+    max_size=60,
 )
 
 
@@ -55,6 +60,9 @@ def test_the_cache_does_what_the_model_does(limit, steps):
         elif step == "put":
             cache.put(key, bytes([key]) * size)
             model.put(key, bytes([key]) * size)
+        elif step == "demote":
+            cache.demote(key)
+            model.demote(key)
         else:
             cache.drop(key)
             model.drop(key)
