@@ -26,6 +26,8 @@ from litevfs.btree import (
 )
 
 FIRST_WINDOW = 8
+GROWTH = 4
+"""Of a scan's window: cold pages come as fast as it grows, a round trip for each step."""
 LOOKUP_GROWTH = 4
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_INTERIOR_PAGES = 512
@@ -42,7 +44,7 @@ class _Scan:
     """Children of one interior page, read in order."""
 
     position: int  # of the child read last
-    end: int  # first child not planned yet
+    end: int  # first child not planned yet; after all of them comes the next interior page
     window: int = 0
 
 
@@ -136,19 +138,19 @@ class Watcher:
             scan = self._continued_scan(parent, position) or _Scan(position, position + 1)
         elif scan.position < position <= max(scan.end, scan.position + 1):
             scan.position, scan.end = position, max(scan.end, position + 1)
-            scan.window = scan.window or FIRST_WINDOW // 2
+            scan.window = scan.window or FIRST_WINDOW // GROWTH
         elif position != scan.position:
             scan = _Scan(position, position + 1)
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
-        if not scan.window or scan.end - scan.position > scan.window // 2 + 1:
-            return []
-        scan.window = min(scan.window * 2, self._max_window)
         children = self._interior[parent].children
-        start, scan.end = scan.end, min(scan.end + scan.window, len(children))
+        if not scan.window or scan.end > len(children) or scan.end - scan.position > scan.window // 2 + 1:
+            return []
+        scan.window = min(scan.window * GROWTH, self._max_window)
+        start, scan.end = scan.end, min(scan.end + scan.window, len(children) + 1)
         ahead = children[start : scan.end]
-        if scan.end == len(children) and (sibling := self._next_sibling(parent)):
+        if scan.end > len(children) and (sibling := self._next_sibling(parent)):
             ahead.append(sibling)
         return ahead
 

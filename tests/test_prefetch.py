@@ -1,19 +1,21 @@
-"""What a connection will read next: plans that survive Ctrl-C at any moment."""
+"""What a connection will read next: plans that name what comes, once and in time, and survive Ctrl-C at any moment."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from litevfs.btree import INTERIOR_TABLE
+from litevfs.btree import INTERIOR_TABLE, LEAF_TABLE, parse_interior
 from litevfs.prefetch import Watcher
 from tests.interrupts import interrupted_everywhere
 
 PAGE_SIZE = 512
 
 
-def interior_pages(path: Path, rows: int) -> dict[int, bytes]:
-    """The table interior pages of a database of so many rows, by number."""
+def database_pages(path: Path, rows: int) -> dict[int, bytes]:
+    """The pages of a database with a table of so many rows, by number; the table's root is page 2."""
     connection = sqlite3.connect(path)
     connection.executescript(
         f"PRAGMA page_size={PAGE_SIZE}; CREATE TABLE t(id INTEGER PRIMARY KEY, s TEXT);"
@@ -22,8 +24,39 @@ def interior_pages(path: Path, rows: int) -> dict[int, bytes]:
     )
     connection.close()
     data = path.read_bytes()
-    pages = {start // PAGE_SIZE + 1: data[start : start + PAGE_SIZE] for start in range(0, len(data), PAGE_SIZE)}
+    return {start // PAGE_SIZE + 1: data[start : start + PAGE_SIZE] for start in range(0, len(data), PAGE_SIZE)}
+
+
+def interior_pages(path: Path, rows: int) -> dict[int, bytes]:
+    """Those of the table's pages that are interior ones."""
+    pages = database_pages(path, rows)
     return {pgno: page for pgno, page in pages.items() if pgno > 1 and page[0] == INTERIOR_TABLE}
+
+
+def in_order(pages: dict[int, bytes], pgno: int = 2) -> Iterator[int]:
+    """The pages below `pgno` as a scan reads them."""
+    yield pgno
+    interior = parse_interior(pgno, pages[pgno])
+    for child in interior.children if interior else ():
+        yield from in_order(pages, child)
+
+
+def test_a_scan_is_planned_in_few_steps_with_each_page_once_and_before_it_is_read(tmp_path: Path):
+    pages = database_pages(tmp_path / "t.db", 3000)
+    leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
+    assert len(leaves) > 500
+    first_ones = {parsed.children[0] for pgno, page in pages.items() if (parsed := parse_interior(pgno, page))}
+    watcher = Watcher(64)
+    plans: list[list[int]] = []
+    for pgno in in_order(pages):
+        plans += filter(None, [watcher.before_read(pgno)])
+        if pgno in leaves[3:] and pgno not in first_ones:
+            assert pgno in chain.from_iterable(plans)
+        plans += filter(None, [watcher.after_read(pgno, pages[pgno])])
+    assert [len(plan) for plan in plans[:2]] == [8, 32]
+    planned = list(chain.from_iterable(plans))
+    assert len(planned) == len(set(planned))
+    assert len(plans) < len(leaves) / 16
 
 
 def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
