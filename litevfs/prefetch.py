@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from litevfs.btree import (
@@ -28,7 +29,7 @@ from litevfs.btree import (
 FIRST_WINDOW = 8
 GROWTH = 4
 """Of a scan's window: cold pages come as fast as it grows, a round trip for each step."""
-LOOKUP_GROWTH = 4
+LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_INTERIOR_PAGES = 512
 """Interior pages remembered; each knows a few hundred children."""
@@ -56,10 +57,17 @@ class _IndexLeaf:
     first: int = 0  # the first table leaf read since
     entries: list[IndexEntry] = field(default_factory=list)  # empty until a second table leaf was read
     root: int = 0  # topmost known page of the table
+    depth: int = 0  # pages that lead from there to a leaf
     position: int = 0  # entry looked up last
     end: int = 0  # first entry not planned yet
     window: int = 0  # 0: not known to be a pattern
     is_equality: bool = False  # so far all entries have the same key: plan no further than that key goes
+    waiting: dict[int, list[int]] = field(default_factory=dict)  # interior page not known yet -> entries below it
+
+    @property
+    def key(self) -> tuple[int, bytes]:
+        """Of the entry looked up last, or of the first one."""
+        return self.entries[max(self.position, 0)].key
 
 
 class Watcher:
@@ -91,6 +99,7 @@ class Watcher:
         if found in {INTERIOR_TABLE, INTERIOR_INDEX}:
             with self._lock:
                 self._learn(pgno, page)
+                return self._go_on(pgno)
         elif found == LEAF_INDEX:
             with self._lock:
                 return self._enter_index_leaf(page)
@@ -105,8 +114,7 @@ class Watcher:
             return []
         with self._lock:
             self._learn(pgno, page)
-            leaf = self._index_leaf
-            return self._targets(leaf, leaf.position, leaf.end) if leaf is not None and leaf.window else []
+            return self._go_on(pgno)
 
     def _learn(self, pgno: int, page: bytes) -> None:
         interior = parse_interior(pgno, page)
@@ -173,11 +181,13 @@ class Watcher:
     def _enter_index_leaf(self, page: bytes) -> list[int]:
         before, leaf = self._index_leaf, _IndexLeaf(page)
         self._index_leaf = leaf
-        if before is None or not before.window or before.is_equality:
+        if before is None or not before.window:
             return []
-        leaf.root, leaf.window = before.root, before.window
-        leaf.entries = parse_index_entries(page)
-        leaf.position = -1
+        entries = parse_index_entries(page)
+        if before.is_equality and not (entries and entries[0].key == before.key):
+            return []
+        leaf.root, leaf.depth, leaf.entries, leaf.position = before.root, before.depth, entries, -1
+        leaf.window, leaf.is_equality = before.window, before.is_equality
         return self._plan_lookups(leaf)
 
     def _recognize_lookups(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
@@ -196,18 +206,10 @@ class Watcher:
                 leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
                 leaf.end = leaf.position + 1
                 leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
-                return self._plan_lookups(leaf) + self._unknown_interior_pages(
-                    leaf, len(self._path(leaf.root, entry.rowid))
-                )
+                leaf.depth = len(self._path(leaf.root, entry.rowid))
+                return self._plan_lookups(leaf)
         self._index_leaf = None
         return []
-
-    def _unknown_interior_pages(self, leaf: _IndexLeaf, depth: int) -> list[int]:
-        """Pages above the leaves that further look-ups need first, all at once: `depth` pages lead to a leaf."""
-        if leaf.is_equality:
-            return []
-        paths = (self._path(leaf.root, entry.rowid) for entry in leaf.entries[leaf.position :])
-        return list(dict.fromkeys(path[-1] for path in paths if len(path) < depth))
 
     def _follow_lookups(self, pgno: int) -> list[int]:
         """Where in the index leaf the look-ups are, and whether it is time to plan further ones."""
@@ -216,24 +218,42 @@ class Watcher:
             return []
         for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
             if pgno in self._path(leaf.root, leaf.entries[i].rowid):
-                leaf.is_equality &= leaf.entries[i].key == leaf.entries[max(leaf.position, 0)].key
+                leaf.is_equality &= leaf.entries[i].key == leaf.key
                 leaf.position = i
                 leaf.end = max(leaf.end, i + 1)
                 return self._plan_lookups(leaf) if leaf.end - leaf.position <= leaf.window // 2 + 1 else []
         return []
 
     def _plan_lookups(self, leaf: _IndexLeaf) -> list[int]:
+        """What the look-ups of one more window need, and the interior pages of the window after it, to start that."""
         leaf.window = min(leaf.window * LOOKUP_GROWTH, self._max_window)
-        start, leaf.end = leaf.end, min(leaf.end + leaf.window, len(leaf.entries))
-        if leaf.is_equality:
-            key = leaf.entries[leaf.position].key
-            while leaf.end > start and leaf.entries[leaf.end - 1].key != key:
-                leaf.end -= 1
-        return self._targets(leaf, start, leaf.end)
+        start, leaf.end = leaf.end, self._within_key(leaf, leaf.end + leaf.window)
+        return self._targets(leaf, range(start, self._within_key(leaf, leaf.end + leaf.window * LOOKUP_GROWTH)))
 
-    def _targets(self, leaf: _IndexLeaf, start: int, end: int) -> list[int]:
-        entries = leaf.entries[max(start, 0) : end]
-        return list(dict.fromkeys(self._path(leaf.root, entry.rowid)[-1] for entry in entries))
+    def _within_key(self, leaf: _IndexLeaf, end: int) -> int:
+        """`end`, or the end of the entries that are going to be looked up for all that is known."""
+        end = min(end, len(leaf.entries))
+        if leaf.is_equality:
+            while end > leaf.end and leaf.entries[end - 1].key != leaf.key:
+                end -= 1
+        return end
+
+    def _go_on(self, pgno: int) -> list[int]:
+        """Interior page `pgno` is known now: what the look-ups that waited for it need next."""
+        leaf = self._index_leaf
+        return [] if leaf is None else self._targets(leaf, leaf.waiting.pop(pgno, ()))
+
+    def _targets(self, leaf: _IndexLeaf, entries: Iterable[int]) -> list[int]:
+        """The page that each of these entries needs next: of those beyond the window, only interior ones."""
+        targets: dict[int, None] = {}
+        for i in entries:
+            path = self._path(leaf.root, leaf.entries[i].rowid)
+            if len(path) < leaf.depth:
+                leaf.waiting.setdefault(path[-1], []).append(i)
+            elif i >= leaf.end:
+                continue
+            targets[path[-1]] = None
+        return list(targets)
 
     def _topmost(self, pgno: int) -> int:
         for _ in range(MAX_DEPTH):
