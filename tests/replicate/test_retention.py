@@ -225,7 +225,7 @@ class Everything:
         self.store = MemoryStore("everything")
         self.done = threading.Event()
         self.restored: list[int] = []
-        self.deleted = 0
+        self.deleted, self.counting = 0, threading.Lock()
 
     def run(self, which: str) -> None:
         client = MemoryReplicaClient(self.store)
@@ -240,7 +240,7 @@ class Everything:
             for txid in range(2, self.history.txid + 1):
                 self.history.upload(client, txid)
                 if txid % 10 == 0:  # let the others have a turn
-                    wanted = len(self.restored) + 1, txid // 2 - 4
+                    wanted = len(self.restored) + 1, txid // 2 - 10
                     wait_until(lambda wanted=wanted: self.has_done(*wanted), "a restore, and retention")
         finally:
             self.done.set()
@@ -254,8 +254,10 @@ class Everything:
         snapshot(client)
 
     def retain(self, client: MemoryReplicaClient) -> None:
-        self.deleted += len(enforce_level_0_retention(client, FUTURE_MS))
-        self.deleted += len(enforce_snapshot_retention(client, FUTURE_MS))
+        for enforce in (enforce_level_0_retention, enforce_snapshot_retention):
+            count = len(enforce(client, FUTURE_MS))
+            with self.counting:
+                self.deleted += count
 
     def restore(self, client: MemoryReplicaClient) -> None:
         path = self.folder / f"{len(self.restored)}.db"
