@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from litevfs.replicate import Replicator, capture
 from litevfs.replicate.database import ReadTransaction, SourceDatabase
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, files_of, source_bytes, states
+from tests.replicate.support import assert_replicated, files_of, source_bytes, states, wait_until
 
 
 class Interruptions:
@@ -130,6 +131,50 @@ def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: i
     numbers = [world.committed[hashlib.sha1(data).digest()] for _, data in states(files_of(client))]
     assert numbers == sorted(numbers)
     assert len(numbers) > 1
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_seen_once(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch, is_stuck: bool
+):
+    """What is written while nothing is held may be lost in the WAL, and costs a snapshot then."""
+    monkeypatch.setattr(capture, "_MAKE_WAY_AFTER_S", 0.0)
+    monkeypatch.setattr(capture, "_LOOK_AGAIN_AFTER_S", 0.0)
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app)
+    app.insert(5)
+    replicator.sync()
+    reader, other = app.connect(), app.connect()
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM t").fetchall()
+    app.insert(5)
+    replicator.sync()
+    look = replicator._capture.settle
+    times_let_go = 0
+    release = replicator._capture._database.release
+
+    def counted_release() -> None:
+        nonlocal times_let_go
+        times_let_go += 1
+        release()
+
+    monkeypatch.setattr(replicator._capture._database, "release", counted_release)
+    thread = threading.Thread(target=lambda: other.execute("PRAGMA wal_checkpoint(RESTART)").fetchall())
+    thread.start()  # holds off writers while it waits for the reader
+    wait_until(replicator._capture._database.is_kept_from_writing)
+    look()
+    assert times_let_go == 0
+    if is_stuck:
+        look()
+    reader.execute("COMMIT")
+    wait_until(lambda: len({*app.checkpoint("NOOP")[1:]}) == 1)  # all is copied; it waits for the last place now
+    look()
+    thread.join()
+    assert times_let_go == is_stuck
+    app.insert()
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1
 
 
 @pytest.mark.parametrize("seed", range(12))
