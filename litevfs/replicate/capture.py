@@ -68,8 +68,7 @@ class Capture:
         self._hold = Hold(database)  # while it holds, everything after `state.position` stays in the WAL
         self._may_start_over = False  # whether the WAL may have been started over, once, since that position
         self._stands_at_end = False  # whether the held transaction is known to see just what was captured
-        self._has_moved_up = False  # at the last look
-        self._next_move_up = 0.0  # monotonic
+        self._has_moved_up, self._next_move_up = False, 0.0  # at the last look; monotonic
         self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
         self._has_looked = False  # and it seemed to, the last time
         self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
@@ -356,12 +355,11 @@ class Capture:
     def _make_way(self, wal: WALReader) -> None:
         """Let a checkpoint of the application pass that has been waiting for our place all the time.
 
-        Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if that is not far enough,
-        waits until the place is free, even when a reader that is far enough has taken it meanwhile. If that is us, it
-        would wait until it gives up, and hold off all writers so long, because each new transaction takes the place of
-        the one before. It is rare: the checkpoint must begin just when we hand over. So a look, later, is enough, and
-        another one to be sure: what is written while we let go may be lost in a WAL that was emptied, and then only the
-        whole database makes up for it.
+        Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if not far enough, waits
+        until the place is free, even when a reader that is has taken it meanwhile. If that is us, it would wait until
+        it gives up, and hold off all writers so long: each new transaction takes the place of the one before. It is
+        rare, as it must begin just when we hand over. So a look, later, is enough, and another one to be sure: what is
+        written while we let go may be lost in a WAL that was emptied, and costs the whole database.
         """
         if self._look_at is None or time.monotonic() < self._look_at:
             return
