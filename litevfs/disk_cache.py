@@ -130,6 +130,7 @@ class _Folder:
         self._groups = _group_count(limit_bytes)
         self._group_limit = limit_bytes // self._groups
         self._room = [0] * self._groups  # bytes that may be written to each group before it is looked through
+        self._on_their_way = [0] * self._groups  # bytes that threads are writing, and a look may not see yet
         self._lock = threading.Lock()
 
     def prepare(self, block_size: int) -> None:
@@ -172,9 +173,14 @@ class _Folder:
         """Keep the bytes if there is room for them. At the first failure, say so and write nothing from then on."""
         if self.has_failed:
             return
+        group, cost = (key[0] >> 4) * self._groups // SHARDS, _allocated(_HEADER.size + len(data))
         try:
-            if self._make_room((key[0] >> 4) * self._groups // SHARDS, _allocated(_HEADER.size + len(data))):
-                self._write_file(self._file_path(key), _header(key, data) + data)
+            if self._make_room(group, cost):
+                try:
+                    self._write_file(self._file_path(key), _header(key, data) + data)
+                finally:
+                    with self._lock:
+                        self._on_their_way[group] -= cost
         except FileNotFoundError:  # somebody deleted the folder just now: it is made again with the next block
             pass
         except OSError as error:
@@ -231,6 +237,7 @@ class _Folder:
             if self._room[group] < cost:
                 return False
             self._room[group] -= cost
+            self._on_their_way[group] += cost
             return True
 
     def _look_through(self, group: int, cost: int) -> int:
@@ -242,7 +249,7 @@ class _Folder:
         width = SHARDS // self._groups
         for shard in range(group * width, (group + 1) * width):
             found += _list_shard(f"{self._path}/{shard:x}")
-        total = sum(size for _, size, _ in found)
+        total = sum(size for _, size, _ in found) + self._on_their_way[group]
         if total + cost > self._group_limit:
             enough = min(self._group_limit - cost, self._group_limit - self._group_limit // GROUP_SLACK)
             for _, size, path in sorted(found):

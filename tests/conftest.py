@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
@@ -13,3 +14,7 @@ pytest_plugins = ["tests.plan_plugin", "tests.leak_check", "pytester"]
 # Threads take turns fifty times as often as usual: more can come between any two steps, and a writer that lets go of
 # the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.
 sys.setswitchinterval(0.0001)
+
+# A shell makes commands in the background ignore Ctrl-C, and they pass that on to the programs that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

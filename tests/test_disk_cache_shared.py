@@ -106,6 +106,22 @@ def test_threads_share_a_folder(tmp_path):
     assert cache.counters.damaged == 0
 
 
+def test_a_block_that_is_just_being_written_counts(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    cache = make(tmp_path, limit=8 * ON_DISK)
+    write_file = cache._folder._write_file
+
+    def write_after_others(path: str, data: bytes) -> None:
+        monkeypatch.undo()
+        for block in range(1, 20):
+            cache.put(FILE, block, content(block))
+        write_file(path, data)
+
+    monkeypatch.setattr(cache._folder, "_write_file", write_after_others)
+    cache.put(FILE, 0, content(0))
+    assert cache.get(FILE, 0) == content(0)
+    assert bytes_on_disk(tmp_path) == 8 * ON_DISK
+
+
 _HAMMER = """
     import random, sys
     from tests.test_disk_cache import FILE, ON_DISK, content, make
