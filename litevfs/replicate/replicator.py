@@ -80,7 +80,7 @@ class Replicator:
 
     `switch_to_wal`: switch a database in rollback mode to WAL mode instead of refusing it. The WAL is checkpointed from
     `checkpoint_pages` frames on without waiting for anyone; from `truncate_pages` on, if writers never pause, with the
-    write lock held for a few milliseconds. A file that became larger is shortened once nobody has written for ten
+    write lock held for a moment. A file that became larger is shortened once nobody has written for ten
     seconds. Local state lies beside the database, in the folder `.<name>-litevfs`.
 
     With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
