@@ -40,14 +40,15 @@ class ByteCache:
         with self._lock:
             if key in self._entries:
                 return
-            # In this order, Ctrl-C between two steps counts too much and never too little, until nothing is left.
-            self._size_bytes += cost
-            self._entries[key] = value
-            while self._size_bytes > self.limit_bytes and self._entries:
+            # Room is made first, so that the limit holds at any moment. In this order, Ctrl-C between two steps counts
+            # too much and never too little, until nothing is left.
+            while self._size_bytes > self.limit_bytes - cost and self._entries:
                 _, old = self._entries.popitem(last=False)
                 self._size_bytes -= len(old) + ENTRY_OVERHEAD_BYTES
             if not self._entries:
                 self._size_bytes = 0
+            self._size_bytes += cost
+            self._entries[key] = value
 
     def demote(self, key: int) -> None:
         """Let the bytes be the first to go: they have had their use."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from random import Random
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -99,6 +102,26 @@ def test_threads_never_get_another_keys_bytes_and_the_limit_holds():
 
     assert sum(in_threads(4, work)) > 0
     assert cache.size_bytes == len(cache) * (100 + ENTRY_OVERHEAD_BYTES) <= limit
+
+
+@pytest.mark.plan("L24")
+def test_the_limit_holds_at_any_moment_of_a_put():
+    """As another thread may see it, which reads the size without waiting."""
+    cache = ByteCache(3 * (10 + ENTRY_OVERHEAD_BYTES))
+    sizes = []
+
+    def look(frame: FrameType, event: str, _: Any) -> Any:
+        sizes.append(cache.size_bytes)
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        for key in range(6):
+            cache.put(key, bytes(10))
+    finally:
+        sys.settrace(before)
+    assert max(sizes) == cache.limit_bytes
 
 
 def test_ctrl_c_at_any_moment_leaves_a_cache_that_works_under_its_limit():

@@ -127,6 +127,8 @@ class Capture:
         self._move_up()
         if self._has_moved_up:
             return
+        if self._hold.is_at_mark_zero and quiet_s < _SHORTEN_AFTER_S:
+            return
         with translated(self._path), WALReader(self._database.wal_path) as wal:
             if self._hold.is_at_mark_zero:
                 self._shorten(wal, quiet_s)
@@ -392,7 +394,7 @@ class Capture:
 
     def _let_go(self) -> None:
         self._hold.let_go()
-        self._may_start_over = self._stands_at_end = False
+        self._may_start_over = self._stands_at_end = self._has_moved_up = False
 
     def _known_state(self) -> State:
         if self.state is None:
