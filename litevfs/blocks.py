@@ -174,6 +174,24 @@ class BlockReader:
         self._remember(number, _Scan(block, block + window, window))
         return window
 
+    def _scan_at(self, number: int, block: int) -> _Scan | None:
+        """The scan that has just read a block. Of several the one that is furthest ahead, and the others are forgotten.
+
+        Two that go on side by side would each ask for the part of every request that the other has not asked for.
+        """
+        keys = [
+            (scanned, end)
+            for (scanned, end), scan in self._scans.items()
+            if scanned == number and scan.ahead > 1 and scan.position <= block < end
+        ]
+        if not keys:
+            return None
+        furthest = max(keys)
+        for key in keys:
+            if key != furthest:
+                del self._scans[key]
+        return self._scans[furthest]
+
     def _remember(self, number: int, scan: _Scan) -> None:
         self._scans[(number, scan.end)] = scan
         while len(self._scans) > MAX_SCANS:
@@ -182,11 +200,10 @@ class BlockReader:
     def _follow(self, number: int, file: LTXFileInfo, block: int) -> None:
         """Ask for what lies further ahead as a scan moves on, so that a few requests are always under way."""
         with self._lock:
-            for (scanned, end), scan in self._scans.items():
-                if scanned == number and scan.ahead > 1 and scan.position <= block < end:
-                    break
-            else:
+            scan = self._scan_at(number, block)
+            if scan is None:
                 return
+            end = scan.end
             if scan.position < block:
                 # Else what was read long ago and just now would outlive what was read ahead in between.
                 self.cache.demote(_key(number, scan.position))

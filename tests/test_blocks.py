@@ -100,6 +100,24 @@ def test_a_scan_that_takes_its_time_finds_what_was_read_ahead_of_it_still_there(
         assert blocks.cache.size_bytes <= limit_bytes
 
 
+@pytest.mark.parametrize("planned", [(1, 3), (1, 16), (5, 40)])
+def test_a_scan_that_runs_into_what_was_planned_ahead_of_it_goes_on_as_one(planned):
+    """Not as two that each ask for the part of every request that the other has left."""
+    start, count = planned
+    content = Random(3).randbytes(20_000_000)
+    with Script(block_size=1 << 16) as script, closing(Fetcher(ScriptedClient(script), read_timeout_s=2.0)) as fetcher:
+        file = script.writer.write(0, 1, 1, content, 0)
+        blocks = BlockReader(fetcher, limit_bytes=7_000_000, read_ahead=True)
+        for block in range(len(content) >> 16):
+            if block == 30:
+                asked = max(offset + size for _, offset, size in script.reads)
+                blocks.prefetch(7, file, asked + (start << 16), count << 16)
+            offset = block << 16
+            assert blocks.read(7, file, offset, 1 << 16, fetcher.deadline()) == content[offset : offset + (1 << 16)]
+            wait_until(lambda: not blocks._under_way, "what is under way")
+        assert len(script.reads) <= 20_000_000 / (1 << 20) + 12
+
+
 def test_without_reading_ahead_each_block_is_a_request():
     with World(read_ahead=False) as world:
         for block in range(10):
