@@ -54,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--wal", action="store_true", help="switch a database in rollback mode to WAL mode")
     parser.add_argument(
+        "--hold-writers",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="where writers never pause, hold them off for a moment when the WAL has come to 50,000 pages, instead of "
+        "letting it grow; they need a busy timeout for that [yes]",
+    )
+    parser.add_argument(
         "--compact",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -70,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         "switch_to_wal": args.wal,
         "maintenance": config_of(args) if args.compact else None,
     }
+    if not args.hold_writers:
+        options["truncate_pages"] = None
     storage = collect_options(args)
     client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
     with closing(client), Replicator(args.database, client, **options) as replicator:

@@ -44,7 +44,7 @@ class WALLimits:
     """When the replicator checkpoints, in pages of the WAL."""
 
     checkpoint_pages: int  # from here on, without waiting for anybody
-    truncate_pages: int  # from here on, holding writers off for a moment; a larger file is shortened in a pause
+    truncate_pages: int | None  # from here on, holding writers off for a moment; a larger file is shortened in a pause
 
 
 class Capture:
@@ -190,7 +190,8 @@ class Capture:
 
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
         """Give back the space of a huge WAL file, once nobody has written for `quiet_s` seconds."""
-        if quiet_s >= _SHORTEN_AFTER_S and wal.size > self._limits.truncate_pages * self._database.page_size:
+        pages = self._limits.truncate_pages
+        if pages is not None and quiet_s >= _SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
             self._database.checkpoint(truncate=True)
 
     def _move_up(self, frames: int = _MOVE_UP_FRAMES) -> None:
@@ -309,7 +310,8 @@ class Capture:
             state = self._wal_state
         else:
             has_reached_us = state.header != before.header or state.backfilled >= before.frames
-            if not state.is_backfilled and state.frames >= limits.truncate_pages and has_reached_us:
+            is_too_long = limits.truncate_pages is not None and state.frames >= limits.truncate_pages
+            if is_too_long and not state.is_backfilled and has_reached_us:
                 self._checkpoint_between_writers(wal)
         if self._hold.is_at_mark_zero:
             self._shorten(wal, self._quiet_s(self._wal_state.frames))

@@ -80,8 +80,9 @@ class Replicator:
 
     `switch_to_wal`: switch a database in rollback mode to WAL mode instead of refusing it. The WAL is checkpointed from
     `checkpoint_pages` frames on without waiting for anyone; from `truncate_pages` on, if writers never pause, with the
-    write lock held for a moment. A file that became larger is shortened once nobody has written for ten
-    seconds. Local state lies beside the database, in the folder `.<name>-litevfs`.
+    write lock held for a moment, for which an application has to wait (`PRAGMA busy_timeout`). A file that became
+    larger is shortened once nobody has written for ten seconds. With None, writers are never held off: the WAL grows
+    for as long as they never pause. Local state lies beside the database, in the folder `.<name>-litevfs`.
 
     With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
     thread of its own (see `MaintenanceConfig`).
@@ -104,14 +105,14 @@ class Replicator:
         sync_interval_s: float = 1.0,
         switch_to_wal: bool = False,
         checkpoint_pages: int = 1000,
-        truncate_pages: int = 50_000,
+        truncate_pages: int | None = 50_000,
         maintenance: MaintenanceConfig | None = None,
         look_interval_s: float = 300.0,
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
-        if not 0 < checkpoint_pages <= truncate_pages:
+        if not 0 < checkpoint_pages <= (checkpoint_pages if truncate_pages is None else truncate_pages):
             raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
         self.path = database_path(path)
         self._sync_interval_s = sync_interval_s

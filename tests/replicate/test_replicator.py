@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import apsw
 import pytest
 
 from tests.replicate.support import (
@@ -301,6 +302,41 @@ def test_writers_that_never_pause_do_not_keep_the_wal_growing(app, client, repli
     assert longest[0] < 2
     assert replicator.status.snapshots == 1
     assert_replicated(client, app.path)
+
+
+def test_writers_that_wait_for_no_lock_and_never_pause_can_be_let_alone(app, client, replicate):
+    """Each write is tried just once, and one always is, so that the write lock would show that is held for a moment."""
+    replicator = replicate(app, checkpoint_pages=200, truncate_pages=None)
+    replicator.sync()
+    stop, failures = threading.Event(), list[apsw.BusyError]()
+    writer = app.connect()
+    writer.set_busy_timeout(0)
+    app.insert(10)
+
+    def write() -> None:
+        while not stop.is_set():
+            try:
+                writer.execute("UPDATE t SET data = randomblob(3000) WHERE id % 10 = 1")
+            except apsw.BusyError as exc:
+                failures.append(exc)
+
+    largest = 0
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        while largest < 1500:
+            replicator.sync()
+            largest = max(largest, replicator.status.wal_frames)
+    finally:
+        stop.set()
+        thread.join()
+    assert failures == []
+    replicator.sync()
+    app.insert()  # the first after a pause starts the WAL over
+    replicator.sync()
+    assert replicator.status.wal_frames < 10
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1
 
 
 @pytest.mark.parametrize("is_started", [False, True])
