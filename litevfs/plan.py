@@ -86,12 +86,10 @@ def gap_error(gap: tuple[int, int]) -> TXIDGapError:
     """The error for TXIDs that no listed file holds."""
     first, last = gap
     what = "the replica has no complete state: its first TXIDs are missing" if first == 1 else "LTX files are missing"
-    return TXIDGapError(
-        what,
-        min_txid=first,
-        max_txid=last,
-        hint="restore the missing files, or run litevfs replicate --snapshot on the primary",
-    )
+    hint = "restore the missing files, or run litevfs replicate --snapshot on the primary"
+    if first > 1:
+        hint += f"; txid={format_txid(first - 1)} is the state before them"
+    return TXIDGapError(what, min_txid=first, max_txid=last, hint=hint)
 
 
 def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFoundError:

@@ -153,12 +153,15 @@ def test_a_gap_error_names_the_first_and_the_last_missing_txid():
         newest_state(files)
     assert (caught.value.min_txid, caught.value.max_txid) == (3, 5)
     assert "TXIDs 0000000000000003-0000000000000005" in str(caught.value)
+    assert "txid=0000000000000002 is the state before" in str(caught.value)
+    assert newest_state(files, 2).txid == 2
 
 
 @pytest.mark.plan("L03")
 def test_without_the_first_transaction_the_error_says_so():
-    with pytest.raises(TXIDGapError, match="its first TXIDs are missing"):
+    with pytest.raises(TXIDGapError, match="its first TXIDs are missing") as caught:
         newest_state([file(0, 4, 4)])
+    assert "txid=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
