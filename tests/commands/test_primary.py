@@ -102,6 +102,22 @@ def test_replicate_once_replicates_what_is_there(run: Callable[..., Any], databa
     assert run("query", replica, "SELECT a FROM t").out == "1\n2\n"
 
 
+def test_replicate_holds_writers_off_unless_it_is_told_not_to(
+    run: Callable[..., Any], database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    limits = []
+
+    class Looked(Replicator):
+        def sync(self, timeout_s: float = 60.0) -> int:
+            limits.append(self._capture._limits.truncate_pages)
+            return super().sync(timeout_s)
+
+    monkeypatch.setattr(replicate, "Replicator", Looked)
+    for flags in ((), ("--hold-writers",), ("--no-hold-writers",)):
+        assert run("replicate", database, tmp_path / "replica", "--once", *flags).code == 0
+    assert limits == [50_000, 50_000, None]
+
+
 def test_replicate_refuses_a_rollback_database_and_can_switch_it(run: Callable[..., Any], tmp_path: Path):
     path = tmp_path / "old.db"
     query(path, "CREATE TABLE t(a)")
