@@ -108,7 +108,7 @@ def test_replicate_holds_writers_off_unless_it_is_told_not_to(
     limits = []
 
     class Looked(Replicator):
-        def sync(self, timeout_s: float = 60.0) -> int:
+        def sync(self, timeout_s: float = 30.0) -> int:
             limits.append(self._capture._limits.truncate_pages)
             return super().sync(timeout_s)
 
