@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from litevfs.backoff import Backoff
@@ -17,8 +18,41 @@ from litevfs.workers import start_thread
 
 T = TypeVar("T")
 
+TooLate = Callable[[float, float], LitevfsError]
+"""The error of a call that began at a moment (`time.monotonic()`) and has not ended within so many seconds."""
+
 BACKOFF_CAP_S = 0.5
 """Longest pause between tries of a call that somebody waits for."""
+
+
+class Troubles:
+    """Notes why calls to one storage are being tried again, to say so when somebody gives up waiting for them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._last: tuple[float, LitevfsError] | None = None  # when, and what
+
+    def note(self, error: LitevfsError) -> None:
+        """A call failed and will be made again."""
+        self._last = (time.monotonic(), error)
+
+    def too_late(self, began: float, timeout_s: float) -> StorageTimeoutError:
+        """See `TooLate`: what was in the way since then, or that the storage has not answered at all."""
+        if self._last is None or self._last[0] < began:
+            return StorageTimeoutError(_no_answer(began, timeout_s).message, key=self._url)
+        last = self._last[1]
+        return StorageTimeoutError(
+            f"no success within {timeout_s:.3g} s; the last try failed: {last.message}",
+            level=last.level,
+            min_txid=last.min_txid,
+            max_txid=last.max_txid,
+            key=last.key or self._url,
+            hint=last.hint,
+        )
+
+
+def _no_answer(began: float, timeout_s: float) -> StorageTimeoutError:
+    return StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s")
 
 
 @dataclass(slots=True, eq=False)
@@ -30,14 +64,15 @@ class _Running(Generic[T]):
 class SharedCall(Generic[T]):
     """Makes `call()` for all that ask while it runs. A call that nobody waits for any more goes on to its own end."""
 
-    def __init__(self, call: Callable[[], T], name: str) -> None:
+    def __init__(self, call: Callable[[], T], name: str, too_late: TooLate = _no_answer) -> None:
         self._call = call
         self._name = name
+        self._too_late = too_late
         self._running: _Running[T] | None = None
         self._lock = threading.Lock()
 
     def result(self, timeout_s: float, *, not_before: float = -math.inf) -> T:
-        """What the call returns or raises; StorageTimeoutError when it has not ended within `timeout_s`.
+        """What the call returns or raises; `too_late` when it has not ended within `timeout_s`.
 
         A call that began before `not_before` (`time.monotonic()`, at most now) is waited for, but only a later one
         counts. Raises TransientStorageError when the system has no thread to give.
@@ -46,7 +81,7 @@ class SharedCall(Generic[T]):
         while True:
             running = self._join()
             try:
-                result = _result(running.future, deadline, timeout_s)
+                result = _result(running.future, deadline, partial(self._too_late, running.began, timeout_s))
             except Exception:
                 if running.began >= not_before or not running.future.done():
                     raise
@@ -64,26 +99,29 @@ class SharedCall(Generic[T]):
             return running
 
 
-def call_alone(call: Callable[[], T], lock: threading.Lock, timeout_s: float, name: str) -> T:
-    """What `call()` returns or raises while it has the lock; StorageTimeoutError when that has not ended in time.
+def call_alone(
+    call: Callable[[], T], lock: threading.Lock, timeout_s: float, name: str, too_late: TooLate = _no_answer
+) -> T:
+    """What `call()` returns or raises while it has the lock; `too_late` when that has not ended in time.
 
     A call that is given up goes on to its own end, and has the lock until then. Raises TransientStorageError when the
     system has no thread to give.
     """
-    deadline = time.monotonic() + timeout_s
+    began = time.monotonic()
+    deadline = began + timeout_s
     future: Future[T] = Future()
 
     def call_locked() -> T:
         # In the thread that makes the call: Ctrl-C in the one that waits neither leaves the lock locked nor opens it.
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise _no_answer(timeout_s)
+            raise too_late(began, timeout_s)
         try:
             return call()
         finally:
             lock.release()
 
     start_thread(lambda: _settle(future, call_locked), name)
-    return _result(future, deadline, timeout_s)
+    return _result(future, deadline, partial(too_late, began, timeout_s))
 
 
 def call_persistently(
@@ -116,14 +154,10 @@ def _settle(future: Future[T], call: Callable[[], T]) -> None:
         future.set_exception(error)
 
 
-def _result(future: Future[T], deadline: float, timeout_s: float) -> T:
+def _result(future: Future[T], deadline: float, too_late: Callable[[], LitevfsError]) -> T:
     try:
         return future.result(max(0.0, deadline - time.monotonic()))
     except FutureTimeoutError:
         if future.done():
             return future.result()
-        raise _no_answer(timeout_s) from None
-
-
-def _no_answer(timeout_s: float) -> StorageTimeoutError:
-    return StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s")
+        raise too_late() from None

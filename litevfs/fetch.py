@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevfs.backoff import Backoff
+from litevfs.bounded import Troubles
 from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
 from litevfs.futures import closed_error, result_of, run_ahead, settle
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
@@ -91,6 +92,7 @@ class Fetcher:
         self.client = client
         self.disk_cache = disk_cache
         self.counters = RequestCounters()
+        self.troubles = Troubles(client.url)
         self._read_timeout_s = read_timeout_s
         self._timed_client = client if isinstance(client, TimedReads) else None
         self._verify = verify
@@ -192,6 +194,7 @@ class Fetcher:
         if self._closed.is_set() or time.monotonic() + seconds > deadline:
             raise error
         logger.info("trying again in %.3f s: %s", seconds, error)
+        self.troubles.note(error)
         with self._lock:
             self.counters.retries += 1
         if self._closed.wait(seconds):

@@ -74,13 +74,13 @@ class Replica:
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
         self._published = threading.Condition()
-        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh")
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
         self.fetcher = Fetcher(
             client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache, verify=options.verify
         )
+        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh", self.fetcher.troubles.too_late)
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
@@ -259,6 +259,7 @@ class Replica:
         deadline = time.monotonic() + timeout_s
         backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
         while True:
+            failure: LitevfsError | None = None
             snapshot = self.snapshot
             if snapshot is not None and snapshot.txid >= txid:
                 return snapshot
@@ -270,11 +271,12 @@ class Replica:
                     raise
                 # A file half uploaded, for example, or deleted and still listed.
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
+                failure = error
                 pause = backoff.after(error)
             remaining = deadline - time.monotonic()
             newest = self.snapshot  # also that of a look that failed later on
             if remaining <= 0 and (newest is None or newest.txid < txid):
-                raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s")
+                raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s", failure)
             self._wait_for_news(snapshot, min(remaining, pause))
 
     def _wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
@@ -295,16 +297,14 @@ class Replica:
             self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S), not_before=not_before)
         except (ReplicaError, StorageError, LTXFormatError) as error:
             raise self._stale(
-                f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)"
+                f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)", error
             ) from error
 
-    def _stale(self, what: str) -> StaleReplicaError:
-        failure = self._health.last_error
-        error = f"; the last look failed: {getattr(failure, 'message', failure)}" if failure else ""
+    def _stale(self, what: str, failure: LitevfsError | None) -> StaleReplicaError:
+        error = f"; the last look failed: {failure.message}" if failure else ""
+        hint = failure.hint if failure else "check that the primary is running and replicating"
         txid = self.snapshot.txid if self.snapshot else None
-        return StaleReplicaError(
-            what + error, min_txid=txid, key=self.url, hint="check that the primary is running and replicating"
-        )
+        return StaleReplicaError(what + error, min_txid=txid, key=self.url, hint=hint)
 
     # --- other states than the newest ---------------------------------------------------------------------------------
 
@@ -347,7 +347,8 @@ class Replica:
                 raise _closed_error()
             return call()
 
-        return lambda timeout_s: call_alone(unless_closed, self._refresh_lock, timeout_s, "litevfs-look")
+        too_late = self.fetcher.troubles.too_late
+        return lambda timeout_s: call_alone(unless_closed, self._refresh_lock, timeout_s, "litevfs-look", too_late)
 
     def _persistently(
         self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from litevfs.errors import StaleReplicaError, StorageClosedError, TransientStorageError
+from litevfs.errors import StaleReplicaError, StorageClosedError, StorageTimeoutError, TransientStorageError
 from litevfs.options import Options
 from litevfs.replica import Replica
+from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
+from litevfs.testing.faulty import Fault, faulty_replica
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import wait_until
@@ -127,3 +130,53 @@ def test_a_look_that_listed_before_somebody_asked_is_no_look_of_his(world):
     assert replica.snapshot.txid == 2
     first.join(10)
     timer.join(10)
+
+
+FAILING_READS = Fault("transient", operations=("read",))
+ASKING = [
+    pytest.param(lambda replica: replica.check_freshness(0.0), id="max_staleness"),
+    pytest.param(lambda replica: replica.wait_for(2, 0.0), id="wait"),
+    pytest.param(lambda replica: replica.view(txid=2, timeout_s=0.1), id="view"),
+]
+
+
+@pytest.fixture
+def failing():
+    """A replica that lists its second transaction and cannot read it, for longer than anybody waits."""
+    name = "waiting-for-failing-reads"
+    with Primary(MemoryReplicaClient(memory_store(name))) as primary, faulty_replica(f"memory://{name}") as faults:
+        primary.commit("CREATE TABLE t(x)")
+        replica = Replica(Options(replica_url=faults.url, read_timeout_s=30))
+        replica.refresh()
+        primary.commit(INSERT)
+        faults.add(FAILING_READS)
+        yield replica
+        replica.close()
+    drop_memory_store(name)
+
+
+@pytest.mark.plan("L10")
+@pytest.mark.parametrize("ask", ASKING)
+def test_who_gives_up_is_told_why_the_storage_is_tried_again(failing, ask):
+    with pytest.raises((StorageTimeoutError, StaleReplicaError), match="injected fault: transient during a read"):
+        ask(failing)
+
+
+@pytest.mark.plan("L10")
+def test_who_gives_up_opening_is_told_why_the_storage_is_tried_again(failing):
+    replica = Replica(failing.options)
+    with pytest.raises(StorageTimeoutError, match=r"no success within .* injected fault: transient during a read"):
+        replica.open(0.5)
+    replica.close()
+
+
+@pytest.mark.plan("L10")
+def test_who_gives_up_on_a_storage_without_any_answer_is_told_which_one(world):
+    """An error of before is not the reason."""
+    _, script, replica = world
+    replica.fetcher.troubles.note(TransientStorageError("long ago"))
+    go_on = threading.Event()
+    script.on_list = lambda level, files: go_on.wait(10) and files
+    with pytest.raises(StorageTimeoutError, match=f"has not answered within .*{re.escape(script.url)}"):
+        replica.view(txid=1, timeout_s=0.05)
+    go_on.set()

@@ -42,7 +42,7 @@ LAYERS = {
     "verification": "ltx.*",
     "workers": "",
     "futures": "",
-    "fetch": "backoff workers futures write_behind verification replica_clients.base ltx.*",
+    "fetch": "backoff bounded workers futures write_behind verification replica_clients.base ltx.*",
     "snapshot": "replica_clients.base ltx.*",
     "btree": "",
     "prefetch": "btree",
