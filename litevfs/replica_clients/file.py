@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 from litevfs.errors import (
@@ -31,10 +31,13 @@ from litevfs.errors import (
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo
 
+T = TypeVar("T")
+
 _TEMP_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx\.[0-9a-f]{16}\.tmp", re.ASCII)
 _COPY_BYTES = 1 << 20
 _UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
-_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EINTR, errno.ESTALE, errno.ENOMEM}
+_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
+_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ENOMEM} | _NO_DESCRIPTOR
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """What link() says on a file system without hard links."""
 
@@ -86,7 +89,7 @@ class FileReplicaClient:
         folder = self._folder(level)
         with _translated(folder):
             try:
-                entries = os.scandir(folder)
+                entries = self._with_room(lambda: os.scandir(folder))
             except FileNotFoundError:
                 if not os.path.isdir(self._root):  # noqa: PTH112 - str in hand
                     raise StorageNotFoundError(
@@ -193,7 +196,8 @@ class FileReplicaClient:
         path = self.key(file)
         with _translated(path, file):
             # O_NONBLOCK: a FIFO that pretends to be an LTX file must not block; regular files ignore it.
-            descriptor = _Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            descriptor = _Descriptor(self._with_room(lambda: os.open(path, flags)))
             status = os.fstat(descriptor.fd)
         if not stat.S_ISREG(status.st_mode):
             raise _error(StorageError, "not a regular file", path, file)
@@ -204,6 +208,22 @@ class FileReplicaClient:
             self._open[_key(file)] = descriptor
             self._evict()
         return descriptor
+
+    def _with_room(self, call: Callable[[], T]) -> T:
+        """`call()`; where there is no descriptor to be had, once more without those that are only kept open.
+
+        From then on fewer are kept, so that the process has some left for whatever else it does.
+        """
+        try:
+            return call()
+        except OSError as exc:
+            if exc.errno not in _NO_DESCRIPTOR:
+                raise
+        with self._lock:
+            if self._open:  # else another thread was faster
+                self._max_open_files = max(1, len(self._open) // 2)
+                self._open.clear()
+        return call()
 
     def _evict(self) -> None:
         """Second chance: the oldest descriptor goes unless it was read again, then it is as good as new."""
@@ -380,7 +400,7 @@ def _translate(exc: OSError, path: str, file: LTXFileInfo | None) -> StorageErro
         )
     if exc.errno == errno.ETIMEDOUT:
         return _error(StorageTimeoutError, reason, path, file)
-    if exc.errno in (errno.EMFILE, errno.ENFILE):
+    if exc.errno in _NO_DESCRIPTOR:
         return _error(TransientStorageError, reason, path, file, "raise the limit on open files (ulimit -n)")
     return _error(TransientStorageError if exc.errno in _TRANSIENT else StorageError, reason, path, file)
 

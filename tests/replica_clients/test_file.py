@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,41 @@ def test_keeps_the_descriptors_that_are_read_again(tmp_path: Path):
         client.read(hot)
     assert any(target.endswith(NAME) for target in open_ltx_files(tmp_path))
     client.close()
+
+
+FEW_DESCRIPTORS = """
+    import os, resource, sys
+    from litevfs.replica_clients.file import FileReplicaClient
+
+    client = FileReplicaClient(sys.argv[1])
+    files = client.list_files(0)
+    limit = len(os.listdir("/dev/fd")) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    for _ in range(3):
+        for file in files:
+            assert client.read(file) == bytes([file.min_txid]) * 100
+        assert client.list_files(0) == files
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]  # what the application opens
+    assert client.list_files(0) == files
+    print("all read")
+"""
+
+
+def test_descriptors_that_are_only_kept_open_never_keep_anything_from_being_opened(tmp_path: Path):
+    """More files than the process may have open; then the application needs some of what is left."""
+    client = FileReplicaClient(tmp_path)
+    for txid in range(1, 31):
+        client.write(0, txid, txid, bytes([txid]) * 100, 1)
+    client.close()
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FEW_DESCRIPTORS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert (run.stdout, run.returncode) == ("all read\n", 0), run.stderr
 
 
 def test_close_during_reads_is_safe(tmp_path: Path):
