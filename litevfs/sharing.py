@@ -170,7 +170,7 @@ def _in_background(work: Callable[[], object]) -> None:
     thread = threading.Thread(target=run, name="litevfs-close", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # there are no more threads to be had
+    except (RuntimeError, MemoryError):  # there are no more threads to be had
         run()
     else:
         thread.join(CLOSE_TIMEOUT_S)

@@ -21,12 +21,20 @@ def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
     """A daemon thread that makes the call. Raises TransientStorageError when the system has none to give."""
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
-        thread.start()
+        _start(thread)
     except RuntimeError as error:
         raise TransientStorageError(
             f"no thread for {name.partition(' ')[0]} now: {error}", hint="check the limits on processes and memory"
         ) from error
     return thread
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start it. Raises RuntimeError when the system has no thread to give, also where that is for want of memory."""
+    try:
+        thread.start()
+    except MemoryError as error:
+        raise RuntimeError("can't start new thread: out of memory") from error
 
 
 class WorkerPool:
@@ -70,7 +78,7 @@ class WorkerPool:
     def _start_thread(self) -> None:
         self._threads += 1
         try:
-            threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True).start()
+            _start(threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True))
         except RuntimeError:  # the system has no more threads to give: the others will do, if there are any
             self._threads -= 1
             if not self._threads:

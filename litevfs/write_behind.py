@@ -111,7 +111,7 @@ class WriteBehind:
         thread = threading.Thread(target=self._write_all, name="litevfs-disk-cache", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the interpreter is ending, or there are too many threads
+        except (RuntimeError, MemoryError):  # the interpreter is ending, or there are too many threads
             self._waiting.clear()
             self._waiting_bytes = 0
         else:

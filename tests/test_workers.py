@@ -12,7 +12,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from litevfs.workers import WorkerPool
+from litevfs.errors import TransientStorageError
+from litevfs.workers import WorkerPool, start_thread
 from tests.support import in_threads, wait_until
 
 
@@ -101,14 +102,18 @@ def test_many_threads_submit_at_once(pool):
     assert in_threads(8, work) == [i * sum(range(200)) for i in range(8)]
 
 
-def test_without_threads_to_be_had_a_call_is_refused_or_left_to_the_others(pool, monkeypatch):
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError()])
+def test_without_threads_to_be_had_a_call_is_refused_or_left_to_the_others(pool, monkeypatch, reason):
     def refuse(*_: object, **__: object) -> None:
-        raise RuntimeError("can't start new thread")
+        raise reason
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"):
-            pool.submit(int)
+        for _ in range(5):  # more often than there may be threads: none of these counts as one
+            with pytest.raises(RuntimeError, match="can't start"):
+                pool.submit(int)
+        with pytest.raises(TransientStorageError, match="can't start"):
+            start_thread(int, "litevfs-test")
     go_on = threading.Event()
     first = pool.submit(lambda: go_on.wait(20))
     with monkeypatch.context() as patch:
