@@ -27,6 +27,7 @@ OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command (default: that of `sys.argv`); the exit code."""
+    _reopen_closed_streams()
     _never_fail_to_encode(sys.stdout, sys.stderr)
     try:
         try:
@@ -113,6 +114,13 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, LitevfsError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(text.splitlines()) or type(error).__name__
+
+
+def _reopen_closed_streams() -> None:
+    """Nobody reads a stream that was closed by whoever started us (`>&-`); nor may a file of ours take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
 
 
 def _never_fail_to_encode(*streams: TextIO) -> None:

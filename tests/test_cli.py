@@ -196,6 +196,33 @@ def test_a_full_disk_is_an_error_in_one_line():
 
 
 @pytest.mark.plan("K08")
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "stdout", "stderr"),
+    [
+        (">&-", ["query", REPLICA, "SELECT 1"], 0, "", ""),
+        (">&-", ["verify", REPLICA], 0, "", ""),
+        (">&-", ["--help"], 0, "", ""),
+        ("2>&-", ["query", REPLICA, "SELEC 1"], 1, "", ""),
+        ("<&-", ["query", REPLICA, "-"], 0, "", ""),
+        ("<&-", ["query", REPLICA, "SELECT 1"], 0, "1\n", ""),
+        ("<&-", ["shell", REPLICA], 0, "", ""),
+    ],
+)
+def test_a_stream_that_was_closed_before_the_command_began_is_one_that_nobody_reads_or_fills(
+    closed: str, arguments: list[str], code: int, stdout: str, stderr: str
+):
+    run = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *command(), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        env=environment(),
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (code, stdout, stderr)
+
+
+@pytest.mark.plan("K08")
 def test_output_that_the_terminal_cannot_encode_is_escaped():
     run = subprocess.run(
         [*command(), "query", REPLICA, "SELECT 'é'"],
