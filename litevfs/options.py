@@ -102,7 +102,7 @@ def parse_timestamp_ms(value: object) -> int:
     moment = value
     if isinstance(value, str):
         try:
-            moment = datetime.fromisoformat(value.strip())
+            moment = datetime.fromisoformat(value.strip().upper())  # RFC 3339 has t and z for T and Z
         except ValueError:
             moment = None
     if not isinstance(moment, datetime):

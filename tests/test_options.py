@@ -110,6 +110,7 @@ def test_other_words_are_no_truth_value(bad):
     ("text", "moment"),
     [
         ("2026-01-31T12:00:00Z", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("2026-01-31t12:00:00z", datetime(2026, 1, 31, 12, tzinfo=UTC)),  # RFC 3339, 5.6
         ("2026-01-31T12:00:00.250Z", datetime(2026, 1, 31, 12, 0, 0, 250000, tzinfo=UTC)),
         ("2026-01-31T14:00:00+02:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
         ("2026-01-31 12:00:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
