@@ -61,10 +61,13 @@ def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
     Returns the TXID it will see. `timeout` is in seconds, `schema` names an attached replica. Raises StaleReplicaError
-    when the transaction has not arrived in time, and OptionError where the connection sees an earlier state for good.
+    when the transaction has not arrived in time, and OptionError where the connection sees an earlier state for good or
+    `schema` is no replica.
     """
     wanted = txid if isinstance(txid, int) else parse_txid(txid)
     answer = connection.pragma("litestream_wait_txid", f"{format_txid(wanted)} {timeout:.9f}s", schema=schema)
+    if answer is None:  # what SQLite says to a PRAGMA that nobody knows
+        raise OptionError(f"schema {schema} of this connection is no replica", hint="schema= names an attached one")
     return parse_txid(str(answer))
 
 

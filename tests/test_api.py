@@ -210,6 +210,12 @@ def test_a_failed_open_leaves_nothing_behind(folder):
 # --- waiting and subscribing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.plan("K05")
+def test_waiting_on_a_database_that_is_no_replica_is_said_so(world):
+    with pytest.raises(OptionError, match="schema main of this connection is no replica"):
+        litevfs.wait_for(apsw.Connection(":memory:"), 1)
+
+
 def test_wait_for_sees_what_was_just_written(world):
     primary, script = world
     with connected(script.url, poll_interval="60s") as con:
