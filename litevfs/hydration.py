@@ -221,7 +221,13 @@ def _open_temporary() -> tuple[int, str]:
     """A new file, locked: the lock tells it from a left-over, and dies with us."""
     _sweep_temporary()
     while True:
-        fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
+        try:
+            fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
+        except OSError as error:
+            raise OptionError(
+                f"no temporary file for hydration: {error.strerror or error}",
+                hint="set TMPDIR to a writable folder, or name a file with hydration_path",
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another process has found it before it was locked, and is about to delete it
@@ -236,7 +242,11 @@ def _open_temporary() -> tuple[int, str]:
 
 def _sweep_temporary() -> None:
     """Delete the files of processes that were killed: a living one holds the lock on its own."""
-    for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*.db"):
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError:  # there is none, nor left-overs
+        return
+    for path in folder.glob(f"{TEMP_PREFIX}*.db"):
         with contextlib.suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()

@@ -218,3 +218,13 @@ def test_a_lazy_one_that_was_never_read_has_nothing_to_close(folder):
     lazy.close()
     lazy.close()
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.plan("K01")
+@pytest.mark.parametrize("folder", ["/nowhere", None])
+def test_no_folder_for_the_temporary_file_is_said_so(monkeypatch, folder):
+    """The one that is set is gone, or there is none anywhere."""
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    with pytest.raises(OptionError, match=r"no temporary file for hydration: .*hydration_path"):
+        Hydration(None, lambda snapshot, pgno: b"")
