@@ -13,13 +13,14 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from litevfs.backoff import Backoff
+from litevfs.clock import now_s
 from litevfs.errors import LitevfsError, StorageTimeoutError
 from litevfs.workers import start_thread
 
 T = TypeVar("T")
 
 TooLate = Callable[[float, float], LitevfsError]
-"""The error of a call that began at a moment (`time.monotonic()`) and has not ended within so many seconds."""
+"""The error of a call that began at a moment (`now_s()`) and has not ended within so many seconds."""
 
 BACKOFF_CAP_S = 0.5
 """Longest pause between tries of a call that somebody waits for."""
@@ -34,7 +35,7 @@ class Troubles:
 
     def note(self, error: LitevfsError) -> None:
         """A call failed and will be made again."""
-        self._last = (time.monotonic(), error)
+        self._last = (now_s(), error)
 
     def too_late(self, began: float, timeout_s: float) -> StorageTimeoutError:
         """See `TooLate`: what was in the way since then, or that the storage has not answered at all."""
@@ -58,7 +59,7 @@ def _no_answer(began: float, timeout_s: float) -> StorageTimeoutError:
 @dataclass(slots=True, eq=False)
 class _Running(Generic[T]):
     future: Future[T] = field(default_factory=Future)
-    began: float = field(default_factory=time.monotonic)  # seconds
+    began: float = field(default_factory=now_s)
 
 
 class SharedCall(Generic[T]):
@@ -74,7 +75,7 @@ class SharedCall(Generic[T]):
     def result(self, timeout_s: float, *, not_before: float = -math.inf) -> T:
         """What the call returns or raises; `too_late` when it has not ended within `timeout_s`.
 
-        A call that began before `not_before` (`time.monotonic()`, at most now) is waited for, but only a later one
+        A call that began before `not_before` (`now_s()`, at most now) is waited for, but only a later one
         counts. Raises TransientStorageError when the system has no thread to give.
         """
         deadline = time.monotonic() + timeout_s
@@ -107,8 +108,8 @@ def call_alone(
     A call that is given up goes on to its own end, and has the lock until then. Raises TransientStorageError when the
     system has no thread to give.
     """
-    began = time.monotonic()
-    deadline = began + timeout_s
+    began = now_s()
+    deadline = time.monotonic() + timeout_s
     future: Future[T] = Future()
 
     def call_locked() -> T:

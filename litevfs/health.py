@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 
+from litevfs.clock import now_s
 from litevfs.status import State
 
 logger = logging.getLogger("litevfs.replica")
@@ -16,7 +16,7 @@ STALLED_AFTER_S = 30.0
 
 
 class Health:
-    """One replica's. One look at a time is noted; anybody may ask at any time. Times are monotonic, in seconds."""
+    """One replica's. One look at a time is noted; anybody may ask at any time. Times are those of `now_s`."""
 
     def __init__(self, url: str) -> None:
         self.errors = 0  # looks that failed
@@ -30,7 +30,7 @@ class Health:
 
     def begin(self) -> None:
         """A look begins."""
-        self._began = time.monotonic()
+        self._began = now_s()
 
     def succeed(self, *, is_proof: bool) -> None:
         """It ended well; `is_proof`: whatever the storage held when it began has been seen."""
@@ -50,7 +50,7 @@ class Health:
         if state is State.CLOSED:
             return
         if self._failing_since is None:
-            self._failing_since = time.monotonic()
+            self._failing_since = now_s()
             if state is not State.OPENING:
                 logger.warning("%s stays at its last state: %s", self._url, error)
         if state is State.STALLED and not self._said_stalled:
@@ -84,4 +84,4 @@ class Health:
 
 
 def _since(moment: float | None) -> float | None:
-    return None if moment is None else time.monotonic() - moment
+    return None if moment is None else now_s() - moment

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from litevfs.backoff import Backoff
 from litevfs.bounded import SharedCall, call_alone, call_persistently
+from litevfs.clock import now_s
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -219,7 +220,7 @@ class Replica:
     def look_now(self) -> None:
         """One look that begins now. Raises what it raises, and StorageTimeoutError after the read timeout."""
         timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
-        self._bounded_refresh.result(timeout_s, not_before=time.monotonic())
+        self._bounded_refresh.result(timeout_s, not_before=now_s())
 
     def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
         if self._closed:
@@ -292,7 +293,7 @@ class Replica:
         age_s = self._health.proof_age_s()
         if age_s is not None and age_s <= max_staleness_s:
             return
-        not_before = time.monotonic() - max_staleness_s
+        not_before = now_s() - max_staleness_s
         try:
             self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S), not_before=not_before)
         except (ReplicaError, StorageError, LTXFormatError) as error:

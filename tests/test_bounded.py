@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 
 from litevfs.bounded import SharedCall, call_alone, call_persistently
+from litevfs.clock import now_s
 from litevfs.errors import StorageNotFoundError, StorageTimeoutError, TransientStorageError
 from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
@@ -60,7 +60,7 @@ def test_a_call_that_began_too_early_is_waited_for_and_does_not_count(fails):
     started, go_on, calls = threading.Event(), threading.Event(), []
 
     def call() -> bool:
-        calls.append(time.monotonic())
+        calls.append(now_s())
         started.set()
         assert go_on.wait(10)
         if fails and len(calls) == 1:
@@ -71,7 +71,7 @@ def test_a_call_that_began_too_early_is_waited_for_and_does_not_count(fails):
     with pytest.raises(StorageTimeoutError):
         shared.result(0)
     assert started.wait(10)
-    asked = time.monotonic()
+    asked = now_s()
     threading.Timer(0.05, go_on.set).start()
     assert shared.result(10, not_before=asked) is True
     assert calls[0] <= asked <= calls[1]

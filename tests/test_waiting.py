@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,3 +181,19 @@ def test_who_gives_up_on_a_storage_without_any_answer_is_told_which_one(world):
     with pytest.raises(StorageTimeoutError, match=f"has not answered within .*{re.escape(script.url)}"):
         replica.view(txid=1, timeout_s=0.05)
     go_on.set()
+
+
+@pytest.mark.plan("L10")
+def test_a_state_gets_old_while_the_machine_sleeps(world, monkeypatch):
+    """A closed laptop, a virtual machine on hold: Python's monotonic clock stands still meanwhile."""
+    primary, script, replica = world
+    primary.commit(INSERT)
+    script.clear()
+    replica.check_freshness(60)
+    assert not script.lists
+    clock_gettime = time.clock_gettime
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: clock_gettime(clock) + 3600)
+    assert replica.lag_s() >= 3600
+    replica.check_freshness(60)
+    assert replica.snapshot.txid == 2
+    assert replica.lag_s() < 60

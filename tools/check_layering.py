@@ -26,6 +26,7 @@ LAYERS = {
     # module, or modules that may import one another  : what they may import besides `errors`
     "errors": "",
     "backoff": "",
+    "clock": "",
     "ltx.format ltx.names": "",
     "ltx.checksum ltx.page_index ltx.frame ltx.decoder ltx.encoder ltx.compactor": "ltx.format",
     "ltx": "ltx.*",
@@ -53,13 +54,13 @@ LAYERS = {
     "history": "plan fetch options replica_clients.base ltx.*",
     "lineage": "fetch snapshot replica_clients.base",
     "follower": "lineage history plan fetch snapshot replica_clients.base ltx.*",
-    "health": "status",
-    "bounded": "backoff workers",
+    "health": "clock status",
+    "bounded": "backoff clock workers",
     "views": "follower snapshot replica_clients.base",
     "poller": "backoff workers fetch",
     "report": "health status pages snapshot fetch disk_cache options ltx.names",
-    "replica": "backoff bounded health report views follower poller status pages snapshot fetch write_behind plan "
-    "options replica_clients.* ltx.*",
+    "replica": "backoff clock bounded health report views follower poller status pages snapshot fetch write_behind "
+    "plan options replica_clients.* ltx.*",
     "sharing": "replica status options replica_clients.*",
     "subscription": "sharing replica options workers",
     "pragmas": "replica report status history snapshot options ltx.names",
