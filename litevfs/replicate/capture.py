@@ -109,14 +109,14 @@ class Capture:
             self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         with translated(self._path):
-            if self._database.was_replaced():
-                self._reopen()
-            with WALReader(self._database.wal_path) as wal:
-                try:
+            try:
+                if self._database.was_replaced():
+                    self._reopen()
+                with WALReader(self._database.wal_path) as wal:
                     self._step(wal)
-                except ReplicatorError:
-                    self._let_go_of_large_wal()
-                    raise
+            except ReplicatorError:
+                self._let_go_of_large_wal()
+                raise
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""
@@ -125,7 +125,7 @@ class Capture:
         frames, _ = self._database.wal_counts()
         quiet_s = self._quiet_s(frames)
         self._move_up()
-        if self._has_moved_up:
+        if self._has_moved_up or not self._database.is_in_place():
             return
         if self._hold.is_at_mark_zero and quiet_s < _SHORTEN_AFTER_S:
             return
@@ -288,8 +288,8 @@ class Capture:
     def _let_go_of_large_wal(self) -> None:
         """Keep no more of the WAL than there would be without us, while nothing can be captured.
 
-        When that is because the disk is full, a WAL that grew on would keep the application from writing. It may be
-        started over now; until that happens, nothing is lost.
+        When the disk is full, a WAL that grew on would keep the application from writing; and an application can go on
+        with a database that was moved away. The WAL may be started over now; until that happens, nothing is lost.
         """
         if self._hold.is_held and self._database.wal_counts()[0] >= self._limits.checkpoint_pages:
             logger.warning("%s: the WAL is not kept any more until a sync succeeds", self._path)

@@ -135,6 +135,13 @@ class SourceDatabase:
         """
         return not self._connections or [_identity(self._stat()), *self._companions()] != self._files
 
+    def is_in_place(self) -> bool:
+        """Whether `path` still leads to the database that is open here; not, if it leads nowhere."""
+        try:
+            return not self.was_replaced()
+        except ReplicatorError:
+            return False
+
     @contextmanager
     def hand_over(self, *, writer: bool = False) -> Generator[ReadTransaction]:
         """A new read transaction; at the end it takes the place of the held one, which ends only then.

@@ -209,6 +209,49 @@ def test_a_database_that_is_gone_is_an_error_until_it_is_back(app, client):
         assert replicator.status.snapshots == 1
 
 
+def test_a_large_wal_of_a_database_that_was_moved_away_is_not_kept(app, client):
+    """Its application goes on with it, and would fill the disk."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.db.set_busy_timeout(0)
+    with Replicator(app.path, client, checkpoint_pages=20) as replicator:
+        replicator.sync()
+        app.insert()
+        replicator.sync()
+        for suffix in ("", "-wal", "-shm"):
+            app.path.with_name(f"app.db{suffix}").rename(app.path.with_name(f"moved.db{suffix}"))
+        app.insert(20)
+        assert app.checkpoint("RESTART")[0] == 1  # the replicator keeps the WAL
+        with pytest.raises(ReplicatorError, match="no database to replicate"):
+            replicator.sync()
+        assert app.checkpoint("RESTART")[0] == 0
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_between_syncs_nothing_is_read_from_the_wal_of_another_database(make_app, client, is_gone: bool):
+    app, other = make_app(), make_app("other.db")
+    other.insert(50)
+    other.close()
+    with Replicator(app.path, client, sync_interval_s=3600) as replicator:
+        app.insert()
+        replicator.sync()
+        app.insert()
+        replicator.sync()
+        app.close()
+        for suffix in ("", "-wal", "-shm"):
+            app.path.with_name(app.path.name + suffix).unlink()
+        if not is_gone:
+            other.path.rename(app.path)
+            app.connect().execute("INSERT INTO t (data) VALUES ('a WAL of its own')")
+        for _ in range(3):
+            replicator._capture.settle()
+        if is_gone:
+            with pytest.raises(ReplicatorError, match="no database to replicate"):
+                replicator.sync()
+        else:
+            assert replicator.sync() == 3
+            assert_replicated(client, app.path)
+
+
 def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app, client):
     app = make_app()
     synced(app, client)
