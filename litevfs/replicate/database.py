@@ -23,6 +23,7 @@ same reason two copies of SQLite must not open one database in one process, whic
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import stat
@@ -37,6 +38,8 @@ import apsw
 
 from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.replicate.wal import WALHeader, WALReader
+
+logger = logging.getLogger("litevfs.replicate")
 
 _OLDEST_SQLITE = (3, 51, 3)
 """NOOP checkpoints came with 3.51.0. Before 3.51.3, two connections that checkpoint at once can, in rare races, break a
@@ -101,6 +104,7 @@ class SourceDatabase:
         file = self._stat()
         self.inode = file.st_ino
         self.switch_to_wal = switch_to_wal
+        _warn_of_links(self.path, file)
         _refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
         self._file: apsw.VFSFile | None = None  # through SQLite too, which closes it when no lock goes with it
@@ -333,6 +337,20 @@ def _refuse_old_sqlite() -> None:
         raise ReplicatorError(
             f"APSW has SQLite {version}, the replicator needs {'.'.join(map(str, _OLDEST_SQLITE))} or later",
             hint="pip install --upgrade apsw",
+        )
+
+
+def _warn_of_links(path: Path, file: os.stat_result) -> None:
+    """Say so when the file has other names: SQLite would use another WAL there.
+
+    No error, as it may be a program for backups that made the other one, and never writes to it.
+    """
+    if file.st_nlink > 1:
+        logger.warning(
+            "%s: this file has %d names (hard links), and SQLite keeps a WAL for each: "
+            "what is written by another name is not seen here, and can break the database",
+            path,
+            file.st_nlink,
         )
 
 

@@ -111,6 +111,18 @@ def test_either_file_beside_the_database_counts(app, suffix: str):
     assert source.was_replaced()
 
 
+def test_a_database_with_another_name_is_replicated_with_a_warning(app, client, caplog, tmp_path: Path):
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+    assert caplog.text == ""
+    (tmp_path / "backup.db").hardlink_to(app.path)
+    app.insert()
+    with Replicator(app.path, client) as replicator:
+        assert replicator.sync() == 2
+    assert "has 2 names (hard links)" in caplog.text
+    assert_replicated(client, app.path)
+
+
 def test_the_files_stay_the_same_whatever_the_application_does(app):
     app.close()  # SQLite removes both files
     source = SourceDatabase(app.path)
