@@ -6,6 +6,7 @@ database in WAL mode comes back as one. (Litestream's restore does the same.)
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from bisect import bisect_right
@@ -18,15 +19,24 @@ from urllib.parse import quote
 
 import apsw
 
-from litevfs.errors import LTXFormatError, OptionError, RestoreError, StorageNotFoundError, TXIDGapError
-from litevfs.history import parse_moment_ms, state_at
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    OptionError,
+    RestoreError,
+    StorageNotFoundError,
+    TXIDGapError,
+)
+from litevfs.history import parse_moment_ms, reachable_txids, state_at
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.names import parse_txid
 from litevfs.options import parse_timestamp_ms
-from litevfs.plan import newest_state
+from litevfs.plan import Chain, newest_state
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.restore_target import RestoreTarget
 from litevfs.stream import FileStreamer, Retries, VerifiedStream, client_of
+
+logger = logging.getLogger("litevfs.restore")
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read in all) of LTX files; starts anew when the restore does."""
@@ -61,13 +71,14 @@ def restore(
 
     `replica` is a URL, a path or a client (which stays open). `txid` asks for the state after exactly this transaction
     (a number, or up to 16 hex digits), `timestamp` for the newest state at a time (RFC 3339 text, "5 minutes ago", or a
-    datetime, UTC if naive). Every file is verified whole. `path` appears with all its content, on the disk, or not at
-    all; until then there is `<path>.tmp`, which goes on any error and is replaced by the next restore after a crash.
-    `integrity_check` runs SQLite's `PRAGMA integrity_check` before that.
+    datetime, UTC if naive). Every file is verified whole; a damaged one is gone around, and logged, where others lead
+    to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
+    which goes on any error and is replaced by the next restore after a crash. `integrity_check` runs SQLite's `PRAGMA
+    integrity_check` before that.
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
-    be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged replica;
-    StorageError.
+    be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
+    no others make up for; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
     with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
@@ -98,15 +109,33 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
 def _restore_with_retries(
     streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
 ) -> RestoreResult:
+    damaged: set[_Place] = set()
     retries = Retries()
     while True:
-        files = streamer.list_levels(LEVELS)
+        files = [file for file in streamer.list_levels(LEVELS) if _place(file) not in damaged]
+        chain: Chain | None = None
         try:
             chain = newest_state(files, find_state(streamer, files) if files else None)
             return apply_files(streamer, chain.files, target, progress)
         except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
             # Pages of a damaged file can have landed anywhere, so nothing of an attempt is kept.
-            retries.pause_after(error)
+            try:
+                retries.pause_after(error)
+            except LTXFormatError:
+                others = [file for file in files if _place(file) != _place(error)]
+                if chain is None or len(others) == len(files) or chain.txid not in reachable_txids(others):
+                    raise
+                logger.warning("going around a damaged file: %s", error)
+                damaged.add(_place(error))
+                retries = Retries()
+
+
+_Place = tuple[int | None, int | None, int | None]
+
+
+def _place(what: LTXFileInfo | LitevfsError) -> _Place:
+    """Level and TXIDs of a file, or of the one that an error is about."""
+    return what.level, what.min_txid, what.max_txid
 
 
 def apply_files(

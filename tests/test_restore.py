@@ -32,7 +32,7 @@ from litevfs.options import format_timestamp
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store, memory_store
 from litevfs.replica_clients.s3 import S3ReplicaClient
-from litevfs.replicate.compaction import compact_level
+from litevfs.replicate.compaction import compact_level, snapshot
 from litevfs.restore import restore
 from litevfs.stream import PARALLEL_READS, READ_BYTES
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
@@ -295,6 +295,43 @@ def test_damaged_file_is_named_and_nothing_is_left(tmp_path: Path, place: int) -
     assert (error.level, error.min_txid, error.max_txid) == (0, 5, 5)
     assert error.key == "0/0000000000000005-0000000000000005.ltx"
     assert list(tmp_path.iterdir()) == []
+
+
+def flip(client: MemoryReplicaClient, level: int) -> None:
+    """Damage the newest file of a level in the middle, where only its checksum tells."""
+    file = client.list_files(level)[-1]
+    data = bytearray(client.read(file))
+    data[len(data) // 2] ^= 1
+    client.write(level, file.min_txid, file.max_txid, bytes(data), file.modified_ms)
+
+
+@pytest.mark.parametrize("damaged", [(9,), (9, 2), (9, 2, 1)])
+@pytest.mark.parametrize("how", ["newest", "txid", "timestamp"])
+def test_damaged_files_are_gone_around_where_others_lead_to_the_same_state(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: tuple[int, ...], how: str
+) -> None:
+    history = History(seed=6).run(6)
+    client = memory_client(history)
+    for level in (1, 2):
+        compact_level(client, level)
+    snapshot(client)
+    history.upload(client, history.step())
+    for level in damaged:
+        flip(client, level)
+    wanted = {"newest": {}, "txid": {"txid": 6}, "timestamp": {"timestamp": format_timestamp(history.timestamp_ms(6))}}
+    result = restore(client, tmp_path / "o.db", **wanted[how])
+    assert result.txid == (7 if how == "newest" else 6)
+    assert (tmp_path / "o.db").read_bytes() == history.images[result.txid]
+    warnings = [message for message in caplog.messages if message.startswith("going around a damaged file: ")]
+    assert all(f"(level {level}, " in message for level, message in zip(damaged, warnings, strict=True))
+
+    client.delete([file for file in client.list_files(0) if file.max_txid < 6])
+    for level in {9, 2, 1} - set(damaged):
+        flip(client, level)
+    with pytest.raises(LTXFormatError) as caught:  # nothing else leads there
+        restore(client, tmp_path / "none.db", **wanted[how])
+    assert caught.value.level == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["o.db"]
 
 
 def test_file_under_a_wrong_name_is_refused(tmp_path: Path) -> None:
