@@ -108,15 +108,15 @@ class Capture:
         if not self._folder.is_held():
             self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
-        with translated(self._path):
-            try:
+        try:
+            with translated(self._path):
                 if self._database.was_replaced():
                     self._reopen()
                 with WALReader(self._database.wal_path) as wal:
                     self._step(wal)
-            except ReplicatorError:
-                self._let_go_of_large_wal()
-                raise
+        except ReplicatorError:
+            self._let_go_of_large_wal()
+            raise
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -158,6 +160,35 @@ def test_while_nothing_can_be_captured_the_wal_does_not_grow_and_nothing_is_lost
     replicator.sync()
     assert replicator.status.snapshots == (2 if starts_over else 1)
     assert_replicated(client, app.path)
+
+
+def test_a_large_wal_is_not_kept_by_a_process_that_may_open_no_more_files(app, client, replicate):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.db.set_busy_timeout(0)
+    replicator = replicate(app, checkpoint_pages=20)
+    replicator.sync()
+    app.insert()
+    replicator.sync()
+    app.insert(20, 3000)
+    assert app.checkpoint("RESTART")[0] == 1  # the replicator keeps the WAL
+    with no_more_files(), pytest.raises(ReplicatorError, match="Too many open files"):
+        replicator.sync()
+    assert app.checkpoint("RESTART")[0] == 0
+    replicator.sync()
+    assert_replicated(client, app.path)
+
+
+@contextmanager
+def no_more_files() -> Generator[None]:
+    """As when the limit of the process on open files is reached."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_the_application_s_checkpoints_get_on_between_syncs(app, client, replicate):
