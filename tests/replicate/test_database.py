@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -149,12 +150,47 @@ def test_a_database_that_is_made_again_in_rollback_mode_is_replicated_once_it_is
         for _ in range(2):
             with pytest.raises(ReplicatorError, match="journal mode 'delete'"):
                 replicator.sync()
+            replicator._capture.settle()  # holds nothing, so it has nothing to complain of ten times a second
         app.execute("PRAGMA journal_mode=WAL")
         app.insert(3)
         assert replicator.sync() == 2
         app.insert()
         assert replicator.sync() == 3
         assert_replicated(client, app.path)
+
+
+def test_a_database_that_is_made_again_in_rollback_mode_is_switched_when_that_was_asked_for(make_app, client):
+    app = make_app(mode="DELETE")
+    app.insert()
+    with Replicator(app.path, client, switch_to_wal=True) as replicator:
+        replicator.sync()
+        app.close()
+        app.path.unlink()
+        in_another_process(REMOVE_COMPANIONS, app.path)
+        app = make_app(mode="DELETE")
+        app.insert(3)
+        assert replicator.sync() == 2
+        assert app.connect().execute("PRAGMA journal_mode").get == "wal"
+        assert_replicated(client, app.path)
+
+
+def test_the_wal_of_a_database_that_took_the_place_of_another_is_let_go_of_too(app, client, backup: Path):
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.close()
+        in_another_process(RESTORE_IN_PLACE, app.path, backup)
+        app.db = app.connect()
+        app.db.set_busy_timeout(0)
+        app.execute("PRAGMA wal_autocheckpoint=0")
+        app.insert()
+        replicator.sync()
+        app.insert()
+        replicator.sync()
+        assert app.checkpoint("TRUNCATE")[0] == 1
+        shutil.rmtree(app.path.with_name(f".{app.path.name}-litevfs"))
+        with pytest.raises(ReplicatorError, match="local state was removed"):
+            replicator._capture.step()
+        assert app.checkpoint("TRUNCATE") == (0, 0, 0)
 
 
 # --- the locks of others ----------------------------------------------------------------------------------------------

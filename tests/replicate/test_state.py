@@ -8,15 +8,19 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
+from litevfs.replicate.state import StateFolder
+from tests.replicate.conftest import Application
 from tests.replicate.support import FailingClient, assert_replicated, transient, wait_until
 
 
-def state_folder(app) -> Path:
+def state_folder(app: Application) -> Path:
     return app.path.with_name(f".{app.path.name}-litevfs")
 
 
@@ -88,6 +92,92 @@ def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
     assert (done.stdout, done.stderr) == ("in again\n", "")
 
 
+def test_a_forked_process_that_closes_its_copy_lets_nobody_in(app, tmp_path: Path):
+    program = """if True:
+        import os, sys
+        from litevfs.errors import ReplicatorLockedError
+        from litevfs.replicate import Replicator
+        path, url = sys.argv[1:]
+        replicator = Replicator(path, url)
+        child = os.fork()
+        if child == 0:
+            replicator.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        try:
+            Replicator(path, url)
+        except ReplicatorLockedError:
+            print("kept out")
+    """
+    command = [sys.executable, "-c", program, str(app.path), f"file://{tmp_path}/replica"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("kept out\n", "")
+
+
+# --- what is on disk --------------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeypatch: pytest.MonkeyPatch):
+    """Whole before it gets its name, the name before `state.json` counts the file, and that before it is uploaded."""
+    folder, events = state_folder(app), []
+    fsync, replace, write = os.fsync, os.replace, client.write
+
+    def name(path: str | os.PathLike[str]) -> str:
+        return Path(path).relative_to(folder).as_posix()
+
+    def noted_fsync(fd: int) -> None:
+        status = os.fstat(fd)
+        size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        found = [path for path in (folder, *folder.rglob("*")) if os.path.samestat(path.stat(), status)]
+        events.extend(("sync", name(path), size) for path in found)
+        fsync(fd)
+
+    def noted_replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+        if folder in Path(source).parents:
+            events.append(("name", name(source), name(target), Path(source).stat().st_size))
+        replace(source, target)
+
+    def noted_write(*args: Any, **options: Any) -> LTXFileInfo:
+        events.append(("upload",))
+        return write(*args, **options)
+
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.insert()
+        monkeypatch.setattr(os, "fsync", noted_fsync)
+        monkeypatch.setattr(os, "replace", noted_replace)
+        monkeypatch.setattr(client, "write", noted_write)
+        replicator.sync()
+    size, state_size = client.list_files(0)[-1].size, (folder / "state.json").stat().st_size
+    stem = f"pending/{2:016x}-{2:016x}"
+    assert events == [
+        ("sync", f"{stem}.tmp", size),
+        ("name", f"{stem}.tmp", f"{stem}.ltx", size),
+        ("sync", "pending", None),
+        ("sync", "state.tmp", state_size),
+        ("name", "state.tmp", "state.json", state_size),
+        ("sync", ".", None),
+        ("upload",),
+    ]
+
+
+def test_nothing_is_left_of_a_state_that_was_forgotten(app, tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.insert()
+        client.failures = transient(1)
+        with pytest.raises(Exception, match="failure 0"):
+            replicator.sync(timeout_s=0)
+    state = StateFolder(app.path)
+    assert state.load() is not None
+    assert len(state.pending()) == 1
+    state.reset()
+    assert (state.pending(), state.load()) == ([], None)
+    state.close()
+    client.close()
+
+
 # --- it goes away -----------------------------------------------------------------------------------------------------
 
 
@@ -124,11 +214,11 @@ def test_files_that_waited_in_a_folder_that_was_removed_leave_no_gap(app, tmp_pa
     client.close()
 
 
-def test_a_thread_goes_on_after_the_folder_was_removed(app, client, replicate):
+def test_a_thread_goes_on_after_the_folder_was_removed(app, client, replicate, tmp_path: Path):
     replicator = replicate(app, sync_interval_s=0.01)
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 1)
-    shutil.rmtree(state_folder(app))
+    state_folder(app).rename(tmp_path / "removed")  # at once: the thread may be making files in it
     app.insert()
     wait_until(lambda: replicator.status.uploaded_txid == 2)
     assert_replicated(client, app.path)
@@ -155,6 +245,42 @@ def test_only_one_goes_on_when_another_took_the_place_of_a_folder_that_was_remov
         app.insert()
         first.sync()
     assert_replicated(client, app.path)
+
+
+def test_a_capture_that_finds_its_folder_gone_keeps_no_wal_and_says_so_even_when_nothing_is_new(app, client):
+    """As while an upload hangs, when nobody looks whether the folder can be made again."""
+    app.db.set_busy_timeout(0)
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.insert()
+        replicator.sync()
+        shutil.rmtree(state_folder(app))
+        with pytest.raises(ReplicatorError, match="the replicator's local state was removed"):
+            replicator._capture.step()
+        assert app.checkpoint("TRUNCATE") == (0, 0, 0)
+
+
+@pytest.mark.parametrize("written", ["pending/0000000000000002-0000000000000002.tmp", "state.tmp"])
+def test_a_folder_that_another_made_during_a_step_gets_no_file_and_no_state(
+    app, client, monkeypatch: pytest.MonkeyPatch, written: str
+):
+    folder, open_ = state_folder(app), os.open
+
+    def make_anew_then_open(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == os.fspath(folder / written):
+            shutil.rmtree(folder)
+            (folder / "pending").mkdir(parents=True)
+        return open_(path, *arguments, **options)
+
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        app.insert()
+        monkeypatch.setattr(os, "open", make_anew_then_open)
+        with pytest.raises(ReplicatorError, match="the replicator's local state was removed"):
+            replicator._capture.step()
+        monkeypatch.undo()
+    assert not [path for path in folder.rglob("*") if path.suffix in (".ltx", ".json")]
 
 
 def test_a_folder_that_cannot_be_made_again_does_not_keep_the_wal(app, client):
