@@ -232,6 +232,47 @@ def test_the_application_s_checkpoints_get_on_while_much_is_captured(
     assert replicator.status.snapshots == 1
 
 
+def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_before_the_wal_can_start_over(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    """The held transaction has moved up over it meanwhile, so nothing but the step itself keeps it in the WAL."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(5, 3000)
+    replicator = replicate(app)
+    replicator.sync()
+    database, pages = replicator._capture._database, 0
+    hand_over = database.hand_over
+
+    @contextmanager
+    def after_a_checkpoint(*, writer: bool = False) -> Generator[ReadTransaction]:
+        app.checkpoint("PASSIVE")
+        with hand_over(writer=writer) as transaction:
+            yield transaction
+
+    def between_pages() -> bool:
+        nonlocal pages
+        pages += 1
+        if pages == 1:
+            app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 1")  # a page that nothing else changes later
+        return False
+
+    app.execute("UPDATE t SET data = randomblob(3000) WHERE id > 1")
+    with monkeypatch.context() as patch:
+        patch.setattr("litevfs.replicate.capture.MOVE_UP_INTERVAL_S", 0.0)
+        patch.setattr("litevfs.replicate.capture._MOVE_UP_FRAMES", 1)
+        patch.setattr(database, "hand_over", after_a_checkpoint)
+        patch.setattr(replicator._capture, "_is_closing", between_pages)
+        replicator._capture.step()
+    assert pages > 1
+    _, frames, backfilled = app.checkpoint("NOOP")
+    assert frames == backfilled
+    app.insert()
+    assert app.checkpoint("NOOP")[1] < frames  # it began the WAL anew
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1
+
+
 def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
     """What the checkpoint that holds them off has to copy does not grow with what they wrote since the last sync."""
     app.execute("PRAGMA wal_autocheckpoint=0")
