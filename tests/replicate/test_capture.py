@@ -273,6 +273,22 @@ def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_befor
     assert replicator.status.snapshots == 1
 
 
+def test_a_wal_that_was_started_over_and_is_just_as_long_again_is_not_taken_for_the_same(app, client, replicate):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.checkpoint("TRUNCATE")
+    replicator = replicate(app)
+    replicator.sync()
+    for _ in range(3):
+        app.insert()
+        replicator.sync()
+        _, frames, backfilled = app.checkpoint("PASSIVE")
+        assert (frames, backfilled) == (1, 1)
+        replicator.sync()  # nothing is new, and the next writer may start the WAL over
+    assert_replicated(client, app.path)
+    assert replicator.status.txid == 4
+    assert replicator.status.snapshots == 1
+
+
 def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
     """What the checkpoint that holds them off has to copy does not grow with what they wrote since the last sync."""
     app.execute("PRAGMA wal_autocheckpoint=0")
