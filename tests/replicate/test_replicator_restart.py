@@ -195,6 +195,8 @@ def test_a_database_that_was_replaced_by_another_file_leads_to_a_snapshot(make_a
     assert replicator.sync() == 3
     replicator.close()
     assert_replicated(client, app.path)
+    with Replicator(app.path, client) as replicator:  # which knows the file now
+        assert replicator.sync() == 3
 
 
 def test_a_database_that_is_gone_is_an_error_until_it_is_back(app, client):
@@ -301,6 +303,7 @@ def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid(app, client):
         assert replicator.sync() == 4
         assert "holds TXID 0000000000000003, newer than 0000000000000001" in replicator.status.last_snapshot_reason
     assert_replicated(client, app.path)
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 4)]  # needs no file before it
 
 
 def test_a_replica_that_lost_files_gets_a_snapshot_without_a_gap(app, client):

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -17,8 +18,10 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.state import State
 from tests.replicate.support import (
     FailingClient,
     HangingClient,
@@ -105,6 +108,45 @@ def test_captures_go_on_and_the_wal_stays_small_while_uploads_fail(app, failing,
     replicator.sync()
     assert replicator.status.snapshots == 1
     assert_replicated(failing, app.path)
+
+
+def test_a_file_that_the_state_does_not_count_yet_is_not_uploaded(app, client, replicate, monkeypatch):
+    """The next process makes it again when this one is killed here, and not with the same content."""
+    replicator = replicate(app)
+    replicator.sync()
+    folder = replicator._folder
+    save, on_replica = folder.save, []
+
+    def save_after_an_upload(state: State) -> None:
+        assert [file.txid for file in folder.pending()] == [2]
+        replicator._upload_pending(time.monotonic() + 10)  # as its thread does at any time
+        on_replica.extend(file.max_txid for file in client.list_files(0))
+        save(state)
+
+    monkeypatch.setattr(folder, "save", save_after_an_upload)
+    app.insert()
+    assert replicator.sync() == 2
+    assert on_replica == [1]
+    assert_replicated(client, app.path)
+
+
+def test_a_file_that_could_not_be_removed_after_its_upload_is_not_uploaded_again(app, failing, replicate, monkeypatch):
+    replicator = replicate(app, failing)
+    replicator.sync()
+
+    def refuse(files: Any) -> None:
+        raise ReplicatorError("cannot remove")
+
+    app.insert()
+    with monkeypatch.context() as patch:
+        patch.setattr(replicator._folder, "discard", refuse)
+        with pytest.raises(ReplicatorError, match="cannot remove"):
+            replicator.sync()
+    app.insert()
+    assert replicator.status.pending_files == 1
+    assert replicator.sync() == 3
+    assert failing.writes == [1, 2, 3]
+    assert replicator.status.pending_files == 0
 
 
 # --- the threads ------------------------------------------------------------------------------------------------------
@@ -277,6 +319,31 @@ def test_close_returns_within_a_second_while_an_upload_hangs(app, hanging):
         assert replicator.sync() == 1
         assert replicator.status.snapshots == 0
     assert_replicated(hanging, app.path)
+
+
+def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app, failing, replicate, monkeypatch):
+    """Which may run already: nothing keeps it out any more."""
+    replicator = replicate(app, failing)
+    replicator.sync()
+    failing.fail_from = 2
+    for _ in range(3):
+        app.insert()
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+    failing.fail_from = None
+    write = failing.write
+
+    def write_and_close(*args: Any, **options: Any) -> LTXFileInfo:
+        replicator.close()
+        return write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, "write", write_and_close)
+        with pytest.raises(ReplicatorError, match="closed"):
+            replicator._upload_pending(time.monotonic() + 10)
+    assert len(files_of(failing)) == 2
+    assert replicate(app, failing).sync() == 4
+    assert_replicated(failing, app.path)
 
 
 def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client, replicate):
