@@ -443,6 +443,14 @@ def test_damage_on_the_way_is_read_again(tmp_path: Path) -> None:
     assert faults.injected["corrupt"] == 2
 
 
+def test_damage_that_is_there_twice_is_not_read_a_third_time(tmp_path: Path) -> None:
+    client, faults = remote(memory_client(History(seed=15).run(1)))
+    faults.add(Fault("corrupt"))
+    with pytest.raises(LTXFormatError):
+        restore(client, tmp_path / "o.db")
+    assert faults.injected["corrupt"] == 2
+
+
 def test_transient_failures_and_short_reads_are_tried_again(tmp_path: Path) -> None:
     history = History(seed=12).run(40)
     client, faults = remote(memory_client(history))
