@@ -208,7 +208,7 @@ class Capture:
                 self._move_up()
 
     def _read_on(self, wal: WALReader) -> None:
-        if self._hold.is_held and self._is_up_to_date(wal):
+        if self._is_up_to_date(wal):
             self._make_way(wal)
         else:
             self._advance(wal)
@@ -247,12 +247,10 @@ class Capture:
             if self._may_start_over or (header and wal.run_before_ended_at(header, state.frames, position)):
                 return header.start if header and state.frames else None
             raise WALError("the WAL was started over since the last sync, changes may have been missed")
+        if self._may_start_over and state.frames <= position.frame:
+            return None  # started over in memory, and the file follows with the next commit; or that can be at any time
         if state.frames < position.frame:
-            if not self._may_start_over:
-                raise WALError("the WAL ends before what was replicated, as after a power failure")
-            return None  # started over in memory; the file follows with the next commit
-        if self._may_start_over and state.frames == position.frame:
-            return None  # and there may be no frame any more, it can be started over at any time
+            raise WALError("the WAL ends before what was replicated, as after a power failure")
         if not wal.holds(header, position):
             raise WALError("frames that were replicated have been overwritten in the WAL")
         return position if state.frames > position.frame else None
