@@ -14,8 +14,10 @@ from litevfs.errors import ReplicaConflictError, ReplicatorError, TransientStora
 from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import MAX_TXID
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.compaction import compact_level
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
@@ -120,6 +122,51 @@ def test_a_listing_that_is_behind_is_no_loss(app, client, replicate):
         replicator.sync(timeout_s=0)
     assert replicator.status.snapshots == 0
     behind.close()
+
+
+def test_a_gap_in_one_listing_is_no_loss(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
+    """As when compaction and retention move files while the levels are listed, one after the other."""
+    replicator = synced(app, replicate(app, look_interval_s=0), 3)
+    list_files, listings = client.list_files, 0
+
+    def list_with_a_gap(level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        nonlocal listings
+        listings += level == 0
+        return [file for file in list_files(level, min_txid) if listings > 1 or file.max_txid != 2]
+
+    monkeypatch.setattr(client, "list_files", list_with_a_gap)
+    replicator.sync()
+    assert listings == 2
+    assert synced(app, replicator, 1).status.snapshots == 1
+
+
+def test_a_compaction_of_just_the_newest_txid_is_not_taken_for_the_file_of_another(app, client, replicate):
+    """It has the TXID of the file uploaded from here, and other bytes."""
+    replicator = replicate(app, look_interval_s=0)
+    for _ in range(3):
+        synced(app, replicator, 1)
+        compact_level(client, 1)
+    assert [(file.min_txid, file.max_txid) for file in client.list_files(1)] == [(1, 1), (2, 2), (3, 3)]
+    assert synced(app, replicator, 1).status.uploaded_txid == 4
+    assert replicator.status.snapshots == 1
+
+
+def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(app, tmp_path: Path, replicate):
+    client = FailingClient(tmp_path / "waiting")
+    replicator = synced(app, replicate(app, client), 1)
+    client.fail_from = 2
+    app.insert()
+    with pytest.raises(TransientStorageError):
+        replicator.sync(timeout_s=0)
+    replicator.close()
+    client.fail_from = None
+    other = encode_file(Header(4096, 2, 2, 2, 1), [(1, bytes(4096))])
+    client.write(0, 2, 2, other, 1)
+    replicator = replicate(app, client)
+    assert replicator.sync() == 3
+    assert "holds another file of TXID 0000000000000002" in (replicator.status.last_snapshot_reason or "")
+    assert client.read(client.list_files(0, 2)[0]) == other
+    client.close()
 
 
 def test_the_snapshot_that_mends_is_as_litestreams_and_the_level_0_file_stays_for_those_who_follow(

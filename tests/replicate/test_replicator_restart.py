@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -325,12 +326,13 @@ def test_a_replica_that_was_emptied_starts_again_at_txid_1(app, client, tmp_path
     assert_replicated(client, app.path)
 
 
-def test_a_replica_with_another_file_of_the_same_txid_is_not_continued(app, client):
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_replica_with_another_file_of_the_same_txid_is_not_continued(app, client, same_size: bool):
     synced(app, client, syncs=2)
-    newest = client.list_files(0)[-1]
-    data = bytearray(client.read(newest))
-    other = encode_file(files_of(client)[1].header, [(2, bytes(4096))])
-    assert other != data
+    newest, data = files_of(client)[1], client.read(client.list_files(0)[-1])
+    pages = newest.pages() if same_size else [(2, bytes(4096))]
+    other = encode_file(replace(newest.header, timestamp_ms=newest.header.timestamp_ms + 1), pages)
+    assert (len(other) == len(data)) is same_size
     client.write(0, 2, 2, other, 1)
     app.insert()
     with Replicator(app.path, client) as replicator:

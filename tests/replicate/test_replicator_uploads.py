@@ -22,6 +22,7 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import State
+from litevfs.replicate.uploads import retry_transient
 from tests.replicate.support import (
     FailingClient,
     HangingClient,
@@ -147,6 +148,20 @@ def test_a_file_that_could_not_be_removed_after_its_upload_is_not_uploaded_again
     assert replicator.sync() == 3
     assert failing.writes == [1, 2, 3]
     assert replicator.status.pending_files == 0
+
+
+def test_closing_ends_the_wait_for_the_next_attempt_and_none_follows():
+    closed, attempts = threading.Event(), 0
+
+    def attempt() -> None:
+        nonlocal attempts
+        attempts += 1
+        closed.set()
+        raise TransientStorageError("refused")
+
+    with pytest.raises(TransientStorageError):
+        retry_transient(attempt, time.monotonic() + 60, closed)
+    assert attempts == 1
 
 
 # --- the threads ------------------------------------------------------------------------------------------------------
