@@ -103,6 +103,11 @@ def test_nothing_goes_without_a_snapshot_older_than_the_retention() -> None:
     assert plan_snapshot_retention(files, 20) == []
 
 
+def test_a_file_of_level_9_that_does_not_begin_with_the_first_txid_is_no_snapshot() -> None:
+    files = [file(0, 1, 1), file(9, 1, 4), file(0, 5, 5), file(9, 5, 8), file(9, 9, 9), file(0, 9, 9)]
+    assert ranges(plan_snapshot_retention(files, 20)) == [(0, 1, 1)]
+
+
 # --- the proof --------------------------------------------------------------------------------------------------------
 
 
