@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import apsw
 import pytest
@@ -251,6 +251,23 @@ def _renamed(store: MemoryStore) -> MemoryStore:
     return renamed
 
 
+@pytest.mark.parametrize(("which", "has_same_size"), [(0, True), (2, False), (-1, True)])
+def test_one_other_file_shows_that_the_destination_is_no_copy(which: int, has_same_size: bool) -> None:
+    """The oldest and the newest that both have are compared by their ends, all of them by their sizes."""
+    source, destination = memory_client("source"), memory_client("destination")
+    history = History(seed=5).run(5)
+    history.upload_all(source)
+    copy_replica(source, destination)
+    file = destination.list_files(0)[which]
+    data = destination.read(file)
+    other = data[:-1] + bytes([data[-1] ^ 1]) if has_same_size else data + b"x"
+    destination.write(0, file.min_txid, file.max_txid, other, 0)
+    history.upload(source, history.step())
+    with pytest.raises(ReplicaError, match="holds another file of the same TXIDs"):
+        copy_replica(source, destination)
+    assert len(destination.list_files(0)) == 5
+
+
 def test_source_without_a_complete_state_and_copies_onto_itself_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ReplicaEmptyError):
         copy_replica(memory_client("empty"), memory_client())
@@ -297,6 +314,23 @@ def test_transient_trouble_on_both_sides_is_overcome() -> None:
     assert content(inner) == content(source)
     assert writing.injected["timeout"] == 3
     assert reading.injected["corrupt"] == 1
+
+
+def test_files_that_arrived_before_trouble_are_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = varied_client()
+    destination = memory_client("destination")
+    write, asked = destination.write, []
+
+    def write_with_trouble(*arguments: Any) -> LTXFileInfo:
+        asked.append(arguments[:3])
+        if len(asked) == 5:
+            raise TransientStorageError("once")
+        return write(*arguments)
+
+    monkeypatch.setattr(destination, "write", write_with_trouble)
+    copy_replica(source, destination)
+    assert asked[5] == asked[4]
+    assert len(set(asked)) == len(asked) - 1 == len(state_files(source))
 
 
 def test_trouble_that_stays_ends_the_copy_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
