@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import struct
@@ -317,6 +318,22 @@ def test_a_header_that_sqlite_would_not_accept_is_none():
     for at, value in ((0, 0x377F0684), (4, 3007001), (8, 4095), (8, 256), (8, 131072), (8, 0)):
         assert header(body[:at] + struct.pack(">I", value) + body[at + 4 :]) is None
     assert WALHeader.parse(body) is None
+
+
+def test_a_system_that_gives_less_than_was_asked_for_is_asked_again(wal_bytes, open_wal, monkeypatch):
+    wal, pread = open_wal(wal_bytes()), os.pread
+    header = header_of(wal)
+    expected = wal.changes(header, header.start)
+    page = wal.page(header, 1)
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 1000), offset))
+    changes = wal.changes(header, header.start)
+    assert changes.end == expected.end
+    assert wal.page(header, 1) == page
+
+
+def test_a_position_is_in_a_run_when_both_salts_are_the_run_s():
+    header = WALHeader(4096, 0, 1, 2, 3, 4, big_endian=False)
+    assert [WALPosition(*salts, 5, 6, 7).is_in(header) for salts in ((1, 2), (1, 3), (3, 2))] == [True, False, False]
 
 
 def test_pages_above_the_last_commit_are_left_out(wal_bytes, open_wal):
