@@ -20,19 +20,16 @@ pytestmark = pytest.mark.plan("E06")
 
 
 class Clock:
-    """A monotonic clock that goes by hand."""
+    """A clock that goes by hand."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("litevfs.health.time", clock)
+    monkeypatch.setattr("litevfs.health.now_s", lambda: clock.now_s)
     return clock
 
 
