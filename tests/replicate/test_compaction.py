@@ -196,6 +196,17 @@ def test_hole_that_a_snapshot_bridges_is_left_out() -> None:
     assert names(client, 1) == [(11, 12)]
 
 
+def test_hole_that_a_snapshot_just_fills_is_left_out() -> None:
+    history = History(seed=8).run(8)
+    client = memory_client(history)
+    snapshot(client)
+    for _ in range(2):
+        history.upload(client, history.step())
+    client.delete([file for file in client.list_files(0) if file.max_txid < 9])
+    compact_level(client, 1)
+    assert names(client, 1) == [(9, 10)]
+
+
 def test_files_that_overlap_what_is_compacted_are_used() -> None:
     history = History(seed=9).run(6)
     client = memory_client(history)
@@ -301,6 +312,24 @@ def test_damage_on_the_way_and_transient_failures_are_overcome() -> None:
     assert names(client, 1) == [(1, 20)]
     assert faults.injected["corrupt"] == 1
     check_every_file(client, history)
+
+
+def test_a_gap_in_one_listing_is_looked_at_again() -> None:
+    class OnceBehind(MemoryReplicaClient):
+        behind = 2  # a compaction lists the level below again when nothing of it leads on
+
+        def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+            files = super().list_files(level, min_txid)
+            if level == 0 and self.behind:
+                self.behind -= 1
+                files = [file for file in files if file.max_txid != 1]
+            return files
+
+    client = OnceBehind(MemoryStore("compaction"))
+    History(seed=14).run(4).upload_all(client)
+    compact_level(client, 1)
+    assert client.behind == 0
+    assert names(client, 1) == [(1, 4)]
 
 
 @pytest.mark.plan("D05")
@@ -507,6 +536,21 @@ def test_compaction_stops_at_a_damaged_file_that_no_snapshot_makes_up_for() -> N
     with pytest.raises(LTXFormatError) as caught:
         compact_level(client, 1)
     assert (caught.value.level, caught.value.min_txid) == (0, 5)
+
+
+def test_a_damaged_file_after_a_snapshot_and_a_hole_is_not_taken_for_nothing_new() -> None:
+    history = History(seed=23).run(3)
+    client = memory_client(history)
+    snapshot(client)
+    for _ in range(3):
+        history.upload(client, history.step())
+    compact_level(client, 1)
+    history.upload(client, history.step())
+    client.delete([file for file in client.list_files(0) if file.max_txid < 7])
+    damaged(client, 7)
+    with pytest.raises(LTXFormatError) as caught:
+        compact_level(client, 1)
+    assert (caught.value.level, caught.value.min_txid) == (0, 7)
 
 
 @pytest.mark.parametrize("folder", [None, "given"])

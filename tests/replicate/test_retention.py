@@ -74,6 +74,11 @@ def test_level_0_file_in_a_hole_of_level_1_stays_with_all_after_it() -> None:
     assert ranges(plan_level_0_retention(files, 100)) == [(0, 1, 1), (0, 2, 2), (0, 3, 3)]
 
 
+def test_level_1_files_of_two_compactions_at_once_cover_what_the_longer_one_does() -> None:
+    files = [file(0, n, n) for n in range(1, 11)] + [file(1, 1, 10), file(1, 2, 5)]
+    assert ranges(plan_level_0_retention(files, 100)) == [(0, n, n) for n in range(1, 10)]
+
+
 def test_snapshots_and_higher_levels_do_not_cover_level_0() -> None:
     files = [file(0, n, n) for n in range(1, 5)] + [file(2, 1, 4), file(9, 1, 4)]
     assert plan_level_0_retention(files, 100) == []
@@ -106,6 +111,17 @@ def test_nothing_goes_without_a_snapshot_older_than_the_retention() -> None:
 def test_a_file_of_level_9_that_does_not_begin_with_the_first_txid_is_no_snapshot() -> None:
     files = [file(0, 1, 1), file(9, 1, 4), file(0, 5, 5), file(9, 5, 8), file(9, 9, 9), file(0, 9, 9)]
     assert ranges(plan_snapshot_retention(files, 20)) == [(0, 1, 1)]
+
+
+@pytest.mark.parametrize(("ahead_ms", "is_old"), [(60_000, False), (7_200_000, True)])
+def test_a_file_of_a_clock_that_is_a_little_ahead_is_young_and_one_of_the_far_future_is_old(
+    ahead_ms: int, *, is_old: bool
+) -> None:
+    day, now = 86_400_000, 100 * 86_400_000
+    files = [file(0, 1, 1, now + ahead_ms), file(1, 1, 5, now), file(0, 5, 5, now), file(0, 6, 6, now)]
+    assert ranges(plan_level_0_retention(files, now, now_ms=now)) == ([(0, 1, 1), (0, 5, 5)] if is_old else [])
+    snapshots = [file(9, 1, txid, now + ahead_ms) for txid in (1, 2, 3)]
+    assert ranges(plan_snapshot_retention(snapshots, now - day, now)) == ([(9, 1, 1)] if is_old else [])
 
 
 # --- the proof --------------------------------------------------------------------------------------------------------
@@ -208,6 +224,18 @@ def test_exactly_the_files_that_retention_returns_are_gone(storage: str, tmp_pat
     assert (tmp_path / "o.db").read_bytes() == history.images[30]
     assert enforce_level_0_retention(client, FUTURE_MS) == enforce_snapshot_retention(client, FUTURE_MS) == []
     client.close()
+
+
+@pytest.mark.parametrize(("time_ms", "is_kept"), [(5, False), (12, True), (START_MS, False)])
+def test_what_leads_to_an_old_state_that_cannot_be_made_otherwise_goes_and_what_leads_to_a_young_one_stays(
+    time_ms: int, *, is_kept: bool
+) -> None:
+    """The newest file of a level stays, however old, but not for the sake of its state; nor does a wrong clock's."""
+    client = memory_client()
+    for level, first, last, time in ((0, 1, 9, 5), (0, 10, 10, time_ms), (9, 1, 20, 5)):
+        client.write(level, first, last, b"", time)
+    gone = enforce_snapshot_retention(client, 10, now_ms=15)
+    assert ranges(gone) == ([] if is_kept else [(0, 1, 9)])
 
 
 def test_deletion_that_is_refused_is_an_error() -> None:

@@ -196,8 +196,8 @@ def test_timetables_that_make_no_sense_are_refused(options) -> None:
 def test_levels_can_be_chosen() -> None:
     history, client = History(seed=7).run(3), memory_client()
     history.upload_all(client)
-    config = MaintenanceConfig(levels={2: 10.0, 5: 60.0}, level_0_retention_s=0)
-    Maintenance(client, config).run_due(START_S * 2)
+    config = MaintenanceConfig(levels={2: 10.0, 5: 60.0}, level_0_retention_s=0, snapshot_retention_s=START_S * 2)
+    assert len(Maintenance(client, config).run_due(START_S * 2).deleted) == 2
     assert counts(client) == {0: 1, 2: 1, 5: 1, 9: 1}
 
 
