@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
@@ -8,6 +10,7 @@ import pytest
 
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.database import SourceDatabase
 
 
 class Application:
@@ -60,6 +63,48 @@ def make_app(tmp_path: Path):
 @pytest.fixture
 def app(make_app) -> Application:
     return make_app()
+
+
+@pytest.fixture
+def stuck_in_checkpoint(app):
+    """A checkpoint of the application that stands still until `until` has found it in its way, and waits for it."""
+    under_way, may_end = threading.Event(), threading.Event()
+
+    class StandingStill(apsw.VFSFile):
+        def xSync(self, flags: int) -> None:
+            under_way.set()
+            assert may_end.wait(20)
+            super().xSync(flags)
+
+    class VFS(apsw.VFS):
+        def __init__(self) -> None:
+            super().__init__("standing-still", "")
+
+        def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:
+            return StandingStill("", name, flags)
+
+    class Pause(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            may_end.set()
+            return super().wait(timeout)
+
+    @contextmanager
+    def stuck(*, until: SourceDatabase) -> Generator[None]:
+        vfs = VFS()
+        db = apsw.Connection(str(app.path), vfs="standing-still")
+        thread = threading.Thread(target=lambda: db.execute("PRAGMA wal_checkpoint").fetchall())
+        until._pause = Pause()
+        thread.start()
+        try:
+            assert under_way.wait(20)
+            yield
+        finally:
+            may_end.set()
+            thread.join()
+            db.close()
+            vfs.unregister()
+
+    return stuck
 
 
 @pytest.fixture

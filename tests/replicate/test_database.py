@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -203,47 +202,76 @@ def test_a_database_that_its_application_shares_with_nobody_is_refused_with_a_hi
         Replicator(app.path, client)
 
 
-def test_a_checkpoint_can_wait_for_one_that_is_under_way(app):
-    """Made to happen: the application's checkpoint stands still until ours has found it in its way."""
+def test_a_checkpoint_can_wait_for_one_that_is_under_way(app, stuck_in_checkpoint):
     app.execute("PRAGMA wal_autocheckpoint=0")
     source = SourceDatabase(app.path)
     app.insert(10, 3000)
-    under_way, may_end = threading.Event(), threading.Event()
+    with stuck_in_checkpoint(until=source):
+        app.insert(10, 3000)
+        source.checkpoint()
+        assert app.checkpoint("NOOP")[2] == 0
+        source.checkpoint(wait=True)
+        _, frames, backfilled = app.checkpoint("NOOP")
+        assert backfilled == frames
+    source.close()
 
-    class StandingStill(apsw.VFSFile):
-        def xSync(self, flags: int) -> None:
-            under_way.set()
-            assert may_end.wait(20)
-            super().xSync(flags)
+
+@pytest.fixture
+def sleeps():
+    """Microseconds that connections opened from here on sleep for locks, each time."""
+    slept: list[int] = []
 
     class VFS(apsw.VFS):
         def __init__(self) -> None:
-            super().__init__("standing-still", "")
+            super().__init__("counts-sleeps", "", makedefault=True)
 
-        def xOpen(self, name: object, flags: list[int]) -> apsw.VFSFile:
-            return StandingStill("", name, flags)
-
-    class Pause(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            may_end.set()
-            return super().wait(timeout)
+        def xSleep(self, microseconds: int) -> int:
+            slept.append(microseconds)
+            return super().xSleep(microseconds)
 
     vfs = VFS()
-    db = apsw.Connection(str(app.path), vfs="standing-still")
-    thread = threading.Thread(target=lambda: db.execute("PRAGMA wal_checkpoint").fetchall())
-    source._pause = Pause()
-    thread.start()
-    assert under_way.wait(20)
-    app.insert(10, 3000)
-    source.checkpoint()
-    assert app.checkpoint("NOOP")[2] == 0
-    source.checkpoint(wait=True)
-    _, frames, backfilled = app.checkpoint("NOOP")
-    assert backfilled == frames
-    thread.join()
-    db.close()
+    yield slept
     vfs.unregister()
-    source.close()
+
+
+def test_no_checkpoint_of_ours_waits_for_a_reader_while_it_holds_off_writers(app, sleeps: list[int]):
+    with closing(SourceDatabase(app.path)) as source:
+        app.insert()
+        reader = app.connect()
+        reader.execute("BEGIN; SELECT * FROM t").fetchall()
+        app.insert()
+        source.checkpoint(truncate=True)
+        assert sleeps == []
+        assert app.checkpoint("NOOP")[1] > 0
+        reader.execute("COMMIT")
+        source.checkpoint(truncate=True)
+        assert app.checkpoint("NOOP")[1] == 0
+
+
+def test_the_write_lock_is_waited_for_a_moment_only_and_not_at_all_to_see_who_has_it(
+    app, stuck_in_checkpoint, sleeps: list[int]
+):
+    """Whoever has it may be waiting for the transaction that is held here."""
+    with closing(SourceDatabase(app.path)) as source:
+        app.insert()
+        with source.hand_over():
+            pass
+        with stuck_in_checkpoint(until=source):
+            assert not source.is_kept_from_writing()
+            app.execute("BEGIN IMMEDIATE")
+            assert source.is_kept_from_writing()
+            assert sleeps == []
+        with pytest.raises(ReplicatorError, match="locked"), source.hand_over(writer=True):
+            pass
+        assert 0 < sum(sleeps) <= 50_000
+        app.execute("COMMIT")
+        with source.hand_over(writer=True):
+            pass
+        app.db.set_busy_timeout(0)
+        with pytest.raises(apsw.BusyError):
+            app.insert()
+        source.release()
+        app.insert()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
