@@ -21,7 +21,7 @@ from litevfs.replicate.compaction import compact_level
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
-from tests.replicate.support import FailingClient, source_bytes, wait_until
+from tests.replicate.support import FailingClient, rebuilt, source_bytes, wait_until
 
 
 def synced(app, replicator: Replicator, syncs: int) -> Replicator:
@@ -306,6 +306,28 @@ def test_two_primaries_of_one_replica_never_mix(make_app, client, replicate, tmp
     with pytest.raises(ReplicaConflictError):
         second.sync()
     assert_restores_to_the_source(client, one, tmp_path)
+
+
+def test_a_sync_during_which_a_thread_begins_anew_ends_when_that_is_on_the_replica(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    replicator = replicate(app, look_interval_s=0.0)
+    replicator.sync()
+    app.insert()
+    capture_step, steps = replicator._capture_step, 0
+
+    def then_the_replica_is_found_empty(deadline: float) -> int:
+        nonlocal steps
+        txid, steps = capture_step(deadline), steps + 1
+        if steps == 1:
+            client.delete(client.list_files(0))
+            replicator._look_at_replica(deadline)  # as the thread does that uploads
+        return txid
+
+    monkeypatch.setattr(replicator, "_capture_step", then_the_replica_is_found_empty)
+    assert replicator.sync() == 1
+    assert steps == 2
+    assert rebuilt(client) == source_bytes(app.path)
 
 
 def test_a_writer_that_has_nothing_to_upload_hears_of_another_at_its_next_look(make_app, client, replicate):

@@ -293,6 +293,24 @@ def test_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_wrote(mak
     client.close()
 
 
+def test_a_new_history_has_pages_of_the_size_that_the_replica_it_follows_has(make_app, client):
+    synced(make_app(), client)
+    with (
+        Replicator(make_app("other.db", page_size=1024).path, client) as replicator,
+        pytest.raises(ReplicatorError, match="pages of 1024 bytes now, the replica has pages of 4096"),
+    ):
+        replicator.sync()
+    assert len(files_of(client)) == 1
+
+
+def test_a_new_history_is_no_earlier_than_the_replica_it_follows(app, client):
+    for clock_ms in (9_000, 5_000):
+        with Replicator(app.path, client, clock_ms=lambda clock_ms=clock_ms: clock_ms) as replicator:
+            replicator.sync()
+        shutil.rmtree(app.path.with_name(".app.db-litevfs"))
+    assert [file.header.timestamp_ms for file in files_of(client)] == [9_000, 9_000]
+
+
 def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid(app, client):
     synced(app, client)
     page_size = files_of(client)[0].header.page_size

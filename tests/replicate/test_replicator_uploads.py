@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.database import ReadTransaction
 from litevfs.replicate.state import State
 from litevfs.replicate.uploads import retry_transient
 from tests.replicate.support import (
@@ -246,6 +249,44 @@ def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client,
     pending.with_name("away").rename(pending)
     wait_until(lambda: replicator.status.last_sync_ms == 2_000)
     assert replicator.status.last_error is None
+    assert_replicated(client, app.path)
+
+
+def test_the_time_of_the_last_sync_is_before_what_was_committed_while_it_captured_or_uploaded(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    now = 1_000
+    replicator = replicate(app, clock_ms=lambda: now)
+    database = replicator._capture._database
+    hand_over, write = database.hand_over, client.write
+
+    @contextmanager
+    def then_a_commit(*, writer: bool = False) -> Generator[ReadTransaction]:
+        nonlocal now
+        with hand_over(writer=writer) as transaction:
+            yield transaction
+            now = 2_000
+            app.insert()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "hand_over", then_a_commit)
+        assert replicator.sync() == 1
+    assert replicator.status.last_sync_ms == 1_000
+
+    def while_another_is_captured(*arguments: object, **options: object) -> LTXFileInfo:
+        nonlocal now
+        now = 3_000
+        app.insert()
+        replicator._capture_step(time.monotonic() + 20)
+        return write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "write", while_another_is_captured)
+        assert replicator.sync() == 2
+    assert replicator.status.pending_files == 1
+    assert replicator.status.last_sync_ms == 2_000
+    assert replicator.sync() == 3
+    assert replicator.status.last_sync_ms == 3_000
     assert_replicated(client, app.path)
 
 
