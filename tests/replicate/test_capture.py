@@ -12,7 +12,8 @@ import apsw
 import pytest
 
 from litevfs.errors import ReplicatorError
-from litevfs.replicate.database import ReadTransaction
+from litevfs.replicate.database import ReadTransaction, WALState
+from litevfs.replicate.wal import WALReader
 from tests.replicate.support import assert_replicated, wait_until
 
 
@@ -424,3 +425,28 @@ def test_what_fails_while_writers_are_held_off_lets_them_go_on_and_loses_nothing
     app.insert()  # starts the WAL over
     replicator.sync()
     assert_replicated(client, app.path)
+
+
+def test_a_wal_that_starts_over_while_the_whole_database_is_read_is_read_on_from_its_beginning(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(5, 3000)
+    replicator = replicate(app)
+    database = replicator._capture._database
+    wal_state, seen = database.wal_state, []
+
+    def then_a_commit(wal: WALReader) -> WALState:
+        seen.append(wal_state(wal))
+        if len(seen) == 1:
+            app.insert()
+        return seen[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "wal_state", then_a_commit)
+        replicator.sync()
+    assert seen[0].is_backfilled
+    assert app.checkpoint("NOOP")[1] < seen[0].frames  # it began the WAL anew
+    replicator.sync()
+    assert_replicated(client, app.path)
+    assert replicator.status.snapshots == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -327,6 +328,36 @@ def test_a_sync_during_which_a_thread_begins_anew_ends_when_that_is_on_the_repli
     monkeypatch.setattr(replicator, "_capture_step", then_the_replica_is_found_empty)
     assert replicator.sync() == 1
     assert steps == 2
+    assert rebuilt(client) == source_bytes(app.path)
+
+
+def test_what_was_captured_before_a_new_history_began_does_not_count_as_on_the_replica(app, client, replicate):
+    now, deadline = 1_000, time.monotonic() + 20
+    replicator = replicate(app, look_interval_s=0.0, clock_ms=lambda: now)
+    replicator.sync()
+    app.insert()
+    now = 2_000
+    replicator._capture_step(deadline)
+    client.delete(client.list_files(0))
+    replicator._look_at_replica(deadline)
+    replicator._upload_pending(deadline)
+    assert client.list_files(0) == []
+    assert replicator.status.last_sync_ms == 1_000
+
+
+def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, client, replicate):
+    now, deadline = 1_000, time.monotonic() + 20
+    replicator = replicate(app, clock_ms=lambda: now)
+    replicator.sync()
+    app.insert()
+    now = 2_000
+    replicator._capture_step(deadline)
+    (waiting,) = replicator._folder.pending()
+    waiting.path.unlink()
+    replicator._upload_pending(deadline)
+    assert replicator.status.last_sync_ms == 1_000
+    replicator.sync()
+    assert replicator.status.last_sync_ms == 2_000
     assert rebuilt(client) == source_bytes(app.path)
 
 

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import apsw
 import pytest
 
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
@@ -20,6 +21,7 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.state import StateFolder
 from tests.replicate.support import FailingClient, assert_replicated, files_of, source_bytes, states, transient
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
@@ -512,6 +514,28 @@ def test_two_replicators_of_one_database_exclude_each_other(app, client, tmp_pat
             replicator.sync()
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 1
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_replicator_that_is_refused_leaves_nothing_open(make_app, client, mode: str):
+    app = make_app(mode=mode)
+    folder = StateFolder(app.path)
+
+    def count_open() -> int:
+        return sum(connection.filename == str(app.path) for connection in apsw.connections() if is_open(connection))
+
+    def is_open(connection: apsw.Connection) -> bool:
+        try:
+            return bool(connection.db_names())
+        except apsw.ConnectionClosedError:
+            return False
+
+    before = count_open()
+    with pytest.raises(ReplicatorError) as caught:
+        Replicator(app.path, client)
+    assert isinstance(caught.value, ReplicatorLockedError) is (mode == "WAL")
+    assert count_open() == before == 1
+    folder.close()
 
 
 @pytest.mark.parametrize("name", ["app.db", "it's a ?%20#$x.db"])
