@@ -159,7 +159,12 @@ def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_see
         release()
 
     monkeypatch.setattr(replicator._capture._database, "release", counted_release)
-    thread = threading.Thread(target=lambda: other.execute("PRAGMA wal_checkpoint(RESTART)").fetchall())
+
+    def checkpoint() -> None:
+        while other.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()[0][0]:
+            pass  # it waits for no other checkpoint, as the ones below are
+
+    thread = threading.Thread(target=checkpoint)
     thread.start()  # holds off writers while it waits for the reader
     wait_until(replicator._capture._database.is_kept_from_writing)
     look()
