@@ -125,9 +125,9 @@ class Capture:
         frames, _ = self._database.wal_counts()
         quiet_s = self._quiet_s(frames)
         self._move_up()
-        if self._has_moved_up or not self._database.is_in_place():
+        if self._has_moved_up or (self._hold.is_at_mark_zero and quiet_s < _SHORTEN_AFTER_S):
             return
-        if self._hold.is_at_mark_zero and quiet_s < _SHORTEN_AFTER_S:
+        if not self._database.is_in_place():
             return
         with translated(self._path), WALReader(self._database.wal_path) as wal:
             if self._hold.is_at_mark_zero:

@@ -112,7 +112,7 @@ class Replicator:
     ) -> None:
         if sync_interval_s <= 0:
             raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
-        if not 0 < checkpoint_pages <= (checkpoint_pages if truncate_pages is None else truncate_pages):
+        if checkpoint_pages < 1 or (truncate_pages is not None and checkpoint_pages > truncate_pages):
             raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
         self.path = database_path(path)
         self._sync_interval_s = sync_interval_s
