@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 
@@ -138,6 +139,33 @@ def test_retries_end_with_the_read_timeout_and_the_last_error(world):
         fetcher.read(file, 0, 10)
     assert time.monotonic() - started < 1.5
     assert len(script.reads) >= 2
+    fetcher.close()
+
+
+def test_pauses_grow_to_a_tenth_of_the_read_timeout_unless_the_storage_asks_for_more(world, monkeypatch):
+    """A pause that outlasts the time ends it: without a bound, one of 13 s would be the tenth and the last of 30 s."""
+    _, script, _ = world
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    fetcher = Fetcher(ScriptedClient(script), read_timeout_s=6.0)
+    file = fetcher.list_files(0)[1]
+    asked_for = iter([None, None, None, 2.0, 100.0, None, None])
+    pauses: list[float] = []
+
+    def fail(file, offset, data):
+        error = TransientStorageError("busy")
+        error.retry_after_s = next(asked_for)
+        raise error
+
+    def pause(seconds, deadline, error):
+        pauses.append(seconds)
+        if len(pauses) == 7:
+            raise error
+
+    script.on_read = fail
+    monkeypatch.setattr(fetcher, "_pause", pause)
+    with pytest.raises(TransientStorageError):
+        fetcher.read(file, 0, 10)
+    assert pauses == pytest.approx([0.05, 0.1, 0.2, 2.0, 32.0, 0.6, 0.6])
     fetcher.close()
 
 

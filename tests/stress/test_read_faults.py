@@ -25,11 +25,19 @@ ROWS = 2000
 NUMBERS = f"WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {ROWS}) "
 TYPED_ERRORS = (litevfs.LitevfsError, apsw.BusyError)
 
-FAILURES = (
-    Fault("timeout", probability=0.5),
-    Fault("transient", probability=0.25),
-    Fault("partial", probability=0.1),
-)
+PATIENCE = "60s"
+"""The longest pauses between 14 failures of one read, together some 50 s, are below it."""
+
+
+def failures(timeouts: int | None, transients: int | None, partials: int | None) -> tuple[Fault, ...]:
+    """At most so many of each, in one read or spread over all."""
+    return (
+        Fault("timeout", 0.5, ("read",), timeouts),
+        Fault("transient", 0.25, ("read",), transients),
+        Fault("partial", 0.1, ("read",), partials),
+    )
+
+
 CORRUPTION = Fault("corrupt", probability=0.05)
 
 
@@ -71,20 +79,26 @@ class Asked:
 
 @pytest.mark.plan("L02")
 @pytest.mark.parametrize("storage", ["faults", "remote_faults"])
-@pytest.mark.parametrize(("read_timeout", "queries"), [("100ms", 25), ("5s", 2)])
-def test_failing_reads_end_in_the_right_answer_or_in_a_typed_error(request, primary, storage, read_timeout, queries):
+@pytest.mark.parametrize(
+    ("read_timeout", "queries", "faults_added"),
+    [("100ms", 25, failures(None, None, None)), (PATIENCE, 8, failures(8, 4, 2))],
+    ids=["impatient", "patient"],
+)
+def test_failing_reads_end_in_the_right_answer_or_in_a_typed_error(
+    request, primary, storage, read_timeout, queries, faults_added
+):
     """Timeouts 50 %, errors 25 %, partial data 10 % of all reads; a short patience shows errors, a long one retries."""
     faults: Faults = request.getfixturevalue(storage)
     picks = random.Random(5)
     asked = Asked(primary)
     with connected(faults.url, poll_interval=0, cache_size="20KB", read_timeout=read_timeout) as connection:
-        faults.add(*(Fault(f.kind, f.probability, ("read",)) for f in FAILURES))
+        faults.add(*faults_added)
         for _ in range(queries):
             asked.ask(connection, point_query(picks.randrange(ROWS)))
         assert not asked.wrong
         assert asked.answers
         assert sum(faults.injected.values()) > 5
-        if read_timeout == "5s":
+        if read_timeout == PATIENCE:
             assert not asked.errors
         faults.clear()
         everything = "SELECT * FROM t ORDER BY id"
