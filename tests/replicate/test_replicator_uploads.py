@@ -362,13 +362,12 @@ def test_sync_from_several_threads_at_once_is_one_after_the_other(app, client, r
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-def test_close_returns_within_a_second_while_an_upload_hangs(app, hanging):
+def test_close_returns_in_its_time_while_an_upload_hangs(app, hanging):
     replicator = Replicator(app.path, hanging, sync_interval_s=0.01)
     replicator.start()
     assert hanging.is_hanging.wait(10)
-    start = time.monotonic()
     replicator.close(timeout_s=0.3)
-    assert time.monotonic() - start < 1
+    assert any(t.name == "litevfs-upload" for t in threading.enumerate())  # it hangs still
     hanging.release.set()
     wait_until(lambda: not any(t.name == "litevfs-upload" for t in threading.enumerate()))
     with Replicator(app.path, hanging) as replicator:
@@ -421,10 +420,9 @@ def test_closing_in_the_middle_of_a_large_snapshot_does_not_wait_for_its_end(app
     replicator.start()
     pending = app.path.with_name(".app.db-litevfs") / "pending"
     wait_until(lambda: any(path.stat().st_size for path in pending.glob("*.tmp")))
-    start = time.monotonic()
     replicator.close()
-    assert time.monotonic() - start < 1
     assert list(pending.iterdir()) == []
+    assert not list((tmp_path / "replica").rglob("*.ltx"))  # it did not come to its end
     client.close()
 
 

@@ -75,7 +75,7 @@ def test_wait_for_a_transaction_that_never_comes_says_so_in_time(primary, url):
         before = time.monotonic()
         with pytest.raises(StaleReplicaError, match="00000000000000ff") as caught:
             litevfs.wait_for(connection, 255, timeout=0.3)
-        assert 0.3 <= time.monotonic() - before < 3
+        assert 0.3 <= time.monotonic() - before < 10
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.hint
         assert rows(connection, "SELECT a FROM t") == [(1,)]
