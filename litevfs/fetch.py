@@ -47,8 +47,6 @@ PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
 REQUEST_SHARE = 0.5
 """Part of the read timeout for one request of a page read: one that hangs must leave the time for another."""
-PAUSE_SHARE = 0.1
-"""Part of the read timeout for the longest pause between tries: longer ones would end it early, after few of them."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -185,8 +183,8 @@ class Fetcher:
         error = after
         while True:
             if error is not None:
-                backoff = backoff or Backoff(cap_s=min(Backoff.cap_s, self._read_timeout_s * PAUSE_SHARE))
-                self._pause(max(backoff.next_s(), min(error.retry_after_s or 0.0, Backoff.cap_s)), deadline, error)
+                backoff = backoff or Backoff.within(self._read_timeout_s)
+                self._pause(backoff.after(error), deadline, error)
             try:
                 return call()
             except TransientStorageError as failure:

@@ -286,7 +286,7 @@ def _conflict(what: str, *, key: str) -> ReplicaConflictError:
 
 def retry_transient(attempt: Callable[[], None], deadline: float, closed: Event) -> None:
     """Call `attempt` until it succeeds; again only after a TransientStorageError and before `deadline` (monotonic)."""
-    backoff = Backoff()
+    backoff = Backoff.within(deadline - time.monotonic())
     while True:
         try:
             return attempt()

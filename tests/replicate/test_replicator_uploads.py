@@ -167,6 +167,22 @@ def test_closing_ends_the_wait_for_the_next_attempt_and_none_follows():
     assert attempts == 1
 
 
+def test_attempts_go_on_until_their_time_is_nearly_over(monkeypatch):
+    """However long an outage lasts, no pause takes more than a tenth of the time of a `sync`."""
+    pauses: list[float] = []
+    closed = threading.Event()
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    monkeypatch.setattr(closed, "wait", pauses.append)
+
+    def attempt() -> None:
+        if len(pauses) < 10:
+            raise TransientStorageError("refused")
+
+    retry_transient(attempt, time.monotonic() + 100, closed)
+    assert pauses[:8] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4]
+    assert pauses[8:] == pytest.approx([10, 10], rel=0.1)
+
+
 # --- the threads ------------------------------------------------------------------------------------------------------
 
 
