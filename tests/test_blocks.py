@@ -253,7 +253,7 @@ def test_without_threads_to_be_had_a_scan_reads_for_itself(monkeypatch: pytest.M
 
 def test_a_request_that_takes_too_long_is_not_waited_for_by_readers_with_a_time_limit():
     """The reader makes its own request, and so does whoever comes after it; only the one that hangs goes on hanging."""
-    with World(read_timeout_s=0.4) as world:
+    with World(read_timeout_s=1.5) as world:
         hanging, go_on = threading.Event(), threading.Event()
 
         def hang_once(file, offset, data):
