@@ -58,7 +58,7 @@ _before = pytest.StashKey[Resources]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the grace time, in seconds: a thread may take that long to end, an object to be collected."""
-    parser.addini("leak_grace_s", "seconds after a test until what it left behind counts as leaked", default="2")
+    parser.addini("leak_grace_s", "seconds after a test until what it left behind counts as leaked", default="10")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ PRELUDE = """
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Runs tests given as text under the leak check, in a process of their own."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    pytester.makeini("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\nleak_grace_s = 0.3")
+    pytester.makeini("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\nleak_grace_s = 1")
     pytester.makeconftest('pytest_plugins = ["tests.leak_check"]')
 
     def run(text: str) -> pytest.RunResult:
