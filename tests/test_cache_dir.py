@@ -324,13 +324,14 @@ def test_a_reader_killed_at_any_moment_leaves_a_folder_that_is_right(in_s3, tmp_
     rng = random.Random(15)
     kept = 0
     for seed in range(1, 7):
-        reader = start_reader(url, tmp_path, seed)
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "open\n"
-        enough = min(kept + rng.randrange(1, 15), 58)
-        wait_until(lambda enough=enough: len(blocks_in(tmp_path)) >= enough, "blocks", timeout_s=30)
-        reader.kill()
-        reader.communicate()
+        with start_reader(url, tmp_path, seed) as reader:
+            try:
+                assert reader.stdout is not None
+                assert reader.stdout.readline() == "open\n"
+                enough = min(kept + rng.randrange(1, 15), 58)
+                wait_until(lambda enough=enough: len(blocks_in(tmp_path)) >= enough, "blocks", timeout_s=60)
+            finally:
+                reader.kill()
         kept = len(blocks_in(tmp_path))
     first, second = (read_once(url, tmp_path) for _ in range(2))
     assert first[0] == second[0] == expected
