@@ -42,6 +42,8 @@ _SETTLE_INTERVAL_S = 0.1
 
 _LOCK_TIMEOUT_S = 60.0
 """How long a thread waits for what another one is doing."""
+_RETRY_S = 1.0
+"""A capture that failed is made again so much later, or at the next sync, if that comes first."""
 _LARGE_CLOCK_STEP_MS = 60_000
 """The clock is said to be wrong when it is so far behind the newest file's time."""
 _CLOSE_GRACE_S = 10.0
@@ -174,7 +176,10 @@ class Replicator:
         )
 
     def start(self) -> None:
-        """Sync from threads from now on, the first time at once. Errors are logged and tried again; see `status`."""
+        """Sync from threads from now on, the first time at once.
+
+        What fails is logged (see `status`) and tried again, long before the next sync if the interval is long.
+        """
         self._check_open()
         if self._threads:
             return
@@ -302,27 +307,27 @@ class Replicator:
             if now < next_sync and begun == self._begun:
                 self._attempt(self._settle)
                 continue
-            next_sync, begun = now + self._sync_interval_s, self._begun
+            begun = self._begun
             error = self._attempt(self._capture_if_known)
+            next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
             self._capture_error = None if error is None else str(error)
             self._has_captured.set()
 
     def _run_uploads(self) -> None:
-        backoff, next_try = Backoff(), 0.0
+        backoff = Backoff()
         while not self._closed.is_set():
-            self._has_captured.wait(self._sync_interval_s)
-            self._has_captured.clear()
-            if time.monotonic() < next_try or self._closed.is_set():
-                continue
+            self._has_captured.clear()  # first: what is captured meanwhile is for the next round
             error = self._attempt(self._look_at_replica)
             if error is None:
                 error = self._attempt(self._upload_pending)
-            if error is None:
-                self._upload_error = None
-                backoff.reset()
-            else:
+            if error is not None:
                 self._upload_error = str(error)
-                next_try = time.monotonic() + backoff.after(error)
+                self._closed.wait(backoff.after(error))
+                continue
+            self._upload_error = None
+            backoff.reset()
+            if self._uploads.lost is None:  # otherwise the next look begins anew
+                self._has_captured.wait(self._sync_interval_s)
 
     def _maintain(self, config: MaintenanceConfig) -> None:
         """Keep the replica tidy, from its first file on."""

@@ -448,11 +448,11 @@ def test_a_waiting_file_that_is_lost_or_damaged_is_made_up_for_by_the_whole_data
     assert_restores_to_the_source(client, app, tmp_path)
 
 
-def test_the_thread_begins_anew_as_well(app, waiting, tmp_path: Path, replicate):
+def test_the_thread_begins_anew_as_well_and_at_once(app, waiting, tmp_path: Path, replicate):
     client, replicator, folder = waiting
     replicator.close()
     (folder / f"{3:016x}-{3:016x}.ltx").unlink()
-    replicator = replicate(app, client, sync_interval_s=0.01)
+    replicator = replicate(app, client, sync_interval_s=3600)
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 3 and replicator.status.pending_files == 0)
     assert_restores_to_the_source(client, app, tmp_path)

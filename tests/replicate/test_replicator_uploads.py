@@ -228,6 +228,34 @@ def test_the_threads_outlive_failures_and_says_what_they_were(app, failing, repl
     assert_replicated(failing, app.path)
 
 
+@pytest.mark.parametrize("what", ["listing", "upload"])
+def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, failing, replicate, what: str):
+    replicator = replicate(app, failing, sync_interval_s=3600)
+    if what == "listing":
+        failing.fail_listings = True
+    else:
+        failing.fail_from = 1
+    replicator.start()
+    wait_until(lambda: "refused" in (replicator.status.last_error or ""))
+    failing.fail_listings, failing.fail_from = False, None
+    wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
+    assert_replicated(failing, app.path)
+
+
+def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, client, replicate):
+    with Replicator(app.path, client) as first:
+        first.sync()
+    replicator = replicate(app, sync_interval_s=3600)
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    app.insert()
+    replicator.start()
+    wait_until(lambda: replicator.status.last_error)
+    pending.with_name("away").rename(pending)
+    wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
+    assert_replicated(client, app.path)
+
+
 def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app, hanging, replicate):
     """A checkpoint holds writers off while it waits for the read transaction of a replicator that does not move on."""
     app.execute("PRAGMA wal_autocheckpoint=0")
