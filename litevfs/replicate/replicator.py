@@ -227,16 +227,15 @@ class Replicator:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S):
+        with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S, to_close=True):
             self._capture.close()
-        self._folder.close()
+            self._folder.close()
 
     # --- the two parts of a sync --------------------------------------------------------------------------------------
 
     def _look_at_replica(self, deadline: float) -> None:
         """Now and then: find out whether the replica is what the local state says, and start anew when it is not."""
         with self._holding(self._upload_lock, deadline):
-            self._check_open()
             with self._holding(self._capture_lock, deadline):
                 self._is_replica_known &= self._capture.keeps_state()
             is_first = not self._is_replica_known
@@ -266,7 +265,6 @@ class Replicator:
 
     def _capture_step(self, deadline: float) -> int:
         with self._holding(self._capture_lock, deadline):
-            self._check_open()
             captured_ms = self._clock_ms()
             reason, self._wanted_snapshot = self._wanted_snapshot, None
             self._capture.reason = self._capture.reason or reason
@@ -390,10 +388,13 @@ class Replicator:
             self.client.close()
 
     @contextmanager
-    def _holding(self, lock: threading.Lock, deadline: float) -> Generator[None]:
+    def _holding(self, lock: threading.Lock, deadline: float, *, to_close: bool = False) -> Generator[None]:
+        """Raises ReplicatorError once closed: the database, and the folder, may be another replicator's then."""
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise ReplicatorError("another thread is still busy with this replicator", key=str(self.path))
         try:
+            if not to_close:
+                self._check_open()
             yield
         finally:
             lock.release()

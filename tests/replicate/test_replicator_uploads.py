@@ -17,6 +17,7 @@ from litevfs.errors import (
     LitevfsError,
     OptionError,
     ReplicatorError,
+    ReplicatorLockedError,
     StoragePermissionError,
     TransientStorageError,
 )
@@ -445,14 +446,78 @@ def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app,
     assert_replicated(failing, app.path)
 
 
+def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(
+    app, failing, replicate, monkeypatch
+):
+    """It found nothing to continue from, and would begin anew."""
+    is_asked, may_answer = threading.Event(), threading.Event()
+    answer = failing.list_files
+
+    def answer_late(level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        is_asked.set()
+        assert may_answer.wait(60)
+        return answer(level, min_txid)
+
+    late = replicate(app, failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, "list_files", answer_late)
+        late.start()
+        assert is_asked.wait(20)
+    late.close(timeout_s=0)
+    replicator = replicate(app, failing)
+    failing.fail_from = 1
+    with pytest.raises(TransientStorageError):
+        replicator.sync(timeout_s=0)
+    assert replicator.status.pending_files == 1
+    may_answer.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    assert replicator.status.pending_files == 1
+    failing.fail_from = None
+    assert replicator.sync() == 1
+    assert_replicated(failing, app.path)
+
+
+def test_closing_waits_for_a_capture_before_it_lets_another_replicator_in(app, replicate, monkeypatch):
+    monkeypatch.setattr("litevfs.replicate.replicator._CLOSE_GRACE_S", 60.0)
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def tell_late() -> int:
+        is_asked.set()
+        assert may_answer.wait(60)
+        return 0
+
+    replicator = replicate(app, clock_ms=tell_late)
+    replicator.start()
+    assert is_asked.wait(20)
+    closing = threading.Thread(target=replicator.close, args=(0.0,))
+    closing.start()
+    wait_until(replicator._closed.is_set)
+    closing.join(0.1)
+    assert closing.is_alive()
+    with pytest.raises(ReplicatorLockedError):
+        replicate(app)
+    may_answer.set()
+    closing.join(60)
+    replicate(app).sync()
+
+
 def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client, replicate):
     replicator = replicate(app)
     replicator.close()
     replicator.close()
-    for action in (replicator.sync, replicator.start):
+    deadline = time.monotonic() + 20
+    for action in (
+        replicator.sync,
+        replicator.start,
+        lambda: replicator._look_at_replica(deadline),
+        lambda: replicator._capture_step(deadline),
+        lambda: replicator._upload_pending(deadline),
+        lambda: replicator._settle(deadline),
+    ):
         with pytest.raises(ReplicatorError, match="closed"):
             action()
-    assert client.list_files is not None
+    assert not client.root.exists()
+    assert replicate(app).sync() == 1
 
 
 def test_closing_in_the_middle_of_a_large_snapshot_does_not_wait_for_its_end(app, tmp_path: Path):
