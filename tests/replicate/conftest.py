@@ -11,6 +11,7 @@ import pytest
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import SourceDatabase
+from tests.replicate.support import FailingClient, HangingClient
 
 
 class Application:
@@ -111,6 +112,21 @@ def stuck_in_checkpoint(app):
 def client(tmp_path: Path):
     client = FileReplicaClient(tmp_path / "replica")
     yield client
+    client.close()
+
+
+@pytest.fixture
+def failing(tmp_path: Path):
+    client = FailingClient(tmp_path / "replica")
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def hanging(tmp_path: Path):
+    client = HangingClient(tmp_path / "replica")
+    yield client
+    client.release.set()
     client.close()
 
 

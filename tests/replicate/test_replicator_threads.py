@@ -1,0 +1,402 @@
+"""The threads that capture and upload: what they do when something fails or hangs, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from litevfs.errors import (
+    LitevfsError,
+    OptionError,
+    ReplicatorError,
+    ReplicatorLockedError,
+    TransientStorageError,
+)
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+from litevfs.replicate.database import ReadTransaction
+from tests.replicate.support import (
+    assert_replicated,
+    files_of,
+    opened,
+    rebuilt,
+    source_bytes,
+    states,
+    wait_until,
+)
+
+# --- the threads ------------------------------------------------------------------------------------------------------
+
+
+def test_the_threads_upload_what_is_committed_within_its_interval(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.05)
+    replicator.start()
+    replicator.start()  # once is enough
+    names = [t.name for t in threading.enumerate() if t.name.startswith("litevfs")]
+    assert sorted(names) == ["litevfs-replicate", "litevfs-upload"]
+    wait_until(lambda: replicator.status.uploaded_txid == 1)
+    for _ in range(5):
+        app.insert()
+        expected = source_bytes(app.path)
+        wait_until(lambda expected=expected: rebuilt(client) == expected, timeout_s=5)
+    wait_until(lambda: replicator.status.pending_files == 0 and replicator.status.uploaded_txid > 1)
+    status = replicator.status
+    assert status.files_uploaded == status.txid == status.uploaded_txid == len(client.list_files(0))
+    assert status.bytes_uploaded == sum(info.size for info in client.list_files(0))
+    assert (status.last_error, status.pending_files, status.snapshots) == (None, 0, 1)
+
+
+def test_idle_threads_write_nothing(app, client, replicate):
+    replicator = replicate(app, sync_interval_s=0.01)
+    replicator.start()
+    wait_until(lambda: replicator.status.last_sync_ms is not None)
+    first = replicator.status.last_sync_ms
+    wait_until(lambda: replicator.status.last_sync_ms > first + 200)
+    assert len(client.list_files(0)) == 1
+
+
+def test_the_threads_outlive_failures_and_says_what_they_were(app, failing, replicate, caplog):
+    caplog.set_level(logging.WARNING, "litevfs")
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    failing.fail_from = 1
+    replicator.start()
+    wait_until(lambda: len(failing.writes) >= 3)
+    app.insert()
+    wait_until(lambda: replicator.status.txid == 2)
+    assert "refused" in replicator.status.last_error
+    assert "refused" in caplog.text
+    failing.fail_from = None
+    wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
+    assert_replicated(failing, app.path)
+
+
+@pytest.mark.parametrize("what", ["listing", "upload"])
+def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, failing, replicate, what: str):
+    replicator = replicate(app, failing, sync_interval_s=3600)
+    if what == "listing":
+        failing.fail_listings = True
+    else:
+        failing.fail_from = 1
+    replicator.start()
+    wait_until(lambda: "refused" in (replicator.status.last_error or ""))
+    failing.fail_listings, failing.fail_from = False, None
+    wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
+    assert_replicated(failing, app.path)
+
+
+def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, client, replicate):
+    with Replicator(app.path, client) as first:
+        first.sync()
+    replicator = replicate(app, sync_interval_s=3600)
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    app.insert()
+    replicator.start()
+    wait_until(lambda: replicator.status.last_error)
+    pending.with_name("away").rename(pending)
+    wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
+    assert_replicated(client, app.path)
+
+
+def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app, hanging, replicate):
+    """A checkpoint holds writers off while it waits for the read transaction of a replicator that does not move on."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    replicator = replicate(app, hanging, sync_interval_s=0.02)
+    replicator.start()
+    assert hanging.is_hanging.wait(10)
+    for _ in range(5):
+        txid = replicator.status.txid
+        app.insert(20, 3000)
+        wait_until(
+            lambda: app.checkpoint("TRUNCATE") == (0, 0, 0)
+        )  # not while ours is under way: SQLite waits for none
+        wait_until(lambda txid=txid: replicator.status.txid > txid)
+    assert replicator.status.uploaded_txid == 0
+    hanging.release.set()
+    wait_until(lambda: replicator.status.uploaded_txid == replicator.status.txid)
+    assert replicator.status.snapshots == 1
+    assert_replicated(hanging, app.path)
+
+
+def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, caplog):
+    caplog.set_level(logging.WARNING, "litevfs")
+    now = 1_000
+    replicator = replicate(app, sync_interval_s=0.01, clock_ms=lambda: now)
+    replicator.start()
+    wait_until(lambda: replicator.status.last_sync_ms == 1_000)
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    app.insert()
+    wait_until(lambda: replicator.status.last_error)
+    now = 2_000
+    wait_until(lambda: caplog.text.count("local state cannot be kept") > 5)
+    assert replicator.status.last_sync_ms == 1_000
+    assert "local state cannot be kept" in replicator.status.last_error
+    pending.with_name("away").rename(pending)
+    wait_until(lambda: replicator.status.last_sync_ms == 2_000)
+    assert replicator.status.last_error is None
+    assert_replicated(client, app.path)
+
+
+def test_the_time_of_the_last_sync_is_before_what_was_committed_while_it_captured_or_uploaded(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    now = 1_000
+    replicator = replicate(app, clock_ms=lambda: now)
+    database = replicator._capture._database
+    hand_over, write = database.hand_over, client.write
+
+    @contextmanager
+    def then_a_commit(*, writer: bool = False) -> Generator[ReadTransaction]:
+        nonlocal now
+        with hand_over(writer=writer) as transaction:
+            yield transaction
+            now = 2_000
+            app.insert()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "hand_over", then_a_commit)
+        assert replicator.sync() == 1
+    assert replicator.status.last_sync_ms == 1_000
+
+    def while_another_is_captured(*arguments: object, **options: object) -> LTXFileInfo:
+        nonlocal now
+        now = 3_000
+        app.insert()
+        replicator._capture_step(time.monotonic() + 20)
+        return write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "write", while_another_is_captured)
+        assert replicator.sync() == 2
+    assert replicator.status.pending_files == 1
+    assert replicator.status.last_sync_ms == 2_000
+    assert replicator.sync() == 3
+    assert replicator.status.last_sync_ms == 3_000
+    assert_replicated(client, app.path)
+
+
+def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app, failing, replicate):
+    with Replicator(app.path, failing) as first:
+        first.sync()
+        app.insert(20)
+        first.sync()
+    failing.fail_listings = True
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    replicator.start()
+    app.insert()
+    wait_until(lambda: replicator.status.txid == 3)
+    assert replicator.status.uploaded_txid == 0
+    failing.fail_listings = False
+    wait_until(lambda: replicator.status.uploaded_txid == 3)
+    assert replicator.status.snapshots == 0
+    assert_replicated(failing, app.path)
+
+
+@pytest.mark.plan("D06")
+def test_a_hundred_concurrent_commits_make_ascending_txids_each_on_the_replica_as_it_was(app, client, replicate):
+    app.execute("CREATE TABLE log (thread INTEGER, n INTEGER)")
+    replicator = replicate(app, sync_interval_s=0.002)
+    replicator.start()
+
+    def commit_ten(thread: int, db: apsw.Connection) -> None:
+        for n in range(10):
+            db.execute("INSERT INTO log VALUES (?, ?)", (thread, n))
+
+    threads = [threading.Thread(target=commit_ten, args=(n, app.connect())) for n in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    newest = replicator.sync()
+    files = files_of(client)
+    assert len(files) == newest == replicator.status.txid
+    assert [file.header.max_txid for file in files] == list(range(1, newest + 1))
+    assert_replicated(client, app.path)
+    before: list[list[int]] = [[] for _ in range(10)]
+    for txid, data in states(files):
+        db = opened(data)
+        now = [[n for (n,) in db.execute("SELECT n FROM log WHERE thread = ? ORDER BY rowid", (t,))] for t in range(10)]
+        db.close()
+        assert all(log == list(range(len(log))) and len(log) >= len(old) for old, log in zip(before, now, strict=True))
+        assert now != before or txid == 1
+        before = now
+    assert before == [list(range(10))] * 10
+
+
+def test_sync_from_several_threads_at_once_is_one_after_the_other(app, client, replicate):
+    replicator = replicate(app)
+    results: list[int] = []
+
+    def work(db: apsw.Connection) -> None:
+        for _ in range(20):
+            db.execute("INSERT INTO t (data) VALUES ('x')")
+            count = db.execute("SELECT count(*) FROM t").get
+            results.append(replicator.sync())
+            assert count
+
+    threads = [threading.Thread(target=work, args=(app.connect(),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 80
+    assert max(results) == replicator.status.uploaded_txid
+    assert_replicated(client, app.path)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def test_close_returns_in_its_time_while_an_upload_hangs(app, hanging):
+    replicator = Replicator(app.path, hanging, sync_interval_s=0.01)
+    replicator.start()
+    assert hanging.is_hanging.wait(10)
+    replicator.close(timeout_s=0.3)
+    assert any(t.name == "litevfs-upload" for t in threading.enumerate())  # it hangs still
+    hanging.release.set()
+    wait_until(lambda: not any(t.name == "litevfs-upload" for t in threading.enumerate()))
+    with Replicator(app.path, hanging) as replicator:
+        assert replicator.sync() == 1
+        assert replicator.status.snapshots == 0
+    assert_replicated(hanging, app.path)
+
+
+def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app, failing, replicate, monkeypatch):
+    """Which may run already: nothing keeps it out any more."""
+    replicator = replicate(app, failing)
+    replicator.sync()
+    failing.fail_from = 2
+    for _ in range(3):
+        app.insert()
+        with pytest.raises(TransientStorageError):
+            replicator.sync(timeout_s=0)
+    failing.fail_from = None
+    write = failing.write
+
+    def write_and_close(*args: Any, **options: Any) -> LTXFileInfo:
+        replicator.close()
+        return write(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, "write", write_and_close)
+        with pytest.raises(ReplicatorError, match="closed"):
+            replicator._upload_pending(time.monotonic() + 10)
+    assert len(files_of(failing)) == 2
+    assert replicate(app, failing).sync() == 4
+    assert_replicated(failing, app.path)
+
+
+def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(
+    app, failing, replicate, monkeypatch
+):
+    """It found nothing to continue from, and would begin anew."""
+    is_asked, may_answer = threading.Event(), threading.Event()
+    answer = failing.list_files
+
+    def answer_late(level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        is_asked.set()
+        assert may_answer.wait(60)
+        return answer(level, min_txid)
+
+    late = replicate(app, failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, "list_files", answer_late)
+        late.start()
+        assert is_asked.wait(20)
+    late.close(timeout_s=0)
+    replicator = replicate(app, failing)
+    failing.fail_from = 1
+    with pytest.raises(TransientStorageError):
+        replicator.sync(timeout_s=0)
+    assert replicator.status.pending_files == 1
+    may_answer.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    assert replicator.status.pending_files == 1
+    failing.fail_from = None
+    assert replicator.sync() == 1
+    assert_replicated(failing, app.path)
+
+
+def test_closing_waits_for_a_capture_before_it_lets_another_replicator_in(app, replicate, monkeypatch):
+    monkeypatch.setattr("litevfs.replicate.replicator._CLOSE_GRACE_S", 60.0)
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def tell_late() -> int:
+        is_asked.set()
+        assert may_answer.wait(60)
+        return 0
+
+    replicator = replicate(app, clock_ms=tell_late)
+    replicator.start()
+    assert is_asked.wait(20)
+    closing = threading.Thread(target=replicator.close, args=(0.0,))
+    closing.start()
+    wait_until(replicator._closed.is_set)
+    closing.join(0.1)
+    assert closing.is_alive()
+    with pytest.raises(ReplicatorLockedError):
+        replicate(app)
+    may_answer.set()
+    closing.join(60)
+    replicate(app).sync()
+
+
+def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client, replicate):
+    replicator = replicate(app)
+    replicator.close()
+    replicator.close()
+    deadline = time.monotonic() + 20
+    for action in (
+        replicator.sync,
+        replicator.start,
+        lambda: replicator._look_at_replica(deadline),
+        lambda: replicator._capture_step(deadline),
+        lambda: replicator._upload_pending(deadline),
+        lambda: replicator._settle(deadline),
+    ):
+        with pytest.raises(ReplicatorError, match="closed"):
+            action()
+    assert not client.root.exists()
+    assert replicate(app).sync() == 1
+
+
+def test_closing_in_the_middle_of_a_large_snapshot_does_not_wait_for_its_end(app, tmp_path: Path):
+    app.execute("BEGIN")
+    app.insert(20_000, 4000)
+    app.execute("COMMIT")
+    client = FileReplicaClient(tmp_path / "replica")
+    replicator = Replicator(app.path, client)
+    replicator.start()
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    wait_until(lambda: any(path.stat().st_size for path in pending.glob("*.tmp")))
+    replicator.close()
+    assert list(pending.iterdir()) == []
+    assert not list((tmp_path / "replica").rglob("*.ltx"))  # it did not come to its end
+    client.close()
+
+
+def test_a_url_opens_a_client_of_its_own_that_is_closed_with_the_replicator(app, tmp_path: Path):
+    with Replicator(app.path, f"file://{tmp_path}/replica") as replicator:
+        assert replicator.sync() == 1
+        assert replicator.client.url == f"file://{tmp_path}/replica"
+        assert repr(replicator) == f"<Replicator {app.path} to file://{tmp_path}/replica>"
+    with pytest.raises(LitevfsError):
+        replicator.client.list_files(0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"sync_interval_s": 0}, {"sync_interval_s": -1}, {"checkpoint_pages": 0}, {"truncate_pages": 10}]
+)
+def test_options_out_of_range_are_refused(app, client, options: dict[str, float]):
+    with pytest.raises(OptionError):
+        Replicator(app.path, client, **options)
