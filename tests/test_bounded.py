@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
-from litevfs.bounded import SharedCall, call_alone, call_persistently
+from litevfs.bounded import SharedCall, Troubles, call_alone, call_persistently
 from litevfs.clock import now_s
 from litevfs.errors import StorageNotFoundError, StorageTimeoutError, TransientStorageError
+from litevfs.workers import start_thread
 from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
 
@@ -75,6 +80,94 @@ def test_a_call_that_began_too_early_is_waited_for_and_does_not_count(fails):
     threading.Timer(0.05, go_on.set).start()
     assert shared.result(10, not_before=asked) is True
     assert calls[0] <= asked <= calls[1]
+
+
+def test_two_who_ask_at_once_share_one_call(monkeypatch):
+    go_on, is_another_begun = threading.Event(), threading.Event()
+    shared = SharedCall(lambda: go_on.wait(20), "test")
+    other = threading.Thread(target=shared.result, args=(20,))
+
+    def start_while_another_asks(run: Callable[[], object], name: str) -> None:
+        if other.ident is None:
+            other.start()
+            is_another_begun.wait(0.1)
+        else:
+            is_another_begun.set()
+        start_thread(run, name)
+
+    monkeypatch.setattr("litevfs.bounded.start_thread", start_while_another_asks)
+    with pytest.raises(StorageTimeoutError):
+        shared.result(0)
+    go_on.set()
+    other.join(20)
+    assert not is_another_begun.is_set()
+
+
+def test_who_gives_up_on_a_call_that_does_not_count_is_told_while_it_runs():
+    go_on = threading.Event()
+    shared = SharedCall(lambda: go_on.wait(20), "test")
+    with pytest.raises(StorageTimeoutError):
+        shared.result(0)
+    with pytest.raises(StorageTimeoutError):
+        shared.result(0.01, not_before=now_s())
+    assert not go_on.is_set()
+    go_on.set()
+
+
+def test_waiting_for_a_call_that_does_not_count_is_part_of_the_time(monkeypatch):
+    monotonic, hours, go_on, calls = time.monotonic, 0, threading.Event(), []
+    monkeypatch.setattr("litevfs.bounded.time", SimpleNamespace(monotonic=lambda: monotonic() + hours * 3600))
+
+    def call() -> None:
+        nonlocal hours
+        calls.append(1)
+        assert go_on.wait(20)
+        hours += 1
+        go_on.clear()
+
+    shared = SharedCall(call, "test")
+    with pytest.raises(StorageTimeoutError):
+        shared.result(0)
+    wait_until(lambda: calls)
+    asked = now_s()
+    threading.Timer(0.05, go_on.set).start()
+    with pytest.raises(StorageTimeoutError):
+        shared.result(1800, not_before=asked)
+    go_on.set()
+
+
+def test_who_gives_up_is_told_all_about_the_last_failure():
+    troubles = Troubles("s3://bucket")
+    began = now_s()
+    troubles.note(TransientStorageError("before"))
+    troubles.note(TransientStorageError("busy", level=3, min_txid=1, max_txid=2, key="s3://bucket/a", hint="wait"))
+    error = troubles.too_late(began, 1.5)
+    assert error.message == "no success within 1.5 s; the last try failed: busy"
+    assert (error.level, error.min_txid, error.max_txid, error.key, error.hint) == (3, 1, 2, "s3://bucket/a", "wait")
+    troubles.note(TransientStorageError("refused"))
+    assert troubles.too_late(began, 1.5).key == "s3://bucket"
+    late = troubles.too_late(now_s(), 1.5)
+    assert (late.message, late.key) == ("the storage has not answered within 1.5 s", "s3://bucket")
+
+
+def test_a_call_that_does_not_get_the_lock_in_its_time_is_never_made():
+    lock, made = threading.Lock(), []
+    with lock:
+        for timeout_s in (0.01, 0.0):
+            with pytest.raises(StorageTimeoutError):
+                call_alone(lambda: made.append(1), lock, timeout_s, "litevfs-given-up")
+        wait_until(lambda: not any(thread.name == "litevfs-given-up" for thread in threading.enumerate()))
+    assert made == []
+    assert not lock.locked()
+
+
+def test_a_call_whose_thread_begins_too_late_is_too_late(monkeypatch):
+    monkeypatch.setattr("litevfs.bounded.start_thread", lambda run, name: run())
+    monkeypatch.setattr("litevfs.bounded.time", SimpleNamespace(monotonic=count().__next__))
+    lock = threading.Lock()
+    with lock, pytest.raises(StorageTimeoutError):
+        call_alone(lambda: True, lock, 0.5, "test")
+    assert call_alone(lambda: True, lock, 0.5, "test") is True
 
 
 def test_a_call_that_is_given_up_keeps_the_lock_to_its_end():
@@ -153,3 +246,22 @@ def test_a_call_is_tried_again_only_after_what_may_pass_and_until_the_time_is_ov
     with pytest.raises(TransientStorageError, match="1"):
         call_persistently(fail, 0, 1, is_transient, pauses.append)
     assert pauses == []
+
+
+def test_a_call_is_given_the_time_that_is_left_and_is_not_tried_again_when_none_would_be(monkeypatch):
+    now_s = 0.0
+    given: list[float] = []
+    monkeypatch.setattr("litevfs.bounded.time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr("random.uniform", lambda low, high: 0.25)
+
+    def fail(seconds: float) -> None:
+        given.append(seconds)
+        raise TransientStorageError("busy")
+
+    def pause(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    with pytest.raises(TransientStorageError):
+        call_persistently(fail, 1.0, 0.3, lambda error: True, pause)
+    assert given == [1.0, 0.75, 0.5, 0.3]

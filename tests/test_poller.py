@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 import weakref
+from types import SimpleNamespace
 
 import pytest
 
@@ -70,6 +71,38 @@ def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
     assert len(refresh.times) == 1
 
 
+def test_closing_does_not_wait_for_a_look_that_hangs(monkeypatch):
+    monkeypatch.setattr(Poller, "close_timeout_s", 0.01)
+    looks, go_on = threading.Event(), threading.Event()
+    poller = Poller(lambda: looks.set() or go_on.wait(30), 0.001, "test")
+    assert looks.wait(20)
+    poller.close()
+    assert poller._thread.is_alive()
+    go_on.set()
+    poller._thread.join(20)
+    assert not poller._thread.is_alive()
+
+
+def test_the_interval_is_from_look_to_look_however_long_one_takes(monkeypatch):
+    monotonic, hours, looks = time.monotonic, 0, 0
+    monkeypatch.setattr("litevfs.poller.time", SimpleNamespace(monotonic=lambda: monotonic() + hours * 3600))
+
+    def take_an_hour() -> bool:
+        nonlocal hours, looks
+        hours, looks = hours + 1, looks + 1
+        return looks < 5
+
+    def let_an_hour_pass() -> None:
+        nonlocal hours
+        hours += 1
+        poller.set_interval(3600.0)
+
+    poller = Poller(take_an_hour, 3600.0, "test")
+    wait_until(lambda: let_an_hour_pass() or looks)
+    poller._thread.join(20)
+    assert looks == 5
+
+
 def test_a_poller_may_be_closed_by_its_own_look(caplog):
     pollers: list[Poller] = []
 
@@ -107,7 +140,7 @@ def test_failures_slow_the_pace_down_and_a_success_restores_it():
 
 @pytest.mark.plan("E02", "L10")
 @pytest.mark.parametrize("failure", [TransientStorageError("away"), ValueError("a defect")], ids=["storage", "defect"])
-def test_whatever_fails_is_tried_again_after_a_pause(monkeypatch, failure):
+def test_whatever_fails_is_tried_again_after_a_pause(monkeypatch, caplog, failure):
     monkeypatch.setattr(Backoff, "next_s", lambda self, retry_after_s=None: 0.1)
     refresh = Refresh()
     refresh.answer = failure
@@ -115,13 +148,15 @@ def test_whatever_fails_is_tried_again_after_a_pause(monkeypatch, failure):
     wait_until(lambda: len(refresh.times) >= 3)
     poller.close()
     assert min(b - a for a, b in itertools.pairwise(refresh.times)) >= 0.099
+    assert ("ValueError: a defect" in caplog.text) == isinstance(failure, ValueError)
 
 
 @pytest.mark.plan("E02", "L13")
-def test_failures_never_quicken_the_pace(monkeypatch):
+@pytest.mark.parametrize("failure", [TransientStorageError("away"), ValueError("a defect")], ids=["storage", "defect"])
+def test_failures_never_quicken_the_pace(monkeypatch, failure):
     monkeypatch.setattr(Backoff, "base_s", 0.0)  # as if chance had given no pause at all
     refresh = Refresh()
-    refresh.answer = TransientStorageError("away")
+    refresh.answer = failure
     poller = Poller(refresh, 0.05, "test")
     wait_until(lambda: len(refresh.times) >= 4)
     poller.close()

@@ -57,6 +57,15 @@ def test_an_idle_thread_is_used_again(pool):
     assert len(threads()) == 1
 
 
+def test_an_idle_thread_that_has_a_call_already_is_not_counted_on_for_another(pool):
+    pool.submit(int).result(10)
+    wait_until(lambda: pool._idle == 1, "the thread to be idle")
+    together = threading.Barrier(2)
+    with pool._changed:  # before the idle one can take its call
+        futures = [pool.submit(lambda: together.wait(20)) for _ in range(2)]
+    assert {future.result(20) for future in futures} == {0, 1}
+
+
 def test_shutting_down_cancels_what_waits_and_ends_every_thread(pool):
     go_on = threading.Event()
     running = [pool.submit(lambda: go_on.wait(20)) for _ in range(4)]
@@ -112,8 +121,8 @@ def test_without_threads_to_be_had_a_call_is_refused_or_left_to_the_others(pool,
         for _ in range(5):  # more often than there may be threads: none of these counts as one
             with pytest.raises(RuntimeError, match="can't start"):
                 pool.submit(int)
-        with pytest.raises(TransientStorageError, match="can't start"):
-            start_thread(int, "litevfs-test")
+        with pytest.raises(TransientStorageError, match="no thread for litevfs-test now: can't start"):
+            start_thread(int, "litevfs-test of s3://bucket")
     go_on = threading.Event()
     first = pool.submit(lambda: go_on.wait(20))
     with monkeypatch.context() as patch:
@@ -127,8 +136,9 @@ def test_without_threads_to_be_had_a_call_is_refused_or_left_to_the_others(pool,
 def test_a_call_that_hangs_does_not_keep_the_process_from_ending():
     program = """
         import threading
-        from litevfs.workers import WorkerPool
+        from litevfs.workers import WorkerPool, start_thread
         begun = threading.Event()
+        assert start_thread(lambda: threading.Event().wait(), "litevfs-test").name == "litevfs-test"
         pool = WorkerPool(2, "litevfs-test")
         pool.submit(lambda: (begun.set(), threading.Event().wait()))
         assert begun.wait(20)
