@@ -71,5 +71,5 @@ class Poller:
                 return True
             if self._wake.wait(remaining):
                 self._wake.clear()
-                pause = min(pause, self.interval_s)
+                pause = self.interval_s
         return False
