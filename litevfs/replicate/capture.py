@@ -103,7 +103,7 @@ class Capture:
         self.state = State(replica_url, self._database.inode, page_size, txid, timestamp_ms, 0, "", EMPTY_WAL)
         self.reason = reason
 
-    def step(self) -> None:
+    def step(self) -> State:
         """Everything committed before the call is in the folder when this returns; no file when that is nothing."""
         if not self._folder.is_held():
             self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
@@ -117,6 +117,7 @@ class Capture:
         except ReplicatorError:
             self._let_go_of_large_wal()
             raise
+        return self._known_state()
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""

@@ -268,10 +268,7 @@ class Replicator:
             captured_ms = self._clock_ms()
             reason, self._wanted_snapshot = self._wanted_snapshot, None
             self._capture.reason = self._capture.reason or reason
-            self._capture.step()
-            state = self._capture.state
-            if state is None:
-                return 0
+            state = self._capture.step()
             self._captured_ms = captured_ms
             self._compare_clock(state.timestamp_ms - captured_ms)
             return state.txid
@@ -325,7 +322,7 @@ class Replicator:
             self._upload_error = None
             backoff.reset()
             if self._uploads.lost is None:  # otherwise the next look begins anew
-                self._has_captured.wait(self._sync_interval_s)
+                self._has_captured.wait()  # set after every capture, also one that fails, and by `close`
 
     def _maintain(self, config: MaintenanceConfig) -> None:
         """Keep the replica tidy, from its first file on."""
