@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+import textwrap
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +16,21 @@ from typing import Any
 import apsw
 import pytest
 
+from litevfs.backoff import Backoff
 from litevfs.errors import (
     LitevfsError,
     OptionError,
     ReplicatorError,
     ReplicatorLockedError,
+    StorageClosedError,
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import ReadTransaction
+from litevfs.replicate.schedule import MaintenanceConfig
+from litevfs.replicate.uploads import ReplicaPosition
 from tests.replicate.support import (
     assert_replicated,
     files_of,
@@ -31,6 +38,7 @@ from tests.replicate.support import (
     rebuilt,
     source_bytes,
     states,
+    transient,
     wait_until,
 )
 
@@ -80,7 +88,8 @@ def test_the_threads_outlive_failures_and_says_what_they_were(app, failing, repl
 
 
 @pytest.mark.parametrize("what", ["listing", "upload"])
-def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, failing, replicate, what: str):
+def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, failing, replicate, caplog, what: str):
+    caplog.set_level(logging.WARNING, "litevfs")
     replicator = replicate(app, failing, sync_interval_s=3600)
     if what == "listing":
         failing.fail_listings = True
@@ -88,6 +97,7 @@ def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, fai
         failing.fail_from = 1
     replicator.start()
     wait_until(lambda: "refused" in (replicator.status.last_error or ""))
+    assert "not known" not in caplog.text  # where the replica stands: no capture is tried before
     failing.fail_listings, failing.fail_from = False, None
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
     assert_replicated(failing, app.path)
@@ -105,6 +115,89 @@ def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, cli
     pending.with_name("away").rename(pending)
     wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
     assert_replicated(client, app.path)
+
+
+def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_anew_after_a_success(
+    app, failing, replicate, monkeypatch
+):
+    asked: list[tuple[int, float | None]] = []
+
+    def next_s(backoff: Backoff, retry_after_s: float | None = None) -> float:
+        backoff._tries += 1
+        asked.append((backoff._tries, retry_after_s))
+        return 0.01
+
+    monkeypatch.setattr(Backoff, "next_s", next_s)
+    slow_down = TransientStorageError("slow down")
+    slow_down.retry_after_s = 7.0
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    failing.failures = [slow_down, slow_down]
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
+    failing.failures = transient(1)
+    app.insert()
+    wait_until(lambda: replicator.status.uploaded_txid == 2)
+    assert asked == [(1, 7.0), (2, 7.0), (1, None)]
+
+
+def test_captures_go_on_in_a_pause_between_uploads_and_do_not_shorten_it(app, failing, replicate, monkeypatch):
+    monkeypatch.setattr(Backoff, "next_s", lambda self, retry_after_s=None: 3600.0)
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    failing.fail_from = 1
+    replicator.start()
+    wait_until(lambda: failing.writes)
+    for txid in range(2, 6):
+        app.insert()
+        wait_until(lambda txid=txid: replicator.status.txid == txid)
+    assert failing.writes == [1]
+
+
+def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, replicate, monkeypatch):
+    with Replicator(app.path, client) as first:
+        first.sync()
+    replicator = replicate(app, sync_interval_s=3600)
+    capture, done = replicator._capture, []
+    for name in ("step", "settle"):
+        act = getattr(capture, name)
+        monkeypatch.setattr(capture, name, lambda name=name, act=act: (done.append(name), act())[1])
+    replicator.start()
+    wait_until(lambda: "settle" in done)
+    app.insert()
+    wait_until(lambda: done.count("settle") > 10)
+    assert done.count("step") == 1
+    assert replicator.status.txid == 1
+
+
+def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replicate, monkeypatch):
+    replicator = replicate(app, sync_interval_s=3600)
+    capture = replicator._capture_if_known
+
+    def capture_and_begin(deadline: float) -> None:
+        capture(deadline)
+        replicator._look_at_replica(deadline)
+
+    monkeypatch.setattr(replicator, "_capture_if_known", capture_and_begin)
+    monkeypatch.setattr(replicator, "_run_uploads", lambda: None)
+    replicator.start()
+    wait_until(lambda: replicator.status.txid == 1)
+
+
+def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
+    replicator = replicate(app)
+    there = ReplicaPosition((), None, None, None)
+    parts: list[tuple[threading.Lock, Callable[[float], object]]] = [
+        (replicator._upload_lock, replicator._look_at_replica),
+        (replicator._upload_lock, replicator._upload_pending),
+        (replicator._capture_lock, replicator._look_at_replica),
+        (replicator._capture_lock, replicator._capture_step),
+        (replicator._capture_lock, replicator._settle),
+        (replicator._capture_lock, lambda deadline: replicator._begin(there, "a reason", deadline)),
+    ]
+    for lock, part in parts:
+        for deadline in (0.0, time.monotonic() + 0.001):
+            with lock, pytest.raises(ReplicatorError, match="another thread is still busy"):
+                part(deadline)
+    assert replicator.sync() == 1
 
 
 def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app, hanging, replicate):
@@ -296,6 +389,64 @@ def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app,
     assert_replicated(failing, app.path)
 
 
+def test_closing_waits_for_its_threads_and_wakes_those_that_wait(app, replicate):
+    replicator = replicate(app, sync_interval_s=3600, maintenance=MaintenanceConfig())
+    replicator.start()
+    wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.pending_files == 0)
+    replicator.close(timeout_s=60)
+    assert not any(thread.is_alive() for thread in replicator._threads)
+
+
+def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
+    replicator = replicate(app, hanging)
+    replicator.start()
+    assert hanging.is_hanging.wait(20)
+    closing = threading.Thread(target=replicator.close, args=(60.0,))
+    closing.start()
+    wait_until(replicator._closed.is_set)
+    closing.join(0.1)
+    assert closing.is_alive()
+    hanging.release.set()
+    closing.join(60)
+    assert not any(thread.is_alive() for thread in replicator._threads)
+
+
+def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, monkeypatch, caplog):
+    replicator, write, closed = replicate(app, failing), failing.write, threading.Event()
+
+    def write_and_close(*args: Any, **options: Any) -> LTXFileInfo:
+        replicator.close()
+        closed.set()
+        return write(*args, **options)
+
+    monkeypatch.setattr(failing, "write", write_and_close)
+    replicator.start()
+    assert closed.wait(60)
+    wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads))
+    assert "unexpected" not in caplog.text
+
+
+def test_a_process_ends_without_closing_its_replicator(tmp_path: Path):
+    program = """
+        import sys, threading, apsw, litevfs
+        app = apsw.Connection(sys.argv[1] + "/app.db")
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)")
+        maintenance = litevfs.MaintenanceConfig()
+        replicator = litevfs.Replicator(sys.argv[1] + "/app.db", sys.argv[1] + "/replica", maintenance=maintenance)
+        replicator.start()
+        print(replicator.sync(), len([thread for thread in threading.enumerate() if thread.name.startswith("litevfs")]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 3\n", "")
+
+
 def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(
     app, failing, replicate, monkeypatch
 ):
@@ -394,9 +545,28 @@ def test_a_url_opens_a_client_of_its_own_that_is_closed_with_the_replicator(app,
         replicator.client.list_files(0)
 
 
+def test_a_client_of_its_own_is_closed_when_the_database_is_refused(app, client, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("litevfs.replicate.replicator.open_replica_client", lambda url: client)
+    with pytest.raises(ReplicatorError, match="no such file"):
+        Replicator(tmp_path / "none.db", client.url)
+    with pytest.raises(StorageClosedError):
+        client.list_files(0)
+
+
+def test_a_replicator_that_cannot_read_its_state_lets_go_of_it(app, replicate):
+    replicate(app).close()
+    in_the_way = app.path.with_name(".app.db-litevfs") / "pending" / f"{1:016x}-{1:016x}.ltx"
+    in_the_way.mkdir()
+    with pytest.raises(ReplicatorError, match="local state cannot be kept"):
+        replicate(app)
+    in_the_way.rmdir()
+    assert replicate(app).sync() == 1
+
+
 @pytest.mark.parametrize(
     "options", [{"sync_interval_s": 0}, {"sync_interval_s": -1}, {"checkpoint_pages": 0}, {"truncate_pages": 10}]
 )
 def test_options_out_of_range_are_refused(app, client, options: dict[str, float]):
     with pytest.raises(OptionError):
         Replicator(app.path, client, **options)
+    Replicator(app.path, client, checkpoint_pages=10, truncate_pages=10).close()
