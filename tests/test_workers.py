@@ -33,6 +33,8 @@ def test_results_and_errors_come_back(pool):
     assert [future.result(10) for future in futures[1:]] == [10, 5, 3, 2]
     with pytest.raises(ZeroDivisionError):
         futures[0].result(10)
+    with pytest.raises(SystemExit):
+        pool.submit(sys.exit).result(10)
 
 
 def test_no_more_threads_than_allowed_and_as_many_as_that_at_once(pool):
@@ -55,6 +57,30 @@ def test_an_idle_thread_is_used_again(pool):
         pool.submit(int).result(10)
         wait_until(lambda: pool._idle == 1, "the thread to be idle")
     assert len(threads()) == 1
+
+
+def test_calls_are_made_in_the_order_in_which_they_came():
+    pool, go_on, made = WorkerPool(1, "litevfs-test"), threading.Event(), []
+    pool.submit(lambda: go_on.wait(20))
+    futures = [pool.submit(lambda n=n: made.append(n)) for n in range(5)]
+    go_on.set()
+    for future in futures:
+        future.result(20)
+    pool.shutdown()
+    assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_call_that_was_cancelled_is_not_made_and_one_that_has_begun_cannot_be():
+    pool, begun, go_on, made = WorkerPool(1, "litevfs-test"), threading.Event(), threading.Event(), []
+    first = pool.submit(lambda: begun.set() or go_on.wait(20))
+    second, third = (pool.submit(lambda n=n: made.append(n)) for n in (2, 3))
+    assert begun.wait(20)
+    assert not first.cancel()
+    assert second.cancel()
+    go_on.set()
+    third.result(20)
+    pool.shutdown()
+    assert made == [3]
 
 
 def test_an_idle_thread_that_has_a_call_already_is_not_counted_on_for_another(pool):

@@ -15,7 +15,8 @@ import pytest
 
 from litevfs.errors import ReplicatorError
 from litevfs.replicate import Replicator
-from litevfs.replicate.database import SourceDatabase
+from litevfs.replicate.database import SourceDatabase, WALState
+from litevfs.replicate.wal import WALReader
 from tests.replicate.support import assert_replicated
 
 
@@ -135,6 +136,13 @@ def test_the_files_stay_the_same_whatever_the_application_does(app):
     app.close()
     assert not source.was_replaced()
     source.close()
+    assert source.was_replaced()  # nothing is open on it any more
+
+
+def test_a_link_leads_to_the_files_that_sqlite_uses(app, tmp_path: Path):
+    (tmp_path / "link.db").symlink_to(app.path)
+    with closing(SourceDatabase(tmp_path / "link.db")) as source:
+        assert (source.path, source.wal_path) == (app.path, app.path.with_name("app.db-wal"))
 
 
 def test_a_database_that_is_made_again_in_rollback_mode_is_replicated_once_it_is_in_wal_mode(make_app, client):
@@ -190,6 +198,19 @@ def test_the_wal_of_a_database_that_took_the_place_of_another_is_let_go_of_too(a
         with pytest.raises(ReplicatorError, match="local state was removed"):
             replicator._capture.step()
         assert app.checkpoint("TRUNCATE") == (0, 0, 0)
+
+
+# --- how far the WAL goes ---------------------------------------------------------------------------------------------
+
+
+def test_counts_of_a_wal_that_was_started_over_meanwhile_are_not_believed(app, monkeypatch: pytest.MonkeyPatch):
+    """SQLite reads one after the other: of (50, 50) before and (3, 0) after, it can say (50, 0)."""
+    with closing(SourceDatabase(app.path)) as source, WALReader(source.wal_path) as wal:
+        app.insert()
+        counts = iter([(50, 0), (3, 0), (3, 1), (4, 2)])
+        monkeypatch.setattr(source, "wal_counts", counts.__next__)
+        assert source.wal_state(wal) == WALState(wal.header(), 3, 0)
+        assert next(counts) == (4, 2)
 
 
 # --- the locks of others ----------------------------------------------------------------------------------------------

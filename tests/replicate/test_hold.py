@@ -6,14 +6,16 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import apsw
 import pytest
 
 from litevfs.replicate import Replicator, capture
-from litevfs.replicate.database import ReadTransaction, SourceDatabase
+from litevfs.replicate.database import ReadTransaction, SourceDatabase, WALState
+from litevfs.replicate.hold import Hold
+from litevfs.replicate.wal import WALReader
 from tests.replicate.conftest import Application
 from tests.replicate.support import assert_replicated, files_of, source_bytes, states, wait_until
 
@@ -131,6 +133,66 @@ def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: i
     numbers = [world.committed[hashlib.sha1(data).digest()] for _, data in states(files_of(client))]
     assert numbers == sorted(numbers)
     assert len(numbers) > 1
+
+
+@pytest.fixture
+def held(app):
+    """A held read transaction that sees all of the WAL; (database, hold)."""
+    app.execute("PRAGMA wal_autocheckpoint=0")
+    app.insert(3)
+    with closing(SourceDatabase(app.path)) as database, WALReader(database.wal_path) as wal:
+        hold = Hold(database)
+        with database.hand_over():
+            state = database.wal_state(wal)
+        hold.begin(state)
+        yield database, hold
+
+
+def test_it_moves_up_when_the_wal_has_as_many_new_frames_as_asked_for(app, held):
+    database, hold = held
+    seen, _ = database.wal_counts()
+    app.insert(4)
+    new = database.wal_counts()[0] - seen
+    assert not hold.move_up(new + 1)
+    app.checkpoint("PASSIVE")
+    assert database.wal_counts() == (seen + new, seen)
+    assert hold.move_up(new)
+    app.checkpoint("PASSIVE")
+    assert database.wal_counts() == (seen + new, seen + new)
+    assert not hold.move_up(1)
+
+
+def test_from_mark_zero_it_moves_up_for_any_frame(app, held):
+    database, hold = held
+    app.checkpoint("PASSIVE")
+    with database.hand_over():
+        counts = database.wal_counts()
+    hold.begin(WALState(None, *counts))
+    assert hold.is_at_mark_zero
+    assert not hold.move_up(1)
+    app.insert()
+    assert hold.move_up(1000)
+    assert not hold.is_at_mark_zero
+    app.insert()
+    assert not hold.move_up(1000)
+
+
+def test_what_it_moves_up_to_may_be_mark_zero(app, held, monkeypatch: pytest.MonkeyPatch):
+    """The counts before are no more than a hint: SQLite reads one after the other."""
+    database, hold = held
+    app.insert()
+    hand_over = database.hand_over
+
+    @contextmanager
+    def of_a_wal_that_was_copied() -> Generator[ReadTransaction]:
+        database.release()
+        app.checkpoint("PASSIVE")
+        with hand_over() as transaction:
+            yield transaction
+
+    monkeypatch.setattr(database, "hand_over", of_a_wal_that_was_copied)
+    assert hold.move_up(1)
+    assert hold.is_at_mark_zero
 
 
 @pytest.mark.parametrize("is_stuck", [False, True])

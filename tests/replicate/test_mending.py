@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import ReplicaConflictError, ReplicatorError, TransientStorageError, TXIDGapError
+from litevfs.errors import LTXFormatError, ReplicaConflictError, ReplicatorError, TransientStorageError, TXIDGapError
 from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import MAX_TXID
@@ -96,7 +96,7 @@ def test_the_next_look_finds_what_a_replica_lacks_and_mends_it(
     assert_restores_to_the_source(client, app, tmp_path)
 
 
-def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp_path: Path):
+def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp_path: Path, caplog):
     """As when the folder is emptied between two looks."""
     replicator = synced(app, replicate(app, look_interval_s=3600), 3)
     lose_everything(client)
@@ -104,8 +104,10 @@ def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp
     with pytest.raises(TXIDGapError, match="litevfs replicate --snapshot on the primary"):
         restore(client, tmp_path / "none.db")
     replicator.close()
+    assert caplog.text == ""
     replicator = synced(app, replicate(app), 1)
-    assert "no files for TXIDs 0000000000000001-0000000000000003" in replicator.status.last_snapshot_reason
+    for said in (replicator.status.last_snapshot_reason, caplog.text):
+        assert "the replica has no complete state: no files for TXIDs 0000000000000001-0000000000000003" in said
     assert [(file.min_txid, file.max_txid) for file in client.list_files(9)] == [(1, 6)]
     assert_restores_to_the_source(client, app, tmp_path)
 
@@ -202,6 +204,22 @@ def test_a_file_damaged_in_the_middle_is_found_by_compaction_and_mended_once(
     assert "cannot be compacted" in replicator.status.last_snapshot_reason
     assert replicator.status.snapshots == 1
     assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_one_snapshot_is_taken_for_each_place_that_cannot_be_compacted(app, client, replicate):
+    """Lest it does not help; and none for what may pass."""
+    replicator = synced(app, replicate(app), 1)
+    places = [(0, 2, 3), (1, 2, 3), (0, 1, 3), (0, 2, 4)]
+    snapshots = 1
+    for kind, due in ((TransientStorageError, 0), (TXIDGapError, 1), (LTXFormatError, 0)):
+        for level, min_txid, max_txid in places:
+            replicator._mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
+            replicator.sync()
+            snapshots += due
+            assert replicator.status.snapshots == snapshots
+    replicator._mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
+    replicator.sync()
+    assert replicator.status.snapshots == snapshots + 1
 
 
 def test_a_snapshot_can_be_asked_for(app, client, replicate, tmp_path: Path):
@@ -345,7 +363,7 @@ def test_what_was_captured_before_a_new_history_began_does_not_count_as_on_the_r
     assert replicator.status.last_sync_ms == 1_000
 
 
-def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, client, replicate):
+def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, client, replicate, caplog):
     now, deadline = 1_000, time.monotonic() + 20
     replicator = replicate(app, clock_ms=lambda: now)
     replicator.sync()
@@ -355,6 +373,7 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
     (waiting,) = replicator._folder.pending()
     waiting.path.unlink()
     replicator._upload_pending(deadline)
+    assert "is gone: TXID 0000000000000002" in caplog.text
     assert replicator.status.last_sync_ms == 1_000
     replicator.sync()
     assert replicator.status.last_sync_ms == 2_000
@@ -445,6 +464,15 @@ def test_a_waiting_file_that_is_lost_or_damaged_is_made_up_for_by_the_whole_data
     assert [(file.min_txid, file.max_txid) for file in client.list_files(0)] == [(n, n) for n in range(1, txid + 1)]
     assert_restores_to_the_source(client, app, tmp_path)
     synced(app, replicator, 1)
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
+def test_a_sync_that_has_no_time_to_begin_anew_says_so(app, waiting, tmp_path: Path):
+    client, replicator, folder = waiting
+    (folder / f"{2:016x}-{2:016x}.ltx").unlink()
+    with pytest.raises(ReplicatorError, match="no time was left to begin anew"):
+        replicator.sync(timeout_s=0)
+    assert replicator.sync() == 2
     assert_restores_to_the_source(client, app, tmp_path)
 
 

@@ -19,6 +19,7 @@ from litevfs.replicate.schedule import RETRY_S, Maintenance, MaintenanceConfig
 from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.histories import START_MS, History
+from tests.replicate.support import FailingClient
 from tests.support import wait_until
 
 HOUR_S = 3600
@@ -222,6 +223,32 @@ def test_a_started_replicator_keeps_its_replica_compacted(tmp_path: Path) -> Non
             assert reader.execute(query).get == app.execute(query).get
 
 
+def test_the_thread_begins_with_the_first_file_and_waits_until_something_is_due(tmp_path: Path, monkeypatch) -> None:
+    """A window that found an empty replica would count as done: nothing would be compacted before the next."""
+    client, path, waits = FailingClient(tmp_path / "replica"), tmp_path / "app.db", []
+    client.fail_from = 1
+    client.root.mkdir()
+    with closing(apsw.Connection(str(path))) as app:
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
+        config = MaintenanceConfig(levels={1: 86_400.0})
+        with Replicator(path, client, sync_interval_s=0.02, maintenance=config) as replicator:
+            wait = replicator._closed.wait
+
+            def wait_noted(timeout: float | None = None) -> bool:
+                if threading.current_thread().name == "litevfs-maintain":
+                    waits.append(timeout)
+                return wait(timeout)
+
+            monkeypatch.setattr(replicator._closed, "wait", wait_noted)
+            replicator.start()
+            wait_until(lambda: len(waits) > 3)
+            assert waits[:4] == [0.0, 0.02, 0.02, 0.02]
+            client.fail_from = None
+            wait_until(lambda: client.list_files(1))
+            wait_until(lambda: waits[-1] not in (0.0, 0.02))
+    client.close()
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
@@ -290,3 +317,23 @@ def test_the_thread_outlives_an_error_of_any_kind_and_the_status_has_it(tmp_path
             wait_until(lambda: "division by zero" in (replicator.status.last_maintenance_error or ""))
             wait_until(lambda: client.list_files(1))
             wait_until(lambda: replicator.status.last_maintenance_error is None)
+
+
+def test_the_thread_ends_quietly_when_somebody_closed_the_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class ClosedToMaintenance(FileReplicaClient):
+        def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+            if threading.current_thread().name == "litevfs-maintain":
+                raise StorageClosedError("the client is closed")
+            return super().list_files(level, min_txid)
+
+    client, path = ClosedToMaintenance(tmp_path / "replica"), tmp_path / "app.db"
+    with closing(apsw.Connection(str(path))) as app:
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
+        with Replicator(path, client, sync_interval_s=0.02, maintenance=MaintenanceConfig()) as replicator:
+            replicator.start()
+            wait_until(lambda: sum(thread.is_alive() for thread in replicator._threads) == 2)
+            assert replicator.sync() == 1
+    client.close()
+    assert caplog.text == ""
