@@ -72,8 +72,7 @@ class WorkerPool:
             self._waiting.clear()
             self._changed.notify_all()
         for future, _ in cancelled:
-            if future.cancel():
-                future.set_running_or_notify_cancel()
+            future.cancel()
 
     def _start_thread(self) -> None:
         self._threads += 1
