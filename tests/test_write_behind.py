@@ -93,6 +93,29 @@ def test_a_slow_disk_makes_nobody_wait_and_takes_bounded_memory(disk, tmp_path):
     assert sum(plain(tmp_path).has(FILE, block) for block in range(10_000)) == 11
 
 
+def test_a_block_that_comes_again_takes_the_place_of_the_one_that_waits(disk):
+    cache = WriteBehind(disk, max_waiting_bytes=10 * BLOCK)
+    for _ in range(20):
+        cache.put(FILE, 0, content(0))
+    for block in range(1, 10):
+        cache.put(FILE, block, content(block))
+    assert [cache.get(FILE, block) for block in range(10)] == [content(block) for block in range(10)]
+    assert cache.counters.hits == 10
+    cache.put(FILE, 0, bytes(BLOCK + 1))  # too much: and what it was to replace is gone
+    assert cache.get(FILE, 0) is None
+    disk.gate.set()
+    cache.close()
+
+
+def test_nothing_waits_for_a_folder_that_failed(disk, monkeypatch):
+    monkeypatch.setattr(SlowDisk, "is_writing", False)
+    cache = WriteBehind(disk)
+    cache.put(FILE, 0, content(0))
+    assert not cache.has(FILE, 0)
+    assert writers() == []
+    cache.close()
+
+
 @pytest.mark.plan("K02")
 def test_closing_writes_what_waits(disk, tmp_path):
     cache = WriteBehind(disk)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -139,6 +140,19 @@ def test_the_files_stay_the_same_whatever_the_application_does(app):
     assert source.was_replaced()  # nothing is open on it any more
 
 
+def test_a_database_that_goes_away_while_it_is_opened_is_not_made_anew(app, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("litevfs.replicate.database._refuse_other_sqlite", lambda path, file: path.unlink())
+    with pytest.raises(ReplicatorError, match="unable to open database file"):
+        SourceDatabase(app.path)
+    assert not app.path.exists()
+
+
+def test_why_there_is_no_database_is_told(app):
+    for path, reason in ((app.path / "app.db", "Not a directory"), (app.path.with_name("none.db"), "no such file")):
+        with pytest.raises(ReplicatorError, match=f"no database to replicate: {reason}"):
+            SourceDatabase(path)
+
+
 def test_a_link_leads_to_the_files_that_sqlite_uses(app, tmp_path: Path):
     (tmp_path / "link.db").symlink_to(app.path)
     with closing(SourceDatabase(tmp_path / "link.db")) as source:
@@ -213,14 +227,33 @@ def test_counts_of_a_wal_that_was_started_over_meanwhile_are_not_believed(app, m
         assert next(counts) == (4, 2)
 
 
+def test_counts_go_with_the_header_they_were_read_with(app, monkeypatch: pytest.MonkeyPatch):
+    with closing(SourceDatabase(app.path)) as source, WALReader(source.wal_path) as wal:
+        app.insert()
+        header = wal.header()
+        before = replace(header, salt1=header.salt1 - 1)
+        monkeypatch.setattr(wal, "header", iter([before, header, header]).__next__)
+        assert source.wal_state(wal).header == header
+
+
+def test_nobody_waits_for_ever_for_what_sqlite_says(app, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("litevfs.replicate.database._BUSY_TIMEOUT_MS", 10)
+    with closing(SourceDatabase(app.path)) as source:
+        monkeypatch.setattr(source, "_checkpoint", lambda mode: None)
+        source.checkpoint(wait=True)
+        with pytest.raises(ReplicatorError, match="does not say how far the WAL goes"):
+            source.wal_counts()
+
+
 # --- the locks of others ----------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_its_application_shares_with_nobody_is_refused_with_a_hint(app, client):
+def test_a_database_that_its_application_shares_with_nobody_is_refused_with_a_hint(app, client, sleeps: list[int]):
     app.execute("PRAGMA locking_mode=EXCLUSIVE")
     app.insert()
     with pytest.raises(ReplicatorError, match=r"database is locked .*hint: .*locking_mode=EXCLUSIVE"):
         Replicator(app.path, client)
+    assert 0 < sum(sleeps) <= 1_000_000  # it may be locked for a moment only
 
 
 def test_a_checkpoint_can_wait_for_one_that_is_under_way(app, stuck_in_checkpoint):

@@ -177,6 +177,17 @@ def test_from_mark_zero_it_moves_up_for_any_frame(app, held):
     assert not hold.move_up(1000)
 
 
+def test_it_lets_go_of_everything(app, held):
+    _, hold = held
+    app.db.set_busy_timeout(0)
+    assert app.checkpoint("TRUNCATE")[0] == 1
+    hold.begin(WALState(None, 0, 0))
+    assert (hold.is_held, hold.is_at_mark_zero) == (True, True)
+    hold.let_go()
+    assert (hold.is_held, hold.is_at_mark_zero) == (False, False)
+    assert app.checkpoint("TRUNCATE") == (0, 0, 0)
+
+
 def test_what_it_moves_up_to_may_be_mark_zero(app, held, monkeypatch: pytest.MonkeyPatch):
     """The counts before are no more than a hint: SQLite reads one after the other."""
     database, hold = held
