@@ -122,7 +122,7 @@ class WriteBehind:
             with self._lock:
                 if not self._waiting:
                     self._thread = None
-                    self._waiting_bytes = 0
+                    self._waiting_bytes = 0  # also where Ctrl-C in a reader came between a block and its count
                     return
                 key, data = next(iter(self._waiting.items()))
             self._cache.put(*key, data)

@@ -13,6 +13,7 @@ from litevfs.disk_cache import DiskCache
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.write_behind import WriteBehind, disk_cache_for
+from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
 
 BLOCK = 1000  # bytes
@@ -71,7 +72,7 @@ def test_the_thread_lives_only_while_there_is_something_to_write(disk):
     for _ in range(3):
         disk.gate.clear()
         cache.put(FILE, 0, content(0))
-        assert len(writers()) == 1
+        assert [thread.daemon for thread in writers()] == [True]
         disk.gate.set()
         wait_until(lambda: not writers(), "the end of the thread")
     cache.close()
@@ -165,11 +166,58 @@ def test_a_block_replaced_while_it_is_written_is_the_new_one(disk, tmp_path):
     cache.close()
 
 
-def test_ranges_are_kept_and_found_by_their_whole_blocks(tmp_path):
-    cache = WriteBehind(plain(tmp_path))
+def test_a_block_that_is_written_while_it_is_dropped_stays_away(disk, monkeypatch):
+    cache, drop = WriteBehind(disk), disk.drop
+
+    def drop_and_let_it_be_written(file, block):
+        drop(file, block)
+        if threading.current_thread() is threading.main_thread():
+            disk.gate.set()
+            wait_until(lambda: not writers(), "the end of the thread")
+
+    monkeypatch.setattr(disk, "drop", drop_and_let_it_be_written)
+    cache.put(FILE, 0, content(0))
+    wait_until(lambda: disk.begun, "the writing")
+    cache.drop(FILE, 0)
+    assert cache.get(FILE, 0) is None
+    cache.close()
+
+
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError()])
+def test_without_a_thread_to_be_had_blocks_are_left_out_and_the_next_is_kept(disk, tmp_path, monkeypatch, reason):
+    def refuse(thread: threading.Thread) -> None:
+        raise reason
+
+    cache = WriteBehind(disk, max_waiting_bytes=2 * BLOCK)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for block in range(10):
+            cache.put(FILE, block, content(block))
+    assert not any(cache.has(FILE, block) for block in range(10))
+    disk.gate.set()
+    cache.put(FILE, 3, content(3))
+    wait_until(lambda: plain(tmp_path).has(FILE, 3), "the block in the folder")
+    cache.close()
+
+
+def test_ctrl_c_at_any_moment_takes_no_room_for_good(tmp_path):
+    def twice(cache: WriteBehind) -> None:
+        for _ in range(2):
+            cache.put(FILE, 0, content(0))
+
+    for cache in interrupted_everywhere(lambda: WriteBehind(plain(tmp_path), max_waiting_bytes=2 * BLOCK), twice):
+        cache.put(FILE, 1, content(1))
+        wait_until(lambda: not writers(), "the end of the thread")
+        assert cache._waiting_bytes == 0
+        cache.close()
+
+
+def test_ranges_are_kept_and_found_by_their_whole_blocks(disk, tmp_path):
+    cache = WriteBehind(disk)
     data = b"".join(content(block) for block in range(5))
     cache.put_range(FILE, 7, data[7 : 3 * BLOCK + 9])  # touches blocks 0 to 3, holds 1 and 2
     assert [cache.has(FILE, block) for block in range(5)] == [False, True, True, False, False]
+    disk.gate.set()
     end = 99_999 * BLOCK
     cache.put_range(FILE, end, content(99_999) + content(100_000, 17))
     cache.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -16,7 +18,7 @@ import pytest
 
 from litevfs.errors import ReplicatorError
 from litevfs.replicate import Replicator
-from litevfs.replicate.database import SourceDatabase, WALState
+from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.wal import WALReader
 from tests.replicate.support import assert_replicated
 
@@ -151,6 +153,30 @@ def test_why_there_is_no_database_is_told(app):
     for path, reason in ((app.path / "app.db", "Not a directory"), (app.path.with_name("none.db"), "no such file")):
         with pytest.raises(ReplicatorError, match=f"no database to replicate: {reason}"):
             SourceDatabase(path)
+
+
+def test_where_descriptors_are_not_shown_nothing_is_refused_for_them(app, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("litevfs.replicate.database._FD_FOLDER", Path("/none"))
+    app.close()
+    db = sqlite3.connect(app.path)
+    db.execute("SELECT * FROM t").fetchall()
+    db.close()
+    SourceDatabase(app.path).close()
+
+
+def test_what_is_no_database_is_refused_without_a_hint_at_locks(app):
+    path = app.path.with_name("text.db")
+    path.write_text("no database" * 1000)
+    with pytest.raises(ReplicatorError, match="SQLite: file is not a database") as caught:
+        SourceDatabase(path)
+    assert caught.value.hint is None
+
+
+def test_what_the_system_refuses_is_told_in_its_words(tmp_path: Path):
+    for error, words in ((OSError(errno.EIO, "Input/output error"), "Input/output error"), (OSError("none"), "none")):
+        with pytest.raises(ReplicatorError) as caught, translated(tmp_path):
+            raise error
+        assert (caught.value.message, caught.value.key) == (words, str(tmp_path))
 
 
 def test_a_link_leads_to_the_files_that_sqlite_uses(app, tmp_path: Path):
