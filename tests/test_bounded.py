@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ def test_what_the_call_returns_or_raises_reaches_whoever_asks():
 
     with pytest.raises(StorageTimeoutError, match="the call's own"):
         SharedCall(fail, "test-call").result(10)
+    with pytest.raises(SystemExit):
+        SharedCall(sys.exit, "test-call").result(10)
 
 
 def test_all_who_ask_while_it_runs_share_one_call_and_those_after_it_get_another():
@@ -98,9 +101,9 @@ def test_two_who_ask_at_once_share_one_call(monkeypatch):
     monkeypatch.setattr("litevfs.bounded.start_thread", start_while_another_asks)
     with pytest.raises(StorageTimeoutError):
         shared.result(0)
+    assert not is_another_begun.is_set()
     go_on.set()
     other.join(20)
-    assert not is_another_begun.is_set()
 
 
 def test_who_gives_up_on_a_call_that_does_not_count_is_told_while_it_runs():
@@ -265,3 +268,19 @@ def test_a_call_is_given_the_time_that_is_left_and_is_not_tried_again_when_none_
     with pytest.raises(TransientStorageError):
         call_persistently(fail, 1.0, 0.3, lambda error: True, pause)
     assert given == [1.0, 0.75, 0.5, 0.3]
+
+
+def test_no_pause_between_tries_is_long_and_none_shorter_than_the_storage_asks_for(monkeypatch):
+    pauses: list[float] = []
+    slow_down = TransientStorageError("slow down")
+    slow_down.retry_after_s = 0.4
+    errors = [TransientStorageError("busy")] * 8 + [slow_down]
+
+    def fail_nine_times(seconds: float) -> int:
+        if errors:
+            raise errors.pop(0)
+        return 1
+
+    monkeypatch.setattr("random.uniform", lambda low, high: high if len(errors) else low)
+    assert call_persistently(fail_nine_times, 1000, 1, lambda error: True, pauses.append) == 1
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5, 0.5, 0.4]

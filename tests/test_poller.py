@@ -39,6 +39,7 @@ def test_the_first_look_comes_after_one_interval():
     refresh = Refresh()
     started = time.monotonic()
     poller = Poller(refresh, 0.05, "test")
+    assert poller._thread.name == "litevfs-poll test"
     wait_until(lambda: refresh.times)
     poller.close()
     assert refresh.times[0] - started >= 0.049

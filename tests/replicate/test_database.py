@@ -164,6 +164,20 @@ def test_where_descriptors_are_not_shown_nothing_is_refused_for_them(app, monkey
     SourceDatabase(app.path).close()
 
 
+def test_a_connection_that_does_not_say_what_it_is_on_may_be_on_this(app, monkeypatch: pytest.MonkeyPatch):
+    """As one that another thread uses just now."""
+
+    class Busy:
+        def db_names(self) -> list[str]:
+            raise apsw.ThreadingViolationError("in use in another thread")
+
+    monkeypatch.setattr("apsw.connections", list)
+    with pytest.raises(ReplicatorError, match="two copies of SQLite"):
+        SourceDatabase(app.path)
+    monkeypatch.setattr("apsw.connections", lambda: [Busy()])
+    SourceDatabase(app.path).close()
+
+
 def test_what_is_no_database_is_refused_without_a_hint_at_locks(app):
     path = app.path.with_name("text.db")
     path.write_text("no database" * 1000)

@@ -96,6 +96,15 @@ def test_the_next_look_finds_what_a_replica_lacks_and_mends_it(
     assert_restores_to_the_source(client, app, tmp_path)
 
 
+def test_the_first_look_is_never_put_off(app, client, replicate):
+    """Also where the machine has been up for less time than is between two looks."""
+    synced(app, replicate(app, look_interval_s=1e9), 2).close()
+    lose_everything(client)
+    replicator = synced(app, replicate(app, look_interval_s=1e9), 1)
+    assert replicator.status.snapshots == 1
+    assert rebuilt(client) == source_bytes(app.path)
+
+
 def test_files_that_came_after_a_loss_do_not_hide_it(app, client, replicate, tmp_path: Path, caplog):
     """As when the folder is emptied between two looks."""
     replicator = synced(app, replicate(app, look_interval_s=3600), 3)
@@ -154,7 +163,7 @@ def test_a_compaction_of_just_the_newest_txid_is_not_taken_for_the_file_of_anoth
     assert replicator.status.snapshots == 1
 
 
-def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(app, tmp_path: Path, replicate):
+def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(app, tmp_path: Path, replicate, caplog):
     client = FailingClient(tmp_path / "waiting")
     replicator = synced(app, replicate(app, client), 1)
     client.fail_from = 2
@@ -166,7 +175,9 @@ def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(
     other = encode_file(Header(4096, 2, 2, 2, 1), [(1, bytes(4096))])
     client.write(0, 2, 2, other, 1)
     replicator = replicate(app, client)
+    assert "beginning anew" not in caplog.text
     assert replicator.sync() == 3
+    assert "beginning anew after TXID 0000000000000002 of the replica: " in caplog.text
     assert "holds another file of TXID 0000000000000002" in (replicator.status.last_snapshot_reason or "")
     assert client.read(client.list_files(0, 2)[0]) == other
     client.close()

@@ -152,6 +152,29 @@ def test_captures_go_on_in_a_pause_between_uploads_and_do_not_shorten_it(app, fa
     assert failing.writes == [1]
 
 
+def test_an_error_of_any_kind_is_told_with_its_traceback_and_outlived(app, failing, replicate, monkeypatch, caplog):
+    def fail(*arguments: object, **options: object) -> LTXFileInfo:
+        raise ZeroDivisionError("a mistake")
+
+    replicator = replicate(app, failing, sync_interval_s=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(failing, "write", fail)
+        replicator.start()
+        wait_until(lambda: replicator.status.last_error == "a mistake")
+    assert "ZeroDivisionError: a mistake" in caplog.text
+    wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
+    assert_replicated(failing, app.path)
+
+
+def test_it_looks_more_often_while_it_is_in_the_way_and_never_misses_a_sync(app, replicate):
+    replicator = replicate(app)
+    now = time.monotonic()
+    for is_in_the_way, pause_s in ((False, 0.1), (True, 0.02)):
+        replicator._capture._has_moved_up = is_in_the_way
+        assert replicator._pause(now + 3600) == pause_s
+        assert replicator._pause(now) == 0.0
+
+
 def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, replicate, monkeypatch):
     with Replicator(app.path, client) as first:
         first.sync()
@@ -448,7 +471,7 @@ def test_a_process_ends_without_closing_its_replicator(tmp_path: Path):
 
 
 def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(
-    app, failing, replicate, monkeypatch
+    app, failing, replicate, monkeypatch, caplog
 ):
     """It found nothing to continue from, and would begin anew."""
     is_asked, may_answer = threading.Event(), threading.Event()
@@ -472,6 +495,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
     assert replicator.status.pending_files == 1
     may_answer.set()
     wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    assert "closed" not in caplog.text  # which is no news
     assert replicator.status.pending_files == 1
     failing.fail_from = None
     assert replicator.sync() == 1
