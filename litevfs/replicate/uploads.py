@@ -103,11 +103,13 @@ class Uploads:
             self.lost = self._upload(file)
             if self.lost is not None:
                 return
+            check_open()  # an upload can take longer than a close waits, and then the file is the next replicator's
+            self._folder.discard([file])
         if self.txid < newest:
             self.lost = self._gone()
 
     def _upload(self, file: PendingFile) -> str | None:
-        """Upload the file that comes next, and forget it; why that cannot be done, None when it is done."""
+        """Upload the file, if it is not there yet; why that cannot be done, None when it is done."""
         if file.txid > self.txid + 1:
             return self._gone()
         if file.txid == self.txid + 1:
@@ -123,7 +125,6 @@ class Uploads:
                     self._count(store_as_snapshot(self._client, data, spool).size)
                 self.is_snapshot_due = False
             self.txid = file.txid
-        self._folder.discard([file])
         return None
 
     def _gone(self) -> str:

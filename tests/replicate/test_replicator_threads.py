@@ -179,15 +179,21 @@ def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, repli
     with Replicator(app.path, client) as first:
         first.sync()
     replicator = replicate(app, sync_interval_s=3600)
-    capture, done = replicator._capture, []
-    for name in ("step", "settle"):
-        act = getattr(capture, name)
-        monkeypatch.setattr(capture, name, lambda name=name, act=act: (done.append(name), act())[1])
+    done: list[str] = []
+
+    def note(owner: object, name: str) -> None:
+        act = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *arguments: (done.append(name), act(*arguments))[1])
+
+    note(replicator._capture, "step")
+    note(replicator._capture, "settle")
+    note(replicator, "_look_at_replica")
     replicator.start()
     wait_until(lambda: "settle" in done)
     app.insert()
     wait_until(lambda: done.count("settle") > 10)
     assert done.count("step") == 1
+    assert 1 <= done.count("_look_at_replica") <= 2
     assert replicator.status.txid == 1
 
 
@@ -499,6 +505,25 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
     assert replicator.status.pending_files == 1
     failing.fail_from = None
     assert replicator.sync() == 1
+    assert_replicated(failing, app.path)
+
+
+def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replicator(app, hanging, failing, replicate):
+    """Which may be about to upload it, and would have to begin anew without it."""
+    late = replicate(app, hanging)
+    late.start()
+    assert hanging.is_hanging.wait(20)
+    late.close(timeout_s=0)
+    replicator = replicate(app, failing)
+    failing.fail_from = 1
+    with pytest.raises(TransientStorageError):
+        replicator.sync(timeout_s=0)
+    hanging.release.set()
+    wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    assert replicator.status.pending_files == 1
+    failing.fail_from = None
+    assert replicator.sync() == 1
+    assert replicator.status.snapshots == 0
     assert_replicated(failing, app.path)
 
 
