@@ -249,8 +249,9 @@ def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app
     assert_replicated(hanging, app.path)
 
 
-def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, caplog):
+def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "litevfs")
+    monkeypatch.setattr("litevfs.replicate.replicator._RETRY_S", 3600.0)  # the next sync comes first
     now = 1_000
     replicator = replicate(app, sync_interval_s=0.01, clock_ms=lambda: now)
     replicator.start()
