@@ -442,6 +442,7 @@ def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
 
 
 def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, monkeypatch, caplog):
+    monkeypatch.setattr("litevfs.replicate.replicator._CLOSE_GRACE_S", 60.0)
     replicator, write, closed = replicate(app, failing), failing.write, threading.Event()
 
     def write_and_close(*args: Any, **options: Any) -> LTXFileInfo:
