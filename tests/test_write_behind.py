@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.disk_cache import DiskCache
+from litevfs.errors import OptionError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.write_behind import WriteBehind, disk_cache_for
@@ -232,3 +233,14 @@ def test_where_reading_costs_nothing_there_is_no_folder(tmp_path):
     folder = tmp_path / "folder"
     assert disk_cache_for(MemoryReplicaClient(MemoryStore()), str(folder), 1 << 20, prepare=True) is None
     assert not folder.exists()
+
+
+def test_a_folder_is_tried_only_when_asked(tmp_path):
+    """Not in a forked process: what its parent opened goes on without the folder."""
+    client, file = MemoryReplicaClient(MemoryStore()), tmp_path / "file"
+    client.block_size = BLOCK
+    file.touch()
+    with pytest.raises(OptionError):
+        disk_cache_for(client, str(file), 1 << 20, prepare=True)
+    cache = disk_cache_for(client, str(file), 1 << 20, prepare=False)
+    assert cache.get(FILE, 0) is None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apsw
@@ -425,6 +426,27 @@ def test_closing_waits_for_its_threads_and_wakes_those_that_wait(app, replicate)
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.pending_files == 0)
     replicator.close(timeout_s=60)
     assert not any(thread.is_alive() for thread in replicator._threads)
+
+
+def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monkeypatch):
+    now_s, joins = 0.0, []
+
+    def hang(timeout: float) -> None:
+        nonlocal now_s
+        joins.append(timeout)
+        now_s += timeout
+
+    replicator = replicate(app)
+    replicator.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "litevfs.replicate.replicator.time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
+        )
+        for thread in replicator._threads:
+            patch.setattr(thread, "join", hang)
+        replicator.close(timeout_s=1.0)
+        assert joins == [1.0, 0.0]
+        wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads))
 
 
 def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
