@@ -214,6 +214,7 @@ def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replica
 
 def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
     replicator = replicate(app)
+    assert replicator.sync() == 1
     there = ReplicaPosition((), None, None, None)
     parts: list[tuple[threading.Lock, Callable[[float], object]]] = [
         (replicator._upload_lock, replicator._look_at_replica),
@@ -227,7 +228,8 @@ def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
         for deadline in (0.0, time.monotonic() + 0.001):
             with lock, pytest.raises(ReplicatorError, match="another thread is still busy"):
                 part(deadline)
-    assert replicator.sync() == 1
+    app.insert()
+    assert replicator.sync() == 2
 
 
 def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app, hanging, replicate):
