@@ -70,7 +70,7 @@ LAYERS = {
     "progress": "",
     "restore restore_*": "stream history plan fetch options replica_clients.* ltx.*",
     "copy": "verification stream plan fetch options replica_clients.* ltx.*",
-    "replicate.*": "backoff stream history plan fetch options replica_clients.* ltx.*",
+    "replicate.*": "backoff workers stream history plan fetch options replica_clients.* ltx.*",
     f"{PACKAGE} api": "vfs subscription sharing status restore copy replicate.* options replica_clients.* ltx.*",
     "testing.*": PUBLIC,
     "cli commands.* __main__": f"{PUBLIC} plan fetch stream restore_*",

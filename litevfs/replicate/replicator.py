@@ -34,6 +34,7 @@ from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
+from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -121,7 +122,7 @@ class Replicator:
         self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
         self._closed, self._has_captured = threading.Event(), threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[str, threading.Thread] = {}  # by name
         self._maintenance = maintenance
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
@@ -178,17 +179,16 @@ class Replicator:
     def start(self) -> None:
         """Sync from threads from now on, the first time at once.
 
-        What fails is logged (see `status`) and tried again, long before the next sync if the interval is long.
+        What fails is logged (see `status`) and tried again, long before the next sync if the interval is long. Raises
+        TransientStorageError when the system has no thread to give; another call starts what is missing.
         """
         self._check_open()
-        if self._threads:
-            return
         loops = {"litevfs-replicate": self._run_captures, "litevfs-upload": self._run_uploads}
         if self._maintenance is not None:
             loops["litevfs-maintain"] = partial(self._maintain, self._maintenance)
-        self._threads = [threading.Thread(target=loop, name=name, daemon=True) for name, loop in loops.items()]
-        for thread in self._threads:
-            thread.start()
+        for name, loop in loops.items():
+            if name not in self._threads:
+                self._threads[name] = start_thread(loop, name)
 
     def sync(self, timeout_s: float = 30.0) -> int:
         """Everything committed before the call is on the replica when this returns; the newest TXID there.
@@ -224,7 +224,7 @@ class Replicator:
         self._has_captured.set()
         self._close_client()
         deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
+        for thread in self._threads.values():
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
         with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S, to_close=True):

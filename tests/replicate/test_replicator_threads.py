@@ -380,6 +380,27 @@ def test_sync_from_several_threads_at_once_is_one_after_the_other(app, client, r
     assert_replicated(client, app.path)
 
 
+@pytest.mark.parametrize("reason", [RuntimeError("can't start new thread"), MemoryError()])
+def test_where_there_are_not_threads_enough_it_can_be_started_again_or_closed(app, client, monkeypatch, reason):
+    start = threading.Thread.start
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        if thread.name == "litevfs-upload":
+            raise reason
+        start(thread)
+
+    for is_started_again in (False, True):
+        with Replicator(app.path, client) as replicator:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse_the_second)
+                with pytest.raises(TransientStorageError, match="no thread for litevfs-upload now"):
+                    replicator.start()
+            if is_started_again:
+                replicator.start()
+                wait_until(lambda replicator=replicator: replicator.status.uploaded_txid == 1)
+    assert_replicated(client, app.path)
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +448,7 @@ def test_closing_waits_for_its_threads_and_wakes_those_that_wait(app, replicate)
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.pending_files == 0)
     replicator.close(timeout_s=60)
-    assert not any(thread.is_alive() for thread in replicator._threads)
+    assert not any(thread.is_alive() for thread in replicator._threads.values())
 
 
 def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monkeypatch):
@@ -444,11 +465,11 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
         patch.setattr(
             "litevfs.replicate.replicator.time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
         )
-        for thread in replicator._threads:
+        for thread in replicator._threads.values():
             patch.setattr(thread, "join", hang)
         replicator.close(timeout_s=1.0)
         assert joins == [1.0, 0.0]
-        wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads))
+        wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads.values()))
 
 
 def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
@@ -462,7 +483,7 @@ def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
     assert closing.is_alive()
     hanging.release.set()
     closing.join(60)
-    assert not any(thread.is_alive() for thread in replicator._threads)
+    assert not any(thread.is_alive() for thread in replicator._threads.values())
 
 
 def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, monkeypatch, caplog):
@@ -477,7 +498,7 @@ def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, m
     monkeypatch.setattr(failing, "write", write_and_close)
     replicator.start()
     assert closed.wait(60)
-    wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads))
+    wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads.values()))
     assert "unexpected" not in caplog.text
 
 
@@ -526,7 +547,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
         replicator.sync(timeout_s=0)
     assert replicator.status.pending_files == 1
     may_answer.set()
-    wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    wait_until(lambda: not any(thread.is_alive() for thread in late._threads.values()))
     assert "closed" not in caplog.text  # which is no news
     assert replicator.status.pending_files == 1
     failing.fail_from = None
@@ -545,7 +566,7 @@ def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replica
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     hanging.release.set()
-    wait_until(lambda: not any(thread.is_alive() for thread in late._threads))
+    wait_until(lambda: not any(thread.is_alive() for thread in late._threads.values()))
     assert replicator.status.pending_files == 1
     failing.fail_from = None
     assert replicator.sync() == 1
