@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -26,6 +25,7 @@ from litevfs.ltx.format import Header, Trailer
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.verification import FEED_BYTES, small_parts
+from litevfs.workers import WorkerPool
 
 logger = logging.getLogger("litevfs.stream")
 
@@ -80,9 +80,7 @@ class FileStreamer:
     def __init__(self, client: ReplicaClient, *, read_timeout_s: float = 30.0, fetcher: Fetcher | None = None) -> None:
         self.client = client
         self.fetcher = fetcher or Fetcher(client, read_timeout_s=read_timeout_s)
-        self._pool: ThreadPoolExecutor | None = None
-        if self.fetcher.is_remote:
-            self._pool = ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="litevfs-stream")
+        self._pool = WorkerPool(PARALLEL_READS, "litevfs-stream") if self.fetcher.is_remote else None
 
     def __enter__(self) -> Self:
         return self
@@ -91,8 +89,7 @@ class FileStreamer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            # After an error calls may hang. Closing the client ends them, which is up to whoever owns it.
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
+            self._pool.shutdown()  # calls that hang end with the client, which is up to whoever owns it
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, tried again after transient errors. Raises StorageError."""

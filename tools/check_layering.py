@@ -66,7 +66,7 @@ LAYERS = {
     "pragmas": "replica report status history snapshot options ltx.names",
     "vfs": "sharing pragmas history replica follower poller status pages cache blocks prefetch snapshot fetch plan "
     "options replica_clients.* ltx.*",
-    "stream": "backoff futures verification fetch replica_clients.* ltx.*",
+    "stream": "backoff futures workers verification fetch replica_clients.* ltx.*",
     "progress": "",
     "restore restore_*": "stream history plan fetch options replica_clients.* ltx.*",
     "copy": "verification stream plan fetch options replica_clients.* ltx.*",
