@@ -377,8 +377,6 @@ def _refuse_other_sqlite(path: Path, file: os.stat_result) -> None:
 def _may_be_on(path: Path, connection: apsw.Connection) -> bool:
     try:
         files = [connection.db_filename(name) for name in connection.db_names()]
-    except apsw.ConnectionClosedError:
-        return False
-    except apsw.Error:  # another thread uses it
+    except apsw.Error:  # another thread uses it, or has just closed it
         return True
     return any(file and Path(file).resolve() == path for file in files)

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import apsw
 import pytest
 
-from litevfs.errors import ReplicatorError
+from litevfs.errors import LTXFormatError, ReplicatorError
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.wal import WALReader
@@ -191,6 +191,17 @@ def test_what_the_system_refuses_is_told_in_its_words(tmp_path: Path):
         with pytest.raises(ReplicatorError) as caught, translated(tmp_path):
             raise error
         assert (caught.value.message, caught.value.key) == (words, str(tmp_path))
+    own = LTXFormatError("damaged")
+    with pytest.raises(LTXFormatError) as caught, translated(tmp_path):
+        raise own
+    assert caught.value is own
+
+
+def test_links_in_a_circle_lead_to_no_database(client, tmp_path: Path):
+    (tmp_path / "one.db").symlink_to(tmp_path / "other.db")
+    (tmp_path / "other.db").symlink_to(tmp_path / "one.db")
+    with pytest.raises(ReplicatorError, match="no database to replicate"):
+        Replicator(tmp_path / "one.db", client)
 
 
 def test_a_link_leads_to_the_files_that_sqlite_uses(app, tmp_path: Path):

@@ -582,8 +582,9 @@ def test_an_sqlite_that_checkpoints_unsafely_is_refused(app, client, monkeypatch
     monkeypatch.setattr("apsw.sqlite_lib_version", lambda: "3.51.2")
     with pytest.raises(ReplicatorError, match=r"SQLite 3\.51\.2, the replicator needs 3\.51\.3 .*hint: pip install"):
         Replicator(app.path, client)
-    monkeypatch.setattr("apsw.sqlite_lib_version", lambda: "3.52")
-    Replicator(app.path, client).close()
+    for version in ("3.51.3", "3.52"):
+        monkeypatch.setattr("apsw.sqlite_lib_version", lambda version=version: version)
+        Replicator(app.path, client).close()
 
 
 def test_a_link_to_the_database_is_the_database(app, client, tmp_path: Path):
