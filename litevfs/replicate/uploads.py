@@ -97,7 +97,6 @@ class Uploads:
     def run(self, newest: int, check_open: Callable[[], None]) -> None:
         """Upload everything up to TXID `newest`, unless `lost` says that it cannot be done. Raises StorageError."""
         for file in self._folder.pending():
-            check_open()
             if file.txid > newest:  # a capture is under way in another thread
                 break
             self.lost = self._upload(file)
