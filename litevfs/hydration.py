@@ -14,6 +14,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +22,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LitevfsError, OptionError, TransientStorageError
+from litevfs.errors import LitevfsError, OptionError
 from litevfs.snapshot import Snapshot
 from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.hydration")
 
 TEMP_PREFIX = "litevfs-hydration-"
+LET_GO_S = 2.0
+"""How long a replica that is being closed may still have the file at `hydration_path`."""
+LOOK_AGAIN_S = 0.01
+"""Pause between looks whether it has."""
 ReadPage = Callable[[Snapshot, int], bytes]
 
 
@@ -52,10 +57,10 @@ class Hydration:
         self._copied = 0
         self._changed = threading.Condition()
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # once it has taken over the file
         self._delete: Callable[[], object] = _nothing
         if not lazily:
-            self._start()
+            self._start(LET_GO_S)
 
     @property
     def progress(self) -> float:
@@ -94,6 +99,8 @@ class Hydration:
             self._closed = True
             self._changed.notify_all()
             thread = self._thread
+            if thread is None:
+                self._close_file()
         if thread is not None:
             thread.join(self.close_timeout_s)
         self._delete()
@@ -104,22 +111,25 @@ class Hydration:
         Returns the state that it followed.
         """
         self._closed = True
-        self._close_file()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
         return self._target
 
     # --- file and thread ----------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, patience_s: float) -> None:
         path = self._wanted_path
-        self._fd, self.path = _open_at(path) if path else _open_temporary()
-        if not path:
-            # Also where nobody closes this before the process ends.
-            self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
         try:
-            self._thread = start_thread(self._run, "litevfs-hydrate")
-        except TransientStorageError:
-            self._close_file()
-            self._delete()
+            if path:
+                self._fd, self.path = _open_at(path, patience_s)
+            else:
+                self._fd, self.path = _open_temporary()
+                # Also where nobody closes this before the process ends.
+                self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
+            start_thread(self._run, "litevfs-hydrate")
+        except BaseException:  # also Ctrl-C, which may strike when the thread runs already
+            self.close()
             raise
 
     def _start_late(self) -> None:
@@ -128,11 +138,15 @@ class Hydration:
                 return
             self._awaits_read = False
             try:
-                self._start()
+                self._start(0)  # a reader waits, and the parent may go on with the file for ever
             except (OptionError, OSError) as error:
                 logger.warning("this process goes on without hydration after the fork: %s", error)
 
     def _run(self) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._thread = threading.current_thread()
         try:
             self._follow_target()
         finally:
@@ -144,6 +158,8 @@ class Hydration:
     def _close_file(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open for long
             os.close(fd)
 
     def _follow_target(self) -> None:
@@ -195,26 +211,41 @@ def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.
     return versions, (frames, files)
 
 
-def _open_at(path: str) -> tuple[int, str]:
-    """An empty file at `path` that no other process is hydrating. What an earlier one left there is not trusted."""
+def _open_at(path: str, patience_s: float) -> tuple[int, str]:
+    """An empty file at `path` that no other replica is hydrating: waits so long for one that is just being closed.
+
+    What an earlier one left there is not trusted.
+    """
+    fd = -1
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise OptionError(
-            f"hydration_path {path}: {error.strerror}", hint="name a file in a writable folder"
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(fd, 0)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _lock(fd, patience_s)
+            os.ftruncate(fd, 0)
+            return fd, path
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
     except BlockingIOError as error:
-        os.close(fd)
         raise OptionError(
             f"hydration_path {path} is in use by another replica", hint="give each its own file"
         ) from error
     except OSError as error:
-        os.close(fd)
-        raise OptionError(f"hydration_path {path}: {error.strerror}") from error
-    return fd, path
+        hint = "name a file in a writable folder"
+        raise OptionError(f"hydration_path {path}: {error.strerror}", hint=hint) from error
+
+
+def _lock(fd: int, patience_s: float) -> None:
+    """Lock the file for us alone. Raises BlockingIOError when somebody else has it for all that time."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        threading.Event().wait(LOOK_AGAIN_S)
 
 
 def _open_temporary() -> tuple[int, str]:

@@ -71,6 +71,7 @@ class Replica:
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
         self._health = Health(self.url)
+        self._hydrate()  # last: before, nobody could close what this starts
 
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
@@ -85,8 +86,10 @@ class Replica:
         self.pages = PageSource(
             self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
         )
-        if options.hydration_enabled:
-            self.pages.hydrate(options.hydration_path or None, lazily=forked)
+
+    def _hydrate(self, *, lazily: bool = False) -> None:
+        if self.options.hydration_enabled:
+            self.pages.hydrate(self.options.hydration_path or None, lazily=lazily)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -176,6 +179,7 @@ class Replica:
         self._health.forget_look()
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
+        self._hydrate(lazily=True)
         if hydrated is not None:
             self.pages.follow(hydrated)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import tempfile
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from litevfs.errors import OptionError
 from litevfs.hydration import TEMP_PREFIX, Hydration
 from litevfs.options import Options
 from litevfs.replica import Replica
+from litevfs.replica_clients.base import LTXFileInfo
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, wait_until
@@ -145,6 +147,66 @@ def test_two_replicas_do_not_share_a_file(world, tmp_path):
     options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db")}
     with connected(script.url, **options), pytest.raises(OptionError, match="in use"):
         litevfs.connect(script.url, poll_interval=0, **options)
+
+
+@pytest.fixture
+def let_go(world, tmp_path, monkeypatch):
+    """The options of a replica that was closed while its hydration hung in storage, and what lets that go on."""
+    _, script = world
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang(file: LTXFileInfo, offset: int, data: bytes) -> bytes:
+        if threading.current_thread().name == "litevfs-hydrate":
+            hanging.set()
+            assert go_on.wait(60)
+        return data
+
+    monkeypatch.setattr(Hydration, "close_timeout_s", 0.01)
+    monkeypatch.setattr(hydration, "LET_GO_S", 30)
+    script.on_read = hang
+    options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db"), "poll_interval": 0}
+    with connected(script.url, **options):
+        assert hanging.wait(20)
+    yield options, go_on
+    go_on.set()
+
+
+def test_a_file_that_the_replica_before_is_just_letting_go_of_is_waited_for(world, let_go, monkeypatch):
+    """Connections come and go in many threads: the last one of a replica goes while the first one of the next comes."""
+    primary, script = world
+    options, go_on = let_go
+    flock = fcntl.flock
+
+    def flock_or_let_go(fd: int, operation: int) -> None:
+        try:
+            flock(fd, operation)
+        except BlockingIOError:
+            go_on.set()
+            raise
+
+    monkeypatch.setattr(fcntl, "flock", flock_or_let_go)
+    with connected(script.url, **options) as con:
+        assert go_on.is_set()
+        wait_until(lambda: progress(con) == 100, "hydration")
+        assert rows(con, QUERY) == primary.rows(QUERY)
+        assert Path(options["hydration_path"]).read_bytes() == primary.images[3]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking a process with threads, which is the point
+def test_a_file_that_was_let_go_of_is_free_whatever_was_forked_meanwhile(world, let_go):
+    primary, script = world
+    options, go_on = let_go
+    child = os.fork()
+    if child == 0:
+        signal.alarm(100)
+        signal.pause()
+    try:
+        go_on.set()
+        with connected(script.url, **options) as con:
+            assert rows(con, QUERY) == primary.rows(QUERY)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # --- temporary files and the processes beside this one ----------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import subprocess
 import sys
@@ -336,6 +337,19 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
             opened.clear()
             assert not any(shared.leases for shared in sharing.registry._shared.values())
             wait_until(lambda: not any("poll" in thread.name for thread in threading.enumerate()), "an end")
+        sharing.registry._shared.clear()
+
+
+def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_one(tmp_path):
+    path = tmp_path / "x.db"
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        wanted = options(script, poll_interval_s=0, hydration_enabled=True, hydration_path=str(path))
+        for opened in interrupted_everywhere(list, lambda files: files.append(ReplicaFile(wanted))):
+            opened.clear()
+            wait_until(lambda: not any("hydrate" in thread.name for thread in threading.enumerate()), "an end")
+            with path.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         sharing.registry._shared.clear()
 
 
