@@ -89,12 +89,14 @@ class ReplicaRegistry:
 
     def _join(self, lease: Lease) -> Shared:
         """Put the lease on the list of those that hold a replica."""
-        key = lease.shared.key
+        new = lease.shared
         with self._lock:
             while True:
-                lease.shared = self._shared.setdefault(key, lease.shared)
+                lease.shared = self._shared.setdefault(new.key, new)
                 lease.shared.leases.add(lease)
-                if self._shared.get(key) is lease.shared:  # else a finalizer has just taken the last one before ours
+                if (
+                    self._shared.get(new.key) is lease.shared
+                ):  # else a finalizer has just taken the last one before ours
                     return lease.shared
 
     def release(self, lease: Lease) -> None:

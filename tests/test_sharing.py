@@ -353,6 +353,39 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_on
         sharing.registry._shared.clear()
 
 
+def test_a_finalizer_that_takes_the_last_hold_just_before_ours_leaves_no_closed_replica_to_us(world):
+    """The collector may run in the middle of joining those who hold a replica, in the thread that has the lock."""
+    script, registry = world
+    last = registry.acquire(options(script))
+
+    class Leases(set[sharing.Lease]):
+        def add(self, lease: sharing.Lease) -> None:
+            registry.release(last)
+            super().add(lease)
+
+    last.shared.leases = Leases(last.shared.leases)
+    ours = registry.acquire(options(script))
+    assert last.replica.status().state == "closed"
+    assert ours.replica.open(10).txid == 1
+    registry.release(ours)
+    assert registry._shared == {}
+
+
+def test_finalizers_that_take_the_last_two_holds_at_once_end_the_replica(world):
+    script, registry = world
+    first, last = registry.acquire(options(script)), registry.acquire(options(script))
+
+    class Leases(set[sharing.Lease]):
+        def discard(self, lease: sharing.Lease) -> None:
+            super().discard(lease)
+            registry.release(last)
+
+    first.shared.leases = Leases(first.shared.leases)
+    registry.release(first)
+    assert first.replica.status().state == "closed"
+    assert registry._shared == {}
+
+
 def test_finalizers_between_any_two_steps_leave_nothing():
     """The collector runs as often as it can, in threads that open, close and forsake connections to two replicas."""
     with Script() as script, Script(block_size=1 << 16) as other:
