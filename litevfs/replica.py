@@ -141,7 +141,7 @@ class Replica:
         )
 
     def poll_every(self, interval_s: float) -> None:
-        """Poll from now on, at the shortest interval that any connection asked for (0: this one does not ask)."""
+        """Poll from now on, at the shortest interval that any connection asks for (0: this one does not ask)."""
         with self._published:  # connections may open at the same time
             if interval_s <= 0 or self._closed:
                 return
@@ -150,6 +150,12 @@ class Replica:
             elif interval_s < self._poller.interval_s:
                 self._poller.set_interval(interval_s)
             self._interval_after_fork_s = 0.0  # not before there is a poller
+
+    def slow_down(self, wanted_s: Callable[[], float]) -> None:
+        """Poll every `wanted_s()` seconds from now on if that is less often; who asked for more is gone."""
+        with self._published:  # whoever comes after the question polls faster after the answer
+            if self._poller is not None and (interval_s := wanted_s()) > self._poller.interval_s:
+                self._poller.set_interval(interval_s)
 
     def detach_poller(self) -> Poller | None:
         """Nobody wants news any more: the poller, to be closed by the caller, or None."""

@@ -113,8 +113,8 @@ class ReplicaRegistry:
             return
         if is_last:
             _in_background(shared.replica.close)
-        elif lease.options.is_polling and not shared.poll_interval_s():
-            _in_background(partial(_end_polling, shared, shared.replica))
+        elif lease.options.is_polling and not 0 < shared.poll_interval_s() <= lease.options.poll_interval_s:
+            _in_background(partial(_slow_down, shared, shared.replica))
 
     def forget(self, lease: Lease) -> None:
         """In a forked child: like `release`, where nothing of the replica is under way yet that would have to end."""
@@ -148,8 +148,9 @@ def _key(options: Options) -> _Key:
     )
 
 
-def _end_polling(shared: Shared, replica: Replica) -> None:
-    """End the poller, unless somebody wants news meanwhile."""
+def _slow_down(shared: Shared, replica: Replica) -> None:
+    """Poll no more often than somebody still wants; end the poller, unless somebody wants news meanwhile."""
+    replica.slow_down(shared.poll_interval_s)
     while not shared.poll_interval_s():
         if (poller := replica.detach_poller()) is not None:
             poller.close()

@@ -122,6 +122,42 @@ def test_the_shortest_interval_and_the_largest_cache_count(world):
     assert replica.status().state == "closed"
 
 
+def test_a_replica_polls_no_more_often_than_those_who_are_left_want(world):
+    script, registry = world
+    leases = {}
+    for interval_s in (5.0, 2.0, 9.0, 2.0):
+        lease = registry.acquire(options(script, poll_interval_s=interval_s))
+        lease.replica.open(5)
+        lease.replica.poll_every(interval_s)
+        leases.setdefault(interval_s, []).append(lease)
+    replica = lease.replica
+    for leaves, left in ((2.0, 2.0), (2.0, 5.0), (9.0, 5.0)):
+        registry.release(leases[leaves].pop())
+        assert replica.status().poll_interval_s == left
+    registry.release(leases[5.0].pop())
+    assert replica.status().state == "closed"
+
+
+def test_a_replica_polls_as_often_as_somebody_wants_who_comes_while_it_slows_down(world, monkeypatch):
+    script, registry = world
+    slow, fast = (registry.acquire(options(script, poll_interval_s=interval_s)) for interval_s in (9.0, 1.0))
+    replica = slow.replica
+    replica.open(5)
+    replica.poll_every(1.0)
+    slow_down, came = replica.slow_down, []
+
+    def come_first(wanted_s: Callable[[], float]) -> None:
+        came.append(registry.acquire(options(script, poll_interval_s=2.0)))
+        replica.poll_every(2.0)
+        slow_down(wanted_s)
+
+    monkeypatch.setattr(replica, "slow_down", come_first)
+    registry.release(fast)
+    assert replica.status().poll_interval_s == 2.0
+    for lease in (slow, *came):
+        registry.release(lease)
+
+
 def test_nothing_polls_for_fixed_views_alone(world):
     script, registry = world
     live, fixed = registry.acquire(options(script)), registry.acquire(options(script, txid=1))
