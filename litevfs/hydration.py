@@ -144,8 +144,6 @@ class Hydration:
 
     def _run(self) -> None:
         with self._changed:
-            if self._closed:
-                return
             self._thread = threading.current_thread()
         try:
             self._follow_target()

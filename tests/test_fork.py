@@ -249,6 +249,7 @@ def test_a_child_may_subscribe_for_itself(tmp_path):
     with replica_in(tmp_path / "r") as primary, litevfs.subscribe(tmp_path / "r", lambda _: None, **POLL):
 
         def subscribe() -> None:
+            assert sharing.registry._shared == {}
             with litevfs.subscribe(tmp_path / "r", lambda _: None, **POLL) as own:
                 wait_until(lambda: own.txid == 3, "news", timeout_s=20)
             assert sharing.registry._shared == {}
@@ -256,6 +257,33 @@ def test_a_child_may_subscribe_for_itself(tmp_path):
         with forked(subscribe):
             primary.commit("INSERT INTO t VALUES(2)")
             primary.commit("INSERT INTO t VALUES(3)")
+
+
+def test_a_child_reads_and_opens_whatever_locks_other_threads_held_at_the_fork(tmp_path):
+    held, let_go = threading.Event(), threading.Event()
+    with replica_in(tmp_path / "r") as primary, connected(tmp_path / "r", **POLL) as con:
+        (shared,) = sharing.registry._shared.values()
+
+        def hold() -> None:
+            replica = shared.replica
+            with sharing.registry._lock, shared.making, replica._refresh_lock, replica._published:
+                held.set()
+                assert let_go.wait(60)
+
+        def follow() -> None:
+            with connected(tmp_path / "r", **POLL) as other:
+                for connection in (con, other):
+                    wait_until(lambda: rows(connection, "SELECT count(*) FROM t") == [(2,)], "news", timeout_s=20)  # noqa: B023 (run at once)
+
+        holding = threading.Thread(target=hold)
+        holding.start()
+        assert held.wait(20)
+        try:
+            with forked(follow):
+                primary.commit("INSERT INTO t VALUES(2)")
+        finally:
+            let_go.set()
+            holding.join()
 
 
 def test_a_fork_while_another_thread_makes_a_replica_leaves_no_half_of_one(tmp_path):

@@ -108,6 +108,40 @@ def test_a_disk_that_was_full_is_tried_again_with_the_next_state(world, monkeypa
     con.close()
 
 
+def test_a_file_that_somebody_cut_off_is_not_read_past_its_end(world):
+    primary, script = world
+    with connected(script.url, poll_interval=0, hydration_enabled=True, cache_size=0) as con:
+        wait_until(lambda: progress(con) == 100, "hydration")
+        os.truncate(one(con, "PRAGMA litestream_hydration_file"), PAGE_SIZE * 5 // 2)
+        assert rows(con, QUERY) == primary.rows(QUERY)
+
+
+@pytest.mark.parametrize("end", ["closed", "failed"])
+def test_what_is_read_while_the_file_is_closed_may_be_of_another_one(world, monkeypatch, end):
+    _, script = world
+    replica = Replica(Options(replica_url=script.url))
+    state = replica.open(10)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    hydration = Hydration(None, replica.pages.read_through)
+    hydration.follow(state)
+    wait_until(lambda: hydration.progress == 100, "hydration")
+    version = state.chunks[0].versions[0]
+    assert hydration.get(state, version, 1) == replica.pages.read(state, 1)
+
+    def end_meanwhile(fd: int, size: int, offset: int) -> bytes:
+        if end == "closed":
+            hydration.close()
+        else:
+            hydration.follow(None)  # which is a defect
+            hydration._thread.join(20)
+        return b"\xff" * size
+
+    monkeypatch.setattr(os, "pread", end_meanwhile)
+    assert hydration.get(state, version, 1) is None
+    hydration.close()
+    replica.close()
+
+
 def test_a_thread_that_outlives_its_close_writes_to_no_other_file(world, tmp_path):
     """It hangs in storage while it is closed; its descriptor's number is given to the next file that is opened."""
     _, script = world
@@ -132,6 +166,26 @@ def test_a_thread_that_outlives_its_close_writes_to_no_other_file(world, tmp_pat
     assert other.read_bytes() == b""
     for fd in fds:
         os.close(fd)
+    replica.close()
+
+
+def test_closing_waits_for_a_page_on_its_way_to_the_file(world, tmp_path):
+    _, script = world
+    reading = threading.Event()
+
+    def read(*_: object) -> bytes:
+        reading.set()
+        wait_until(lambda: hydration._closed, "the close")
+        threading.Event().wait(0.05)
+        return b"\xff" * PAGE_SIZE
+
+    replica = Replica(Options(replica_url=script.url))
+    hydration = Hydration(str(tmp_path / "x.db"), read)
+    hydration.close_timeout_s = 60
+    hydration.follow(replica.open(10))
+    assert reading.wait(20)
+    hydration.close()
+    assert not hydration._thread.is_alive()
     replica.close()
 
 

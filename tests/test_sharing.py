@@ -253,6 +253,22 @@ def test_without_a_thread_to_be_had_opening_is_refused_leaves_nothing_and_works_
     open_and_close()
 
 
+def test_without_a_thread_to_be_had_closing_ends_the_replica_all_the_same(world, monkeypatch):
+    script, registry = world
+    lease = registry.acquire(options(script))
+    lease.replica.open(5)
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "litevfs-close":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    registry.release(lease)
+    assert lease.replica.status().state == "closed"
+
+
 # --- what a URL means -------------------------------------------------------------------------------------------------
 
 
