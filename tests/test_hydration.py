@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -20,6 +21,7 @@ from litevfs.hydration import TEMP_PREFIX, Hydration
 from litevfs.options import Options
 from litevfs.replica import Replica
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.snapshot import Snapshot, empty_snapshot
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, wait_until
@@ -116,6 +118,86 @@ def test_a_file_that_somebody_cut_off_is_not_read_past_its_end(world):
         assert rows(con, QUERY) == primary.rows(QUERY)
 
 
+@pytest.fixture
+def states(world):
+    """A replica, and three of its states: one, one with other rows, and a smaller one."""
+    primary, script = world
+    replica = Replica(Options(replica_url=script.url))
+    states = [replica.open(10)]
+    for sql in ("UPDATE t SET s = 'C'", "DELETE FROM t; VACUUM"):
+        primary.commit(sql)
+        replica.refresh()
+        states.append(replica.snapshot)
+    yield replica, states
+    replica.close()
+
+
+def test_the_file_becomes_each_state_that_is_followed_and_nothing_else(world, states, tmp_path):
+    primary, _ = world
+    replica, states = states
+    path = tmp_path / "x.db"
+    path.write_bytes(b"left by another one" * PAGE_SIZE * 100)
+    hydration = Hydration(str(path), replica.pages.read_through)
+    assert path.read_bytes() == b""
+    for state in states:
+        hydration.follow(state)
+        wait_until(lambda: path.read_bytes() == primary.images[state.txid], "the state")  # noqa: B023 (run at once)
+        version = state.version(1)
+        assert wait_until(lambda: hydration.get(state, version, 1)) == replica.pages.read(state, 1)  # noqa: B023
+        assert hydration.get(replace(state, epoch=state.epoch + 1), version, 1) is None  # in another history
+    hydration.close()
+
+
+def test_pages_of_another_history_are_copied_though_their_versions_are_the_same(states):
+    _, (state, *_) = states
+    hydration = Hydration(None, lambda snapshot, pgno: bytes([snapshot.epoch]) * PAGE_SIZE)
+    for epoch in (1, 2):
+        again = replace(state, epoch=epoch)
+        hydration.follow(again)
+        page = wait_until(lambda: hydration.get(again, again.version(1), 1))  # noqa: B023 (run at once)
+        assert page == bytes([epoch]) * PAGE_SIZE
+    hydration.close()
+
+
+def test_a_page_that_is_overwritten_while_it_is_read_is_not_taken_for_the_one_before(states, monkeypatch):
+    replica, (state, newer, _) = states
+    (pgno, version), *_ = (
+        (slot + 1, version)
+        for slot, version in enumerate(state.chunks[0].versions[: state.commit])
+        if version != newer.chunks[0].versions[slot]
+    )
+    hydration = Hydration(None, replica.pages.read_through)
+    hydration.follow(state)
+    wait_until(lambda: hydration.get(state, version, pgno), "hydration")
+    pread = os.pread
+
+    def read_late(fd: int, size: int, offset: int) -> bytes:
+        hydration.follow(newer)
+        wait_until(lambda: pread(fd, size, offset) == replica.pages.read(newer, pgno), "the newer page")
+        return pread(fd, size, offset)
+
+    monkeypatch.setattr(os, "pread", read_late)
+    assert hydration.get(state, version, pgno) is None
+    hydration.close()
+
+
+def test_a_state_that_is_not_the_newest_any_more_is_copied_no_further(states):
+    replica, (state, newer, _) = states
+    read = []
+
+    def read_one(snapshot: Snapshot, pgno: int) -> bytes:
+        read.append(snapshot)
+        if len(read) == 1:
+            hydration.follow(newer)
+        return replica.pages.read_through(snapshot, pgno)
+
+    hydration = Hydration(None, read_one)
+    hydration.follow(state)
+    wait_until(lambda: hydration._target is newer and hydration.progress == 100, "hydration")
+    assert sum(snapshot is state for snapshot in read) == 1
+    hydration.close()
+
+
 @pytest.mark.parametrize("end", ["closed", "failed"])
 def test_what_is_read_while_the_file_is_closed_may_be_of_another_one(world, monkeypatch, end):
     _, script = world
@@ -171,10 +253,11 @@ def test_a_thread_that_outlives_its_close_writes_to_no_other_file(world, tmp_pat
 
 def test_closing_waits_for_a_page_on_its_way_to_the_file(world, tmp_path):
     _, script = world
-    reading = threading.Event()
+    reading, pgnos = threading.Event(), []
 
-    def read(*_: object) -> bytes:
+    def read(_: Snapshot, pgno: int) -> bytes:
         reading.set()
+        pgnos.append(pgno)
         wait_until(lambda: hydration._closed, "the close")
         threading.Event().wait(0.05)
         return b"\xff" * PAGE_SIZE
@@ -186,6 +269,7 @@ def test_closing_waits_for_a_page_on_its_way_to_the_file(world, tmp_path):
     assert reading.wait(20)
     hydration.close()
     assert not hydration._thread.is_alive()
+    assert len(pgnos) == 1
     replica.close()
 
 
@@ -322,6 +406,8 @@ def test_a_lazy_one_makes_its_file_at_the_first_read(folder):
         lazy._read_page = replica.pages.read_through
         lazy.follow(snapshot)
         assert list(folder.iterdir()) == []
+        lazy.get(snapshot, snapshot.version(1), 1)
+        lazy._start_late()  # by a reader that came at the same time
         wait_until(lambda: lazy.get(snapshot, snapshot.version(1), 1) == replica.pages.read(snapshot, 1), "the page")
         replica.close()
     assert [str(path) for path in folder.iterdir()] == [lazy.path]
@@ -333,6 +419,29 @@ def test_a_lazy_one_that_was_never_read_has_nothing_to_close(folder):
     lazy = Hydration(None, lambda *_: b"", lazily=True)
     lazy.close()
     lazy.close()
+    assert lazy.get(empty_snapshot(), 1, 1) is None
+    assert lazy.path == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_a_lazy_one_waits_for_no_other_to_let_go_of_the_file(folder, monkeypatch, caplog):
+    monkeypatch.setattr(hydration, "LET_GO_S", 100)
+    owner = Hydration(str(folder / "x.db"), lambda *_: b"")
+    lazy = Hydration(owner.path, lambda *_: b"", lazily=True)
+    assert lazy.get(empty_snapshot(), 1, 1) is None
+    assert "without hydration" in caplog.text
+    lazy.close()
+    owner.close()
+
+
+def test_a_lazy_one_without_a_thread_to_be_had_leaves_no_file(folder, monkeypatch, caplog):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lazy = Hydration(None, lambda *_: b"", lazily=True)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert lazy.get(empty_snapshot(), 1, 1) is None
+    assert "without hydration" in caplog.text
     assert list(folder.iterdir()) == []
 
 
