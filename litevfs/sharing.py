@@ -94,10 +94,9 @@ class ReplicaRegistry:
             while True:
                 lease.shared = self._shared.setdefault(new.key, new)
                 lease.shared.leases.add(lease)
-                if (
-                    self._shared.get(new.key) is lease.shared
-                ):  # else a finalizer has just taken the last one before ours
+                if self._shared.get(new.key) is lease.shared:
                     return lease.shared
+                # A finalizer has just taken the last one before ours, and the replica is being closed.
 
     def release(self, lease: Lease) -> None:
         """Let go of what `acquire` handed out; the last one closes it. Returns within a second; idempotent."""

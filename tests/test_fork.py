@@ -259,6 +259,21 @@ def test_a_child_may_subscribe_for_itself(tmp_path):
             primary.commit("INSERT INTO t VALUES(3)")
 
 
+def test_a_subscription_that_ended_before_the_fork_leaves_to_the_child_what_was_opened_since(tmp_path):
+    with replica_in(tmp_path / "r"):
+        ended = litevfs.subscribe(tmp_path / "r", lambda _: None, **POLL)
+        ended.close()
+        with connected(tmp_path / "r", **POLL) as con:
+
+            def end() -> None:
+                assert len(sharing.registry._shared) == 1
+                con.close()
+                assert sharing.registry._shared == {}
+
+            with forked(end):
+                pass
+
+
 def test_a_child_reads_and_opens_whatever_locks_other_threads_held_at_the_fork(tmp_path):
     held, let_go = threading.Event(), threading.Event()
     with replica_in(tmp_path / "r") as primary, connected(tmp_path / "r", **POLL) as con:

@@ -45,6 +45,25 @@ def test_transactions_that_wait_behind_a_slow_call_are_not_reported_after_the_en
 
 
 @pytest.mark.plan("K07")
+def test_closing_waits_for_a_call_under_way(world):
+    primary, script = world
+    began, ended = threading.Event(), threading.Event()
+
+    def call_slowly(_: int) -> None:
+        began.set()
+        wait_until(lambda: subscription._closed, "the close")
+        threading.Event().wait(0.05)
+        ended.set()
+
+    subscription = litevfs.subscribe(script.url, call_slowly, poll_interval="2ms")
+    subscription.close_timeout_s = 60
+    primary.commit(INSERT)
+    assert began.wait(20)
+    subscription.close()
+    assert ended.is_set()
+
+
+@pytest.mark.plan("K07")
 def test_a_subscriber_may_end_its_own_subscription(world, caplog):
     primary, script = world
     heard: list[int] = []
