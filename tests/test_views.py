@@ -100,3 +100,17 @@ def test_a_replica_that_is_closed_while_pages_are_looked_for_says_so(world):
     script.on_list = close
     with pytest.raises(StorageClosedError):
         replica.pages.read(fourth, changed)
+
+
+def test_a_fixed_state_is_hydrated_only_where_nothing_live_is():
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        primary.commit("INSERT INTO t VALUES(1)")
+        replica = Replica(Options(replica_url=script.url, hydration_enabled=True))
+        assert replica.pages.hydration._target is None
+        view = replica.view(txid=1)
+        assert replica.pages.hydration._target is view
+        newest = replica.open(10)
+        replica.view(txid=1)
+        assert replica.pages.hydration._target is newest
+        replica.close()
