@@ -1,11 +1,16 @@
-"""States made from nothing where files are damaged: around them if others lead there, else with what is left."""
+"""Files that are damaged or gone, or that storage does not give away just now, on the way to a state.
+
+States are made around the first if others lead there, else with what is left; not around the last.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 import litevfs
-from litevfs.errors import LTXFormatError, StorageNotFoundError
+from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
+from litevfs.options import Options
+from litevfs.replica import Replica
 from litevfs.replica_clients.base import LTXFileInfo
 from tests.primary import Primary
 from tests.scripted import Script
@@ -120,3 +125,104 @@ def test_a_file_that_stays_gone_and_that_nothing_replaces_is_told(world):
     script.on_list = lambda level, files: files if level else [*files, gone]
     with pytest.raises(StorageNotFoundError, match=f"can be opened with txid={5:016x}"):
         rows(script)
+
+
+# --- a state that moves on --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def behind(world):
+    """The world, and a replica of it at the second transaction, whose file made way for a compacted one."""
+    primary, script = world
+    script.on_list = lambda level, files: [file for file in files if file.max_txid <= 2]
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+    replica.refresh()
+    assert replica.snapshot.txid == 2
+    script.on_list = None
+    yield primary, script, replica
+    replica.close()
+
+
+def compact_what_is_known(primary: Primary) -> None:
+    """From now on, the next look is one at all levels."""
+    primary.compact(1, 1, 2)
+    primary.delete(0, [1, 2])
+
+
+def fail(script: Script, error: type[Exception], level: int, txid: int) -> None:
+    """Let no read of a file end well."""
+
+    def on_read(file: LTXFileInfo, offset: int, data: bytes) -> bytes:
+        if (file.level, file.max_txid) == (level, txid):
+            raise error("just now")
+        return data
+
+    script.on_read = on_read
+
+
+def read_files(script: Script) -> set[str]:
+    return {key for key, _, _ in script.reads}
+
+
+@pytest.mark.plan("L03", "L28")
+def test_damaged_compacted_files_are_gone_around_where_others_lead_on(behind):
+    primary, _, replica = behind
+    compact_what_is_known(primary)
+    damage(primary, 2, 3, 6)
+    damage(primary, 1, 3, 5)
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+    state = replica.snapshot
+    assert [replica.pages.read(state, n) for n in range(1, state.commit + 1)] == [
+        primary.page(n, 6) for n in range(1, state.commit + 1)
+    ]
+
+
+@pytest.mark.plan("L28")
+def test_a_file_that_cannot_be_read_just_now_is_waited_for_and_not_gone_around(behind):
+    primary, script, replica = behind
+    compact_what_is_known(primary)
+    primary.compact(2, 3, 6)
+    fail(script, TransientStorageError, 2, 6)
+    script.clear()
+    with pytest.raises(TransientStorageError):
+        replica.refresh()
+    assert replica.snapshot.txid == 2
+    level_0 = {script.writer.key(file) for file in script.writer.list_files(0)}
+    assert not read_files(script) & level_0
+    script.on_read = None
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+
+
+@pytest.mark.plan("L28")
+def test_a_state_is_not_opened_around_a_file_that_cannot_be_read_just_now(world):
+    primary, script = world
+    snapshot = primary.compact(9, 1, 6)
+    fail(script, TransientStorageError, 9, 6)
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+    try:
+        with pytest.raises(TransientStorageError):
+            replica.refresh()
+        assert read_files(script) == {script.writer.key(snapshot)}
+    finally:
+        replica.close()
+
+
+@pytest.mark.plan("L28", "L29")
+@pytest.mark.parametrize(
+    ("error", "txid"),
+    [(StorageNotFoundError, 6), (TransientStorageError, 6), (TransientStorageError, 4)],
+    ids=["the newest is not yet there", "the newest does not come", "one before does not come"],
+)
+def test_a_file_that_may_come_still_costs_no_look_at_all_levels(behind, error, txid):
+    _, script, replica = behind
+    fail(script, error, 0, txid)
+    script.clear()
+    with pytest.raises(error):
+        replica.refresh()
+    assert replica.snapshot.txid == txid - 1
+    assert set(script.lists) == {0}
+    script.on_read = None
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)

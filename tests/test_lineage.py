@@ -201,3 +201,96 @@ def test_a_look_reads_a_handful_of_headers_however_many_listed_files_are_gone(wo
     with pytest.raises(ReplicaError, match="newest transactions are gone"):
         replica.refresh()
     assert len(script.reads) <= MAX_EVIDENCE + 2  # and whether the newest file is there after all
+
+
+@pytest.mark.plan("E01")
+def test_of_many_files_the_newest_are_the_ones_that_are_read_for_proof(world):
+    primary, _, replica = world
+    for _ in range(2 * MAX_EVIDENCE):
+        primary.commit(INSERT)
+    replica.refresh()
+    primary.compact(1, 1, primary.txid)
+    primary.delete(0, [primary.txid])
+    primary.commit(INSERT)
+    replica.refresh()
+    assert position(replica) == (primary.txid, 0)
+
+
+@pytest.mark.plan("E03")
+def test_an_older_database_that_is_ahead_and_proves_nothing_is_served_at_once(world):
+    """As when a backup of another database is put in the place: its files' times are those of long ago."""
+    primary, script, replica = world
+    primary.delete_all()
+    with other_database(primary, script) as other:
+        other.start_ms = primary.start_ms - 1_000_000
+        for _ in range(2):
+            other.run(INSERT)
+        other.compact(1, 1, 8)
+        replica.refresh()
+        assert position(replica) == (8, 1)
+        assert published(replica) == other.images[8]
+
+
+@pytest.fixture
+def opened_from_one_file():
+    """The world above, opened where one file holds everything: of no transaction but the sixth is the time known.
+
+    The fifth was made in the same millisecond.
+    """
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        for _ in range(4):
+            primary.commit(INSERT)
+        primary.start_ms -= 1000
+        primary.commit(INSERT)
+        script.on_list = lambda level, files: [file for file in files if level]
+        primary.compact(1, 1, 6)
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0))
+        replica.refresh()
+        script.on_list = None
+        yield primary, script, replica
+        replica.close()
+
+
+@pytest.mark.plan("E03")
+def test_a_younger_database_with_fewer_transactions_is_served_at_once_though_none_of_its_times_is_known(
+    opened_from_one_file,
+):
+    primary, script, replica = opened_from_one_file
+    primary.delete_all()
+    with other_database(primary, script) as other:
+        for txid in (1, 2, 3):
+            other.upload(txid)
+        replica.refresh()
+        assert position(replica) == (3, 1)
+        assert published(replica) == other.images[3]
+
+
+@pytest.mark.plan("L29", "E01")
+def test_a_listing_that_ends_with_a_transaction_of_the_same_millisecond_is_an_old_one(opened_from_one_file):
+    _, script, replica = opened_from_one_file
+    hide_from(6, script)
+    replica.refresh()
+    assert position(replica) == (6, 0)
+
+
+@pytest.mark.plan("E03", "L29")
+def test_a_snapshot_made_later_that_ends_earlier_is_not_believed_at_once_beside_other_files(world):
+    primary, _, replica = world
+    snapshot(primary, 4, 60)
+    primary.delete(0, [5, 6])
+    with pytest.raises(ReplicaError, match="newest transactions are gone"):
+        replica.refresh()
+    assert position(replica) == (6, 0)
+
+
+@pytest.mark.plan("E03")
+def test_of_several_snapshots_that_are_all_there_is_the_newest_tells_that_the_replica_was_made_anew(world):
+    primary, script, replica = world
+    primary.delete_all()
+    with other_database(primary, script) as other:
+        snapshot(other, 2, -1000)
+        snapshot(other, 4, 1)
+        replica.refresh()
+        assert position(replica) == (4, 1)
+        assert published(replica) == other.images[4]

@@ -118,6 +118,16 @@ def test_a_snapshot_past_the_target_is_not_used():
     assert spans(newest_state(files, 5).files) == [(9, 1, 3), (0, 4, 4), (0, 5, 5)]
 
 
+def test_a_chain_starts_from_a_snapshot_though_a_compacted_file_holds_all_and_more():
+    files = [file(9, 1, 7), file(2, 1, 9)]
+    assert spans(newest_state(files).files) == [(9, 1, 7), (2, 1, 9)]
+
+
+def test_a_snapshot_of_the_target_itself_is_all_that_is_read():
+    files = [file(0, n, n) for n in range(1, 10)] + [file(9, 1, 3), file(9, 1, 7)]
+    assert spans(newest_state(files, 7).files) == [(9, 1, 7)]
+
+
 def test_a_file_among_the_snapshots_that_does_not_begin_at_the_first_transaction_is_no_start():
     files = [file(0, 1, 1), file(9, 2, 4), file(0, 5, 5)]
     assert newest_state(files).files == tuple(files)
@@ -164,6 +174,12 @@ def test_without_the_first_transaction_the_error_says_so():
     assert "txid=" not in str(caught.value)
 
 
+@pytest.mark.plan("L03")
+def test_the_very_first_state_is_one_that_a_gap_error_names():
+    with pytest.raises(TXIDGapError, match="txid=0000000000000001 is the state before"):
+        newest_state([file(0, 1, 1), file(0, 3, 3)])
+
+
 @pytest.mark.parametrize(
     ("target", "hint"),
     [
@@ -177,6 +193,16 @@ def test_a_state_that_is_not_there_comes_with_the_nearest_that_is(target, hint):
     with pytest.raises(TXIDNotFoundError) as caught:
         newest_state(files, target)
     assert hint in str(caught.value)
+
+
+def test_the_newest_txid_that_no_chain_leads_to_comes_with_the_nearest_that_one_does():
+    with pytest.raises(TXIDNotFoundError, match="the nearest earlier state is 0000000000000003"):
+        newest_state([file(1, 1, 3), file(0, 10, 10)], 10)
+
+
+def test_the_earliest_of_several_first_states_is_named():
+    with pytest.raises(TXIDNotFoundError, match="the earliest state still held is 0000000000000003"):
+        newest_state([file(2, 1, 9), file(1, 1, 3), file(3, 1, 12)], 2)
 
 
 @pytest.mark.plan("D14")

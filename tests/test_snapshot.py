@@ -14,7 +14,16 @@ from litevfs.errors import LTXFormatError, PageUnavailableError, TXIDGapError
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.snapshot import CHUNK_PAGES, NumberedFile, Snapshot, empty_snapshot
+from litevfs.snapshot import (
+    CHUNK_PAGES,
+    FRAME_SIZE_BITS,
+    FRAME_SIZE_MASK,
+    MAX_FRAME_OFFSET,
+    NumberedFile,
+    Snapshot,
+    Versions,
+    empty_snapshot,
+)
 
 # Around the borders of chunks: what lies between behaves like its neighbours.
 PAGES = (1, 2, 3, 1023, 1024, 1025, 1026, 2047, 2048, 2049, 3000)
@@ -244,3 +253,59 @@ def test_txids_at_the_end_of_their_range_are_kept_as_they_are():
     last = Header(PAGE_SIZE, 1, 2**64 - 1, 2**64 - 1, timestamp_ms=0)
     state = state.apply(NumberedFile(2, LTXFileInfo(0, 2**64 - 1, 2**64 - 1, 10**6, 0), last, index))
     assert (state.txid, state.file_number(1)) == (2**64 - 1, 2)
+
+
+# --- versions ---------------------------------------------------------------------------------------------------------
+
+_txids = st.one_of(
+    st.integers(1, 20),
+    st.integers(Versions.FIRST_FAR - 2, Versions.FIRST_FAR + 22),  # around the last one that is near the first
+    st.integers(2**64 - 20, 2**64 - 1),
+)
+
+
+@pytest.mark.plan("D14")
+@given(st.lists(_txids, min_size=1), st.lists(_txids))
+def test_codes_of_txids_are_as_good_as_the_txids_themselves(txids, limits):
+    versions = Versions()
+    codes = np.array([0, *(versions.code(txid) for txid in txids)], np.uint32)
+    assert [versions.code(txid) for txid in txids] == codes[1:].tolist()
+    assert len(set(codes.tolist())) == 1 + len(set(txids))
+    for limit in [*txids, *limits]:
+        assert versions.are_at_most(codes, limit).tolist() == [False, *(txid <= limit for txid in txids)]
+
+
+@pytest.mark.plan("D14")
+@pytest.mark.parametrize("first", [2, 2**40, 2**64 - 2])
+def test_pages_are_relocated_however_far_apart_their_txids_are(first):
+    """The files of one transaction each make way for one that holds them all, then for one that does not."""
+    spans = [(1, 1), (2, first), (first + 1, first + 1), (1, first + 1), (1, first)]
+    state = empty_snapshot()
+    for number, (min_txid, max_txid) in enumerate(spans, start=1):
+        pgnos = [1, 2, 3] if min_txid == 1 else [number]
+        index = PageIndex(
+            np.array(pgnos, np.uint32), np.array(pgnos, np.uint64) * 100, np.full(len(pgnos), 100, np.uint32)
+        )
+        header = Header(PAGE_SIZE, 3, min_txid, max_txid, timestamp_ms=0)
+        state = state.apply(NumberedFile(number, LTXFileInfo(0, min_txid, max_txid, 10**6, 0), header, index))
+    assert [state.file_number(pgno) for pgno in (1, 2, 3)] == [5, 5, 4]
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def one_frame(offset: int, size: int) -> NumberedFile:
+    index = PageIndex(np.array([1], np.uint32), np.array([offset], np.uint64), np.array([size], np.uint32))
+    header = Header(PAGE_SIZE, 1, 1, 1, timestamp_ms=0)
+    return NumberedFile(1, LTXFileInfo(0, 1, 1, offset + size + 100, 0), header, index)
+
+
+def test_the_last_place_that_the_map_can_name_is_named():
+    state = empty_snapshot().apply(one_frame(MAX_FRAME_OFFSET - 1, FRAME_SIZE_MASK))
+    assert state.place(1) == (1, MAX_FRAME_OFFSET - 1, FRAME_SIZE_MASK)
+    assert MAX_FRAME_OFFSET << FRAME_SIZE_BITS == 2**64
+
+
+def test_a_file_with_a_frame_past_what_the_map_can_name_is_refused():
+    with pytest.raises(LTXFormatError, match="128 TiB"):
+        empty_snapshot().apply(one_frame(MAX_FRAME_OFFSET, 100))
