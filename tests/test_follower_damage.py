@@ -154,7 +154,7 @@ def fail(script: Script, error: type[Exception], level: int, txid: int) -> None:
 
     def on_read(file: LTXFileInfo, offset: int, data: bytes) -> bytes:
         if (file.level, file.max_txid) == (level, txid):
-            raise error("just now")
+            raise error("just now", level=level, min_txid=file.min_txid, max_txid=txid)
         return data
 
     script.on_read = on_read

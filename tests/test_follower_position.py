@@ -232,3 +232,63 @@ def test_a_clock_that_stepped_back_makes_no_stale_listing_a_replacement():
             assert (replica.snapshot.txid, replica.snapshot.epoch) == (3, 0)
         finally:
             replica.close()
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.plan("L10")
+def test_after_a_look_at_all_levels_polls_ask_for_level_0_alone(level_1_world, monkeypatch):
+    _, script, replica = level_1_world
+    monkeypatch.setattr("litevfs.follower.RESYNC_INTERVAL_S", float("inf"))  # less than a minute goes by
+    script.clear()
+    replica.refresh()
+    assert script.lists[1] == 1
+    script.clear()
+    replica.refresh(thorough=False)
+    assert dict(script.lists) == {0: 1}
+
+
+@pytest.mark.plan("L04")
+def test_many_new_files_are_read_one_by_one_only_up_to_a_limit(world, monkeypatch):
+    monkeypatch.setattr("litevfs.follower.MAX_STEPS", 3)
+    primary, script, replica = world
+    replica.refresh()
+    for _ in range(3):
+        primary.commit(INSERT)
+    script.clear()
+    replica.refresh()
+    assert (replica.snapshot.txid, dict(script.lists)) == (9, {0: 1})
+    for _ in range(4):
+        primary.commit(INSERT)
+    primary.compact(1, 10, 13)
+    script.clear()
+    replica.refresh()
+    assert (replica.snapshot.txid, replica.snapshot.epoch) == (13, 0)
+    new = {script.writer.key(file) for file in script.writer.list_files(0, 10)}
+    assert not new & {key for key, _, _ in script.reads}
+    assert published(replica) == primary.images[13]
+
+
+@pytest.mark.plan("L04")
+def test_a_state_of_many_files_looks_for_compacted_ones_as_they_double(monkeypatch):
+    monkeypatch.setattr("litevfs.follower.MIN_FILES", 4)
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        replica = Replica(Options(replica_url=script.url))
+        try:
+            replica.refresh()
+            looked = []
+            for _ in range(15):
+                files = len(replica.snapshot.files)
+                if files == 13:
+                    primary.compact(1, 1, primary.txid)
+                primary.commit("INSERT INTO t VALUES(zeroblob(10000))")  # some pages are of this transaction for ever
+                script.clear()
+                replica.refresh()
+                looked += [files] * script.lists[1]
+            assert looked == [5, 13]  # the first look found nothing, at the sixth file
+            assert len(replica.snapshot.files) < 6
+            assert published(replica) == primary.images[primary.txid]
+        finally:
+            replica.close()

@@ -294,3 +294,40 @@ def test_of_several_snapshots_that_are_all_there_is_the_newest_tells_that_the_re
         replica.refresh()
         assert position(replica) == (4, 1)
         assert published(replica) == other.images[4]
+
+
+@pytest.mark.plan("E03")
+def test_a_replica_that_was_replaced_is_followed_like_any_other_and_its_states_are_told_from_the_old_ones(world):
+    primary, script, replica = world
+    counters = {replica.snapshot.change_counter}  # what SQLite knows a state by
+    primary.delete_all()
+    with other_database(primary, script) as other:
+        for txid in range(1, 7):
+            other.upload(txid)
+        replica.refresh()
+        assert position(replica) == (6, 1)
+        assert replica.snapshot.change_counter not in counters
+        other.commit(INSERT)
+        script.clear()
+        replica.refresh()
+        assert position(replica) == (7, 1)
+        assert dict(script.lists) == {0: 1}
+
+
+@pytest.mark.plan("E01")
+def test_what_is_cached_of_a_file_stays_of_use_where_nothing_links_the_states_that_it_is_part_of(world):
+    primary, script, _ = world
+    snapshot_file = primary.compact(9, 1, 4)
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+    try:
+        replica.refresh()
+        [number] = [number for number, file in replica.snapshot.files.items() if file == snapshot_file]
+        primary.delete(0)
+        primary.run(INSERT)
+        primary.compact(1, 5, 7)
+        replica.refresh()
+        assert position(replica) == (7, 1)
+        assert replica.snapshot.files[number] == snapshot_file
+        assert published(replica) == primary.images[7]
+    finally:
+        replica.close()
