@@ -121,6 +121,7 @@ def test_a_known_file_proves_its_history_though_its_time_was_forgotten(monkeypat
                 replica.refresh()
                 primary.commit(INSERT)
             replica.refresh()
+            assert len(replica._follower._judge._times) == 2
             hide_from(5, script)
             replica.refresh()
             assert position(replica) == (6, 0)

@@ -51,6 +51,30 @@ def test_an_earlier_state_is_made_again_from_a_snapshot_that_later_files_prove(w
     assert replica.snapshot.epoch == fourth.epoch
 
 
+@pytest.mark.plan("L08", "L29")
+def test_a_state_is_made_again_from_a_snapshot_where_an_old_listing_proves_no_more_than_that_state(world):
+    primary, script, replica, fourth = world
+    snapshot(primary, 4, 60)
+    primary.delete(0, [1, 2, 3])
+    script.on_list = lambda level, files: [file for file in files if file.max_txid <= 4]
+    assert unread(replica, fourth, primary) == set()
+    assert replica.snapshot.epoch == fourth.epoch
+
+
+@pytest.mark.plan("L08")
+def test_a_fixed_state_is_made_again_where_nothing_live_is(world):
+    primary, script, _, _ = world
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0))
+    try:
+        view = replica.view(txid=4)
+        primary.compact(1, 1, 4)
+        primary.delete(0)
+        assert unread(replica, view, primary) == set()
+        assert replica.snapshot is None
+    finally:
+        replica.close()
+
+
 @pytest.mark.plan("D05", "E03")
 def test_a_state_of_another_size_is_never_taken_for_the_same_whatever_its_time_says(world):
     """Machines without a clock of their own begin at the same time again and again."""
