@@ -222,9 +222,10 @@ def test_an_older_database_that_is_ahead_and_proves_nothing_is_served_at_once(wo
     """As when a backup of another database is put in the place: its files' times are those of long ago."""
     primary, script, replica = world
     primary.delete_all()
-    with other_database(primary, script) as other:
+    with Primary(script.writer) as other:
         other.start_ms = primary.start_ms - 1_000_000
-        for _ in range(2):
+        other.run("CREATE TABLE t(x)")
+        for _ in range(7):
             other.run(INSERT)
         other.compact(1, 1, 8)
         replica.refresh()
