@@ -186,6 +186,7 @@ _ON_A_FULL_DISK = """
     kept = [block for block in range(200) if cache.get(FILE, block) is not None]
     assert all(cache.get(FILE, block) == content(block) for block in kept)
     print(len(kept) > 10, cache.is_writing, cache.counters.damaged)
+    assert not [name for _, _, names in os.walk(sys.argv[1]) for name in names if name.endswith(".tmp")]
     with open(sys.argv[1] + "/filler", "wb", buffering=0) as filler:
         try:
             while filler.write(bytes(512)):
@@ -216,6 +217,38 @@ def test_a_full_disk_ends_writing_with_one_warning_and_is_refused_at_open(tmp_pa
     assert refused.startswith(f"cache_dir {tmp_path}: {no_space}")
 
 
+_WHERE_FILES_ARE_CUT_SHORT = """
+    import os, resource, sys
+    from tests.test_disk_cache import FILE, content, make
+    cache = make(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    cache.put(FILE, 0, content(0))
+    print(cache.is_writing, [name for _, _, names in os.walk(sys.argv[1]) for name in names])
+"""
+
+
+def test_a_block_that_is_written_in_part_is_not_kept(tmp_path):
+    script = [sys.executable, "-c", textwrap.dedent(_WHERE_FILES_ARE_CUT_SHORT), str(tmp_path)]
+    done = subprocess.run(script, text=True, capture_output=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("False []\n", 0), done.stderr
+
+
+def test_a_subfolder_that_vanishes_again_ends_no_writing(tmp_path):
+    cache = make(tmp_path)
+    for shard in tmp_path.iterdir():
+        shard.rmdir()
+    for digit in "0123456789abcdef":
+        (tmp_path / digit).symlink_to(tmp_path / "nowhere" / digit)
+    for block in range(20):
+        cache.put(FILE, block, content(block))
+        assert cache.get(FILE, block) is None
+    assert cache.is_writing
+    for digit in "0123456789abcdef":
+        (tmp_path / digit).unlink()
+    cache.put(FILE, 0, content(0))
+    assert cache.get(FILE, 0) == content(0)
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 DAMAGES = {
@@ -243,6 +276,15 @@ def test_a_damaged_block_is_dropped_and_can_be_kept_again(tmp_path, damage):
     assert not file.exists()
     cache.put(FILE, 0, content(0))
     assert cache.get(FILE, 0) == content(0)
+
+
+def test_a_folder_in_the_place_of_a_block_is_no_block(tmp_path):
+    cache = make(tmp_path)
+    cache.put(FILE, 0, content(0))
+    (path,) = files_in(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert cache.get(FILE, 0) is None
 
 
 def test_no_flipped_bit_goes_unnoticed(tmp_path):
@@ -286,6 +328,38 @@ def test_the_folder_never_exceeds_its_limit_and_keeps_most_of_it_used(tmp_path, 
             assert bytes_on_disk(tmp_path) <= limit
     assert limit * 3 // 4 <= bytes_on_disk(tmp_path) <= limit
     assert cache.counters.evicted >= fits // 4
+
+
+@pytest.mark.plan("D09")
+def test_every_group_of_subfolders_stays_below_its_share(tmp_path, monkeypatch):
+    monkeypatch.setattr("litevfs.disk_cache.MIN_GROUP_BYTES", 10 * ON_DISK)
+    cache = make(tmp_path, limit=16 * 10 * ON_DISK)
+    for block in range(600):
+        cache.put(FILE, block, content(block))
+        assert cache.get(FILE, block) == content(block)
+    assert max(bytes_on_disk(shard) for shard in tmp_path.iterdir()) <= 10 * ON_DISK
+
+
+@pytest.mark.plan("D09")
+def test_a_folder_that_is_nearly_full_at_open_stays_below_its_limit(tmp_path):
+    limit = 80 * ON_DISK
+    before = make(tmp_path, limit=limit)
+    for block in range(75):
+        before.put(FILE, block, content(block))
+    assert bytes_on_disk(tmp_path) == 75 * ON_DISK
+    cache = make(tmp_path, limit=limit)
+    for block in range(100, 130):
+        cache.put(FILE, block, content(block))
+        assert cache.get(FILE, block) == content(block)
+        assert bytes_on_disk(tmp_path) <= limit
+
+
+def test_a_limit_of_one_block_keeps_one(tmp_path):
+    cache = make(tmp_path, limit=ON_DISK)
+    for block in range(3):
+        cache.put(FILE, block, content(block))
+        assert cache.get(FILE, block) == content(block)
+    assert len(files_in(tmp_path)) == 1
 
 
 @pytest.mark.plan("D09")
