@@ -53,6 +53,18 @@ def test_a_page_is_decoded_once_and_served_from_memory_after(world):
     assert replica.pages.counters.hits == replica.snapshot.commit
 
 
+def test_what_was_read_of_files_to_open_them_is_not_read_again_from_a_storage_that_is_far_away():
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        primary.commit("UPDATE t SET s = 'x' WHERE id = 1000")
+        replica = Replica(Options(replica_url=script.url))
+        replica.refresh()
+        script.clear()
+        read_all(replica, primary)
+        assert script.reads == []
+        replica.close()
+
+
 def test_a_new_state_reads_only_the_pages_that_changed(world):
     primary, _, replica = world
     read_all(replica, primary)
