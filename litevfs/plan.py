@@ -98,10 +98,8 @@ def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFo
         hint = f"the newest TXID is {format_txid(newest)}"
     elif reached:
         hint = f"the nearest earlier state is {format_txid(reached)}; later ones up to there are compacted away"
+    elif (earliest := min((f.max_txid for f in files if f.min_txid == 1), default=None)) is not None:
+        hint = f"the earliest state still held is {format_txid(earliest)}"
     else:
-        hint = f"the earliest state still held is {format_txid(_earliest(files))}"
+        hint = "no file begins with the first TXID, so there is no state; litevfs replicate --snapshot makes one"
     return TXIDNotFoundError("no such state in the replica", min_txid=target, hint=hint)
-
-
-def _earliest(files: list[LTXFileInfo]) -> int:
-    return min((f.max_txid for f in files if f.min_txid == 1), default=max(f.max_txid for f in files))

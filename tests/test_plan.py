@@ -205,6 +205,13 @@ def test_the_earliest_of_several_first_states_is_named():
         newest_state([file(2, 1, 9), file(1, 1, 3), file(3, 1, 12)], 2)
 
 
+@pytest.mark.parametrize("target", [2, 4, 5, 9])
+def test_where_no_file_begins_with_the_first_txid_no_state_is_named_as_held(target):
+    with pytest.raises(TXIDNotFoundError, match="so there is no state") as caught:
+        newest_state([file(1, 4, 9), file(0, 5, 5)], target)
+    assert "held" not in str(caught.value)
+
+
 @pytest.mark.plan("D14")
 def test_txids_at_the_end_of_their_range_stay_in_order():
     files = [
