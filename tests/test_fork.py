@@ -288,7 +288,7 @@ def test_a_child_reads_and_opens_whatever_locks_other_threads_held_at_the_fork(t
         def follow() -> None:
             with connected(tmp_path / "r", **POLL) as other:
                 for connection in (con, other):
-                    wait_until(lambda: rows(connection, "SELECT count(*) FROM t") == [(2,)], "news", timeout_s=20)  # noqa: B023 (run at once)
+                    wait_until(lambda c=connection: rows(c, "SELECT count(*) FROM t") == [(2,)], "news", timeout_s=20)
 
         holding = threading.Thread(target=hold)
         holding.start()

@@ -9,6 +9,7 @@ import signal
 import tempfile
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -141,9 +142,10 @@ def test_the_file_becomes_each_state_that_is_followed_and_nothing_else(world, st
     assert path.read_bytes() == b""
     for state in states:
         hydration.follow(state)
-        wait_until(lambda: path.read_bytes() == primary.images[state.txid], "the state")  # noqa: B023 (run at once)
+        wait_until(lambda image=primary.images[state.txid]: path.read_bytes() == image, "the state")
         version = state.version(1)
-        assert wait_until(lambda: hydration.get(state, version, 1)) == replica.pages.read(state, 1)  # noqa: B023
+        wanted = partial(hydration.get, state, version, 1)
+        assert wait_until(wanted) == replica.pages.read(state, 1)
         assert hydration.get(replace(state, epoch=state.epoch + 1), version, 1) is None  # in another history
     hydration.close()
 
@@ -154,7 +156,7 @@ def test_pages_of_another_history_are_copied_though_their_versions_are_the_same(
     for epoch in (1, 2):
         again = replace(state, epoch=epoch)
         hydration.follow(again)
-        page = wait_until(lambda: hydration.get(again, again.version(1), 1))  # noqa: B023 (run at once)
+        page = wait_until(partial(hydration.get, again, again.version(1), 1))
         assert page == bytes([epoch]) * PAGE_SIZE
     hydration.close()
 

@@ -133,7 +133,7 @@ def test_a_replica_polls_no_more_often_than_those_who_are_left_want(world):
     replica = lease.replica
     for leaves, left in ((2.0, 2.0), (2.0, 5.0), (9.0, 5.0)):
         registry.release(leases[leaves].pop())
-        wait_until(lambda: replica.status().poll_interval_s == left, f"an interval of {left} s")  # noqa: B023
+        wait_until(lambda left=left: replica.status().poll_interval_s == left, f"an interval of {left} s")
     registry.release(leases[5.0].pop())
 
 
