@@ -5,7 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 
+import pytest
+
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
+from tests.support import Clock
 
 __all__ = ["s3_client", "s3_server", "s3_url"]
 
@@ -18,3 +21,11 @@ sys.setswitchinterval(0.0001)
 # A shell makes commands in the background ignore Ctrl-C, and they pass that on to the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which a replica's health is judged, to be moved by hand."""
+    clock = Clock()
+    monkeypatch.setattr("litevfs.health.now_s", lambda: clock.now_s)
+    return clock

@@ -75,3 +75,10 @@ def in_threads(count: int, work: Callable[[int], Any], timeout_s: float = 60.0) 
     if errors:
         raise errors[0]
     return results
+
+
+class Clock:
+    """A clock that goes by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0

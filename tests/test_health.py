@@ -13,18 +13,6 @@ from litevfs.status import State
 AWAY = TransientStorageError("away")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("litevfs.health.now_s", lambda: clock.now_s)
-    return clock
-
-
 def seen(*, is_proof: bool = True) -> Health:
     """A health that has seen one look end well, just now."""
     health = Health("url")

@@ -19,20 +19,6 @@ from tests.primary import Primary
 pytestmark = pytest.mark.plan("E06")
 
 
-class Clock:
-    """A clock that goes by hand."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("litevfs.health.now_s", lambda: clock.now_s)
-    return clock
-
-
 @pytest.fixture
 def replica(faults: Faults):
     replica = Replica(Options(replica_url=faults.url))
