@@ -11,10 +11,11 @@ BENCHFLAGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
+FAST = --ignore=tests/model --ignore=tests/stress --ignore=tests/peer --ignore=tests/chaos -m 'not chaos and not soak and not slow'
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
-TYPED_TOOLS = tools tests/conftest.py tests/plan_plugin.py tests/leak_check.py
+TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 
-.PHONY: help demo test check format lint types layering bench clean
+.PHONY: help demo test test-fast check format lint types imports bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,7 +27,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTFLAGS)
 
-check: lint types layering test
+# What answers in under a minute: no random courses, no stress, no processes of their own.
+test-fast: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(FAST) $(TESTFLAGS)
+
+check: lint types imports test
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
@@ -36,8 +41,8 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy $(TYPED_TOOLS)
 
-layering: $(VENV)/installed-dev
-	$(BIN)/python tools/check_layering.py
+imports: $(VENV)/installed-dev
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

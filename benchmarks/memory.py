@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from litevfs.ltx import Encoder, Header, PageIndex, decode_page_index, encode_page_index, format_file_name
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
+from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 
 T = TypeVar("T")
 Pgnos = NDArray[np.uint32]

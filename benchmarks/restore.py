@@ -34,7 +34,7 @@ SMALL_FILES = 100
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from litevfs.restore import restore
+from litevfs.operations.restore import restore
 started = time.perf_counter()
 result = restore(sys.argv[1], sys.argv[2])
 seconds = time.perf_counter() - started

@@ -9,7 +9,6 @@ or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
 from litevfs.api import connect, register, subscribe, wait_for
-from litevfs.copy import copy_replica
 from litevfs.errors import (
     LitevfsError,
     LTXChecksumError,
@@ -36,10 +35,11 @@ from litevfs.errors import (
     TXIDNotFoundError,
     WALError,
 )
+from litevfs.live.subscription import Subscription
+from litevfs.operations.copy import copy_replica
+from litevfs.operations.restore import restore
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate import MaintenanceConfig, Replicator
-from litevfs.restore import restore
-from litevfs.subscription import Subscription
 
 __version__ = "0.1.0"
 

@@ -12,11 +12,11 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
+from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import OptionError
+from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
-from litevfs.subscription import Subscription
-from litevfs.vfs import ReplicaVFS
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()

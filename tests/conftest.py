@@ -27,5 +27,5 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock by which a replica's health is judged, to be moved by hand."""
     clock = Clock()
-    monkeypatch.setattr("litevfs.health.now_s", lambda: clock.now_s)
+    monkeypatch.setattr("litevfs.live.health.now_s", lambda: clock.now_s)
     return clock

@@ -203,7 +203,7 @@ def test_a_failed_open_leaves_nothing_behind(folder):
     for _ in range(5):
         with pytest.raises(LTXFormatError):
             litevfs.connect(root)
-    assert litevfs.vfs.registry._shared == {}
+    assert litevfs.bindings.apsw_vfs.registry._shared == {}
     assert not [t for t in threading.enumerate() if t.name.startswith("litevfs")]
 
 

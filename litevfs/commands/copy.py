@@ -7,10 +7,10 @@ import json
 from dataclasses import asdict
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.progress import ProgressBar, format_bytes
 from litevfs.commands.text import count
-from litevfs.copy import copy_replica
 from litevfs.ltx.names import format_txid
-from litevfs.progress import ProgressBar, format_bytes
+from litevfs.operations.copy import copy_replica
 
 NAME = "copy"
 HELP = "copy a replica to another storage"

@@ -16,9 +16,9 @@ import apsw
 
 import litevfs
 from litevfs.commands.ls import format_listing
+from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import format_table
 from litevfs.errors import LitevfsError, StaleReplicaError
-from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS
 from litevfs.replicate.replicator import Replicator
 

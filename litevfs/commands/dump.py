@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, checked, open_fetcher
+from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_fields, format_table
 from litevfs.errors import TXIDNotFoundError
 from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
@@ -16,7 +17,6 @@ from litevfs.ltx.format import Header, Trailer
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.ltx.page_index import PageIndex
 from litevfs.options import format_timestamp
-from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "dump"

@@ -7,13 +7,13 @@ import json
 from functools import partial
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_table
-from litevfs.fetch import Fetcher
-from litevfs.history import reachable_txids
+from litevfs.files.fetch import Fetcher
+from litevfs.files.history import reachable_txids
+from litevfs.files.plan import newest_state
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
-from litevfs.plan import newest_state
-from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "history"

@@ -6,10 +6,10 @@ import argparse
 import json
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_table
 from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
-from litevfs.progress import format_bytes
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 NAME = "ls"

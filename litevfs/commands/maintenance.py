@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from litevfs.commands.options import checked
+from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.options import parse_duration_s
-from litevfs.replicate.schedule import MaintenanceConfig
 
 _FLAGS = {
     "levels": (

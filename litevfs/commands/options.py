@@ -18,8 +18,8 @@ import apsw
 
 import litevfs
 from litevfs.errors import OptionError
-from litevfs.fetch import Fetcher
-from litevfs.history import parse_moment_ms
+from litevfs.files.fetch import Fetcher
+from litevfs.files.history import parse_moment_ms
 from litevfs.options import (
     SPECS,
     Options,

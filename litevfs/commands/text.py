@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import apsw.unicode
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-"""As `litevfs.progress.format_bytes` has them."""
+"""As `litevfs.commands.progress.format_bytes` has them."""
 
 
 def format_age(seconds: float) -> str:

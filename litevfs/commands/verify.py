@@ -12,8 +12,15 @@ from dataclasses import asdict, dataclass, replace
 import apsw
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
+from litevfs.commands.progress import ProgressBar, format_bytes
 from litevfs.commands.text import count
-from litevfs.commands.verification import (
+from litevfs.errors import LitevfsError, RestoreError
+from litevfs.files.fetch import Fetcher
+from litevfs.files.plan import Chain
+from litevfs.ltx.names import format_txid
+from litevfs.operations.restore import integrity_findings
+from litevfs.operations.target import RestoreTarget, temporary_target
+from litevfs.operations.verify import (
     FileCheck,
     Findings,
     Problem,
@@ -22,15 +29,8 @@ from litevfs.commands.verification import (
     judge,
     without_deleted,
 )
-from litevfs.errors import LitevfsError, RestoreError
-from litevfs.fetch import Fetcher
-from litevfs.ltx.names import format_txid
 from litevfs.options import format_timestamp
-from litevfs.plan import Chain
-from litevfs.progress import ProgressBar, format_bytes
 from litevfs.replica_clients.base import LEVELS
-from litevfs.restore import integrity_findings
-from litevfs.restore_target import RestoreTarget, temporary_target
 
 logger = logging.getLogger("litevfs.commands.verify")
 

@@ -110,7 +110,7 @@ def _memory_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
 
 def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     # Imported when it is needed: botocore takes as long to load as everything else here.
-    from litevfs.replica_clients.s3 import S3ReplicaClient
+    from litevfs.replica_clients.s3.client import S3ReplicaClient
 
     return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
 

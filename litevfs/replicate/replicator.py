@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-from litevfs.backoff import Backoff
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.workers import start_thread
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -27,14 +28,13 @@ from litevfs.errors import (
     StorageClosedError,
     TXIDGapError,
 )
+from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture, WALLimits
 from litevfs.replicate.database import SourceDatabase, database_path
-from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
-from litevfs.workers import start_thread
 
 logger = logging.getLogger("litevfs.replicate")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 
-from litevfs.backoff import Backoff
+from litevfs.concurrency.retry import Backoff
 from litevfs.errors import (
     LTXFormatError,
     ReplicaConflictError,
@@ -18,12 +18,12 @@ from litevfs.errors import (
     TransientStorageError,
     TXIDGapError,
 )
+from litevfs.files.plan import newest_state
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, lock_pgno
 from litevfs.ltx.names import MAX_TXID
-from litevfs.plan import newest_state
+from litevfs.maintenance.compaction import store_as_snapshot
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
-from litevfs.replicate.compaction import store_as_snapshot
 from litevfs.replicate.state import PendingFile, State, StateFolder, fingerprint
 
 _FEED_BYTES = 1 << 16

@@ -14,8 +14,8 @@ from pathlib import Path
 import apsw
 import pytest
 
+from litevfs.files.plan import newest_state
 from litevfs.ltx.decoder import decode_file
-from litevfs.plan import newest_state
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from tests.histories import History, content, image_after

@@ -13,12 +13,12 @@ from typing import Any
 import apsw
 import pytest
 
-from litevfs.commands.verification import check_files
-from litevfs.fetch import Fetcher
+from litevfs.files.fetch import Fetcher
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import CHECKSUM_FLAG, HEADER_FLAG_NO_CHECKSUM, Header
+from litevfs.operations.target import temporary_target
+from litevfs.operations.verify import check_files
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.restore_target import temporary_target
 from litevfs.testing.faulty import faulty_replica
 from tests.primary import Primary
 from tests.scripted import Script

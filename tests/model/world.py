@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import litevfs
-from litevfs import replica
-from litevfs.backoff import Backoff
+from litevfs.concurrency.retry import Backoff
 from litevfs.errors import LitevfsError, StorageError, TransientStorageError
+from litevfs.live import replica
+from litevfs.maintenance.compaction import compact_level, snapshot
+from litevfs.maintenance.retention import enforce_level_0_retention, enforce_snapshot_retention
+from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replicate import Replicator
-from litevfs.replicate.compaction import compact_level, snapshot
-from litevfs.replicate.retention import enforce_level_0_retention, enforce_snapshot_retention
-from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
 from tests.model.oracle import Oracle, newest_txid, reachable_txids
 from tests.model.primary import Application

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from litevfs.errors import PageUnavailableError
+from litevfs.live.replica import Replica
 from litevfs.options import Options
-from litevfs.replica import Replica
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, txid_of, wait_until

@@ -30,12 +30,12 @@ import litevfs
 from litevfs.cli import main
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.format import Header
+from litevfs.maintenance.compaction import compact_level, snapshot
+from litevfs.maintenance.retention import enforce_level_0_retention
+from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate import Replicator
-from litevfs.replicate.compaction import compact_level, snapshot
-from litevfs.replicate.retention import enforce_level_0_retention
-from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
 from litevfs.testing.s3_server import S3Server
 from tests.peer import litestream_binary as litestream
 from tests.support import connected, one, rows, txid_of, wait_until

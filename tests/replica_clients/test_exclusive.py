@@ -12,7 +12,7 @@ import pytest
 
 from litevfs.errors import StorageError, StorageFileExistsError, TransientStorageError
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replica_clients.s3.client import S3ReplicaClient
 
 NAME = "0000000000000001-0000000000000001.ltx"
 

@@ -16,7 +16,7 @@ import pytest
 
 from litevfs.errors import StorageNotFoundError, StoragePermissionError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy

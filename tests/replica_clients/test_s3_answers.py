@@ -27,9 +27,9 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
-from litevfs.replica_clients import s3_access
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replica_clients.s3 import access
+from litevfs.replica_clients.s3.client import S3ReplicaClient
 from tests.support import wait_until
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("credentials")]
@@ -566,7 +566,7 @@ def test_a_token_service_that_hangs_keeps_no_read_for_longer_than_its_time_limit
     assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
     # As if they were about to expire.
     monkeypatch.setattr(RefreshableCredentials, "_mandatory_refresh_timeout", 3600)
-    monkeypatch.setattr(s3_access, "MANDATORY_S", 3600)
+    monkeypatch.setattr(access, "MANDATORY_S", 3600)
     wait_until(lambda: len(calls) == 2, "the second call of the service")
     for _ in range(3):
         with pytest.raises(StorageTimeoutError):

@@ -20,7 +20,7 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.http_faults import HTTPFault, HTTPFaults
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest, running_s3_proxy

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from litevfs.replica_clients.s3 import S3ReplicaClient
+from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
 from litevfs.testing.s3_server import S3Server

@@ -7,8 +7,8 @@ import pytest
 from litevfs.errors import OptionError, ReplicaURLError
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
-from litevfs.replica_clients.s3 import S3ReplicaClient
-from litevfs.replica_clients.s3_url import parse_s3_url
+from litevfs.replica_clients.s3.client import S3ReplicaClient
+from litevfs.replica_clients.s3.url import parse_s3_url
 from litevfs.replica_clients.urls import absolute_url, canonical_url, open_replica_client, register_scheme
 
 KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE%3D"  # base64 of 32 digits

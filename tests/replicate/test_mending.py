@@ -15,12 +15,12 @@ from litevfs.errors import LTXFormatError, ReplicaConflictError, ReplicatorError
 from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import MAX_TXID
+from litevfs.maintenance.compaction import compact_level
+from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
+from litevfs.operations.restore import restore
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from litevfs.replicate.compaction import compact_level
-from litevfs.replicate.schedule import Maintenance, MaintenanceConfig
-from litevfs.restore import restore
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.replicate.support import FailingClient, rebuilt, source_bytes, wait_until
 

@@ -21,10 +21,10 @@ from litevfs.errors import (
     StorageClosedError,
     TransientStorageError,
 )
+from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from litevfs.replicate.schedule import MaintenanceConfig
 from tests.replicate.support import (
     assert_replicated,
     files_of,

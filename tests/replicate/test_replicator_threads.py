@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import apsw
 import pytest
 
-from litevfs.backoff import Backoff
+from litevfs.concurrency.retry import Backoff
 from litevfs.errors import (
     ReplicatorError,
     TransientStorageError,

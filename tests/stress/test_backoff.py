@@ -10,7 +10,7 @@ import pytest
 
 import litevfs
 from litevfs.errors import ReplicaEmptyError, TransientStorageError
-from litevfs.fetch import Backoff, Fetcher
+from litevfs.files.fetch import Backoff, Fetcher
 from litevfs.replica_clients.memory import MemoryReplicaClient
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary

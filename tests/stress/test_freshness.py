@@ -11,10 +11,10 @@ import traceback
 import pytest
 
 import litevfs
-from litevfs import sharing
 from litevfs.errors import StaleReplicaError, StorageError
+from litevfs.live import registry
+from litevfs.live.replica import Replica
 from litevfs.options import Options
-from litevfs.replica import Replica
 from litevfs.testing.faulty import Fault
 from tests.primary import Primary
 from tests.support import connected, one, rows, txid_of, wait_until
@@ -315,7 +315,7 @@ def test_ctrl_c_while_a_subscription_waits_for_its_last_call_lets_the_replica_go
         patch.setattr(subscription._thread, "join", interrupt)
         with pytest.raises(KeyboardInterrupt):
             subscription.close()
-    assert sharing.registry._shared == {}
+    assert registry.registry._shared == {}
 
 
 @pytest.mark.plan("K07")

@@ -11,8 +11,8 @@ import pytest
 
 import litevfs
 from litevfs.errors import StaleReplicaError, StorageClosedError
+from litevfs.live.replica import Replica
 from litevfs.options import Options
-from litevfs.replica import Replica
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
 from tests.support import connected, one, rows, wait_until
@@ -225,7 +225,7 @@ def test_max_staleness_refuses_a_transaction_in_bounded_time_while_the_poll_hang
 
 def test_a_further_connection_opens_beside_a_listing_that_hangs(primary, faults, monkeypatch):
     """It waits a moment for a newer state, and not even that once the look is known to take long."""
-    monkeypatch.setattr("litevfs.replica.JUST_NOW_S", 0.0)  # as if the last look had been a while ago
+    monkeypatch.setattr("litevfs.live.replica.JUST_NOW_S", 0.0)  # as if the last look had been a while ago
     with connected(faults.url, **FAST):
         faults.add(Fault("hang", operations=("list",)))
         faults.wait_until_waiting()
@@ -268,9 +268,9 @@ def test_a_look_that_hangs_is_no_current_state(primary, faults, monkeypatch):
         faults.add(Fault("hang", operations=("list",)))
         faults.wait_until_waiting()
         assert replica.status().state == "current"
-        monkeypatch.setattr("litevfs.health.LATE_AFTER_S", 0.1)
+        monkeypatch.setattr("litevfs.live.health.LATE_AFTER_S", 0.1)
         wait_until(lambda: replica.status().state == "behind", "trouble in the status")
-        monkeypatch.setattr("litevfs.health.STALLED_AFTER_S", 0.1)
+        monkeypatch.setattr("litevfs.live.health.STALLED_AFTER_S", 0.1)
         wait_until(lambda: replica.status().state == "stalled", "more trouble in the status")
         monkeypatch.undo()
         faults.clear()

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 import litevfs
+from litevfs.files.frame_checks import frame_checks
+from litevfs.live.replica import Replica
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
 from litevfs.ltx.page_index import PageIndex
 from litevfs.options import Options
-from litevfs.replica import Replica
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient
-from litevfs.snapshot import NumberedFile, Snapshot, empty_snapshot
+from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.testing.faulty import Faults
-from litevfs.verification import frame_checks
 from tests.primary import Primary
 from tests.stress.conftest import MakePrimary
 from tests.support import connected, in_threads, one, rows, wait_until
@@ -275,9 +275,9 @@ class FailsOnce:
 
 PLACES = {
     "decoding an index": ("litevfs.ltx.decoder", "decode_page_index"),
-    "verifying a file": ("litevfs.fetch", "decode_file"),
-    "numpy, in a snapshot": ("litevfs.snapshot.np", "unique"),
-    "a new chunk": ("litevfs.snapshot", "_empty_chunk"),
+    "verifying a file": ("litevfs.files.fetch", "decode_file"),
+    "numpy, in a snapshot": ("litevfs.states.snapshot.np", "unique"),
+    "a new chunk": ("litevfs.states.snapshot", "_empty_chunk"),
 }
 
 
@@ -337,7 +337,7 @@ def test_the_poller_outlives_a_poll_that_runs_out_of_memory(primary, url, monkey
 def test_a_page_read_that_runs_out_of_memory_fails_that_query_alone(request, wide, monkeypatch, storage):
     faults = storage_of(request, storage)
     with connected(faults.url, poll_interval=0, cache_size=0) as connection:
-        failing = FailsOnce(monkeypatch, litevfs.readahead, "decode_frame", 5)
+        failing = FailsOnce(monkeypatch, litevfs.pages.ahead, "decode_frame", 5)
         with pytest.raises(MemoryError):
             rows(connection, "SELECT sum(length(data)) FROM t")
         assert failing.failed

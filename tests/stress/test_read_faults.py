@@ -12,7 +12,7 @@ import apsw
 import pytest
 
 import litevfs
-from litevfs.fetch import WHOLE_FILE_BYTES
+from litevfs.files.fetch import WHOLE_FILE_BYTES
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.frame import FRAME_HEADER_SIZE
 from litevfs.replica_clients.memory import MemoryStore, StoredFile

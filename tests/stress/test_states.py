@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from litevfs.errors import LitevfsError, ReplicaEmptyError, StorageClosedError, StorageTimeoutError, TXIDGapError
-from litevfs.health import STALLED_AFTER_S
+from litevfs.live.health import STALLED_AFTER_S
+from litevfs.live.replica import Replica
+from litevfs.live.status import State
 from litevfs.options import Options
-from litevfs.replica import Replica
-from litevfs.status import State
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
 
@@ -127,7 +127,7 @@ def test_closed_is_for_good_from_any_state(replica, primary, faults, before):
 def test_trouble_is_said_once_when_it_begins_once_when_it_lasts_and_once_when_it_ends(
     replica, primary, faults, clock, caplog
 ):
-    caplog.set_level(logging.INFO, "litevfs.replica")
+    caplog.set_level(logging.INFO, "litevfs.live.replica")
     primary.commit("CREATE TABLE t (a)")
     replica.refresh()
     faults.add(LISTING_FAILS)
@@ -137,7 +137,9 @@ def test_trouble_is_said_once_when_it_begins_once_when_it_lasts_and_once_when_it
     faults.clear()
     for _ in range(3):
         replica.refresh()
-    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "litevfs.replica"]
+    said = [
+        (record.levelname, record.getMessage()) for record in caplog.records if record.name == "litevfs.live.replica"
+    ]
     assert [level for level, _ in said] == ["WARNING", "ERROR", "INFO"]
     assert "stays at its last state" in said[0][1]
     assert "stalled" in said[1][1]
@@ -162,7 +164,7 @@ def test_a_look_that_fails_for_want_of_memory_is_behind_too(replica, primary, mo
     def out_of_memory(data: bytes) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("litevfs.fetch.decode_file", out_of_memory)
+    monkeypatch.setattr("litevfs.files.fetch.decode_file", out_of_memory)
     with pytest.raises(MemoryError):
         replica.refresh()
     assert replica.state is State.BEHIND

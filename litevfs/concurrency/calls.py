@@ -1,0 +1,164 @@
+"""Calls that whoever waits for them can give up, or that are made again. Does not know what they do."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, TypeVar
+
+from litevfs.concurrency.clock import now_s
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import LitevfsError, StorageTimeoutError
+
+T = TypeVar("T")
+
+TooLate = Callable[[float, float], LitevfsError]
+"""The error of a call that began at a moment (`now_s()`) and has not ended within so many seconds."""
+
+BACKOFF_CAP_S = 0.5
+"""Longest pause between tries of a call that somebody waits for."""
+
+
+class Troubles:
+    """Notes why calls to one storage are being tried again, to say so when somebody gives up waiting for them."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._last: tuple[float, LitevfsError] | None = None  # when, and what
+
+    def note(self, error: LitevfsError) -> None:
+        """A call failed and will be made again."""
+        self._last = (now_s(), error)
+
+    def too_late(self, began: float, timeout_s: float) -> StorageTimeoutError:
+        """See `TooLate`: what was in the way since then, or that the storage has not answered at all."""
+        if self._last is None or self._last[0] < began:
+            return StorageTimeoutError(_no_answer(began, timeout_s).message, key=self._url)
+        last = self._last[1]
+        return StorageTimeoutError(
+            f"no success within {timeout_s:.3g} s; the last try failed: {last.message}",
+            level=last.level,
+            min_txid=last.min_txid,
+            max_txid=last.max_txid,
+            key=last.key or self._url,
+            hint=last.hint,
+        )
+
+
+def _no_answer(began: float, timeout_s: float) -> StorageTimeoutError:
+    return StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s")
+
+
+@dataclass(slots=True, eq=False)
+class _Running(Generic[T]):
+    future: Future[T] = field(default_factory=Future)
+    began: float = field(default_factory=now_s)
+
+
+class SharedCall(Generic[T]):
+    """Makes `call()` for all that ask while it runs. A call that nobody waits for any more goes on to its own end."""
+
+    def __init__(self, call: Callable[[], T], name: str, too_late: TooLate = _no_answer) -> None:
+        self._call = call
+        self._name = name
+        self._too_late = too_late
+        self._running: _Running[T] | None = None
+        self._lock = threading.Lock()
+
+    def result(self, timeout_s: float, *, not_before: float = -math.inf) -> T:
+        """What the call returns or raises; `too_late` when it has not ended within `timeout_s`.
+
+        A call that began before `not_before` (`now_s()`, at most now) is waited for, but only a later one
+        counts. Raises TransientStorageError when the system has no thread to give.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            running = self._join()
+            try:
+                result = _result(running.future, deadline, partial(self._too_late, running.began, timeout_s))
+            except Exception:
+                if running.began >= not_before or not running.future.done():
+                    raise
+            else:
+                if running.began >= not_before:
+                    return result
+
+    def _join(self) -> _Running[T]:
+        with self._lock:
+            running = self._running
+            if running is None or running.future.done():
+                running = _Running()
+                start_thread(lambda: _settle(running.future, self._call), self._name)
+                self._running = running  # not before there is a thread that will end it
+            return running
+
+
+def call_alone(
+    call: Callable[[], T], lock: threading.Lock, timeout_s: float, name: str, too_late: TooLate = _no_answer
+) -> T:
+    """What `call()` returns or raises while it has the lock; `too_late` when that has not ended in time.
+
+    A call that is given up goes on to its own end, and has the lock until then. Raises TransientStorageError when the
+    system has no thread to give.
+    """
+    began = now_s()
+    deadline = time.monotonic() + timeout_s
+    future: Future[T] = Future()
+
+    def call_locked() -> T:
+        # In the thread that makes the call: Ctrl-C in the one that waits neither leaves the lock locked nor opens it.
+        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise too_late(began, timeout_s)
+        try:
+            return call()
+        finally:
+            lock.release()
+
+    start_thread(lambda: _settle(future, call_locked), name)
+    return _result(future, deadline, partial(too_late, began, timeout_s))
+
+
+def call_persistently(
+    call: Callable[[float], T],
+    timeout_s: float,
+    least_s: float,
+    may_pass: Callable[[LitevfsError], bool],
+    pause: Callable[[float], object],
+) -> T:
+    """What `call(seconds it may take)` returns, tried again after errors that may pass, until the time is over.
+
+    A call is given `least_s` at least, however late it is. `pause(seconds)` waits, or less.
+    """
+    deadline = time.monotonic() + timeout_s
+    backoff = Backoff(cap_s=BACKOFF_CAP_S)
+    while True:
+        try:
+            return call(max(deadline - time.monotonic(), least_s))
+        except LitevfsError as error:
+            seconds = backoff.after(error)
+            if not may_pass(error) or time.monotonic() + seconds >= deadline:
+                raise
+        pause(seconds)
+
+
+def _settle(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+        future.set_exception(error)
+
+
+def _result(future: Future[T], deadline: float, too_late: Callable[[], LitevfsError]) -> T:
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()))
+    except FutureTimeoutError:
+        if future.done():
+            return future.result()
+        raise too_late() from None

@@ -1,0 +1,309 @@
+"""Blocks of LTX files in a folder: the tier below memory, kept over restarts and shared by processes.
+
+Owns the folder's layout, its limit and what is trusted of it. Knows neither pages nor storage.
+
+A block is one file, `<1 hex digit>/<64 hex digits>.block`, named by the hash of everything that makes it what it is:
+replica, LTX file, place. LTX files never change, so a block is never invalidated; a replaced one has another name here.
+Each file carries its own key and a checksum, and is trusted only if both are right: so there is no fsync, no lock and
+no index beside the files, and a crash, a torn write or a flipped bit costs one more read from storage.
+
+The least recently used blocks go first. The folder is parted into groups that keep their share of the limit each, and
+a group is looked through before the first block goes there, and then only when what was written since may have filled
+it. Several processes on one folder may exceed the limit together by an eighth for each of them but the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import logging
+import os
+import re
+import secrets
+import struct
+import threading
+import time
+from dataclasses import dataclass
+
+from litevfs.errors import OptionError
+from litevfs.ltx.checksum import FileChecksum
+from litevfs.replica_clients.base import LTXFileInfo
+
+logger = logging.getLogger("litevfs.files.disk_cache")
+
+SHARDS = 16
+"""Subfolders, by a name's first digit. ext4 spreads folders over the disk: with 256, a block takes twice as long."""
+MIN_GROUP_BYTES = 1 << 22
+"""A group of subfolders has room for many blocks."""
+GROUP_SLACK = 8
+"""An eighth of a group is freed at once, and is what a process may write before it looks again."""
+ALLOCATION_BYTES = 4096
+"""What files take on disk comes in multiples of this, in nearly every file system."""
+TOUCH_AFTER_S = 10.0
+"""How exactly the time of the last use is kept: writing it down at every read would cost more than the read."""
+TEMP_LIFE_S = 60.0
+"""A temporary file of this age belongs to nobody any more."""
+
+# Every file: magic, key (sha256), checksum of key and block, then the block; its length follows from the key.
+_HEADER = struct.Struct(">8s32sQ")
+_MAGIC = b"LVFSBLK1"
+_BLOCK_NAME = re.compile(r"[0-9a-f]{64}\.block")
+_TEMP_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
+
+
+@dataclass(slots=True)
+class DiskCounters:
+    """What the folder did for one replica so far."""
+
+    hits: int = 0
+    misses: int = 0
+    damaged: int = 0  # found, not trusted, deleted; counted as misses too
+    evicted: int = 0
+
+
+class DiskCache:
+    """The blocks of one replica's LTX files in a folder. Safe to use from many threads and processes."""
+
+    def __init__(self, folder: str, limit_bytes: int, *, url: str, block_size: int) -> None:
+        """`url` is the replica's, canonical; it is not written to disk. Touches nothing yet, see `prepare`."""
+        self.counters = DiskCounters()
+        self.block_size = block_size
+        self._replica = hashlib.sha256(b"litevfs\0" + url.encode(errors="surrogatepass") + b"\0")
+        self._folder = _Folder(folder, limit_bytes, self.counters)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether new blocks are kept: not any more after the folder failed."""
+        return not self._folder.has_failed
+
+    def prepare(self) -> None:
+        """Make the folder if there is none. Raises OptionError if it cannot hold a block."""
+        self._folder.prepare(self.block_size)
+
+    # --- blocks -------------------------------------------------------------------------------------------------------
+
+    def get(self, file: LTXFileInfo, block: int) -> bytes | None:
+        """Block number `block` (from 0 on) of a file, or None."""
+        data = self._folder.read(self._key(file, block), self._length(file, block))
+        if data is None:
+            self.counters.misses += 1
+        else:
+            self.counters.hits += 1
+        return data
+
+    def put(self, file: LTXFileInfo, block: int, data: bytes) -> None:
+        """Keep a block; replaces what is there. Never raises: see `is_writing`."""
+        if len(data) == self._length(file, block):
+            self._folder.write(self._key(file, block), data)
+
+    def drop(self, file: LTXFileInfo, block: int) -> None:
+        """Forget a block, if it is there: what it holds turned out to be no good."""
+        self._folder.delete(self._key(file, block))
+
+    def has(self, file: LTXFileInfo, block: int) -> bool:
+        """Whether `get` will probably find the block."""
+        return self._folder.has(self._key(file, block))
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    def _key(self, file: LTXFileInfo, block: int) -> bytes:
+        """All that tells this block from any other one; the etag, which may hold any character, comes last."""
+        key = self._replica.copy()
+        key.update(
+            f"{file.level} {file.min_txid:x} {file.max_txid:x} {file.size} {file.modified_ms} "
+            f"{block} {self.block_size} {file.etag}".encode(errors="surrogatepass")
+        )
+        return key.digest()
+
+    def _length(self, file: LTXFileInfo, block: int) -> int:
+        return min(self.block_size, file.size - block * self.block_size)
+
+
+class _Folder:
+    """Bytes by key (32 bytes) in files, under a limit."""
+
+    def __init__(self, path: str, limit_bytes: int, counters: DiskCounters) -> None:
+        self.has_failed = False
+        self._path = os.path.abspath(path)  # noqa: PTH100 (a str: joined at every read)
+        self._counters = counters
+        self._groups = _group_count(limit_bytes)
+        self._group_limit = limit_bytes // self._groups
+        self._room = [0] * self._groups  # bytes that may be written to each group before it is looked through
+        self._on_their_way = [0] * self._groups  # bytes that threads are writing, and a look may not see yet
+        self._lock = threading.Lock()
+
+    def prepare(self, block_size: int) -> None:
+        """Make the folder and write a block of this size to it for a try. Raises OptionError."""
+        path = self._file_path(secrets.token_bytes(32))
+        try:
+            os.makedirs(self._path, 0o700, exist_ok=True)  # noqa: PTH103 (str)
+            self._write_file(path, secrets.token_bytes(block_size))
+            os.unlink(path)  # noqa: PTH108 (str)
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise OptionError(
+                f"cache_dir {self._path}: {why}", hint="name a folder that can be written to, with room for blocks"
+            ) from error
+
+    def read(self, key: bytes, size: int) -> bytes | None:
+        """The `size` bytes kept under `key`, or None. What is not exactly that is deleted."""
+        path = self._file_path(key)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # not there, or not to be had: then storage has it
+            return None
+        try:
+            content = os.read(fd, _HEADER.size + size + 1)
+            _touch(fd)
+        except OSError as error:
+            logger.info("cannot read %s: %s", path, error)
+            return None
+        finally:
+            os.close(fd)
+        data = content[_HEADER.size :]
+        if len(data) == size and content[: _HEADER.size] == _header(key, data):
+            return data
+        logger.info("%s is damaged: deleting it", path)
+        self._counters.damaged += 1
+        self.delete(key)
+        return None
+
+    def write(self, key: bytes, data: bytes) -> None:
+        """Keep the bytes if there is room for them. At the first failure, say so and write nothing from then on."""
+        if self.has_failed:
+            return
+        group, cost = (key[0] >> 4) * self._groups // SHARDS, _allocated(_HEADER.size + len(data))
+        try:
+            if self._make_room(group, cost):
+                try:
+                    self._write_file(self._file_path(key), _header(key, data) + data)
+                finally:
+                    with self._lock:
+                        self._on_their_way[group] -= cost
+        except FileNotFoundError:  # somebody deleted the folder just now: it is made again with the next block
+            pass
+        except OSError as error:
+            self.has_failed = True
+            logger.warning("cache_dir %s takes no more blocks until the replica is opened again: %s", self._path, error)
+
+    def delete(self, key: bytes) -> None:
+        """Forget what is kept under `key`."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._file_path(key))  # noqa: PTH108 (str)
+
+    def has(self, key: bytes) -> bool:
+        """Whether something is kept under `key`."""
+        return os.path.exists(self._file_path(key))  # noqa: PTH110 (str)
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _file_path(self, key: bytes) -> str:
+        name = key.hex()
+        return f"{self._path}/{name[0]}/{name}.block"
+
+    def _write_file(self, path: str, content: bytes) -> None:
+        """A whole file or none, readable by its owner alone."""
+        temporary = f"{path.removesuffix('.block')}.{secrets.token_hex(8)}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(temporary, flags, 0o600)
+        except FileNotFoundError:
+            os.makedirs(self._path, 0o700, exist_ok=True)  # noqa: PTH103 (str)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(os.path.dirname(path), 0o700)  # noqa: PTH102, PTH120 (str)
+            fd = os.open(temporary, flags, 0o600)
+        try:
+            try:
+                if os.write(fd, content) != len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)  # noqa: PTH105 (str)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)  # noqa: PTH108 (str)
+            raise
+
+    # --- the limit ----------------------------------------------------------------------------------------------------
+
+    def _make_room(self, group: int, cost: int) -> bool:
+        """Whether `cost` bytes may be written to a group now; old blocks go for them."""
+        if cost > self._group_limit:
+            return False
+        with self._lock:
+            if self._room[group] < cost:
+                self._room[group] = self._look_through(group, cost)
+            if self._room[group] < cost:
+                return False
+            self._room[group] -= cost
+            self._on_their_way[group] += cost
+            return True
+
+    def _look_through(self, group: int, cost: int) -> int:
+        """Free what is too much for `cost` more bytes in a group. Returns how many may be written until the next look.
+
+        Deletes nothing but blocks, and temporary files that a killed process left.
+        """
+        found: list[tuple[float, int, str]] = []  # (time of the last use, bytes, path)
+        width = SHARDS // self._groups
+        for shard in range(group * width, (group + 1) * width):
+            found += _list_shard(f"{self._path}/{shard:x}")
+        total = sum(size for _, size, _ in found) + self._on_their_way[group]
+        if total + cost > self._group_limit:
+            enough = min(self._group_limit - cost, self._group_limit - self._group_limit // GROUP_SLACK)
+            for _, size, path in sorted(found):
+                if total <= enough:
+                    break
+                with contextlib.suppress(OSError):
+                    os.unlink(path)  # noqa: PTH108 (str)
+                    total -= size
+                    self._counters.evicted += 1
+        return min(self._group_limit - total, max(cost, self._group_limit // GROUP_SLACK))
+
+
+def _group_count(limit_bytes: int) -> int:
+    groups = SHARDS
+    while groups > 1 and limit_bytes // groups < MIN_GROUP_BYTES:
+        groups //= 2
+    return groups
+
+
+def _list_shard(folder: str) -> list[tuple[float, int, str]]:
+    """(time of the last use in seconds since the Unix epoch, bytes on disk, path) of blocks; deletes left-overs."""
+    found = []
+    forgotten = time.time() - TEMP_LIFE_S
+    shard = folder[-1]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            is_block = _BLOCK_NAME.fullmatch(entry.name) is not None
+            if not (is_block or _TEMP_NAME.fullmatch(entry.name)) or not entry.name.startswith(shard):
+                continue
+            with contextlib.suppress(OSError):  # gone meanwhile
+                if not entry.is_file(follow_symlinks=False):
+                    continue
+                stat = entry.stat(follow_symlinks=False)
+                if is_block or stat.st_mtime > forgotten:
+                    found.append((stat.st_mtime, _allocated(stat.st_size), entry.path))
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108 (str)
+    return found
+
+
+def _allocated(size: int) -> int:
+    """Disk space of a file; an empty one takes something too."""
+    return max(1, -(-size // ALLOCATION_BYTES)) * ALLOCATION_BYTES
+
+
+def _header(key: bytes, data: bytes) -> bytes:
+    checksum = FileChecksum()
+    checksum.update(key)
+    checksum.update(data)
+    return _HEADER.pack(_MAGIC, key, checksum.value)
+
+
+def _touch(fd: int) -> None:
+    """Note the use of a block as its file's mtime, now and then; a time in the future is set right too."""
+    if abs(time.time() - os.fstat(fd).st_mtime) > TOUCH_AFTER_S:
+        with contextlib.suppress(OSError):
+            os.utime(fd)

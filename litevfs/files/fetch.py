@@ -1,0 +1,399 @@
+"""The one place where a replica client meets the codec: listings and LTX files become values, with retry and counters.
+
+Nothing here knows SQLite, snapshots or pages. A `Fetcher` serves one replica and may be used from many threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevfs.concurrency.calls import Troubles
+from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.workers import WorkerPool
+from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
+from litevfs.files.frame_checks import frame_checks, verify_stream
+from litevfs.files.write_behind import WriteBehind
+from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
+from litevfs.ltx.format import HEADER_SIZE, Header
+from litevfs.ltx.page_index import PageIndex
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient, TimedReads
+
+logger = logging.getLogger("litevfs.files.fetch")
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+WHOLE_FILE_BYTES = 1 << 20
+"""Files up to this size come in one request and are verified whole; over S3 that costs little more than the trip."""
+TAIL_BYTES_PER_FILE_BYTE = 1 / 100
+"""First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
+MIN_TAIL_BYTES = 1 << 14
+PARALLEL_REQUESTS = 32
+READ_BYTES = 1 << 19
+"""Bytes of one request where a file passes from its first byte to its last."""
+PARALLEL_READS = 16
+"""Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
+REQUEST_SHARE = 0.5
+"""Part of the read timeout for one request of a page read: one that hangs must leave the time for another."""
+DAMAGE_HINT = (
+    "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
+)
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """What a replica asked of its storage so far."""
+
+    list: int = 0
+    get: int = 0
+    bytes_read: int = 0
+    retries: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """An LTX file's header and page index, checked; and its bytes where they were read at once and verified."""
+
+    info: LTXFileInfo
+    header: Header
+    index: PageIndex
+    data: bytes | None  # the whole file
+    head: bytes = b""  # else what was read of its start, worth keeping
+    checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if all of it was verified
+
+
+class Fetcher:
+    """Reads one replica's storage, and keeps blocks of it in a folder if there is one (`disk_cache`).
+
+    With `verify`, files of any size are read whole and verified before they are handed out.
+    """
+
+    def __init__(
+        self,
+        client: ReplicaClient,
+        *,
+        read_timeout_s: float,
+        disk_cache: WriteBehind | None = None,
+        verify: bool = False,
+    ) -> None:
+        self.client = client
+        self.disk_cache = disk_cache
+        self.counters = RequestCounters()
+        self.troubles = Troubles(client.url)
+        self._read_timeout_s = read_timeout_s
+        self._timed_client = client if isinstance(client, TimedReads) else None
+        self._verify = verify
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._pool: WorkerPool | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a request costs a round trip, so that fewer and larger ones win."""
+        return self.client.block_size > 0
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """One listing of one level, not retried: whoever lists comes back by itself."""
+        with self._lock:
+            self.counters.list += 1
+        try:
+            return self.client.list_files(level, min_txid)
+        except Exception:
+            self._count_error()
+            raise
+
+    def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
+        """All files of several levels, listed in parallel."""
+        listings = self.parallel([partial(self.list_files, level) for level in levels])
+        return [file for listing in listings for file in listing]
+
+    def deadline(self) -> float:
+        """When a read of one page that begins now has to end (`time.monotonic()`, seconds)."""
+        return time.monotonic() + self._read_timeout_s
+
+    def read(
+        self,
+        file: LTXFileInfo,
+        offset: int,
+        size: int,
+        *,
+        after: TransientStorageError | None = None,
+        deadline: float | None = None,
+    ) -> bytes:
+        """Exactly `size` bytes of a file, with retries within the read timeout; the first pause now, if `after` failed.
+
+        With a `deadline` (as of `deadline()`) all of it ends then. Raises TransientStorageError when the bytes keep
+        coming short, else whatever the client raises.
+        """
+        return self.retry(lambda: self.read_once(file, offset, size, deadline), after=after, deadline=deadline)
+
+    def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
+        """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
+        try:
+            data = self._request(file, offset, size, deadline)
+        except Exception:
+            self._count_error()
+            raise
+        with self._lock:
+            self.counters.get += 1
+            self.counters.bytes_read += len(data)
+        if len(data) != size:
+            self._count_error()
+            raise TransientStorageError(
+                f"got {len(data)} of {size} bytes at offset {offset} of a file of {file.size} bytes",
+                level=file.level,
+                min_txid=file.min_txid,
+                max_txid=file.max_txid,
+                key=self.client.key(file),
+                hint="the file may be incomplete: still being uploaded, or truncated",
+            )
+        return data
+
+    def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
+        if deadline is None or self._timed_client is None:
+            return self.client.read(file, offset, size)
+        timeout_s = min(self._read_timeout_s * REQUEST_SHARE, deadline - time.monotonic())
+        return self._timed_client.read_within(file, offset, size, timeout_s=timeout_s)
+
+    def _count_error(self) -> None:
+        with self._lock:
+            self.counters.errors += 1
+
+    def retry(
+        self, call: Callable[[], T], *, after: TransientStorageError | None = None, deadline: float | None = None
+    ) -> T:
+        """`call()`, tried again after transient errors (one of which was `after`) until the read timeout is over."""
+        backoff: Backoff | None = None
+        deadline = self.deadline() if deadline is None else deadline
+        error = after
+        while True:
+            if error is not None:
+                backoff = backoff or Backoff.within(self._read_timeout_s)
+                self._pause(backoff.after(error), deadline, error)
+            try:
+                return call()
+            except TransientStorageError as failure:
+                error = failure
+
+    def _pause(self, seconds: float, deadline: float, error: TransientStorageError) -> None:
+        if self._closed.is_set() or time.monotonic() + seconds > deadline:
+            raise error
+        logger.info("trying again in %.3f s: %s", seconds, error)
+        self.troubles.note(error)
+        with self._lock:
+            self.counters.retries += 1
+        if self._closed.wait(seconds):
+            raise closed_error()
+
+    # --- whole files --------------------------------------------------------------------------------------------------
+
+    def fetch_files(self, files: Sequence[LTXFileInfo]) -> list[FetchedFile]:
+        """Header and index of each file, in the order given, all read in parallel.
+
+        Small files come whole and verified, large ones pass and are verified if this fetcher does that. Raises
+        LTXFormatError, with level, TXIDs and key, for the first bad file. Not to be called in the pool.
+        """
+        small = [file for file in files if file.size <= WHOLE_FILE_BYTES]
+        large = [file for file in files if file.size > WHOLE_FILE_BYTES]
+        calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._fetch_small, f) for f in small]
+        for file in large:
+            calls += [partial(self._read_head, file), partial(self._read_tail, file, _likely_tail_bytes(file))]
+        results = iter(self.parallel(calls))
+        fetched: dict[LTXFileInfo, FetchedFile] = {}
+        for file in small:
+            fetched[file] = cast(FetchedFile, next(results))
+        for file in large:
+            head, tail = cast(bytes, next(results)), cast(bytes, next(results))
+            fetched[file] = self._twice(self._fetch_ends, file, (head, tail))
+        return [fetched[file] for file in files]
+
+    def read_header(self, file: LTXFileInfo) -> Header:
+        """The header of a file, in one request; 100 bytes."""
+        try:
+            header = Header.unpack(self.read(file, 0, min(HEADER_SIZE, file.size)))
+            check_name(file, header)
+        except LTXFormatError as error:
+            raise self.located(error, file) from error
+        return header
+
+    def _twice(
+        self, fetch: Callable[[LTXFileInfo, E | None], FetchedFile], file: LTXFileInfo, read: E | None = None
+    ) -> FetchedFile:
+        """`fetch`, from what was `read` already if anything, and once more from storage if that is no good.
+
+        Bytes can be damaged on their way, and a bad file costs whoever asks far more than a second request.
+        """
+        try:
+            return fetch(file, read)
+        except LTXFormatError as error:
+            logger.info("reading %s again: %s", self.client.key(file), error)
+        try:
+            return fetch(file, None)
+        except LTXFormatError as error:
+            raise self.located(error, file) from error
+
+    def _fetch_small(self, file: LTXFileInfo) -> FetchedFile:
+        return self._twice(self._fetch_whole, file, self._read_kept(file, 0, file.size))
+
+    def _fetch_whole(self, file: LTXFileInfo, data: bytes | None) -> FetchedFile:
+        data = self._read_kept(file, 0, file.size, fresh=True) if data is None else data
+        decoded = decode_file(data)
+        check_name(file, decoded.header)
+        return FetchedFile(file, decoded.header, decoded.index, data, checks=frame_checks(decoded.index, data))
+
+    def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
+        fresh = ends is None
+        head, tail = ends or (
+            self._read_head(file, fresh=fresh),
+            self._read_tail(file, _likely_tail_bytes(file), fresh=fresh),
+        )
+        needed = tail_size_needed(tail, file.size)
+        if needed > len(tail):
+            tail = self._read_tail(file, needed, fresh=fresh)
+        header, index, _ = read_header_and_index(head, tail, file.size)
+        check_name(file, header)
+        checks = None
+        if self._verify:
+            # The index goes in with the rest, so it is proved too, and no byte is read twice.
+            with closing(self._passing(file, head, tail, fresh=fresh)) as pieces:
+                checks = verify_stream(pieces, index)
+        return FetchedFile(file, header, index, None, head, checks)
+
+    def _passing(self, file: LTXFileInfo, head: bytes, tail: bytes, *, fresh: bool) -> Generator[bytes, None, None]:
+        """The whole file in pieces; what lies between its two ends is read now, a bounded part of it ahead."""
+        start, end = len(head), file.size - len(tail)
+        step = max(READ_BYTES - READ_BYTES % (self.client.block_size or 1), self.client.block_size)
+        calls = (
+            partial(self._read_kept, file, offset, min(step, end - offset), fresh=fresh)
+            for offset in range(start, end, step)
+        )
+        yield head
+        for piece in run_ahead(calls, self._submit_or_run if self.is_remote else None, PARALLEL_READS):
+            if self._closed.is_set():  # which not every storage notices, and a folder never
+                raise closed_error()
+            yield piece
+        yield tail[max(0, start - end) :]
+
+    def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
+        return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
+
+    def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
+        """At least `size` bytes of the end, or all; where there are blocks, whole ones."""
+        offset = file.size - min(size, file.size)
+        offset -= offset % (self.client.block_size or 1)
+        return self._read_kept(file, offset, file.size - offset, fresh=fresh)
+
+    def _read_kept(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool = False) -> bytes:
+        """Like `read` for bytes from the start of a block on, out of the folder if it has them; `fresh`: not."""
+        if self.disk_cache is not None and not fresh:
+            data = self.disk_cache.get_range(file, offset, size)
+            if data is not None:
+                return data
+        data = self.read(file, offset, size)
+        self.keep(file, offset, data)
+        return data
+
+    def worth_reading(self, file: LTXFileInfo, start: int, end: int) -> tuple[int, int]:
+        """(offset, size) to ask for where bytes `start` to `end` are wanted: whole blocks if the folder keeps them."""
+        if self.disk_cache is not None:
+            block_size = self.disk_cache.block_size
+            start -= start % block_size
+            end = min(file.size, end + -end % block_size)
+        return start, end - start
+
+    def keep(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
+        """Keep what was read from storage in the folder, if there is one, as far as it makes whole blocks."""
+        if self.disk_cache is not None:
+            self.disk_cache.put_range(file, offset, data)
+
+    def located(self, error: LTXFormatError, file: LTXFileInfo) -> LTXFormatError:
+        """The same error with the place of the file, and a hint if it has none."""
+        return type(error)(
+            error.message,
+            level=file.level,
+            min_txid=file.min_txid,
+            max_txid=file.max_txid,
+            key=self.client.key(file),
+            hint=error.hint or DAMAGE_HINT,
+        )
+
+    # --- threads ------------------------------------------------------------------------------------------------------
+
+    def parallel(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """Results in order; in parallel where a request costs a round trip. Raises the first call's error."""
+        if len(calls) < 2 or not self.is_remote:
+            return [call() for call in calls]
+        futures = [self._submit_or_run(call) for call in calls]
+        try:
+            return [result_of(future) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Run in the replica's pool. A call must not wait for another one of the pool.
+
+        Raises StorageClosedError, or RuntimeError where the system has no thread to give or the interpreter is ending.
+        """
+        with self._lock:
+            if self._closed.is_set():
+                raise StorageClosedError("the replica is closed")
+            if self._pool is None:
+                self._pool = WorkerPool(PARALLEL_REQUESTS, "litevfs-io")
+            return self._pool.submit(call)
+
+    def _submit_or_run(self, call: Callable[[], T]) -> Future[T]:
+        try:
+            return self.submit(call)
+        except RuntimeError as error:
+            logger.info("reading without another thread: %s", error)
+        future: Future[T] = Future()
+        try:
+            settle(future, call())
+        except Exception as error:  # noqa: BLE001 (handed to whoever waits)
+            settle(future, error)
+        return future
+
+    def close(self) -> None:
+        """End calls under way and let go of threads and sockets. Idempotent."""
+        self._closed.set()
+        self.client.close()
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+        if self.disk_cache is not None:
+            self.disk_cache.close()
+
+
+def patience_s(deadline: float) -> float:
+    """How long a read that must end at `deadline` waits for a request of somebody else before it makes its own."""
+    return max(0.0, deadline - time.monotonic()) * REQUEST_SHARE
+
+
+def _likely_tail_bytes(file: LTXFileInfo) -> int:
+    return max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE))
+
+
+def check_name(file: LTXFileInfo, header: Header) -> None:
+    """Raise LTXFormatError when a file's header and its name do not agree."""
+    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
+        raise LTXFormatError(
+            f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",
+            hint="the file was renamed or copied to a wrong place",
+        )

@@ -1,0 +1,158 @@
+"""Whole LTX files from their first byte to their last: read ahead in parallel, verified while they pass, nothing kept.
+
+Owns how files of any size are read in bounded memory. Knows neither databases nor destinations: see `restore`, `copy`
+and `replicate.compaction`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from types import TracebackType
+from typing import Self, TypeVar
+
+from litevfs.concurrency.futures import run_ahead
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.workers import WorkerPool
+from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
+from litevfs.files.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name
+from litevfs.files.frame_checks import FEED_BYTES, small_parts
+from litevfs.ltx.decoder import StreamDecoder
+from litevfs.ltx.format import Header, Trailer
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.urls import open_replica_client
+
+logger = logging.getLogger("litevfs.files.stream")
+
+T = TypeVar("T")
+
+
+@contextmanager
+def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
+    """The client of a URL or a path, closed at the end; or one that is given, and stays open."""
+    if not isinstance(replica, str | os.PathLike):
+        yield replica
+        return
+    client = open_replica_client(os.fspath(replica))
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+class Retries:
+    """When to start an operation over many files anew: some vanished (compaction, retention) or came damaged.
+
+    Damage on the way is gone at the second reading, and a gap between levels that were not listed at the same moment at
+    the second listing. What is there twice stays.
+    """
+
+    attempts = 10
+
+    def __init__(self) -> None:
+        self._left = self.attempts
+        self._seen: set[tuple[int | None, int | None, int | None]] = set()
+        self._backoff = Backoff()
+
+    def pause_after(self, error: StorageNotFoundError | TransientStorageError | LTXFormatError | TXIDGapError) -> None:
+        """Return after a pause when starting anew may help, else raise `error`."""
+        self._left -= 1
+        place = (error.level, error.min_txid, error.max_txid)
+        if self._left == 0 or place in self._seen:
+            raise error
+        if isinstance(error, LTXFormatError | TXIDGapError):
+            self._seen.add(place)
+        logger.info("looking at the replica anew: %s", error)
+        threading.Event().wait(self._backoff.after(error))
+
+
+class FileStreamer:
+    """Reads whole files of one replica in the order asked for. A context manager; leaves client and fetcher open.
+
+    Memory: FEED_BYTES, or PARALLEL_READS times READ_BYTES where a request costs a round trip.
+    """
+
+    def __init__(self, client: ReplicaClient, *, read_timeout_s: float = 30.0, fetcher: Fetcher | None = None) -> None:
+        self.client = client
+        self.fetcher = fetcher or Fetcher(client, read_timeout_s=read_timeout_s)
+        self._pool = WorkerPool(PARALLEL_READS, "litevfs-stream") if self.fetcher.is_remote else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()  # calls that hang end with the client, which is up to whoever owns it
+
+    def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
+        """All files of several levels, tried again after transient errors. Raises StorageError."""
+        listings = self._ahead(partial(self.list_level, level) for level in levels)
+        return [file for listing in listings for file in listing]
+
+    def list_level(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """Files of one level whose min_txid is at least `min_txid`; as `list_levels`."""
+        return self.fetcher.retry(partial(self.fetcher.list_files, level, min_txid))
+
+    def stream(self, files: Sequence[LTXFileInfo]) -> Iterator[VerifiedStream]:
+        """A stream for each file, to be taken to its end before the next one.
+
+        Reading runs ahead over the ends of files, so many small files take no more round trips than a large one.
+        """
+        # Where a request costs next to nothing, what is decoded at once stays in the processor's cache.
+        step = READ_BYTES if self.fetcher.is_remote else FEED_BYTES
+        ranges = ((file, offset) for file in files for offset in range(0, file.size, step))
+        pieces = self._ahead(
+            partial(self.fetcher.read, file, offset, min(step, file.size - offset)) for file, offset in ranges
+        )
+        for file in files:
+            yield VerifiedStream(file, islice(pieces, -(-file.size // step)), self.fetcher)
+
+    def _ahead(self, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
+        """Results in order, with up to PARALLEL_READS calls under way where that helps."""
+        return run_ahead(calls, self._pool.submit if self._pool else None, PARALLEL_READS)
+
+
+class VerifiedStream:
+    """The bytes of one file on their way, each piece with the pages that it completes.
+
+    Iterating gives (bytes, [(pgno, page), ...]) and ends without an error only for a file that is sound as a whole: the
+    checksums come last, so nothing that was given before may be trusted until then. Raises LTXFormatError, with level,
+    TXIDs and key, and whatever the client raises.
+    """
+
+    def __init__(self, file: LTXFileInfo, pieces: Iterable[bytes], fetcher: Fetcher) -> None:
+        self.file = file
+        self._pieces = pieces
+        self._fetcher = fetcher
+        self._decoder = StreamDecoder()
+        self.trailer: Trailer | None = None  # once all of the file has passed
+
+    @property
+    def header(self) -> Header:
+        """The file's header; known from the first piece on."""
+        header = self._decoder.header
+        if header is None:
+            raise RuntimeError("nothing was read yet")
+        return header
+
+    def __iter__(self) -> Iterator[tuple[memoryview, list[tuple[int, bytes]]]]:
+        is_named = False
+        try:
+            for part in small_parts(self._pieces):
+                pages = self._decoder.feed(part)
+                if self._decoder.header is None:
+                    continue  # the file is shorter than a header: the end will tell
+                if not is_named:
+                    check_name(self.file, self._decoder.header)
+                    is_named = True
+                yield part, pages
+            self.trailer = self._decoder.finish()
+        except LTXFormatError as error:
+            raise self._fetcher.located(error, self.file) from error

@@ -1,0 +1,151 @@
+"""Blocks on their way to the folder: written by a thread of its own, readable meanwhile. Owns that thread.
+
+A reader must not wait for a disk: creating a file can take milliseconds where others keep the same disk busy. So blocks
+wait here, up to a bound; what comes beyond it is left out, and read from storage another time.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from litevfs.files.disk_cache import DiskCache, DiskCounters
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+
+MAX_WAITING_BYTES = 1 << 23
+
+
+class WriteBehind:
+    """A `DiskCache` that readers never wait for. The thread lives only while there is something to write."""
+
+    close_timeout_s = 0.5
+
+    def __init__(self, cache: DiskCache, *, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+        self._cache = cache
+        self._max_waiting_bytes = max_waiting_bytes
+        self._waiting: dict[tuple[LTXFileInfo, int], bytes] = {}  # in the order in which they came
+        self._waiting_bytes = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._lock = threading.Lock()
+
+    @property
+    def block_size(self) -> int:
+        """Bytes of a block."""
+        return self._cache.block_size
+
+    @property
+    def counters(self) -> DiskCounters:
+        """What the folder did so far."""
+        return self._cache.counters
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether new blocks are kept: not any more after the folder failed."""
+        return self._cache.is_writing
+
+    def close(self) -> None:
+        """Write what waits if that takes no longer than `close_timeout_s`; keep nothing any more. Idempotent."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None:
+            thread.join(self.close_timeout_s)
+        with self._lock:
+            self._waiting.clear()
+
+    # --- blocks -------------------------------------------------------------------------------------------------------
+
+    def get(self, file: LTXFileInfo, block: int) -> bytes | None:
+        """See `DiskCache.get`."""
+        data = self._waiting.get((file, block))
+        if data is None:
+            return self._cache.get(file, block)
+        self.counters.hits += 1
+        return data
+
+    def has(self, file: LTXFileInfo, block: int) -> bool:
+        """See `DiskCache.has`."""
+        return (file, block) in self._waiting or self._cache.has(file, block)
+
+    def put(self, file: LTXFileInfo, block: int, data: bytes) -> None:
+        """Keep a block soon, if not too much waits already; replaces what is there."""
+        key = (file, block)
+        with self._lock:
+            self._forget(key)
+            if self._closed or not self.is_writing or self._waiting_bytes + len(data) > self._max_waiting_bytes:
+                return
+            self._waiting[key] = data
+            self._waiting_bytes += len(data)
+            if self._thread is None:
+                self._start()
+
+    def drop(self, file: LTXFileInfo, block: int) -> None:
+        """See `DiskCache.drop`."""
+        with self._lock:
+            self._forget((file, block))
+        self._cache.drop(file, block)
+
+    # --- runs of blocks -----------------------------------------------------------------------------------------------
+
+    def get_range(self, file: LTXFileInfo, offset: int, size: int) -> bytes | None:
+        """`size` bytes of a file from the start of a block on, or None if some are not there."""
+        blocks = []
+        for block in range(offset // self.block_size, (offset + size - 1) // self.block_size + 1):
+            data = self.get(file, block)
+            if data is None:
+                return None
+            blocks.append(data)
+        return b"".join(blocks)[:size]
+
+    def put_range(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
+        """Keep the whole blocks among these bytes of a file soon; replaces what is there."""
+        end = offset + len(data)
+        whole_end = end if end == file.size else end - end % self.block_size
+        for block in range(-(-offset // self.block_size), -(-whole_end // self.block_size)):
+            start = block * self.block_size - offset
+            self.put(file, block, data[start : start + self.block_size])
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._write_all, name="litevfs-disk-cache", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):  # the interpreter is ending, or there are too many threads
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        else:
+            self._thread = thread
+
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    self._waiting_bytes = 0  # also where Ctrl-C in a reader came between a block and its count
+                    return
+                key, data = next(iter(self._waiting.items()))
+            self._cache.put(*key, data)
+            with self._lock:
+                if self._waiting.get(key) is data:
+                    self._forget(key)
+                    continue
+            self._cache.drop(*key)  # it was dropped while it was being written
+
+    def _forget(self, key: tuple[LTXFileInfo, int]) -> None:
+        data = self._waiting.pop(key, None)
+        if data is not None:
+            self._waiting_bytes -= len(data)
+
+
+def disk_cache_for(client: ReplicaClient, folder: str, limit_bytes: int, *, prepare: bool) -> WriteBehind | None:
+    """Blocks of a client's replica in `folder`; None without a folder, or where reading costs next to nothing.
+
+    With `prepare`, the folder is made, and tried: raises OptionError if it cannot hold a block.
+    """
+    if not folder or not client.block_size:
+        return None
+    cache = DiskCache(folder, limit_bytes, url=client.url, block_size=client.block_size)
+    if prepare:
+        cache.prepare()
+    return WriteBehind(cache)

@@ -1,0 +1,87 @@
+"""How the looks for new transactions go: when, with what result, and what that makes of a replica. Knows no storage."""
+
+from __future__ import annotations
+
+import logging
+
+from litevfs.concurrency.clock import now_s
+from litevfs.live.status import State
+
+logger = logging.getLogger("litevfs.live.replica")
+
+LATE_AFTER_S = 5.0
+"""A look that takes so long, or is due for so long, is not how it should be."""
+STALLED_AFTER_S = 30.0
+"""A replica that could not be brought up to date for so long (and ten polls) is stalled."""
+
+
+class Health:
+    """One replica's. One look at a time is noted; anybody may ask at any time. Times are those of `now_s`."""
+
+    def __init__(self, url: str) -> None:
+        self.errors = 0  # looks that failed
+        self.last_error: Exception | None = None  # of the last look, if it failed
+        self._url = url
+        self._began: float | None = None  # the look under way
+        self._last_success: float | None = None  # when the last successful look began
+        self._last_proof: float | None = None  # when the last look began that can have missed nothing
+        self._failing_since: float | None = None
+        self._said_stalled = False
+
+    def begin(self) -> None:
+        """A look begins."""
+        self._began = now_s()
+
+    def succeed(self, *, is_proof: bool) -> None:
+        """It ended well; `is_proof`: whatever the storage held when it began has been seen."""
+        if self._failing_since is not None and self._last_success is not None:
+            logger.info("%s is up to date again", self._url)
+        self.last_error = self._failing_since = None
+        self._said_stalled = False
+        self._last_success, self._began = self._began, None
+        if is_proof:
+            self._last_proof = self._last_success
+
+    def fail(self, error: Exception, state: State) -> None:
+        """It failed. Said once when that begins and once when it has lasted; status and lag show it all the while."""
+        self.errors += 1
+        self.last_error = error
+        self._began = None
+        if state is State.CLOSED:
+            return
+        if self._failing_since is None:
+            self._failing_since = now_s()
+            if state is not State.OPENING:
+                logger.warning("%s stays at its last state: %s", self._url, error)
+        if state is State.STALLED and not self._said_stalled:
+            self._said_stalled = True
+            logger.error("%s is stalled: %s", self._url, error)
+
+    def forget_look(self) -> None:
+        """Whoever was looking is gone (the thread of a process that has forked)."""
+        self._began = None
+
+    def lag_s(self) -> float | None:
+        """Since the last successful look began; None before the first."""
+        return _since(self._last_success)
+
+    def proof_age_s(self) -> float | None:
+        """Since the last look began that can have missed nothing; None before the first."""
+        return _since(self._last_proof)
+
+    def look_s(self) -> float:
+        """How long the look under way has taken so far; 0 if there is none."""
+        return _since(self._began) or 0.0
+
+    def state(self, poll_interval_s: float) -> State:
+        """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 where nobody polls."""
+        failing_s = _since(self._failing_since)
+        overdue_s = max(0.0, (self.lag_s() or 0.0) - poll_interval_s) if poll_interval_s else 0.0
+        trouble_s = max(failing_s or 0.0, overdue_s, self.look_s())
+        if trouble_s > max(STALLED_AFTER_S, 10 * poll_interval_s):
+            return State.STALLED
+        return State.BEHIND if failing_s is not None or trouble_s > LATE_AFTER_S else State.CURRENT
+
+
+def _since(moment: float | None) -> float | None:
+    return None if moment is None else now_s() - moment

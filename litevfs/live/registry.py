@@ -1,0 +1,182 @@
+"""One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one.
+
+A connection may be let go of by the garbage collector, in any thread and at any moment: also in one that is in the
+middle of our own code and holds its locks. So letting go only takes a name off a list, under a lock that may be taken
+again; what then has to end is ended by a thread of its own, which is waited for no longer than a close may take.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from litevfs.live.replica import Replica
+from litevfs.options import Options
+from litevfs.replica_clients.urls import absolute_url, canonical_url
+
+logger = logging.getLogger("litevfs.live.registry")
+
+CLOSE_TIMEOUT_S = 0.9
+"""How long letting go of a replica waits for its end, which goes on in the background."""
+
+_Key = tuple[object, ...]
+"""The replica's place, whether it may move on, and every option that makes it what it is."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """What a connection holds of a shared replica, from `ReplicaRegistry.acquire` to `release`."""
+
+    options: Options
+    shared: Shared
+
+    @property
+    def replica(self) -> Replica:
+        """The replica, not necessarily opened yet."""
+        assert self.shared.replica is not None
+        return self.shared.replica
+
+
+@dataclass(slots=True, eq=False)
+class Shared:
+    """A replica and who holds it."""
+
+    key: _Key
+    replica: Replica | None = None  # while the first connection makes it
+    leases: set[Lease] = field(default_factory=set)
+    making: threading.Lock = field(default_factory=threading.Lock)
+
+    def poll_interval_s(self) -> float:
+        """The shortest interval that anybody asks for; 0: nobody wants news."""
+        return min(
+            (lease.options.poll_interval_s for lease in tuple(self.leases) if lease.options.is_polling), default=0
+        )
+
+
+class ReplicaRegistry:
+    """Hands out shared replicas. Safe to use from many threads, from finalizers, and after a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a finalizer may need it in the middle of what it protects
+        self._shared: dict[_Key, Shared] = {}
+        os.register_at_fork(after_in_child=self._after_fork_in_child)
+
+    def acquire(self, options: Options) -> Lease:
+        """A hold on the replica at `options.replica_url`; `release` it.
+
+        Connections share a replica when all options are equal that make it what it is (see `_key`). Of the others, the
+        shortest poll interval and the largest cache count. Connections that do not poll have a replica of their own, so
+        that nobody else moves it on. The URL means what it means now, whatever the current folder is later.
+        """
+        options = replace(options, replica_url=absolute_url(options.replica_url))
+        lease = Lease(options, Shared(_key(options)))
+        try:
+            shared = self._join(lease)
+            with shared.making:
+                if shared.replica is None:
+                    shared.replica = Replica(options)
+                else:
+                    shared.replica.pages.enlarge(options.cache_size_bytes)
+            return lease
+        except BaseException:
+            self.release(lease)
+            raise
+
+    def _join(self, lease: Lease) -> Shared:
+        """Put the lease on the list of those that hold a replica."""
+        new = lease.shared
+        with self._lock:
+            while True:
+                lease.shared = self._shared.setdefault(new.key, new)
+                lease.shared.leases.add(lease)
+                if self._shared.get(new.key) is lease.shared:
+                    return lease.shared
+                # A finalizer has just taken the last one before ours, and the replica is being closed.
+
+    def release(self, lease: Lease) -> None:
+        """Let go of what `acquire` handed out; the last one closes it. Returns within a second; idempotent."""
+        shared = lease.shared
+        with self._lock:
+            if lease not in shared.leases:
+                return
+            shared.leases.discard(lease)
+            is_last = not shared.leases
+            if is_last and self._shared.get(shared.key) is shared:
+                del self._shared[shared.key]
+        if shared.replica is None:
+            return
+        if is_last:
+            _in_background(shared.replica.close)
+        elif lease.options.is_polling and not 0 < shared.poll_interval_s() <= lease.options.poll_interval_s:
+            _in_background(partial(_slow_down, shared, shared.replica))
+
+    def forget(self, lease: Lease) -> None:
+        """In a forked child: like `release`, where nothing of the replica is under way yet that would have to end."""
+        with self._lock:
+            lease.shared.leases.discard(lease)
+            if not lease.shared.leases:
+                self._shared.pop(lease.shared.key, None)
+
+    def _after_fork_in_child(self) -> None:
+        self._lock = threading.RLock()
+        for key, shared in list(self._shared.items()):
+            if shared.replica is None:  # whoever was making it is not here
+                del self._shared[key]
+                continue
+            shared.making = threading.Lock()
+            try:
+                shared.replica.restart_after_fork()
+            except Exception:  # which must not keep the others from going on
+                logger.exception("%s cannot be read after the fork", shared.replica.url)
+
+
+def _key(options: Options) -> _Key:
+    return (
+        canonical_url(options.replica_url),
+        options.is_polling or options.is_fixed,
+        options.verify,
+        options.prefetch,
+        options.read_timeout_s,
+        options.hydration_enabled and (options.hydration_path or True),
+        options.cache_dir and (options.cache_dir, options.cache_dir_size_bytes),
+    )
+
+
+def _slow_down(shared: Shared, replica: Replica) -> None:
+    """Poll no more often than somebody still wants; end the poller, unless somebody wants news meanwhile."""
+    replica.slow_down(shared.poll_interval_s)
+    while not shared.poll_interval_s():
+        if (poller := replica.detach_poller()) is not None:
+            poller.close()
+        if not (interval_s := shared.poll_interval_s()):
+            return
+        replica.poll_every(interval_s)
+
+
+def _in_background(work: Callable[[], object]) -> None:
+    """Do it in a thread of its own, and wait for that for a bounded time: it may need a lock that this thread holds."""
+    if sys.is_finalizing():  # no thread runs any more; what there is goes with the process
+        return
+
+    def run() -> None:
+        try:
+            work()
+        except Exception:
+            logger.exception("letting go of a replica failed")
+
+    thread = threading.Thread(target=run, name="litevfs-close", daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):  # there are no more threads to be had
+        run()
+    else:
+        thread.join(CLOSE_TIMEOUT_S)
+
+
+registry = ReplicaRegistry()
+"""Every replica that something in this process has open."""

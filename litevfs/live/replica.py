@@ -1,0 +1,423 @@
+"""One replica in one process: the published snapshot, `refresh()` that moves it on, the status. Shared by connections.
+
+Readers take the published snapshot by one attribute read and keep it as long as they like; a refresh builds a new one
+and publishes it by one assignment. One refresh runs at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from litevfs.concurrency.calls import SharedCall, call_alone, call_persistently
+from litevfs.concurrency.clock import now_s
+from litevfs.concurrency.retry import Backoff
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    ReplicaEmptyError,
+    ReplicaError,
+    StaleReplicaError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StorageTimeoutError,
+    TransientStorageError,
+    TXIDGapError,
+)
+from litevfs.files.fetch import Fetcher
+from litevfs.files.write_behind import disk_cache_for
+from litevfs.live.health import Health
+from litevfs.live.poller import Poller
+from litevfs.live.report import collect_status
+from litevfs.live.status import ReplicaStatus, State
+from litevfs.ltx.names import format_txid
+from litevfs.options import Options
+from litevfs.pages.source import PageSource
+from litevfs.replica_clients.urls import open_replica_client
+from litevfs.states.follower import Follower
+from litevfs.states.snapshot import Snapshot
+from litevfs.states.views import OtherStates, page_gone
+
+logger = logging.getLogger("litevfs.live.replica")
+
+T = TypeVar("T")
+
+WAIT_BACKOFF_CAP_S = 1.0
+"""Longest pause between looks for an awaited TXID, where nothing polls."""
+BESIDE_S = 2.0
+"""Where there is a state to read, a look for a newer one may keep a new connection waiting for so long."""
+MIN_REFRESH_S = 1.0
+"""However soon somebody wants an answer, a storage gets this long to give one."""
+JUST_NOW_S = 1.0
+"""A state that was the newest so shortly ago is new enough to open."""
+
+
+class Replica:
+    """A live replica. `open()` it, read `snapshot` and `pages`, `close()` it."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.snapshot: Snapshot | None = None  # the published state
+        self._open_storage()
+        self._follower = Follower(self.fetcher, self.pages.keep)
+        self._others = OtherStates(self._follower)
+        self._poller: Poller | None = None
+        self._interval_after_fork_s = 0.0
+        self._listeners: list[Callable[[int], None]] = []
+        self._closed = False
+        self._health = Health(self.url)
+        self._hydrate()  # last: before, nobody could close what this starts
+
+    def _open_storage(self, *, forked: bool = False) -> None:
+        self._refresh_lock = threading.Lock()
+        self._published = threading.Condition()
+        options = self.options
+        client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
+        disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
+        self.fetcher = Fetcher(
+            client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache, verify=options.verify
+        )
+        self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh", self.fetcher.troubles.too_late)
+        self.pages = PageSource(
+            self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
+        )
+
+    def _hydrate(self, *, lazily: bool = False) -> None:
+        if self.options.hydration_enabled:
+            self.pages.hydrate(self.options.hydration_path or None, lazily=lazily)
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without credentials."""
+        return self.fetcher.client.url
+
+    def open(self, timeout_s: float) -> Snapshot:
+        """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way.
+
+        Where others have the replica open, it is looked at again unless somebody polls; if that fails or takes long,
+        theirs will do.
+        """
+        if self.snapshot is None:
+            try:
+                self._persistently(self._first_look, timeout_s, _may_begin)
+            except LitevfsError as error:
+                raise self._open_error(error, timeout_s) from error
+        elif not self._was_just_refreshed() and self._health.look_s() <= BESIDE_S:
+            try:
+                self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
+            except StorageClosedError:
+                raise
+            except LitevfsError as error:
+                logger.info("%s is opened at its last state: %s", self.url, error)
+        assert self.snapshot is not None
+        return self.snapshot
+
+    def _first_look(self, timeout_s: float) -> None:
+        if self.snapshot is None:  # else somebody else was faster
+            self._bounded_refresh.result(timeout_s)
+
+    def _was_just_refreshed(self) -> bool:
+        """Whether somebody polls, and has looked a moment ago: connections that open together share one look."""
+        age_s = self._health.proof_age_s()
+        return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
+
+    def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
+        if isinstance(error, StorageTimeoutError) and self.options.verify:
+            hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
+            return StorageTimeoutError(error.message, key=self.url, hint=hint)
+        if not isinstance(error, ReplicaEmptyError):
+            return error
+        return ReplicaEmptyError(
+            f"no LTX files on any level after waiting {timeout_s:g} s",
+            key=self.url,
+            hint="check the path, and that the primary replicates to it; open_timeout sets the wait",
+        )
+
+    def poll_every(self, interval_s: float) -> None:
+        """Poll from now on, at the shortest interval that any connection asks for (0: this one does not ask)."""
+        with self._published:  # connections may open at the same time
+            if interval_s <= 0 or self._closed:
+                return
+            if self._poller is None:
+                self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
+            elif interval_s < self._poller.interval_s:
+                self._poller.set_interval(interval_s)
+            self._interval_after_fork_s = 0.0  # not before there is a poller
+
+    def slow_down(self, wanted_s: Callable[[], float]) -> None:
+        """Poll every `wanted_s()` seconds from now on if that is less often; who asked for more is gone."""
+        with self._published:  # whoever comes after the question polls faster after the answer
+            if self._poller is not None and (interval_s := wanted_s()) > self._poller.interval_s:
+                self._poller.set_interval(interval_s)
+
+    def detach_poller(self) -> Poller | None:
+        """Nobody wants news any more: the poller, to be closed by the caller, or None."""
+        with self._published:
+            poller, self._poller = self._poller, None
+        return poller
+
+    def close(self) -> None:
+        """End the poller and every request, let go of sockets and descriptors. Within a second; idempotent."""
+        self._closed = True
+        self.fetcher.close()
+        self.pages.close()
+        if (poller := self.detach_poller()) is not None:
+            poller.close()
+        with self._published:
+            self._published.notify_all()
+
+    def restart_after_fork(self) -> None:
+        """In a forked child: own client, locks and caches; the published state stays. Starts no thread yet.
+
+        Threads do not survive a fork, sockets would be shared with the parent, and a lock may be held for ever.
+        """
+        poller, self._poller = self._poller, None
+        if poller is not None:  # else this may be the child of a child, and the interval is known
+            self._interval_after_fork_s = poller.interval_s
+        hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
+        self._health.forget_look()
+        self._open_storage(forked=True)
+        self._follower.use(self.fetcher, self.pages.keep)
+        self._hydrate(lazily=True)
+        if hydrated is not None:
+            self.pages.follow(hydrated)
+
+    def wake(self) -> None:
+        """Start the poller that a fork has ended, if there was one. Cheap enough for every transaction."""
+        if self._interval_after_fork_s:
+            self.poll_every(self._interval_after_fork_s)
+
+    # --- refresh ------------------------------------------------------------------------------------------------------
+
+    def refresh(self, *, thorough: bool = True) -> bool:
+        """Look for new transactions and publish the newest complete state. True if the state changed.
+
+        Not `thorough` (see `Follower.follow`) is for whoever comes back by itself. Raises what kept it from getting
+        there; whatever was complete before the trouble is published all the same.
+        """
+        with self._refresh_lock:
+            before = self.snapshot
+            if self._closed:
+                raise _closed_error()
+            self._health.begin()
+            try:
+                try:
+                    is_proof = self._look(thorough)
+                except StorageNotFoundError as error:
+                    # Retention took a file between the listing and the read, or Litestream set the time of a new one.
+                    logger.info("%s: looking again: %s", self.url, error)
+                    is_proof = self._look(thorough)
+            except Exception as error:
+                self._health.fail(error, self.state)
+                raise
+            self._health.succeed(is_proof=is_proof)
+            return self.snapshot is not before
+
+    def _look(self, thorough: bool) -> bool:
+        if self.snapshot is not None:
+            return self._follower.follow(self.snapshot, self._publish, thorough=thorough)
+        newest = self._follower.open_newest()
+        self._publish(newest, [newest.txid])
+        return True
+
+    def look_now(self) -> None:
+        """One look that begins now. Raises what it raises, and StorageTimeoutError after the read timeout."""
+        timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
+        self._bounded_refresh.result(timeout_s, not_before=now_s())
+
+    def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
+        if self._closed:
+            raise _closed_error()
+        with self._published:
+            self.snapshot = snapshot
+            self._published.notify_all()
+            listeners = tuple(self._listeners)
+        self.pages.follow(snapshot)
+        for txid in txids:
+            logger.debug("%s is at TXID %s", self.url, format_txid(txid))
+            for listener in listeners:
+                listener(txid)
+
+    # --- freshness ----------------------------------------------------------------------------------------------------
+
+    def add_listener(self, listener: Callable[[int], None]) -> int:
+        """Call `listener(txid)` for each TXID published from now on, in order. Returns the one published last.
+
+        It is called by whoever refreshes: it must be quick and must not raise.
+        """
+        with self._published:
+            self._listeners.append(listener)
+            return self.snapshot.txid if self.snapshot else 0
+
+    def remove_listener(self, listener: Callable[[int], None]) -> None:
+        """No more calls, but for one that may be under way. Idempotent."""
+        with self._published:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+    def wait_for(self, txid: int, timeout_s: float) -> Snapshot:
+        """The published state once it is at `txid` or later; looks for it at once, then with every poll.
+
+        Raises StaleReplicaError after `timeout_s` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
+        while True:
+            failure: LitevfsError | None = None
+            snapshot = self.snapshot
+            if snapshot is not None and snapshot.txid >= txid:
+                return snapshot
+            try:
+                self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
+                pause = backoff.next_s()
+            except (StorageError, ReplicaError, LTXFormatError) as error:
+                if isinstance(error, StorageError) and not _may_pass(error):
+                    raise
+                # A file half uploaded, for example, or deleted and still listed.
+                logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
+                failure = error
+                pause = backoff.after(error)
+            remaining = deadline - time.monotonic()
+            newest = self.snapshot  # also that of a look that failed later on
+            if remaining <= 0 and (newest is None or newest.txid < txid):
+                raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s", failure)
+            self._wait_for_news(snapshot, min(remaining, pause))
+
+    def _wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
+        """Until another state than `known` is published, the replica is closed, or the time is over."""
+        with self._published:
+            self._published.wait_for(lambda: self._closed or self.snapshot is not known, timeout_s)
+
+    def check_freshness(self, max_staleness_s: float) -> None:
+        """Look now unless one that missed nothing began within `max_staleness_s`. Raises StaleReplicaError if it fails.
+
+        What the storage held so long ago is then in the published state.
+        """
+        age_s = self._health.proof_age_s()
+        if age_s is not None and age_s <= max_staleness_s:
+            return
+        not_before = now_s() - max_staleness_s
+        try:
+            self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S), not_before=not_before)
+        except (ReplicaError, StorageError, LTXFormatError) as error:
+            raise self._stale(
+                f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)", error
+            ) from error
+
+    def _stale(self, what: str, failure: LitevfsError | None) -> StaleReplicaError:
+        error = f"; the last look failed: {failure.message}" if failure else ""
+        hint = failure.hint if failure else "check that the primary is running and replicating"
+        txid = self.snapshot.txid if self.snapshot else None
+        return StaleReplicaError(what + error, min_txid=txid, key=self.url, hint=hint)
+
+    # --- other states than the newest ---------------------------------------------------------------------------------
+
+    def view(
+        self, *, txid: int | None = None, timestamp_ms: int | None = None, timeout_s: float | None = None
+    ) -> Snapshot:
+        """The state after transaction `txid`, or as of a time (milliseconds since the Unix epoch); fixed.
+
+        Raises TXIDNotFoundError when the replica does not hold it. What may pass is tried again for `timeout_s` (the
+        read timeout unless given), which bounds all of it.
+        """
+        timeout_s = self.options.read_timeout_s if timeout_s is None else timeout_s
+        view = self._persistently(self._alone(lambda: self._others.view(txid, timestamp_ms)), timeout_s, _may_pass)
+        if self.snapshot is None:
+            self.pages.follow(view)
+        return view
+
+    def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError, deadline: float) -> Snapshot:
+        """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
+
+        Raises PageUnavailableError when nothing holds that version any more, and what keeps it from being looked for
+        until the deadline; one look may end later.
+        """
+
+        def find() -> Snapshot | None:
+            return self._others.find(snapshot, pgno, lambda: self.snapshot, self._publish)
+
+        found = self._others.find_known(snapshot, pgno, self.snapshot)
+        if found is None:
+            found = self._persistently(self._alone(find), deadline - time.monotonic(), _is_transient)
+        if found is None:
+            raise page_gone(snapshot, pgno, self.snapshot, self.fetcher.client) from why
+        return found
+
+    def _alone(self, call: Callable[[], T]) -> Callable[[float], T]:
+        """`call` while no refresh runs, for so many seconds."""
+
+        def unless_closed() -> T:
+            if self._closed:
+                raise _closed_error()
+            return call()
+
+        too_late = self.fetcher.troubles.too_late
+        return lambda timeout_s: call_alone(unless_closed, self._refresh_lock, timeout_s, "litevfs-look", too_late)
+
+    def _persistently(
+        self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]
+    ) -> T:
+        """`call(seconds it may take)`, tried again after what may pass, until the time is over."""
+
+        def pause(seconds: float) -> None:
+            logger.info("%s: trying again in %.3f s", self.url, seconds)
+            self._wait_for_news(self.snapshot, seconds)
+
+        return call_persistently(call, timeout_s, MIN_REFRESH_S, may_pass, pause)
+
+    # --- status -------------------------------------------------------------------------------------------------------
+
+    def lag_s(self) -> float | None:
+        """Seconds since the last successful look for new transactions began; None before the first."""
+        return self._health.lag_s()
+
+    @property
+    def state(self) -> State:
+        """Where the replica is in its life."""
+        if self._closed:
+            return State.CLOSED
+        return State.OPENING if self.snapshot is None else self._health.state(self._poll_interval_s)
+
+    @property
+    def _poll_interval_s(self) -> float:
+        return self._poller.interval_s if self._poller else 0.0
+
+    def status(self) -> ReplicaStatus:
+        """Everything worth watching, as of now; never a credential."""
+        return collect_status(
+            self.url, self.state, self.snapshot, self._poll_interval_s, self._health, self.fetcher, self.pages
+        )
+
+
+def _is_transient(error: LitevfsError) -> bool:
+    return isinstance(error, TransientStorageError)
+
+
+def _may_pass(error: LitevfsError) -> bool:
+    """Whether building a state may go otherwise next time: also where a file has vanished since it was listed."""
+    return _is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
+
+
+def _may_begin(error: LitevfsError) -> bool:
+    """Whether there may be a first state next time."""
+    return _may_pass(error) or isinstance(error, ReplicaEmptyError | TXIDGapError)
+
+
+def _closed_error() -> StorageClosedError:
+    return StorageClosedError("the replica is closed")
+
+
+def _refresh_without_owning(reference: weakref.ref[Replica]) -> Callable[[], bool]:
+    def refresh() -> bool:
+        if (replica := reference()) is not None:
+            replica.refresh(thorough=False)
+        return replica is not None
+
+    return refresh

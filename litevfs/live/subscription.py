@@ -1,0 +1,91 @@
+"""Callbacks for new transactions of a replica. Owns a thread, so that a slow callback delays nobody's reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+from litevfs.concurrency.workers import start_thread
+from litevfs.live.registry import registry
+from litevfs.options import Options
+
+logger = logging.getLogger("litevfs.live.subscription")
+
+
+_open: weakref.WeakSet[Subscription] = weakref.WeakSet()
+
+
+class Subscription:
+    """Calls `callback(txid)` for each TXID published after this object was made, in order, once each.
+
+    An exception of the callback is logged, and the next transaction is reported all the same. A subscription belongs to
+    the process that made it: in a forked child it is closed.
+    """
+
+    close_timeout_s = 0.8
+
+    def __init__(self, options: Options, callback: Callable[[int], object]) -> None:
+        self._callback = callback
+        self._txids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._closed = False
+        self._lease = registry.acquire(options)
+        self._replica = self._lease.replica
+        self._thread: threading.Thread | None = None
+        try:
+            self._replica.open(options.open_timeout_s)
+            self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
+            self._replica.poll_every(options.poll_interval_s)
+            self._thread = start_thread(self._run, f"litevfs-subscribe {self._replica.url}")
+        except BaseException:
+            self.close()
+            raise
+        _open.add(self)
+
+    def _run(self) -> None:
+        while (txid := self._txids.get()) is not None and not self._closed:
+            self.txid = txid
+            try:
+                self._callback(txid)
+            except Exception:
+                logger.exception("the callback of a subscription failed")
+
+    def close(self) -> None:
+        """No more calls; waits a bounded time for one under way. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._replica.remove_listener(self._txids.put)
+            self._txids.put(None)
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(self.close_timeout_s)
+        finally:  # also when Ctrl-C ends the wait
+            registry.release(self._lease)
+
+    def _end_in_child(self) -> None:
+        """The thread that would call back is the parent's; without it, what is published would be kept for ever."""
+        self._closed = True
+        self._replica.remove_listener(self._txids.put)
+        registry.forget(self._lease)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _after_fork_in_child() -> None:
+    for subscription in list(_open):
+        if not subscription._closed:
+            subscription._end_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)  # after `sharing`, which has renewed the locks by then

@@ -1,0 +1,1 @@
+"""Jobs over a whole replica: restore, copy, verify."""

@@ -1,0 +1,173 @@
+"""A whole replica from one storage to another: every file of every level, byte for byte. Owns order and resumption.
+
+Files go in the order of their first TXID, the longest first: whenever the copy stops, what has arrived is a consistent
+replica without gaps, and the next run goes on from there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from litevfs.errors import LTXFormatError, ReplicaError, StorageNotFoundError, TransientStorageError, TXIDGapError
+from litevfs.files.frame_checks import FEED_BYTES
+from litevfs.files.plan import newest_state
+from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.ltx.format import TRAILER_SIZE
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes copied so far, bytes to copy in all)."""
+_Key = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyResult:
+    """What a copy did."""
+
+    txid: int  # the newest TXID of the destination
+    files: int  # copied
+    bytes: int  # copied
+    skipped: int  # files that the destination had already
+
+
+def copy_replica(
+    source: str | os.PathLike[str] | ReplicaClient,
+    destination: str | os.PathLike[str] | ReplicaClient,
+    *,
+    progress: Progress | None = None,
+) -> CopyResult:
+    """Copy all LTX files that `source` has now and `destination` does not have yet.
+
+    Both are URLs, paths or clients (which stay open). Files keep level, name, content and timestamp; each is verified
+    whole while it passes, and arrives whole or not at all. Nothing is ever deleted or overwritten at the destination.
+    A file counts as present when one of its level, name and size is there.
+
+    Raises ReplicaError when the destination holds another replica; ReplicaEmptyError and TXIDGapError for a source
+    without a complete state; LTXFormatError for a damaged file; StorageError.
+    """
+    with ExitStack() as stack:
+        reader = stack.enter_context(FileStreamer(stack.enter_context(client_of(source))))
+        writer = stack.enter_context(FileStreamer(stack.enter_context(client_of(destination))))
+        if reader.client.url == writer.client.url:
+            raise ReplicaError("source and destination are the same replica", key=reader.client.url)
+        return _Copy(reader, writer, progress).run()
+
+
+class _Copy:
+    """One run of `copy_replica`."""
+
+    def __init__(self, reader: FileStreamer, writer: FileStreamer, progress: Progress | None) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._progress = progress
+        self._files = self._bytes = self._in_file = self._total = 0
+
+    def run(self) -> CopyResult:
+        present = self._list_destination()
+        skipped: int | None = None
+        retries = Retries()
+        while True:
+            files = self._reader.list_levels(LEVELS)
+            missing = [file for file in copy_order(files) if _key(file) not in present]
+            self._total = self._bytes + sum(file.size for file in missing)
+            try:
+                txid = newest_state(files).txid
+                if skipped is None:
+                    skipped = self._count_common(files, present)
+                self._copy_files(missing, present)
+                return CopyResult(txid, self._files, self._bytes, skipped)
+            except (StorageNotFoundError, TransientStorageError, LTXFormatError, TXIDGapError) as error:
+                # Compaction and retention replace files at any time. To go on with the next file could make a gap.
+                retries.pause_after(error)
+
+    def _list_destination(self) -> dict[_Key, LTXFileInfo]:
+        try:
+            return {_key(file): file for file in self._writer.list_levels(LEVELS)}
+        except StorageNotFoundError:  # a folder that the first file will make; whatever else it is, writing will tell
+            return {}
+
+    def _copy_files(self, files: list[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> None:
+        for stream in self._reader.stream(files):
+            file = stream.file
+            self._in_file = 0
+            raw = _StreamFile(stream, self._on_read)
+            with io.BufferedReader(raw, FEED_BYTES) as content:
+                copied = self._writer.client.write(file.level, file.min_txid, file.max_txid, content, raw.timestamp_ms)
+            present[_key(file)] = copied
+            self._files += 1
+            self._bytes += file.size
+
+    def _on_read(self, size: int) -> None:
+        self._in_file += size
+        if self._progress is not None:
+            self._progress(self._bytes + self._in_file, self._total)
+
+    def _count_common(self, files: Iterable[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> int:
+        """How many files both have. Raises ReplicaError when the destination is not a copy of the source."""
+        common = [(file, present[_key(file)]) for file in files if _key(file) in present]
+        if present and not common:
+            raise self._other_replica(
+                "has no file in common with the source (any more, if retention deleted them there)"
+            )
+        for ours, theirs in common:
+            if ours.size != theirs.size:
+                raise self._other_replica("holds another file of the same TXIDs", theirs)
+        by_age = sorted(common, key=lambda pair: pair[0].max_txid)
+        for ours, theirs in (by_age[0], by_age[-1]) if by_age else ():
+            if _trailer(self._reader, ours) != _trailer(self._writer, theirs):
+                raise self._other_replica("holds another file of the same TXIDs", theirs)
+        return len(common)
+
+    def _other_replica(self, what: str, file: LTXFileInfo | None = None) -> ReplicaError:
+        return ReplicaError(
+            f"the destination {what}: nothing shows that it is a copy of the source",
+            level=file.level if file else None,
+            min_txid=file.min_txid if file else None,
+            max_txid=file.max_txid if file else None,
+            key=self._writer.client.key(file) if file else self._writer.client.url,
+            hint="copy to an empty place",
+        )
+
+
+def copy_order(files: Iterable[LTXFileInfo]) -> list[LTXFileInfo]:
+    """`files` in an order each prefix of which has no gap, if all of them together have none.
+
+    Ordered by their first TXID, a file that does not connect to those before it cannot be connected by later ones.
+    """
+    return sorted(files, key=lambda file: (file.min_txid, -file.max_txid, -file.level))
+
+
+def _key(file: LTXFileInfo) -> _Key:
+    return file.level, file.min_txid, file.max_txid
+
+
+def _trailer(streamer: FileStreamer, file: LTXFileInfo) -> bytes:
+    """The end of a file, which holds a checksum of all of it."""
+    size = min(TRAILER_SIZE, file.size)
+    return streamer.fetcher.read(file, file.size - size, size)
+
+
+class _StreamFile(io.RawIOBase):
+    """A verified stream as a file to upload. Reading its end raises when the file is not sound, so it is not stored."""
+
+    def __init__(self, stream: VerifiedStream, on_read: Callable[[int], None]) -> None:
+        self._parts = (data for data, _ in stream)
+        self._on_read = on_read
+        self._rest = next(self._parts)
+        self.timestamp_ms = stream.header.timestamp_ms
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not self._rest:
+            self._rest = next(self._parts, memoryview(b""))
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        self._on_read(size)
+        return size

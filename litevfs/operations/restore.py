@@ -1,0 +1,236 @@
+"""A state of a replica into a database file of its own. Owns the file on disk until it is whole.
+
+The pages are written as they are in the replica, which is how they are on the primary: nothing is patched, so a
+database in WAL mode comes back as one. (Litestream's restore does the same.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
+from pathlib import Path
+from urllib.parse import quote
+
+import apsw
+
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    OptionError,
+    RestoreError,
+    StorageNotFoundError,
+    TXIDGapError,
+)
+from litevfs.files.history import parse_moment_ms, reachable_txids, state_at
+from litevfs.files.plan import Chain, newest_state
+from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx.names import parse_txid
+from litevfs.operations.target import RestoreTarget
+from litevfs.options import parse_timestamp_ms
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+
+logger = logging.getLogger("litevfs.operations.restore")
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read so far, bytes to read in all) of LTX files; starts anew when the restore does."""
+
+
+_MOST_EXPANSION = 255
+"""Bytes that a byte of an LZ4 block can stand for at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What was restored."""
+
+    txid: int
+    page_size: int  # bytes
+    pages: int  # in the database, the lock page included
+    bytes: int  # of the database file
+    files: int  # LTX files that were read
+    bytes_read: int  # of them
+
+
+def restore(
+    replica: str | os.PathLike[str] | ReplicaClient,
+    path: str | os.PathLike[str],
+    *,
+    txid: int | str | None = None,
+    timestamp: datetime | str | None = None,
+    integrity_check: bool = False,
+    progress: Progress | None = None,
+) -> RestoreResult:
+    """Make the database file `path` from the newest state of a replica, or from an earlier one.
+
+    `replica` is a URL, a path or a client (which stays open). `txid` asks for the state after exactly this transaction
+    (a number, or up to 16 hex digits), `timestamp` for the newest state at a time (RFC 3339 text, "5 minutes ago", or a
+    datetime, UTC if naive). Every file is verified whole; a damaged one is gone around, and logged, where others lead
+    to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
+    which goes on any error and is replaced by the next restore after a crash. `integrity_check` runs SQLite's `PRAGMA
+    integrity_check` before that.
+
+    Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
+    be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
+    no others make up for; StorageError.
+    """
+    find_state = _state_finder(txid, timestamp)
+    with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
+        result = _restore_with_retries(streamer, find_state, target, progress)
+        if integrity_check:
+            _check_integrity(target)
+        target.publish()
+    return result
+
+
+FindState = Callable[[FileStreamer, list[LTXFileInfo]], int | None]
+"""The TXID that is asked for, given a listing; None for the newest."""
+
+
+def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> FindState:
+    if txid is not None and timestamp is not None:
+        raise OptionError("both txid and timestamp are given", hint="one of them says which state")
+    if timestamp is not None:
+        now_ms = int(time.time() * 1000)
+        at_ms = parse_moment_ms(timestamp, now_ms) if isinstance(timestamp, str) else parse_timestamp_ms(timestamp)
+        return lambda streamer, files: state_at(files, at_ms, lambda f: streamer.fetcher.read_header(f).timestamp_ms)
+    wanted = parse_txid(txid) if isinstance(txid, str) else txid
+    if wanted is not None and not 1 <= wanted < 2**64:
+        raise OptionError(f"not a TXID: {wanted}", hint="TXIDs are 1 to 2^64-1")
+    return lambda streamer, files: wanted
+
+
+def _restore_with_retries(
+    streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
+) -> RestoreResult:
+    damaged: set[_Place] = set()
+    retries = Retries()
+    while True:
+        files = [file for file in streamer.list_levels(LEVELS) if _place(file) not in damaged]
+        chain: Chain | None = None
+        try:
+            chain = newest_state(files, find_state(streamer, files) if files else None)
+            return apply_files(streamer, chain.files, target, progress)
+        except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
+            # Pages of a damaged file can have landed anywhere, so nothing of an attempt is kept.
+            try:
+                retries.pause_after(error)
+            except LTXFormatError:
+                others = [file for file in files if _place(file) != _place(error)]
+                if chain is None or len(others) == len(files) or chain.txid not in reachable_txids(others):
+                    raise
+                logger.warning("going around a damaged file: %s", error)
+                damaged.add(_place(error))
+                retries = Retries()
+
+
+_Place = tuple[int | None, int | None, int | None]
+
+
+def _place(what: LTXFileInfo | LitevfsError) -> _Place:
+    """Level and TXIDs of a file, or of the one that an error is about."""
+    return what.level, what.min_txid, what.max_txid
+
+
+def apply_files(
+    streamer: FileStreamer,
+    files: Sequence[LTXFileInfo],
+    target: RestoreTarget,
+    progress: Progress | None = None,
+    on_file: Callable[[VerifiedStream], None] = lambda stream: None,
+) -> RestoreResult:
+    """Make the state of a chain of files, oldest first, in `target`: of each page the newest version stays.
+
+    `on_file` is told of each file that is sound and fits on those before it. Raises what `restore` does, but nothing is
+    read again.
+    """
+    total = sum(file.size for file in files)
+    done = 0
+
+    def on_read(size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(done, total)
+
+    target.clear()
+    state: Header | None = None
+    for stream in streamer.stream(files):
+        try:
+            state = _apply_file(stream, state, target, on_read)
+        except _UnfitError as error:
+            raise streamer.fetcher.located(error, stream.file) from None
+        on_file(stream)
+    assert state is not None, "a chain has files"
+    target.end(state.commit, state.page_size)
+    size = state.commit * state.page_size
+    return RestoreResult(state.max_txid, state.page_size, state.commit, size, len(files), total)
+
+
+class _UnfitError(LTXFormatError):
+    """A sound file that cannot follow on the files before it."""
+
+
+def _apply_file(
+    stream: VerifiedStream, before: Header | None, target: RestoreTarget, on_read: Callable[[int], None]
+) -> Header:
+    """Apply one file to the state `before`; the header of the state it makes."""
+    commit_before = before.commit if before else 0
+    new_pages = 0
+    for data, pages in stream:
+        page_size = stream.header.page_size
+        if before is None and new_pages == 0:
+            # A header that lies, or is damaged, must not fill the disk.
+            target.reserve(min(stream.header.commit * page_size, stream.file.size * _MOST_EXPANSION))
+        elif before is not None and page_size != before.page_size:
+            raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
+        target.write_pages(pages, page_size)
+        new_pages += len(pages) - bisect_right(pages, commit_before, key=itemgetter(0))
+        on_read(len(data))
+    after = stream.header
+    wanted = _page_count(after.page_size, commit_before, after.commit)
+    if new_pages < wanted:
+        raise _UnfitError(
+            f"the database grew from {commit_before} to {after.commit} pages, but only {new_pages} of the {wanted} new "
+            "ones are in the replica",
+            hint="the primary lost pages when it wrote this file; an earlier state (txid, timestamp) may be whole",
+        )
+    return after
+
+
+def _page_count(page_size: int, first_excluded: int, last: int) -> int:
+    """Pages after `first_excluded` up to `last`, without the lock page."""
+    return max(0, last - first_excluded) - (first_excluded < lock_pgno(page_size) <= last)
+
+
+def integrity_findings(target: RestoreTarget) -> list[str]:
+    """What `PRAGMA integrity_check` says of a state that is whole, or why it cannot: ["ok"] is the good answer."""
+    path = quote(os.fsencode(target.temp_path.resolve()))  # SQLite takes names that are not UTF-8 so only
+    try:
+        connection = apsw.Connection(
+            f"file:{path}?immutable=1",  # nobody else uses the file, and none is to be made beside it
+            flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
+        )
+        try:
+            connection.set_progress_handler(lambda: False, 100_000)  # so that Ctrl-C is noticed
+            return [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        return [str(error)]
+
+
+def _check_integrity(target: RestoreTarget) -> None:
+    findings = integrity_findings(target)
+    if findings != ["ok"]:
+        more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+        raise RestoreError(
+            f"the restored database does not pass PRAGMA integrity_check: {findings[0]}{more}",
+            hint="an earlier state (txid, timestamp) may be sound",
+        )

@@ -1,0 +1,291 @@
+"""A local file that fills with the newest state's pages in the background and then serves them. Owns file and thread.
+
+The file is laid out like the database. Beside it, in memory, stands the version of each page in it (see `Snapshot`): a
+reader takes a page from the file only if it is the version its own snapshot has, and checks again after reading. So the
+file may move on under a reader at any time; the reader then goes to the LTX files for its older version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import LitevfsError, OptionError
+from litevfs.states.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.pages.hydration")
+
+TEMP_PREFIX = "litevfs-hydration-"
+LET_GO_S = 2.0
+"""How long a replica that is being closed may still have the file at `hydration_path`."""
+LOOK_AGAIN_S = 0.01
+"""Pause between looks whether it has."""
+ReadPage = Callable[[Snapshot, int], bytes]
+
+
+class Hydration:
+    """Copies states into the file at `path`, or into a temporary one that goes when this object is closed.
+
+    With `lazily`, file and thread come with the first page that is read, and if there can be no file, there is none:
+    in a forked child, where nobody may be about to read anything, and the file at `path` may still be the parent's.
+    """
+
+    close_timeout_s = 0.8
+
+    def __init__(self, path: str | None, read_page: ReadPage, *, lazily: bool = False) -> None:
+        self._read_page = read_page
+        self._wanted_path = path
+        self._awaits_read = lazily
+        self.path = ""  # of the file, once there is one
+        self._fd = -1
+        # Of the pages in the file: which history they are of, and their versions (0: not there).
+        self._held: tuple[int, NDArray[np.uint32]] = (0, np.zeros(0, np.uint32))
+        self._target: Snapshot | None = None
+        self._copied = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None  # once it has taken over the file
+        self._delete: Callable[[], object] = _nothing
+        if not lazily:
+            self._start(LET_GO_S)
+
+    @property
+    def progress(self) -> float:
+        """Percent of the newest state's pages that are in the file."""
+        target = self._target
+        if target is None:
+            return 0.0
+        return 100.0 if target.commit == 0 else min(100.0, 100.0 * self._copied / target.commit)
+
+    def get(self, snapshot: Snapshot, version: int, pgno: int) -> bytes | None:
+        """Page `pgno` if the file has it in this version of the snapshot's history."""
+        if self._awaits_read:
+            self._start_late()
+        if not self._has(snapshot, version, pgno):
+            return None
+        try:
+            page = os.pread(self._fd, snapshot.page_size, (pgno - 1) * snapshot.page_size)
+        except OSError:  # closed meanwhile, or the disk failed: the LTX files still have the page
+            return None
+        is_whole = len(page) == snapshot.page_size and not self._closed
+        return page if is_whole and self._has(snapshot, version, pgno) else None
+
+    def _has(self, snapshot: Snapshot, version: int, pgno: int) -> bool:
+        epoch, versions = self._held
+        return epoch == snapshot.epoch and pgno <= len(versions) and bool(versions[pgno - 1] == version)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Bring the file to this state, in the background."""
+        with self._changed:
+            self._target = snapshot
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread, which closes the file; a temporary one is deleted. Idempotent."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+            if thread is None:
+                self._close_file()
+        if thread is not None:
+            thread.join(self.close_timeout_s)
+        self._delete()
+
+    def leave_to_parent(self) -> Snapshot | None:
+        """In a forked child: no more of this; the file stays the parent's, and locked for no longer than that lives.
+
+        Returns the state that it followed.
+        """
+        self._closed = True
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        return self._target
+
+    # --- file and thread ----------------------------------------------------------------------------------------------
+
+    def _start(self, patience_s: float) -> None:
+        path = self._wanted_path
+        try:
+            if path:
+                self._fd, self.path = _open_at(path, patience_s)
+            else:
+                self._fd, self.path = _open_temporary()
+                # Also where nobody closes this before the process ends.
+                self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
+            start_thread(self._run, "litevfs-hydrate")
+        except BaseException:  # also Ctrl-C, which may strike when the thread runs already
+            self.close()
+            raise
+
+    def _start_late(self) -> None:
+        with self._changed:
+            if not self._awaits_read or self._closed:
+                return
+            self._awaits_read = False
+            try:
+                self._start(0)  # a reader waits, and the parent may go on with the file for ever
+            except (OptionError, OSError) as error:
+                logger.warning("this process goes on without hydration after the fork: %s", error)
+
+    def _run(self) -> None:
+        with self._changed:
+            self._thread = threading.current_thread()
+        try:
+            self._follow_target()
+        finally:
+            # Here and not in `close`, which waits for a bounded time: what this thread writes must not go to whichever
+            # file has the descriptor's number by then.
+            self._closed = True
+            self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open for long
+            os.close(fd)
+
+    def _follow_target(self) -> None:
+        done: Snapshot | None = None
+        while True:
+            with self._changed:
+                while self._target is done and not self._closed:
+                    self._changed.wait()
+                if self._closed:
+                    return
+                done = self._target
+            assert done is not None
+            try:
+                self._copy(done)
+            except (LitevfsError, OSError) as error:
+                # Reads go on from the LTX files; the next state is a new chance.
+                logger.warning("hydration stopped at TXID %016x: %s", done.txid, error)
+
+    def _copy(self, target: Snapshot) -> None:
+        """Write every page of `target` that the file does not have, in the order in which they lie in storage."""
+        wanted, frames = _page_map(target)
+        have = np.zeros(len(wanted), np.uint32)
+        epoch, versions = self._held
+        if epoch == target.epoch:
+            kept = min(len(have), len(versions))
+            have[:kept] = versions[:kept]
+        have[have != wanted] = 0  # what is about to be overwritten is not to be read any more
+        self._held = (target.epoch, have)
+        stale = np.flatnonzero((have == 0) & (wanted != 0))
+        self._copied = len(wanted) - len(stale)
+        for slot in stale[np.lexsort((frames[0][stale], frames[1][stale]))].tolist():
+            if self._closed or self._target is not target:
+                return
+            page = self._read_page(target, slot + 1)
+            if os.pwrite(self._fd, page, slot * target.page_size) != len(page):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            have[slot] = wanted[slot]
+            self._copied += 1
+        os.ftruncate(self._fd, target.size_bytes)
+
+
+def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
+    """(version, (frame, file)) of pages 1 to commit."""
+    if not snapshot.chunks:
+        return np.zeros(0, np.uint32), (np.zeros(0, np.uint64), np.zeros(0, np.uint32))
+    versions = np.concatenate([chunk.version_array for chunk in snapshot.chunks])[: snapshot.commit]
+    frames = np.concatenate([chunk.frame_array for chunk in snapshot.chunks])[: snapshot.commit]
+    files = np.concatenate([chunk.file_array for chunk in snapshot.chunks])[: snapshot.commit]
+    return versions, (frames, files)
+
+
+def _open_at(path: str, patience_s: float) -> tuple[int, str]:
+    """An empty file at `path` that no other replica is hydrating: waits so long for one that is just being closed.
+
+    What an earlier one left there is not trusted.
+    """
+    fd = -1
+    try:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            _lock(fd, patience_s)
+            os.ftruncate(fd, 0)
+            return fd, path
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            raise
+    except BlockingIOError as error:
+        raise OptionError(
+            f"hydration_path {path} is in use by another replica", hint="give each its own file"
+        ) from error
+    except OSError as error:
+        hint = "name a file in a writable folder"
+        raise OptionError(f"hydration_path {path}: {error.strerror}", hint=hint) from error
+
+
+def _lock(fd: int, patience_s: float) -> None:
+    """Lock the file for us alone. Raises BlockingIOError when somebody else has it for all that time."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        threading.Event().wait(LOOK_AGAIN_S)
+
+
+def _open_temporary() -> tuple[int, str]:
+    """A new file, locked: the lock tells it from a left-over, and dies with us."""
+    _sweep_temporary()
+    while True:
+        try:
+            fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
+        except OSError as error:
+            raise OptionError(
+                f"no temporary file for hydration: {error.strerror or error}",
+                hint="set TMPDIR to a writable folder, or name a file with hydration_path",
+            ) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process has found it before it was locked, and is about to delete it
+            os.close(fd)
+            continue
+        except OSError:
+            pass  # no locks on this file system
+        if os.fstat(fd).st_nlink:  # else another process has deleted it before it was locked
+            return fd, path
+        os.close(fd)
+
+
+def _sweep_temporary() -> None:
+    """Delete the files of processes that were killed: a living one holds the lock on its own."""
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError:  # there is none, nor left-overs
+        return
+    for path in folder.glob(f"{TEMP_PREFIX}*.db"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def _delete_own(path: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child has this to do at its end, too
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+
+
+def _nothing() -> None:
+    pass

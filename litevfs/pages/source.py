@@ -1,0 +1,233 @@
+"""`PageSource.read(snapshot, pgno)`: the way down from SQLite's page to bytes in storage, through every tier.
+
+A page is looked for in the page cache, in the hydrated file if there is one, in the blocks (where a request costs a
+round trip), and then in storage. What
+comes up is checked: the frame by its header and size, a file that was read whole by its checksum before it was
+published. Damaged bytes are read again once; a file that is gone is looked for elsewhere by whoever made the source.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
+from litevfs.files.blocks import BlockReader
+from litevfs.files.byte_cache import ByteCache
+from litevfs.files.fetch import FetchedFile, Fetcher
+from litevfs.ltx.format import lock_pgno
+from litevfs.pages.ahead import ReadAhead, decode_page
+from litevfs.pages.hydration import Hydration
+from litevfs.pages.watcher import Watcher
+from litevfs.states.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
+
+logger = logging.getLogger("litevfs.pages.source")
+
+PGNO_BITS = VERSION_BITS = 32
+EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
+BLOCK_SHARE = 0.7
+"""Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
+
+MAX_MOVES = 8
+"""How often one read looks for a page in another file: while it looks, retention may delete that one too."""
+
+HEADER_SIZE = 100
+"""Bytes of SQLite's database header on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
+_JOURNAL_VERSIONS = b"\x01\x01"
+"""Write and read version, bytes 18 and 19: 1 means rollback journal, 2 means WAL."""
+_U32 = struct.Struct(">I")
+
+FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
+"""(snapshot, pgno, why, deadline) -> a snapshot that has the same version of the page in another file.
+
+Or a clear error, soon after the deadline (`time.monotonic()`, seconds) at the latest.
+"""
+
+
+@dataclass(slots=True)
+class PageCounters:
+    """Where the pages that SQLite asked for came from."""
+
+    hits: int = 0
+    misses: int = 0
+    ahead: int = 0
+    hydrated: int = 0
+    reread: int = 0
+    relocated: int = 0
+
+
+class PageSource:
+    """Pages of all snapshots of one replica, shared by its connections. Safe to use from many threads."""
+
+    def __init__(
+        self, fetcher: Fetcher, find_elsewhere: FindElsewhere, *, cache_size_bytes: int, prefetch: bool
+    ) -> None:
+        self._fetcher = fetcher
+        self._find_elsewhere = find_elsewhere
+        self.counters = PageCounters()
+        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
+        self._cache = ByteCache(cache_size_bytes - block_bytes)
+        self._blocks: BlockReader | None = None
+        if fetcher.is_remote:
+            self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, read_ahead=prefetch)
+        self._ahead = ReadAhead(fetcher, self._cache, self._blocks) if self._blocks and prefetch else None
+        self._client_read = fetcher.client.read
+        self.hydration: Hydration | None = None
+        self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
+
+    def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
+        """From now on, copy the states that are published into a local file and read from there what it has."""
+        self.hydration = self.hydration or Hydration(path, self.read_through, lazily=lazily)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """A new state is published."""
+        if self.hydration is not None:
+            self.hydration.follow(snapshot)
+
+    def close(self) -> None:
+        """End what runs in the background. Idempotent."""
+        if self.hydration is not None:
+            self.hydration.close()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of all caches."""
+        return self._cache.size_bytes + (self._blocks.cache.size_bytes if self._blocks else 0)
+
+    def enlarge(self, cache_size_bytes: int) -> None:
+        """Let the caches take up to `cache_size_bytes` in all, if that is more than now."""
+        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if self._blocks else 0
+        self._cache.limit_bytes = max(self._cache.limit_bytes, cache_size_bytes - block_bytes)
+        if self._blocks is not None:
+            self._blocks.cache.limit_bytes = max(self._blocks.cache.limit_bytes, block_bytes)
+
+    def keep(self, number: int, file: FetchedFile) -> None:
+        """Warm the blocks with what opening a file has read anyway."""
+        if self._blocks is not None:
+            self._blocks.keep(number, file.info, file.head if file.data is None else file.data)
+
+    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """The bytes of page `pgno` (from 1 on) as the snapshot has it, `snapshot.page_size` of them, not patched.
+
+        Raises PageUnavailableError, LTXFormatError or a StorageError; never returns anything else than the page.
+        """
+        if 1 <= pgno <= snapshot.commit:
+            version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
+            page = self._cache.get(snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno)
+            if page is not None:
+                self.counters.hits += 1
+                return page
+            if version:
+                return self._load(snapshot, pgno, version)
+            if pgno == lock_pgno(snapshot.page_size):
+                return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
+        snapshot.place(pgno)  # raises: no file holds the page
+        raise AssertionError(pgno)
+
+    def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
+        """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's.
+
+        `schema_salt` is added to the schema's version number, so that SQLite reads the schema anew. Nothing when the
+        database has no page.
+        """
+        if not snapshot.commit:
+            return b""
+        page = bytearray(self.read(snapshot, 1))
+        counter = _U32.pack(snapshot.change_counter)
+        page[18:20] = _JOURNAL_VERSIONS
+        page[24:28] = counter
+        page[92:96] = counter
+        if schema_salt:
+            page[40:44] = _U32.pack((_U32.unpack_from(page, 40)[0] + schema_salt) & 0xFFFFFFFF)
+        return bytes(page)
+
+    # --- misses -------------------------------------------------------------------------------------------------------
+
+    def watcher(self, page_size: int) -> Watcher | None:
+        """What a connection shows its reads to, so that `read_ahead` can follow; None where that does not pay."""
+        return None if self._ahead is None else Watcher(self._ahead.max_pages(page_size))
+
+    def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
+        """Start fetching pages that will probably be read."""
+        if self._ahead is not None:
+            self._ahead.start(snapshot, pgnos, page_key, watcher.learn)
+
+    def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
+        page = None
+        deadline = None if self._blocks is None else self._fetcher.deadline()
+        if self._ahead is not None and deadline is not None:
+            page = self._ahead.wait_for(page_key(snapshot, version, pgno), deadline)
+            if page is not None:
+                self.counters.ahead += 1
+                return page
+        if self.hydration is not None:
+            page = self.hydration.get(snapshot, version, pgno)
+        if page is None:
+            self.counters.misses += 1
+            page = self.read_through(snapshot, pgno, deadline)
+        else:
+            self.counters.hydrated += 1
+        self._cache.put(page_key(snapshot, version, pgno), page)
+        return page
+
+    def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None) -> bytes:
+        """Like `read`, past the page cache: for whoever reads every page once.
+
+        Ends by `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
+        """
+        gone: StorageNotFoundError | None = None
+        for _ in range(1 + MAX_MOVES):
+            try:
+                if gone is not None:
+                    deadline = self._fetcher.deadline() if deadline is None else deadline
+                    snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
+                    self._gone.discard(snapshot.file_number(pgno))  # it is listed, maybe again
+                return self._read_from(snapshot, pgno, deadline)
+            except StorageNotFoundError as error:  # the page's file, or one that vanished while we looked for it
+                gone = error
+                self._gone.add(snapshot.file_number(pgno))
+                self.counters.relocated += 1
+        assert gone is not None
+        raise gone
+
+    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None) -> bytes:
+        chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
+        slot = (pgno - 1) & CHUNK_MASK
+        number = chunk.files[slot]
+        frame = chunk.frames[slot]
+        file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+        if number in self._gone:
+            raise StorageNotFoundError("the file is gone, as an earlier read has shown")
+        try:
+            if self._blocks is not None:
+                deadline = self._fetcher.deadline() if deadline is None else deadline
+                data = self._blocks.read(number, file, offset, size, deadline)
+            else:
+                data = self._client_read(file, offset, size)
+                self._fetcher.counters.get += 1
+                self._fetcher.counters.bytes_read += size
+            return decode_page(snapshot, pgno, data)
+        except (LTXFormatError, TransientStorageError) as error:
+            return self._read_again(snapshot, pgno, error, deadline)
+
+    def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception, deadline: float | None) -> bytes:
+        """Straight from storage, past the blocks: what they hold may be what is damaged."""
+        number, offset, size = snapshot.place(pgno)
+        file = snapshot.files[number]
+        logger.info("reading page %d of %s again: %s", pgno, file.name, why)
+        self.counters.reread += 1
+        if self._blocks is not None:
+            self._blocks.drop(number, file, offset, size)
+        after = why if isinstance(why, TransientStorageError) else None
+        try:
+            data = self._fetcher.read(file, offset, size, after=after, deadline=deadline)
+            return decode_page(snapshot, pgno, data)
+        except LTXFormatError as error:
+            raise self._fetcher.located(error, file) from error
+
+
+def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:
+    """Names a page's content for ever, within a replica and process."""
+    return snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno

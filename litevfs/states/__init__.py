@@ -1,0 +1,1 @@
+"""Immutable snapshots of a replica, and how one leads to the next."""

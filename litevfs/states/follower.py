@@ -1,0 +1,348 @@
+"""How one state of a replica leads to the next: what to list, what to fetch, what it proves. No threads, no locks.
+
+The usual step is one listing of level 0, from the newest file already known (the *anchor*) on: as long as the anchor
+is listed, nothing in between can have been missed, and the cost does not grow with history. Anything unusual, a gap, a
+vanished anchor, a long absence, is settled by one look at all levels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    ReplicaEmptyError,
+    ReplicaError,
+    StorageClosedError,
+    StorageNotFoundError,
+    TXIDGapError,
+    TXIDNotFoundError,
+)
+from litevfs.files.fetch import FetchedFile, Fetcher
+from litevfs.files.history import reachable_txids, state_at
+from litevfs.files.plan import Chain, extend, gap_error, newest_state
+from litevfs.ltx.names import format_txid
+from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.states.lineage import Judge, Lineage, Look, Times
+from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
+
+logger = logging.getLogger("litevfs.states.follower")
+
+MIN_FILES = 128
+"""A state made of no more files than this has no need of compacted ones; of more, it looks for them as they double."""
+FETCHED_AT_ONCE = 64
+"""Files whose bytes are in memory at the same time: small ones come whole."""
+MAX_STEPS = 64
+"""More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
+RESYNC_INTERVAL_S = 60.0
+"""How often all levels are listed while nothing on level 0 tells that nothing was missed."""
+USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
+RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
+MAX_DETOURS = 8
+"""How many files that are of no use one look goes around."""
+_FIRST_VIEW_EPOCH = 1 << 32
+"""A fixed view is a history of its own: nothing proves that it is the one of the live states."""
+_FIRST_VIEW_COUNTER = 1 << 31
+"""Change counters of fixed views start here, so that they never equal one of the live states."""
+
+Publish = Callable[[Snapshot, Sequence[int]], None]
+"""(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
+
+
+class Follower:
+    """Builds the states of one replica. Every method may raise a StorageError or an LTXFormatError of the fetcher."""
+
+    def __init__(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
+        self._fetcher = fetcher
+        self._keep = keep
+        self._numbers = itertools.count(1)
+        self._view_epochs = itertools.count(_FIRST_VIEW_EPOCH)
+        self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
+        self._anchor: LTXFileInfo | None = None
+        self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
+        self._judge = Judge(fetcher)
+        self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
+        self._last_resync = 0.0
+
+    def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
+        """Go on with another fetcher of the same replica (in a forked child)."""
+        self._fetcher, self._keep = fetcher, keep
+        self._judge.use(fetcher)
+
+    # --- live states --------------------------------------------------------------------------------------------------
+
+    def open_newest(self) -> Snapshot:
+        """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
+        began = time.monotonic()
+        files = self._list_all()
+        snapshot, times = self._make(empty_snapshot(), files)
+        self._judge.begin(times)
+        self._note_position(files, snapshot)
+        self._last_resync = began
+        return snapshot
+
+    def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
+        """Publish every state that leads on from `snapshot`, the newest last. False if something may have been missed.
+
+        That is so for a while where level 0 is empty: a transaction may have passed it between two looks. With
+        `thorough`, all levels are looked at then. Raises TXIDGapError, or what a file in the way raised, after
+        everything before it was published and no way around was found.
+        """
+        anchor = self._anchor
+        if anchor is not None or not thorough:
+            files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
+            chain = extend(snapshot.txid, files)
+            is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
+            if is_usual and len(snapshot.files) <= self._max_files:
+                self._judge.is_in_order()
+                snapshot, failure = self._advance(snapshot, chain, publish)
+                self._note_position(files, snapshot)
+                if failure is None:
+                    return anchor is not None
+                # The newest file may be on its way still. Of one that others have followed, nothing more will come.
+                if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
+                    raise failure
+        began, self._last_resync = time.monotonic(), -math.inf
+        files = self._list_all()
+        is_of_use = bool(extend(snapshot.txid, files).files) or not self._is_at_home(snapshot, files)
+        look = self._judge.judge(snapshot, self._seen, files, closely=is_of_use)
+        failure = self._resync(snapshot, look, publish)
+        if failure is not None:
+            raise failure
+        self._last_resync = began
+        return True
+
+    def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
+        """Whether a listing of level 0 from the anchor on proves that nothing was missed and nothing replaced."""
+        if self._anchor is None:
+            return not files and time.monotonic() - self._last_resync < RESYNC_INTERVAL_S
+        covered = [file for file in files if file.max_txid <= snapshot.txid]
+        return self._anchor in covered and all(file in self._seen for file in covered)
+
+    def _list_all(self, target: int | None = None) -> list[LTXFileInfo]:
+        """The files of all levels; those that Litestream leaves empty by default only if the others do not suffice."""
+        files = self._fetcher.list_levels(USUAL_LEVELS)
+        try:
+            newest_state(files, target)
+        except ReplicaError:
+            files += self._fetcher.list_levels(RARE_LEVELS)
+        return files
+
+    def _resync(self, snapshot: Snapshot, look: Look, publish: Publish) -> LitevfsError | None:
+        """Bridge gaps, leave a replica that was replaced and files that have vanished.
+
+        Returns what kept it from the newest state, after everything that could be done was done.
+        """
+        if look.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
+            self._build_anew(snapshot, look, publish)
+            return None
+        snapshot, failure = self._advance_around(snapshot, look.files, publish)
+        proved_txid = snapshot.txid if look.lineage is Lineage.SAME else look.proved_txid
+        snapshot = self._move_to_compacted_files(snapshot, look.files, proved_txid, publish)
+        self._note_position(look.files, snapshot)
+        return failure
+
+    def _build_anew(self, old: Snapshot, look: Look, publish: Publish) -> None:
+        if look.lineage is Lineage.OTHER:
+            logger.warning("the replica was replaced or set back; serving what it holds now")
+        else:
+            logger.info("nothing links the known state to what the replica holds now; reading it anew")
+        start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
+        snapshot, times = self._make(start, look.files, known=old)
+        publish(snapshot, [snapshot.txid])
+        self._judge.begin(times)
+        self._note_position(look.files, snapshot)
+
+    def _advance_around(
+        self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish
+    ) -> tuple[Snapshot, LitevfsError | None]:
+        """Apply and publish what leads furthest, without files that are of no use where others hold their TXIDs.
+
+        Returns what is in the way all the same: the first such file, or a gap.
+        """
+        in_the_way: list[tuple[LTXFileInfo, LitevfsError]] = []
+        for _ in range(1 + MAX_DETOURS):
+            chain = extend(snapshot.txid, files)
+            snapshot, failure = self._advance(snapshot, chain, publish)
+            if failure is None:
+                break
+            file = _next_of(chain, snapshot)
+            in_the_way.append((file, failure))
+            if not _is_unusable(failure):
+                break
+            logger.info("going around a file that is of no use: %s", failure)
+            files = [other for other in files if other != file]
+        gap = None if chain.gap is None else gap_error(chain.gap)
+        return snapshot, next((error for file, error in in_the_way if file.max_txid > snapshot.txid), gap)
+
+    def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> tuple[Snapshot, LitevfsError | None]:
+        """Apply and publish a chain; if a file fails, what comes before it, and return the failure too."""
+        if not chain.files:
+            return snapshot, None
+        try:
+            return self._publish_after(snapshot, chain.files, publish), None
+        except LitevfsError as error:
+            if len(chain.files) == 1:
+                return snapshot, error
+        try:
+            for file in chain.files:
+                snapshot = self._publish_after(snapshot, [file], publish)
+        except LitevfsError as error:
+            return snapshot, error
+        return snapshot, None
+
+    def _publish_after(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], publish: Publish) -> Snapshot:
+        snapshot, times = self._apply(snapshot, files)
+        publish(snapshot, [file.max_txid for file in files])
+        self._judge.remember(times)
+        return snapshot
+
+    def _make(
+        self, start: Snapshot, files: list[LTXFileInfo], target: int | None = None, known: Snapshot | None = None
+    ) -> tuple[Snapshot, Times]:
+        """The newest state, or the one at TXID `target`, made from nothing: without files that are of no use where
+        others lead to the same TXID. See `newest_state` and `_apply`.
+        """
+        chain = newest_state(files, target)
+        for _ in range(MAX_DETOURS):
+            try:
+                return self._apply(start, chain.files, known)
+            except LitevfsError as error:
+                others = [f for f in files if not _is_about(error, f)]
+                if not _is_unusable(error) or len(others) == len(files):
+                    raise
+                txids = reachable_txids(others)
+                if chain.txid not in txids:
+                    earlier = max((txid for txid in txids if txid < chain.txid), default=None)
+                    _name_earlier_state(error, earlier)
+                    raise
+                logger.info("going around a file that is of no use: %s", error)
+            files, chain = others, newest_state(others, chain.txid)
+        return self._apply(start, chain.files, known)
+
+    def _apply(
+        self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
+    ) -> tuple[Snapshot, Times]:
+        """The state after `files`, fetched in parallel, each checked before it is used; and their times.
+
+        Files that the state `known` uses keep their number, so that what is cached of them stays of use.
+        """
+        numbers = {file: number for number, file in known.files.items()} if known else {}
+        times: Times = {}
+        for start in range(0, len(files), FETCHED_AT_ONCE):
+            for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
+                number = numbers.get(fetched.info) or next(self._numbers)
+                snapshot = snapshot.apply(
+                    NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
+                )
+                self._keep(number, fetched)
+                times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
+        return snapshot, times
+
+    def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
+        """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
+        covered = [file for file in files if file.max_txid <= snapshot.txid]
+        level_0 = [file for file in covered if file.level == 0 and file.max_txid == snapshot.txid]
+        self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
+        self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
+
+    # --- files that vanished ------------------------------------------------------------------------------------------
+
+    def _move_to_compacted_files(
+        self, snapshot: Snapshot, files: list[LTXFileInfo], proved_txid: int, publish: Publish
+    ) -> Snapshot:
+        """Read pages from where a state opened now would read them: from few files, none of which retention took.
+
+        Only into files up to `proved_txid`: what lies beyond may be of another history.
+        """
+        if not proved_txid or self._is_at_home(snapshot, files):
+            return snapshot
+        known = set(snapshot.files.values())
+        try:
+            chain = newest_state(f for f in files if f.max_txid <= proved_txid).files
+        except (ReplicaEmptyError, TXIDGapError) as error:
+            logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
+            return snapshot
+        snapshot, times = self._apply(snapshot, [f for f in chain if f not in known])
+        self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
+        publish(snapshot, ())
+        self._judge.remember(times)
+        return snapshot
+
+    def _is_at_home(self, snapshot: Snapshot, files: Iterable[LTXFileInfo]) -> bool:
+        """Whether pages may stay where they are: in few files, all of which are listed."""
+        return len(snapshot.files) <= self._max_files and set(snapshot.files.values()).issubset(files)
+
+    def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
+        """Look at all levels for the state `wanted`, some files of which are gone. None if it cannot be made again.
+
+        On the way, the published state moves on as in `follow`; what keeps it from doing so does not matter here.
+        """
+        files = self._list_all()
+        is_proved = False
+        if published is not None:
+            try:
+                look = self._judge.judge(published, self._seen, files, closely=True)
+                is_proved = published.epoch == wanted.epoch and wanted.txid <= look.proved_txid
+                failure = self._resync(published, look, publish)
+            except LitevfsError as error:
+                failure = error
+            if isinstance(failure, StorageClosedError):
+                raise failure
+            if failure is not None:
+                logger.info("while looking for files that are gone: %s", failure)
+        start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
+        try:
+            again, _ = self._make(start, files, wanted.txid, known=wanted)
+        except (TXIDNotFoundError, ReplicaEmptyError):
+            return None
+        is_same = again.size_bytes == wanted.size_bytes and (is_proved or again.timestamp_ms == wanted.timestamp_ms)
+        return self._as_view(again) if is_same else None
+
+    # --- fixed states -------------------------------------------------------------------------------------------------
+
+    def find_state(self, txid: int | None, timestamp_ms: int | None) -> tuple[list[LTXFileInfo], int]:
+        """(listing of all levels, TXID): the TXID itself, or that of the newest state not younger than the time.
+
+        Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
+        """
+        files = self._list_all(txid)
+        if txid is None:
+            assert timestamp_ms is not None
+            txid = state_at(files, timestamp_ms, self._judge.read_time)
+        return files, txid
+
+    def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
+        """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
+        start = empty_snapshot(epoch=next(self._view_epochs))
+        return self._as_view(self._make(start, files, txid)[0])
+
+    def _as_view(self, snapshot: Snapshot) -> Snapshot:
+        return replace(snapshot, change_counter=next(self._view_counters))
+
+
+def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
+    """The first file of the chain that the state has not got."""
+    return next(file for file in chain.files if file.max_txid > snapshot.txid)
+
+
+def _is_unusable(error: LitevfsError) -> bool:
+    """Whether a file is damaged or gone, rather than the storage in trouble."""
+    return isinstance(error, LTXFormatError | StorageNotFoundError)
+
+
+def _is_about(error: LitevfsError, file: LTXFileInfo) -> bool:
+    return (error.level, error.min_txid, error.max_txid) == (file.level, file.min_txid, file.max_txid)
+
+
+def _name_earlier_state(error: LitevfsError, txid: int | None) -> None:
+    """Let the error say what can be opened all the same."""
+    if txid is not None:
+        advice = f"the state before can be opened with txid={format_txid(txid)}"
+        error.hint = f"{error.hint}; {advice}" if error.hint else advice

@@ -1,0 +1,180 @@
+"""Whether a listing shows the replica that a state came from. Owns the times that prove it; applies no files.
+
+A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
+timestamp than we know proves another history, and the known one proves the same up to there. Full snapshots carry the
+time at which they were made: a known one proves the same, another one nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from litevfs.errors import LTXFormatError, ReplicaEmptyError, ReplicaError, StorageNotFoundError
+from litevfs.files.fetch import Fetcher
+from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.states.snapshot import Snapshot
+
+SET_BACK_AFTER_S = 30.0
+"""How long the newest file known must be in no listing and not to be read before that is taken for the truth."""
+MAX_TIMES = 10_000
+"""Transactions whose time is remembered, to tell this history from another one."""
+MAX_EVIDENCE = 8
+"""Headers that are read at most to tell."""
+
+Times = dict[tuple[bool, int], int]
+"""(of a full snapshot?, last TXID) -> a header's timestamp, milliseconds: snapshots carry when they were made."""
+
+
+class Lineage(enum.Enum):
+    """What a listing has to do with a state."""
+
+    SAME = enum.auto()  # proved at the state's own TXID
+    STALE = enum.auto()  # leads no further than the state, and nothing in it is younger: an old listing
+    OTHER = enum.auto()  # proved: the replica was replaced or set back
+    UNKNOWN = enum.auto()  # what would have proved it is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A listing of all levels, and what it has to do with a state."""
+
+    files: list[LTXFileInfo]
+    lineage: Lineage
+    proved_txid: int  # up to here, the files are of the state's history; 0: nowhere
+
+
+class Judge:
+    """Remembers one history as it is published, and compares listings with it."""
+
+    def __init__(self, fetcher: Fetcher) -> None:
+        self._fetcher = fetcher
+        self._times: OrderedDict[tuple[bool, int], int] = OrderedDict()
+        self._missing_since: float | None = None  # monotonic, seconds; the newest file known
+
+    def use(self, fetcher: Fetcher) -> None:
+        """Go on with another fetcher of the same replica."""
+        self._fetcher = fetcher
+
+    def begin(self, times: Times) -> None:
+        """Another history is published."""
+        self.is_in_order()
+        self._times.clear()
+        self.remember(times)
+
+    def remember(self, times: Times) -> None:
+        """Files with these times were published. Those of a state that is only being tried prove nothing."""
+        self._times.update(times)
+        while len(self._times) > MAX_TIMES:
+            self._times.popitem(last=False)
+
+    def is_in_order(self) -> None:
+        """The newest file known is where it should be."""
+        self._missing_since = None
+
+    def judge(
+        self, snapshot: Snapshot, seen: Iterable[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool
+    ) -> Look:
+        """What a listing of all levels has to do with `snapshot`; `seen` are files of its history beside its own.
+
+        `closely` is for whoever goes on to read what is listed: then a file that we know proves something only if it is
+        there, because one level's listing may be older than another's, and from before a replacement.
+
+        Raises ReplicaEmptyError for an empty one, and ReplicaError while the newest transactions seem to be gone: that
+        the replica was set back is believed only after a while, since listings and reads can be stale together.
+        """
+        if not files:
+            raise ReplicaEmptyError(
+                "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
+            )
+        ours = {*snapshot.files.values(), *seen}
+        look = self._compare(snapshot, ours, files, closely=closely)
+        if look.lineage is not Lineage.STALE or self._is_still_there(snapshot, ours):
+            self._missing_since = None
+            return look
+        now = time.monotonic()
+        self._missing_since = now if self._missing_since is None else self._missing_since
+        if now - self._missing_since >= SET_BACK_AFTER_S:
+            return replace(look, lineage=Lineage.OTHER, proved_txid=0)
+        if self._is_remade(snapshot, files):
+            return replace(look, lineage=Lineage.UNKNOWN, proved_txid=0)
+        newest = max(file.max_txid for file in files)
+        raise ReplicaError(
+            "the newest transactions are gone from the replica",
+            min_txid=min(newest + 1, snapshot.txid),
+            max_txid=snapshot.txid,
+            hint="was it set back, or replaced by an older one? what it holds is served if that lasts",
+        )
+
+    def _compare(self, snapshot: Snapshot, ours: set[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool) -> Look:
+        evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
+        if any(f.max_txid == snapshot.txid and f.level != SNAPSHOT_LEVEL and f not in evidence for f in files):
+            return Look(files, Lineage.UNKNOWN, 0)  # whose it is cannot be told, and what comes next would follow it
+        proved = 0
+        for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
+            found = self._is_ours(file, is_known=file in ours, closely=closely)
+            if found:
+                proved = max(proved, file.max_txid)
+            elif found is not None and file.level != SNAPSHOT_LEVEL:
+                return Look(files, Lineage.OTHER, 0)
+            if proved == snapshot.txid:
+                return Look(files, Lineage.SAME, proved)
+        if any(file.max_txid > snapshot.txid for file in files):
+            return Look(files, Lineage.UNKNOWN, 0)
+        # No further than what we have: a stale listing, unless its newest transaction is younger than ours.
+        newest = max((f for f in files if f.level != SNAPSHOT_LEVEL), key=lambda f: f.max_txid, default=None)
+        if newest is None or newest in ours or newest.max_txid <= proved or not self._is_younger(newest, snapshot):
+            return Look(files, Lineage.STALE, proved)
+        return Look(files, Lineage.OTHER, 0)
+
+    def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
+        return self.read_time(file) > snapshot.timestamp_ms
+
+    def _is_remade(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
+        """Whether a full snapshot made later is all that is left, or ends where our newest file, which is gone, did.
+
+        It may be of any history. One that was made earlier may be an old listing's.
+        """
+        newest = max(files, key=lambda f: (f.max_txid, f.level))
+        is_all = all(file.level == SNAPSHOT_LEVEL for file in files)
+        ends_here = newest.level == SNAPSHOT_LEVEL and newest.max_txid == snapshot.txid
+        try:
+            return (is_all or ends_here) and self._is_younger(newest, snapshot)
+        except (StorageNotFoundError, LTXFormatError):
+            return False
+
+    def _can_tell(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
+        """Whether the time in a file's header may prove something."""
+        if file.level == SNAPSHOT_LEVEL:
+            return file.max_txid == snapshot.txid
+        return (False, file.max_txid) in self._times
+
+    def _is_ours(self, file: LTXFileInfo, *, is_known: bool, closely: bool) -> bool | None:
+        """Whether a file that can tell is of our history; None if it is gone or damaged, and can tell no more."""
+        if is_known and not closely:
+            return True
+        try:
+            return self.read_time(file) in self._known_times(file.max_txid) or is_known
+        except (StorageNotFoundError, LTXFormatError):
+            return None
+
+    def _known_times(self, txid: int) -> set[int]:
+        return {self._times[key] for key in ((False, txid), (True, txid)) if key in self._times}
+
+    def _is_still_there(self, snapshot: Snapshot, ours: set[LTXFileInfo]) -> bool:
+        """Whether storage still has the newest file that we know, which a listing does not show."""
+        return any(self._is_there(file) for file in ours if file.max_txid == snapshot.txid)
+
+    def _is_there(self, file: LTXFileInfo) -> bool:
+        try:
+            found = self.read_time(replace(file, etag=""))  # whatever has that name now
+        except (StorageNotFoundError, LTXFormatError):
+            return False
+        return found in self._known_times(file.max_txid)
+
+    def read_time(self, file: LTXFileInfo) -> int:
+        """The timestamp in a file's header, milliseconds since the Unix epoch."""
+        return self._fetcher.read_header(file).timestamp_ms

@@ -1,0 +1,85 @@
+"""States of a replica other than the newest: fixed views, and states made again after their files had moved.
+
+Remembers a few of each. One caller at a time, but for `find_known`; the replica sees to that.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from litevfs.errors import PageUnavailableError
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.states.follower import Follower, Publish
+from litevfs.states.snapshot import Snapshot
+
+MAX_REMEMBERED = 8
+"""Of either kind."""
+
+
+class OtherStates:
+    """What `follower` can make beside the live state."""
+
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._views: OrderedDict[int, Snapshot] = OrderedDict()  # by TXID
+        self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
+
+    def view(self, txid: int | None, timestamp_ms: int | None) -> Snapshot:
+        """The state after transaction `txid`, or as of a time. Raises TXIDNotFoundError when the replica has it not."""
+        files, txid = self._follower.find_state(txid, timestamp_ms)
+        view = self._views.get(txid)
+        if view is None or not set(view.files.values()).issubset(files):
+            view = self._views[txid] = self._follower.build_view(files, txid)
+        while len(self._views) > MAX_REMEMBERED:
+            self._views.popitem(last=False)
+        return view
+
+    def find_known(self, wanted: Snapshot, pgno: int, published: Snapshot | None) -> Snapshot | None:
+        """A state at hand that has page `pgno` as `wanted` has it, in another file."""
+        for known in (published, self._rebuilt.get((wanted.epoch, wanted.txid))):
+            if known is not None and _holds_same(known, wanted, pgno):
+                return known
+        return None
+
+    def find(
+        self, wanted: Snapshot, pgno: int, published: Callable[[], Snapshot | None], publish: Publish
+    ) -> Snapshot | None:
+        """A state that has page `pgno` as `wanted` has it, in another file; None if nothing holds that any more."""
+        return (
+            self.find_known(wanted, pgno, published())
+            or self.find_again(wanted, published(), publish)
+            or self.find_known(wanted, pgno, published())  # which has moved on meanwhile
+        )
+
+    def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
+        """The state `wanted`, made anew from what the replica holds now; None if that is not possible any more."""
+        again = self._follower.find_again(wanted, published, publish)
+        if again is not None:
+            self._rebuilt[(again.epoch, again.txid)] = again
+            while len(self._rebuilt) > MAX_REMEMBERED:
+                self._rebuilt.popitem(last=False)
+        return again
+
+
+def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
+    if known.epoch != wanted.epoch:
+        return False
+    same = known.version(pgno) == wanted.version(pgno) or known.txid == wanted.txid  # then it has the page
+    return same and known.files[known.file_number(pgno)] != wanted.files[wanted.file_number(pgno)]
+
+
+def page_gone(wanted: Snapshot, pgno: int, published: Snapshot | None, client: ReplicaClient) -> PageUnavailableError:
+    """The error for a page of `wanted` that no file holds any more; `published` is what a new transaction would see."""
+    missing = wanted.files[wanted.file_number(pgno)]
+    hint = "begin a new transaction, it reads a newer state; or lengthen the retention on the primary"
+    if published is not None and (published.epoch, published.txid) == (wanted.epoch, wanted.txid):
+        hint = "there is no newer state: was the replica set back or damaged? litevfs verify shows what it holds"
+    return PageUnavailableError(
+        f"page {pgno} of the state that this transaction reads is gone: its LTX file was deleted or replaced",
+        level=missing.level,
+        min_txid=missing.min_txid,
+        max_txid=missing.max_txid,
+        key=client.key(missing),
+        hint=hint,
+    )

@@ -1,0 +1,43 @@
+"""Whole files read ahead: what becomes of the reading when whoever asked for it ends. What is read: see `restore`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+
+def test_a_storage_that_hangs_does_not_keep_the_process_from_ending():
+    """As while a replica is compacted: the application that replicates may end at any time."""
+    program = """
+        import threading
+        from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+        from litevfs.files.stream import FileStreamer
+
+        begun = threading.Event()
+
+        class HangingClient(MemoryReplicaClient):
+            block_size = 1 << 16  # as one whose requests cost a round trip
+
+            def list_files(self, level, min_txid=1):
+                begun.set()
+                threading.Event().wait()
+
+        def list_two_levels():
+            with FileStreamer(HangingClient(MemoryStore())) as streamer:
+                streamer.list_levels([0, 1])
+
+        threading.Thread(target=list_two_levels, daemon=True).start()
+        assert begun.wait(20)
+        print("the end")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
