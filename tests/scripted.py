@@ -87,10 +87,12 @@ class ScriptedClient:
         files = self._client.list_files(level, min_txid)
         return self._script.on_list(level, files) if self._script.on_list else files
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """See `ReplicaClient`."""
         self._script.count_read(self.key(file), offset, size)
-        data = self._client.read(file, offset, size)
+        data = self._client.read(file, offset, size, timeout_s=timeout_s)
         return self._script.on_read(file, offset, data) if self._script.on_read else data
 
     def write(

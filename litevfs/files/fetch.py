@@ -28,7 +28,7 @@ from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
-from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient, TimedReads
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 
 logger = logging.getLogger("litevfs.files.fetch")
 
@@ -94,7 +94,6 @@ class Fetcher:
         self.counters = RequestCounters()
         self.troubles = Troubles(client.url)
         self._read_timeout_s = read_timeout_s
-        self._timed_client = client if isinstance(client, TimedReads) else None
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -165,10 +164,10 @@ class Fetcher:
         return data
 
     def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
-        if deadline is None or self._timed_client is None:
+        if deadline is None:
             return self.client.read(file, offset, size)
         timeout_s = min(self._read_timeout_s * REQUEST_SHARE, deadline - time.monotonic())
-        return self._timed_client.read_within(file, offset, size, timeout_s=timeout_s)
+        return self.client.read(file, offset, size, timeout_s=timeout_s)
 
     def _count_error(self) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
+from litevfs.errors import StorageTimeoutError
 from litevfs.ltx.names import format_file_name
 
 SNAPSHOT_LEVEL = 9
@@ -59,10 +60,14 @@ class ReplicaClient(Protocol):
         """
         ...
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """`size` bytes from `offset` on, or all up to the end (None); fewer only where the file ends before.
 
-        At or past the end the answer is empty. Raises StorageNotFoundError when the file is gone.
+        At or past the end the answer is empty. Raises StorageNotFoundError when the file is gone, and
+        StorageTimeoutError when the read has not ended `timeout_s` seconds from now (at once if that is not above 0).
+        A storage whose calls cannot be ended, such as a local disk, checks the time before each of them.
         """
         ...
 
@@ -96,10 +101,8 @@ class ReplicaClient(Protocol):
         ...
 
 
-@runtime_checkable
-class TimedReads(Protocol):
-    """What a client may have besides: reads that end in time, whatever the storage does."""
-
-    def read_within(self, file: LTXFileInfo, offset: int, size: int | None, *, timeout_s: float) -> bytes:
-        """Like `ReplicaClient.read`; raises StorageTimeoutError when it has not ended `timeout_s` seconds from now."""
-        ...
+def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
+    """The error of a read whose time is over before it begins."""
+    return StorageTimeoutError(
+        "no time is left for the read", level=file.level, min_txid=file.min_txid, max_txid=file.max_txid, key=key
+    )

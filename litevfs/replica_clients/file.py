@@ -29,7 +29,7 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, too_late
 
 T = TypeVar("T")
 
@@ -102,8 +102,12 @@ class FileReplicaClient:
                 found = [file for entry in entries if (file := _file_info(level, entry, min_txid)) is not None]
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """See `ReplicaClient.read`."""
+        if timeout_s is not None and timeout_s <= 0:
+            raise too_late(file, self.key(file))
         descriptor = self._open.get((file.level, file.min_txid, file.max_txid, file.etag))
         if descriptor is None:
             descriptor = self._open_file(file)

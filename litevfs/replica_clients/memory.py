@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from litevfs.errors import StorageClosedError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, too_late
 
 _CHUNK_BYTES = 1 << 20
 
@@ -116,9 +116,13 @@ class MemoryReplicaClient:
                 found.append(LTXFileInfo(level, *txids, len(stored.data), stored.modified_ms, stored.etag))
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """See `ReplicaClient.read`."""
         self._check_open()
+        if timeout_s is not None and timeout_s <= 0:
+            raise too_late(file, self.key(file))
         stored = self._store.get(self.key(file))
         if stored is None:
             raise _not_found("no such file", file, self.key(file))

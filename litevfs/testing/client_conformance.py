@@ -6,7 +6,8 @@
 
 The fixture's object (`ReplicaUnderTest`) makes clients of one empty replica, and looks at its storage past them: no
 answer of the client is checked against another answer of the client alone. The tests carry the marker `plan` with an
-ID of this project's test plan; with --strict-markers, register that marker.
+ID of this project's test plan; with --strict-markers, register that marker. A client of a storage that can hang is
+given the fixture `hanging_client` too; `silent_endpoint` is a server for it.
 """
 
 # ruff: noqa: D102 - a test's name says its claim
@@ -14,19 +15,28 @@ ID of this project's test plan; with --strict-markers, register that marker.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from litevfs.errors import StorageClosedError, StorageNotFoundError
+from litevfs.errors import StorageClosedError, StorageNotFoundError, StorageTimeoutError
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
-from litevfs.testing.conformance_base import TIMESTAMP_MS, ReplicaUnderTest, file_name, list_and_read, txids_of
+from litevfs.testing.conformance_base import (
+    TIMESTAMP_MS,
+    WAIT_S,
+    ReplicaUnderTest,
+    file_name,
+    list_and_read,
+    silent_endpoint,
+    txids_of,
+)
 from litevfs.testing.conformance_writing import WritingConformance
 
-__all__ = ["ReplicaClientConformance", "ReplicaUnderTest"]
+__all__ = ["ReplicaClientConformance", "ReplicaUnderTest", "silent_endpoint"]
 
 _RANGES: list[tuple[int, int | None]] = [
     (0, None),
@@ -52,6 +62,11 @@ class ReplicaClientConformance(WritingConformance):
         client = replica.new_client()
         yield client
         client.close()
+
+    @pytest.fixture
+    def hanging_client(self) -> Iterator[ReplicaClient]:
+        """A client whose storage takes every read and never answers; a suite of a client that can hang has its own."""
+        pytest.skip("the storage of this client answers at once, or the suite has no fixture `hanging_client`")
 
     # --- listing ------------------------------------------------------------------------------------------------------
 
@@ -140,6 +155,32 @@ class ReplicaClientConformance(WritingConformance):
         (file,) = client.list_files(0)
         assert file.size == len(data)
         assert client.read(file, offset, size) == data[offset : None if size is None else offset + size]
+
+    def test_a_read_with_a_time_limit_reads_the_same(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
+        data = random.Random(2).randbytes(10_000)
+        replica.put(0, file_name(1, 1), data)
+        (file,) = client.list_files(0)
+        assert client.read(file, timeout_s=WAIT_S) == data
+        assert client.read(file, 7, 100, timeout_s=WAIT_S) == data[7:107]
+        assert client.read(file, 9_990, 100, timeout_s=WAIT_S) == data[9_990:]
+        with pytest.raises(StorageNotFoundError):
+            client.read(LTXFileInfo(0, 7, 8, 100, TIMESTAMP_MS), 0, 10, timeout_s=WAIT_S)
+
+    def test_a_read_whose_time_is_over_says_so(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
+        replica.put(0, file_name(1, 1), b"content")
+        (file,) = client.list_files(0)
+        for over_s in (0.0, -1.0):
+            with pytest.raises(StorageTimeoutError) as caught:
+                client.read(file, 0, 5, timeout_s=over_s)
+            assert isinstance(caught.value, TimeoutError)
+        assert client.read(file, 0, 5, timeout_s=WAIT_S) == b"conte"
+
+    def test_a_read_of_a_storage_that_hangs_ends_in_time(self, hanging_client: ReplicaClient) -> None:
+        began = time.monotonic()
+        with pytest.raises(StorageTimeoutError) as caught:
+            hanging_client.read(LTXFileInfo(0, 7, 8, 100, TIMESTAMP_MS), 0, 10, timeout_s=0.2)
+        assert time.monotonic() - began < WAIT_S
+        assert (caught.value.level, caught.value.min_txid) == (0, 7)
 
     def test_reading_a_missing_file_says_so(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         replica.put(0, file_name(1, 1), b"x")

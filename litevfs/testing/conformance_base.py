@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
@@ -32,6 +35,13 @@ class ReplicaUnderTest(Protocol):
     def timestamp_ms(self, level: int, name: str) -> int:
         """The time a file was written with, where the storage keeps it (mtime, metadata)."""
         ...
+
+
+@contextmanager
+def silent_endpoint() -> Iterator[str]:
+    """`host:port` of a server on the loopback interface that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def file_name(min_txid: int, max_txid: int) -> str:

@@ -12,11 +12,12 @@ what a fault should lead to. Everything is counted: what was asked for, when, an
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, get_args
@@ -41,7 +42,7 @@ ErrorKind = Literal["timeout", "transient", "permission", "not_found"]
 503), StoragePermissionError (trying again cannot help), StorageNotFoundError."""
 WaitKind = Literal["slow", "hang", "stuck"]
 """Calls that take time: `delay_s` and then the answer; until the client is closed or the faults are released, then
-StorageClosedError; the same, deaf to `close`, as a library that hangs in a system call."""
+StorageClosedError; the same, deaf to `close` and to time limits, as a library that hangs in a system call."""
 DataKind = Literal["partial", "corrupt"]
 """Reads that answer with fewer bytes than asked for, or with one bit flipped."""
 ListingKind = Literal["hide_newest", "show_deleted", "repeat"]
@@ -197,27 +198,35 @@ class Faults:
             self.injected[fault.kind] += 1
             return True
 
-    def pause(self, fault: Fault, closed: threading.Event) -> None:
-        """Wait as the fault says. Raises StorageClosedError when the client is closed meanwhile."""
+    def pause(self, fault: Fault, closed: threading.Event, deadline: float | None = None) -> bool:
+        """Wait as the fault says; False when that is longer than until `deadline` (`time.monotonic()`), where it ends.
+
+        Raises StorageClosedError when the client is closed meanwhile.
+        """
+        deaf = fault.kind == "stuck"
         with self._changed:
             jitter_s = self._random.uniform(0, fault.jitter_s)
-            generation = self._generation
-            hangs = fault.kind in {"hang", "stuck"}
-            timeout_s = None if hangs else fault.delay_s + jitter_s
-            if timeout_s == 0:
-                return
-            deaf = fault.kind == "stuck"
-            self.waiting += 1
-            self._changed.notify_all()
-            try:
-                self._changed.wait_for(
-                    lambda: self._generation != generation or (closed.is_set() and not deaf), timeout_s
-                )
-            finally:
-                self.waiting -= 1
-                self._changed.notify_all()
+            wait_s = math.inf if fault.kind in {"hang", "stuck"} else fault.delay_s + jitter_s
+            left_s = math.inf if deadline is None or deaf else deadline - time.monotonic()
+            if wait_s == 0:
+                return True
+            released = self._wait(min(wait_s, left_s), lambda: closed.is_set() and not deaf)
         if closed.is_set():
             raise StorageClosedError(f"the client of {self.url} was closed during a call")
+        return released or wait_s <= left_s
+
+    def _wait(self, seconds: float, is_over: Callable[[], bool]) -> bool:
+        """Whether what hangs was let go, or `is_over`, within so many seconds."""
+        generation = self._generation
+        self.waiting += 1
+        self._changed.notify_all()
+        try:
+            return self._changed.wait_for(
+                lambda: self._generation != generation or is_over(), None if seconds == math.inf else max(0.0, seconds)
+            )
+        finally:
+            self.waiting -= 1
+            self._changed.notify_all()
 
     def wake(self) -> None:
         """A client was closed: those that wait have to look."""
@@ -294,10 +303,14 @@ class FaultyReplicaClient:
         faults.note_told(level, min_txid, listed)
         return answer
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """See `ReplicaClient.read`."""
-        self._begin(Request(time.monotonic(), "read", file.level, file.min_txid, offset, size))
-        data = self._inner.read(file, offset, size)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._begin(Request(time.monotonic(), "read", file.level, file.min_txid, offset, size), deadline)
+        left_s = None if deadline is None else deadline - time.monotonic()
+        data = self._inner.read(file, offset, size, timeout_s=left_s)
         for fault in self._faults.roll("read", file.level, get_args(DataKind)):
             data = self._faults.damage(fault.kind, data)
         return data
@@ -334,20 +347,20 @@ class FaultyReplicaClient:
             self._faults.wake()
             self._inner.close()
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: Request, deadline: float | None = None) -> None:
         """Count the call, let it wait, let it fail."""
         faults = self._faults
         faults.note(request)
         for fault in faults.roll(request.operation, request.level, get_args(WaitKind) + get_args(ErrorKind)):
-            faults.pause(fault, self._closed)
-            if fault.kind in _ERRORS:
-                raise _error(fault, request)
+            in_time = faults.pause(fault, self._closed, deadline)
+            if not in_time or fault.kind in _ERRORS:
+                raise _error(fault, request, _ERRORS[fault.kind] if in_time else StorageTimeoutError)
         if self._closed.is_set():
             raise StorageClosedError(f"the client of {self.url} is closed")
 
 
-def _error(fault: Fault, request: Request) -> LitevfsError:
-    error = _ERRORS[fault.kind](
+def _error(fault: Fault, request: Request, error_type: type[LitevfsError]) -> LitevfsError:
+    error = error_type(
         f"injected fault: {fault.kind} during a {request.operation}",
         level=request.level,
         min_txid=request.min_txid if request.operation == "read" else None,

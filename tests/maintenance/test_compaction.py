@@ -337,12 +337,14 @@ def test_inputs_that_vanish_are_looked_for_again() -> None:
     history = History(seed=12).run(9)
 
     class Vanishing(MemoryReplicaClient):
-        def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+        def read(
+            self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+        ) -> bytes:
             if file.min_txid == 5 and file.level == 0 and not self.list_files(9):
                 inner = MemoryReplicaClient(self.store)
                 snapshot(inner)  # another process was faster
                 inner.delete([f for f in inner.list_files(0) if f.max_txid < 9])
-            return super().read(file, offset, size)
+            return super().read(file, offset, size, timeout_s=timeout_s)
 
     client = Vanishing(MemoryStore("vanishing"))
     history.upload_all(client)

@@ -484,14 +484,14 @@ class _Meter:
     def __getattr__(self, name: str):
         return getattr(self._inner, name)
 
-    def read(self, file, offset=0, size=None):
+    def read(self, file, offset=0, size=None, *, timeout_s=None):
         with self._lock:
             self.asked += size
             self.most_ahead = max(self.most_ahead, self.asked - self.done)
             first = self.asked <= PARALLEL_READS * READ_BYTES
         if first:
             self._barrier.wait(20)
-        return self._inner.read(file, offset, size)
+        return self._inner.read(file, offset, size, timeout_s=timeout_s)
 
 
 def test_ranges_of_a_remote_file_are_read_in_parallel_but_only_so_far_ahead(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ class SilentClient(ScriptedClient):
         super().__init__(script)
         self.waits_s: list[float] = []
 
-    def read_within(self, file, offset, size, *, timeout_s):
+    def read(self, file, offset=0, size=None, *, timeout_s=None):
         self.waits_s.append(timeout_s)
         threading.Event().wait(timeout_s)
         raise StorageTimeoutError("no answer")

@@ -22,21 +22,21 @@ class DeletesFirst(MemoryReplicaClient):
 class SaysGone(MemoryReplicaClient):
     """A file that was not replaced cannot be found."""
 
-    def read(self, *args: Any) -> bytes:
+    def read(self, *args: Any, **options: Any) -> bytes:
         raise StorageNotFoundError("gone")
 
 
 class NeverAnswers(MemoryReplicaClient):
     """Each read fails with what may pass."""
 
-    def read(self, *args: Any) -> bytes:
+    def read(self, *args: Any, **options: Any) -> bytes:
         raise TransientStorageError("busy")
 
 
 class MixesVersions(MemoryReplicaClient):
     """A read in two parts, the second of what is there by then."""
 
-    def read(self, file: Any, *args: Any) -> bytes:
+    def read(self, file: Any, *args: Any, **options: Any) -> bytes:
         first = super().read(file, 0, 25_000)
         (now,) = self.list_files(file.level)
         return first + super().read(now, 25_000)
@@ -45,7 +45,7 @@ class MixesVersions(MemoryReplicaClient):
 class GoesBack(MemoryReplicaClient):
     """Every other answer is an old one."""
 
-    def read(self, file: Any, *args: Any) -> bytes:
+    def read(self, file: Any, *args: Any, **options: Any) -> bytes:
         content = super().read(file)
         self.last, content = content, getattr(self, "last", content)
         return content

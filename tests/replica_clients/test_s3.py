@@ -17,7 +17,7 @@ import pytest
 from litevfs.errors import StorageNotFoundError, StoragePermissionError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.s3.client import S3ReplicaClient
-from litevfs.testing.client_conformance import ReplicaClientConformance
+from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
 from litevfs.testing.s3_server import S3Server, find_minio, running_s3_server
@@ -77,6 +77,13 @@ class TestS3ReplicaClient(ReplicaClientConformance):
     def replica(self, s3_url: Callable[[], str], s3_client: Any) -> S3Replica:
         url = s3_url()
         return S3Replica(url, url.split("?")[0].removeprefix(f"s3://{TEST_BUCKET}/"), s3_client)
+
+    @pytest.fixture
+    def hanging_client(self, replica: S3Replica) -> Iterator[S3ReplicaClient]:  # `replica` brings the credentials
+        with silent_endpoint() as endpoint:
+            client = S3ReplicaClient(f"s3://{TEST_BUCKET}/silent?endpoint=http://{endpoint}")
+            yield client
+            client.close()
 
 
 def test_writes_the_layout_and_the_metadata_of_litestream(client: S3ReplicaClient, replica: S3Replica):

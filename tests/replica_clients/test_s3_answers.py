@@ -227,25 +227,25 @@ def test_a_slow_line_is_no_drip_but_takes_longer_than_a_read_with_a_time_limit_m
     assert client.read(file) == b"x" * file.size
     client = connect(lambda *_: iter(pieces), read_timeout_s=0.4)
     with pytest.raises(StorageTimeoutError):
-        client.read_within(file, 0, file.size, timeout_s=0.4)
+        client.read(file, 0, file.size, timeout_s=0.4)
 
 
 def test_a_read_can_have_less_time_than_the_client_gives_it(connect):
     client = connect(lambda *_: b"hang", read_timeout_s=60)
     with pytest.raises(StorageTimeoutError):
-        client.read_within(FILE, 0, 1000, timeout_s=0.2)
+        client.read(FILE, 0, 1000, timeout_s=0.2)
     for over in (0, -1.0):
         with pytest.raises(StorageTimeoutError):
-            client.read_within(FILE, 0, 1000, timeout_s=over)
+            client.read(FILE, 0, 1000, timeout_s=over)
     client = connect(dripping(part(0, 999), 500), read_timeout_s=60)
     with pytest.raises(StorageTimeoutError):
-        client.read_within(FILE, 0, 1000, timeout_s=0.2)
+        client.read(FILE, 0, 1000, timeout_s=0.2)
 
 
 def test_a_connection_is_used_again_after_an_answer_that_was_timed(connect):
     client = connect(lambda method, *_: part(0, 9) if method == "GET" else answer("200 OK", ETag='"e"'))
     for _ in range(3):
-        assert client.read_within(FILE, 0, 10, timeout_s=5) == b"x" * 10
+        assert client.read(FILE, 0, 10, timeout_s=5) == b"x" * 10
     assert client.write(0, 1, 1, b"x", 1)
     assert client.server.connections == 1
 
@@ -253,7 +253,7 @@ def test_a_connection_is_used_again_after_an_answer_that_was_timed(connect):
 def test_more_time_to_answer_than_a_socket_can_wait_is_no_error(connect):
     never_s = 2**32 / 1000  # in milliseconds and 32 bits: 0
     client = connect(lambda method, *_: part(0, 9) if method == "GET" else answer("200 OK"), read_timeout_s=never_s)
-    assert client.read(FILE, 0, 10) == client.read_within(FILE, 0, 10, timeout_s=never_s) == b"x" * 10
+    assert client.read(FILE, 0, 10) == client.read(FILE, 0, 10, timeout_s=never_s) == b"x" * 10
     assert client.write(0, 1, 1, b"x", 1)
 
 
@@ -562,25 +562,25 @@ def test_a_token_service_that_hangs_keeps_no_read_for_longer_than_its_time_limit
 
     web_identity(scripted_server(give_out).endpoint)
     client = connect(lambda *_: part(0, 9))
-    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
-    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
+    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
+    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
     # As if they were about to expire.
     monkeypatch.setattr(RefreshableCredentials, "_mandatory_refresh_timeout", 3600)
     monkeypatch.setattr(access, "MANDATORY_S", 3600)
     wait_until(lambda: len(calls) == 2, "the second call of the service")
     for _ in range(3):
         with pytest.raises(StorageTimeoutError):
-            client.read_within(FILE, 0, 10, timeout_s=0.1)
+            client.read(FILE, 0, 10, timeout_s=0.1)
     assert len(client.server.requests) == len(calls) == 2
     go_on.set()
-    assert client.read_within(FILE, 0, 10, timeout_s=30) == b"x" * 10
+    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
 
 
 def test_credentials_that_are_given_out_too_late_are_an_error_of_ours(connect, web_identity, scripted_server):
     web_identity(scripted_server(sts_answer(-60)).endpoint)
     client = connect(part(0, 9))
     for call in (
-        lambda: client.read_within(FILE, 0, 10, timeout_s=30),
+        lambda: client.read(FILE, 0, 10, timeout_s=30),
         lambda: client.read(FILE, 0, 10),
         lambda: client.write(0, 1, 1, b"x", 1),
     ):

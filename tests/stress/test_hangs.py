@@ -159,7 +159,7 @@ def test_a_read_that_was_interrupted_leaves_no_other_reader_of_the_same_block_wa
         client_read = replica.fetcher.client.read
         arrived, interrupt = threading.Event(), threading.Event()
 
-        def interrupted(*arguments: Any) -> bytes:
+        def interrupted(*arguments: Any, **options: Any) -> bytes:
             monkeypatch.setattr(replica.fetcher.client, "read", client_read)
             arrived.set()
             assert interrupt.wait(10)

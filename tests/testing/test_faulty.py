@@ -17,8 +17,10 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.memory import drop_memory_store, memory_store
+from litevfs.testing.client_conformance import ReplicaClientConformance
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
 from tests.primary import Primary
+from tests.replica_clients.test_memory import MemoryReplica
 from tests.support import connected, one, wait_until
 
 _names = (f"faulty-{n}" for n in itertools.count(1))
@@ -43,6 +45,60 @@ def client(faults: Faults):
     client = litevfs.open_replica_client(faults.url)
     yield client
     client.close()
+
+
+class FaultyMemoryReplica(MemoryReplica):
+    """Reached through a client that passes everything on."""
+
+    def __init__(self, name: str, url: str) -> None:
+        super().__init__(name)
+        self.url = url
+
+    def new_client(self) -> ReplicaClient:
+        return litevfs.open_replica_client(self.url)
+
+
+class TestFaultyReplicaClient(ReplicaClientConformance):
+    @pytest.fixture
+    def replica(self, faults: Faults):
+        return FaultyMemoryReplica(faults.url.removeprefix("faulty+memory://"), faults.url)
+
+    @pytest.fixture
+    def hanging_client(self, faults: Faults, client: ReplicaClient):
+        faults.add(Fault("hang", operations=("read",)))
+        return client
+
+
+def test_a_slow_answer_comes_if_there_is_time_for_it(faults: Faults, client: ReplicaClient):
+    filled(client)
+    (file, *_) = client.list_files(0)
+    faults.add(Fault("slow", operations=("read",), delay_s=0.02))
+    assert client.read(file, timeout_s=20) == CONTENT
+    with pytest.raises(StorageTimeoutError):
+        client.read(file, timeout_s=0.01)
+    faults.clear()
+    assert client.read(file, timeout_s=20) == CONTENT
+
+
+def test_a_stuck_read_is_deaf_to_its_time_limit(faults: Faults, client: ReplicaClient):
+    filled(client)
+    (file, *_) = client.list_files(0)
+    faults.add(Fault("stuck", operations=("read",)))
+    errors: list[StorageTimeoutError] = []
+
+    def call() -> None:
+        with pytest.raises(StorageTimeoutError) as caught:
+            client.read(file, timeout_s=0.01)
+        errors.append(caught.value)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    faults.wait_until_waiting()
+    thread.join(0.1)
+    assert thread.is_alive()
+    faults.release()  # too late: there is no time left for the answer
+    thread.join(10)
+    assert len(errors) == 1
 
 
 def filled(client: ReplicaClient, count: int = 3) -> None:

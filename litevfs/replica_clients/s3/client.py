@@ -118,15 +118,11 @@ class S3ReplicaClient:
                 found.append(LTXFileInfo(level, *txids, listed.size, listed.modified_ms, listed.etag))
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
 
-    def read(self, file: LTXFileInfo, offset: int = 0, size: int | None = None) -> bytes:
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        return self._read(file, offset, size, None)
-
-    def read_within(self, file: LTXFileInfo, offset: int, size: int | None, *, timeout_s: float) -> bytes:
-        """See `TimedReads.read_within`."""
-        return self._read(file, offset, size, time.monotonic() + timeout_s)
-
-    def _read(self, file: LTXFileInfo, offset: int, size: int | None, deadline: float | None) -> bytes:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._transport.check_open()
         if size == 0:
             return b""
