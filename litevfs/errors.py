@@ -95,6 +95,14 @@ class StorageFileExistsError(StorageError, FileExistsError):
     """A file that was to be made, and not to replace any, is there already."""
 
 
+class StoragePreconditionError(StorageError):
+    """An object beside the replica is not (or no longer) what a conditional write expects; nothing was written."""
+
+
+class ConditionsUnsupportedError(StorageError):
+    """The storage knows no conditional writes: it refuses them, or its client has none to offer."""
+
+
 class StoragePermissionError(StorageError, PermissionError):
     """The storage refused the credentials or the operation."""
 

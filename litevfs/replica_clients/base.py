@@ -106,3 +106,48 @@ def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
     return StorageTimeoutError(
         "no time is left for the read", level=file.level, min_txid=file.min_txid, max_txid=file.max_txid, key=key
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SideObject:
+    """A small object beside the levels of a replica: a lease, a manifest."""
+
+    data: bytes
+    etag: str  # opaque, never empty; differs when the content does
+
+
+MAX_SIDE_OBJECT_BYTES = 1 << 20
+"""A larger one is cut off there: none that this package knows comes near."""
+
+
+@runtime_checkable
+class SideObjects(Protocol):
+    """What a client may have besides: small objects beside the levels, with conditional writes.
+
+    `name` is a plain file name such as `lock.json`. The object lies where Litestream puts it: in the folder (or under
+    the prefix) that holds the levels' folders, for a file replica beside `ltx/`. Each read sees the last write that
+    was answered.
+    """
+
+    @property
+    def keeps_conditions(self) -> bool:
+        """Whether the storage is known to keep the conditions of `put_object`; False means that only a try can tell."""
+        ...
+
+    def read_object(self, name: str) -> SideObject | None:
+        """The object, None when there is none. Raises StorageError."""
+        ...
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """Store the object in one step, and return its etag.
+
+        With `if_match` only while the object has this etag, with `if_absent` only while there is none; at most one of
+        the two is given. Raises StoragePreconditionError when it is otherwise, ConditionsUnsupportedError where the
+        storage answers that it has no such conditions, and StorageError. A storage that ignores them in silence
+        stores the object: see `keeps_conditions`.
+        """
+        ...
+
+    def delete_object(self, name: str) -> None:
+        """Delete the object; one that does not exist is not an error."""
+        ...

@@ -29,7 +29,8 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo, too_late
+from litevfs.replica_clients import file_objects
+from litevfs.replica_clients.base import LTXFileInfo, SideObject, too_late
 
 T = TypeVar("T")
 
@@ -61,6 +62,7 @@ class FileReplicaClient:
     """A replica in the folder `root`. Keeps up to `max_open_files` descriptors open between reads."""
 
     block_size = 0
+    keeps_conditions = True
 
     def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 64) -> None:
         self._root = os.path.abspath(os.fspath(root))  # noqa: PTH100 - keeps symlinks, and str is what os.open takes
@@ -177,6 +179,26 @@ class FileReplicaClient:
         for folder in folders:
             with _translated(folder):
                 _fsync_folder(folder)
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`."""
+        return self._with_object(name, file_objects.read_object)
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`. On the disk (fsync) when this returns."""
+        return self._with_object(
+            name, lambda path: file_objects.put_object(path, data, if_match=if_match, if_absent=if_absent)
+        )
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`."""
+        self._with_object(name, file_objects.delete_object)
+
+    def _with_object(self, name: str, action: Callable[[Path], T]) -> T:
+        self._check_open()
+        path = self.root / name
+        with _translated(str(path)):
+            return action(path)
 
     def key(self, file: LTXFileInfo) -> str:
         """The file's absolute path."""

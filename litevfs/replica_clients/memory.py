@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
-from litevfs.errors import StorageClosedError, StorageFileExistsError, StorageNotFoundError
+from litevfs.errors import StorageClosedError, StorageFileExistsError, StorageNotFoundError, StoragePreconditionError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo, too_late
+from litevfs.replica_clients.base import LTXFileInfo, SideObject, too_late
 
 _CHUNK_BYTES = 1 << 20
 
@@ -34,6 +34,7 @@ class MemoryStore:
     def __init__(self, name: str = "") -> None:
         self.name = name
         self.files: dict[str, StoredFile] = {}
+        self.objects: dict[str, SideObject] = {}  # beside the levels, by name
         self._lock = threading.Lock()
         self._versions = itertools.count(1)
 
@@ -61,6 +62,22 @@ class MemoryStore:
         with self._lock:
             self.files.pop(key, None)
 
+    def put_object(self, name: str, data: bytes, *, if_match: str | None, if_absent: bool) -> str | None:
+        """Store an object beside the levels; its etag, or None where a condition forbids it."""
+        with self._lock:
+            there = self.objects.get(name)
+            if (if_absent and there is not None) or (
+                if_match is not None and (there is None or there.etag != if_match)
+            ):
+                return None
+            stored = self.objects[name] = SideObject(bytes(data), f"v{next(self._versions)}")
+            return stored.etag
+
+    def remove_object(self, name: str) -> None:
+        """Remove an object beside the levels; nothing happens when it does not exist."""
+        with self._lock:
+            self.objects.pop(name, None)
+
     def items(self) -> list[tuple[str, StoredFile]]:
         """All keys and contents as they are now, in no order."""
         with self._lock:
@@ -87,6 +104,7 @@ class MemoryReplicaClient:
     """A replica in a `MemoryStore`. The `modified_ms` of a file is the timestamp it was written with."""
 
     block_size = 0
+    keeps_conditions = True
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
@@ -156,6 +174,24 @@ class MemoryReplicaClient:
         self._check_open()
         for file in files:
             self._store.remove(self.key(file))
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`."""
+        self._check_open()
+        return self._store.objects.get(name)
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`."""
+        self._check_open()
+        etag = self._store.put_object(name, data, if_match=if_match, if_absent=if_absent)
+        if etag is None:
+            raise StoragePreconditionError("the object is not as expected", key=name)
+        return etag
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`."""
+        self._check_open()
+        self._store.remove_object(name)
 
     def key(self, file: LTXFileInfo) -> str:
         """See `ReplicaClient.key`."""

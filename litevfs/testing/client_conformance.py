@@ -34,6 +34,7 @@ from litevfs.testing.conformance_base import (
     silent_endpoint,
     txids_of,
 )
+from litevfs.testing.conformance_objects import ObjectsConformance
 from litevfs.testing.conformance_writing import WritingConformance
 
 __all__ = ["ReplicaClientConformance", "ReplicaUnderTest", "silent_endpoint"]
@@ -53,7 +54,7 @@ _RANGES += [(0, 2**40), (65_536, 65_536)]
 """Offsets and sizes within, across and past the end of a file of 100,000 bytes."""
 
 
-class ReplicaClientConformance(WritingConformance):
+class ReplicaClientConformance(WritingConformance, ObjectsConformance):
     """What `litevfs.replica_clients.base` promises, as tests."""
 
     @pytest.fixture

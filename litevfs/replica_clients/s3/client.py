@@ -26,8 +26,9 @@ from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import OptionError, StorageError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoint_of
+from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.errors import error_from_answer
 from litevfs.replica_clients.s3.listing import ListPage, all_pages, list_query, parse_list_page, plain_etag
@@ -60,6 +61,7 @@ class S3ReplicaClient:
     """
 
     block_size = BLOCK_SIZE
+    keeps_conditions = False  # some servers ignore them
 
     def __init__(
         self,
@@ -110,9 +112,8 @@ class S3ReplicaClient:
         # Sorts before all names with this min_txid, and after those with a smaller one.
         start_after = f"{prefix}{min_txid:016x}" if min_txid > 1 else None
         endpoint = endpoint_of(self._access.bucket_url())
-        objects = all_pages(lambda token: self._list_page(prefix, start_after, token), endpoint)
         found = []
-        for listed in objects:
+        for listed in all_pages(lambda token: self._list_page(prefix, start_after, token), endpoint):
             txids = parse_file_name(listed.key.removeprefix(prefix))
             if txids is not None and txids[0] >= min_txid and listed.key.startswith(prefix):
                 found.append(LTXFileInfo(level, *txids, listed.size, listed.modified_ms, listed.etag))
@@ -198,6 +199,25 @@ class S3ReplicaClient:
             message = self._access.redacted(f"{errors[0].get('Message', '')} ({len(errors)} of {len(keys)} files)")
             status = 403 if code == "AccessDenied" else 200
             raise error_from_answer(status, code, message, {}, self._access.endpoint, key=key)
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`. One request."""
+        self._transport.check_open()
+        key = f"{self._location.prefix}{name}"
+        return objects.read_object(
+            self._access, self._requests, self._transport, key, is_gone=lambda: self._is_gone(key, None)
+        )
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`. One request."""
+        self._transport.check_open()
+        key = f"{self._location.prefix}{name}"
+        return objects.put_object(self._access, self._location.bucket, key, data, if_match, if_absent)
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`. One request."""
+        self._transport.check_open()
+        objects.delete_object(self._access, self._location.bucket, f"{self._location.prefix}{name}")
 
     def key(self, file: LTXFileInfo) -> str:
         """The object's key in the bucket."""
