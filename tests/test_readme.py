@@ -1,4 +1,4 @@
-"""Runs the examples of README.md, which says under "Development" how they are marked."""
+"""Runs the examples of README.md and of docs/. README.md says under "Development" how they are marked."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ TIME_LIMIT_S = 60
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-_MARK = re.compile(r"run|output|not run: .+")
+_MARK = re.compile(r"run|run with (?P<packages>[\w.]+(?:, [\w.]+)*)|output|not run: .+")
+PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in (ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +58,21 @@ def find_examples(markdown: str) -> Iterator[Example]:
     """The commands of all blocks marked `run`, in the order of the text."""
     blocks = find_blocks(markdown)
     for block, following in zip(blocks, [*blocks[1:], None], strict=True):
-        if block.mark != "run":
+        if not _is_run(block.mark):
             continue
         if block.language == "python":
             expected = following.text if following and following.mark == "output" else None
             yield Example(block.line, [sys.executable, "-c", block.text], expected)
         else:
             yield from split_session(block)
+
+
+def _is_run(mark: str) -> bool:
+    """Whether the block is an example, and the packages that it names are here."""
+    found = _MARK.fullmatch(mark)
+    if found is None or not mark.startswith("run"):
+        return False
+    return all(find_spec(package) for package in (found["packages"] or "").split(", ") if package)
 
 
 def split_session(block: Block) -> Iterator[Example]:
@@ -91,7 +101,7 @@ class Workplace:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("LITESTREAM_", "AWS_"))}
         self._environment = clean | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
 
-    def run(self, example: Example) -> None:
+    def run(self, example: Example, page: Path = Path("README.md")) -> None:
         """Run one example as a reader would; fail with the difference between what it shows and what it does."""
         result = subprocess.run(
             [argument.replace(SHOWN_URL, self._url) for argument in example.command],
@@ -105,7 +115,7 @@ class Workplace:
             check=False,
         )
         output = result.stdout.replace(self._url, SHOWN_URL)
-        where = f"README.md:{example.line}: {example.command[-1].strip()}"
+        where = f"{page}:{example.line}: {example.command[-1].strip()}"
         if result.returncode:
             pytest.fail(f"{where}\nended with {result.returncode}:\n{output}", pytrace=False)
         if example.expected is not None and not same_output(example.expected, output):
@@ -119,25 +129,20 @@ def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def readme() -> str:
-    return (ROOT / "README.md").read_text()
-
-
-def test_every_example_says_whether_it_is_run(readme: str):
-    blocks = [block for block in find_blocks(readme) if block.language in ("python", "console")]
-    assert blocks
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_example_says_whether_it_is_run(page: Path):
+    blocks = [block for block in find_blocks((ROOT / page).read_text()) if block.language in ("python", "console")]
+    assert blocks or page != Path("README.md")
     for block in blocks:
-        assert _MARK.fullmatch(block.mark), (
-            f"README.md:{block.line}: put <!-- run --> or <!-- not run: why --> before it"
-        )
+        assert _MARK.fullmatch(block.mark), f"{page}:{block.line}: put <!-- run --> or <!-- not run: why --> before it"
 
 
-def test_every_example_shows_what_it_really_prints(readme: str, workplace: Workplace):
-    examples = list(find_examples(readme))
-    assert examples
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_example_shows_what_it_really_prints(page: Path, workplace: Workplace):
+    examples = list(find_examples((ROOT / page).read_text()))
+    assert examples or page != Path("README.md")
     for example in examples:
-        workplace.run(example)
+        workplace.run(example, page)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,12 @@ def test_example_that_does_not_hold_fails(workplace: Workplace, markdown: str, c
 def test_example_that_holds_passes(workplace: Workplace, markdown: str):
     for example in find_examples(f"<!-- run -->\n{markdown}\n"):
         workplace.run(example)
+
+
+def test_an_example_is_run_with_the_packages_that_it_names():
+    markdown = "<!-- run with {} -->\n```console\n$ true\n```\n"
+    assert len(list(find_examples(markdown.format("json")))) == 1
+    assert list(find_examples(markdown.format("json, no_such_package"))) == []
 
 
 def test_only_marked_blocks_are_examples():
