@@ -6,15 +6,8 @@ Owns the server's process, its port and its data folder. Knows nothing of replic
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +15,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from litevfs.testing.server_process import find_program, free_port, running_server
+
 _REGION = "us-east-1"
-_START_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 10.0
-# Ends the server when our end of its standard input closes, and so also when this process dies in any way.
-_WATCHDOG = '"$@" & server=$!; read -r _; kill -9 $server; wait $server'
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +68,7 @@ def running_s3_server(*, certs_dir: Path | None = None) -> Iterator[S3Server]:
     """
     binary = find_minio()
     with tempfile.TemporaryDirectory(prefix="litevfs-s3-") as folder:
-        port = _free_port()
+        port = free_port()
         if binary is None:
             server = S3Server("moto", f"http://127.0.0.1:{port}", "testing-access-key", "testing-secret-key")
             command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -88,8 +79,9 @@ def running_s3_server(*, certs_dir: Path | None = None) -> Iterator[S3Server]:
             command = [binary, "server", "--quiet", "--certs-dir", str(certs_dir or Path(folder, "certs"))]
             command += ["--address", f"127.0.0.1:{port}", str(Path(folder, "data"))]
             health_path = "/minio/health/ready"
-        with _process(command, _server_environment(server), Path(folder, "log")) as process:
-            _wait_until_ready(process, port, f"{server.endpoint}{health_path}", Path(folder, "log"))
+        ready_url = f"{server.endpoint}{health_path}"
+        environment = _server_environment(server)
+        with running_server(command, log=Path(folder, "log"), port=port, ready_url=ready_url, environment=environment):
             yield server
 
 
@@ -98,66 +90,14 @@ def find_minio() -> str | None:
     named = os.environ.get("LITEVFS_TEST_S3_SERVER")
     if named:
         return None if named == "moto" else named
-    cache = Path(os.environ.get("LITEVFS_CI_CACHE") or Path.home() / ".cache" / "litevfs-ci")
-    return shutil.which("minio") or shutil.which(str(cache / "bin" / "minio"))
+    return find_program("minio")
 
 
 def _server_environment(server: S3Server) -> Mapping[str, str]:
     return {
-        **os.environ,
         "MINIO_ROOT_USER": server.access_key,
         "MINIO_ROOT_PASSWORD": server.secret_key,
         "MINIO_BROWSER": "off",
         "MINIO_UPDATE": "off",
         "MINIO_CI_CD": "1",  # its own switch for "the disk may be the system's"
     }
-
-
-@contextmanager
-def _process(command: list[str], environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", _WATCHDOG, "sh", *command],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # a Ctrl-C in the terminal is the test runner's; the fixture stops the server
-        )
-    try:
-        yield process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if _answers(port, url):
-            return
-        time.sleep(0.05)
-    raise RuntimeError(f"no S3 server at {url}: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _answers(port: int, url: str) -> bool:
-    if url.startswith("https:"):  # its certificate is a test's own: that it listens has to do
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=2.0) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

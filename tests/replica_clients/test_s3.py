@@ -8,7 +8,6 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +20,17 @@ from litevfs.testing.client_conformance import ReplicaClientConformance, silent_
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
 from litevfs.testing.s3_server import S3Server, find_minio, running_s3_server
+from tests.replica_clients.s3_replicas import PART_SIZE, S3Replica
 
 pytestmark = pytest.mark.s3
 
-PART_SIZE = 5 << 20  # the least S3 allows
 SSE_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE%3D"
-
-
-class S3Replica:
-    def __init__(self, url: str, path: str, raw_client: Any) -> None:
-        self.url, self.path, self.raw = url, path, raw_client
-
-    def new_client(self) -> S3ReplicaClient:
-        return S3ReplicaClient(self.url, part_size=PART_SIZE)
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        self.raw.put_object(Bucket=TEST_BUCKET, Key=self.key(level, name), Body=data)
-
-    def get(self, level: int, name: str) -> bytes | None:
-        try:
-            return self.raw.get_object(Bucket=TEST_BUCKET, Key=self.key(level, name))["Body"].read()
-        except self.raw.exceptions.NoSuchKey:
-            return None
-
-    def names(self, level: int) -> set[str]:
-        prefix = self.key(level, "")
-        pages = self.raw.get_paginator("list_objects_v2").paginate(Bucket=TEST_BUCKET, Prefix=prefix)
-        return {one["Key"].removeprefix(prefix) for page in pages for one in page.get("Contents", ())}
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        metadata = self.raw.head_object(Bucket=TEST_BUCKET, Key=self.key(level, name))["Metadata"]
-        return round(datetime.fromisoformat(metadata["litestream-timestamp"]).timestamp() * 1000)
-
-    def key(self, level: int, name: str) -> str:
-        return f"{self.path}/{level:04x}/{name}"
 
 
 @pytest.fixture
 def replica(s3_url: Callable[[], str], s3_client: Any) -> S3Replica:
     url = s3_url()
-    return S3Replica(url, url.split("?")[0].removeprefix(f"s3://{TEST_BUCKET}/"), s3_client)
+    return S3Replica(url, TEST_BUCKET, url.split("?")[0].removeprefix(f"s3://{TEST_BUCKET}/"), s3_client)
 
 
 @pytest.fixture
@@ -76,7 +46,7 @@ class TestS3ReplicaClient(ReplicaClientConformance):
     @pytest.fixture
     def replica(self, s3_url: Callable[[], str], s3_client: Any) -> S3Replica:
         url = s3_url()
-        return S3Replica(url, url.split("?")[0].removeprefix(f"s3://{TEST_BUCKET}/"), s3_client)
+        return S3Replica(url, TEST_BUCKET, url.split("?")[0].removeprefix(f"s3://{TEST_BUCKET}/"), s3_client)
 
     @pytest.fixture
     def hanging_client(self, replica: S3Replica) -> Iterator[S3ReplicaClient]:  # `replica` brings the credentials
