@@ -115,6 +115,12 @@ def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.http.client import HTTPReplicaClient
+
+    return HTTPReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _path(path: str) -> str:
     if not path or "\0" in path:
         raise ReplicaURLError("a replica URL without a path", hint="for example file:///var/lib/replica or ./replica")
@@ -140,5 +146,7 @@ def _unknown(scheme: str) -> ReplicaURLError:
 
 
 register_scheme("file", _file_client)
+register_scheme("http", _http_client)
+register_scheme("https", _http_client)
 register_scheme("memory", _memory_client)
 register_scheme("s3", _s3_client)

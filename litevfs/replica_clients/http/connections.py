@@ -24,6 +24,8 @@ from litevfs.errors import StorageClosedError
 DRIP_BYTES_PER_S = 1 << 13
 """A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
 
+_TIMED_METHODS = ("GET", "PROPFIND")
+
 
 class LiveSockets:
     """Handles (duplicates) of all sockets in use. A duplicate is ours alone, so no race can make it another's."""
@@ -80,7 +82,7 @@ class Limits(threading.local):
 
 
 class _TimedAnswer(http.client.HTTPResponse):
-    """The answer to a GET has to come within the read timeout of its socket, counted from now.
+    """The answer to a read (GET, PROPFIND) has to come within the read timeout of its socket, counted from now.
 
     A socket's own timeout starts anew with each byte that a server drips. Unless the limit `is_total`, an answer that
     comes faster than that may take longer. Other methods keep the socket's: S3 sends blanks for minutes while it puts
@@ -90,7 +92,7 @@ class _TimedAnswer(http.client.HTTPResponse):
     def __init__(self, limits: Limits, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(sock, debuglevel, method)
         timeout_s = sock.gettimeout()
-        if method == "GET" and timeout_s is not None:
+        if method in _TIMED_METHODS and timeout_s is not None:
             self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, timeout_s, is_total=limits.is_total))
 
 

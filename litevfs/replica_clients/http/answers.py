@@ -1,0 +1,172 @@
+"""What an HTTP answer means: its status as an error of ours, its body as the range that was asked for.
+
+Knows HTTP (RFC 9110) and LTX file infos, and no storage's protocol.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import (
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http.transport import Transport, endpoint_of
+
+_PERMANENT_STATUS = {501, 505, 507}  # of the server's own, no other try helps: not implemented, out of space
+_SAID_LIMIT = 300  # characters
+_SKIP_BYTES = 1 << 20
+_MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)", re.ASCII)
+_SAID = re.compile(
+    rb'"message"\s*:\s*"((?:[^"\\]|\\.){1,1000})"|<(?:[a-z]+:)?Message>([^<]{1,1000})<|<title>([^<]{1,300})<',
+    re.IGNORECASE,
+)
+_UNSOUND_HINT = "a proxy or cache before the server, or the server, is at fault"
+
+
+def error_kind(status: int) -> type[StorageError]:
+    """The class of error that a status stands for."""
+    if status == 504:
+        return StorageTimeoutError
+    if status in (408, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
+        return TransientStorageError
+    if status in (401, 403, 407):
+        return StoragePermissionError
+    return StorageNotFoundError if status in (404, 410) else StorageError
+
+
+def error_of(
+    response: BaseHTTPResponse, body: bytes, url: str, *, key: str | None = None, permission_hint: str | None = None
+) -> StorageError:
+    """The error to raise for an answer that is none of those hoped for, whose body is read already."""
+    kind = error_kind(response.status)
+    said = _SAID.search(body)
+    text = next(filter(None, said.groups()), b"").decode("utf-8", "replace")[:_SAID_LIMIT].strip() if said else ""
+    hint = permission_hint if kind is StoragePermissionError else None
+    if 300 <= response.status < 400:
+        hint = "the server answers from another place: name that in the URL"
+    error = kind(f"{endpoint_of(url)} answered {response.status}" + (f": {text}" if text else ""), key=key, hint=hint)
+    if isinstance(error, TransientStorageError):
+        error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
+    return error
+
+
+def retry_after_s(text: str) -> float | None:
+    """A Retry-After header in seconds: a number, or a date (RFC 9110, 10.2.3); None when it is absent or neither."""
+    text = text.strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def date_ms(text: str | None, default: int = 0) -> int:
+    """A date header in milliseconds since the Unix epoch."""
+    try:
+        return int(parsedate_to_datetime(text or "").timestamp() * 1000)
+    except (ValueError, TypeError):
+        return default
+
+
+def plain_etag(text: str | None) -> str:
+    """An ETag header without quotes, and without the mark of a weak one."""
+    return (text or "").strip().removeprefix("W/").strip('"')
+
+
+def range_header(offset: int, size: int | None) -> dict[str, str]:
+    """The header that asks for `size` bytes (not 0) from `offset` on; nothing for a whole file."""
+    if not offset and size is None:
+        return {}
+    return {"Range": f"bytes={offset}-" + ("" if size is None else str(min(offset + size - 1, _MAX_OFFSET)))}
+
+
+def read_range(
+    transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, offset: int, size: int | None
+) -> bytes:
+    """The bytes of `file` that were asked for, out of an answer of 200, 206 or 416, which is used up.
+
+    A server may ignore the range: what lies before it is read and thrown away. Raises StorageNotFoundError when the
+    file is shorter than it was, StorageError for headers that lie.
+    """
+    if response.status == 416:
+        response.close()
+        if offset < file.size:
+            raise StorageNotFoundError("the file is shorter than it was when listed")
+        return b""
+    try:
+        skip, expected = _place(response, file, offset, size, endpoint_of(url))
+        _skip(transport, response, url, skip)
+    except BaseException:
+        response.close()
+        raise
+    data = transport.read_body(response, url, _MAX_OFFSET if expected is None else expected)
+    if len(data) < _least(file, offset, size):
+        raise StorageNotFoundError("the file is shorter than it was when listed")
+    return data
+
+
+def _least(file: LTXFileInfo, offset: int, size: int | None) -> int:
+    """How many bytes there were when the file was listed."""
+    there = max(0, file.size - offset)
+    return there if size is None else min(size, there)
+
+
+def _place(
+    response: BaseHTTPResponse, file: LTXFileInfo, offset: int, size: int | None, endpoint: str
+) -> tuple[int, int | None]:
+    """(bytes to throw away, bytes to take then: None for all that come)."""
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        message = f"{endpoint} sent a file in the encoding {encoding!r}, which was not asked for"
+        raise StorageError(message, hint="let the server send .ltx files as they are")
+    length = response.headers.get("Content-Length", "")
+    known = int(length) if length.isdecimal() else None
+    if response.status == 200:
+        # Without a length, its end is known by its chunks, or by what the listing said.
+        total = known if known is not None else file.size or None
+        if total is None:
+            return offset, size
+        skip = min(offset, total)
+        return skip, total - skip if size is None else min(size, total - skip)
+    given = response.headers.get("Content-Range", "")
+    match = _CONTENT_RANGE.fullmatch(given)
+    if match is None:
+        raise StorageError(f"{endpoint} answered with Content-Range {given!r}", hint=_UNSOUND_HINT)
+    first, last, total = map(int, match.groups())
+    end = total if size is None else min(offset + size, total)
+    if (first, last + 1) != (offset, end) or known not in (None, end - offset):
+        message = f"{endpoint} answered {given!r} and {length or 'unknown'} bytes, asked for bytes {offset}-{end - 1}"
+        raise StorageError(message, hint=_UNSOUND_HINT)
+    return 0, end - offset
+
+
+def _skip(transport: Transport, response: BaseHTTPResponse, url: str, count: int) -> None:
+    with transport.translated(url):
+        while count > 0:
+            piece = response.read(min(count, _SKIP_BYTES))
+            if not piece:
+                return
+            count -= len(piece)
+
+
+@contextmanager
+def about(file: LTXFileInfo, key: str) -> Iterator[None]:
+    """Say in every storage error of this block which file it is about."""
+    try:
+        yield
+    except StorageError as error:
+        error.level, error.min_txid, error.max_txid, error.key = file.level, file.min_txid, file.max_txid, key
+        raise

@@ -1,0 +1,319 @@
+"""Replicas that a plain web server or a CDN serves, to be read only: `http://host/path`, `https://host/path`.
+
+The files are found by `index.json` (see `http.index`), else by the listings that the server makes of its folders
+(nginx, Apache, `python -m http.server`), in Litestream's layout of files (`ltx/<level in decimal>/`) or of S3
+(`<level in 4 hex digits>/`). Owns which of these there is, and what is known of each file.
+
+A cache between here and the server may answer with an index older than one seen before: then the newer one is kept.
+A file's ETag or Last-Modified is noted at its first read, and a later read that finds another says that it is gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+from urllib.parse import quote, urljoin, urlsplit
+
+import urllib3
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
+from litevfs.ltx.names import parse_file_name
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http.answers import about, date_ms, error_of, plain_etag, range_header, read_range
+from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
+from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
+from litevfs.replica_clients.location import parse_location
+
+logger = logging.getLogger(__name__)
+
+BLOCK_SIZE = 1 << 16
+_MAX_REDIRECTS = 5
+_MAX_KNOWN = 100_000  # files of which something is noted
+_HEADS_AT_ONCE = 16
+_SETTLED_MS = 2000
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PASSWORD = "LITEVFS_HTTP_PASSWORD"
+_READ_ONLY_HINT = "write to the storage that the web server serves, by its own URL"
+_LIST_HINT = (
+    "write an index by `litevfs copy --index` or `litevfs replicate --index`, or let the server list its folders"
+)
+
+
+class HTTPReplicaClient:
+    """A replica at `http(s)://[user@]host[:port]/path`, read only; the user's password is LITEVFS_HTTP_PASSWORD.
+
+    `read_timeout_s` bounds each wait for the server. Nothing is sent before the first call.
+    """
+
+    block_size = BLOCK_SIZE
+
+    def __init__(self, url: str, *, read_timeout_s: float = 30.0) -> None:
+        self._location = parse_location(
+            url,
+            example="https://host/path",
+            default_port={"http": 80, "https": 443}.get(urlsplit(url).scheme.lower()),
+            password_from=f"{_PASSWORD} holds the password",
+        )
+        self._exchange = Exchange(
+            read_timeout_s=read_timeout_s, permission_hint=f"https://user@host/path, with the password in {_PASSWORD}"
+        )
+        port = "" if self._location.port is None else f":{self._location.port}"
+        self._origin = f"{self._location.scheme}://{self._location.host}{port}"
+        self._root = f"{self._origin}/{quote(self._location.prefix)}"
+        self._headers: dict[str, str] = {}
+        if self._location.user:
+            credentials = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
+            self._headers = urllib3.make_headers(basic_auth=credentials)
+        self._lock = threading.Lock()  # of a fetch of the index, and of what was found out
+        self._base: str | None = None  # where the levels' folders lie
+        self._is_indexed = False
+        self._index: Index | None = None  # the newest seen
+        self._index_etag = ""
+        self._index_fetched = 0.0  # `time.monotonic()` when the last fetch of it began
+        self._folders: dict[int, str] = {}
+        self._known: dict[tuple[int, str], LTXFileInfo] = {}  # by HEAD, where there is no index
+        self._versions: dict[LTXFileInfo, str] = {}  # ETag or Last-Modified at the first read
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without a password."""
+        return self._location.url
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """HTTP requests sent so far, by kind: LIST (of an index too), HEAD, GET."""
+        return self._exchange.transport.requests
+
+    @property
+    def listing_written_ms(self) -> int | None:
+        """When the newest index that was seen was written, milliseconds since the Unix epoch; None without one."""
+        return None if self._index is None else self._index.written_ms
+
+    # --- listing ------------------------------------------------------------------------------------------------------
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. One request; without an index a further one for each file not yet known.
+
+        Raises StorageNotFoundError when the server has neither an index nor a listing of the folder.
+        """
+        self._exchange.transport.check_open()
+        base = self._find()
+        if self._is_indexed:
+            index = self._newest_index(base)
+            return [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
+        folder = self._folders.get(level)
+        names = None if folder is None else self._names_in(f"{base}{folder}/")
+        if folder is None or names is None:
+            self._folders = self._levels_in(self._names_in(base) or [])
+            folder = self._folders.get(level)
+            names = None if folder is None else self._names_in(f"{base}{folder}/")
+        wanted = [name for name in names or () if (txids := parse_file_name(name)) and txids[0] >= min_txid]
+        files = self._describe(level, wanted)
+        return sorted(files, key=lambda file: (file.min_txid, file.max_txid))
+
+    def _find(self) -> str:
+        """Where the folders of the levels are, found once; while there is none, looked for at each call."""
+        if self._base is not None:
+            return self._base
+        if (index := self._get_index(self._root)) is not None:
+            with self._lock:
+                self._index, self._base, self._is_indexed = index, self._root, True
+            return self._root
+        for base in (f"{self._root}ltx/", self._root):
+            folders = self._levels_in(self._names_in(base) or [])
+            if folders:
+                self._folders, self._base = folders, base
+                return base
+        if self._names_in(self._root) is None:
+            raise StorageNotFoundError("the server lists no replica there", key=self._root, hint=_LIST_HINT)
+        return self._root
+
+    @staticmethod
+    def _levels_in(names: list[str]) -> dict[int, str]:
+        return {level: name for name in names if (level := level_of(name)) is not None}
+
+    def _newest_index(self, base: str) -> Index:
+        """An index asked for after this call began; calls at once share one."""
+        began = time.monotonic()
+        if not self._lock.acquire(timeout=2 * self._exchange.read_timeout_s):
+            raise StorageTimeoutError("no listing within the time limit", key=f"{base}{INDEX_NAME}")
+        try:
+            if self._index is None or self._index_fetched < began:
+                fetching = time.monotonic()
+                found = self._get_index(base)
+                if found is None:
+                    raise StorageNotFoundError("the index is gone", key=f"{base}{INDEX_NAME}", hint=_LIST_HINT)
+                if self._index is not None and found.written_ms < self._index.written_ms:
+                    age_s = (self._index.written_ms - found.written_ms) / 1000
+                    logger.info("a cache holds an index of %s that is %.1f s older than the newest seen", base, age_s)
+                    self._index_etag = ""
+                else:
+                    self._index = found
+                self._index_fetched = fetching
+            return self._index
+        finally:
+            self._lock.release()
+
+    def _get_index(self, base: str) -> Index | None:
+        """The index at `base`, None where there is none."""
+        url = f"{base}{INDEX_NAME}"
+        headers = {"Cache-Control": "no-cache"}
+        if self._index is not None and self._index_etag:
+            headers["If-None-Match"] = self._index_etag
+        response, url = self._get("LIST", url, headers, (200, 304, 403, 404, 410))
+        body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
+        if response.status == 304 and self._index is not None:
+            return self._index
+        if response.status != 200:
+            return None
+        index = parse_index(body, f"{base}{INDEX_NAME}")
+        self._index_etag = response.headers.get("ETag", "") if _is_settled(response) else ""
+        return index
+
+    def _names_in(self, folder: str) -> list[str] | None:
+        """What the server says lies in a folder; None where it is not there, or not told."""
+        response, url = self._get("LIST", folder, {"Cache-Control": "no-cache"}, (200, 403, 404, 410))
+        body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
+        return names_in_page(body, response.headers.get("Content-Type", "")) if response.status == 200 else None
+
+    def _describe(self, level: int, names: list[str]) -> list[LTXFileInfo]:
+        """What HEAD says of each file that is there; no request for one that is known."""
+        new = [name for name in names if (level, name) not in self._known]
+        if len(self._known) + len(new) > _MAX_KNOWN:
+            self._known.clear()
+            new = names
+        found: dict[str, LTXFileInfo | None]
+        if len(new) < 2:
+            found = {name: self._head(level, name) for name in new}
+        else:
+            with ThreadPoolExecutor(min(_HEADS_AT_ONCE, len(new)), "litevfs-head") as pool:
+                found = dict(zip(new, pool.map(lambda name: self._head(level, name), new), strict=True))
+        self._known |= {(level, name): file for name, file in found.items() if file is not None}
+        known = self._known
+        return [file for name in names if (file := found.get(name) or known.get((level, name))) is not None]
+
+    def _head(self, level: int, name: str) -> LTXFileInfo | None:
+        txids = parse_file_name(name)
+        if txids is None:
+            return None
+        response, url = self._get("HEAD", f"{self._base}{self._folders[level]}/{name}", {}, (200, 404, 410))
+        self._exchange.read(response, url)
+        length = response.headers.get("Content-Length", "")
+        if response.status != 200 or not length.isdecimal():
+            return None
+        modified_ms = date_ms(response.headers.get("Last-Modified"))
+        return LTXFileInfo(level, *txids, int(length), modified_ms, _version_of(response))
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """See `ReplicaClient.read`. One request; none for zero bytes."""
+        self._exchange.transport.check_open()
+        if size == 0:
+            return b""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        key = self.key(file)
+        with about(file, key):
+            response, url = self._get("GET", key, range_header(offset, size), (200, 206, 416), deadline)
+            try:
+                self._check_version(file, response)
+            except StorageError:
+                response.close()
+                raise
+            return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def _check_version(self, file: LTXFileInfo, response: BaseHTTPResponse) -> None:
+        version = _version_of(response)
+        if not version or response.status == 416:
+            return
+        noted = self._known.get((file.level, file.name))
+        first = file.etag if noted is not None else self._versions.get(file, version)
+        if first == version or not first:
+            if noted is None:
+                if len(self._versions) >= _MAX_KNOWN:
+                    self._versions.clear()
+                self._versions[file] = version
+            return
+        self._versions.pop(file, None)
+        self._known.pop((file.level, file.name), None)
+        raise StorageNotFoundError("the file was replaced since it was listed")
+
+    def _get(
+        self, kind: str, url: str, headers: dict[str, str], expected: tuple[int, ...], deadline: float | None = None
+    ) -> tuple[BaseHTTPResponse, str]:
+        """The answer, and the URL that gave it after all redirects; credentials go to the host of the URL only."""
+        method, asked = ("HEAD" if kind == "HEAD" else "GET"), url
+        for _ in range(_MAX_REDIRECTS):
+            own = self._headers if url.startswith(f"{self._origin}/") else {}
+            response = self._exchange.send(
+                kind, method, url, {**own, **headers}, expected=(*expected, *_REDIRECTS), deadline=deadline, key=asked
+            )
+            if response.status not in _REDIRECTS:
+                return response, url
+            body = self._exchange.read(response, url)
+            target = urljoin(url, response.headers.get("Location", ""))
+            parts = urlsplit(target)
+            if parts.scheme not in ("http", "https") or (url.startswith("https:") and parts.scheme == "http"):
+                raise error_of(response, body, url, key=asked)
+            url = target
+        raise StorageError(f"more than {_MAX_REDIRECTS} redirects", key=asked, hint="does the path exist?")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
+        """Raises StoragePermissionError: a web server's replica is read only."""
+        self._exchange.transport.check_open()
+        raise StoragePermissionError("a replica at http(s):// is read only", key=self.url, hint=_READ_ONLY_HINT)
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """Raises StoragePermissionError: a web server's replica is read only."""
+        self._exchange.transport.check_open()
+        raise StoragePermissionError("a replica at http(s):// is read only", key=self.url, hint=_READ_ONLY_HINT)
+
+    def key(self, file: LTXFileInfo) -> str:
+        """The file's URL."""
+        index = self._index
+        folders = self._folders if index is None else index.folders
+        base = self._base or f"{self._root}ltx/"
+        folder = folders.get(file.level)
+        if folder is None:  # named as its neighbours are
+            neighbour = next(iter(folders.values()), "0")
+            parent = "ltx/" if neighbour.startswith("ltx/") else ""
+            folder = parent + (f"{file.level:04x}" if len(neighbour) == 4 else str(file.level))
+        return f"{base}{folder}/{file.name}"
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`."""
+        self._exchange.transport.close()
+
+
+def _is_settled(response: BaseHTTPResponse) -> bool:
+    """Whether an ETag will differ at the next change: nginx makes it of the size and the second of the last one."""
+    modified_ms = date_ms(response.headers.get("Last-Modified"))
+    return modified_ms == 0 or date_ms(response.headers.get("Date")) - modified_ms >= _SETTLED_MS
+
+
+def _version_of(response: BaseHTTPResponse) -> str:
+    """What differs when the content does, as far as the server says."""
+    etag, modified = plain_etag(response.headers.get("ETag")), response.headers.get("Last-Modified", "")
+    return etag or modified

@@ -1,0 +1,104 @@
+"""Requests of one HTTP storage, with what signs them and which answers are hoped for. Knows no LTX file.
+
+The storages that speak HTTP share this: Google, Azure, WebDAV and plain web servers. `obstore`, one library for three
+of them, was tried in its place and falls short in what this package promises: a call under way cannot be ended (it has
+no `close`, and waits for its own time limit), and after a fork the child's first call never returns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import OptionError
+from litevfs.replica_clients.http.answers import error_of
+from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport
+
+LIST_LIMIT_BYTES = 64 << 20
+"""Largest listing that is read."""
+_ERROR_LIMIT_BYTES = 1 << 16
+
+Authorize = Callable[[str, str, dict[str, str], float | None], dict[str, str]]
+"""(method, URL, headers, deadline) to the headers to send, signed."""
+Renew = Callable[[float | None], bool]
+"""Look for other credentials by a deadline, as the server refused those it got; whether there are any."""
+
+
+class Exchange:
+    """Sends requests over a `Transport` of its own. A `deadline` is `time.monotonic()`, seconds."""
+
+    def __init__(
+        self,
+        *,
+        read_timeout_s: float,
+        authorize: Authorize = lambda method, url, headers, deadline: headers,
+        renew: Renew = lambda deadline: False,
+        permission_hint: str | None = None,
+        connect_timeout_s: float = 10.0,
+        max_connections: int = 32,
+        verify: Callable[[], bool | str] = lambda: True,
+    ) -> None:
+        if read_timeout_s <= 0:
+            message = f"read_timeout {read_timeout_s:g} s leaves the storage no time to answer"
+            raise OptionError(message, hint="for example 30s")
+        read_timeout_s = min(read_timeout_s, MAX_WAIT_S)
+        self.transport = Transport(
+            connect_timeout_s=min(connect_timeout_s, read_timeout_s),
+            read_timeout_s=read_timeout_s,
+            max_connections=max_connections,
+            verify=verify,
+        )
+        self.read_timeout_s = read_timeout_s
+        self._authorize = authorize
+        self._renew = renew
+        self._permission_hint = permission_hint
+
+    def send(
+        self,
+        kind: str,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        *,
+        expected: Collection[int] = (200,),
+        body: object = None,
+        deadline: float | None = None,
+        key: str | None = None,
+    ) -> BaseHTTPResponse:
+        """The answer, with a status that is `expected`; its body is for `read` or `Transport.read_body`.
+
+        One that says 401 is asked once more when there are other credentials. Raises the error that an unexpected
+        answer stands for, about `key`.
+        """
+        headers = {"Accept-Encoding": "identity", "User-Agent": "litevfs", **headers}
+        for is_first in (True, False):
+            signed = self._authorize(method, url, headers, deadline)
+            timeout_s = None if deadline is None else deadline - time.monotonic()
+            response = self.transport.request(kind, method, url, signed, body, timeout_s=timeout_s)
+            if response.status in expected:
+                return response
+            error = error_of(response, self.read(response, url), url, key=key, permission_hint=self._permission_hint)
+            if not (is_first and response.status == 401 and body is None and self._renew(deadline)):
+                raise error
+        raise AssertionError("the second answer is returned or raised")
+
+    def read(self, response: BaseHTTPResponse, url: str, limit: int = _ERROR_LIMIT_BYTES) -> bytes:
+        """The answer's body, up to `limit` bytes; its connection is free again when that was all."""
+        return self.transport.read_body(response, url, limit)
+
+    def call(
+        self,
+        kind: str,
+        method: str,
+        url: str,
+        headers: dict[str, str],
+        *,
+        expected: Collection[int] = (200,),
+        body: object = None,
+        key: str | None = None,
+    ) -> tuple[BaseHTTPResponse, bytes]:
+        """The answer and its whole body, of at most `LIST_LIMIT_BYTES`."""
+        response = self.send(kind, method, url, headers, expected=expected, body=body, key=key)
+        return response, self.read(response, url, LIST_LIMIT_BYTES)
