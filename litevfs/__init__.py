@@ -10,6 +10,8 @@ or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 
 from litevfs.api import connect, register, subscribe, wait_for
 from litevfs.errors import (
+    FollowError,
+    FollowTargetError,
     LitevfsError,
     LTXChecksumError,
     LTXFormatError,
@@ -37,6 +39,7 @@ from litevfs.errors import (
 )
 from litevfs.live.subscription import Subscription
 from litevfs.operations.copy import copy_replica
+from litevfs.operations.follow import Follow, follow
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate import MaintenanceConfig, Replicator
@@ -44,6 +47,9 @@ from litevfs.replicate import MaintenanceConfig, Replicator
 __version__ = "0.1.0"
 
 __all__ = [
+    "Follow",
+    "FollowError",
+    "FollowTargetError",
     "LTXChecksumError",
     "LTXFormatError",
     "LitevfsError",
@@ -74,6 +80,7 @@ __all__ = [
     "__version__",
     "connect",
     "copy_replica",
+    "follow",
     "open_replica_client",
     "register",
     "restore",

@@ -184,3 +184,14 @@ class RestoreError(LitevfsError, OSError):
 
 class RestoreTargetExistsError(RestoreError, FileExistsError):
     """There is a file where the restored database should go; nothing is ever overwritten."""
+
+
+# --- a local copy that follows ----------------------------------------------------------------------------------------
+
+
+class FollowError(LitevfsError, OSError):
+    """The local copy of a replica cannot be kept current."""
+
+
+class FollowTargetError(FollowError):
+    """The file to keep current is not, or is no longer, what `litevfs.follow` made of it."""

@@ -5,7 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from litevfs.commands import compact, copy, demo, dump, history, ls, query, replicate, restore, shell, status, verify
+from litevfs.commands import (
+    compact,
+    copy,
+    demo,
+    dump,
+    follow,
+    history,
+    ls,
+    query,
+    replicate,
+    restore,
+    shell,
+    status,
+    verify,
+)
 
 
 class Command(Protocol):
@@ -33,6 +47,7 @@ COMMANDS: tuple[Command, ...] = (
     dump,
     verify,
     restore,
+    follow,
     copy,
     replicate,
     compact,
