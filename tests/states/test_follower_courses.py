@@ -93,7 +93,7 @@ class World:
         self.was_pruned = False  # what happened may cost a reader its state
         self.was_disturbed = False  # the same, and a look may fail
         options = {"cache_size_bytes": self.random.choice((0, 3000, 100_000)), "prefetch": False}
-        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=0.01, **options))
+        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=5.0, **options))
 
     def close(self) -> None:
         self.replica.close()

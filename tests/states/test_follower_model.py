@@ -28,7 +28,7 @@ class World:
         self.script = Script()
         self.primaries: list[Primary] = []
         self.replace(0)
-        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=0.05, cache_size_bytes=100_000))
+        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=5.0, cache_size_bytes=100_000))
         self.late: list[int] = []
         self.listed: dict[int, list[LTXFileInfo]] = {}
         self.pinned: list[Snapshot] = []
