@@ -12,9 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replica_clients.urls import register_scheme
+
+ALL_LEVELS = -1
+"""What a listing of all levels counts as."""
 
 _scripts: dict[str, Script] = {}
 
@@ -22,15 +25,17 @@ _scripts: dict[str, Script] = {}
 class Script:
     """One replica's storage; hooks may be set and cleared at any time."""
 
-    def __init__(self, *, block_size: int = 0) -> None:
+    def __init__(self, *, block_size: int = 0, lists_levels: bool = False, max_names: int = 1000) -> None:
+        """`lists_levels`: one listing holds all levels, and up to `max_names` files."""
         self.name = f"replica-{uuid.uuid4().hex[:12]}"
         self.url = f"scripted://{self.name}"
         self.block_size = block_size
+        self.lists_levels, self.max_names = lists_levels, max_names
         self.store = MemoryStore(self.name)
         self.on_list: Callable[[int, list[LTXFileInfo]], list[LTXFileInfo]] | None = None
         self.on_read: Callable[[LTXFileInfo, int, bytes], bytes] | None = None
         self.clients = 0
-        self.lists: Counter[int] = Counter()  # by level
+        self.lists: Counter[int] = Counter()  # by level; ALL_LEVELS
         self.list_times: list[float] = []  # monotonic, seconds; of level 0
         self.reads: list[tuple[str, int, int | None]] = []  # (key, offset, size)
         self._lock = threading.Lock()
@@ -45,7 +50,7 @@ class Script:
         """One listing of a level."""
         with self._lock:
             self.lists[level] += 1
-            if level == 0:
+            if level in {0, ALL_LEVELS}:
                 self.list_times.append(time.monotonic())
 
     def count_read(self, key: str, offset: int, size: int | None) -> None:
@@ -121,8 +126,22 @@ class ScriptedClient:
         self._client.close()
 
 
+class LevelsClient(ScriptedClient):
+    """The client of a `Script` whose storage lists all levels at once."""
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels`."""
+        self._script.count_list(ALL_LEVELS)
+        files, _ = self._client.list_from(level, min_txid)
+        if self._script.on_list:
+            by_level = ((n, [file for file in files if file.level == n]) for n in LEVELS[level:])
+            files = [file for n, found in by_level for file in self._script.on_list(n, found)]
+        return files[: self._script.max_names], len(files) <= self._script.max_names
+
+
 def _open(url: str, *, read_timeout_s: float) -> ScriptedClient:
-    return ScriptedClient(_scripts[url.removeprefix("scripted://")])
+    script = _scripts[url.removeprefix("scripted://")]
+    return LevelsClient(script) if script.lists_levels else ScriptedClient(script)
 
 
 register_scheme("scripted", _open)

@@ -22,13 +22,13 @@ from litevfs.concurrency.calls import Troubles
 from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import WorkerPool
-from litevfs.errors import LTXFormatError, StorageClosedError, TransientStorageError
+from litevfs.errors import LTXFormatError, StorageClosedError, StoragePermissionError, TransientStorageError
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
 from litevfs.ltx.page_index import PageIndex
-from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.base import ListsLevels, LTXFileInfo, ReplicaClient
 
 logger = logging.getLogger("litevfs.files.fetch")
 
@@ -94,6 +94,7 @@ class Fetcher:
         self.counters = RequestCounters()
         self.troubles = Troubles(client.url)
         self._read_timeout_s = read_timeout_s
+        self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -115,6 +116,27 @@ class Fetcher:
         except Exception:
             self._count_error()
             raise
+
+    def list_from(self, level: int, min_txid: int = 1) -> list[LTXFileInfo] | None:
+        """Files of `level` from `min_txid` on and all of the levels above it, in one request, not retried.
+
+        None where the storage cannot, or where one answer has no room for all of them: list level by level then.
+        """
+        client = self._levels_client
+        if client is None:
+            return None
+        with self._lock:
+            self.counters.list += 1
+        try:
+            files, are_all = client.list_from(level, min_txid)
+        except StoragePermissionError as error:  # may be of the wider prefix alone
+            logger.info("listing level by level from now on: %s", error)
+            self._levels_client = None
+            return None
+        except Exception:
+            self._count_error()
+            raise
+        return files if are_all else None
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""

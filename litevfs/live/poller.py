@@ -9,9 +9,13 @@ from collections.abc import Callable
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
-from litevfs.errors import LitevfsError, StorageClosedError
+from litevfs.errors import LitevfsError, StorageClosedError, StorageError
 
 logger = logging.getLogger("litevfs.live.poller")
+
+
+LONGEST_PAUSE_S = 10.0
+"""Between looks at a replica that holds no complete newer state, though the storage answers: it may at any time."""
 
 
 class Poller:
@@ -57,7 +61,10 @@ class Poller:
                 return
             except LitevfsError as error:
                 logger.debug("refresh failed: %s", error)
-                pause = max(self.interval_s, backoff.after(error))
+                pause = backoff.after(error)
+                if not isinstance(error, StorageError):  # the storage is well, and may hold tomorrow what is missing
+                    pause = min(pause, LONGEST_PAUSE_S)
+                pause = max(self.interval_s, pause)
             except Exception:
                 # A defect must not end the thread silently: readers would see an old state for ever.
                 logger.exception("refresh failed unexpectedly")

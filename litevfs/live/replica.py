@@ -60,11 +60,12 @@ JUST_NOW_S = 1.0
 class Replica:
     """A live replica. `open()` it, read `snapshot` and `pages`, `close()` it."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, *, clock: Callable[[], float] = now_s) -> None:
+        """`clock` gives the seconds that decide when all levels are looked at, and what a set-back replica is."""
         self.options = options
         self.snapshot: Snapshot | None = None  # the published state
         self._open_storage()
-        self._follower = Follower(self.fetcher, self.pages.keep)
+        self._follower = Follower(self.fetcher, self.pages.keep, clock)
         self._others = OtherStates(self._follower)
         self._poller: Poller | None = None
         self._interval_after_fork_s = 0.0

@@ -101,6 +101,23 @@ class ReplicaClient(Protocol):
         ...
 
 
+@runtime_checkable
+class ListsLevels(Protocol):
+    """What a client may have besides: the files of several levels in one request.
+
+    `litevfs.files.fetch` lists level by level where a client has it not, or where one answer has no room for all.
+    """
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """(files, whether these are all): files of `level` whose own min_txid is at least `min_txid`, and every file of
+        the levels above it, by (level, min_txid, max_txid) ascending.
+
+        It makes one request. Where one answer has no room for all files (S3: 1,000 names), the first of them come, and
+        False. Errors are those of `ReplicaClient.list_files`.
+        """
+        ...
+
+
 def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
     """The error of a read whose time is over before it begins."""
     return StorageTimeoutError(

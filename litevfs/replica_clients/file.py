@@ -30,7 +30,7 @@ from litevfs.errors import (
 )
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients import file_objects
-from litevfs.replica_clients.base import LTXFileInfo, SideObject, too_late
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject, too_late
 
 T = TypeVar("T")
 
@@ -103,6 +103,11 @@ class FileReplicaClient:
             with entries:
                 found = [file for entry in entries if (file := _file_info(level, entry, min_txid)) is not None]
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`."""
+        files = self.list_files(level, min_txid)
+        return [*files, *(file for above in LEVELS[level + 1 :] for file in self.list_files(above))], True
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None

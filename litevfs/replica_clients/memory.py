@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from litevfs.errors import StorageClosedError, StorageFileExistsError, StorageNotFoundError, StoragePreconditionError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo, SideObject, too_late
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject, too_late
 
 _CHUNK_BYTES = 1 << 20
 
@@ -133,6 +133,11 @@ class MemoryReplicaClient:
             if txids is not None and txids[0] >= min_txid:
                 found.append(LTXFileInfo(level, *txids, len(stored.data), stored.modified_ms, stored.etag))
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`."""
+        files = self.list_files(level, min_txid)
+        return [*files, *(file for above in LEVELS[level + 1 :] for file in self.list_files(above))], True
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None

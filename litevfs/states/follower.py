@@ -1,24 +1,23 @@
 """How one state of a replica leads to the next: what to list, what to fetch, what it proves. No threads, no locks.
 
 The usual step is one listing of level 0, from the newest file already known (the *anchor*) on: as long as the anchor
-is listed, nothing in between can have been missed, and the cost does not grow with history. Anything unusual, a gap, a
-vanished anchor, a long absence, is settled by one look at all levels.
+is listed, nothing in between can have been missed, and the cost does not grow with history. Four times a minute the
+listing shows the other levels too, because a state may lie on them alone. Anything unusual, a gap, a vanished anchor, a
+file ahead of level 0, is settled by one look at all levels.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from litevfs.concurrency.clock import now_s
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
     ReplicaEmptyError,
-    ReplicaError,
     StorageClosedError,
     StorageNotFoundError,
     TXIDGapError,
@@ -28,9 +27,10 @@ from litevfs.files.fetch import FetchedFile, Fetcher
 from litevfs.files.history import reachable_txids, state_at
 from litevfs.files.plan import Chain, extend, gap_error, newest_state
 from litevfs.ltx.names import format_txid
-from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.states.lineage import Judge, Lineage, Look, Times
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
+from litevfs.states.survey import Survey
 
 logger = logging.getLogger("litevfs.states.follower")
 
@@ -40,10 +40,6 @@ FETCHED_AT_ONCE = 64
 """Files whose bytes are in memory at the same time: small ones come whole."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
-RESYNC_INTERVAL_S = 60.0
-"""How often all levels are listed while nothing on level 0 tells that nothing was missed."""
-USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
-RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
 MAX_DETOURS = 8
 """How many files that are of no use one look goes around."""
 _FIRST_VIEW_EPOCH = 1 << 32
@@ -58,7 +54,9 @@ Publish = Callable[[Snapshot, Sequence[int]], None]
 class Follower:
     """Builds the states of one replica. Every method may raise a StorageError or an LTXFormatError of the fetcher."""
 
-    def __init__(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
+    def __init__(
+        self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None], clock: Callable[[], float] = now_s
+    ) -> None:
         self._fetcher = fetcher
         self._keep = keep
         self._numbers = itertools.count(1)
@@ -66,25 +64,26 @@ class Follower:
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
-        self._judge = Judge(fetcher)
+        self._judge = Judge(fetcher, clock)
+        self._survey = Survey(fetcher, clock)
         self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
-        self._last_resync = 0.0
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
         """Go on with another fetcher of the same replica (in a forked child)."""
         self._fetcher, self._keep = fetcher, keep
         self._judge.use(fetcher)
+        self._survey.use(fetcher)
 
     # --- live states --------------------------------------------------------------------------------------------------
 
     def open_newest(self) -> Snapshot:
         """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
-        began = time.monotonic()
-        files = self._list_all()
+        began = self._survey.now()
+        files = self._survey.list_all()
         snapshot, times = self._make(empty_snapshot(), files)
         self._judge.begin(times)
         self._note_position(files, snapshot)
-        self._last_resync = began
+        self._survey.done(began)
         return snapshot
 
     def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
@@ -95,44 +94,42 @@ class Follower:
         everything before it was published and no way around was found.
         """
         anchor = self._anchor
-        if anchor is not None or not thorough:
-            files = self._fetcher.list_files(0, anchor.min_txid if anchor else snapshot.txid + 1)
-            chain = extend(snapshot.txid, files)
-            is_usual = self._is_continuous(snapshot, files) and not chain.gap and len(chain.files) <= MAX_STEPS
+        began, is_due = self._survey.now(), self._survey.is_due()
+        if not self._survey.is_undone and (anchor is not None or not (thorough or is_due)):
+            first_txid = anchor.min_txid if anchor else snapshot.txid + 1
+            files = self._survey.list_ahead(first_txid) if is_due else self._fetcher.list_files(0, first_txid)
+            level_0 = [file for file in files if file.level == 0]
+            chain = extend(snapshot.txid, level_0)
+            is_all = not chain.gap and all(file.max_txid <= chain.txid for file in files)
+            is_usual = self._is_continuous(snapshot, level_0) and is_all and len(chain.files) <= MAX_STEPS
             if is_usual and len(snapshot.files) <= self._max_files:
                 self._judge.is_in_order()
                 snapshot, failure = self._advance(snapshot, chain, publish)
-                self._note_position(files, snapshot)
+                self._note_position(level_0, snapshot)
                 if failure is None:
+                    if is_due:
+                        self._survey.done(began)
                     return anchor is not None
                 # The newest file may be on its way still. Of one that others have followed, nothing more will come.
                 if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
                     raise failure
-        began, self._last_resync = time.monotonic(), -math.inf
-        files = self._list_all()
+        began = self._survey.now()
+        self._survey.not_done()
+        files = self._survey.list_all()
         is_of_use = bool(extend(snapshot.txid, files).files) or not self._is_at_home(snapshot, files)
         look = self._judge.judge(snapshot, self._seen, files, closely=is_of_use)
         failure = self._resync(snapshot, look, publish)
         if failure is not None:
             raise failure
-        self._last_resync = began
+        self._survey.done(began)
         return True
 
     def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
         """Whether a listing of level 0 from the anchor on proves that nothing was missed and nothing replaced."""
         if self._anchor is None:
-            return not files and time.monotonic() - self._last_resync < RESYNC_INTERVAL_S
+            return not files
         covered = [file for file in files if file.max_txid <= snapshot.txid]
         return self._anchor in covered and all(file in self._seen for file in covered)
-
-    def _list_all(self, target: int | None = None) -> list[LTXFileInfo]:
-        """The files of all levels; those that Litestream leaves empty by default only if the others do not suffice."""
-        files = self._fetcher.list_levels(USUAL_LEVELS)
-        try:
-            newest_state(files, target)
-        except ReplicaError:
-            files += self._fetcher.list_levels(RARE_LEVELS)
-        return files
 
     def _resync(self, snapshot: Snapshot, look: Look, publish: Publish) -> LitevfsError | None:
         """Bridge gaps, leave a replica that was replaced and files that have vanished.
@@ -284,7 +281,7 @@ class Follower:
 
         On the way, the published state moves on as in `follow`; what keeps it from doing so does not matter here.
         """
-        files = self._list_all()
+        files = self._survey.list_all()
         is_proved = False
         if published is not None:
             try:
@@ -312,7 +309,7 @@ class Follower:
 
         Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
         """
-        files = self._list_all(txid)
+        files = self._survey.list_all(txid)
         if txid is None:
             assert timestamp_ms is not None
             txid = state_at(files, timestamp_ms, self._judge.read_time)

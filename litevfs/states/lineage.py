@@ -8,11 +8,11 @@ time at which they were made: a known one proves the same, another one nothing.
 from __future__ import annotations
 
 import enum
-import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from litevfs.concurrency.clock import now_s
 from litevfs.errors import LTXFormatError, ReplicaEmptyError, ReplicaError, StorageNotFoundError
 from litevfs.files.fetch import Fetcher
 from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
@@ -50,10 +50,12 @@ class Look:
 class Judge:
     """Remembers one history as it is published, and compares listings with it."""
 
-    def __init__(self, fetcher: Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher, clock: Callable[[], float] = now_s) -> None:
+        """`clock` gives seconds that always grow."""
         self._fetcher = fetcher
+        self._clock = clock
         self._times: OrderedDict[tuple[bool, int], int] = OrderedDict()
-        self._missing_since: float | None = None  # monotonic, seconds; the newest file known
+        self._missing_since: float | None = None  # by the clock; the newest file known
 
     def use(self, fetcher: Fetcher) -> None:
         """Go on with another fetcher of the same replica."""
@@ -95,7 +97,7 @@ class Judge:
         if look.lineage is not Lineage.STALE or self._is_still_there(snapshot, ours):
             self._missing_since = None
             return look
-        now = time.monotonic()
+        now = self._clock()
         self._missing_since = now if self._missing_since is None else self._missing_since
         if now - self._missing_since >= SET_BACK_AFTER_S:
             return replace(look, lineage=Lineage.OTHER, proved_txid=0)

@@ -24,7 +24,7 @@ import pytest
 
 from litevfs.errors import StorageClosedError, StorageNotFoundError, StorageTimeoutError
 from litevfs.ltx.names import MAX_TXID
-from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReplicaClient
 from litevfs.testing.conformance_base import (
     TIMESTAMP_MS,
     WAIT_S,
@@ -102,6 +102,24 @@ class ReplicaClientConformance(WritingConformance, ObjectsConformance):
         assert client.list_files(3) == []
 
     @pytest.mark.plan("D10")
+    def test_lists_all_levels_from_one_on_in_one_request(
+        self, client: ReplicaClient, replica: ReplicaUnderTest
+    ) -> None:
+        if not isinstance(client, ListsLevels):
+            pytest.skip("this client lists level by level")
+        for level, txids in ((0, (1, 2)), (0, (2, 2)), (0, (3, 4)), (1, (1, 4)), (8, (3, 9)), (9, (1, 4))):
+            replica.put(level, file_name(*txids), b"x" * txids[1])
+        replica.put(1, "notes.txt", b"no file of ours")
+        files, are_all = client.list_from(0)
+        assert files == [file for level in LEVELS for file in client.list_files(level)]
+        assert [file.level for file in files] == [0, 0, 0, 1, 8, 9]
+        assert are_all
+        found, are_all = client.list_from(0, 2)
+        assert (found, are_all) == (files[1:], True)  # of the levels above, all files
+        found, are_all = client.list_from(1, 2)
+        assert (found, are_all) == (files[4:], True)
+        assert client.list_from(9, 2) == ([], True)
+
     def test_skips_names_it_does_not_know(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         good = file_name(2, 3)
         for name in [

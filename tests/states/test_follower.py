@@ -18,18 +18,18 @@ from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_file_name
 from litevfs.options import Options
 from litevfs.states.follower import FETCHED_AT_ONCE
+from litevfs.states.lineage import SET_BACK_AFTER_S
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import wait_until
 
 
 @pytest.fixture
-def world():
+def world(clock):
     """A primary, its storage, and a replica of it that is refreshed by hand."""
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
-        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2), clock=clock)
         yield primary, script, replica
         replica.close()
 
@@ -640,7 +640,7 @@ def older_database(primary: Primary, script: Script, *files: tuple[int, int, int
 
 @pytest.mark.plan("E03")
 @pytest.mark.parametrize("files", [[(9, 1, 4)], [(9, 1, 6)], [(1, 1, 4)]], ids=["snapshot", "same name", "level 1"])
-def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(world, monkeypatch, files):
+def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(world, clock, files):
     """Nothing of it contradicts what is known, and nothing proves that it is the same."""
     primary, script, replica = world
     for _ in range(5):
@@ -656,7 +656,7 @@ def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(worl
                 replica.pages.read(replica.snapshot, 3)
             assert replica.snapshot.files
         assert replica.status().state == "behind"
-        monkeypatch.setattr("litevfs.states.lineage.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+        clock.now_s += SET_BACK_AFTER_S
         replica.refresh()
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (files[0][2], 1)
         assert pages_are_right(other, replica)
@@ -664,7 +664,7 @@ def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(worl
 
 
 @pytest.mark.plan("E03")
-def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(world, monkeypatch):
+def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(world, clock):
     primary, _, replica = world
     for _ in range(7):
         insert(primary)
@@ -674,7 +674,7 @@ def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(wo
         replica.refresh()
     assert (caught.value.min_txid, caught.value.max_txid) == (6, 8)
     assert (replica.snapshot.txid, replica.status().state) == (8, "behind")
-    monkeypatch.setattr("litevfs.states.lineage.SET_BACK_AFTER_S", 0.0)  # as if it had lasted
+    clock.now_s += SET_BACK_AFTER_S
     old = replica.snapshot
     lost = next(pgno for pgno in range(1, old.commit + 1) if old.files[old.file_number(pgno)].max_txid > 5)
     with pytest.raises(PageUnavailableError, match="begin a new transaction"):  # a reader is the first to notice
@@ -685,15 +685,15 @@ def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(wo
 
 
 @pytest.mark.plan("L29", "E01")
-def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, monkeypatch):
+def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, clock):
     primary, script, replica = world
     for _ in range(5):
         insert(primary)
     replica.refresh()
-    monkeypatch.setattr("litevfs.states.lineage.SET_BACK_AFTER_S", 0.0)
     script.on_list = lambda level, files: [f for f in files if f.max_txid < 4]
     for _ in range(3):
         replica.refresh()
+        clock.now_s += SET_BACK_AFTER_S
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
 
 
@@ -714,8 +714,8 @@ def test_a_damaged_newest_file_does_not_keep_pages_from_being_found_elsewhere(wo
     assert pages_are_right(primary, replica)
 
 
-def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_asks(world):
-    """The poller may take a minute where level 0 is empty, but not somebody who wants to know now."""
+def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_asks(world, clock):
+    """The poller may take 15 seconds where level 0 is empty, but not somebody who wants to know now."""
     primary, script, replica = world
     primary.compact(1, 1, 1)
     primary.delete(0)
@@ -730,7 +730,7 @@ def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_
     insert(primary)
     primary.compact(1, 3, 3)
     primary.delete(0)
-    wait_until(lambda: replica.lag_s() > 0.2)
+    clock.now_s += 0.3
     replica.refresh(thorough=False)
     replica.check_freshness(0.2)  # the poller looked just now, but may have missed something
     assert replica.snapshot.txid == 3

@@ -9,9 +9,7 @@ databases that are replaced or set back; listings of which some levels are those
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 
@@ -79,12 +77,16 @@ class Database:
 class World:
     """One storage, the databases that were ever replicated to it, and one replica of it."""
 
-    def __init__(self, seed: int, clock: str, set_clock: Callable[[float], None]) -> None:
+    def __init__(self, seed: int, clock: str) -> None:
         self.random = Random(seed)
         self.clock = clock
-        self._set_clock, self.now_s = set_clock, 1000.0
+        self.now_s = 1000.0
         self.tick()
-        self.script = Script(block_size=self.random.choice((0, 0, 4096)))
+        self.script = Script(
+            block_size=self.random.choice((0, 0, 4096)),
+            lists_levels=seed % 3 > 0,
+            max_names=9 if seed % 3 > 1 else 1000,
+        )
         self.client = self.script.writer
         self.databases = [Database(self.random, clock, 10**6)]
         self.late: list[int] = []  # transactions that are not uploaded yet
@@ -93,7 +95,9 @@ class World:
         self.was_pruned = False  # what happened may cost a reader its state
         self.was_disturbed = False  # the same, and a look may fail
         options = {"cache_size_bytes": self.random.choice((0, 3000, 100_000)), "prefetch": False}
-        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=5.0, **options))
+        self.replica = Replica(
+            Options(replica_url=self.script.url, read_timeout_s=5.0, **options), clock=lambda: self.now_s
+        )
 
     def close(self) -> None:
         self.replica.close()
@@ -118,7 +122,6 @@ class World:
 
     def tick(self) -> None:
         self.now_s += self.random.choice((1, 10, 31, 61))
-        self._set_clock(self.now_s)
 
     def commit(self) -> None:
         self.late += [self.database.commit() for _ in range(self.random.choice((1, 1, 2, 5)))]
@@ -320,15 +323,6 @@ def nothing_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litevfs.live.replica.MIN_REFRESH_S", 60.0)
 
 
-@pytest.fixture
-def set_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    """Gives what decides by the time a clock that is set by hand."""
-    clock = SimpleNamespace(now=0.0)
-    for module in ("follower", "lineage"):
-        monkeypatch.setattr(f"litevfs.states.{module}.time", SimpleNamespace(monotonic=lambda: clock.now))
-    return lambda now: setattr(clock, "now", now)
-
-
 @pytest.mark.plan("D13", "L03", "L08", "L29", "E01", "E03", "D05")
 @pytest.mark.parametrize(
     "courses",
@@ -349,9 +343,9 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Non
         pytest.param(USUAL + TROUBLE, "steps back", id="in trouble, clock steps back"),
     ],
 )
-def test_no_course_of_events_mixes_states_or_misses_the_newest(events, clock, courses, set_clock):
+def test_no_course_of_events_mixes_states_or_misses_the_newest(events, clock, courses):
     for seed in courses:
-        world = World(seed, clock, set_clock)
+        world = World(seed, clock)
         try:
             for _ in range(world.random.choice((20, 40, 80))):
                 getattr(world, world.random.choice(("look", "look", "look", "commit", *events)))()

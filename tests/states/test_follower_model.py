@@ -17,8 +17,10 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.states.snapshot import Snapshot
+from litevfs.states.survey import INTERVAL_S
 from tests.primary import Primary
 from tests.scripted import Script
+from tests.support import Clock
 
 
 class World:
@@ -28,7 +30,9 @@ class World:
         self.script = Script()
         self.primaries: list[Primary] = []
         self.replace(0)
-        self.replica = Replica(Options(replica_url=self.script.url, read_timeout_s=5.0, cache_size_bytes=100_000))
+        options = Options(replica_url=self.script.url, read_timeout_s=5.0, cache_size_bytes=100_000)
+        self.clock = Clock()
+        self.replica = Replica(options, clock=self.clock)
         self.late: list[int] = []
         self.listed: dict[int, list[LTXFileInfo]] = {}
         self.pinned: list[Snapshot] = []
@@ -131,9 +135,8 @@ class World:
         """Everything is uploaded and a snapshot taken: the newest state is there at the next looks."""
         self.upload_all(0)
         self.primary.compact(9, 1, self.primary.txid)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 0.0)  # as if a minute had passed
-            self.look(0)
+        for _ in range(2):
+            self.clock.now_s += INTERVAL_S
             self.look(0)
         assert self.replica.snapshot.txid == self.primary.txid
         assert all(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +11,8 @@ from litevfs.live.replica import Replica
 from litevfs.ltx import decode_file
 from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
+from litevfs.states.lineage import SET_BACK_AFTER_S
+from litevfs.states.survey import INTERVAL_S
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
@@ -20,13 +21,13 @@ INSERT = "INSERT INTO t VALUES(randomblob(3000))"
 
 
 @pytest.fixture
-def world():
+def world(clock):
     """A primary with six transactions, its storage, and a replica of it that is refreshed by hand."""
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         for _ in range(5):
             primary.commit(INSERT)
-        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2), clock=clock)
         yield primary, script, replica
         replica.close()
 
@@ -145,7 +146,7 @@ def test_level_1_is_followed_where_level_0_ends_below_the_state(world):
 
 @pytest.fixture
 def level_1_world(world):
-    """Nothing on level 0: polls take turns with looks at all levels, one a minute."""
+    """Nothing on level 0: polls take turns with looks at all levels, four a minute."""
     primary, script, replica = world
     primary.compact(1, 1, 4)
     primary.compact(1, 5, 6)
@@ -156,46 +157,41 @@ def level_1_world(world):
 
 
 @pytest.mark.plan("L10", "E03")
-def test_a_set_back_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch):
+def test_a_set_back_is_not_forgotten_by_the_next_poll(level_1_world, clock):
     primary, _, replica = level_1_world
     primary.delete(1, [6])
-    monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 0.0)  # a minute has passed
+    clock.now_s += INTERVAL_S
     with pytest.raises(ReplicaError, match="newest transactions are gone"):
         replica.refresh(thorough=False)
-    monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 60.0)
     with pytest.raises(ReplicaError, match="newest transactions are gone"):
         replica.refresh(thorough=False)
-    monkeypatch.setattr("litevfs.states.lineage.SET_BACK_AFTER_S", 0.0)  # half a minute has passed
+    clock.now_s += SET_BACK_AFTER_S
     replica.refresh(thorough=False)
     assert (replica.snapshot.txid, replica.snapshot.epoch) == (4, 1)
 
 
 @pytest.mark.plan("L29", "E03")
-def test_what_was_missing_once_has_to_be_missing_for_long_again(level_1_world, monkeypatch):
+def test_what_was_missing_once_has_to_be_missing_for_long_again(level_1_world, clock):
     primary, _, replica = level_1_world
-    now_s = 1000.0
-    for module in ("follower", "lineage"):
-        monkeypatch.setattr(f"litevfs.states.{module}.time", SimpleNamespace(monotonic=lambda: now_s))
     for _ in range(2):
         primary.delete(1, [6])
         for _ in range(2):
             with pytest.raises(ReplicaError, match="newest transactions are gone"):
                 replica.refresh()
-            now_s += 20
+            clock.now_s += 20
         primary.compact(1, 5, 6)
         replica.refresh()
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
 
 
 @pytest.mark.plan("L03", "L10")
-def test_a_gap_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch):
+def test_a_gap_is_not_forgotten_by_the_next_poll(level_1_world, clock):
     primary, _, replica = level_1_world
     primary.run(INSERT)
     primary.run(INSERT)
     primary.compact(1, 8, 8)
-    monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 0.0)
-    for interval_s in (0.0, 60.0, 60.0):
-        monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", interval_s)
+    clock.now_s += INTERVAL_S
+    for _ in range(3):
         with pytest.raises(TXIDGapError):
             replica.refresh(thorough=False)
     primary.compact(1, 7, 7)
@@ -203,15 +199,13 @@ def test_a_gap_is_not_forgotten_by_the_next_poll(level_1_world, monkeypatch):
     assert replica.snapshot.txid == 8
 
 
-def test_time_travel_does_not_put_off_the_look_at_all_levels(level_1_world, monkeypatch):
+def test_time_travel_does_not_put_off_the_look_at_all_levels(level_1_world, clock):
     primary, _, replica = level_1_world
-    now_s = 1000.0
-    monkeypatch.setattr("litevfs.states.follower.time", SimpleNamespace(monotonic=lambda: now_s))
     replica.refresh()
     primary.run(INSERT)
     primary.compact(1, 7, 7)
     for _ in range(4):
-        now_s += 25
+        clock.now_s += INTERVAL_S / 2.5
         replica.view(txid=4, timeout_s=5)
         replica.refresh(thorough=False)
     assert replica.snapshot.txid == 7
@@ -238,9 +232,8 @@ def test_a_clock_that_stepped_back_makes_no_stale_listing_a_replacement():
 
 
 @pytest.mark.plan("L10")
-def test_after_a_look_at_all_levels_polls_ask_for_level_0_alone(level_1_world, monkeypatch):
+def test_after_a_look_at_all_levels_polls_ask_for_level_0_alone(level_1_world):
     _, script, replica = level_1_world
-    monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", float("inf"))  # less than a minute goes by
     script.clear()
     replica.refresh()
     assert script.lists[1] == 1

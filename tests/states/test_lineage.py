@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from litevfs.errors import ReplicaError, StorageNotFoundError
@@ -17,13 +15,13 @@ from tests.states.test_follower_position import INSERT, hide_from, published, sn
 
 
 @pytest.fixture
-def world():
+def world(clock):
     """A primary with six transactions, its storage, and a replica of it that was refreshed once."""
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         for _ in range(5):
             primary.commit(INSERT)
-        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0))
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0), clock=clock)
         replica.refresh()
         yield primary, script, replica
         replica.close()
@@ -141,7 +139,7 @@ def test_a_younger_database_that_is_no_more_than_a_snapshot_is_served_at_once(wo
 
 
 @pytest.mark.plan("L29", "E03")
-def test_the_newest_file_on_level_0_ends_the_suspicion_that_it_is_gone(world, monkeypatch):
+def test_the_newest_file_on_level_0_ends_the_suspicion_that_it_is_gone(world, clock):
     _, script, replica = world
 
     def lose(file, offset, data):
@@ -149,32 +147,26 @@ def test_the_newest_file_on_level_0_ends_the_suspicion_that_it_is_gone(world, mo
             raise StorageNotFoundError("not yet here", level=0, min_txid=6, max_txid=6)
         return data
 
-    now_s = 1000.0
-    for module in ("follower", "lineage"):
-        monkeypatch.setattr(f"litevfs.states.{module}.time", SimpleNamespace(monotonic=lambda: now_s))
     for _ in range(3):
         hide_from(6, script)
         script.on_read = lose
         with pytest.raises(ReplicaError, match="newest transactions are gone"):
             replica.refresh()
-        now_s += 20
+        clock.now_s += 20
         script.on_list = script.on_read = None
         replica.refresh()
         assert position(replica) == (6, 0)
 
 
 @pytest.mark.plan("E03", "L29")
-def test_after_a_set_back_the_next_one_has_to_last_as_long(world, monkeypatch):
+def test_after_a_set_back_the_next_one_has_to_last_as_long(world, clock):
     primary, _, replica = world
-    now_s = 1000.0
-    for module in ("follower", "lineage"):
-        monkeypatch.setattr(f"litevfs.states.{module}.time", SimpleNamespace(monotonic=lambda: now_s))
     for gone, left, epoch in ((6, 5, 1), (5, 4, 2)):
         primary.delete(0, [gone])
         with pytest.raises(ReplicaError, match="newest transactions are gone"):
             replica.refresh()
         assert position(replica) == (gone, epoch - 1)
-        now_s += 31
+        clock.now_s += 31
         replica.refresh()
         assert position(replica) == (left, epoch)
 

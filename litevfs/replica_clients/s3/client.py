@@ -26,7 +26,7 @@ from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import OptionError, StorageError, StorageFileExistsError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoint_of
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
@@ -40,6 +40,7 @@ BLOCK_SIZE = 1 << 16
 PART_SIZE = 32 << 20
 """Bytes of a part of a multipart upload, and of memory an upload takes; S3 allows 10,000 parts (here 320 GB)."""
 
+_LEVEL_OF = {f"{level:04x}": level for level in LEVELS}  # by the name of its folder
 _DELETE_BATCH = 1000  # keys S3 takes in one DeleteObjects
 _LIST_LIMIT_BYTES = 16 << 20  # of one page of at most 1,000 keys
 _MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
@@ -118,6 +119,22 @@ class S3ReplicaClient:
             if txids is not None and txids[0] >= min_txid and listed.key.startswith(prefix):
                 found.append(LTXFileInfo(level, *txids, listed.size, listed.modified_ms, listed.etag))
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`: the first 1,000 names, which are all that a usual replica has."""
+        self._transport.check_open()
+        prefix = self._location.prefix
+        start_after = f"{self._folder(level)}{min_txid:016x}" if level or min_txid > 1 else None
+        page = self._list_page(prefix, start_after, None)
+        found = []
+        for listed in page.objects:
+            folder, _, name = listed.key.removeprefix(prefix).partition("/")
+            txids, listed_level = parse_file_name(name), _LEVEL_OF.get(folder, -1)
+            is_wanted = listed_level > level or (listed_level == level and txids is not None and txids[0] >= min_txid)
+            if txids is not None and is_wanted and listed.key.startswith(prefix):
+                found.append(LTXFileInfo(listed_level, *txids, listed.size, listed.modified_ms, listed.etag))
+        is_past = bool(page.objects) and page.objects[-1].key >= self._folder(LEVELS.stop)
+        return sorted(found, key=lambda f: (f.level, f.min_txid, f.max_txid)), page.next_token is None or is_past
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None

@@ -1,0 +1,94 @@
+"""Lists all levels of a replica in as few requests as its storage and size allow, and remembers when. Judges nothing.
+
+One listing holds every level of a usual replica. Where the storage cannot do that, or one answer has no room for all
+names, levels are listed one by one: from the newest file known of each on, where only what lies ahead is looked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from litevfs.errors import ReplicaError
+from litevfs.files.fetch import Fetcher
+from litevfs.files.plan import newest_state
+from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
+
+INTERVAL_S = 15.0
+"""How often all levels are looked at: a state that level 0 does not lead to is found no later."""
+EARLY_S = 0.05
+"""A poll that comes so much too early counts as on time, so that fifteen polls a second apart are one interval."""
+USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
+RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
+
+
+class Survey:
+    """One replica's. One caller at a time; `clock` gives seconds that always grow."""
+
+    def __init__(self, fetcher: Fetcher, clock: Callable[[], float]) -> None:
+        self._fetcher = fetcher
+        self._clock = clock
+        self._last = -math.inf
+        self._starts: dict[int, int] = {}  # level -> min_txid of the newest file known there
+        self._is_large = False  # one listing does not hold all levels
+
+    def use(self, fetcher: Fetcher) -> None:
+        """Go on with another fetcher of the same replica."""
+        self._fetcher = fetcher
+
+    def now(self) -> float:
+        """The time by the clock, for `done`."""
+        return self._clock()
+
+    def is_due(self) -> bool:
+        """Whether all levels are to be looked at now."""
+        return self._clock() - self._last >= INTERVAL_S - EARLY_S
+
+    def done(self, began: float) -> None:
+        """All levels were looked at, from `began` on, and nothing was left undone."""
+        self._last = began
+
+    def not_done(self) -> None:
+        """A look has begun; until it is `done`, another one has to follow."""
+        self._last = -math.inf
+
+    @property
+    def is_undone(self) -> bool:
+        """Whether the last look at all levels left something undone: what was in the way may still be there."""
+        return self._last == -math.inf
+
+    def list_all(self, target: int | None = None) -> list[LTXFileInfo]:
+        """The files of all levels; one by one, those that Litestream leaves empty by default only if the others do not
+        suffice for the newest state, or for the state at TXID `target`.
+        """
+        files = None if self._is_large else self._fetcher.list_from(0)
+        if files is None:
+            self._is_large = True
+            files = self._fetcher.list_levels(USUAL_LEVELS)
+            try:
+                newest_state(files, target)
+            except ReplicaError:
+                files += self._fetcher.list_levels(RARE_LEVELS)
+        self._note(files)
+        return files
+
+    def list_ahead(self, min_txid: int) -> list[LTXFileInfo]:
+        """Files of level 0 from `min_txid` on; of the others at least those newer than what is known of them."""
+        files = None if self._is_large else self._fetcher.list_from(0, min_txid)
+        if files is None:
+            above = self._fetcher.list_from(1, self._starts.get(1, 1))
+            if above is None:
+                above = self._list_each([level for level in USUAL_LEVELS if level])
+            files = self._fetcher.list_files(0, min_txid) + above
+        self._note(files)
+        return files
+
+    def _list_each(self, levels: Iterable[int]) -> list[LTXFileInfo]:
+        calls = [partial(self._fetcher.list_files, level, self._starts.get(level, 1)) for level in levels]
+        return [file for files in self._fetcher.parallel(calls) for file in files]
+
+    def _note(self, files: Iterable[LTXFileInfo]) -> None:
+        for file in files:
+            if file.min_txid > self._starts.get(file.level, 0):
+                self._starts[file.level] = file.min_txid
