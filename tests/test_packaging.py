@@ -28,6 +28,7 @@ def distribution_name(requirement: str) -> str:
 
 
 RUNTIME = {distribution_name(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
+TOOLS = {distribution_name(name) for name in PYPROJECT["project"]["optional-dependencies"]["integrations"]}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,10 @@ def test_package_imports_nothing_that_it_does_not_require():
             continue
         for package in imported_packages(ast.parse((ROOT / source).read_bytes())):
             names = {distribution_name(name) for name in distributions.get(package, [package])}
-            if package not in sys.stdlib_module_names and not names & (RUNTIME | {"litevfs", "botocore"}):
+            allowed = (
+                RUNTIME | {"litevfs", "botocore"} | (TOOLS if source.startswith("litevfs/integrations/") else set())
+            )
+            if package not in sys.stdlib_module_names and not names & allowed:
                 foreign.add(f"{source}: {package}")
     assert not foreign
 
