@@ -37,9 +37,9 @@ from _harness import (
 )
 
 from litevfs.ltx import format_file_name
-from litevfs.options import format_timestamp
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest, running_s3_proxy
 from litevfs.testing.s3_server import S3Server, running_s3_server
+from litevfs.units import format_timestamp
 
 SMALL_ROWS = 20_000
 """Just enough for an LTX file of more than 1 MiB, which is not read whole by opening it."""

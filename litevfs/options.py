@@ -7,115 +7,18 @@ Precedence: URI parameter, keyword, environment, default.
 from __future__ import annotations
 
 import difflib
-import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from litevfs.errors import OptionError
 from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.units import format_timestamp, parse_bool, parse_duration_s, parse_size_bytes, parse_timestamp_ms
 
 SQLITE_URI_PARAMETERS = frozenset({"mode", "cache", "immutable", "nolock", "psow", "modeof", "vfs"})
 """Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); passed over."""
-
-_DURATION_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS_BYTES = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TIB": 2**40,
-    "K": 2**10,
-    "M": 2**20,
-    "G": 2**30,
-}
-_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)")
-MAX_DURATION_S = 100 * 365 * 86400.0
-"""Longer waits are beyond what the system's clocks and locks take."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MIN_TIMESTAMP_MS, _MAX_TIMESTAMP_MS = -62_135_596_800_000, 253_402_300_799_999
-"""Years 1 to 9999."""
-_SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
-
-
-def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
-    """Seconds, from a number of seconds or text such as `1s`, `250ms`, `1h30m`, `0`. Raises OptionError.
-
-    More than `most_s` is refused: it has to be waited for.
-    """
-    seconds = math.nan
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    elif isinstance(value, str):
-        text = value.strip()
-        if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
-            seconds = float(text)
-        elif text and "".join(parts := _DURATION.findall(text)) == text:
-            seconds = sum(_one_duration_s(part) for part in parts)
-    if not 0 <= seconds <= most_s:  # NaN is not
-        raise OptionError(
-            f"not a duration: {value!r}",
-            hint="write for example 1s, 250ms, 1h30m, or seconds as a number; a hundred years are the most",
-        )
-    return seconds
-
-
-def _one_duration_s(text: str) -> float:
-    number = text.rstrip("nuµmshd")
-    return float(number) * _DURATION_UNITS_S[text[len(number) :]]
-
-
-def parse_size_bytes(value: object) -> int:
-    """Bytes, from a number of bytes or text such as `10MB` (10^6), `64KiB` (2^10), `1G`. Raises OptionError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
-        unit = _SIZE_UNITS_BYTES.get(match[2].upper())
-        if unit is not None:
-            return round(float(match[1]) * unit)
-    raise OptionError(f"not a size: {value!r}", hint="write for example 10MB, 64KiB, or bytes as a number")
-
-
-def parse_bool(value: object) -> bool:
-    """True or False, from a bool or the words SQLite and Go accept (true/false, yes/no, on/off, 1/0)."""
-    if isinstance(value, bool):
-        return value
-    word = str(value).strip().lower()
-    if word in {"1", "t", "true", "yes", "on"}:
-        return True
-    if word in {"0", "f", "false", "no", "off"}:
-        return False
-    raise OptionError(f"not a truth value: {value!r}", hint="write true or false")
-
-
-def parse_timestamp_ms(value: object) -> int:
-    """Milliseconds since the Unix epoch, from an aware or UTC datetime or RFC 3339 text. Raises OptionError."""
-    moment = value
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value.strip().upper())  # RFC 3339 has t and z for T and Z
-        except ValueError:
-            moment = None
-    if not isinstance(moment, datetime):
-        raise OptionError(f"not a time: {value!r}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH) // timedelta(milliseconds=1)
-
-
-def format_timestamp(timestamp_ms: int) -> str:
-    """RFC 3339 in UTC with milliseconds; the nearest time that has a form there (an LTX header may say anything)."""
-    moment = _EPOCH + timedelta(milliseconds=min(max(timestamp_ms, _MIN_TIMESTAMP_MS), _MAX_TIMESTAMP_MS))
-    return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
 
 def _parse_text(value: object) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from litevfs.options import SPECS, OptionSpec, parse_duration_s, parse_size_bytes
+from litevfs.options import SPECS, OptionSpec
+from litevfs.units import parse_duration_s, parse_size_bytes
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -9,12 +9,12 @@ from functools import partial
 from litevfs.commands.ls import file_fields
 from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count
 from litevfs.files.plan import no_files_error
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.schedule import Maintenance
 from litevfs.replica_clients.base import LEVELS
+from litevfs.units import format_bytes
 
 NAME = "compact"
 HELP = "compact levels, take a snapshot, delete old files"

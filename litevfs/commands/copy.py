@@ -7,10 +7,11 @@ import json
 from dataclasses import asdict
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.progress import ProgressBar, format_bytes
+from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
 from litevfs.ltx.names import format_txid
 from litevfs.operations.copy import copy_replica
+from litevfs.units import format_bytes
 
 NAME = "copy"
 HELP = "copy a replica to another storage"

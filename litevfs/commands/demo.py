@@ -16,11 +16,11 @@ import apsw
 
 import litevfs
 from litevfs.commands.ls import format_listing
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import format_table
 from litevfs.errors import LitevfsError, StaleReplicaError
 from litevfs.replica_clients.base import LEVELS
 from litevfs.replicate.replicator import Replicator
+from litevfs.units import format_bytes
 
 NAME = "demo"
 HELP = "see it work: a database, its replica and a live reader"

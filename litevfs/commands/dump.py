@@ -9,15 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, checked, open_fetcher
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_fields, format_table
 from litevfs.errors import TXIDNotFoundError
 from litevfs.ltx.decoder import read_header_and_index, tail_size_needed
 from litevfs.ltx.format import Header, Trailer
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.ltx.page_index import PageIndex
-from litevfs.options import format_timestamp
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.units import format_bytes, format_timestamp
 
 NAME = "dump"
 HELP = "show what one LTX file holds"

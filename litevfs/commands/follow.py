@@ -12,7 +12,8 @@ from litevfs.commands.signals import ended_by_sigterm
 from litevfs.errors import FollowTargetError
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.follow import Follow
-from litevfs.options import SPECS, parse_duration_s
+from litevfs.options import SPECS
+from litevfs.units import parse_duration_s
 
 NAME = "follow"
 HELP = "keep a local database file current"

@@ -7,14 +7,12 @@ import json
 from functools import partial
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_table
 from litevfs.files.fetch import Fetcher
-from litevfs.files.history import reachable_txids
-from litevfs.files.plan import newest_state
+from litevfs.files.plan import newest_state, reachable_txids
 from litevfs.ltx.names import format_txid
-from litevfs.options import format_timestamp
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.units import format_bytes, format_timestamp
 
 NAME = "history"
 HELP = "list the states to go back to"

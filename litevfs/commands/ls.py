@@ -6,11 +6,10 @@ import argparse
 import json
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_table
 from litevfs.ltx.names import format_txid
-from litevfs.options import format_timestamp
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.units import format_bytes, format_timestamp
 
 NAME = "ls"
 HELP = "list the LTX files"

@@ -8,7 +8,7 @@ from typing import Any
 
 from litevfs.commands.options import checked
 from litevfs.maintenance.schedule import MaintenanceConfig
-from litevfs.options import parse_duration_s
+from litevfs.units import parse_duration_s
 
 _FLAGS = {
     "levels": (

@@ -19,14 +19,12 @@ import apsw
 import litevfs
 from litevfs.errors import OptionError
 from litevfs.files.fetch import Fetcher
-from litevfs.files.history import parse_moment_ms
-from litevfs.options import (
-    SPECS,
-    Options,
-    OptionSpec,
+from litevfs.options import SPECS, Options, OptionSpec
+from litevfs.units import (
     format_timestamp,
     parse_bool,
     parse_duration_s,
+    parse_moment_ms,
     parse_size_bytes,
     parse_timestamp_ms,
 )

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from litevfs.units import format_bytes
+
 _INTERVAL_S = 0.1
 _WIDTH = 30
 _CLEAR_LINE = "\r\x1b[K"
@@ -60,17 +62,6 @@ def render(done: int, total: int, elapsed_s: float) -> str:
     return (
         f"[{bar}] {100 * share:5.1f} %  {format_bytes(done)} of {format_bytes(total)}  {format_bytes(rate)}/s  {left}"
     )
-
-
-def format_bytes(size: float) -> str:
-    """Bytes in powers of 1000: `999 B`, `1.5 MB`."""
-    if size < 1000:
-        return f"{size:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 999.95:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:.1f} TB"
 
 
 def _format_duration(seconds: float) -> str:

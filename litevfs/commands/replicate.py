@@ -18,8 +18,8 @@ from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, chec
 from litevfs.commands.text import count
 from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.ltx.names import format_txid
-from litevfs.options import parse_duration_s
 from litevfs.replicate.replicator import Replicator
+from litevfs.units import parse_duration_s
 
 NAME = "replicate"
 HELP = "replicate a live database"

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, collect_options, open_fetcher
-from litevfs.commands.progress import ProgressBar, format_bytes
+from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
 from litevfs.ltx.names import format_txid
 from litevfs.operations.restore import restore
-from litevfs.options import format_timestamp
+from litevfs.units import format_bytes, format_timestamp
 
 NAME = "restore"
 HELP = "make a database file of a state"

@@ -8,11 +8,10 @@ import time
 from contextlib import closing
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
-from litevfs.commands.progress import format_bytes
 from litevfs.commands.text import count, format_age, format_fields, format_table
 from litevfs.ltx.names import format_txid
-from litevfs.options import parse_timestamp_ms
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.units import format_bytes, parse_timestamp_ms
 
 NAME = "status"
 HELP = "say where a replica stands"

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import apsw
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
-from litevfs.commands.progress import ProgressBar, format_bytes
+from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
 from litevfs.errors import LitevfsError, RestoreError
 from litevfs.files.fetch import Fetcher
@@ -29,8 +29,8 @@ from litevfs.operations.verify import (
     judge,
     without_deleted,
 )
-from litevfs.options import format_timestamp
 from litevfs.replica_clients.base import LEVELS
+from litevfs.units import format_bytes, format_timestamp
 
 logger = logging.getLogger("litevfs.commands.verify")
 

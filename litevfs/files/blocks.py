@@ -19,7 +19,7 @@ from litevfs.concurrency.futures import closed_error, settle
 from litevfs.errors import TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
 

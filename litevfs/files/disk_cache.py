@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 from litevfs.errors import OptionError
 from litevfs.ltx.checksum import FileChecksum
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.disk_cache")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 
 from litevfs.concurrency.clock import now_s
-from litevfs.live.status import State
 
 logger = logging.getLogger("litevfs.live.replica")
 
@@ -13,6 +13,17 @@ LATE_AFTER_S = 5.0
 """A look that takes so long, or is due for so long, is not how it should be."""
 STALLED_AFTER_S = 30.0
 """A replica that could not be brought up to date for so long (and ten polls) is stalled."""
+
+
+class State(enum.StrEnum):
+    """Where a replica is in its life."""
+
+    OPENING = "opening"  # no complete state yet
+    CURRENT = "current"  # the last look for new transactions succeeded, and the next one is not late
+    BEHIND = "behind"  # the last look failed, found what it could not use, or takes long or is overdue
+    STALLED = "stalled"  # behind for long: somebody should look
+    CLOSED = "closed"
+    FIXED = "fixed"  # said to a connection that sees one state whatever the replica does: txid, timestamp, time travel
 
 
 class Health:

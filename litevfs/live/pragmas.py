@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from litevfs.errors import OptionError
-from litevfs.files.history import parse_moment_ms
 from litevfs.live.replica import Replica
-from litevfs.live.report import at_fixed_state
+from litevfs.live.status import at_fixed_state
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.options import format_timestamp, parse_duration_s
 from litevfs.states.snapshot import Snapshot
+from litevfs.units import format_timestamp, parse_duration_s, parse_moment_ms
 
 PREFIX = "litestream_"
 DEFAULT_WAIT_S = 10.0

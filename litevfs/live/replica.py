@@ -31,10 +31,9 @@ from litevfs.errors import (
 )
 from litevfs.files.fetch import Fetcher
 from litevfs.files.write_behind import disk_cache_for
-from litevfs.live.health import Health
+from litevfs.live.health import Health, State
 from litevfs.live.poller import Poller
-from litevfs.live.report import collect_status
-from litevfs.live.status import ReplicaStatus, State
+from litevfs.live.status import ReplicaStatus, collect_status
 from litevfs.ltx.names import format_txid
 from litevfs.options import Options
 from litevfs.pages.source import PageSource

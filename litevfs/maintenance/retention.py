@@ -15,8 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from litevfs.errors import ReplicaEmptyError, TXIDGapError
-from litevfs.files.history import reachable_txids
-from litevfs.files.plan import newest_state
+from litevfs.files.plan import newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, ReplicaClient
 

@@ -27,14 +27,13 @@ from litevfs.errors import (
     StorageNotFoundError,
     TXIDGapError,
 )
-from litevfs.files.history import parse_moment_ms, reachable_txids, state_at
-from litevfs.files.plan import Chain, newest_state
+from litevfs.files.plan import Chain, newest_state, reachable_txids, state_at
 from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.names import parse_txid
 from litevfs.operations.target import RestoreTarget
-from litevfs.options import parse_timestamp_ms
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.units import parse_moment_ms, parse_timestamp_ms
 
 logger = logging.getLogger("litevfs.operations.restore")
 

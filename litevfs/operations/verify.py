@@ -22,8 +22,7 @@ from litevfs.errors import (
     TXIDGapError,
 )
 from litevfs.files.fetch import Fetcher
-from litevfs.files.history import reachable_txids
-from litevfs.files.plan import Chain, newest_state
+from litevfs.files.plan import Chain, newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer, VerifiedStream
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer

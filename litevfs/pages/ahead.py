@@ -14,14 +14,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from litevfs.concurrency.futures import closed_error, settle
-from litevfs.errors import LitevfsError, LTXChecksumError, StorageClosedError
+from litevfs.errors import LitevfsError, StorageClosedError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ENTRY_OVERHEAD_BYTES, ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
-from litevfs.files.frame_checks import frame_check
-from litevfs.ltx.decoder import decode_frame
-from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.states.snapshot import CHUNK_BITS, CHUNK_MASK, Snapshot
+from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.states.snapshot import Snapshot, decode_page
 
 logger = logging.getLogger("litevfs.pages.ahead")
 
@@ -45,14 +43,6 @@ class _Wanted:
     size: int  # bytes
     pgno: int
     key: int  # of the page in the page cache
-
-
-def decode_page(snapshot: Snapshot, pgno: int, frame: bytes) -> bytes:
-    """The page in its frame, read from where the snapshot has it, with every check there is. Raises LTXFormatError."""
-    check = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].checks[(pgno - 1) & CHUNK_MASK]
-    if check and check != frame_check(frame):
-        raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
-    return decode_frame(frame, pgno, snapshot.page_size)
 
 
 class ReadAhead:

@@ -18,15 +18,23 @@ from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import FetchedFile, Fetcher
 from litevfs.ltx.format import lock_pgno
-from litevfs.pages.ahead import ReadAhead, decode_page
+from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.watcher import Watcher
-from litevfs.states.snapshot import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Snapshot
+from litevfs.states.snapshot import (
+    CHUNK_BITS,
+    CHUNK_MASK,
+    EPOCH_SHIFT,
+    FRAME_SIZE_BITS,
+    FRAME_SIZE_MASK,
+    PGNO_BITS,
+    Snapshot,
+    decode_page,
+    page_key,
+)
 
 logger = logging.getLogger("litevfs.pages.source")
 
-PGNO_BITS = VERSION_BITS = 32
-EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
 BLOCK_SHARE = 0.7
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
@@ -226,8 +234,3 @@ class PageSource:
             return decode_page(snapshot, pgno, data)
         except LTXFormatError as error:
             raise self._fetcher.located(error, file) from error
-
-
-def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:
-    """Names a page's content for ever, within a replica and process."""
-    return snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno

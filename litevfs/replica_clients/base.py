@@ -12,29 +12,9 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
 from litevfs.errors import StorageTimeoutError
-from litevfs.ltx.names import format_file_name
-
-SNAPSHOT_LEVEL = 9
-"""Level of full snapshots (min_txid 1)."""
-LEVELS = range(SNAPSHOT_LEVEL + 1)
-"""All levels a replica can have: 0 as uploaded, 1 to 8 compacted, 9 snapshots."""
-
-
-@dataclass(frozen=True, slots=True)
-class LTXFileInfo:
-    """One LTX file as a listing shows it."""
-
-    level: int
-    min_txid: int
-    max_txid: int
-    size: int  # bytes
-    modified_ms: int  # the storage's own time of the write, milliseconds since the Unix epoch
-    etag: str = ""  # opaque; differs when the content does, "" where the storage has none
-
-    @property
-    def name(self) -> str:
-        """The file's name without its folder."""
-        return format_file_name(self.min_txid, self.max_txid)
+from litevfs.ltx.file_info import LEVELS as LEVELS
+from litevfs.ltx.file_info import SNAPSHOT_LEVEL as SNAPSHOT_LEVEL
+from litevfs.ltx.file_info import LTXFileInfo as LTXFileInfo
 
 
 @runtime_checkable

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.replicate.content import EMPTY_WAL, Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
-from litevfs.replicate.files import add_file
 from litevfs.replicate.hold import Hold
-from litevfs.replicate.state import State, StateFolder
+from litevfs.replicate.state import State, StateFolder, add_file
 from litevfs.replicate.wal import WALPosition, WALReader
 
 logger = logging.getLogger("litevfs.replicate")

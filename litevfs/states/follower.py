@@ -24,10 +24,9 @@ from litevfs.errors import (
     TXIDNotFoundError,
 )
 from litevfs.files.fetch import FetchedFile, Fetcher
-from litevfs.files.history import reachable_txids, state_at
-from litevfs.files.plan import Chain, extend, gap_error, newest_state
+from litevfs.files.plan import Chain, extend, gap_error, newest_state, reachable_txids, state_at
+from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import format_txid
-from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.states.lineage import Judge, Lineage, Look, Times
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.states.survey import Survey

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from litevfs.concurrency.clock import now_s
 from litevfs.errors import LTXFormatError, ReplicaEmptyError, ReplicaError, StorageNotFoundError
 from litevfs.files.fetch import Fetcher
-from litevfs.replica_clients.base import SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.states.snapshot import Snapshot
 
 SET_BACK_AFTER_S = 30.0

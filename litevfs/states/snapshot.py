@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, TXIDGapError
+from litevfs.errors import LTXChecksumError, LTXFormatError, PageUnavailableError, TXIDGapError
+from litevfs.files.frame_checks import frame_check
+from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx.frame import decode_frame
 from litevfs.ltx.page_index import PageIndex
-from litevfs.replica_clients.base import LTXFileInfo
 
 CHUNK_BITS = 11
 CHUNK_PAGES = 1 << CHUNK_BITS
@@ -33,6 +35,8 @@ CHUNK_MASK = CHUNK_PAGES - 1
 FRAME_SIZE_BITS = 17
 """Enough for the largest frame (`MAX_FRAME_SIZE`)."""
 FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
+PGNO_BITS = VERSION_BITS = 32
+EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
 MAX_FRAME_OFFSET = 1 << (64 - FRAME_SIZE_BITS)
 
 
@@ -333,3 +337,16 @@ def _put_chunk(
     if version is not None:
         chunk.version_array[slots] = version
     return before
+
+
+def decode_page(snapshot: Snapshot, pgno: int, frame: bytes) -> bytes:
+    """The page in its frame, read from where the snapshot has it, with every check there is. Raises LTXFormatError."""
+    check = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].checks[(pgno - 1) & CHUNK_MASK]
+    if check and check != frame_check(frame):
+        raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
+    return decode_frame(frame, pgno, snapshot.page_size)
+
+
+def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:
+    """Names a page's content for ever, within a replica and process."""
+    return snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno

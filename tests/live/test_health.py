@@ -7,8 +7,7 @@ import logging
 import pytest
 
 from litevfs.errors import TransientStorageError
-from litevfs.live.health import LATE_AFTER_S, STALLED_AFTER_S, Health
-from litevfs.live.status import State
+from litevfs.live.health import LATE_AFTER_S, STALLED_AFTER_S, Health, State
 
 AWAY = TransientStorageError("away")
 

@@ -9,8 +9,9 @@ import pytest
 
 import litevfs
 from litevfs.errors import LitevfsError, TransientStorageError
+from litevfs.live.health import State
 from litevfs.live.replica import Replica
-from litevfs.live.status import ReplicaStatus, State
+from litevfs.live.status import ReplicaStatus
 from litevfs.options import Options
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.states.snapshot import CHUNK_PAGES

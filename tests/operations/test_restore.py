@@ -30,11 +30,11 @@ from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.operations.restore import restore
-from litevfs.options import format_timestamp
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store, memory_store
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
+from litevfs.units import format_timestamp
 from tests.histories import History
 from tests.ltx.reference import PAGE_SIZES, File, page_of
 

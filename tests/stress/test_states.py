@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from litevfs.errors import LitevfsError, ReplicaEmptyError, StorageClosedError, StorageTimeoutError, TXIDGapError
-from litevfs.live.health import STALLED_AFTER_S
+from litevfs.live.health import STALLED_AFTER_S, State
 from litevfs.live.replica import Replica
-from litevfs.live.status import State
 from litevfs.options import Options
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
