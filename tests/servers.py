@@ -18,6 +18,7 @@ _HOW_TO_GET = {
     "fake-gcs-server": "go install github.com/fsouza/fake-gcs-server@latest",
     "nats-server": "go install github.com/nats-io/nats-server/v2@latest",
     "azurite-blob": "npm install -g azurite",
+    "nginx": "apt-get install nginx-light",
     "sshd": "apt-get install openssh-server",
     "litestream": "go install github.com/benbjohnson/litestream/cmd/litestream@latest",
 }

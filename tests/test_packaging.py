@@ -28,6 +28,11 @@ def distribution_name(requirement: str) -> str:
 
 
 RUNTIME = {distribution_name(requirement) for requirement in PYPROJECT["project"]["dependencies"]}
+STORAGES = {
+    distribution_name(requirement)
+    for extra in ("azure", "gs", "nats", "sftp")
+    for requirement in PYPROJECT["project"]["optional-dependencies"][extra]
+}
 TOOLS = {distribution_name(name) for name in PYPROJECT["project"]["optional-dependencies"]["integrations"]}
 
 
@@ -62,9 +67,11 @@ def test_package_imports_nothing_that_it_does_not_require():
             continue
         for package in imported_packages(ast.parse((ROOT / source).read_bytes())):
             names = {distribution_name(name) for name in distributions.get(package, [package])}
-            allowed = (
-                RUNTIME | {"litevfs", "botocore"} | (TOOLS if source.startswith("litevfs/integrations/") else set())
-            )
+            allowed = RUNTIME | {"litevfs", "botocore"}
+            if source.startswith("litevfs/integrations/"):
+                allowed |= TOOLS
+            if source.startswith("litevfs/replica_clients/"):
+                allowed |= STORAGES
             if package not in sys.stdlib_module_names and not names & allowed:
                 foreign.add(f"{source}: {package}")
     assert not foreign

@@ -115,6 +115,12 @@ def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _gs_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.gs import GSReplicaClient
+
+    return GSReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
@@ -146,6 +152,7 @@ def _unknown(scheme: str) -> ReplicaURLError:
 
 
 register_scheme("file", _file_client)
+register_scheme("gs", _gs_client)
 register_scheme("http", _http_client)
 register_scheme("https", _http_client)
 register_scheme("memory", _memory_client)

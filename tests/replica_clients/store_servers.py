@@ -3,71 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
-import shutil
-import socket
-import subprocess
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import pytest
+import urllib3
 
-START_S = 20.0
-CACHE = Path(os.environ.get("LITEVFS_CI_CACHE") or Path.home() / ".cache" / "litevfs-ci")
+from litevfs.testing.server_process import free_port, running_server
+from tests.servers import need_program
 
-
-def find_program(name: str, how: str) -> str:
-    """The path of a program, in PATH or in the cache of built ones; skips the test when there is none."""
-    places = [CACHE / "bin", CACHE / "azurite" / "node_modules" / ".bin", Path("/usr/sbin"), Path("/usr/lib/openssh")]
-    path = shutil.which(name) or shutil.which(name, path=os.pathsep.join(map(str, places)))
-    if path is None:
-        pytest.skip(f"there is no {name}: {how}")
-    return path
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def running(command: Sequence[str], port: int, folder: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that listens on `port`, stopped at the end; its output is in `folder`/server.log."""
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder, **options
-        )
-    try:
-        _wait_for(port, process, log)
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    pause = threading.Event()
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-        except OSError:
-            pause.wait(0.02)
-        else:
-            return
-    raise AssertionError(f"{process.args} does not listen: {log.read_text(errors='replace')[-2000:]}")
+BUCKET = "litevfs-test"
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -98,16 +47,30 @@ def static_server(folder: Path, handler: type[SimpleHTTPRequestHandler] = QuietH
 @contextmanager
 def nginx(folder: Path, work: Path, *, autoindex: bool = True) -> Iterator[str]:
     """The URL of an nginx that serves `folder`."""
-    program = find_program("nginx", "apt-get install nginx-light")
-    port = free_port()
+    program, port = need_program("nginx"), free_port()
     config = work / "nginx.conf"
     config.write_text(
-        f"daemon off; pid {work}/nginx.pid; error_log {work}/error.log; worker_processes 1;\n"
+        f"daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/error.log;\n"
         f"{'user root;' if os.geteuid() == 0 else ''}\n"
         "events { worker_connections 256; }\n"
         f"http {{ access_log off; client_body_temp_path {work}/b; proxy_temp_path {work}/p; fastcgi_temp_path {work}/f;"
         f" uwsgi_temp_path {work}/u; scgi_temp_path {work}/s;\n"
         f"server {{ listen 127.0.0.1:{port}; root {folder}; autoindex {'on' if autoindex else 'off'}; }} }}\n"
     )
-    with running([program, "-p", str(work), "-c", str(config)], port, work):
+    with running_server([program, "-p", str(work), "-c", str(config)], log=work / "log", port=port):
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def fake_gcs(work: Path, *, port: int | None = None, external_url: str | None = None) -> Iterator[str]:
+    """The endpoint of a Google Cloud Storage of this machine, with the bucket `BUCKET`."""
+    program, port = need_program("fake-gcs-server"), port or free_port()
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [program, "-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
+    command += ["-external-url", external_url or endpoint, "-public-host", f"127.0.0.1:{port}"]
+    ready = f"{endpoint}/_internal/healthcheck"
+    with running_server(command, log=work / "log", port=port, ready_url=ready):
+        body = json.dumps({"name": BUCKET}).encode()
+        headers = {"Content-Type": "application/json"}
+        assert urllib3.request("POST", f"{endpoint}/storage/v1/b?project=p", body=body, headers=headers).status == 200
+        yield endpoint

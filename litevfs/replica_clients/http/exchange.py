@@ -80,7 +80,8 @@ class Exchange:
             if response.status in expected:
                 return response
             error = error_of(response, self.read(response, url), url, key=key, permission_hint=self._permission_hint)
-            if not (is_first and response.status == 401 and body is None and self._renew(deadline)):
+            can_resend = body is None or isinstance(body, bytes)
+            if not (is_first and response.status == 401 and can_resend and self._renew(deadline)):
                 raise error
         raise AssertionError("the second answer is returned or raised")
 

@@ -1,0 +1,101 @@
+"""Access tokens that a cloud gives out and that expire: fetched once for all that ask, renewed before their end.
+
+Knows no cloud: `fetch` is its library's call, which may hang; nobody waits for it longer than their deadline, and
+closing ends every wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import LitevfsError, StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
+
+_RENEW_S = 5 * 60
+"""So long before its end a token is replaced, while it still serves."""
+_LIMIT_S = 30.0
+"""Longest wait of a call that has no deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a request carries, and until when it is good: `time.time()`, seconds."""
+
+    text: str
+    expires_s: float
+
+
+class Tokens:
+    """The newest token of `fetch`, which raises a StorageError when it has none to give."""
+
+    def __init__(self, fetch: Callable[[], Token]) -> None:
+        self._fetch = fetch
+        self._change = threading.Condition()
+        self._token: Token | None = None
+        self._error: LitevfsError | None = None  # of the last fetch, if it failed
+        self._fetches = 0  # that have ended
+        self._is_fetching = False
+        self._is_closed = False
+
+    def get(self, deadline: float | None = None) -> str:
+        """A token that is good now. Raises what the fetch raised, StorageTimeoutError, StorageClosedError."""
+        with self._change:
+            token = self._token
+            if token is not None and time.time() < token.expires_s:
+                if token.expires_s - time.time() < _RENEW_S:
+                    self._start()
+                return token.text
+            return self._wait_for_next(deadline).text
+
+    def renew(self, deadline: float | None = None) -> bool:
+        """Fetch once more, as the server refused the token; whether there is another now."""
+        with self._change:
+            before = self._token
+            try:
+                return self._wait_for_next(deadline) != before
+            except LitevfsError:
+                return False
+
+    def close(self) -> None:
+        """End all waits with StorageClosedError; a fetch under way goes on to its own end. Idempotent."""
+        with self._change:
+            self._is_closed = True
+            self._change.notify_all()
+
+    def _wait_for_next(self, deadline: float | None) -> Token:
+        until = time.monotonic() + _LIMIT_S if deadline is None else deadline
+        wanted = self._fetches + 1
+        self._start()
+        if not self._change.wait_for(lambda: self._is_closed or self._fetches >= wanted, until - time.monotonic()):
+            raise StorageTimeoutError("no credentials within the time limit: what gives them out does not answer")
+        if self._is_closed:
+            raise StorageClosedError("the replica client is closed")
+        if self._error is not None:
+            raise self._error
+        assert self._token is not None
+        return self._token
+
+    def _start(self) -> None:
+        if not self._is_fetching and not self._is_closed:
+            start_thread(self._run, "litevfs-credentials")
+            self._is_fetching = True
+
+    def _run(self) -> None:
+        token, error = None, None
+        try:
+            token = self._fetch()
+        except StorageError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a library's own; whoever waits must hear of it
+            error = TransientStorageError(f"credentials cannot be had: {type(exc).__name__}")
+            error.__cause__ = exc
+        with self._change:
+            self._is_fetching = False
+            self._fetches += 1
+            self._error = error
+            if token is not None:
+                self._token = token
+            self._change.notify_all()

@@ -1,0 +1,278 @@
+"""Google Cloud Storage, as fake-gcs-server speaks it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import urllib3
+
+from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.gs import GSReplicaClient
+from litevfs.replica_clients.urls import canonical_url
+from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
+from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.http_faults import HTTPFault
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
+from tests.replica_clients.interop import exchange
+from tests.replica_clients.store_faults import (
+    check_close_ends_a_read,
+    check_read_ends_in_time,
+    check_read_fault,
+    check_write_fault,
+    each_read_fault,
+)
+from tests.replica_clients.store_servers import BUCKET, fake_gcs
+
+PART_SIZE = 256 << 10
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with fake_gcs(tmp_path_factory.mktemp("gcs")) as endpoint:
+        yield endpoint
+
+
+class GSReplica:
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
+        self.url = f"gs://{BUCKET}/{self.path}"
+        self.objects = f"{endpoint}/storage/v1/b/{BUCKET}/o"
+        self.http = urllib3.PoolManager()
+
+    def new_client(self) -> GSReplicaClient:
+        return GSReplicaClient(self.url, part_size=PART_SIZE)
+
+    def key(self, level: int, name: str) -> str:
+        return f"{self.path}/ltx/{level}/{name}"
+
+    def put(self, level: int, name: str, data: bytes) -> None:
+        url = f"{self.endpoint}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name="
+        answer = self.http.request("POST", url + quote(self.key(level, name), safe=""), body=data)
+        assert answer.status == 200, answer.data
+
+    def get(self, level: int, name: str) -> bytes | None:
+        answer = self.http.request("GET", f"{self.objects}/{quote(self.key(level, name), safe='')}?alt=media")
+        return None if answer.status == 404 else answer.data
+
+    def names(self, level: int) -> set[str]:
+        prefix = self.key(level, "")
+        answer = json.loads(self.http.request("GET", f"{self.objects}?prefix={quote(prefix, safe='')}").data)
+        return {item["name"].removeprefix(prefix) for item in answer.get("items", ())}
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        answer = self.http.request("GET", f"{self.objects}/{quote(self.key(level, name), safe='')}")
+        text = json.loads(answer.data)["metadata"]["litestream-timestamp"]
+        return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+@pytest.fixture
+def gs_replica(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[GSReplica]:
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+    replica = GSReplica(endpoint)
+    yield replica
+    replica.http.clear()
+
+
+@pytest.mark.servers
+class TestGSReplicaClient(ReplicaClientConformance):
+    slow_upload_bytes = 2 * PART_SIZE + 10_000
+
+    @pytest.fixture
+    def replica(self, gs_replica: GSReplica) -> GSReplica:
+        return gs_replica
+
+    @pytest.fixture
+    def hanging_client(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[GSReplicaClient]:
+        with silent_endpoint() as silent:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", silent)
+            client = GSReplicaClient(f"gs://{BUCKET}/silent")
+            yield client
+            client.close()
+
+
+@pytest.fixture
+def behind_proxy(gs_replica: GSReplica, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[GSReplica, HTTPProxy]]:
+    with running_s3_proxy(gs_replica.endpoint) as proxy:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint.removeprefix("http://"))
+        yield gs_replica, proxy
+
+
+@pytest.mark.servers
+@each_read_fault
+def test_faults_are_told_by_their_kind_and_pass(
+    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[GSReplica, HTTPProxy]
+):
+    check_read_fault(*behind_proxy, fault, kind)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
+def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[GSReplica, HTTPProxy]):
+    check_write_fault(*behind_proxy, fault)
+
+
+@pytest.mark.servers
+def test_closing_ends_a_read_under_way(behind_proxy: tuple[GSReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+
+
+@pytest.mark.servers
+def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[GSReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    client = replica.new_client()
+    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_listing_is_one_request_and_starts_at_the_txid(behind_proxy: tuple[GSReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    for txid in range(1, 6):
+        replica.put(0, file_name(txid, txid), b"x")
+    client = replica.new_client()
+    proxy.clear()
+    assert [file.min_txid for file in client.list_files(0, 4)] == [4, 5]
+    assert len(proxy.requests) == 1
+    assert "startOffset" in proxy.requests[0].query
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_bucket_that_does_not_exist_says_so(gs_replica: GSReplica):
+    client = GSReplicaClient("gs://no-such-bucket/db")
+    with pytest.raises(StorageNotFoundError, match="no-such-bucket"):
+        client.list_files(0)
+    client.close()
+
+
+@pytest.mark.servers
+def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(gs_replica: GSReplica, tmp_path: Path):
+    replica = {"type": "gs", "bucket": BUCKET, "path": gs_replica.path}
+    exchange(tmp_path, gs_replica.url, replica, {"STORAGE_EMULATOR_HOST": gs_replica.endpoint})
+
+
+# --- without a server of theirs ---------------------------------------------------------------------------------------
+
+
+def credentials_file(folder: Path, token_url: str) -> Path:
+    """Workload identity federation: a token of another service, in a file, is exchanged for one of Google's."""
+    pytest.importorskip("google.auth", reason="pip install litevfs[gs]")
+    (folder / "subject").write_text("AKIDSECRET")
+    path = folder / "credentials.json"
+    source = {
+        "type": "external_account",
+        "audience": "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/x",
+        "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+        "token_url": token_url,
+        "credential_source": {"file": str(folder / "subject")},
+    }
+    path.write_text(json.dumps(source))
+    return path
+
+
+def http_answer(status: int, body: bytes) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        status,
+        len(body),
+        body,
+    )
+
+
+def test_a_token_that_is_refused_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_server):
+    """What Google's own library takes from a file; the server that gives out tokens gives two."""
+    tokens = iter(["first", "second"])
+    used = []
+
+    def answer(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if target == "/token":
+            body = {"access_token": next(tokens), "expires_in": 3600, "token_type": "Bearer"}
+            body["issued_token_type"] = "urn:ietf:params:oauth:token-type:access_token"
+            return http_answer(200, json.dumps(body).encode())
+        used.append(headers["authorization"])
+        if headers["authorization"] == "Bearer first" and len(used) > 1:
+            return http_answer(401, b'{"error": {"message": "expired"}}')
+        return http_answer(200, b"{}")
+
+    server = scripted_server(answer)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr("litevfs.replica_clients.gs._ENDPOINT", server.endpoint)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials_file(tmp_path, f"{server.endpoint}/token")))
+    client = GSReplicaClient("gs://bucket/db")
+    assert client.list_files(0) == []
+    assert client.list_files(0) == []
+    client.close()
+    assert used == ["Bearer first", "Bearer first", "Bearer second"]
+
+
+def test_refused_credentials_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_server):
+    server = scripted_server(lambda *_: http_answer(400, b'{"error": "invalid_grant"}'))
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials_file(tmp_path, f"{server.endpoint}/token")))
+    client = GSReplicaClient("gs://bucket/db")
+    with pytest.raises(StoragePermissionError, match=r"GOOGLE_APPLICATION_CREDENTIALS") as caught:
+        client.list_files(0)
+    client.close()
+    assert "AKIDSECRET" not in str(caught.value)
+
+
+def test_closing_ends_a_wait_for_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with silent_endpoint() as silent:
+        monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+        path = credentials_file(tmp_path, f"http://{silent}/token")
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+        client = GSReplicaClient("gs://bucket/db")
+        raised: list[StorageError] = []
+
+        def call() -> None:
+            try:
+                client.list_files(0)
+            except StorageError as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join(0.3)
+        began = time.monotonic()
+        client.close()
+        thread.join(10)
+        assert time.monotonic() - began < 1
+        assert [type(error) for error in raised] == [StorageClosedError]
+
+
+def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setitem(sys.modules, "google.auth", None)
+    with pytest.raises(OptionError, match=r"pip install litevfs\[gs\]"):
+        GSReplicaClient("gs://bucket/db")
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("GS://bucket/a//b/../c/", "gs://bucket/a/c"),
+        ("gs://bucket", "gs://bucket"),
+        ("gs://bucket/a b", "gs://bucket/a%20b"),
+    ],
+)
+def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
+    assert canonical_url(url) == canonical == canonical_url(canonical)
+
+
+def test_key_is_litestreams(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
+    client = GSReplicaClient("gs://bucket/a/b")
+    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
+    client.close()
