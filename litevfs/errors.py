@@ -91,6 +91,10 @@ class StorageNotFoundError(StorageError, FileNotFoundError):
     """The file, folder, bucket or key does not exist (an LTX file may have been deleted by retention)."""
 
 
+class ReplicaFolderNotFoundError(StorageNotFoundError):
+    """The folder of a replica does not exist (yet): a primary makes it when it first replicates."""
+
+
 class StorageFileExistsError(StorageError, FileExistsError):
     """A file that was to be made, and not to replace any, is there already."""
 

@@ -142,12 +142,34 @@ def test_an_unknown_uri_parameter_is_refused_with_the_nearest_name(world):
         apsw.Connection(f"file:a?replica_url={script.url}&pol_interval=1s", vfs="litestream", flags=URI_FLAGS)
 
 
-def test_a_missing_folder_is_said_so_at_once(tmp_path):
-    with pytest.raises(StorageNotFoundError, match="no such replica folder") as caught:
-        litevfs.connect(tmp_path / "nowhere", open_timeout="30s")
+def test_a_missing_folder_is_said_so_after_the_wait(tmp_path):
+    with pytest.raises(
+        litevfs.ReplicaFolderNotFoundError, match=r"no such replica folder.*waiting 0.1 s"
+    ) as caught:
+        litevfs.connect(tmp_path / "nowhere", open_timeout="100ms")
+    assert isinstance(caught.value, StorageNotFoundError)
     assert isinstance(caught.value, FileNotFoundError)
     assert isinstance(caught.value, apsw.Error)
-    assert caught.value.hint
+    assert "open_timeout" in caught.value.hint
+    assert caught.value.key == str(tmp_path / "nowhere")
+
+
+def test_a_reader_may_start_before_the_primary_has_made_the_folder(tmp_path):
+    folder = tmp_path / "later" / "app"
+    client = FileReplicaClient(folder)
+
+    def write() -> None:
+        with Primary(client) as primary:
+            primary.commit("CREATE TABLE t AS SELECT 7 AS x")
+
+    writer = threading.Timer(0.2, write)
+    writer.start()
+    try:
+        with connected(folder, open_timeout="30s") as connection:
+            assert rows(connection, "SELECT x FROM t") == [(7,)]
+    finally:
+        writer.join()
+        client.close()
 
 
 def test_a_path_to_a_file_is_said_so(tmp_path):

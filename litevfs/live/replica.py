@@ -21,6 +21,7 @@ from litevfs.errors import (
     LTXFormatError,
     ReplicaEmptyError,
     ReplicaError,
+    ReplicaFolderNotFoundError,
     StaleReplicaError,
     StorageClosedError,
     StorageError,
@@ -132,6 +133,9 @@ class Replica:
         if isinstance(error, StorageTimeoutError) and self.options.verify:
             hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
             return StorageTimeoutError(error.message, key=self.url, hint=hint)
+        if isinstance(error, ReplicaFolderNotFoundError):
+            what = f"no such replica folder, also after waiting {timeout_s:g} s"
+            return ReplicaFolderNotFoundError(what, key=error.key, hint=f"{error.hint}; open_timeout sets the wait")
         if not isinstance(error, ReplicaEmptyError):
             return error
         return ReplicaEmptyError(
@@ -407,7 +411,7 @@ def _may_pass(error: LitevfsError) -> bool:
 
 def _may_begin(error: LitevfsError) -> bool:
     """Whether there may be a first state next time."""
-    return _may_pass(error) or isinstance(error, ReplicaEmptyError | TXIDGapError)
+    return _may_pass(error) or isinstance(error, ReplicaEmptyError | ReplicaFolderNotFoundError | TXIDGapError)
 
 
 def _closed_error() -> StorageClosedError:

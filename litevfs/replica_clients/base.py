@@ -36,7 +36,8 @@ class ReplicaClient(Protocol):
 
         Other names are skipped; a level that does not exist is an empty list. Where the storage can, the listing
         *starts* at `min_txid`, so its cost does not grow with history. Raises StorageNotFoundError only when the
-        storage itself (the bucket) does not exist.
+        storage itself (the bucket) does not exist; ReplicaFolderNotFoundError when that is a folder which a primary
+        would make.
         """
         ...
 

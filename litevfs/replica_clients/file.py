@@ -20,6 +20,7 @@ from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
 from litevfs.errors import (
+    ReplicaFolderNotFoundError,
     StorageClosedError,
     StorageError,
     StorageFileExistsError,
@@ -86,7 +87,7 @@ class FileReplicaClient:
         return Path(self._root)
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. Raises StorageNotFoundError when `root` does not exist."""
+        """See `ReplicaClient.list_files`. Raises ReplicaFolderNotFoundError when `root` does not exist."""
         self._check_open()
         folder = self._folder(level)
         with _translated(folder):
@@ -94,7 +95,7 @@ class FileReplicaClient:
                 entries = self._with_room(lambda: os.scandir(folder))
             except FileNotFoundError:
                 if not os.path.isdir(self._root):  # noqa: PTH112 - str in hand
-                    raise StorageNotFoundError(
+                    raise ReplicaFolderNotFoundError(
                         "no such replica folder",
                         key=self._root,
                         hint="check the path; the primary makes the folder when it first replicates",

@@ -67,7 +67,7 @@ def test_results_go_to_stdout_and_success_is_0():
     [
         (["query", REPLICA, "SELECT * FROM nope"], 1, "no such table: nope"),
         (["query", REPLICA, "SELECT 1", "--txid", "ff"], 1, "the newest TXID is 000000000000000c"),
-        (["query", str(ROOT / "nowhere"), "SELECT 1"], 1, "no such replica folder"),
+        (["query", str(ROOT / "nowhere"), "SELECT 1", "--open-timeout", "50ms"], 1, "no such replica folder"),
         (["query", REPLICA, "SELECT cast(x'ff' AS text)"], 1, "select it with cast(... AS blob)"),
         (["dump", "nowhere.ltx"], 1, "No such file or directory: nowhere.ltx"),
         (["dump", __file__], 1, "not an LTX file"),

@@ -535,10 +535,13 @@ def test_a_read_whose_page_has_moved_outlasts_a_listing_that_fails(faulty):
         assert faults.injected["transient"]
 
 
-def test_a_storage_that_does_not_exist_is_told_at_once(tmp_path):
-    for options in ({}, {"txid": 1}):
+def test_a_storage_that_does_not_exist_is_told_at_once(faulty, tmp_path):
+    """As a bucket. A folder is waited for, but not for a state of the past."""
+    _, faults = faulty
+    faults.add(Fault("not_found", operations=("list",)))
+    for url, options in ((faults.url, {}), (faults.url, {"txid": 1}), (tmp_path / "none", {"txid": 1})):
         with pytest.raises(StorageNotFoundError):
-            litevfs.connect(str(tmp_path / "none"), open_timeout="1h", **options)
+            litevfs.connect(url, open_timeout="1h", **options)
 
 
 @pytest.mark.parametrize("kind", ["permission", "not_found", "transient"])
