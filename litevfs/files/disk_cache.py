@@ -15,7 +15,6 @@ it. Several processes on one folder may exceed the limit together by an eighth f
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import os
@@ -26,6 +25,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+from litevfs import local_files
 from litevfs.errors import OptionError
 from litevfs.ltx.checksum import FileChecksum
 from litevfs.ltx.file_info import LTXFileInfo
@@ -205,25 +205,13 @@ class _Folder:
     def _write_file(self, path: str, content: bytes) -> None:
         """A whole file or none, readable by its owner alone."""
         temporary = f"{path.removesuffix('.block')}.{secrets.token_hex(8)}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            fd = os.open(temporary, flags, 0o600)
+            local_files.write_whole(path, content, temporary, 0o600, is_synced=False)
         except FileNotFoundError:
             os.makedirs(self._path, 0o700, exist_ok=True)  # noqa: PTH103 (str)
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(path), 0o700)  # noqa: PTH102, PTH120 (str)
-            fd = os.open(temporary, flags, 0o600)
-        try:
-            try:
-                if os.write(fd, content) != len(content):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), temporary)
-            finally:
-                os.close(fd)
-            os.replace(temporary, path)  # noqa: PTH105 (str)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)  # noqa: PTH108 (str)
-            raise
+            local_files.write_whole(path, content, temporary, 0o600, is_synced=False)
 
     # --- the limit ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from litevfs import local_files
 from litevfs.errors import FollowError
 from litevfs.ltx.format import lock_pgno
 
@@ -75,7 +76,7 @@ class DatabaseFile:
     def rename(self, path: Path) -> None:
         """Give the file another name in its folder, in the place of what has that name; no journal may be there."""
         self.path.rename(path)
-        _sync_folder(path.parent)
+        local_files.fsync_folder(path.parent)
         self.path = path
         self.journal_path = path.with_name(path.name + "-journal")
 
@@ -133,7 +134,7 @@ class DatabaseFile:
             os.ftruncate(self._fd, commit * page_size)
             os.fsync(self._fd)
             self.journal_path.unlink()  # the commit
-            _sync_folder(self.path.parent)
+            local_files.fsync_folder(self.path.parent)
         finally:
             # In this order: a reader that finds a journal and no RESERVED lock rolls back first.
             self._unlock(RESERVED_BYTE, 1)
@@ -180,7 +181,7 @@ class DatabaseFile:
             end += len(data)
         # The count comes after what it counts is on the disk: a journal that lost its tail undoes nothing.
         os.fsync(fd)
-        _sync_folder(self.path.parent)
+        local_files.fsync_folder(self.path.parent)
         _write_all(fd, _U32.pack(len(pgnos)), _RECORD_COUNT_AT)
         os.fsync(fd)
 
@@ -249,14 +250,6 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
             raise FollowError("cannot write the database: the disk takes no more bytes")
         view = view[written:]
         offset += written
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _pause(seconds: float) -> None:

@@ -7,7 +7,6 @@ never written again, since after a crash at the very end it may be another name 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from litevfs import local_files
 from litevfs.errors import RestoreError, RestoreTargetExistsError
 
 _COMPANIONS = ("", "-wal", "-journal", "-shm")
@@ -92,14 +92,10 @@ class RestoreTarget:
             os.fsync(self._fd)
             self._check_free()
             try:
-                os.link(self.temp_path, self.path)  # unlike a rename, never takes the place of another file
+                local_files.rename_to_new(self.temp_path, self.path)
             except FileExistsError:
                 raise _exists(self.path) from None
-            except OSError:  # no hard links on this file system
-                self.temp_path.rename(self.path)
-            else:
-                self.temp_path.unlink()
-            _fsync_folder(self.path.parent)
+            local_files.fsync_folder(self.path.parent)
 
     def _write_waiting(self, page_size: int) -> None:
         pgnos = sorted(self._waiting)
@@ -188,42 +184,16 @@ def _create_locked(path: Path, mode: int) -> int:
     """A new, empty file with an exclusive lock on it, in place of one that a crash has left."""
     while True:
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            fd = local_files.create_locked(path, mode)
         except FileExistsError:
             _remove_leftover(path)
             continue
-        try:
-            _lock(fd, path)
-            if os.fstat(fd).st_nlink:  # else another restore took it for a leftover before it was locked
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+        if fd is not None:  # else another restore took it for a leftover before it was locked
+            return fd
 
 
 def _remove_leftover(path: Path) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return
-    try:
-        _lock(fd, path)
-        path.unlink(missing_ok=True)
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        local_files.remove_leftover(path)
     except BlockingIOError as error:
         raise RestoreError("another restore to the same path is running", key=os.fspath(path)) from error
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

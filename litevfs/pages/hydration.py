@@ -14,7 +14,6 @@ import logging
 import os
 import tempfile
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from litevfs import local_files
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.states.snapshot import Snapshot
@@ -31,8 +31,6 @@ logger = logging.getLogger("litevfs.pages.hydration")
 TEMP_PREFIX = "litevfs-hydration-"
 LET_GO_S = 2.0
 """How long a replica that is being closed may still have the file at `hydration_path`."""
-LOOK_AGAIN_S = 0.01
-"""Pause between looks whether it has."""
 ReadPage = Callable[[Snapshot, int], bytes]
 
 
@@ -218,7 +216,7 @@ def _open_at(path: str, patience_s: float) -> tuple[int, str]:
     try:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            _lock(fd, patience_s)
+            local_files.lock(fd, patience_s)
             os.ftruncate(fd, 0)
             return fd, path
         except BaseException:
@@ -234,51 +232,23 @@ def _open_at(path: str, patience_s: float) -> tuple[int, str]:
         raise OptionError(f"hydration_path {path}: {error.strerror}", hint=hint) from error
 
 
-def _lock(fd: int, patience_s: float) -> None:
-    """Lock the file for us alone. Raises BlockingIOError when somebody else has it for all that time."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise
-        threading.Event().wait(LOOK_AGAIN_S)
-
-
 def _open_temporary() -> tuple[int, str]:
     """A new file, locked: the lock tells it from a left-over, and dies with us."""
-    _sweep_temporary()
-    while True:
-        try:
-            fd, path = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=".db")
-        except OSError as error:
-            raise OptionError(
-                f"no temporary file for hydration: {error.strerror or error}",
-                hint="set TMPDIR to a writable folder, or name a file with hydration_path",
-            ) from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process has found it before it was locked, and is about to delete it
-            os.close(fd)
-            continue
-        except OSError:
-            pass  # no locks on this file system
-        if os.fstat(fd).st_nlink:  # else another process has deleted it before it was locked
-            return fd, path
-        os.close(fd)
+    try:
+        _sweep_temporary()
+        return local_files.create_temporary(f"{tempfile.gettempdir()}/{TEMP_PREFIX}", ".db", 0o600)
+    except OSError as error:
+        raise OptionError(
+            f"no temporary file for hydration: {error.strerror or error}",
+            hint="set TMPDIR to a writable folder, or name a file with hydration_path",
+        ) from error
 
 
 def _sweep_temporary() -> None:
     """Delete the files of processes that were killed: a living one holds the lock on its own."""
-    try:
-        folder = Path(tempfile.gettempdir())
-    except OSError:  # there is none, nor left-overs
-        return
-    for path in folder.glob(f"{TEMP_PREFIX}*.db"):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMP_PREFIX}*.db"):
+        with contextlib.suppress(OSError):
+            local_files.remove_leftover(path)
 
 
 def _delete_own(path: str, pid: int) -> None:

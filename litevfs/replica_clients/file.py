@@ -7,18 +7,17 @@ Knows nothing of what the files contain.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
-import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote
 
+from litevfs import local_files
 from litevfs.errors import (
     ReplicaFolderNotFoundError,
     StorageClosedError,
@@ -40,8 +39,6 @@ _COPY_BYTES = 1 << 20
 _UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
 _NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
 _TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ENOMEM} | _NO_DESCRIPTOR
-_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-"""What link() says on a file system without hard links."""
 
 _Key = tuple[int, int, int, str]
 
@@ -151,21 +148,19 @@ class FileReplicaClient:
         folder = self._folder(level)
         path = f"{folder}/{format_file_name(min_txid, max_txid)}"
         with _translated(path):
-            _make_folders(folder)
+            local_files.make_folders(folder)
             self._sweep_leftovers(level)
-            temp_path, fd = _create_temp(path)
+            fd, temp_path = local_files.create_temporary(f"{path}.", ".tmp")
             try:
-                self._copy(data, fd)
-                os.utime(fd, ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
-                os.fsync(fd)
-                if exclusive:
-                    _rename_to_new(temp_path, path)
-                else:
-                    os.replace(temp_path, path)  # noqa: PTH105 - str in hand
+                with local_files.removing_on_error(temp_path):
+                    self._copy(data, fd)
+                    os.utime(fd, ns=(timestamp_ms * 1_000_000, timestamp_ms * 1_000_000))
+                    os.fsync(fd)
+                    if exclusive:
+                        _rename_to_new(temp_path, path)
+                    else:
+                        os.replace(temp_path, path)  # noqa: PTH105 - str in hand
                 info = _info_from_stat(level, min_txid, max_txid, os.fstat(fd))
-            except BaseException:
-                _unlink(temp_path)
-                raise
             finally:
                 os.close(fd)
             _fsync_folder(folder)
@@ -178,7 +173,7 @@ class FileReplicaClient:
         for file in files:
             path = self.key(file)
             with _translated(path):
-                _unlink(path)
+                local_files.remove(path)
             folders.add(self._folder(file.level))
             with self._lock:
                 self._open.pop(_key(file), None)
@@ -268,11 +263,11 @@ class FileReplicaClient:
 
     def _copy(self, data: bytes | BinaryIO, fd: int) -> None:
         if isinstance(data, bytes):
-            _write_all(fd, data)
+            local_files.write_all(fd, data)
             return
         while chunk := data.read(_COPY_BYTES):
             self._check_open()
-            _write_all(fd, chunk)
+            local_files.write_all(fd, chunk)
 
     def _sweep_leftovers(self, level: int) -> None:
         """Once per level: remove the temporary files of writers that died (living ones hold a lock on theirs)."""
@@ -283,7 +278,8 @@ class FileReplicaClient:
         with os.scandir(self._folder(level)) as entries:
             names = [entry.path for entry in entries if _TEMP_NAME.fullmatch(entry.name)]
         for path in names:
-            _remove_if_unlocked(path)
+            with suppress(OSError):  # its writer lives, or it is not ours to remove
+                local_files.remove_leftover(path)
 
 
 def _key(file: LTXFileInfo) -> _Key:
@@ -325,88 +321,16 @@ def _read_to(fd: int, offset: int, size: int | None) -> bytes:
     return b"".join(parts)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _create_temp(path: str) -> tuple[str, int]:
-    """A new file beside `path`, opened for writing and locked: the lock tells it from a leftover, and dies with us."""
-    while True:
-        temp_path = f"{path}.{secrets.token_hex(8)}.tmp"
-        fd = os.open(temp_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another writer has found it before it was locked, and is about to delete it
-            os.close(fd)
-            continue
-        except OSError:
-            pass  # no locks on this file system
-        if os.fstat(fd).st_nlink:  # else another writer has deleted it before it was locked
-            return temp_path, fd
-        os.close(fd)
-
-
 def _rename_to_new(temp_path: str, path: str) -> None:
-    """Give a file its name, unless that is taken. Raises StorageFileExistsError."""
     try:
-        os.link(temp_path, path)  # unlike a rename, never takes the place of another file
+        local_files.rename_to_new(temp_path, path)
     except FileExistsError as exc:
         raise _error(StorageFileExistsError, "the file exists", path, None) from exc
-    except OSError as exc:
-        if exc.errno not in _NO_LINKS:
-            raise
-        if os.path.lexists(path):
-            raise _error(StorageFileExistsError, "the file exists", path, None) from exc
-        os.replace(temp_path, path)  # noqa: PTH105 - the best that such a file system can do
-    else:
-        _unlink(temp_path)
-
-
-def _remove_if_unlocked(path: str) -> None:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _unlink(path)
-    except OSError:
-        pass  # its writer lives, or it is not ours to remove
-    finally:
-        os.close(fd)
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)  # noqa: PTH108 - str in hand
-    except FileNotFoundError:
-        pass
-
-
-def _make_folders(folder: str) -> None:
-    """Create `folder` and its parents, each entry on the disk before something is put below it."""
-    if os.path.isdir(folder):  # noqa: PTH112
-        return
-    parent = os.path.dirname(folder)  # noqa: PTH120
-    _make_folders(parent)
-    try:
-        os.mkdir(folder)  # noqa: PTH102
-    except FileExistsError:
-        return
-    _fsync_folder(parent)
 
 
 def _fsync_folder(folder: str) -> None:
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # nothing there, nothing to keep
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with suppress(FileNotFoundError):  # nothing there, nothing to keep
+        local_files.fsync_folder(folder)
 
 
 @contextmanager

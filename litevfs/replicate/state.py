@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
+from litevfs import local_files
 from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorLockedError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import TRAILER_SIZE, Header
@@ -153,27 +154,23 @@ class StateFolder:
             temp = self._state.with_suffix(".tmp")
             self._write_synced(temp, [data])
             self._check_held()
-            _rename_synced(temp, self._state)
+            local_files.replace_synced(temp, self._state)
 
     def reset(self) -> None:
         """Forget everything: the state, and with it what is pending."""
         with _translated(self._state):
             self._state.unlink(missing_ok=True)
-            _sync_folder(self.path)
+            local_files.fsync_folder(self.path)
         self.discard(self.pending())
 
     def add_pending(self, txid: int, parts: Iterable[bytes]) -> PendingFile:
         """Write one LTX file; it is whole and on disk when this returns, or not there."""
         target = self._pending / format_file_name(txid, txid)
         temp = target.with_suffix(".tmp")
-        with _translated(target):
-            try:
-                self._write_synced(temp, parts)
-                self._check_held()
-                _rename_synced(temp, target)
-            except BaseException:
-                temp.unlink(missing_ok=True)
-                raise
+        with _translated(target), local_files.removing_on_error(temp):
+            self._write_synced(temp, parts)
+            self._check_held()
+            local_files.replace_synced(temp, target)
         return PendingFile(txid, target)
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
@@ -270,7 +267,7 @@ def _checksum(fields: dict[str, Any]) -> int:
 
 def _lock(fd: int, database: Path) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        local_files.lock(fd)
     except BlockingIOError as exc:
         owner = os.pread(fd, 32, 0).decode(errors="replace").strip()
         raise ReplicatorLockedError(
@@ -278,19 +275,6 @@ def _lock(fd: int, database: Path) -> None:
         ) from exc
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-
-def _rename_synced(source: Path, target: Path) -> None:
-    source.replace(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

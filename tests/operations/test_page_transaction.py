@@ -148,7 +148,7 @@ for calls in range(400):
     counter += 1
     child = os.fork()
     if child == 0:
-        page_transaction.os = KillingOs(calls)
+        page_transaction.os = page_transaction.local_files.os = KillingOs(calls)
         file = page_transaction.DatabaseFile(path)
         replace(file, as_pages(sizes[then], page_size[then], counter), page_size[then])
         os._exit(0)

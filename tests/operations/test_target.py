@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_all_is_on_the_disk_before_the_name_is_and_the_name_before_the_restore_i
 
 def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(source: Any, target: Any) -> None:
-        raise PermissionError("no links here")
+        raise PermissionError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
     with RestoreTarget(tmp_path / "o.db") as target:

@@ -370,20 +370,22 @@ def test_what_killed_processes_left_is_swept_and_what_living_ones_have_is_not(fo
 
 @pytest.mark.parametrize("sweeper", ["has deleted it", "is about to delete it"])
 def test_a_file_that_another_process_sweeps_before_it_is_locked_is_given_up_for_another(folder, monkeypatch, sweeper):
-    mkstemp, made, held = tempfile.mkstemp, [], []
+    open_file, made, held = os.open, [], []
 
-    def make_and_sweep(**names: str) -> tuple[int, str]:
-        fd, path = mkstemp(**names)
+    def open_and_sweep(path: str, flags: int, *mode: int) -> int:
+        fd = open_file(path, flags, *mode)
+        if not flags & os.O_EXCL:
+            return fd
         if not made:
-            held.append(os.open(path, os.O_RDONLY))
+            held.append(open_file(path, os.O_RDONLY))
             fcntl.flock(held[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
             if sweeper == "has deleted it":
                 Path(path).unlink()
                 os.close(held.pop())
         made.append(path)
-        return fd, path
+        return fd
 
-    monkeypatch.setattr(tempfile, "mkstemp", make_and_sweep)
+    monkeypatch.setattr(os, "open", open_and_sweep)
     fd, path = hydration._open_temporary()
     assert path == made[1]
     assert os.path.samestat(os.fstat(fd), Path(path).stat())

@@ -1,0 +1,184 @@
+"""Local files that are written whole: a locked temporary file, then its name, then both on the disk.
+
+The process that writes a temporary file holds a lock (flock) on it. The lock ends with the process, so it tells a file
+in the making from one that a crash has left. Every function raises OSError; what that means is for its caller to say.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+LOCK_PAUSE_S = 0.005
+"""Pause between two tries to lock a file that another process has locked."""
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""What link() says on a file system without hard links."""
+
+StrPath = str | os.PathLike[str]
+
+
+# --- locks and temporary files ----------------------------------------------------------------------------------------
+
+
+def lock(fd: int, patience_s: float = 0.0) -> None:
+    """Lock an open file for this process alone. Raises BlockingIOError when another has it all that time.
+
+    Raises another OSError where the file system has no locks.
+    """
+    deadline = time.monotonic() + patience_s
+    pause = threading.Event()  # never set
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        pause.wait(LOCK_PAUSE_S)
+
+
+def create_locked(path: StrPath, mode: int = 0o666) -> int | None:
+    """The descriptor of a new, empty file with a lock on it (none where the file system has no locks).
+
+    None when another process takes the file for one that a crash has left: it has removed it, or is about to. Raises
+    FileExistsError.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        lock(fd)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:
+        pass  # no locks on this file system
+    except BaseException:
+        os.close(fd)
+        raise
+    if os.fstat(fd).st_nlink:
+        return fd
+    os.close(fd)
+    return None
+
+
+def create_temporary(start: str, end: str, mode: int = 0o666) -> tuple[int, str]:
+    """(descriptor, path) of a new, locked file; its path is `start`, 16 random hex digits and `end`."""
+    while True:
+        path = f"{start}{secrets.token_hex(8)}{end}"
+        fd = create_locked(path, mode)
+        if fd is not None:
+            return fd, path
+
+
+def remove_leftover(path: StrPath) -> None:
+    """Remove a temporary file that a crash has left; one that is not there is no error.
+
+    Raises BlockingIOError when a living process has the file, another OSError where that cannot be told.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return
+    try:
+        lock(fd)
+        # By now the name may be that of another file, whose writer has removed the one that is locked here.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
+                os.unlink(path)
+    finally:
+        os.close(fd)
+
+
+# --- whole files ------------------------------------------------------------------------------------------------------
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of `data` where the descriptor stands."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_whole(path: StrPath, data: bytes, temporary_path: StrPath, mode: int = 0o666, *, is_synced: bool) -> None:
+    """Make or replace the file at `path`: readers see all of it or none. Not locked meanwhile.
+
+    `temporary_path` must be free and is free again afterwards. With `is_synced` file and name are on the disk when
+    this returns.
+    """
+    fd = os.open(temporary_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with removing_on_error(temporary_path):
+        try:
+            write_all(fd, data)
+            if is_synced:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary_path, path)
+    if is_synced:
+        fsync_folder(os.path.dirname(path))
+
+
+@contextmanager
+def removing_on_error(path: StrPath) -> Iterator[None]:
+    """Remove the file at `path` when the block ends with an error."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def rename_to_new(source: StrPath, target: StrPath) -> None:
+    """Give a file its name, unless that is taken. Raises FileExistsError."""
+    try:
+        os.link(source, target)  # unlike a rename, never takes the place of another file
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target)) from error
+        os.replace(source, target)  # the best that such a file system can do
+    else:
+        remove(source)
+
+
+def replace_synced(source: StrPath, target: StrPath) -> None:
+    """Give a file its name, in the place of what has it now; the name is on the disk when this returns."""
+    os.replace(source, target)
+    fsync_folder(os.path.dirname(target))
+
+
+def remove(path: StrPath) -> None:
+    """Remove a file; one that is not there is no error."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def make_folders(folder: str) -> None:
+    """Create `folder` and its parents, each entry on the disk before something is put below it."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    make_folders(parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return
+    fsync_folder(parent)
+
+
+def fsync_folder(folder: StrPath) -> None:
+    """Put the names of a folder's files on the disk."""
+    fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
