@@ -10,6 +10,7 @@ or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 
 from litevfs.api import connect, register, subscribe, wait_for
 from litevfs.errors import (
+    ConditionsUnsupportedError,
     FollowError,
     FollowTargetError,
     LitevfsError,
@@ -21,6 +22,7 @@ from litevfs.errors import (
     ReplicaEmptyError,
     ReplicaError,
     ReplicaFolderNotFoundError,
+    ReplicaReadOnlyError,
     ReplicatorError,
     ReplicatorLockedError,
     ReplicaURLError,
@@ -32,6 +34,7 @@ from litevfs.errors import (
     StorageFileExistsError,
     StorageNotFoundError,
     StoragePermissionError,
+    StoragePreconditionError,
     StorageTimeoutError,
     TransientStorageError,
     TXIDGapError,
@@ -48,6 +51,7 @@ from litevfs.replicate import MaintenanceConfig, Replicator
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionsUnsupportedError",
     "Follow",
     "FollowError",
     "FollowTargetError",
@@ -61,6 +65,7 @@ __all__ = [
     "ReplicaEmptyError",
     "ReplicaError",
     "ReplicaFolderNotFoundError",
+    "ReplicaReadOnlyError",
     "ReplicaURLError",
     "Replicator",
     "ReplicatorError",
@@ -73,6 +78,7 @@ __all__ = [
     "StorageFileExistsError",
     "StorageNotFoundError",
     "StoragePermissionError",
+    "StoragePreconditionError",
     "StorageTimeoutError",
     "Subscription",
     "TXIDGapError",

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
+from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import OptionError
 from litevfs.live.subscription import Subscription
@@ -22,6 +23,7 @@ _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
 
 
+@apsw_errors()
 def register(name: str = "litestream", **options: object) -> None:
     """Make the VFS known to SQLite as `name`, for every connection of this process. May be called again.
 
@@ -40,6 +42,7 @@ def register(name: str = "litestream", **options: object) -> None:
         _registered[name] = ReplicaVFS(name, dict(options))
 
 
+@apsw_errors()
 def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.Connection:
     """A read-only connection to the replica at `replica_url`; registers the VFS if that has not been done.
 
@@ -57,6 +60,7 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
     return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
 
 
+@apsw_errors()
 def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0, *, schema: str = "main") -> int:
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
@@ -71,6 +75,7 @@ def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0
     return parse_txid(str(answer))
 
 
+@apsw_errors()
 def subscribe(replica_url: str, callback: Callable[[int], object], **options: object) -> Subscription:
     """Call `callback(txid)` for each new transaction of a replica, in order, once each, in a thread of its own.
 

@@ -1,22 +1,31 @@
 """The exception tree. Owns every error type of the package; knows nothing of what raises them.
 
-Everything derives from `LitevfsError`. An error that a query can meet also derives from the matching APSW class and
-carries `extendedresult`, so SQLite reports the right code while the type, the message and the attributes reach the
-caller unharmed (APSW hands on the exception object that a VFS method raised). Whether a failure may pass when tried
-again is a class, `TransientStorageError`, not a text.
+Everything derives from `LitevfsError`. An error that a query can meet carries `extendedresult`, the code that SQLite
+reports for it; a binding gives it the parent that the errors of its SQLite library have. Whether a failure may pass
+when tried again is a class, `TransientStorageError`, not a text.
 """
 
 from __future__ import annotations
 
-import apsw
+from typing import ClassVar
+
+# SQLite's result codes (https://www.sqlite.org/rescode.html), extended ones included.
+_READONLY = 8
+_CORRUPT = 11
+_CANTOPEN = 14
+_IOERR_READ = 10 | 1 << 8
+_IOERR_AUTH = 10 | 28 << 8
 
 
 class LitevfsError(Exception):
     """Base of all errors of this package.
 
     `level`, `min_txid`, `max_txid` and `key` name the LTX file or the object concerned (None where there is none),
-    `hint` says what to do; all of them are part of `str(error)`.
+    `hint` says what to do; all of them are part of `str(error)`. `extendedresult` is SQLite's extended result code of
+    an error that a query can meet, None of others.
     """
+
+    extendedresult: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -55,10 +64,10 @@ class LitevfsError(Exception):
 # --- what a user asked for --------------------------------------------------------------------------------------------
 
 
-class OptionError(LitevfsError, apsw.CantOpenError, ValueError):
+class OptionError(LitevfsError, ValueError):
     """An option, URI parameter or environment variable is unknown or has a value out of range."""
 
-    extendedresult = apsw.SQLITE_CANTOPEN
+    extendedresult = _CANTOPEN
 
 
 class ReplicaURLError(OptionError):
@@ -68,10 +77,10 @@ class ReplicaURLError(OptionError):
 # --- the format -------------------------------------------------------------------------------------------------------
 
 
-class LTXFormatError(LitevfsError, apsw.CorruptError, ValueError):
+class LTXFormatError(LitevfsError, ValueError):
     """Bytes that are not a valid LTX file, or not the part of it that was asked for."""
 
-    extendedresult = apsw.SQLITE_CORRUPT
+    extendedresult = _CORRUPT
 
 
 class LTXChecksumError(LTXFormatError):
@@ -81,10 +90,10 @@ class LTXChecksumError(LTXFormatError):
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
-class StorageError(LitevfsError, apsw.IOError, OSError):
+class StorageError(LitevfsError, OSError):
     """A replica client could not do what it was asked. Raised as it is when trying again cannot help."""
 
-    extendedresult = apsw.SQLITE_IOERR_READ
+    extendedresult = _IOERR_READ
 
 
 class StorageNotFoundError(StorageError, FileNotFoundError):
@@ -110,7 +119,7 @@ class ConditionsUnsupportedError(StorageError):
 class StoragePermissionError(StorageError, PermissionError):
     """The storage refused the credentials or the operation."""
 
-    extendedresult = apsw.SQLITE_IOERR_AUTH
+    extendedresult = _IOERR_AUTH
 
 
 class TransientStorageError(StorageError, ConnectionError):
@@ -130,16 +139,16 @@ class StorageClosedError(StorageError):
 # --- replicas ---------------------------------------------------------------------------------------------------------
 
 
-class ReplicaError(LitevfsError, apsw.IOError):
+class ReplicaError(LitevfsError):
     """A replica cannot serve what was asked for."""
 
-    extendedresult = apsw.SQLITE_IOERR_READ
+    extendedresult = _IOERR_READ
 
 
 class ReplicaEmptyError(ReplicaError):
     """The replica holds no complete state (yet)."""
 
-    extendedresult = apsw.SQLITE_CANTOPEN
+    extendedresult = _CANTOPEN
 
 
 class TXIDGapError(ReplicaError):
@@ -149,7 +158,13 @@ class TXIDGapError(ReplicaError):
 class TXIDNotFoundError(ReplicaError, LookupError):
     """The asked TXID or time lies outside what the replica still holds."""
 
-    extendedresult = apsw.SQLITE_CANTOPEN
+    extendedresult = _CANTOPEN
+
+
+class ReplicaReadOnlyError(LitevfsError):
+    """A write to a replica. Write to the primary database; databases beside the replica are writable."""
+
+    extendedresult = _READONLY
 
 
 class PageUnavailableError(ReplicaError):

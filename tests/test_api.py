@@ -143,9 +143,7 @@ def test_an_unknown_uri_parameter_is_refused_with_the_nearest_name(world):
 
 
 def test_a_missing_folder_is_said_so_after_the_wait(tmp_path):
-    with pytest.raises(
-        litevfs.ReplicaFolderNotFoundError, match=r"no such replica folder.*waiting 0.1 s"
-    ) as caught:
+    with pytest.raises(litevfs.ReplicaFolderNotFoundError, match=r"no such replica folder.*waiting 0.1 s") as caught:
         litevfs.connect(tmp_path / "nowhere", open_timeout="100ms")
     assert isinstance(caught.value, StorageNotFoundError)
     assert isinstance(caught.value, FileNotFoundError)
@@ -225,7 +223,7 @@ def test_a_failed_open_leaves_nothing_behind(folder):
     for _ in range(5):
         with pytest.raises(LTXFormatError):
             litevfs.connect(root)
-    assert litevfs.bindings.apsw_vfs.registry._shared == {}
+    assert litevfs.live.registry.registry._shared == {}
     assert not [t for t in threading.enumerate() if t.name.startswith("litevfs")]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from litevfs.bindings.apsw_errors import plain_class
 from litevfs.errors import LitevfsError, LTXFormatError, OptionError
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def translated(error: Exception) -> Exception:
     """What PEP 249 calls `error`, an exception of APSW or of this package; to be raised from it."""
     parent = _parent_of(error)
     if isinstance(error, LitevfsError):
-        result = _rebuilt(type(error), parent, error.args, error.__dict__)
+        result = _rebuilt(plain_class(error), parent, error.args, error.__dict__)
     else:
         hints = [hint for kind, hint in _HINTS.items() if isinstance(error, kind) and hint not in str(error)]
         result = parent("; ".join([str(error), *hints]))

@@ -1,4 +1,4 @@
-"""`PRAGMA litestream_...`: what each one answers. Knows no SQLite; the VFS hands over name and value.
+"""`PRAGMA litestream_...`: what each one answers. Knows no SQLite; a binding hands over name and value.
 
 Names and meanings are those of Litestream's VFS, so that users find what they know; `litestream_status`,
 `litestream_poll` and `litestream_wait_txid` are additions.
@@ -9,13 +9,11 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from litevfs.errors import OptionError
-from litevfs.live.replica import Replica
+from litevfs.live.session import Session
 from litevfs.live.status import at_fixed_state
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.states.snapshot import Snapshot
 from litevfs.units import format_timestamp, parse_duration_s, parse_moment_ms
 
 PREFIX = "litestream_"
@@ -23,27 +21,7 @@ DEFAULT_WAIT_S = 10.0
 """How long `PRAGMA litestream_wait_txid` waits unless it says otherwise."""
 
 
-class View(Protocol):
-    """One connection's view of a replica, as far as a PRAGMA needs it."""
-
-    replica: Replica
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """What a read sees now."""
-        ...
-
-    @property
-    def fixed(self) -> Snapshot | None:
-        """What the next transaction will see if that is a fixed state; None: the newest."""
-        ...
-
-    def travel(self, view: Snapshot | None) -> None:
-        """From the next transaction on, see a fixed state; None: the newest again."""
-        ...
-
-
-def answer_pragma(view: View, name: str, value: str | None) -> str | None:
+def answer_pragma(session: Session, name: str, value: str | None) -> str | None:
     """The one value that `PRAGMA name` or `PRAGMA name = value` returns, or None if it is not ours.
 
     Raises OptionError for a `litestream_` name or a value that makes no sense.
@@ -58,69 +36,69 @@ def answer_pragma(view: View, name: str, value: str | None) -> str | None:
         raise OptionError(
             f"unknown PRAGMA {name}", hint=f"did you mean {near[0]}?" if near else "known: " + ", ".join(known)
         )
-    return handler(view, value)
+    return handler(session, value)
 
 
-def _txid(view: View, value: str | None) -> str:
+def _txid(session: Session, value: str | None) -> str:
     _refuse_value("txid", value)
-    return format_txid(view.snapshot.txid)
+    return format_txid(session.snapshot.txid)
 
 
-def _lag(view: View, value: str | None) -> str:
+def _lag(session: Session, value: str | None) -> str:
     _refuse_value("lag", value)
-    lag_s = view.replica.lag_s()
+    lag_s = session.replica.lag_s()
     return "-1" if lag_s is None else str(int(lag_s))
 
 
-def _time(view: View, value: str | None) -> str:
+def _time(session: Session, value: str | None) -> str:
     if value is not None:
         if value.strip().lower() == "latest":
-            view.travel(None)
+            session.travel(None)
         else:
             moment_ms = parse_moment_ms(value, now_ms=int(time.time() * 1000))
-            view.travel(view.replica.view(timestamp_ms=moment_ms))
-    return format_timestamp(view.snapshot.timestamp_ms)
+            session.travel(session.replica.view(timestamp_ms=moment_ms))
+    return format_timestamp(session.snapshot.timestamp_ms)
 
 
-def _poll(view: View, value: str | None) -> str:
+def _poll(session: Session, value: str | None) -> str:
     _refuse_value("poll", value)
-    view.replica.look_now()
-    return format_txid(view.snapshot.txid)
+    session.replica.look_now()
+    return format_txid(session.snapshot.txid)
 
 
-def _wait_txid(view: View, value: str | None) -> str:
+def _wait_txid(session: Session, value: str | None) -> str:
     words = (value or "").split()
     if len(words) not in {1, 2}:
         raise OptionError("PRAGMA litestream_wait_txid needs a TXID", hint="for example = '00ff', or = '00ff 5s'")
     timeout_s = parse_duration_s(words[1]) if len(words) == 2 else DEFAULT_WAIT_S
     txid = parse_txid(words[0])
-    if view.fixed is None:
-        return format_txid(view.replica.wait_for(txid, timeout_s).txid)
-    if view.fixed.txid < txid:
+    if session.fixed is None:
+        return format_txid(session.replica.wait_for(txid, timeout_s).txid)
+    if session.fixed.txid < txid:
         raise OptionError(
-            f"this connection sees the fixed state at TXID {format_txid(view.fixed.txid)}, and will never see "
+            f"this connection sees the fixed state at TXID {format_txid(session.fixed.txid)}, and will never see "
             f"{format_txid(txid)}",
             hint="PRAGMA litestream_time = 'latest' returns from time travel; or open a connection without txid and "
             "timestamp",
         )
-    return format_txid(view.fixed.txid)
+    return format_txid(session.fixed.txid)
 
 
-def _status(view: View, value: str | None) -> str:
+def _status(session: Session, value: str | None) -> str:
     _refuse_value("status", value)
-    status = view.replica.status()
-    return (at_fixed_state(status, view.fixed) if view.fixed else status).to_json()
+    status = session.replica.status()
+    return (at_fixed_state(status, session.fixed) if session.fixed else status).to_json()
 
 
-def _hydration_progress(view: View, value: str | None) -> str:
+def _hydration_progress(session: Session, value: str | None) -> str:
     _refuse_value("hydration_progress", value)
-    hydration = view.replica.pages.hydration
+    hydration = session.replica.pages.hydration
     return f"{hydration.progress if hydration else 0.0:.1f}"
 
 
-def _hydration_file(view: View, value: str | None) -> str:
+def _hydration_file(session: Session, value: str | None) -> str:
     _refuse_value("hydration_file", value)
-    hydration = view.replica.pages.hydration
+    hydration = session.replica.pages.hydration
     return hydration.path if hydration else ""
 
 
@@ -129,7 +107,7 @@ def _refuse_value(name: str, value: str | None) -> None:
         raise OptionError(f"PRAGMA {PREFIX}{name} takes no value")
 
 
-_HANDLERS: dict[str, Callable[[View, str | None], str]] = {
+_HANDLERS: dict[str, Callable[[Session, str | None], str]] = {
     "txid": _txid,
     "lag": _lag,
     "time": _time,

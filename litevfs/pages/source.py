@@ -20,6 +20,7 @@ from litevfs.files.fetch import FetchedFile, Fetcher
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
+from litevfs.pages.reads import Reads, WatchedReads
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import (
     CHUNK_BITS,
@@ -153,8 +154,13 @@ class PageSource:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
+    def reads(self, page_size: int) -> Reads:
+        """What one connection reads by: watched, so that `read_ahead` can follow, where that pays."""
+        watcher = self.watcher(page_size)
+        return self if watcher is None else WatchedReads(self, watcher)
+
     def watcher(self, page_size: int) -> Watcher | None:
-        """What a connection shows its reads to, so that `read_ahead` can follow; None where that does not pay."""
+        """What sees the reads of one connection; None where reading ahead does not pay."""
         return None if self._ahead is None else Watcher(self._ahead.max_pages(page_size))
 
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:

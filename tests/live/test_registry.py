@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import litevfs
-from litevfs.bindings.apsw_vfs import ReplicaFile
 from litevfs.errors import OptionError, TransientStorageError
 from litevfs.live import registry
 from litevfs.live.poller import Poller
 from litevfs.live.registry import Lease, ReplicaRegistry
 from litevfs.live.replica import Replica
+from litevfs.live.session import Session
 from litevfs.options import Options
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
@@ -408,7 +408,7 @@ def test_a_connection_may_be_collected_while_another_replica_is_being_made():
 def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
-        for opened in interrupted_everywhere(list, lambda files: files.append(ReplicaFile(options(script)))):
+        for opened in interrupted_everywhere(list, lambda files: files.append(Session(options(script)))):
             opened.clear()
             assert not any(shared.leases for shared in registry.registry._shared.values())
             wait_until(lambda: not any("poll" in thread.name for thread in threading.enumerate()), "an end")
@@ -420,7 +420,7 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_on
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         wanted = options(script, poll_interval_s=0, hydration_enabled=True, hydration_path=str(path))
-        for opened in interrupted_everywhere(list, lambda files: files.append(ReplicaFile(wanted))):
+        for opened in interrupted_everywhere(list, lambda files: files.append(Session(wanted))):
             opened.clear()
             wait_until(lambda: not any("hydrate" in thread.name for thread in threading.enumerate()), "an end")
             with path.open("a") as file:
@@ -509,7 +509,7 @@ def test_a_process_ends_while_a_request_of_the_read_ahead_has_no_answer():
             threading.Event().wait()
 
         script.on_list = hang
-        replica = next(iter(litevfs.bindings.apsw_vfs.registry._shared.values())).replica
+        replica = next(iter(litevfs.live.registry.registry._shared.values())).replica
         replica.fetcher.submit(lambda: replica.fetcher.list_files(0))
         assert hanging.wait(20)
         print(connection.pragma("litestream_hydration_file"))

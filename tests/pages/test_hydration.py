@@ -50,7 +50,7 @@ def progress(connection: apsw.Connection) -> float:
 def hydrated_pages(connection: apsw.Connection) -> int:
     return next(
         shared.replica.pages.counters.hydrated
-        for shared in litevfs.bindings.apsw_vfs.registry._shared.values()
+        for shared in litevfs.live.registry.registry._shared.values()
         if shared.replica.pages.hydration is not None
     )
 
@@ -279,7 +279,7 @@ def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
     _, script = world
     with pytest.raises(OptionError, match="hydration_path"):
         litevfs.connect(script.url, hydration_enabled=True, hydration_path=str(tmp_path / "no" / "x.db"))
-    assert litevfs.bindings.apsw_vfs.registry._shared == {}
+    assert litevfs.live.registry.registry._shared == {}
 
 
 def test_two_replicas_do_not_share_a_file(world, tmp_path):

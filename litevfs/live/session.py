@@ -1,0 +1,177 @@
+"""One connection's view of a replica: what SQLite asks of a database file, answered. Knows no SQLite library.
+
+Taking the SHARED lock is taking the newest snapshot; SQLite holds that lock for exactly one read transaction. SQLite is
+told that the file is an unchanging-until-unlocked rollback-journal database: page 1 says so (see `PageSource`), and no
+connection ever holds a write lock.
+
+A binding (`litevfs.bindings`) hands SQLite's questions over as they come, and gives errors the shape of its library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from zlib import crc32
+
+from litevfs.errors import LitevfsError, OptionError, ReplicaError, ReplicaReadOnlyError
+from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
+from litevfs.options import Options
+from litevfs.states.snapshot import Snapshot
+
+UNLOCKED, SHARED = 0, 1
+"""SQLite's lock levels (https://www.sqlite.org/lockingv3.html) that a reader takes; higher ones are a writer's."""
+DEFAULT_PAGE_SIZE = 4096
+
+
+class Session:
+    """What one open database file of SQLite's sees. Used by one thread at a time; `close()` it.
+
+    `on_error(error)` is called with each LitevfsError before it is raised by `read`, `size`, `lock` or `unlock`.
+    """
+
+    def __init__(self, options: Options, on_error: Callable[[LitevfsError], object] | None = None) -> None:
+        self.options = options
+        self.last_error: BaseException | None = None  # that a call of this session, or of its binding, ended with
+        self._on_error = on_error
+        self._lease = registry.acquire(options)
+        self.replica: Replica = self._lease.replica
+        self._max_staleness_s = options.max_staleness_s
+        self._level = UNLOCKED
+        self._pinned: Snapshot | None = None  # from SHARED to UNLOCKED
+        self._view: Snapshot | None = None  # a fixed state instead of the newest
+        self._first_page = b""
+        self._first_page_of: Snapshot | None = None
+        try:
+            self._open()
+            self._epoch = self.snapshot.epoch
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        if self.options.is_fixed:
+            self._view = self.replica.view(
+                txid=self.options.txid,
+                timestamp_ms=self.options.timestamp_ms,
+                timeout_s=self.options.open_timeout_s,
+            )
+        else:
+            self.replica.open(self.options.open_timeout_s)
+            self.replica.poll_every(self.options.poll_interval_s)
+        self._use_pages()
+
+    def _use_pages(self) -> None:
+        """Read from the replica's page source from here on. It is another one after a fork."""
+        self._pages = self.replica.pages
+        self._reads = self._pages.reads(self.snapshot.page_size or DEFAULT_PAGE_SIZE)
+        self._read_page = self._reads.read
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What a read sees now: the transaction's snapshot, else what the next transaction would pin."""
+        snapshot = self._pinned or self._view or self.replica.snapshot
+        assert snapshot is not None
+        return snapshot
+
+    @property
+    def fixed(self) -> Snapshot | None:
+        """What the next transaction will see if that is a fixed state; None: the newest."""
+        return self._view
+
+    def travel(self, view: Snapshot | None) -> None:
+        """From the next transaction on, see a fixed state; None: the newest again."""
+        if self.options.is_fixed:
+            raise OptionError(
+                "this connection was opened at a fixed state", hint="open another one to see another state"
+            )
+        self._view = view
+
+    def close(self) -> None:
+        """Let go of the replica. Idempotent."""
+        registry.release(self._lease)
+
+    def __del__(self) -> None:
+        """Let go also where SQLite never got the file: Ctrl-C may strike between any two lines of opening it."""
+        if hasattr(self, "_lease"):
+            self.close()
+
+    def _note(self, error: LitevfsError) -> None:
+        self.last_error = error
+        if self._on_error is not None:
+            self._on_error(error)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, amount: int, offset: int) -> bytes:
+        """`amount` bytes of the database from `offset` on, as of the snapshot; fewer past its end.
+
+        The arguments are in the order of APSW's `xRead`, so that this method can be it: a page costs one Python call.
+        """
+        snapshot = self._pinned or self.snapshot
+        page_size = snapshot.page_size
+        try:
+            if self._pages is not self.replica.pages:
+                self._use_pages()
+            if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
+                return self._read_page(snapshot, offset // page_size + 1)
+            if snapshot is not self._first_page_of:
+                self._first_page = self._reads.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
+                self._first_page_of = snapshot
+            if offset + amount <= page_size:
+                return self._first_page[offset : offset + amount]
+            return self._read_across(snapshot, amount, offset)
+        except LitevfsError as error:
+            self._note(error)
+            raise
+
+    def _schema_salt(self, snapshot: Snapshot) -> int:
+        """Not 0 in another history than the connection began in, where equal schema versions may be other schemas."""
+        return crc32(snapshot.epoch.to_bytes(8)) if snapshot.epoch != self._epoch else 0
+
+    def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
+        """Any range: SQLite reads overflow pages in part, and tools may read what they like."""
+        end = min(offset + amount, snapshot.size_bytes)
+        pieces = []
+        while offset < end:
+            page, start = divmod(offset, snapshot.page_size)
+            stop = min(snapshot.page_size, start + end - offset)
+            content = self._first_page if page == 0 else self._pages.read(snapshot, page + 1)
+            pieces.append(content[start:stop])
+            offset += stop - start
+        return b"".join(pieces)
+
+    def size(self) -> int:
+        """Bytes of the database as of the snapshot."""
+        return (self._pinned or self.snapshot).size_bytes
+
+    # --- locks --------------------------------------------------------------------------------------------------------
+
+    def lock(self, level: int) -> None:
+        """SHARED begins a read transaction: the newest snapshot is its state to the end. More is refused."""
+        try:
+            if level > SHARED:
+                raise self.read_only()
+            if level > self._level:
+                self.replica.wake()
+                if self._max_staleness_s is not None and self._view is None:
+                    self.replica.check_freshness(self._max_staleness_s)
+                self._pinned = self.snapshot
+                self._level = level
+        except LitevfsError as error:
+            self._note(error)
+            raise
+
+    def unlock(self, level: int) -> None:
+        """UNLOCKED ends the read transaction. There is nothing between it and SHARED to fall back to."""
+        if level > SHARED:
+            error = ReplicaError(f"cannot unlock to level {level}: a replica is never locked for writing")
+            self._note(error)
+            raise error
+        if level < self._level:
+            self._pinned = None
+            self._level = level
+
+    @staticmethod
+    def read_only() -> ReplicaReadOnlyError:
+        """The error of whatever would write."""
+        return ReplicaReadOnlyError("a replica is read-only", hint="write to the primary database")

@@ -1,0 +1,73 @@
+"""One connection's reads of a page source, and the reading ahead that follows from them.
+
+Where reading ahead does not pay, the source itself is a connection's `Reads`: no call more per page.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from litevfs.pages.watcher import Watcher
+from litevfs.states.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.pages.reads")
+
+
+class Reads(Protocol):
+    """What a connection reads pages by; see `PageSource` for both."""
+
+    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """Page `pgno` as the snapshot has it."""
+        ...
+
+    def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
+        """Page 1 as SQLite has to see it."""
+        ...
+
+
+class Source(Reads, Protocol):
+    """A page source that can read ahead."""
+
+    def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
+        """Start fetching pages that will probably be read."""
+        ...
+
+
+class WatchedReads:
+    """Reads of one connection, in the order of which a watcher sees what will come next."""
+
+    def __init__(self, source: Source, watcher: Watcher) -> None:
+        self._source = source
+        self._watcher: Watcher | None = watcher
+
+    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
+        """Read a page, and start reading what will probably come next."""
+        source, watcher = self._source, self._watcher
+        if watcher is None:
+            return source.read(snapshot, pgno)
+        try:
+            if ahead := watcher.before_read(pgno):
+                source.read_ahead(snapshot, ahead, watcher)
+        except Exception:  # noqa: BLE001 (logged)
+            self._stop_watching()
+        page = source.read(snapshot, pgno)
+        if watcher.wants(page):
+            try:
+                if ahead := watcher.after_read(pgno, page):
+                    source.read_ahead(snapshot, ahead, watcher)
+            except Exception:  # noqa: BLE001 (logged)
+                self._stop_watching()
+        return page
+
+    def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
+        """Page 1, which may be the root of what is read next."""
+        page = self._source.first_page(snapshot, schema_salt=schema_salt)
+        if self._watcher is not None and page:
+            self._watcher.after_read(1, page)
+        return page
+
+    def _stop_watching(self) -> None:
+        """Hints must never cost a row: without them reads are slower, and that is all."""
+        logger.exception("reading ahead failed; this connection goes on without")
+        self._watcher = None
