@@ -121,6 +121,12 @@ def _gs_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return GSReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _azure_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.azure import AzureReplicaClient
+
+    return AzureReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
@@ -152,6 +158,8 @@ def _unknown(scheme: str) -> ReplicaURLError:
 
 
 register_scheme("file", _file_client)
+register_scheme("abs", _azure_client)
+register_scheme("az", _azure_client)
 register_scheme("gs", _gs_client)
 register_scheme("http", _http_client)
 register_scheme("https", _http_client)

@@ -74,3 +74,18 @@ def fake_gcs(work: Path, *, port: int | None = None, external_url: str | None = 
         headers = {"Content-Type": "application/json"}
         assert urllib3.request("POST", f"{endpoint}/storage/v1/b?project=p", body=body, headers=headers).status == 200
         yield endpoint
+
+
+AZURE_ACCOUNT = "devstoreaccount1"
+# The key that Azurite's documentation gives for this account of this machine.
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@contextmanager
+def azurite(work: Path) -> Iterator[str]:
+    """The endpoint of an Azure Blob Storage of this machine, without containers."""
+    program, port = need_program("azurite-blob"), free_port()
+    command = [program, "--inMemoryPersistence", "--silent", "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+    command += ["--disableTelemetry", "--skipApiVersionCheck"]
+    with running_server(command, log=work / "log", port=port):
+        yield f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"

@@ -111,7 +111,6 @@ def test_memory_urls_share_a_store_by_name():
         ("https://host/db#x", r"no fragment.*%23"),
         ("gs://", "names no place"),
         ("gs://bucket/db?project=x", "unknown parameter 'project'"),
-        ("ABS://a/b", "not supported yet"),
         ("oss://a/b", "not supported yet"),
         ("sftp://a/b", "not supported yet"),
         ("nats://a/b", "not supported yet"),

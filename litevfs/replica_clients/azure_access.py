@@ -1,0 +1,125 @@
+"""How requests to Azure Blob Storage are allowed: a SAS token, the account's key, or a token of Azure's own library.
+
+In Litestream's order and from its variables, then from those of Azure's command: LITESTREAM_AZURE_SAS_TOKEN or
+AZURE_STORAGE_SAS_TOKEN, LITESTREAM_AZURE_ACCOUNT_KEY or AZURE_STORAGE_KEY, then `azure-identity`'s default chain.
+Source of the signature: "Authorize with Shared Key" in Azure's reference of its REST API.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from litevfs.errors import OptionError, StoragePermissionError, TransientStorageError
+from litevfs.replica_clients.http.tokens import Token, Tokens
+
+API_VERSION = "2021-08-06"
+PERMISSION_HINT = (
+    "a reader needs the role Storage Blob Data Reader on the container, a primary Storage Blob Data Contributor; "
+    "credentials come from LITESTREAM_AZURE_ACCOUNT_KEY, LITESTREAM_AZURE_SAS_TOKEN or Azure's default chain"
+)
+_SCOPE = "https://storage.azure.com/.default"
+_SIGNED_HEADERS = (
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-md5",
+    "content-type",
+    "date",
+    "if-modified-since",
+    "if-match",
+    "if-none-match",
+    "if-unmodified-since",
+    "range",
+)
+
+
+class AzureAccess:
+    """What is added to each request of one account. Raises OptionError for a key that is none, or a missing package."""
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+        self.sas = _first("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN").removeprefix("?")
+        self._key = b""
+        self._tokens: Tokens | None = None
+        key = "" if self.sas or not account else _first("LITESTREAM_AZURE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+        if key:
+            try:
+                self._key = base64.b64decode(key, validate=True)
+            except (binascii.Error, ValueError):
+                raise OptionError("the key of the Azure account is not base64", hint="copy it once more") from None
+        elif not self.sas:
+            self._tokens = Tokens(_identity_fetch())
+
+    def authorize(self, method: str, url: str, headers: dict[str, str], deadline: float | None) -> dict[str, str]:
+        """The headers to send."""
+        headers = {**headers, "x-ms-version": API_VERSION, "x-ms-date": formatdate(usegmt=True)}
+        if self._tokens is not None:
+            headers["Authorization"] = f"Bearer {self._tokens.get(deadline)}"
+        elif self._key:
+            text = string_to_sign(self._account, method, url, headers)
+            signature = base64.b64encode(hmac.digest(self._key, text.encode(), hashlib.sha256)).decode()
+            headers["Authorization"] = f"SharedKey {self._account}:{signature}"
+        return headers
+
+    def renew(self, deadline: float | None) -> bool:
+        """Whether there is another token than the one that was refused."""
+        return self._tokens is not None and self._tokens.renew(deadline)
+
+    def close(self) -> None:
+        """End waits for tokens."""
+        if self._tokens is not None:
+            self._tokens.close()
+
+
+def string_to_sign(account: str, method: str, url: str, headers: dict[str, str]) -> str:
+    """What the account's key signs of a request."""
+    folded = {name.lower(): value.strip() for name, value in headers.items()}
+    if folded.get("content-length") == "0":
+        folded["content-length"] = ""
+    parts = urlsplit(url)
+    own = "".join(f"{name}:{folded[name]}\n" for name in sorted(folded) if name.startswith("x-ms-"))
+    query = sorted((name.lower(), value) for name, value in parse_qsl(parts.query, keep_blank_values=True))
+    resource = f"/{account}{parts.path}" + "".join(f"\n{name}:{value}" for name, value in query)
+    return "\n".join([method, *(folded.get(name, "") for name in _SIGNED_HEADERS), own + resource])
+
+
+def _first(*variables: str) -> str:
+    return next((value for name in variables if (value := os.environ.get(name))), "")
+
+
+def _identity_fetch() -> Callable[[], Token]:
+    try:
+        import azure.identity
+    except ImportError as exc:
+        hint = "pip install litevfs[azure], or set LITESTREAM_AZURE_ACCOUNT_KEY or LITESTREAM_AZURE_SAS_TOKEN"
+        raise OptionError("abs:// without a key or a SAS token needs the package azure-identity", hint=hint) from exc
+    library: Any = azure.identity
+    found: list[Any] = []
+
+    def fetch() -> Token:
+        if not found:
+            found.append(library.DefaultAzureCredential())
+        try:
+            token = found[0].get_token(_SCOPE)
+        except library.CredentialUnavailableError as exc:
+            raise StoragePermissionError(f"no credentials: {_line(exc)}", hint=PERMISSION_HINT) from exc
+        except Exception as exc:
+            if type(exc).__name__ == "ClientAuthenticationError":  # of azure-core
+                raise StoragePermissionError(f"no credentials: {_line(exc)}", hint=PERMISSION_HINT) from exc
+            raise TransientStorageError(f"what gives out credentials does not answer: {_line(exc)}") from exc
+        return Token(str(token.token), float(token.expires_on or time.time()))
+
+    return fetch
+
+
+def _line(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:300]

@@ -1,0 +1,252 @@
+"""Azure Blob Storage, as Azurite speaks it."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import urllib3
+
+from litevfs.errors import OptionError, ReplicaURLError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.replica_clients.azure import AzureReplicaClient
+from litevfs.replica_clients.azure_access import AzureAccess, string_to_sign
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.urls import canonical_url, open_replica_client
+from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
+from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.http_faults import HTTPFault
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
+from tests.replica_clients.interop import exchange
+from tests.replica_clients.store_faults import (
+    check_close_ends_a_read,
+    check_read_ends_in_time,
+    check_read_fault,
+    check_write_fault,
+    each_read_fault,
+)
+from tests.replica_clients.store_servers import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite
+
+PART_SIZE = 200_000
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with azurite(tmp_path_factory.mktemp("azurite")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The account's key in the environment, and nothing else that counts."""
+    for name in ("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LITESTREAM_AZURE_ACCOUNT_KEY", AZURE_KEY)
+    return AZURE_KEY
+
+
+class AzureReplica:
+    """Looks at the storage by requests of its own; only their signature is the client's."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
+        self.url = self.url_at(endpoint)
+        self.http = urllib3.PoolManager()
+        self._access = AzureAccess(AZURE_ACCOUNT)
+        self.request("PUT", "", "?restype=container")
+
+    def url_at(self, endpoint: str) -> str:
+        return f"abs://{AZURE_ACCOUNT}@{BUCKET}/{self.path}?endpoint={endpoint}"
+
+    def request(self, method: str, key: str, query: str = "", **headers: str) -> urllib3.BaseHTTPResponse:
+        body = headers.pop("body", "").encode("latin-1")
+        url = f"{self.endpoint}/{BUCKET}" + (f"/{quote(key)}" if key else "") + query
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers["Content-Length"] = str(len(body))
+        signed = self._access.authorize(method, url, headers, None)
+        return self.http.request(method, url, headers=signed, body=body)
+
+    def new_client(self) -> AzureReplicaClient:
+        return AzureReplicaClient(self.url, part_size=PART_SIZE)
+
+    def key(self, level: int, name: str) -> str:
+        return f"{self.path}/ltx/{level}/{name}"
+
+    def put(self, level: int, name: str, data: bytes) -> None:
+        body = data.decode("latin-1")
+        answer = self.request("PUT", self.key(level, name), x_ms_blob_type="BlockBlob", body=body)
+        assert answer.status == 201, answer.data
+
+    def get(self, level: int, name: str) -> bytes | None:
+        answer = self.request("GET", self.key(level, name))
+        return None if answer.status == 404 else answer.data
+
+    def names(self, level: int) -> set[str]:
+        prefix = self.key(level, "")
+        answer = self.request("GET", "", f"?restype=container&comp=list&prefix={quote(prefix, safe='')}")
+        names = [blob.findtext("Name") or "" for blob in ET.fromstring(answer.data).iterfind("Blobs/Blob")]
+        return {name.removeprefix(prefix) for name in names}
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        text = self.request("HEAD", self.key(level, name)).headers["x-ms-meta-litestreamtimestamp"]
+        return round(datetime.fromisoformat(text).timestamp() * 1000)
+
+
+@pytest.fixture
+def azure_replica(endpoint: str, key: str) -> Iterator[AzureReplica]:
+    replica = AzureReplica(endpoint)
+    yield replica
+    replica.http.clear()
+
+
+@pytest.mark.servers
+class TestAzureReplicaClient(ReplicaClientConformance):
+    slow_upload_bytes = 2 * PART_SIZE + 10_000
+
+    @pytest.fixture
+    def replica(self, azure_replica: AzureReplica) -> AzureReplica:
+        return azure_replica
+
+    @pytest.fixture
+    def hanging_client(self, key: str) -> Iterator[AzureReplicaClient]:
+        with silent_endpoint() as silent:
+            client = AzureReplicaClient(f"abs://{AZURE_ACCOUNT}@{BUCKET}/silent?endpoint=http://{silent}")
+            yield client
+            client.close()
+
+
+@pytest.fixture
+def behind_proxy(azure_replica: AzureReplica) -> Iterator[tuple[AzureReplica, HTTPProxy]]:
+    with running_s3_proxy(azure_replica.endpoint.removesuffix(f"/{AZURE_ACCOUNT}")) as proxy:
+        azure_replica.url = azure_replica.url_at(f"{proxy.endpoint}/{AZURE_ACCOUNT}")
+        yield azure_replica, proxy
+
+
+@pytest.mark.servers
+@each_read_fault
+def test_faults_are_told_by_their_kind_and_pass(
+    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[AzureReplica, HTTPProxy]
+):
+    check_read_fault(*behind_proxy, fault, kind)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
+def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[AzureReplica, HTTPProxy]):
+    check_write_fault(*behind_proxy, fault)
+
+
+@pytest.mark.servers
+def test_closing_ends_a_read_under_way(behind_proxy: tuple[AzureReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+
+
+@pytest.mark.servers
+def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[AzureReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    client = replica.new_client()
+    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_container_that_does_not_exist_says_so(azure_replica: AzureReplica):
+    client = AzureReplicaClient(f"abs://{AZURE_ACCOUNT}@no-such/db?endpoint={azure_replica.endpoint}")
+    with pytest.raises(StorageNotFoundError, match="no-such"):
+        client.list_files(0)
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_wrong_key_is_refused_with_a_hint(azure_replica: AzureReplica, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITESTREAM_AZURE_ACCOUNT_KEY", "c2VjcmV0")
+    client = azure_replica.new_client()
+    with pytest.raises(StoragePermissionError, match="Storage Blob Data Reader") as caught:
+        client.list_files(0)
+    assert "c2VjcmV0" not in str(caught.value)
+    client.close()
+
+
+@pytest.mark.servers
+def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(azure_replica: AzureReplica, tmp_path: Path):
+    replica = {"type": "abs", "bucket": BUCKET, "path": azure_replica.path, "endpoint": azure_replica.endpoint}
+    replica |= {"account-name": AZURE_ACCOUNT, "account-key": AZURE_KEY}
+    exchange(tmp_path, azure_replica.url, replica)
+
+
+# --- without a server -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_signed_is_what_the_reference_says():
+    headers = {"x-ms-date": "Fri, 26 Jun 2015 23:39:12 GMT", "x-ms-version": "2015-02-21", "Content-Length": "0"}
+    url = "https://myaccount.blob.core.windows.net/mycontainer?restype=container&comp=metadata&timeout=20"
+    assert string_to_sign("myaccount", "GET", url, headers) == (
+        "GET\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:Fri, 26 Jun 2015 23:39:12 GMT\nx-ms-version:2015-02-21\n"
+        "/myaccount/mycontainer\ncomp:metadata\nrestype:container\ntimeout:20"
+    )
+
+
+def test_a_sas_token_is_sent_and_never_shown(key: str, monkeypatch: pytest.MonkeyPatch, scripted_server):
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", "?sv=1&sig=AKIDSECRET")
+    body = b"<Error><Code>AuthorizationFailure</Code><Message>no</Message></Error>"
+    server = scripted_server(b"HTTP/1.1 403 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+    client = AzureReplicaClient(f"abs://account@container/db?endpoint={server.endpoint}")
+    with pytest.raises(StoragePermissionError, match="answered 403: no") as caught:
+        client.list_files(0)
+    client.close()
+    assert "sig=AKIDSECRET" in server.requests[0][1]
+    assert "authorization" not in server.requests[0][2]
+    assert "AKIDSECRET" not in str(caught.value) + repr(client) + client.url
+
+
+def test_without_its_package_the_error_names_the_extra(key: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("LITESTREAM_AZURE_ACCOUNT_KEY")
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    with pytest.raises(OptionError, match=r"pip install litevfs\[azure\].*LITESTREAM_AZURE_ACCOUNT_KEY"):
+        AzureReplicaClient("abs://account@container/db")
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("abs://account@container/a//b/../c/", "abs://account@container/a/c"),
+        ("az://account@container/a", "abs://account@container/a"),
+        ("AZ://account@container", "abs://account@container"),
+        (
+            "abs://account@container/a?endpoint=http://h:1/account",
+            "abs://account@container/a?endpoint=http://h:1/account",
+        ),
+    ],
+)
+def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str, key: str):
+    assert canonical_url(url) == canonical == canonical_url(canonical)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("abs://container/db", r"without an account.*AZURE_STORAGE_ACCOUNT"),
+        ("abs://account@/db", "names no place"),
+        ("abs://account:AKIDSECRET@container/db", "a password"),
+        ("abs://account@container/db?endpoint=ftp://x", "endpoint of an abs URL is none"),
+        ("abs://account@container/db?endpoint=https://a:AKIDSECRET@x", "endpoint of an abs URL is none"),
+        ("abs://account@container/db?endpiont=x", "did you mean endpoint"),
+    ],
+)
+def test_bad_urls_are_refused_with_a_hint(url: str, message: str, key: str):
+    with pytest.raises(ReplicaURLError, match=message) as caught:
+        open_replica_client(url)
+    assert "AKIDSECRET" not in str(caught.value)
+
+
+def test_key_is_litestreams(key: str):
+    client = AzureReplicaClient("abs://account@container/a/b")
+    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
+    client.close()
