@@ -8,7 +8,7 @@
 or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
-from litevfs.api import connect, register, subscribe, wait_for
+from litevfs.api import connect, diff, register, subscribe, wait_for
 from litevfs.errors import (
     ConditionsUnsupportedError,
     FollowError,
@@ -43,6 +43,7 @@ from litevfs.errors import (
 )
 from litevfs.live.subscription import Subscription
 from litevfs.operations.copy import copy_replica
+from litevfs.operations.diff import Change, Diff, SchemaChange
 from litevfs.operations.follow import Follow, follow
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.urls import open_replica_client
@@ -51,7 +52,9 @@ from litevfs.replicate import MaintenanceConfig, Replicator
 __version__ = "0.1.0"
 
 __all__ = [
+    "Change",
     "ConditionsUnsupportedError",
+    "Diff",
     "Follow",
     "FollowError",
     "FollowTargetError",
@@ -72,6 +75,7 @@ __all__ = [
     "ReplicatorLockedError",
     "RestoreError",
     "RestoreTargetExistsError",
+    "SchemaChange",
     "StaleReplicaError",
     "StorageClosedError",
     "StorageError",
@@ -88,6 +92,7 @@ __all__ = [
     "__version__",
     "connect",
     "copy_replica",
+    "diff",
     "follow",
     "open_replica_client",
     "register",

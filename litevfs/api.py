@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Collection
+from typing import TypedDict, cast
 from urllib.parse import quote, urlencode
 
 import apsw
@@ -15,9 +16,13 @@ import apsw
 from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import OptionError
+from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.operations.diff import Diff, State
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
+from litevfs.units import parse_moment_ms
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
@@ -54,10 +59,7 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
         raise OptionError("replica_url is given twice")
     check_names(options, "option")
     register(vfs)
-    parameters = {"replica_url": os.fspath(replica_url)}
-    parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
-    uri = f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
-    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
+    return apsw.Connection(_uri(replica_url, options), flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
 
 
 @apsw_errors()
@@ -83,6 +85,79 @@ def subscribe(replica_url: str, callback: Callable[[int], object], **options: ob
     were compacted before they were seen are reported as one. Raises what `connect` raises.
     """
     return Subscription(Options.collect({}, {**options, "replica_url": os.fspath(replica_url)}), callback)
+
+
+@apsw_errors()
+def diff(
+    replica_url: str,
+    from_: int | str,
+    to: int | str = "latest",
+    tables: Collection[str] | None = None,
+    *,
+    vfs: str = "litestream",
+    **options: object,
+) -> Diff:
+    """The rows that differ between two states of a replica: `for change in diff(url, "8", "latest"): ...`.
+
+    `from_` and `to` are TXIDs (numbers or hex digits), times (RFC 3339, "5 minutes ago") or "latest"; `tables` names
+    those to compare, by default all ordinary ones. A `Change` has `.table`, `.op` ("insert", "update", "delete"),
+    `.key`, `.old` and `.new` (column -> value, or None); `.schema` of the result names what else differs. Only pages
+    that differ are read, and those that lead to them. Close the result, or use it as a context manager.
+
+    Raises OptionError for states in the wrong order and for tables that neither state has, TXIDNotFoundError for a
+    state that the replica does not hold, and what `connect` raises.
+    """
+    check_names(options, "option")
+    url = os.fspath(replica_url)
+    lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
+    connection: apsw.Connection | None = None
+
+    def close() -> None:
+        if connection is not None:
+            connection.close()
+        registry.release(lease)
+
+    try:
+        replica = lease.replica
+        old, new = (replica.view(**_moment(replica, moment)) for moment in (from_, to))
+        if old.txid > new.txid:
+            raise OptionError(
+                f"the state {format_txid(old.txid)} is newer than {format_txid(new.txid)}", hint="swap from and to"
+            )
+        connection = connect(url, vfs=vfs, txid=format_txid(new.txid), **options)
+        connection.execute(
+            "ATTACH ? AS older", (_uri(url, {**options, "txid": format_txid(old.txid)}) + f"&vfs={vfs}",)
+        )
+        states = State(connection, "older", old), State(connection, "main", new)
+        return Diff(connection, *states, replica.pages, tables, is_remote=replica.fetcher.is_remote, close=close)
+    except BaseException:
+        close()
+        raise
+
+
+def _moment(replica: Replica, moment: int | str) -> _Moment:
+    """What `Replica.view` takes."""
+    if isinstance(moment, int):
+        return {"txid": moment}
+    if moment == "latest":
+        replica.refresh()
+        assert replica.snapshot is not None
+        return {"txid": replica.snapshot.txid}
+    try:
+        return {"txid": parse_txid(moment)}
+    except OptionError:
+        return {"timestamp_ms": parse_moment_ms(moment, now_ms=int(time.time() * 1000))}
+
+
+class _Moment(TypedDict, total=False):
+    txid: int
+    timestamp_ms: int
+
+
+def _uri(replica_url: str, options: dict[str, object]) -> str:
+    parameters = {"replica_url": os.fspath(replica_url)}
+    parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
+    return f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
 
 
 def _label(replica_url: str) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,23 +17,20 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.concurrency.futures import run_ahead
 from litevfs.concurrency.retry import Backoff
-from litevfs.concurrency.workers import WorkerPool, start_thread
+from litevfs.concurrency.workers import start_thread
 from litevfs.errors import FollowError, FollowTargetError, LitevfsError, OptionError, StaleReplicaError
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.followed_file import FollowedFile, PageSpool
 from litevfs.options import Options
-from litevfs.states.changes import all_pgnos, changed_pgnos, in_storage_order, pgnos_changed_since
+from litevfs.pages.bulk import read_pages
+from litevfs.states.changes import all_pgnos, changed_pgnos, pgnos_changed_since
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.operations.follow")
 
-PAGES_A_CALL = 64
-PARALLEL_CALLS = 8
-"""Where a read costs a round trip, so many runs of pages are read at once."""
 RETRY_CAP_S = 5.0
 
 
@@ -215,30 +210,15 @@ class Follow:
         page_size = snapshot.page_size
         database = file.database
         old_commit = database.size // page_size if file.page_size == page_size else 0
-        for pgno, page in self._read_pages(snapshot, candidates[candidates != 1]):
+        pages, is_remote = self._replica.pages, self._replica.fetcher.is_remote
+        wanted = candidates[candidates != 1].tolist()
+        for pgno, page in read_pages(pages.read_through, snapshot, wanted, is_remote=is_remote):
             if self._closed:
                 raise FollowError("this follower is closed", key=str(self.path))
             if pgno > old_commit or database.read((pgno - 1) * page_size, page_size) != page:
                 spool.add(pgno, page)
         if snapshot.commit:
-            spool.add(1, file.first_page(self._replica.pages.read(snapshot, 1), snapshot.commit))
-
-    def _read_pages(self, snapshot: Snapshot, pgnos: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        ordered = in_storage_order(snapshot, pgnos).tolist()
-        runs = [ordered[start : start + PAGES_A_CALL] for start in range(0, len(ordered), PAGES_A_CALL)]
-        calls = (partial(self._read_run, snapshot, run) for run in runs)
-        pool = None
-        if self._replica.fetcher.is_remote and len(runs) > 1:
-            pool = WorkerPool(PARALLEL_CALLS, "litevfs-follow-read")
-        try:
-            for pages in run_ahead(calls, None if pool is None else pool.submit, PARALLEL_CALLS):
-                yield from pages
-        finally:
-            if pool is not None:
-                pool.shutdown()
-
-    def _read_run(self, snapshot: Snapshot, pgnos: list[int]) -> list[tuple[int, bytes]]:
-        return [(pgno, self._replica.pages.read_through(snapshot, pgno)) for pgno in pgnos]
+            spool.add(1, file.first_page(pages.read(snapshot, 1), snapshot.commit))
 
     def _close_file(self) -> None:
         if self._file is not None:

@@ -44,6 +44,23 @@ def pgnos_changed_since(new: Snapshot, txid: int) -> NDArray[np.int64]:
     return _in_database(found, new)
 
 
+def pgnos_differing(old: Snapshot, new: Snapshot) -> set[int]:
+    """Pages whose content may differ between two states of one history, and those that only one of them has.
+
+    Unlike `changed_pgnos` also for fixed views, which do not share their versions: equal places are equal bytes too.
+    """
+    suspects = pgnos_changed_since(new, old.txid).tolist()
+    differing = {pgno for pgno in suspects if not _same_place(old, new, pgno)}
+    return differing | set(range(new.commit + 1, old.commit + 1)) - {lock_pgno(old.page_size)}
+
+
+def _same_place(old: Snapshot, new: Snapshot, pgno: int) -> bool:
+    if pgno > old.commit:
+        return False
+    (a, *old_frame), (b, *new_frame) = old.place(pgno), new.place(pgno)
+    return old_frame == new_frame and old.files[a] == new.files[b]
+
+
 def all_pgnos(snapshot: Snapshot) -> NDArray[np.int64]:
     """Every page of the database but the lock page, which no LTX file holds."""
     return _in_database([np.arange(1, snapshot.commit + 1, dtype=np.int64)], snapshot)

@@ -1,0 +1,130 @@
+"""A difference as SQL statements: run on the older state, they make the newer one of it. Knows how SQL is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from litevfs.errors import OptionError
+from litevfs.operations.diff import Change, Diff, Key, Row, SchemaChange, Table, Value, quoted
+
+_DROP_ORDER = ("trigger", "view", "index", "table")
+
+
+def patch_statements(diff: Diff) -> Iterator[str]:
+    """SQL statements, one at a time without their semicolons, in one transaction.
+
+    Rows keep their rowids. Deletes come before everything else, and rows of tables with unique indexes are replaced
+    rather than updated, so that no order of statements violates a constraint; triggers are taken off meanwhile. Raises
+    OptionError where a virtual table was made, changed or dropped: what that does is up to its module.
+    """
+    schema = [change for change in diff.schema if not change.name.startswith("sqlite_stat")]
+    _refuse_virtual(schema)
+    rebuilt = {change.name for change in schema if change.type == "table"}
+    kept = [name for name in diff.tables if name not in rebuilt and name != "sqlite_sequence"]
+    yield "PRAGMA foreign_keys = OFF"
+    yield "BEGIN IMMEDIATE"
+    triggers = [name for kind, name in diff.old.objects if kind == "trigger"]
+    yield from (f"DROP TRIGGER {quoted(name)}" for name in triggers)
+    for kind in _DROP_ORDER[1:]:
+        gone = [change.name for change in schema if change.type == kind and change.op != "create"]
+        yield from (f"DROP {kind.upper()} IF EXISTS {quoted(name)}" for name in gone)
+    for name in kept:
+        yield from _removals(diff, name)
+    for name in kept:
+        yield from _additions(diff, name)
+    for change in schema:
+        if change.type == "table" and change.new_sql is not None:
+            yield change.new_sql
+    for name in rebuilt & set(diff.tables):
+        yield from _all_rows(diff, name)
+    changed = {(change.type, change.name) for change in schema}
+    for (kind, name), sql in diff.new.objects.items():
+        if kind in ("index", "view") and ((kind, name) in changed or diff.new.table_of[name] in rebuilt):
+            yield sql
+    yield from (sql for (kind, _), sql in diff.new.objects.items() if kind == "trigger")
+    yield from _sequence(diff)
+    yield "COMMIT"
+
+
+def _refuse_virtual(schema: list[SchemaChange]) -> None:
+    for change in schema:
+        if any((sql or "").upper().startswith("CREATE VIRTUAL") for sql in (change.old_sql, change.new_sql)):
+            raise OptionError(
+                f"the virtual table {change.name} was made, changed or dropped: no patch can do that",
+                hint="leave it out with tables=, or restore the newer state",
+            )
+
+
+def _removals(diff: Diff, name: str) -> Iterator[str]:
+    table = diff.old.table(name)
+    assert table is not None
+    replaces = diff.new.has_unique_index(name)
+    for change in diff.changes(name):
+        if change.op == "delete" or (change.op == "update" and replaces):
+            yield f"DELETE FROM {quoted(name)} WHERE {_matches(table, change.key)}"
+
+
+def _additions(diff: Diff, name: str) -> Iterator[str]:
+    table = diff.new.table(name)
+    assert table is not None
+    replaces = diff.new.has_unique_index(name)
+    for change in diff.changes(name):
+        if change.new is not None and (change.op == "insert" or replaces):
+            yield _insert(table, change.key, change.new)
+        elif change.new is not None:
+            yield f"UPDATE {quoted(name)} SET {_assignments(change)} WHERE {_matches(table, change.key)}"
+
+
+def _all_rows(diff: Diff, name: str) -> Iterator[str]:
+    table = diff.new.table(name)
+    if table is not None:
+        yield from (_insert(table, key, row) for key, row in diff.new.rows(table))
+
+
+def _sequence(diff: Diff) -> Iterator[str]:
+    """AUTOINCREMENT's table, which inserts change: as it is in the newer state."""
+    table = diff.new.table("sqlite_sequence")
+    if table is not None and "sqlite_sequence" in diff.tables:
+        yield "DELETE FROM sqlite_sequence"
+        yield from (_insert(table, key, row) for key, row in diff.new.rows(table))
+
+
+def _insert(table: Table, key: Key, row: Row) -> str:
+    names, values = list(row), list(row.values())
+    if table.has_rowid and not table.rowid_is_column:
+        names, values = [table.key[0], *names], [*key, *values]
+    columns = ", ".join(map(quoted, names))
+    return f"INSERT INTO {quoted(table.name)} ({columns}) VALUES ({', '.join(map(literal, values))})"
+
+
+def _assignments(change: Change) -> str:
+    assert change.old is not None
+    assert change.new is not None
+    different = {
+        name: value
+        for name, value in change.new.items()
+        if value != change.old[name] or type(value) is not type(change.old[name])
+    }
+    return ", ".join(f"{quoted(name)} = {literal(value)}" for name, value in different.items())
+
+
+def _matches(table: Table, key: Key) -> str:
+    return " AND ".join(f"{quoted(name)} = {literal(value)}" for name, value in zip(table.key, key, strict=True))
+
+
+def literal(value: Value) -> str:
+    """A value as SQL writes it: reading it gives the same value of the same type."""
+    match value:
+        case None:
+            return "NULL"
+        case bytes():
+            return f"X'{value.hex().upper()}'"
+        case str() if "\0" in value:
+            return f"CAST(X'{value.encode().hex().upper()}' AS TEXT)"
+        case str():
+            return "'" + value.replace("'", "''") + "'"
+        case float() if not math.isfinite(value):
+            return "9e999" if value > 0 else "-9e999"
+        case _:
+            return repr(value)

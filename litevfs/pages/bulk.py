@@ -1,0 +1,41 @@
+"""Many pages of one state, in the order in which they lie in storage, in parallel where a read costs a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+
+from litevfs.concurrency.futures import run_ahead
+from litevfs.concurrency.workers import WorkerPool
+from litevfs.states.changes import in_storage_order
+from litevfs.states.snapshot import Snapshot
+
+PAGES_A_CALL = 64
+PARALLEL_CALLS = 8
+
+
+def read_pages(
+    read_page: Callable[[Snapshot, int], bytes], snapshot: Snapshot, pgnos: Iterable[int], *, is_remote: bool
+) -> Iterator[tuple[int, bytes]]:
+    """(pgno, content) of each page, in storage order. Raises what `read_page` raises.
+
+    `read_page` is `PageSource.read`, or `read_through` where no page will be read again soon.
+    """
+    ordered = in_storage_order(snapshot, np.fromiter(pgnos, np.int64)).tolist()
+    runs = [ordered[start : start + PAGES_A_CALL] for start in range(0, len(ordered), PAGES_A_CALL)]
+    calls = (partial(_read_run, read_page, snapshot, run) for run in runs)
+    pool = WorkerPool(PARALLEL_CALLS, "litevfs-bulk") if is_remote and len(runs) > 1 else None
+    try:
+        for pages in run_ahead(calls, None if pool is None else pool.submit, PARALLEL_CALLS):
+            yield from pages
+    finally:
+        if pool is not None:
+            pool.shutdown()
+
+
+def _read_run(
+    read_page: Callable[[Snapshot, int], bytes], snapshot: Snapshot, pgnos: list[int]
+) -> list[tuple[int, bytes]]:
+    return [(pgno, read_page(snapshot, pgno)) for pgno in pgnos]

@@ -1,0 +1,53 @@
+"""`litevfs diff`: its formats, and its patch run by plain SQLite."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+import litevfs
+from litevfs.cli import main
+
+REPLICA = str(Path(__file__).parents[1] / "fixtures" / "orders" / "replica")
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["diff", REPLICA, *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_every_format_shows_the_same_changes(capsys):
+    objects = [
+        json.loads(line) for line in output(capsys, "--from", "8", "--to", "9", "--format", "jsonl").splitlines()
+    ]
+    assert len(objects) > 1000
+    assert {change["op"] for change in objects} == {"delete"}
+    table = list(csv.reader(io.StringIO(output(capsys, "--from", "8", "--to", "9", "--format", "csv"))))
+    assert table[0] == ["table", "op", "key", "column", "old", "new"]
+    assert len(table) - 1 == sum(len(change["old"]) for change in objects)
+    assert "orders" in output(capsys, "--from", "8", "--to", "9", "--tables", "orders")
+
+
+@pytest.mark.parametrize(("older", "newer"), [("1", "c"), ("8", "9"), ("4", "8")])
+def test_the_patch_makes_the_newer_state_in_plain_sqlite(capsys, tmp_path, older, newer):
+    litevfs.restore(REPLICA, tmp_path / "old.db", txid=older)
+    litevfs.restore(REPLICA, tmp_path / "new.db", txid=newer)
+    patch = output(capsys, "--from", older, "--to", newer, "--format", "sql")
+    with closing(sqlite3.connect(tmp_path / "old.db")) as old, closing(sqlite3.connect(tmp_path / "new.db")) as new:
+        old.executescript(patch)
+        assert list(old.iterdump()) == list(new.iterdump())
+
+
+def test_mistakes_say_what_to_do(capsys):
+    assert main(["diff", REPLICA, "--from", "9", "--to", "8"]) == 2
+    assert "swap from and to" in capsys.readouterr().err
+    assert main(["diff", REPLICA, "--from", "9", "--tables", "nope"]) == 2
+    assert "no table nope" in capsys.readouterr().err
+    assert main(["diff", REPLICA, "--from", "soon"]) == 2
+    assert "soon" in capsys.readouterr().err
