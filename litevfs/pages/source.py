@@ -145,6 +145,8 @@ class PageSource:
             return b""
         page = bytearray(self.read(snapshot, 1))
         counter = _U32.pack(snapshot.change_counter)
+        if page[24:28] != page[92:96]:  # as SQLite before 3.7 leaves it: then the size beside it does not count
+            page[28:32] = _U32.pack(snapshot.commit)
         page[18:20] = _JOURNAL_VERSIONS
         page[24:28] = counter
         page[92:96] = counter

@@ -321,6 +321,24 @@ def test_a_database_without_a_page_is_an_empty_database(block_size):
             assert rows(con, "SELECT * FROM t") == [(7,)]
 
 
+@pytest.mark.parametrize("size", [99, 1, 0])
+def test_a_header_whose_counters_differ_does_not_tell_the_size(size):
+    """As SQLite before 3.7 leaves page 1: version-valid-for is old, and so is the size in the header."""
+    with Script() as script, MadePrimary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x); INSERT INTO t VALUES(1), (2)")
+        image = primary.images[1]
+        old = image[:28] + size.to_bytes(4) + image[32:92] + b"\x00\x00\x00\x09" + image[96:]
+        primary.record(old)
+        with connected(script.url, poll_interval=0) as con:
+            assert txid_of(con) == 2
+            assert rows(con, "SELECT * FROM t") == [(1,), (2,)]
+            assert one(con, "PRAGMA page_count") == len(image) // 4096
+            assert one(con, "PRAGMA integrity_check") == "ok"
+            primary.record(image)
+            one(con, "PRAGMA litestream_poll")
+            assert one(con, "PRAGMA integrity_check") == "ok"
+
+
 # --- databases that shrink --------------------------------------------------------------------------------------------
 
 FILL = (
