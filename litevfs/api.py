@@ -26,6 +26,8 @@ from litevfs.units import parse_moment_ms
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
+_FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+"""The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: what is attached to it is writable."""
 
 
 @apsw_errors()
@@ -49,7 +51,9 @@ def register(name: str = "litestream", **options: object) -> None:
 
 @apsw_errors()
 def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.Connection:
-    """A read-only connection to the replica at `replica_url`; registers the VFS if that has not been done.
+    """A connection to the replica at `replica_url`; registers the VFS if that has not been done.
+
+    The replica is read-only; temporary tables and databases that are attached beside it are writable.
 
     Options are those of the URI, for example `poll_interval="250ms"`, `cache_size="50MB"`, `txid=...`. Raises
     OptionError and ReplicaURLError for what makes no sense, ReplicaEmptyError when there is no state to read within
@@ -59,7 +63,7 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
         raise OptionError("replica_url is given twice")
     check_names(options, "option")
     register(vfs)
-    return apsw.Connection(_uri(replica_url, options), flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs=vfs)
+    return apsw.Connection(_uri(replica_url, options), flags=_FLAGS, vfs=vfs)
 
 
 @apsw_errors()

@@ -216,3 +216,56 @@ def test_an_ordinary_file_is_refused_with_the_words_that_work(small, tmp_path, m
     with closing(apsw.Connection(str(path))) as copy:
         table = "mine" if sql.startswith("ATTACH") else "t"
         assert rows(copy, f"SELECT * FROM {table}") == ([] if table == "mine" else primary.rows("SELECT * FROM t"))
+
+
+# --- writable beside a replica ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["':memory:'", "''", "'file:{folder}/results.db?vfs={vfs}&mode=rwc'"])
+def test_a_database_attached_to_a_replica_is_writable(small, tmp_path, where):
+    primary, script = small
+    with connected(script.url, poll_interval=0) as con:
+        con.execute("ATTACH " + where.format(folder=tmp_path, vfs=apsw.vfs_names()[0]) + " AS own")
+        con.execute("CREATE TABLE own.results AS SELECT x * 10 AS y FROM t")
+        primary.commit("INSERT INTO t VALUES(2)")
+        one(con, "PRAGMA litestream_poll")
+        with con:
+            con.execute("INSERT INTO own.results SELECT x * 10 FROM t WHERE x > 1")
+        assert rows(con, "SELECT x, y FROM t JOIN own.results ON y = 10 * x ORDER BY x") == [(1, 10), (2, 20)]
+        with pytest.raises(apsw.ReadOnlyError):
+            con.execute("INSERT INTO main.t SELECT y FROM own.results")
+    if "results.db" in where:
+        with closing(apsw.Connection(str(tmp_path / "results.db"))) as kept:
+            assert rows(kept, "SELECT y FROM results ORDER BY y") == [(10,), (20,)]
+
+
+def test_two_files_beside_a_replica_are_written_in_one_transaction(small, tmp_path, monkeypatch):
+    _, script = small
+    monkeypatch.chdir(tmp_path)  # SQLite's super-journal lies beside the main database, which has no folder here
+    with connected(script.url, poll_interval=0) as con:
+        for name in ("one", "two"):
+            con.execute(f"ATTACH 'file:{tmp_path}/{name}.db?vfs={apsw.vfs_names()[0]}&mode=rwc' AS {name}")
+        con.execute("BEGIN; CREATE TABLE one.a AS SELECT * FROM t; CREATE TABLE two.b AS SELECT * FROM t; COMMIT")
+        assert rows(con, "SELECT * FROM a, b") == [(1, 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.db", "two.db"]
+
+
+def test_temporary_tables_are_writable_and_nothing_of_the_replica_is(small):
+    primary, script = small
+    with connected(script.url) as con:
+        con.execute("CREATE TEMP TABLE kept AS SELECT * FROM t; INSERT INTO kept VALUES(7)")
+        assert rows(con, "SELECT * FROM kept") == [(1,), (7,)]
+        assert con.readonly("main")
+        with closing(apsw.Connection(":memory:")) as source:
+            source.execute("CREATE TABLE mine(x)")
+            with pytest.raises(apsw.ReadOnlyError), con.backup("main", source, "main") as backup:
+                backup.step()
+        assert con.pragma("journal_mode", "wal") == "delete"
+        with closing(apsw.Connection(":memory:")) as target:
+            with target.backup("main", con, "main") as backup:
+                backup.step()
+            assert rows(target, "SELECT * FROM t") == primary.rows("SELECT * FROM t")
+        con.execute("PRAGMA query_only = 1")
+        with pytest.raises(apsw.ReadOnlyError):
+            con.execute("INSERT INTO kept VALUES(8)")
+        assert rows(con, "SELECT * FROM t") == primary.rows("SELECT * FROM t")
