@@ -87,6 +87,10 @@ class LTXChecksumError(LTXFormatError):
     """A well-formed LTX file whose content does not match a checksum it carries."""
 
 
+class LTXMissingPagesError(LTXFormatError):
+    """An LTX file that makes the database larger and does not hold all of the new pages; so nothing else does."""
+
+
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 

@@ -283,7 +283,7 @@ class Fetcher:
             self._read_head(file, fresh=fresh),
             self._read_tail(file, _likely_tail_bytes(file), fresh=fresh),
         )
-        needed = tail_size_needed(tail, file.size)
+        needed = tail_size_needed(tail, file.size, Header.unpack(head))
         if needed > len(tail):
             tail = self._read_tail(file, needed, fresh=fresh)
         header, index, _ = read_header_and_index(head, tail, file.size)

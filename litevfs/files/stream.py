@@ -142,6 +142,11 @@ class VerifiedStream:
             raise RuntimeError("nothing was read yet")
         return header
 
+    @property
+    def whole_from(self) -> int:
+        """See `litevfs.ltx.page_index.whole_from`; known at the end."""
+        return self._decoder.whole_from
+
     def __iter__(self) -> Iterator[tuple[memoryview, list[tuple[int, bytes]]]]:
         is_named = False
         try:

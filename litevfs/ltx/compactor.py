@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import IO, Protocol
 
@@ -15,6 +16,7 @@ from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import HEADER_FLAG_NO_CHECKSUM, Header, Trailer
 from litevfs.ltx.frame import decode_frame
+from litevfs.ltx.page_index import PageOrder, check_growth
 
 
 class CompactionInput(Protocol):
@@ -93,18 +95,30 @@ def _write(inputs: Sequence[CompactionInput], encoder: Encoder) -> Iterator[byte
 
 
 def _newest_frames(inputs: Sequence[CompactionInput], commit: int) -> Iterator[tuple[int, bytes]]:
-    """Of each page up to `commit` the frame of the newest input that has it, ascending: the files are in page order."""
+    """Of each page up to `commit` the frame of the newest input that has it, ascending: the files are in page order.
+
+    Raises LTXMissingPagesError at the end where an input does not hold the pages by which it makes the database larger
+    than the input before it did: the result would bring back older content of them.
+    """
+    orders = [PageOrder(replace(source.header, commit=min(source.header.commit, commit))) for source in inputs]
+    ranked = (_ranked(source, -i, order) for i, (source, order) in enumerate(zip(inputs, orders, strict=True)))
     last_pgno = 0
-    for pgno, _, frame in heapq.merge(*(_ranked(source, -i) for i, source in enumerate(inputs))):
+    for pgno, _, frame in heapq.merge(*ranked):
         if pgno > commit:
-            return
+            break
         if pgno != last_pgno:
             last_pgno = pgno
             yield pgno, frame
+    for previous, order in zip(inputs, orders[1:], strict=False):
+        check_growth(order.header, order.whole_from, previous.header.commit)
 
 
-def _ranked(source: CompactionInput, rank: int) -> Iterator[tuple[int, int, bytes]]:
-    return ((pgno, rank, frame) for pgno, frame in source.frames())
+def _ranked(source: CompactionInput, rank: int, order: PageOrder) -> Iterator[tuple[int, int, bytes]]:
+    commit = order.header.commit
+    for pgno, frame in source.frames():
+        if pgno <= commit:
+            order.add(pgno)
+        yield pgno, rank, frame
 
 
 def _refused(previous: Header, header: Header, what: str) -> LTXFormatError:

@@ -36,6 +36,7 @@ from litevfs.ltx.page_index import (
     decode_page_index,
     encode_entries_of_frames,
     index_size_from_tail,
+    max_index_size,
     validate_page_index,
 )
 
@@ -127,17 +128,23 @@ def check_checksums(header: Header, trailer: Trailer, file: FileChecksum, databa
     raise LTXChecksumError(f"LTX {what}", min_txid=header.min_txid, max_txid=header.max_txid, hint=hint)
 
 
-def tail_size_needed(tail: bytes | memoryview, file_size: int) -> int:
+def tail_size_needed(tail: bytes | memoryview, file_size: int, header: Header | None = None) -> int:
     """How many bytes of the end of a file `read_header_and_index` needs, given its last 24 bytes or more.
 
     They hold the six zero bytes, the page index and the trailer. Raises LTXFormatError when a file of `file_size` bytes
-    cannot hold the index that it says it has.
+    (and with this `header`, where it is known) cannot hold the index that it says it has.
     """
     needed = len(END_OF_PAGES) + index_size_from_tail(tail) + TRAILER_SIZE
     if needed > file_size - HEADER_SIZE:
         raise LTXFormatError(
             f"LTX file of {file_size} bytes cannot hold a page index of {needed} bytes",
             hint="the file is truncated, still being written, or of version 2 of the format",
+        )
+    if header is not None and index_size_from_tail(tail) > max_index_size(header):
+        raise LTXFormatError(
+            f"LTX file of {header.commit} pages cannot have a page index of {index_size_from_tail(tail)} bytes",
+            min_txid=header.min_txid,
+            max_txid=header.max_txid,
         )
     return needed
 
@@ -153,7 +160,7 @@ def read_header_and_index(
     header = Header.unpack(head)
     if is_version_2_frame(head[HEADER_SIZE : HEADER_SIZE + FRAME_HEADER_SIZE]):
         raise version_2_error()
-    needed = tail_size_needed(tail, file_size)
+    needed = tail_size_needed(tail, file_size, header)
     if len(tail) < needed:
         raise ValueError(f"a tail of {needed} bytes is needed, got {len(tail)}")
     tail = tail[len(tail) - needed :]
@@ -186,6 +193,11 @@ class StreamDecoder:
     def header(self) -> Header | None:
         """The header, or None before its 100 bytes were fed."""
         return self._header
+
+    @property
+    def whole_from(self) -> int:
+        """Of a file that was fed to its end: see `litevfs.ltx.page_index.whole_from`."""
+        return self._order.whole_from
 
     def feed(self, data: bytes | memoryview) -> list[tuple[int, bytes]]:
         """The pages, as (pgno, content), that `data` completes; any split of a file gives the same pages.

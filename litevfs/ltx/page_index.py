@@ -15,7 +15,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LTXFormatError
+from litevfs.errors import LTXFormatError, LTXMissingPagesError
 from litevfs.ltx.format import (
     HEADER_SIZE,
     INDEX_SIZE_FIELD_SIZE,
@@ -33,6 +33,7 @@ _FEW_ENTRIES = 16
 _MAX_VARINT_SIZE = 10
 """Bytes of the longest varint, a number of 64 bits. Its last byte can only be 1."""
 _MIN_ENTRY_SIZE = 3
+_MAX_ENTRY_SIZE = 5 + _MAX_VARINT_SIZE + 5
 _UINT32_MAX = 2**32 - 1
 
 
@@ -188,6 +189,44 @@ def index_size_from_tail(tail: bytes | memoryview) -> int:
     return int.from_bytes(field, "big") + INDEX_SIZE_FIELD_SIZE
 
 
+def max_index_size(header: Header) -> int:
+    """Bytes of the largest page index, its size field included, that a file with `header` can have."""
+    return header.commit * _MAX_ENTRY_SIZE + 1 + INDEX_SIZE_FIELD_SIZE
+
+
+def whole_from(index: PageIndex, header: Header) -> int:
+    """The page from which on a file with a sound index holds every page up to its commit; commit + 1 if none."""
+    lock = lock_pgno(header.page_size)
+    top = header.commit - (header.commit == lock)
+    if len(index) == 0 or index.pgnos[-1] != top:
+        return header.commit + 1
+    pgnos = index.pgnos.astype(np.int64)
+    pgnos -= pgnos > lock  # as if there were no lock page
+    breaks = np.flatnonzero(np.diff(pgnos) != 1)
+    return int(index.pgnos[breaks[-1] + 1 if len(breaks) else 0])
+
+
+def check_growth(header: Header, first_whole: int, commit_before: int) -> None:
+    """Check that a file may follow on a state of `commit_before` pages: it holds every page that the state has not.
+
+    `first_whole` is what `whole_from` says of the file. This comes before anything is allocated for the pages that a
+    header claims. Raises LTXMissingPagesError.
+    """
+    lock = lock_pgno(header.page_size)
+    first_new = commit_before + 1 + (commit_before + 1 == lock)
+    if header.commit < first_new or first_whole <= first_new:
+        return
+    missing = first_whole - 1 - (first_whole - 1 == lock)
+    raise LTXMissingPagesError(
+        f"the database grows from {commit_before} to {header.commit} pages, but the file does not hold all new ones: "
+        f"page {missing} is in no file",
+        min_txid=header.min_txid,
+        max_txid=header.max_txid,
+        hint="the primary lost pages when it wrote this file, or the file is damaged; an earlier state (txid, "
+        "timestamp) may be whole",
+    )
+
+
 def validate_page_index(index: PageIndex, header: Header, pages_end: int) -> None:
     """Check that `index` is one that a file with `header` can have.
 
@@ -236,13 +275,14 @@ def snapshot_page_count(header: Header) -> int:
 class PageOrder:
     """Which page may come next in a file with `header`: the same rules as `validate_page_index`, page by page."""
 
-    __slots__ = ("_commit", "_header", "_lock_pgno", "_previous_pgno")
+    __slots__ = ("_commit", "_lock_pgno", "_previous_pgno", "_run_start", "header")
 
     def __init__(self, header: Header) -> None:
-        self._header = header
+        self.header = header
         self._commit = header.commit
         self._lock_pgno = lock_pgno(header.page_size)
         self._previous_pgno = 0
+        self._run_start = 1  # all pages from here to the previous one came
 
     def add(self, pgno: int) -> None:
         """Take `pgno` as the next page. Raises LTXFormatError when it may not come now."""
@@ -251,19 +291,26 @@ class PageOrder:
             return
         if pgno == self._lock_pgno:
             raise self._invalid(f"page {pgno} is the lock page")
-        if not 1 <= pgno <= self._header.commit:
-            raise self._invalid(f"page {pgno} is not within 1 and commit {self._header.commit}")
+        if not 1 <= pgno <= self.header.commit:
+            raise self._invalid(f"page {pgno} is not within 1 and commit {self.header.commit}")
         if pgno <= self._previous_pgno:
             raise self._invalid(f"page {pgno} comes after page {self._previous_pgno}")
-        if self._header.is_snapshot and pgno != self._next_of_snapshot():
+        if self.header.is_snapshot and pgno != self._next_of_snapshot():
             raise self._invalid(f"page {pgno} of a snapshot comes where page {self._next_of_snapshot()} should")
+        if pgno != self._next_of_snapshot():
+            self._run_start = pgno
         self._previous_pgno = pgno
+
+    @property
+    def whole_from(self) -> int:
+        """The page from which on every page up to the commit came; commit + 1 if the last one did not."""
+        return self._run_start if self._next_of_snapshot() > self._commit else self._commit + 1
 
     def end(self) -> None:
         """Take the page block as ended. Raises LTXFormatError when pages of a snapshot are missing."""
-        if self._header.is_snapshot and self._next_of_snapshot() <= self._header.commit:
+        if self.header.is_snapshot and self._next_of_snapshot() <= self.header.commit:
             raise self._invalid(
-                f"snapshot ends before page {self._next_of_snapshot()}, its commit is {self._header.commit}"
+                f"snapshot ends before page {self._next_of_snapshot()}, its commit is {self.header.commit}"
             )
 
     def _next_of_snapshot(self) -> int:
@@ -272,7 +319,7 @@ class PageOrder:
 
     def _invalid(self, what: str) -> LTXFormatError:
         return LTXFormatError(
-            f"invalid LTX page order: {what}", min_txid=self._header.min_txid, max_txid=self._header.max_txid
+            f"invalid LTX page order: {what}", min_txid=self.header.min_txid, max_txid=self.header.max_txid
         )
 
 

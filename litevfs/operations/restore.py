@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +20,7 @@ import apsw
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
+    LTXMissingPagesError,
     OptionError,
     RestoreError,
     StorageNotFoundError,
@@ -29,8 +28,9 @@ from litevfs.errors import (
 )
 from litevfs.files.plan import Chain, newest_state, reachable_txids, state_at
 from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
-from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
+from litevfs.ltx.page_index import check_growth
 from litevfs.operations.target import RestoreTarget
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.units import parse_moment_ms, parse_timestamp_ms
@@ -163,7 +163,7 @@ def apply_files(
     for stream in streamer.stream(files):
         try:
             state = _apply_file(stream, state, target, on_read)
-        except _UnfitError as error:
+        except (_UnfitError, LTXMissingPagesError) as error:
             raise streamer.fetcher.located(error, stream.file) from None
         on_file(stream)
     assert state is not None, "a chain has files"
@@ -180,32 +180,19 @@ def _apply_file(
     stream: VerifiedStream, before: Header | None, target: RestoreTarget, on_read: Callable[[int], None]
 ) -> Header:
     """Apply one file to the state `before`; the header of the state it makes."""
-    commit_before = before.commit if before else 0
-    new_pages = 0
+    is_begun = False
     for data, pages in stream:
         page_size = stream.header.page_size
-        if before is None and new_pages == 0:
+        if before is None and not is_begun:
             # A header that lies, or is damaged, must not fill the disk.
             target.reserve(min(stream.header.commit * page_size, stream.file.size * _MOST_EXPANSION))
         elif before is not None and page_size != before.page_size:
             raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
+        is_begun = True
         target.write_pages(pages, page_size)
-        new_pages += len(pages) - bisect_right(pages, commit_before, key=itemgetter(0))
         on_read(len(data))
-    after = stream.header
-    wanted = _page_count(after.page_size, commit_before, after.commit)
-    if new_pages < wanted:
-        raise _UnfitError(
-            f"the database grew from {commit_before} to {after.commit} pages, but only {new_pages} of the {wanted} new "
-            "ones are in the replica",
-            hint="the primary lost pages when it wrote this file; an earlier state (txid, timestamp) may be whole",
-        )
-    return after
-
-
-def _page_count(page_size: int, first_excluded: int, last: int) -> int:
-    """Pages after `first_excluded` up to `last`, without the lock page."""
-    return max(0, last - first_excluded) - (first_excluded < lock_pgno(page_size) <= last)
+    check_growth(stream.header, stream.whole_from, before.commit if before else 0)
+    return stream.header
 
 
 def integrity_findings(target: RestoreTarget) -> list[str]:

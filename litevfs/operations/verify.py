@@ -15,6 +15,7 @@ from itertools import pairwise
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
+    LTXMissingPagesError,
     ReplicaError,
     RestoreError,
     StorageNotFoundError,
@@ -26,6 +27,7 @@ from litevfs.files.plan import Chain, newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer, VerifiedStream
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
+from litevfs.ltx.page_index import check_growth
 from litevfs.operations.restore import apply_files
 from litevfs.operations.target import RestoreTarget
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
@@ -64,6 +66,7 @@ class FileCheck:
     trailer: Trailer | None = None
     problem: Problem | None = None
     is_gone: bool = False  # the storage does not have it (any more)
+    whole_from: int = 1  # the page from which on it holds every page up to its commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def check_newest_state(
     checks: list[FileCheck] = []
 
     def on_file(stream: VerifiedStream) -> None:
-        checks.append(FileCheck(stream.file, stream.header, stream.trailer))
+        checks.append(FileCheck(stream.file, stream.header, stream.trailer, whole_from=stream.whole_from))
         report(checks[-1])
 
     try:
@@ -145,7 +148,8 @@ def _read_whole(fetcher: Fetcher, file: LTXFileInfo) -> FileCheck:
     header = decoder.header
     assert header is not None
     wrong = _misplaced(file, header)
-    return FileCheck(file, header, trailer, _file_problem(fetcher, file, wrong) if wrong else None)
+    problem = _file_problem(fetcher, file, wrong) if wrong else None
+    return FileCheck(file, header, trailer, problem, whole_from=decoder.whole_from)
 
 
 def _misplaced(file: LTXFileInfo, header: Header) -> str | None:
@@ -182,16 +186,42 @@ def judge(checks: Sequence[FileCheck]) -> Findings:
         listed_txid = max(reachable_txids(files), default=0)
         last = error.max_txid if isinstance(error, TXIDGapError) else None
         problems.append(Problem(error.message, min_txid=error.min_txid, max_txid=last))
-    newest_txid = max(reachable_txids(list(sound)), default=0)
+    newest, unfit = _newest_fitting(sound)
+    problems += unfit
+    newest_txid = newest.txid if newest else 0
     if newest_txid < listed_txid:
         problems.append(_unreadable(newest_txid, listed_txid))
-    if not newest_txid:
+    if newest is None:
         return Findings(tuple(problems), (), None, None)
-    newest = newest_state(sound, newest_txid)
     header = _header(sound[newest.files[-1]])
     problems += _other_page_sizes(sound.values(), header.page_size)
     problems += _broken_checksum_chain([sound[file] for file in newest.files])
     return Findings(tuple(problems), tuple(_holes(files)), newest, header)
+
+
+def _newest_fitting(sound: dict[LTXFileInfo, FileCheck]) -> tuple[Chain | None, list[Problem]]:
+    """The newest state that files make which fit on each other, and what those are that do not: they leave `sound`."""
+    problems: list[Problem] = []
+    while txid := max(reachable_txids(list(sound)), default=0):
+        chain = newest_state(sound, txid)
+        problem = next(_missing_pages([sound[file] for file in chain.files]), None)
+        if problem is None:
+            return chain, problems
+        problems.append(problem[1])
+        del sound[problem[0]]
+    return None, problems
+
+
+def _missing_pages(chain: Sequence[FileCheck]) -> Iterator[tuple[LTXFileInfo, Problem]]:
+    """Files that make the database larger than those before them, and do not hold the new pages."""
+    commit = 0
+    for check in chain:
+        try:
+            check_growth(_header(check), check.whole_from, commit)
+        except LTXMissingPagesError as error:
+            file = check.file
+            yield file, Problem(error.message, file.level, file.min_txid, file.max_txid)
+        commit = _header(check).commit
 
 
 def _unreadable(newest_txid: int, listed_txid: int) -> Problem:

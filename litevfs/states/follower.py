@@ -234,9 +234,11 @@ class Follower:
         for start in range(0, len(files), FETCHED_AT_ONCE):
             for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
                 number = numbers.get(fetched.info) or next(self._numbers)
-                snapshot = snapshot.apply(
-                    NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
-                )
+                numbered = NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
+                try:
+                    snapshot = snapshot.apply(numbered)
+                except LTXFormatError as error:
+                    raise self._fetcher.located(error, fetched.info) from error
                 self._keep(number, fetched)
                 times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
         return snapshot, times

@@ -27,7 +27,7 @@ from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageIndex
+from litevfs.ltx.page_index import PageIndex, check_growth, whole_from
 
 CHUNK_BITS = 11
 CHUNK_PAGES = 1 << CHUNK_BITS
@@ -181,7 +181,8 @@ class Snapshot:
     def apply(self, file: NumberedFile) -> Snapshot:
         """The state after `file`, or this state with pages relocated into it if it does not advance the TXID.
 
-        Raises TXIDGapError when the file does not connect and LTXFormatError when its page size is another.
+        Raises TXIDGapError when the file does not connect, LTXFormatError when its page size is another, and
+        LTXMissingPagesError when the state has pages, by the file's header, that neither of them holds.
         """
         header = file.header
         if self.page_size and header.page_size != self.page_size:
@@ -204,6 +205,7 @@ class Snapshot:
 
     def _advance(self, file: NumberedFile) -> Snapshot:
         header = file.header
+        check_growth(header, whole_from(file.index, header), self.commit)  # before room is made for its pages
         edit = _Edit(self, header.commit)
         edit.put(file, relocate_only=False)
         return replace(

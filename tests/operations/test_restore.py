@@ -342,7 +342,7 @@ def test_growth_without_the_new_pages_is_an_error_not_zeros(tmp_path: Path) -> N
     client.write(
         0, 2, 2, File(commit=9, min_txid=2, max_txid=2, pages=[(1, page_of(1, 512)), (9, b"x" * 512)]).write(), 0
     )
-    with pytest.raises(LTXFormatError, match="grew from 3 to 9 pages, but only 1 of the 6") as caught:
+    with pytest.raises(LTXFormatError, match="grows from 3 to 9 pages, but the file") as caught:
         restore(client, tmp_path / "o.db")
     assert caught.value.min_txid == 2
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,14 @@ import time
 
 import pytest
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, StorageError, StorageNotFoundError, StorageTimeoutError
+from litevfs.errors import (
+    LTXFormatError,
+    LTXMissingPagesError,
+    PageUnavailableError,
+    StorageError,
+    StorageNotFoundError,
+    StorageTimeoutError,
+)
 from litevfs.files.fetch import Fetcher
 from litevfs.live.replica import Replica
 from litevfs.options import Options
@@ -152,8 +159,7 @@ def test_a_page_outside_of_the_database_is_refused(world, pgno):
         replica.pages.read(replica.snapshot, pgno)
 
 
-def test_a_page_that_no_file_holds_is_refused_and_not_served_as_zeros():
-    """A file that is not a snapshot may lack pages; SQLite never asks for those in a sound replica."""
+def test_a_page_that_no_file_holds_is_refused_with_its_file_and_not_served_as_zeros():
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         primary.run("INSERT INTO t VALUES(randomblob(20000))")
@@ -163,11 +169,10 @@ def test_a_page_that_no_file_holds_is_refused_and_not_served_as_zeros():
         file = File(page_size, commit, 2, 2, timestamp_ms=primary.timestamp_ms(2), pages=sorted(pages.items()))
         script.writer.write(0, 2, 2, file.write(), file.timestamp_ms)
         replica = Replica(Options(replica_url=script.url))
-        replica.refresh()
-        assert replica.snapshot.missing_pages() == 1
-        with pytest.raises(PageUnavailableError, match=f"page {lost} is in no LTX file") as caught:
-            replica.pages.read(replica.snapshot, lost)
+        with pytest.raises(LTXMissingPagesError, match=f"page {lost} is in no file") as caught:
+            replica.refresh()
         assert caught.value.hint
+        assert replica.view(txid=1).missing_pages() == 0
         replica.close()
 
 

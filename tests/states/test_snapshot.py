@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, TXIDGapError
+from litevfs.errors import LTXFormatError, LTXMissingPagesError, PageUnavailableError, TXIDGapError
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
@@ -42,7 +42,7 @@ class History:
         return len(self.commits) - 1
 
     def add(self, commit: int, pages: set[int]) -> None:
-        grown = {p for p in PAGES if self.commits[-1] < p <= commit}  # SQLite writes what it adds
+        grown = set(range(self.commits[-1] + 1, commit + 1))  # SQLite writes what it adds
         self.commits.append(commit)
         self.writes.append({p for p in pages if p <= commit} | grown)
 
@@ -228,7 +228,7 @@ def test_a_page_outside_of_the_database_is_in_no_file(pgno):
         state.place(pgno)
 
 
-def test_missing_pages_counts_holes_but_not_the_lock_page():
+def test_no_page_may_be_missing_but_the_lock_page():
     lock = lock_pgno(65536)
     pgnos = np.array([p for p in range(1, lock + 3) if p != lock], np.uint32)
     header = Header(65536, lock + 2, 1, 1, timestamp_ms=0)
@@ -236,7 +236,8 @@ def test_missing_pages_counts_holes_but_not_the_lock_page():
     whole = empty_snapshot().apply(NumberedFile(1, LTXFileInfo(0, 1, 1, 10**6, 0), header, index))
     assert whole.missing_pages() == 0
     holed = PageIndex(pgnos[1:], index.offsets[1:], index.sizes[1:])
-    assert empty_snapshot().apply(NumberedFile(1, whole.files[1], header, holed)).missing_pages() == 1
+    with pytest.raises(LTXMissingPagesError, match="page 1 is in no file"):
+        empty_snapshot().apply(NumberedFile(1, whole.files[1], header, holed))
 
 
 def test_the_change_counter_wraps():
