@@ -29,6 +29,7 @@ from litevfs.errors import (
     ReplicaURLError,
     RestoreError,
     RestoreTargetExistsError,
+    ResultTypeError,
     StaleReplicaError,
     StorageClosedError,
     StorageError,
@@ -42,6 +43,7 @@ from litevfs.errors import (
     TXIDNotFoundError,
     WALError,
 )
+from litevfs.integrations.arrow import arrow
 from litevfs.live.subscription import Subscription
 from litevfs.operations.copy import copy_replica
 from litevfs.operations.diff import Change, Diff, SchemaChange
@@ -77,6 +79,7 @@ __all__ = [
     "ReplicatorLockedError",
     "RestoreError",
     "RestoreTargetExistsError",
+    "ResultTypeError",
     "SchemaChange",
     "StaleReplicaError",
     "StorageClosedError",
@@ -92,6 +95,7 @@ __all__ = [
     "TransientStorageError",
     "WALError",
     "__version__",
+    "arrow",
     "connect",
     "copy_replica",
     "diff",

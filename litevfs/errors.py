@@ -179,6 +179,10 @@ class StaleReplicaError(ReplicaError, TimeoutError):
     """The replica could not be brought up to date within the time asked for."""
 
 
+class ResultTypeError(LitevfsError, TypeError):
+    """A value of a result does not fit in the type of its column, where every column has one."""
+
+
 # --- the primary ------------------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ def test_every_error_shows_where_and_what_to_do(kind):
 def test_every_error_that_a_query_can_meet_carries_sqlites_code(kind):
     if kind.extendedresult is None:
         assert kind is LitevfsError or issubclass(
-            kind, errors.ReplicatorError | errors.RestoreError | errors.FollowError
+            kind, errors.ReplicatorError | errors.RestoreError | errors.FollowError | errors.ResultTypeError
         )
     else:
         codes = {apsw.SQLITE_CANTOPEN, apsw.SQLITE_CORRUPT, apsw.SQLITE_IOERR, apsw.SQLITE_READONLY}

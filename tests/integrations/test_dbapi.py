@@ -348,6 +348,16 @@ def test_a_missing_replica_is_an_error_of_both_trees(tmp_path):
     assert isinstance(error, litevfs.LitevfsError)
     assert isinstance(error.__cause__, litevfs.LitevfsError)
     copy = pickle.loads(pickle.dumps(error))
+    assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
+
+
+def test_an_error_of_the_vfs_is_one_of_both_trees(con):
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        con.wait_for(999, timeout=0.01)
+    error = caught.value
+    assert isinstance(error, litevfs.StaleReplicaError)
+    assert isinstance(error.__cause__, apsw.Error)
+    copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy)) == (type(error), str(error))
 
 

@@ -1,0 +1,360 @@
+"""Results as Arrow: a stream of record batches whose types hold for all rows, for pyarrow, polars, pandas and DuckDB.
+
+Owns which Arrow type a column has, and the way from SQLite's rows to columns. SQLite gives each value a type, Arrow
+each column, and a stream's types stand before its first row. So they come from what holds for all rows: the declared
+type, where SQLite's affinity keeps to it, and a look ahead at the types of all values elsewhere (see `arrow`).
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import apsw
+import numpy as np
+
+from litevfs.api import connect
+from litevfs.errors import OptionError, ResultTypeError
+
+BATCH_ROWS = 65_536
+BATCH_BYTES = 32 << 20
+"""A batch ends at either, so wide rows need no more memory than narrow ones."""
+_PIECE_ROWS = 1000
+"""Rows that are Python objects at one time. More of them leave the processor's caches, and keep the collector busy."""
+
+_INTEGER, _REAL, _TEXT, _BLOB, _NULL = "integer", "real", "text", "blob", "null"
+_PYTHON_TYPES = {_INTEGER: (int,), _REAL: (int, float), _TEXT: (str,), _BLOB: (bytes,), _NULL: ()}
+_ARRAY_CODES = {_INTEGER: "q", _REAL: "d"}
+_EXACT = 2**53
+"""Up to here every integer is a real."""
+_ALLOWED = {kind: {*types, type(None)} for kind, types in _PYTHON_TYPES.items()}
+
+Parameters = Sequence[Any] | Mapping[str, Any]
+
+
+def arrow(
+    source: str | os.PathLike[str] | apsw.Connection | Any,
+    sql: str,
+    parameters: Parameters = (),
+    *,
+    strict: bool = True,
+    **options: Any,
+) -> ArrowResult:
+    """The rows of one statement as a stream of Arrow record batches: `pyarrow.table(litevfs.arrow(url, "SELECT ..."))`.
+
+    `source` is a replica URL, with `options` as for `connect`, or a connection of `connect` or `litevfs.dbapi`. Columns
+    declared INTEGER, REAL, TEXT or BLOB (by SQLite's rules of affinity) are int64, double, large_string and
+    large_binary. All others, expressions and NUMERIC above all, get the type that all their values have: the statement
+    runs twice for them, the first time for the types alone, and both times on one state.
+
+    A value that does not fit raises ResultTypeError, which names row and column; with `strict=False` such a column is
+    text instead. Raises what `connect` raises, OptionError without pyarrow, and APSW's errors for the statement.
+    """
+    if _pyarrow() is None:
+        raise OptionError("Arrow needs pyarrow", hint="pip install 'litevfs[arrow]'")
+    if isinstance(source, str | os.PathLike):
+        return ArrowResult(connect(os.fspath(source), **options), sql, parameters, strict=strict, is_owner=True)
+    if options:
+        raise OptionError(f"options with an open connection: {', '.join(options)}", hint="give them where it is opened")
+    connection = getattr(source, "apsw_connection", source)
+    if not isinstance(connection, apsw.Connection):
+        raise OptionError(
+            f"no replica URL and no connection: {type(source).__name__}",
+            hint="pass a URL, or a connection of litevfs.connect or litevfs.dbapi.connect",
+        )
+    return ArrowResult(connection, sql, parameters, strict=strict, is_owner=False)
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError:
+        return None
+    return pyarrow
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a result."""
+
+    name: str
+    declared: str | None
+
+    @property
+    def kind(self) -> str | None:
+        """The type that affinity keeps most values to; None: it does not say (NUMERIC, and expressions).
+
+        https://www.sqlite.org/datatype3.html#determination_of_column_affinity
+        """
+        declared = (self.declared or "").upper()
+        if "INT" in declared:
+            return _INTEGER
+        if any(part in declared for part in ("CHAR", "CLOB", "TEXT")):
+            return _TEXT
+        if "BLOB" in declared:
+            return _BLOB
+        return _REAL if any(part in declared for part in ("REAL", "FLOA", "DOUB")) else None
+
+
+class ArrowResult:
+    """What `arrow` returns. Each consumer that takes the stream runs the statement, on the newest state it can see."""
+
+    def __init__(
+        self, connection: apsw.Connection, sql: str, parameters: Parameters, *, strict: bool, is_owner: bool
+    ) -> None:
+        self._connection = connection
+        self._parameters = parameters
+        self._strict = strict
+        self._is_owner = is_owner
+        try:
+            self._sql, self._columns = _described(connection, sql, parameters)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def schema(self) -> Any:
+        """The `pyarrow.Schema` of a stream that would begin now."""
+        with _Pin(self._connection):
+            return _schema(self._columns, self._kinds())
+
+    def reader(self) -> Any:
+        """A `pyarrow.RecordBatchReader`; the state it reads is held until it is read to the end or dropped."""
+        pin = _Pin(self._connection)
+        try:
+            kinds = self._kinds()
+            schema = _schema(self._columns, kinds)
+            batches = self._batches(pin, kinds, schema)
+            return _pyarrow().RecordBatchReader.from_batches(schema, batches)
+        except BaseException:
+            pin.close()
+            raise
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Arrow's PyCapsule interface: how pyarrow, polars, pandas and DuckDB take the stream."""
+        return self.reader().__arrow_c_stream__(requested_schema)
+
+    def __arrow_c_schema__(self) -> Any:
+        """Arrow's PyCapsule interface: the types alone."""
+        return self.schema.__arrow_c_schema__()
+
+    def close(self) -> None:
+        """Close the connection, if `arrow` opened it. Dropping the result does so, too."""
+        if self._is_owner:
+            self._connection.close(True)
+
+    def __enter__(self) -> ArrowResult:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- types --------------------------------------------------------------------------------------------------------
+
+    def _kinds(self) -> list[str]:
+        """The type of each column; of text that is to be made, `_TEXT`."""
+        declared = [column.kind for column in self._columns]
+        if self._strict and None not in declared:
+            return [kind for kind in declared if kind is not None]
+        wanted = [i for i, kind in enumerate(declared) if kind is None or not self._strict]
+        found = dict(zip(wanted, self._look_ahead(wanted), strict=True))
+        return [self._kind(kind, found.get(i)) for i, kind in enumerate(declared)]
+
+    def _kind(self, declared: str | None, found: tuple[str, str] | None) -> str:
+        """`found` holds the first and the last type of the values in the order of their names; None: not looked at."""
+        if found is None:
+            assert declared is not None
+            return declared
+        common = _common_kind(*found)
+        if declared is None:
+            return common or _TEXT
+        return declared if common == _NULL or _fits(common, declared) else _TEXT
+
+    def _look_ahead(self, wanted: list[int]) -> list[tuple[str, str]]:
+        names = ", ".join(f"c{i}" for i in range(len(self._columns)))
+        types = ", ".join(f"min({_type(i)}), max({_type(i)})" for i in wanted)
+        try:
+            row = next(
+                self._connection.execute(
+                    f"WITH result({names}) AS ({self._sql}\n) SELECT {types} FROM result", self._parameters
+                )
+            )
+        except apsw.SQLError:  # a PRAGMA, say, which no other statement can contain
+            row = tuple(chain.from_iterable(self._types_by_row(wanted)))
+        return [(row[i] or _NULL, row[i + 1] or _NULL) for i in range(0, len(row), 2)]
+
+    def _types_by_row(self, wanted: list[int]) -> Iterator[tuple[str | None, str | None]]:
+        found: list[set[str]] = [set() for _ in wanted]
+        for row in self._connection.execute(self._sql, self._parameters):
+            for types, i in zip(found, wanted, strict=True):
+                types.add(_kind_of(row[i]))
+        for types in found:
+            types.discard(_NULL)
+            yield (min(types), max(types)) if types else (None, None)
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def _batches(self, pin: _Pin, kinds: list[str], schema: Any) -> Iterator[Any]:
+        pyarrow = _pyarrow()
+        with pin:
+            pieces: list[Any] = []
+            rows = size = 0
+            for piece in self._pieces(kinds, schema):
+                pieces.append(piece)
+                rows += piece.num_rows
+                size += piece.nbytes
+                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                    yield _joined(pyarrow, pieces, schema)
+                    pieces, rows, size = [], 0, 0
+            if pieces:
+                yield _joined(pyarrow, pieces, schema)
+
+    def _pieces(self, kinds: list[str], schema: Any) -> Iterator[Any]:
+        """Batches of `_PIECE_ROWS`. A row is taken apart at once, so that no more than one of them exists."""
+        pyarrow = _pyarrow()
+        cursor = self._connection.execute(self._sql, self._parameters)
+        values = chain.from_iterable(cursor)
+        width = len(kinds)
+        first = 1
+        while piece := list(islice(values, width * _PIECE_ROWS)):
+            columns = [self._column(piece[i::width], i, kind, schema, first) for i, kind in enumerate(kinds)]
+            yield pyarrow.record_batch(columns, schema=schema)
+            first += len(piece) // width
+
+    def _column(self, values: list[Any], index: int, kind: str, schema: Any, first: int) -> Any:
+        pyarrow = _pyarrow()
+        type_ = schema.field(index).type
+        if kind in _ARRAY_CODES and (numbers := _numbers(values, kind)) is not None:
+            return pyarrow.Array.from_buffers(type_, len(numbers), [None, pyarrow.py_buffer(numbers)])
+        if not self._strict and kind == _TEXT:
+            values = [_as_text(value) for value in values]
+        if kind != _REAL and not _ALLOWED[kind].issuperset(map(type, values)):  # pyarrow would convert what it can
+            raise self._misfit(values, index, kind, type_, first)
+        try:
+            return pyarrow.array(values, type_)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+            raise self._misfit(values, index, kind, type_, first) from error
+
+    def _misfit(self, values: list[Any], index: int, kind: str, type_: Any, first: int) -> ResultTypeError:
+        row, value = next((i, v) for i, v in enumerate(values, first) if not _is_fit(v, kind))
+        column = self._columns[index]
+        declared = f", declared {column.declared}" if column.declared else ""
+        return ResultTypeError(
+            f"row {row}, column {column.name!r}{declared}: {_kind_of(value)} does not fit in {type_}",
+            hint="CAST it in the statement" + (", or pass strict=False to have the column as text" * self._strict),
+        )
+
+
+class _Pin:
+    """Holds the state that a connection sees, for statements that follow each other; what it holds is a read lock."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        schemas = (name.replace('"', '""') for name in connection.db_names() if name != "temp")
+        reads = [f'SELECT 1 FROM "{schema}".sqlite_schema' for schema in schemas]
+        self._cursor = connection.cursor()
+        self._cursor.execute(" UNION ALL ".join(["SELECT 1", *reads, "SELECT 1"]))
+
+    def close(self) -> None:
+        """Let the state go. Idempotent."""
+        self._cursor.close(True)
+
+    def __enter__(self) -> _Pin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _described(connection: apsw.Connection, sql: str, parameters: Parameters) -> tuple[str, list[Column]]:
+    """The only statement of `sql`, and its columns; it is not run. Raises OptionError for more than one, or none."""
+    statements: list[tuple[str, list[Column]]] = []
+
+    def trace(cursor: apsw.Cursor, statement: str, _: object) -> bool:
+        statements.append((statement, [Column(*column) for column in cursor.get_description()]))
+        return False
+
+    cursor = connection.cursor()
+    cursor.exec_trace = trace
+    try:
+        cursor.execute(sql, parameters)
+    except apsw.ExecTraceAbort:
+        pass
+    if not statements or not statements[0][1]:
+        raise OptionError("a statement that returns no rows", hint="pass one SELECT")
+    statement, columns = statements[0]
+    if sql[len(statement) :].strip(" \t\r\n;"):
+        raise OptionError("more than one statement", hint="pass one SELECT")
+    return statement.rstrip(" \t\r\n;"), columns
+
+
+def _type(index: int) -> str:
+    return f"nullif(typeof(c{index}), 'null')"
+
+
+def _common_kind(first: str, last: str) -> str | None:
+    """The type of a column whose values have these types and, maybe, some between them by name; None: there is none."""
+    if first == last:
+        return first
+    return _REAL if (first, last) == (_INTEGER, _REAL) else None
+
+
+def _fits(kind: str | None, declared: str) -> bool:
+    return kind == declared or (kind, declared) == (_INTEGER, _REAL)
+
+
+def _schema(columns: list[Column], kinds: list[str]) -> Any:
+    pyarrow = _pyarrow()
+    types = {
+        _INTEGER: pyarrow.int64(),
+        _REAL: pyarrow.float64(),
+        _TEXT: pyarrow.large_string(),
+        _BLOB: pyarrow.large_binary(),
+        _NULL: pyarrow.null(),
+    }
+    return pyarrow.schema([(column.name, types[kind]) for column, kind in zip(columns, kinds, strict=True)])
+
+
+def _numbers(values: list[Any], kind: str) -> array[Any] | None:
+    """The values as the system's numbers, which takes a third of the time that Arrow needs; None: not all are ones.
+
+    `array` refuses reals among integers, but rounds integers of 54 bits among reals.
+    """
+    try:
+        numbers = array(_ARRAY_CODES[kind], values)
+    except (TypeError, OverflowError):
+        return None
+    if kind == _REAL and not np.abs(np.frombuffer(numbers)).max() < _EXACT and int in map(type, values):
+        return None
+    return numbers
+
+
+def _joined(pyarrow: Any, pieces: list[Any], schema: Any) -> Any:
+    columns = [pyarrow.concat_arrays([piece.column(i) for piece in pieces]) for i in range(len(schema))]
+    return pyarrow.record_batch(columns, schema=schema)
+
+
+def _kind_of(value: object) -> str:
+    return next((kind for kind in (_INTEGER, _REAL, _TEXT, _BLOB) if isinstance(value, _PYTHON_TYPES[kind])), _NULL)
+
+
+def _is_fit(value: object, kind: str) -> bool:
+    """Whether the value is one of that type; an integer of 54 bits is no real."""
+    if value is None:
+        return True
+    if kind == _REAL and isinstance(value, int):
+        return abs(value) <= _EXACT
+    return isinstance(value, _PYTHON_TYPES[kind])
+
+
+def _as_text(value: Any) -> Any:
+    """What SQLite's CAST makes of it; a blob that is not UTF-8 stays one, and is no text."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    return value if value is None or isinstance(value, str) else str(value)

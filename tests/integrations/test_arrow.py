@@ -1,0 +1,225 @@
+"""`litevfs.arrow`: types that hold for all rows, whatever SQLite lets a column hold, and tools that take the stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import apsw
+import pytest
+
+import litevfs
+import litevfs.dbapi
+from litevfs.integrations import arrow as arrow_module
+from tests.integrations.conftest import Shop
+
+HOW = "needs pyarrow (pip install 'litevfs[arrow]')"
+pa = pytest.importorskip("pyarrow", reason=HOW)
+
+
+@pytest.fixture
+def con(shop: Shop) -> Iterator[apsw.Connection]:
+    with closing(litevfs.connect(shop.url)) as connection:
+        yield connection
+
+
+def types(table: Any) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
+
+
+def test_columns_have_the_types_that_all_rows_have(shop: Shop):
+    table = pa.table(litevfs.arrow(shop.url, "SELECT * FROM sale"))
+    assert types(table) == {
+        "id": "int64",
+        "customer_id": "int64",
+        "price": "double",
+        "paid": "int64",
+        "placed": "large_string",
+        "picture": "large_binary",
+        "note": "large_string",
+    }
+    assert [tuple(row.values()) for row in table.to_pylist()] == shop.primary.rows("SELECT * FROM sale")
+
+
+VALUES = {
+    "NULL": "null",
+    "1": "int64",
+    "1.5": "double",
+    "'a'": "large_string",
+    "x'00'": "large_binary",
+    "1 UNION ALL SELECT 2.5": "double",
+    "NULL UNION ALL SELECT 7": "int64",
+    "'' UNION ALL SELECT NULL": "large_string",
+    "9223372036854775807": "int64",
+}
+
+
+@pytest.mark.parametrize(("values", "type_"), VALUES.items())
+def test_an_expression_has_the_type_of_its_values(con, values: str, type_: str):
+    table = pa.table(litevfs.arrow(con, f"SELECT {values} -- as it is"))
+    assert [str(t) for t in table.schema.types] == [type_]
+    assert [tuple(row.values()) for row in table.to_pylist()] == con.execute(f"SELECT {values}").fetchall()
+
+
+DECLARED = {
+    "INTEGER": "int64",
+    "BIGINT UNSIGNED": "int64",
+    "FLOATING POINT": "int64",
+    "VARCHAR(10)": "large_string",
+    "BLOB": "large_binary",
+    "DOUBLE PRECISION": "double",
+    "NUMERIC(10, 2)": "null",
+    "DATE": "null",
+    "": "null",
+}
+
+
+@pytest.mark.parametrize(("declared", "type_"), DECLARED.items())
+def test_a_declared_type_holds_without_a_row(con, declared: str, type_: str):
+    con.execute(f"CREATE TEMP TABLE declared(a {declared})")
+    assert [str(t) for t in litevfs.arrow(con, "SELECT a FROM declared").schema.types] == [type_]
+
+
+MISFITS = [
+    ("INTEGER", ["1", "'x'"], "row 2, column 'a', declared INTEGER: text does not fit in int64"),
+    ("INTEGER", ["1", "2", "1.5"], "row 3, column 'a', declared INTEGER: real does not fit in int64"),
+    ("REAL", ["'x'"], "row 1, column 'a', declared REAL: text does not fit in double"),
+    ("TEXT", ["x'61'"], "row 1, column 'a', declared TEXT: blob does not fit in large_string"),
+    ("BLOB", ["x'61'", "'a'"], "row 2, column 'a', declared BLOB: text does not fit in large_binary"),
+    ("", ["1", "'x'"], "row 1, column 'a': integer does not fit in large_string"),
+    ("NUMERIC", ["1.5", "9007199254740993"], "row 2, column 'a', declared NUMERIC: integer does not fit in double"),
+]
+
+
+@pytest.mark.parametrize(("declared", "values", "message"), MISFITS)
+def test_a_value_that_does_not_fit_is_named(con, declared: str, values: list[str], message: str):
+    con.execute(f"CREATE TEMP TABLE odd(a {declared}); INSERT INTO odd VALUES ({'), ('.join(values)})")
+    with pytest.raises(litevfs.ResultTypeError, match=f"^{message}; hint: CAST .*strict=False"):
+        litevfs.arrow(con, "SELECT a FROM odd").reader().read_all()
+
+
+@pytest.mark.parametrize(("declared", "values", "message"), MISFITS[:-1])
+def test_a_column_of_several_types_is_text_where_that_is_asked_for(con, declared: str, values: list[str], message: str):
+    con.execute(f"CREATE TEMP TABLE odd(a {declared}, b INT); INSERT INTO odd(a) VALUES ({'), ('.join(values)})")
+    table = pa.table(litevfs.arrow(con, "SELECT * FROM odd", strict=False))
+    assert [str(t) for t in table.schema.types] == ["large_string", "int64"]
+    expected = con.execute("SELECT CAST(a AS TEXT) FROM odd").fetchall()
+    assert table["a"].to_pylist() == [value for (value,) in expected]
+
+
+def test_a_blob_that_is_no_text_does_not_become_one(con):
+    with pytest.raises(litevfs.ResultTypeError, match=r"row 2, .* blob does not fit in large_string; hint: CAST"):
+        litevfs.arrow(con, "SELECT 'a' UNION ALL SELECT x'ff'", strict=False).reader().read_all()
+
+
+def test_batches_end_by_rows_and_by_bytes(con, shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150000) SELECT i FROM n"
+    sizes = [batch.num_rows for batch in litevfs.arrow(con, many).reader()]
+    assert sizes == [66_000, 66_000, 18_000]
+    monkeypatch.setattr(arrow_module, "BATCH_BYTES", 10_000)
+    sizes = [batch.num_rows for batch in litevfs.arrow(con, f"SELECT i, i FROM ({many}) LIMIT 2500").reader()]
+    assert sizes == [1000, 1000, 500]
+    assert list(litevfs.arrow(con, "SELECT * FROM sale WHERE 0").reader()) == []
+
+
+def test_parameters_names_and_pragmas_are_those_of_the_statement(con):
+    assert pa.table(litevfs.arrow(con, "SELECT ? + 1 AS a", (1,))).to_pylist() == [{"a": 2}]
+    assert pa.table(litevfs.arrow(con, "SELECT :x AS a;", {"x": "y"})).to_pylist() == [{"a": "y"}]
+    table = pa.table(litevfs.arrow(con, 'SELECT 1 AS "a ""b", 2 AS c, 3 AS c'))
+    assert table.column_names == ['a "b', "c", "c"]
+    assert pa.table(litevfs.arrow(con, "PRAGMA table_info(customer)"))["name"].to_pylist() == ["id", "name", "city"]
+    assert pa.table(litevfs.arrow(con, "WITH a(x) AS (VALUES (1), (2)) SELECT sum(x) AS s FROM a")).to_pylist() == [
+        {"s": 3}
+    ]
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_sees_one_txid_and_the_next_the_newest(live_shop: Shop):
+    with closing(litevfs.connect(live_shop.url)) as con:
+        result = litevfs.arrow(con, "SELECT id, typeof(id) AS t FROM sale ORDER BY id")
+        reader = result.reader()  # the types are found
+        live_shop.primary.commit("UPDATE sale SET note = zeroblob(100); DELETE FROM sale WHERE id > 10")
+        with closing(litevfs.connect(live_shop.url)) as other:
+            litevfs.wait_for(other, live_shop.primary.txid)
+        assert reader.read_all().num_rows == 500
+        assert con.txn_state() == apsw.SQLITE_TXN_NONE
+        assert pa.table(result).num_rows == 10
+        reader = result.reader()
+        assert con.txn_state() == apsw.SQLITE_TXN_READ
+        del reader
+        assert con.txn_state() == apsw.SQLITE_TXN_NONE
+
+
+def test_a_result_of_a_url_closes_what_it_opened(shop: Shop):
+    with litevfs.arrow(shop.url, "SELECT 1") as result:
+        assert pa.table(result).num_rows == 1
+    with pytest.raises(apsw.ConnectionClosedError):
+        result.reader()
+
+
+def test_a_stream_may_be_read_in_another_thread(shop: Shop):
+    result = litevfs.arrow(shop.url, "SELECT * FROM sale")
+    tables: list[Any] = []
+    thread = threading.Thread(target=lambda: tables.append(pa.table(result)))
+    thread.start()
+    thread.join(30)
+    assert tables[0].num_rows == 500
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_tool_takes_the_stream(shop: Shop):
+    sql = "SELECT id, price, note FROM sale WHERE id < ?"
+    result = litevfs.arrow(shop.url, sql, (200,))
+    expected = [(i, price, note) for i, price, note in shop.primary.rows(sql.replace("?", "200"))]
+    polars = pytest.importorskip("polars", reason=HOW)
+    assert polars.DataFrame(result).rows() == expected
+    assert polars.from_arrow(pa.table(result)).rows() == expected
+    duckdb = pytest.importorskip("duckdb", reason=HOW)
+    with duckdb.connect() as db:
+        assert db.sql("SELECT * FROM result").fetchall() == expected
+        assert db.sql("SELECT count(*), sum(price) FROM result").fetchall() == [(199, sum(r[1] for r in expected))]
+    pandas = pytest.importorskip("pandas", reason=HOW)
+    if hasattr(pandas.DataFrame, "from_arrow"):
+        frame = pandas.DataFrame.from_arrow(result)
+        assert frame["price"].tolist() == [r[1] for r in expected]
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("", "a statement that returns no rows; hint: pass one SELECT"),
+        ("CREATE TEMP TABLE x(a)", "a statement that returns no rows"),
+        ("SELECT 1; SELECT 2", "more than one statement"),
+    ],
+)
+def test_a_statement_that_is_no_query_is_refused_and_not_run(con, sql: str, message: str):
+    with pytest.raises(litevfs.OptionError, match=message):
+        litevfs.arrow(con, sql)
+    assert con.execute("SELECT count(*) FROM temp.sqlite_schema").get == 0
+
+
+def test_bad_input_says_what_to_do(con, shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(litevfs.OptionError, match="did you mean poll_interval"):
+        litevfs.arrow(shop.url, "SELECT 1", pol_interval=1)
+    with pytest.raises(litevfs.OptionError, match="options with an open connection: poll_interval"):
+        litevfs.arrow(con, "SELECT 1", poll_interval=1)
+    with pytest.raises(litevfs.OptionError, match="no replica URL and no connection: int; hint: pass a URL"):
+        litevfs.arrow(5, "SELECT 1")
+    with pytest.raises(apsw.SQLError, match="no such table: missing"):
+        litevfs.arrow(con, "SELECT * FROM missing")
+    with pytest.raises(apsw.BindingsError):
+        litevfs.arrow(con, "SELECT ?")
+    with closing(litevfs.dbapi.connect(shop.url)) as connection:
+        assert pa.table(litevfs.arrow(connection, "SELECT 1 AS a")).to_pylist() == [{"a": 1}]
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(litevfs.OptionError, match=r"pip install 'litevfs\[arrow\]'"):
+        litevfs.arrow(con, "SELECT 1")
