@@ -20,6 +20,7 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.operations.changed_sides import TableFilter
 from litevfs.operations.diff import Diff, State
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
 from litevfs.units import parse_moment_ms
@@ -82,13 +83,18 @@ def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0
 
 
 @apsw_errors()
-def subscribe(replica_url: str, callback: Callable[[int], object], **options: object) -> Subscription:
+def subscribe(
+    replica_url: str, callback: Callable[[int], object], *, tables: Collection[str] | None = None, **options: object
+) -> Subscription:
     """Call `callback(txid)` for each new transaction of a replica, in order, once each, in a thread of its own.
 
-    Close the subscription (or leave its `with` block) to end it. Options are those of `connect`; transactions that
-    were compacted before they were seen are reported as one. Raises what `connect` raises.
+    With `tables`, only when one of these may have changed: a page of it did, or it was made or dropped; transactions
+    that are seen together then make one call, with the last TXID. Close the subscription (or leave its `with` block) to
+    end it. Options are those of `connect`; transactions that were compacted before they were seen are reported as one.
+    Raises what `connect` raises.
     """
-    return Subscription(Options.collect({}, {**options, "replica_url": os.fspath(replica_url)}), callback)
+    collected = Options.collect({}, {**options, "replica_url": os.fspath(replica_url)})
+    return Subscription(collected, callback, None if tables is None else TableFilter(tables))
 
 
 @apsw_errors()

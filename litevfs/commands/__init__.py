@@ -20,6 +20,7 @@ from litevfs.commands import (
     shell,
     status,
     verify,
+    watch,
 )
 
 
@@ -50,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     restore,
     follow,
     diff,
+    watch,
     copy,
     replicate,
     compact,

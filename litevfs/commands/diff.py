@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
                     print(f"{statement};")
             case "jsonl":
                 for change in diff:
-                    print(json.dumps(_as_object(change), ensure_ascii=False))
+                    print(json.dumps(as_object(change), ensure_ascii=False))
             case _:
                 _write_values(diff, args.format or "table")
         if args.format != "sql":
@@ -78,7 +78,8 @@ def _values(change: Change) -> Iterator[tuple[str, Value, Value]]:
             yield column, a, b
 
 
-def _as_object(change: Change) -> dict[str, object]:
+def as_object(change: Change) -> dict[str, object]:
+    """A change as JSON has it; blobs are written X'00FF'."""
     return {
         "table": change.table,
         "op": change.op,

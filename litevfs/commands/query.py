@@ -6,9 +6,10 @@ import argparse
 import sys
 import threading
 from contextlib import closing
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import apsw
+import apsw.ext
 
 import litevfs
 from litevfs.commands.options import add_options, add_url, collect_options, connect, given_options
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--header", action=argparse.BooleanOptionalAction, help="column names first [yes for table and csv]"
     )
     parser.add_argument(
-        "--watch", action="store_true", help="run it again whenever new transactions arrive, until Ctrl-C"
+        "--watch", action="store_true", help="run it again whenever a table that it reads changes, until Ctrl-C"
     )
     add_options(parser)
 
@@ -62,11 +63,16 @@ def _write(connection: apsw.Connection, sql: str, args: argparse.Namespace) -> N
 
 
 def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
-    """The results now and after each change, until KeyboardInterrupt. On stderr, which TXID it is at."""
+    """The results now and after each change of a table that they are made of, until KeyboardInterrupt.
+
+    On stderr, which TXID they are of.
+    """
     connection = connect(args)
     changed = threading.Event()
+    options: dict[str, Any] = given_options(args)
     try:
-        with litevfs.subscribe(args.url, lambda txid: changed.set(), **given_options(args)):
+        tables = tables_read(connection, sql)
+        with litevfs.subscribe(args.url, lambda txid: changed.set(), tables=tables or None, **options):
             while True:
                 changed.clear()
                 txid, moment = connection.pragma("litestream_txid"), connection.pragma("litestream_time")
@@ -75,3 +81,18 @@ def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
                 changed.wait()
     finally:
         connection.close()
+
+
+def tables_read(connection: apsw.Connection, sql: str) -> set[str]:
+    """The tables that the statements read, those behind views too; nothing where that is not to be known."""
+    tables = set()
+    remaining: str | None = sql
+    while remaining:
+        info = apsw.ext.query_info(connection, remaining, actions=True)
+        for action in info.actions or []:
+            if action.action_name == "SQLITE_READ" and action.table_name:
+                tables.add(action.table_name)
+            elif action.action_name in ("SQLITE_PRAGMA", "SQLITE_ATTACH"):
+                return set()
+        remaining = info.query_remaining
+    return tables

@@ -12,10 +12,15 @@ from types import TracebackType
 
 from litevfs.concurrency.workers import start_thread
 from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
 from litevfs.options import Options
+from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.live.subscription")
 
+
+IsOfInterest = Callable[[Replica, Snapshot, Snapshot], bool]
+"""(replica, an older state, a newer one) -> whether to call back; must not raise."""
 
 _open: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
@@ -29,8 +34,12 @@ class Subscription:
 
     close_timeout_s = 0.8
 
-    def __init__(self, options: Options, callback: Callable[[int], object]) -> None:
+    def __init__(
+        self, options: Options, callback: Callable[[int], object], is_of_interest: IsOfInterest | None = None
+    ) -> None:
         self._callback = callback
+        self._is_of_interest = is_of_interest
+        self._seen: Snapshot | None = None  # the state that was compared last
         self._txids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._closed = False
         self._lease = registry.acquire(options)
@@ -39,6 +48,7 @@ class Subscription:
         try:
             self._replica.open(options.open_timeout_s)
             self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
+            self._seen = self._replica.snapshot
             self._replica.poll_every(options.poll_interval_s)
             self._thread = start_thread(self._run, f"litevfs-subscribe {self._replica.url}")
         except BaseException:
@@ -48,11 +58,21 @@ class Subscription:
 
     def _run(self) -> None:
         while (txid := self._txids.get()) is not None and not self._closed:
-            self.txid = txid
+            if self._is_of_interest is not None and not self._differs(self._is_of_interest):
+                continue
+            self.txid = txid if self._is_of_interest is None or self._seen is None else self._seen.txid
             try:
-                self._callback(txid)
+                self._callback(self.txid)
             except Exception:
                 logger.exception("the callback of a subscription failed")
+
+    def _differs(self, is_of_interest: IsOfInterest) -> bool:
+        """Whether the newest state is of interest, after the one that was compared last."""
+        old, new = self._seen, self._replica.snapshot
+        self._seen = new
+        if old is None or new is None:
+            return True
+        return (old.epoch, old.txid) != (new.epoch, new.txid) and is_of_interest(self._replica, old, new)
 
     def close(self) -> None:
         """No more calls; waits a bounded time for one under way. Idempotent."""

@@ -17,18 +17,15 @@ from typing import Literal, Self
 import apsw
 
 from litevfs.errors import LitevfsError, OptionError
-from litevfs.ltx.format import lock_pgno
 from litevfs.ltx.names import format_txid
+from litevfs.operations.changed_sides import read_sides
 from litevfs.operations.table_trees import Side, UnclearError, changed_rows, unexplained_overflow
-from litevfs.pages.bulk import read_pages
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import pgnos_differing
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.operations.diff")
 
-MAX_CHANGED_BYTES = 64_000_000
-"""Of pages that differ; above, all rows are compared in order instead."""
 ROWS_A_QUERY = 500
 
 Value = None | int | float | str | bytes
@@ -241,28 +238,12 @@ class Diff:
         old, new = self.old.snapshot, self.new.snapshot
         if old.page_size != new.page_size or not old.commit or not new.commit:
             return None
-        pgnos = pgnos_differing(old, new)
-        if len(pgnos) * new.page_size > MAX_CHANGED_BYTES:
-            return None
-        sides = self._side(old, pgnos), self._side(new, pgnos)
+        sides = read_sides(self._pages, old, new, pgnos_differing(old, new), is_remote=self._is_remote)
         try:
-            return None if unexplained_overflow(*sides) else sides
+            return None if sides is None or unexplained_overflow(*sides) else sides
         except UnclearError as error:
             logger.info("all rows are compared: %s", error)
             return None
-
-    def _side(self, snapshot: Snapshot, pgnos: set[int]) -> Side:
-        first = self._pages.read(snapshot, 1)
-        usable = snapshot.page_size - first[20]
-        has_pointer_map = any(first[52:56])
-        lock_page = lock_pgno(snapshot.page_size)
-        wanted = [
-            pgno
-            for pgno in pgnos
-            if pgno <= snapshot.commit and not (has_pointer_map and _is_pointer_map(pgno, usable, lock_page))
-        ]
-        pages = read_pages(self._pages.read, snapshot, wanted, is_remote=self._is_remote)
-        return Side(lambda pgno: self._pages.read(snapshot, pgno), snapshot.commit, usable, dict(pages))
 
     def close(self) -> None:
         """Let go of both states. Idempotent."""
@@ -328,10 +309,3 @@ def _rowid_name(table: str, columns: Collection[str]) -> str:
     raise OptionError(
         f"the rowid of table {table} is hidden by columns of that name", hint="choose other tables with tables="
     )
-
-
-def _is_pointer_map(pgno: int, usable: int, lock_page: int) -> bool:
-    """Whether a page of an auto-vacuum database is one of its pointer maps, which are no B-tree pages."""
-    step = usable // 5 + 1
-    map_page = (pgno - 2) // step * step + 2
-    return pgno >= 2 and pgno == (map_page + 1 if map_page == lock_page else map_page)

@@ -76,6 +76,17 @@ def changed_rows(old: Side, new: Side, root: int) -> set[int]:
     }
 
 
+def is_table_touched(old: Side, new: Side, root: int) -> bool:
+    """Whether a page that differs belongs to the table with this root, in either state. Raises UnclearError."""
+    return any(_descend(side, root) for side in (old, new))
+
+
+def are_index_pages_touched(old: Side, new: Side) -> bool:
+    """Whether a page of any index, or of a WITHOUT ROWID table, differs."""
+    kinds = {_kind(pgno, page) for side in (old, new) for pgno, page in side.changed.items()}
+    return not kinds.isdisjoint((LEAF_INDEX, INTERIOR_INDEX))
+
+
 def _descend(side: Side, root: int) -> set[int]:
     """The pages that differ which belong to this tree."""
     depth = _depth(side, root)
@@ -132,6 +143,45 @@ def _all_cells(side: Side, pgno: int, depth: int = 0) -> Iterator[Cell]:
         raise UnclearError("pages that point in a circle")
     for child in _interior(pgno, page)[0]:
         yield from _all_cells(side, child, depth + 1)
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+
+def table_roots(side: Side) -> dict[str, int]:
+    """The root page of each table, by its name in lower case. Raises UnclearError."""
+    roots = {}
+    for cell in _all_cells(side, 1):
+        values = _first_values(cell.content, 4)
+        if values[0] == "table" and isinstance(root := values[3], int) and root:
+            roots[str(values[1]).lower()] = root
+    return roots
+
+
+def _first_values(cell: bytes, count: int) -> list[str | int | None]:
+    """The first columns of a table's row, texts and integers; None for any other value."""
+    _, position = _varint(cell, 0)
+    _, start = _varint(cell, position)
+    header_size, position = _varint(cell, start)
+    body = start + header_size
+    values: list[str | int | None] = []
+    while len(values) < count and position < start + header_size:
+        kind, position = _varint(cell, position)
+        size = (kind - 12) // 2 if kind >= 12 else (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)[kind]
+        content = cell[body : body + size]
+        if len(content) < size:
+            raise UnclearError("a name that continues on another page")
+        body += size
+        values.append(_value(kind, content))
+    return values + [None] * (count - len(values))
+
+
+def _value(kind: int, content: bytes) -> str | int | None:
+    if kind >= 12:
+        return content.decode(errors="replace") if kind % 2 else None
+    if kind in (8, 9):
+        return kind - 8
+    return int.from_bytes(content, "big", signed=True) if 1 <= kind <= 6 else None
 
 
 # --- overflow pages ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""The pages that differ between two snapshots, as both have them, and which tables they belong to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+
+from litevfs.errors import LitevfsError
+from litevfs.live.replica import Replica
+from litevfs.ltx.format import lock_pgno
+from litevfs.operations.table_trees import (
+    Side,
+    UnclearError,
+    are_index_pages_touched,
+    is_table_touched,
+    table_roots,
+    unexplained_overflow,
+)
+from litevfs.pages.bulk import read_pages
+from litevfs.pages.source import PageSource
+from litevfs.states.changes import changed_pgnos
+from litevfs.states.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.operations.changed_sides")
+
+MAX_CHANGED_BYTES = 64_000_000
+"""Of pages that differ; above, it does not pay to look which rows they hold."""
+
+
+def read_sides(
+    pages: PageSource, old: Snapshot, new: Snapshot, pgnos: Collection[int], *, is_remote: bool
+) -> tuple[Side, Side] | None:
+    """The pages `pgnos` of both states; None where they are too many, or nothing links the two databases."""
+    if old.page_size != new.page_size or not old.commit or not new.commit:
+        return None
+    if len(pgnos) * new.page_size > MAX_CHANGED_BYTES:
+        return None
+    return _side(pages, old, pgnos, is_remote=is_remote), _side(pages, new, pgnos, is_remote=is_remote)
+
+
+def _side(pages: PageSource, snapshot: Snapshot, pgnos: Collection[int], *, is_remote: bool) -> Side:
+    first = pages.read(snapshot, 1)
+    usable = snapshot.page_size - first[20]
+    has_pointer_map = any(first[52:56])
+    lock_page = lock_pgno(snapshot.page_size)
+    wanted = [
+        pgno
+        for pgno in pgnos
+        if pgno <= snapshot.commit and not (has_pointer_map and _is_pointer_map(pgno, usable, lock_page))
+    ]
+    changed = dict(read_pages(pages.read, snapshot, wanted, is_remote=is_remote))
+    return Side(lambda pgno: pages.read(snapshot, pgno), snapshot.commit, usable, changed)
+
+
+def _is_pointer_map(pgno: int, usable: int, lock_page: int) -> bool:
+    """Whether a page of an auto-vacuum database is one of its pointer maps, which are no B-tree pages."""
+    step = usable // 5 + 1
+    map_page = (pgno - 2) // step * step + 2
+    return pgno >= 2 and pgno == (map_page + 1 if map_page == lock_page else map_page)
+
+
+class TableFilter:
+    """Says whether one of some tables may differ between two states of a replica; what is not clear may."""
+
+    def __init__(self, tables: Collection[str]) -> None:
+        self._names = {name.lower() for name in tables}
+
+    def __call__(self, replica: Replica, old: Snapshot, new: Snapshot) -> bool:
+        """Never raises: where the pages cannot be read, the tables may differ."""
+        try:
+            return self._may_differ(replica, old, new)
+        except (UnclearError, LitevfsError) as error:
+            logger.info("all tables may have changed: %s", error)
+            return True
+
+    def _may_differ(self, replica: Replica, old: Snapshot, new: Snapshot) -> bool:
+        if old.epoch != new.epoch:
+            return True
+        pgnos = {*changed_pgnos(old, new).tolist(), *range(new.commit + 1, old.commit + 1)}
+        pgnos.discard(lock_pgno(new.page_size))
+        sides = read_sides(replica.pages, old, new, pgnos, is_remote=replica.fetcher.is_remote)
+        if sides is None:
+            return True
+        before, after = ({n: r for n, r in table_roots(side).items() if n in self._names} for side in sides)
+        if before != after or len(after) < len(self._names) or unexplained_overflow(*sides):
+            return True  # what is no ordinary table, such as a virtual one, may have changed
+        return any(self._is_touched(sides, root) for root in after.values())
+
+    def _is_touched(self, sides: tuple[Side, Side], root: int) -> bool:
+        if sides[1].page(root)[0] in (0x02, 0x0A):  # WITHOUT ROWID
+            return are_index_pages_touched(*sides)
+        return is_table_touched(*sides, root)
