@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from litevfs import local_files
 from litevfs.concurrency.workers import start_thread
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import LitevfsError, OptionError, StorageClosedError
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.pages.hydration")
@@ -170,6 +170,8 @@ class Hydration:
             assert done is not None
             try:
                 self._copy(done)
+            except StorageClosedError:
+                return  # the replica is being closed, its storage before this
             except (LitevfsError, OSError) as error:
                 # Reads go on from the LTX files; the next state is a new chance.
                 logger.warning("hydration stopped at TXID %016x: %s", done.txid, error)

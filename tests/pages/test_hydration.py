@@ -97,6 +97,31 @@ def test_a_page_of_which_a_full_disk_took_a_part_is_never_served(world, tmp_path
         assert progress(con) < 100
 
 
+def test_closing_while_a_page_is_copied_logs_nothing(world, caplog):
+    """The storage is closed first; the copy then fails before it is told to end."""
+    _, script = world
+    replica = Replica(Options(replica_url=script.url, hydration_enabled=True, cache_size_bytes=0))
+    is_copying, go_on = threading.Event(), threading.Event()
+
+    def hold(file, offset, data):
+        if threading.current_thread().name == "litevfs-hydrate":
+            is_copying.set()
+            assert go_on.wait(20)
+        return data
+
+    script.on_read = hold
+    replica.refresh()
+    assert is_copying.wait(20)
+    replica.fetcher.close()
+    go_on.set()
+    wait_until(
+        lambda: caplog.records or all(thread.name != "litevfs-hydrate" for thread in threading.enumerate()),
+        "the read of the next page, which fails",
+    )
+    replica.close()
+    assert [record.message for record in caplog.records] == []
+
+
 def test_a_disk_that_was_full_is_tried_again_with_the_next_state(world, monkeypatch, caplog):
     primary, script = world
     with monkeypatch.context() as patch:
