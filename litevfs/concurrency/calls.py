@@ -1,4 +1,4 @@
-"""Calls that whoever waits for them can give up, or that are made again. Does not know what they do."""
+"""Calls that the one who waits for them can give up. Does not know what they do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from litevfs.concurrency.clock import now_s
-from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, StorageTimeoutError
 
@@ -21,9 +20,6 @@ T = TypeVar("T")
 
 TooLate = Callable[[float, float], LitevfsError]
 """The error of a call that began at a moment (`now_s()`) and has not ended within so many seconds."""
-
-BACKOFF_CAP_S = 0.5
-"""Longest pause between tries of a call that somebody waits for."""
 
 
 class Troubles:
@@ -123,29 +119,6 @@ def call_alone(
 
     start_thread(lambda: _settle(future, call_locked), name)
     return _result(future, deadline, partial(too_late, began, timeout_s))
-
-
-def call_persistently(
-    call: Callable[[float], T],
-    timeout_s: float,
-    least_s: float,
-    may_pass: Callable[[LitevfsError], bool],
-    pause: Callable[[float], object],
-) -> T:
-    """What `call(seconds it may take)` returns, tried again after errors that may pass, until the time is over.
-
-    A call is given `least_s` at least, however late it is. `pause(seconds)` waits, or less.
-    """
-    deadline = time.monotonic() + timeout_s
-    backoff = Backoff(cap_s=BACKOFF_CAP_S)
-    while True:
-        try:
-            return call(max(deadline - time.monotonic(), least_s))
-        except LitevfsError as error:
-            seconds = backoff.after(error)
-            if not may_pass(error) or time.monotonic() + seconds >= deadline:
-                raise
-        pause(seconds)
 
 
 def _settle(future: Future[T], call: Callable[[], T]) -> None:

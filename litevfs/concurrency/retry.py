@@ -1,11 +1,23 @@
-"""How long to wait before trying again. Knows no storage and waits for nothing itself."""
+"""When a call that failed is made again: one loop, and one policy for the pauses. Knows no storage.
+
+What is no call but a thread's own pace (the poller, uploads, a followed file) takes its pauses from `Backoff` too.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
 import random
-from typing import Self
+import threading
+import time
+from collections.abc import Callable
+from typing import Self, TypeVar
 
-from litevfs.errors import TransientStorageError
+from litevfs.errors import LitevfsError, LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
+
+logger = logging.getLogger("litevfs.concurrency.retry")
+
+T = TypeVar("T")
 
 WITHIN_SHARE = 0.1
 """Longest pause, as part of the time for all tries: what is drawn longer than the time that is left ends it early."""
@@ -42,3 +54,76 @@ class Backoff:
     def reset(self) -> None:
         """Start from the shortest pause again, after a success."""
         self._tries = 0
+
+
+def is_transient(error: LitevfsError) -> bool:
+    """Whether the storage says, or shows, that the same call may succeed the next time."""
+    return isinstance(error, TransientStorageError)
+
+
+def wait(seconds: float, error: LitevfsError) -> None:
+    """The pause of a call that nothing ends early."""
+    threading.Event().wait(seconds)
+
+
+def retry(
+    call: Callable[[], T],
+    backoff: Backoff,
+    *,
+    until: float = math.inf,
+    may_pass: Callable[[LitevfsError], bool] = is_transient,
+    pause: Callable[[float, LitevfsError], object] = wait,
+    after: LitevfsError | None = None,
+    tries_at_the_end: bool = False,
+) -> T:
+    """What `call()` returns, made again after errors that may pass while the next try begins before `until`.
+
+    `until` is a `time.monotonic()`. `pause(seconds, error)` waits so long or less; what it raises ends the tries. With
+    `after`, the error of a try that was made elsewhere, a pause comes first. With `tries_at_the_end`, a pause that
+    would take too long is cut, for one more try at `until`. Raises the last try's error.
+    """
+
+    def wait_after(error: LitevfsError) -> None:
+        seconds = backoff.after(error)
+        left_s = until - time.monotonic()
+        if left_s <= 0 or (seconds >= left_s and not tries_at_the_end):
+            raise error
+        pause(min(seconds, left_s), error)
+
+    if after is not None:
+        wait_after(after)
+    while True:
+        try:
+            return call()
+        except LitevfsError as error:
+            if not may_pass(error):
+                raise
+            wait_after(error)
+
+
+class LookAgain:
+    """Whether a run over many files may go otherwise when it looks at the replica again: a `may_pass` of `retry`.
+
+    So it is for files that vanished (compaction and retention replace them) and for files that came damaged: damage on
+    the way is gone at the second reading, and a gap between levels that were not listed at the same moment at the
+    second listing. What is there twice stays.
+    """
+
+    attempts = 10
+
+    def __init__(self, *more: type[LitevfsError]) -> None:
+        """Errors of the types `more` may pass too."""
+        self._kinds: tuple[type[LitevfsError], ...] = (StorageNotFoundError, LTXFormatError, TXIDGapError, *more)
+        self._left = self.attempts
+        self._seen: set[tuple[int | None, int | None, int | None]] = set()
+
+    def __call__(self, error: LitevfsError) -> bool:
+        """Whether to look again after this error. The tenth error is the last, of whatever kind."""
+        self._left -= 1
+        place = (error.level, error.min_txid, error.max_txid)
+        if not isinstance(error, self._kinds) or self._left == 0 or place in self._seen:
+            return False
+        if isinstance(error, LTXFormatError | TXIDGapError):
+            self._seen.add(place)
+        logger.info("looking at the replica again: %s", error)
+        return True

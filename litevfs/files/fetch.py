@@ -20,9 +20,15 @@ from numpy.typing import NDArray
 
 from litevfs.concurrency.calls import Troubles
 from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
-from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.retry import Backoff, retry
 from litevfs.concurrency.workers import WorkerPool
-from litevfs.errors import LTXFormatError, StorageClosedError, StoragePermissionError, TransientStorageError
+from litevfs.errors import (
+    LitevfsError,
+    LTXFormatError,
+    StorageClosedError,
+    StoragePermissionError,
+    TransientStorageError,
+)
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
@@ -199,20 +205,12 @@ class Fetcher:
         self, call: Callable[[], T], *, after: TransientStorageError | None = None, deadline: float | None = None
     ) -> T:
         """`call()`, tried again after transient errors (one of which was `after`) until the read timeout is over."""
-        backoff: Backoff | None = None
         deadline = self.deadline() if deadline is None else deadline
-        error = after
-        while True:
-            if error is not None:
-                backoff = backoff or Backoff.within(self._read_timeout_s)
-                self._pause(backoff.after(error), deadline, error)
-            try:
-                return call()
-            except TransientStorageError as failure:
-                error = failure
+        backoff = Backoff.within(self._read_timeout_s)
+        return retry(call, backoff, until=deadline, pause=self._pause, after=after)
 
-    def _pause(self, seconds: float, deadline: float, error: TransientStorageError) -> None:
-        if self._closed.is_set() or time.monotonic() + seconds > deadline:
+    def _pause(self, seconds: float, error: LitevfsError) -> None:
+        if self._closed.is_set():
             raise error
         logger.info("trying again in %.3f s: %s", seconds, error)
         self.troubles.note(error)

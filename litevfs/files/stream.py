@@ -6,9 +6,7 @@ and `replicate.compaction`.
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,17 +15,14 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from litevfs.concurrency.futures import run_ahead
-from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import WorkerPool
-from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError, TXIDGapError
+from litevfs.errors import LTXFormatError
 from litevfs.files.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name
 from litevfs.files.frame_checks import FEED_BYTES, small_parts
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-
-logger = logging.getLogger("litevfs.files.stream")
 
 T = TypeVar("T")
 
@@ -43,32 +38,6 @@ def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[Repli
         yield client
     finally:
         client.close()
-
-
-class Retries:
-    """When to start an operation over many files anew: some vanished (compaction, retention) or came damaged.
-
-    Damage on the way is gone at the second reading, and a gap between levels that were not listed at the same moment at
-    the second listing. What is there twice stays.
-    """
-
-    attempts = 10
-
-    def __init__(self) -> None:
-        self._left = self.attempts
-        self._seen: set[tuple[int | None, int | None, int | None]] = set()
-        self._backoff = Backoff()
-
-    def pause_after(self, error: StorageNotFoundError | TransientStorageError | LTXFormatError | TXIDGapError) -> None:
-        """Return after a pause when starting anew may help, else raise `error`."""
-        self._left -= 1
-        place = (error.level, error.min_txid, error.max_txid)
-        if self._left == 0 or place in self._seen:
-            raise error
-        if isinstance(error, LTXFormatError | TXIDGapError):
-            self._seen.add(place)
-        logger.info("looking at the replica anew: %s", error)
-        threading.Event().wait(self._backoff.after(error))
 
 
 class FileStreamer:

@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from litevfs.concurrency.calls import SharedCall, call_alone, call_persistently
+from litevfs.concurrency.calls import SharedCall, call_alone
 from litevfs.concurrency.clock import now_s
-from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.retry import Backoff, is_transient, retry
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -27,7 +27,6 @@ from litevfs.errors import (
     StorageError,
     StorageNotFoundError,
     StorageTimeoutError,
-    TransientStorageError,
     TXIDGapError,
 )
 from litevfs.files.fetch import Fetcher
@@ -47,6 +46,8 @@ logger = logging.getLogger("litevfs.live.replica")
 
 T = TypeVar("T")
 
+RETRY_CAP_S = 0.5
+"""Longest pause between tries of a call that somebody waits for."""
 WAIT_BACKOFF_CAP_S = 1.0
 """Longest pause between looks for an awaited TXID, where nothing polls."""
 BESIDE_S = 2.0
@@ -272,27 +273,40 @@ class Replica:
         Raises StaleReplicaError after `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
-        backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
-        while True:
+        late = f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s"
+        before: Snapshot | None = None
+
+        def look() -> Snapshot:
+            nonlocal before
+            before = self.snapshot
             failure: LitevfsError | None = None
-            snapshot = self.snapshot
-            if snapshot is not None and snapshot.txid >= txid:
-                return snapshot
-            try:
-                self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
-                pause = backoff.next_s()
-            except (StorageError, ReplicaError, LTXFormatError) as error:
-                if isinstance(error, StorageError) and not _may_pass(error):
-                    raise
-                # A file half uploaded, for example, or deleted and still listed.
-                logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
-                failure = error
-                pause = backoff.after(error)
-            remaining = deadline - time.monotonic()
+            if not _is_at(before, txid):
+                try:
+                    self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
+                except (StorageError, ReplicaError, LTXFormatError) as error:
+                    # A file half uploaded, for example, or deleted and still listed.
+                    logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
+                    failure = error
             newest = self.snapshot  # also that of a look that failed later on
-            if remaining <= 0 and (newest is None or newest.txid < txid):
-                raise self._stale(f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s", failure)
-            self._wait_for_news(snapshot, min(remaining, pause))
+            if newest is not None and _is_at(newest, txid):
+                return newest
+            raise failure or self._stale(late, None)
+
+        def may_pass(error: LitevfsError) -> bool:
+            return not isinstance(error, StorageError) or _may_pass(error)
+
+        def pause(seconds: float, _: LitevfsError) -> None:
+            self._wait_for_news(before, seconds)
+
+        backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
+        try:
+            return retry(look, backoff, until=deadline, may_pass=may_pass, pause=pause, tries_at_the_end=True)
+        except StaleReplicaError:
+            raise
+        except (StorageError, ReplicaError, LTXFormatError) as error:
+            if not may_pass(error):
+                raise
+            raise self._stale(late, error) from error
 
     def _wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
         """Until another state than `known` is published, the replica is closed, or the time is over."""
@@ -349,7 +363,7 @@ class Replica:
 
         found = self._others.find_known(snapshot, pgno, self.snapshot)
         if found is None:
-            found = self._persistently(self._alone(find), deadline - time.monotonic(), _is_transient)
+            found = self._persistently(self._alone(find), deadline - time.monotonic(), is_transient)
         if found is None:
             raise page_gone(snapshot, pgno, self.snapshot, self.fetcher.client) from why
         return found
@@ -370,11 +384,19 @@ class Replica:
     ) -> T:
         """`call(seconds it may take)`, tried again after what may pass, until the time is over."""
 
-        def pause(seconds: float) -> None:
+        deadline = time.monotonic() + timeout_s
+
+        def pause(seconds: float, _: LitevfsError) -> None:
             logger.info("%s: trying again in %.3f s", self.url, seconds)
             self._wait_for_news(self.snapshot, seconds)
 
-        return call_persistently(call, timeout_s, MIN_REFRESH_S, may_pass, pause)
+        return retry(
+            lambda: call(max(deadline - time.monotonic(), MIN_REFRESH_S)),
+            Backoff(cap_s=RETRY_CAP_S),
+            until=deadline,
+            may_pass=may_pass,
+            pause=pause,
+        )
 
     # --- status -------------------------------------------------------------------------------------------------------
 
@@ -400,13 +422,13 @@ class Replica:
         )
 
 
-def _is_transient(error: LitevfsError) -> bool:
-    return isinstance(error, TransientStorageError)
+def _is_at(snapshot: Snapshot | None, txid: int) -> bool:
+    return snapshot is not None and snapshot.txid >= txid
 
 
 def _may_pass(error: LitevfsError) -> bool:
     """Whether building a state may go otherwise next time: also where a file has vanished since it was listed."""
-    return _is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
+    return is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
 
 
 def _may_begin(error: LitevfsError) -> bool:

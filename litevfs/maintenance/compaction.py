@@ -16,17 +16,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import IO, BinaryIO
 
+from litevfs.concurrency.retry import Backoff, LookAgain, retry
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
     OptionError,
     ReplicatorError,
-    StorageNotFoundError,
-    TXIDGapError,
 )
 from litevfs.files.fetch import READ_BYTES
 from litevfs.files.plan import extend, gap_error, newest_state
-from litevfs.files.stream import FileStreamer, Retries
+from litevfs.files.stream import FileStreamer
 from litevfs.ltx.compactor import compact, compacted_header
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.frame import read_frames
@@ -164,14 +163,12 @@ def _files_of_newest_state(streamer: FileStreamer) -> Sequence[LTXFileInfo]:
 
 
 def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str | None) -> LTXFileInfo | None:
+    def attempt() -> LTXFileInfo | None:
+        files = choose(streamer)
+        return _write_compacted(streamer, files, level, temp_folder) if files else None
+
     with FileStreamer(client) as streamer:
-        retries = Retries()
-        while True:
-            try:
-                files = choose(streamer)
-                return _write_compacted(streamer, files, level, temp_folder) if files else None
-            except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
-                retries.pause_after(error)
+        return retry(attempt, Backoff(), may_pass=LookAgain())
 
 
 def _write_compacted(

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from litevfs.errors import LTXFormatError, ReplicaError, StorageNotFoundError, TransientStorageError, TXIDGapError
+from litevfs.concurrency.retry import Backoff, LookAgain, retry
+from litevfs.errors import ReplicaError, StorageNotFoundError, TransientStorageError
 from litevfs.files.frame_checks import FEED_BYTES
 from litevfs.files.plan import newest_state
-from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 
@@ -65,24 +66,23 @@ class _Copy:
         self._writer = writer
         self._progress = progress
         self._files = self._bytes = self._in_file = self._total = 0
+        self._present: dict[_Key, LTXFileInfo] = {}
+        self._skipped: int | None = None  # how many files were there before
 
     def run(self) -> CopyResult:
-        present = self._list_destination()
-        skipped: int | None = None
-        retries = Retries()
-        while True:
-            files = self._reader.list_levels(LEVELS)
-            missing = [file for file in copy_order(files) if _key(file) not in present]
-            self._total = self._bytes + sum(file.size for file in missing)
-            try:
-                txid = newest_state(files).txid
-                if skipped is None:
-                    skipped = self._count_common(files, present)
-                self._copy_files(missing, present)
-                return CopyResult(txid, self._files, self._bytes, skipped)
-            except (StorageNotFoundError, TransientStorageError, LTXFormatError, TXIDGapError) as error:
-                # Compaction and retention replace files at any time. To go on with the next file could make a gap.
-                retries.pause_after(error)
+        # Compaction and retention replace files at any time. To go on with the next file could make a gap.
+        self._present = self._list_destination()
+        return retry(self._attempt, Backoff(), may_pass=LookAgain(TransientStorageError))
+
+    def _attempt(self) -> CopyResult:
+        files = self._reader.list_levels(LEVELS)
+        missing = [file for file in copy_order(files) if _key(file) not in self._present]
+        self._total = self._bytes + sum(file.size for file in missing)
+        txid = newest_state(files).txid
+        if self._skipped is None:
+            self._skipped = self._count_common(files, self._present)
+        self._copy_files(missing, self._present)
+        return CopyResult(txid, self._files, self._bytes, self._skipped)
 
     def _list_destination(self) -> dict[_Key, LTXFileInfo]:
         try:

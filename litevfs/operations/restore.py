@@ -17,17 +17,15 @@ from urllib.parse import quote
 
 import apsw
 
+from litevfs.concurrency.retry import Backoff, LookAgain, retry
 from litevfs.errors import (
-    LitevfsError,
     LTXFormatError,
     LTXMissingPagesError,
     OptionError,
     RestoreError,
-    StorageNotFoundError,
-    TXIDGapError,
 )
-from litevfs.files.plan import Chain, newest_state, reachable_txids, state_at
-from litevfs.files.stream import FileStreamer, Retries, VerifiedStream, client_of
+from litevfs.files.plan import Chain, around, newest_state, state_at, without
+from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
 from litevfs.ltx.page_index import check_growth
@@ -81,7 +79,7 @@ def restore(
     """
     find_state = _state_finder(txid, timestamp)
     with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
-        result = _restore_with_retries(streamer, find_state, target, progress)
+        result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
             _check_integrity(target)
         target.publish()
@@ -105,36 +103,36 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
     return lambda streamer, files: wanted
 
 
-def _restore_with_retries(
-    streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
-) -> RestoreResult:
-    damaged: set[_Place] = set()
-    retries = Retries()
-    while True:
-        files = [file for file in streamer.list_levels(LEVELS) if _place(file) not in damaged]
-        chain: Chain | None = None
-        try:
-            chain = newest_state(files, find_state(streamer, files) if files else None)
-            return apply_files(streamer, chain.files, target, progress)
-        except (StorageNotFoundError, LTXFormatError, TXIDGapError) as error:
-            # Pages of a damaged file can have landed anywhere, so nothing of an attempt is kept.
+class _Restore:
+    """The attempts of one `restore`: again where a file vanished or came damaged, then without a damaged file."""
+
+    def __init__(
+        self, streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
+    ) -> None:
+        self._streamer, self._find_state, self._target, self._progress = streamer, find_state, target, progress
+        self._damage: list[LTXFormatError] = []  # what is wrong with the files that are left out
+        self._files: list[LTXFileInfo] = []
+        self._chain: Chain | None = None  # of the last attempt, if it came so far
+
+    def run(self) -> RestoreResult:
+        while True:
             try:
-                retries.pause_after(error)
-            except LTXFormatError:
-                others = [file for file in files if _place(file) != _place(error)]
-                if chain is None or len(others) == len(files) or chain.txid not in reachable_txids(others):
+                return retry(self._attempt, Backoff(), may_pass=LookAgain())
+            except LTXFormatError as error:
+                if self._chain is None or around(self._files, error, self._chain.txid) is None:
                     raise
                 logger.warning("going around a damaged file: %s", error)
-                damaged.add(_place(error))
-                retries = Retries()
+                self._damage.append(error)
 
-
-_Place = tuple[int | None, int | None, int | None]
-
-
-def _place(what: LTXFileInfo | LitevfsError) -> _Place:
-    """Level and TXIDs of a file, or of the one that an error is about."""
-    return what.level, what.min_txid, what.max_txid
+    def _attempt(self) -> RestoreResult:
+        self._chain = None
+        self._files = self._streamer.list_levels(LEVELS)
+        for error in self._damage:
+            self._files = without(self._files, error) or self._files
+        wanted = self._find_state(self._streamer, self._files) if self._files else None
+        self._chain = newest_state(self._files, wanted)
+        # Pages of a damaged file can have landed anywhere, so nothing of an earlier attempt is kept.
+        return apply_files(self._streamer, self._chain.files, self._target, self._progress)
 
 
 def apply_files(

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 
-from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.retry import Backoff, retry
 from litevfs.errors import (
+    LitevfsError,
     LTXFormatError,
     ReplicaConflictError,
     ReplicaEmptyError,
@@ -286,11 +287,9 @@ def _conflict(what: str, *, key: str) -> ReplicaConflictError:
 
 def retry_transient(attempt: Callable[[], None], deadline: float, closed: Event) -> None:
     """Call `attempt` until it succeeds; again only after a TransientStorageError and before `deadline` (monotonic)."""
-    backoff = Backoff.within(deadline - time.monotonic())
-    while True:
-        try:
-            return attempt()
-        except TransientStorageError as exc:
-            pause = backoff.after(exc)
-            if time.monotonic() + pause > deadline or closed.wait(pause):
-                raise
+
+    def pause(seconds: float, error: LitevfsError) -> None:
+        if closed.wait(seconds):
+            raise error
+
+    retry(attempt, Backoff.within(deadline - time.monotonic()), until=deadline, pause=pause)

@@ -24,7 +24,7 @@ from litevfs.errors import (
     TXIDNotFoundError,
 )
 from litevfs.files.fetch import FetchedFile, Fetcher
-from litevfs.files.plan import Chain, extend, gap_error, newest_state, reachable_txids, state_at
+from litevfs.files.plan import Chain, around, extend, gap_error, newest_state, reachable_txids, state_at, without
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import format_txid
 from litevfs.states.lineage import Judge, Lineage, Look, Times
@@ -210,12 +210,11 @@ class Follower:
             try:
                 return self._apply(start, chain.files, known)
             except LitevfsError as error:
-                others = [f for f in files if not _is_about(error, f)]
-                if not _is_unusable(error) or len(others) == len(files):
+                others = without(files, error)
+                if others is None or not _is_unusable(error):
                     raise
-                txids = reachable_txids(others)
-                if chain.txid not in txids:
-                    earlier = max((txid for txid in txids if txid < chain.txid), default=None)
+                if around(files, error, chain.txid) is None:
+                    earlier = max((txid for txid in reachable_txids(others) if txid < chain.txid), default=None)
                     _name_earlier_state(error, earlier)
                     raise
                 logger.info("going around a file that is of no use: %s", error)
@@ -333,10 +332,6 @@ def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
 def _is_unusable(error: LitevfsError) -> bool:
     """Whether a file is damaged or gone, rather than the storage in trouble."""
     return isinstance(error, LTXFormatError | StorageNotFoundError)
-
-
-def _is_about(error: LitevfsError, file: LTXFileInfo) -> bool:
-    return (error.level, error.min_txid, error.max_txid) == (file.level, file.min_txid, file.max_txid)
 
 
 def _name_earlier_state(error: LitevfsError, txid: int | None) -> None:

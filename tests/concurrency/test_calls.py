@@ -11,10 +11,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from litevfs.concurrency.calls import SharedCall, Troubles, call_alone, call_persistently
+from litevfs.concurrency.calls import SharedCall, Troubles, call_alone
 from litevfs.concurrency.clock import now_s
 from litevfs.concurrency.workers import start_thread
-from litevfs.errors import StorageNotFoundError, StorageTimeoutError, TransientStorageError
+from litevfs.errors import StorageTimeoutError, TransientStorageError
 from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
 
@@ -229,58 +229,3 @@ def test_without_a_thread_to_be_had_the_lock_is_free(monkeypatch):
         with pytest.raises(TransientStorageError, match="can't start new thread"):
             call_alone(lambda: True, lock, 10, "test")
     assert not lock.locked()
-
-
-def test_a_call_is_tried_again_only_after_what_may_pass_and_until_the_time_is_over():
-    errors = [TransientStorageError("1"), TransientStorageError("2"), StorageNotFoundError("3")]
-    pauses: list[float] = []
-
-    def fail(seconds: float) -> None:
-        assert seconds >= 1
-        raise errors[len(pauses)]
-
-    def is_transient(error: Exception) -> bool:
-        return isinstance(error, TransientStorageError)
-
-    with pytest.raises(StorageNotFoundError):
-        call_persistently(fail, 10, 1, is_transient, pauses.append)
-    assert len(pauses) == 2
-    pauses.clear()
-    with pytest.raises(TransientStorageError, match="1"):
-        call_persistently(fail, 0, 1, is_transient, pauses.append)
-    assert pauses == []
-
-
-def test_a_call_is_given_the_time_that_is_left_and_is_not_tried_again_when_none_would_be(monkeypatch):
-    now_s = 0.0
-    given: list[float] = []
-    monkeypatch.setattr("litevfs.concurrency.calls.time", SimpleNamespace(monotonic=lambda: now_s))
-    monkeypatch.setattr("random.uniform", lambda low, high: 0.25)
-
-    def fail(seconds: float) -> None:
-        given.append(seconds)
-        raise TransientStorageError("busy")
-
-    def pause(seconds: float) -> None:
-        nonlocal now_s
-        now_s += seconds
-
-    with pytest.raises(TransientStorageError):
-        call_persistently(fail, 1.0, 0.3, lambda error: True, pause)
-    assert given == [1.0, 0.75, 0.5, 0.3]
-
-
-def test_no_pause_between_tries_is_long_and_none_shorter_than_the_storage_asks_for(monkeypatch):
-    pauses: list[float] = []
-    slow_down = TransientStorageError("slow down")
-    slow_down.retry_after_s = 0.4
-    errors = [TransientStorageError("busy")] * 8 + [slow_down]
-
-    def fail_nine_times(seconds: float) -> int:
-        if errors:
-            raise errors.pop(0)
-        return 1
-
-    monkeypatch.setattr("random.uniform", lambda low, high: high if len(errors) else low)
-    assert call_persistently(fail_nine_times, 1000, 1, lambda error: True, pauses.append) == 1
-    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.5, 0.5, 0.5, 0.5, 0.4]

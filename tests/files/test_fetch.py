@@ -16,7 +16,7 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.files.fetch import WHOLE_FILE_BYTES, Backoff, Fetcher
+from litevfs.files.fetch import WHOLE_FILE_BYTES, Fetcher
 from tests.histories import read_pages
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
@@ -33,38 +33,6 @@ def world(request):
         fetcher = Fetcher(ScriptedClient(script), read_timeout_s=1.0)
         yield primary, script, fetcher
         fetcher.close()
-
-
-# --- pauses -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.plan("E04")
-def test_pauses_are_spread_up_to_a_ceiling_that_doubles_and_stops():
-    seen = [[] for _ in range(14)]
-    for _ in range(300):
-        backoff = Backoff()
-        for pauses in seen:
-            pauses.append(backoff.next_s())
-    for tries, pauses in enumerate(seen):
-        ceiling = min(32.0, 0.05 * 2**tries)
-        assert 0 <= min(pauses) < 0.1 * ceiling
-        assert 0.9 * ceiling < max(pauses) <= ceiling
-
-
-@pytest.mark.plan("E04")
-def test_a_pause_is_at_least_what_the_storage_asked_for_but_bounded():
-    assert Backoff().next_s(retry_after_s=3.0) >= 3.0
-    assert Backoff().next_s(retry_after_s=3600.0) == 32.0
-    assert Backoff(cap_s=0.5).next_s(retry_after_s=3.0) == 0.5
-
-
-@pytest.mark.plan("E04")
-def test_a_success_starts_from_the_shortest_pause_again():
-    backoff = Backoff()
-    for _ in range(20):
-        backoff.next_s()
-    backoff.reset()
-    assert backoff.next_s() <= 0.05
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------------
@@ -152,19 +120,15 @@ def test_pauses_grow_to_a_tenth_of_the_read_timeout_unless_the_storage_asks_for_
     pauses: list[float] = []
 
     def fail(file, offset, data):
+        if len(pauses) == 7:
+            return data
         error = TransientStorageError("busy")
         error.retry_after_s = next(asked_for)
         raise error
 
-    def pause(seconds, deadline, error):
-        pauses.append(seconds)
-        if len(pauses) == 7:
-            raise error
-
     script.on_read = fail
-    monkeypatch.setattr(fetcher, "_pause", pause)
-    with pytest.raises(TransientStorageError):
-        fetcher.read(file, 0, 10)
+    monkeypatch.setattr(fetcher._closed, "wait", pauses.append)
+    assert len(fetcher.read(file, 0, 10, deadline=time.monotonic() + 1000)) == 10
     assert pauses == pytest.approx([0.05, 0.1, 0.2, 2.0, 32.0, 0.6, 0.6])
     fetcher.close()
 

@@ -334,7 +334,7 @@ def test_files_that_arrived_before_trouble_are_not_written_again(monkeypatch: py
 
 
 def test_trouble_that_stays_ends_the_copy_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("litevfs.files.fetch.Backoff.base_s", 0.001)
+    monkeypatch.setattr("litevfs.concurrency.retry.Backoff.base_s", 0.001)
     source, _ = varied_client()
     writing = Faults("faulty://copy")
     writing.add(Fault("transient", operations=("write",)))

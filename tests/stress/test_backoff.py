@@ -9,8 +9,9 @@ import time
 import pytest
 
 import litevfs
+from litevfs.concurrency.retry import Backoff
 from litevfs.errors import ReplicaEmptyError, TransientStorageError
-from litevfs.files.fetch import Backoff, Fetcher
+from litevfs.files.fetch import Fetcher
 from litevfs.replica_clients.memory import MemoryReplicaClient
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
