@@ -127,6 +127,12 @@ def _azure_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return AzureReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _sftp_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.sftp import SFTPReplicaClient
+
+    return SFTPReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
@@ -164,4 +170,5 @@ register_scheme("gs", _gs_client)
 register_scheme("http", _http_client)
 register_scheme("https", _http_client)
 register_scheme("memory", _memory_client)
+register_scheme("sftp", _sftp_client)
 register_scheme("s3", _s3_client)

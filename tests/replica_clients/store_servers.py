@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,3 +91,25 @@ def azurite(work: Path) -> Iterator[str]:
     command += ["--disableTelemetry", "--skipApiVersionCheck"]
     with running_server(command, log=work / "log", port=port):
         yield f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+
+
+@contextmanager
+def sshd(work: Path) -> Iterator[tuple[int, Path]]:
+    """An OpenSSH server with SFTP alone: its port, and a folder with `client_key`, `known_hosts` and `host_key.pub`."""
+    program, port = need_program("sshd"), free_port()
+    for name in ("host_key", "client_key"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
+    shutil.copy(work / "client_key.pub", work / "authorized_keys")
+    public = (work / "host_key.pub").read_text()
+    (work / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
+    config = work / "sshd_config"
+    config.write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {work}/host_key\nPidFile {work}/pid\n"
+        f"AuthorizedKeysFile {work}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
+        f"KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin yes\nMaxStartups 100\n"
+    )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates its privileges, as its package makes it
+    with running_server([program, "-D", "-e", "-f", str(config)], log=work / "log", port=port):
+        yield port, work

@@ -1,0 +1,276 @@
+"""Replicas on an SFTP server: `sftp://user@host/path`, files at `path/ltx/<level in decimal>/<name>`.
+
+Source of the layout: Litestream 0.5, `sftp/replica_client.go`: the path is relative to the folder that the user logs
+in to, and a file's time, in whole seconds, is the timestamp of its LTX header. The protocol (version 3) gives no finer
+time and no number of a file, so an etag is made of time and size: a file that takes another's place with the same of
+both is not told apart from it. Neither litevfs nor Litestream ever writes an LTX file a second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import secrets
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from litevfs.errors import (
+    ConditionsUnsupportedError,
+    OptionError,
+    ReplicaURLError,
+    StorageFileExistsError,
+    StorageNotFoundError,
+)
+from litevfs.ltx.names import parse_file_name
+from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.http.answers import about
+from litevfs.replica_clients.http.uploads import open_stream
+from litevfs.replica_clients.location import parse_location
+from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget, with_extension
+
+BLOCK_SIZE = 1 << 16
+_REQUEST_BYTES = 1 << 15  # the largest read that every server answers in one packet
+_REQUESTS_AT_ONCE = 64
+_EXAMPLE = "sftp://user@host/path"
+
+
+class SFTPReplicaClient:
+    """A replica on an SFTP server; the host's key has to be known, or is named in the URL.
+
+    Parameters of the URL: `keyPath` (a private key; else the agent's and those in ~/.ssh), `knownHosts` (a file; else
+    ~/.ssh/known_hosts), `hostKey` (its type and base64), `absolute=true` (the path begins at the root). A password is
+    taken from LITEVFS_SFTP_PASSWORD. `read_timeout_s` bounds each read, listing and piece of an upload.
+    """
+
+    block_size = BLOCK_SIZE
+    keeps_conditions = False  # the protocol has none
+
+    def __init__(self, url: str, *, read_timeout_s: float = 30.0) -> None:
+        self._location = parse_location(
+            url,
+            example=_EXAMPLE,
+            parameters=("keyPath", "knownHosts", "hostKey", "absolute"),
+            default_port=22,
+            password_from="LITEVFS_SFTP_PASSWORD holds the password",
+        )
+        if read_timeout_s <= 0:
+            raise OptionError(f"read_timeout {read_timeout_s:g} s leaves the server no time", hint="for example 30s")
+        if not self._location.user:
+            raise ReplicaURLError("an sftp URL without a user", hint=f"for example {_EXAMPLE}")
+        options = self._location.parameters
+        if options.get("absolute", "false") not in ("true", "false"):
+            raise ReplicaURLError("absolute in an sftp URL is neither true nor false")
+        self._root = "/" if options.get("absolute") == "true" else ""
+        self._timeout_s = read_timeout_s
+        target = SSHTarget(
+            self._location.host,
+            self._location.port or 22,
+            self._location.user,
+            os.environ.get("LITEVFS_SFTP_PASSWORD") or None,
+            options.get("keyPath"),
+            options.get("knownHosts"),
+            options.get("hostKey"),
+        )
+        self._connection = SFTPConnection(target, read_timeout_s)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without a password."""
+        return self._location.url
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. Lists the whole folder: the protocol cannot begin within it."""
+        folder = self._root + self._location.folder(level)
+        with self._connection.channel(folder) as channel:
+            try:
+                entries = channel.sftp.listdir_attr(folder)
+            except FileNotFoundError:
+                return []
+        found = []
+        for entry in entries:
+            txids = parse_file_name(entry.filename)
+            if txids is not None and txids[0] >= min_txid and not stat.S_ISDIR(entry.st_mode or 0):
+                found.append(_file_info(level, txids, entry))
+        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """See `ReplicaClient.read`. Three round trips: open, its attributes, its bytes; closing is not waited for."""
+        self._connection.check_open()
+        if size == 0:
+            return b""
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        key = self.key(file)
+        with about(file, key), self._connection.channel(key, deadline) as channel:
+            handle = channel.sftp.open(key, "rb", bufsize=0)
+            attributes = handle.stat()
+            if file.etag and _etag(attributes) != file.etag:
+                raise StorageNotFoundError("the file was replaced since it was listed")
+            length = int(attributes.st_size)
+            size = max(0, length - offset if size is None else min(size, length - offset))
+            pieces = []
+            while size:
+                channel.limit(deadline)
+                count = min(size, _REQUESTS_AT_ONCE * _REQUEST_BYTES)
+                piece = _read_at(handle, offset, count)
+                if not piece:
+                    raise StorageNotFoundError("the file is shorter than it was when listed")
+                pieces.append(piece)
+                offset, size = offset + len(piece), size - len(piece)
+            return b"".join(pieces)
+
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
+        """See `ReplicaClient.write`. A `.tmp` beside the file, on the server's disk, takes its name at the end."""
+        file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
+        key = self.key(file)
+        with about(file, key), self._connection.channel(key) as channel:
+            attributes = self._store(channel, key, open_stream(data), timestamp_ms // 1000, exclusive=exclusive)
+        return _file_info(level, (min_txid, max_txid), attributes)
+
+    def _store(
+        self, channel: Channel, key: str, stream: BinaryIO, mtime_s: int | None, *, exclusive: bool = False
+    ) -> Any:
+        sftp, temporary = channel.sftp, f"{key}.{secrets.token_hex(8)}.tmp"
+        try:
+            handle = sftp.open(temporary, "wx", bufsize=0)
+        except FileNotFoundError:
+            self._make_folders(sftp, posixpath.dirname(key))
+            handle = sftp.open(temporary, "wx", bufsize=0)
+        try:
+            with handle:
+                handle.set_pipelined(True)
+                while piece := stream.read(_REQUEST_BYTES):
+                    channel.limit(time.monotonic() + self._timeout_s)
+                    handle.write(piece)
+                handle.set_pipelined(False)
+                with_extension(handle, "fsync@openssh.com")
+            if mtime_s is not None:
+                sftp.utime(temporary, (mtime_s, mtime_s))
+            attributes = sftp.stat(temporary)
+            if exclusive:
+                _rename_to_new(sftp, temporary, key)
+            else:
+                _rename_over(sftp, temporary, key)
+        except BaseException:
+            with suppress(Exception):  # the first failure is the one to tell
+                channel.limit(time.monotonic() + self._timeout_s)
+                sftp.remove(temporary)
+            raise
+        return attributes
+
+    @staticmethod
+    def _make_folders(sftp: Any, folder: str) -> None:
+        parts = folder.split("/")
+        for count in range(1, len(parts) + 1):
+            path = "/".join(parts[:count])
+            if path:
+                with suppress(OSError):  # it is there, or the open that follows says what is wrong
+                    sftp.mkdir(path)
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient.delete`. One request a file."""
+        self._connection.check_open()
+        for file in files:
+            key = self.key(file)
+            with about(file, key):
+                self._delete(key)
+
+    def _delete(self, key: str) -> None:
+        with self._connection.channel(key) as channel, suppress(FileNotFoundError):
+            channel.sftp.remove(key)
+
+    # --- objects beside the levels ------------------------------------------------------------------------------------
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`."""
+        path = f"{self._root}{self._location.prefix}{name}"
+        with self._connection.channel(path) as channel:
+            try:
+                with channel.sftp.open(path, "rb", bufsize=0) as handle:
+                    data = handle.read(MAX_SIDE_OBJECT_BYTES)
+            except FileNotFoundError:
+                return None
+        return SideObject(data, _digest(data))
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`. Raises ConditionsUnsupportedError for any condition."""
+        self._connection.check_open()
+        path = f"{self._root}{self._location.prefix}{name}"
+        if if_absent or if_match is not None:
+            raise ConditionsUnsupportedError("SFTP knows no conditional writes", key=path)
+        with self._connection.channel(path) as channel:
+            self._store(channel, path, open_stream(data), None)
+        return _digest(data)
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`."""
+        self._delete(f"{self._root}{self._location.prefix}{name}")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def key(self, file: LTXFileInfo) -> str:
+        """The file's path on the server."""
+        return self._root + self._location.key(file)
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`."""
+        self._connection.close()
+
+
+def _read_at(handle: Any, offset: int, size: int) -> bytes:
+    if size > _REQUEST_BYTES:
+        return bytes(next(handle.readv([(offset, size)], _REQUESTS_AT_ONCE)))
+    handle.seek(offset)
+    return bytes(handle.read(size))
+
+
+def _rename_to_new(sftp: Any, temporary: str, key: str) -> None:
+    """The protocol's own rename, which replaces nothing (draft-ietf-secsh-filexfer-02, 6.5)."""
+    try:
+        sftp.rename(temporary, key)
+    except OSError:
+        with suppress(FileNotFoundError):
+            sftp.stat(key)
+            raise StorageFileExistsError("the file exists") from None
+        raise
+
+
+def _rename_over(sftp: Any, temporary: str, key: str) -> None:
+    try:
+        sftp.posix_rename(temporary, key)
+    except OSError as exc:
+        if exc.errno is not None:
+            raise
+        # A server without OpenSSH's extension: for a moment the file is not there.
+        with suppress(FileNotFoundError):
+            sftp.remove(key)
+        sftp.rename(temporary, key)
+
+
+def _file_info(level: int, txids: tuple[int, int], attributes: Any) -> LTXFileInfo:
+    return LTXFileInfo(level, *txids, int(attributes.st_size), int(attributes.st_mtime or 0) * 1000, _etag(attributes))
+
+
+def _etag(attributes: Any) -> str:
+    return f"{attributes.st_mtime}-{attributes.st_size}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,272 @@
+"""One SSH connection and its SFTP channels, lent to one call at a time. Knows no LTX file.
+
+A channel of paramiko serves one thread, so parallel calls take several, up to what OpenSSH grants one connection.
+Closing shuts the socket down, which ends every call under way. After a fork the child connects anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from litevfs.errors import (
+    OptionError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+
+_MAX_CHANNELS = 8  # OpenSSH grants a connection 10 sessions (MaxSessions)
+_CONNECT_TIMEOUT_S = 10.0
+_HOST_KEY_HINT = (
+    "add the host to ~/.ssh/known_hosts (`ssh-keyscan` prints its keys: compare them), or say in the URL another file, "
+    "knownHosts=, or the key itself, hostKey="
+)
+_AUTH_HINT = "keys come from the agent, ~/.ssh or keyPath= in the URL; a password from LITEVFS_SFTP_PASSWORD"
+
+
+@dataclass(frozen=True, slots=True)
+class SSHTarget:
+    """Whom to connect to, and how to tell that it is them."""
+
+    host: str
+    port: int
+    user: str
+    password: str | None = field(repr=False)
+    key_path: str | None
+    known_hosts: str | None
+    host_key: str | None  # as in authorized_keys: type and base64
+
+
+class Channel:
+    """An SFTP channel, whose waits have a limit."""
+
+    def __init__(self, sftp: Any) -> None:
+        self.sftp = sftp
+
+    def limit(self, deadline: float) -> None:
+        """Let each wait from now on end by `deadline`. Raises TimeoutError when that is over."""
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("no time is left")
+        self.sftp.get_channel().settimeout(remaining)
+
+
+class SFTPConnection:
+    """The channels to one server. Raises OptionError where `paramiko` is not installed."""
+
+    def __init__(self, target: SSHTarget, timeout_s: float) -> None:
+        try:
+            import paramiko
+        except ImportError as exc:
+            raise OptionError("sftp:// needs the package paramiko", hint="pip install litevfs[sftp]") from exc
+        self._paramiko: Any = paramiko
+        self._target = target
+        self._timeout_s = timeout_s
+        self._is_closed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without a connection: at first, and in the child of a fork, whose parent goes on using it."""
+        self._pid = os.getpid()
+        self._change = threading.Condition()
+        self._idle: list[Channel] = []
+        self._lent = 0
+        self._ssh: Any = None
+        self._sock: socket.socket | None = None
+        self._is_connecting = False
+
+    def check_open(self) -> None:
+        """Raise StorageClosedError after `close`."""
+        if self._is_closed:
+            raise StorageClosedError("the replica client is closed")
+
+    @contextmanager
+    def channel(self, what: str, deadline: float | None = None) -> Iterator[Channel]:
+        """A channel for one call about `what`, which ends by `deadline`; what goes wrong with it is translated."""
+        self.check_open()
+        if os.getpid() != self._pid:
+            self._forget()
+        until = time.monotonic() + self._timeout_s if deadline is None else deadline
+        with self._translated(what, until):
+            channel = self._borrow(until)
+        is_sound = False
+        try:
+            with self._translated(what, until if deadline is not None else math.inf):
+                channel.limit(until)
+                yield channel
+            is_sound = True
+        except StorageError as error:
+            is_sound = not isinstance(error, TransientStorageError | StorageClosedError)
+            if not is_sound and not isinstance(error, StorageTimeoutError):
+                self._drop_idle()  # the connection broke, and theirs is the same
+            raise
+        except Exception:  # of the caller's own, such as a stream that fails: answers may still be under way
+            raise
+        finally:
+            self._give_back(channel, is_sound=is_sound)
+
+    def close(self) -> None:
+        """End all calls under way and the connection. Idempotent."""
+        self._is_closed = True
+        if os.getpid() != self._pid:
+            return
+        with self._change:
+            sock, ssh, self._ssh, self._idle = self._sock, self._ssh, None, []
+            self._change.notify_all()
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        if ssh is not None:
+            ssh.close()
+        if sock is not None:
+            sock.close()
+
+    def _borrow(self, until: float) -> Channel:
+        with self._change:
+            while True:
+                self.check_open()
+                if self._idle:
+                    self._lent += 1
+                    return self._idle.pop()
+                if not self._is_connecting and self._lent < _MAX_CHANNELS:
+                    self._is_connecting = True
+                    break
+                if not self._change.wait(until - time.monotonic()):
+                    raise TimeoutError("no connection is free")
+        channel = None
+        try:
+            channel = self._new_channel(until)
+            return channel
+        finally:
+            with self._change:
+                self._is_connecting = False
+                self._lent += channel is not None
+                self._change.notify_all()
+
+    def _new_channel(self, until: float) -> Channel:
+        ssh = self._ssh
+        transport = None if ssh is None else ssh.get_transport()
+        if transport is None or not transport.is_active():
+            ssh = self._connect(until)
+            transport = ssh.get_transport()
+        session = transport.open_session(timeout=max(0.001, until - time.monotonic()))
+        session.settimeout(max(0.001, until - time.monotonic()))
+        session.invoke_subsystem("sftp")
+        return Channel(self._paramiko.SFTPClient(session))
+
+    def _connect(self, until: float) -> Any:
+        target, paramiko = self._target, self._paramiko
+        timeout_s = min(_CONNECT_TIMEOUT_S, max(0.001, until - time.monotonic()))
+        sock = socket.create_connection((target.host.strip("[]"), target.port), timeout_s)
+        ssh = paramiko.SSHClient()
+        with self._change:
+            old, self._sock, self._ssh, self._idle = self._ssh, sock, ssh, []
+        if old is not None:
+            old.close()
+        self.check_open()  # `close` may have come before it knew the socket
+        self._load_host_keys(ssh)
+        try:
+            ssh.connect(
+                target.host.strip("[]"),
+                target.port,
+                target.user,
+                password=target.password,
+                key_filename=target.key_path,
+                look_for_keys=target.key_path is None,
+                allow_agent=target.key_path is None,
+                sock=sock,
+                timeout=timeout_s,
+                banner_timeout=timeout_s,
+                auth_timeout=timeout_s,
+            )
+        except BaseException:
+            ssh.close()
+            sock.close()
+            raise
+        return ssh
+
+    def _load_host_keys(self, ssh: Any) -> None:
+        target, paramiko = self._target, self._paramiko
+        ssh.set_missing_host_key_policy(paramiko.RejectPolicy())
+        if target.host_key is not None:
+            kind, _, text = target.host_key.strip().partition(" ")
+            host = target.host if target.port == 22 else f"[{target.host.strip('[]')}]:{target.port}"
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(f"{host} {kind} {text.split(' ')[0]}")
+            if entry is None or entry.key is None:
+                raise OptionError("hostKey in the sftp URL is no key", hint="for example hostKey=ssh-ed25519+AAAA...")
+            ssh.get_host_keys().add(host, entry.key.get_name(), entry.key)
+            return
+        path = Path(target.known_hosts or "~/.ssh/known_hosts").expanduser()
+        if path.exists():
+            ssh.load_host_keys(str(path))
+
+    def _give_back(self, channel: Channel, *, is_sound: bool) -> None:
+        with self._change:
+            self._lent -= 1
+            keep = is_sound and not self._is_closed
+            if keep:
+                self._idle.append(channel)
+            self._change.notify()
+        if not keep:
+            with suppress(Exception):  # it is of no more use, whatever it says
+                channel.sftp.get_channel().close()
+
+    def _drop_idle(self) -> None:
+        with self._change:
+            idle, self._idle = self._idle, []
+        for channel in idle:
+            with suppress(Exception):  # it is of no more use, whatever it says
+                channel.sftp.get_channel().close()
+
+    @contextmanager
+    def _translated(self, what: str, until: float) -> Iterator[None]:
+        try:
+            yield
+        except StorageError as error:
+            error.key = error.key or what
+            raise
+        except (OSError, EOFError, self._paramiko.SSHException) as exc:
+            if self._is_closed:
+                raise StorageClosedError("the replica client was closed during a call", key=what) from exc
+            translated = self._error(exc, what)
+            if isinstance(translated, TransientStorageError) and time.monotonic() >= until:  # paramiko's words vary
+                translated = StorageTimeoutError(translated.message, key=what)
+            raise translated from exc
+
+    def _error(self, exc: Exception, what: str) -> StorageError:
+        paramiko, where = self._paramiko, f"{self._target.host}:{self._target.port}"
+        if isinstance(exc, paramiko.BadHostKeyException) or "not found in known_hosts" in str(exc):
+            message = f"{where} does not show a host key that is known"
+            return StoragePermissionError(message, key=what, hint=_HOST_KEY_HINT)
+        if isinstance(exc, paramiko.AuthenticationException) or "No authentication methods" in str(exc):
+            return StoragePermissionError(f"{where} refuses to log in {self._target.user!r}", key=what, hint=_AUTH_HINT)
+        if isinstance(exc, TimeoutError):
+            return StorageTimeoutError(f"no answer from {where} within the time limit", key=what)
+        number = exc.errno if isinstance(exc, OSError) else None
+        if number == errno.ENOENT:
+            return StorageNotFoundError("no such file", key=what)
+        if number in (errno.EACCES, errno.EPERM):
+            return StoragePermissionError(f"{where} refuses: {exc}", key=what, hint="check the owner and the mode")
+        if number is None and isinstance(exc, OSError) and exc.args and str(exc) != "Socket is closed":
+            return StorageError(f"{where} says: {exc}", key=what)
+        return TransientStorageError(f"the connection to {where} broke: {exc or type(exc).__name__}", key=what)
+
+
+def with_extension(handle: Any, name: str) -> None:
+    """Send an extended request about an open file, where the server knows it."""
+    request: Callable[..., Any] = handle.sftp._request  # paramiko has no public way to send one
+    with suppress(OSError):
+        request(200, name, handle.handle)
