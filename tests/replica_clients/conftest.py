@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from litevfs.replica_clients.s3.client import S3ReplicaClient
+
 
 @dataclass
 class ScriptedServer:
@@ -108,6 +110,22 @@ def scripted_server() -> Iterator[Callable[..., ScriptedServer]]:
 
 
 @pytest.fixture
+def connect(scripted_server):
+    """Starts a server that gives an answer, and a client of it; both end with the test."""
+    clients: list[S3ReplicaClient] = []
+
+    def connect(script, query: str = "", **options) -> S3ReplicaClient:
+        server = scripted_server(script)
+        clients.append(S3ReplicaClient(f"s3://bucket/db?endpoint={server.endpoint}{query}", **options))
+        clients[-1].server = server
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
 def credentials(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
     """An access key, a secret key and a session token in the environment, and nothing else that counts."""
     keys = ("AKIDTESTACCESSKEY", "the/secret+key", "the-session-token")
@@ -116,6 +134,11 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
     monkeypatch.setenv("AWS_SESSION_TOKEN", keys[2])
     for name in ("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY", "LITESTREAM_S3_ENDPOINT"):
+    for name in (
+        "LITESTREAM_ACCESS_KEY_ID",
+        "LITESTREAM_SECRET_ACCESS_KEY",
+        "LITESTREAM_S3_ENDPOINT",
+        "LITESTREAM_SESSION_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
     return keys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import StorageError, StorageFileExistsError, TransientStorageError
+from litevfs.errors import StorageError, StorageFileExistsError, StoragePermissionError, TransientStorageError
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 
@@ -82,8 +82,16 @@ def connect(scripted_server: Callable[..., object], credentials: tuple[str, str,
 
 
 @pytest.mark.s3
-def test_a_server_that_knows_no_condition_is_looked_at_first(connect):
-    server = Server(("501 Not Implemented", "NotImplemented"))
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ("501 Not Implemented", "NotImplemented"),
+        ("400 Bad Request", "InvalidArgument"),
+        ("405 Method Not Allowed", "MethodNotAllowed"),
+    ],
+)
+def test_a_server_that_knows_no_condition_is_looked_at_first(connect, refusal: tuple[str, str]):
+    server = Server(refusal)
     client = connect(server)
     assert client.write(0, 1, 1, b"first", 0, exclusive=True).size == 5
     for _ in range(2):
@@ -98,7 +106,8 @@ def test_a_server_that_knows_no_condition_is_looked_at_first(connect):
     [
         (("412 Precondition Failed", "PreconditionFailed"), StorageFileExistsError),
         (("409 Conflict", "ConditionalRequestConflict"), TransientStorageError),  # two at once: the next try tells
-        (("400 Bad Request", "InvalidArgument"), StorageError),
+        (("500 Internal Server Error", "InternalError"), TransientStorageError),
+        (("403 Forbidden", "AccessDenied"), StoragePermissionError),
     ],
 )
 def test_a_refused_condition_stores_nothing_and_says_why(connect, refusal: tuple[str, str], kind: type[StorageError]):

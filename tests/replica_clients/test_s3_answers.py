@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import gc
 import logging
-import os
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from botocore.credentials import RefreshableCredentials
 
 from litevfs.errors import (
     LitevfsError,
     OptionError,
-    StorageClosedError,
     StorageError,
     StorageNotFoundError,
     StoragePermissionError,
@@ -28,61 +21,10 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.s3 import access
 from litevfs.replica_clients.s3.client import S3ReplicaClient
-from tests.support import wait_until
+from tests.replica_clients.s3_answers import FILE, SSE_KEY, answer, close_after, file_key, listing, part, s3_error
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("credentials")]
-
-FILE = LTXFileInfo(0, 1, 1, 1000, 0, "the-etag")
-SSE_KEY = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE%3D"
-
-
-def answer(status: str, body: bytes = b"", **headers: str) -> bytes:
-    fields = {"Content-Length": str(len(body)), **{name.replace("_", "-"): value for name, value in headers.items()}}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value)
-    return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body
-
-
-def s3_error(status: str, code: str, message: str = "said the server", **headers: str) -> bytes:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-    return answer(status, body, **headers)
-
-
-def part(first: int, last: int, total: int | str = 1000, **headers: str) -> bytes:
-    size = last - first + 1
-    fields = {"Content_Range": f"bytes {first}-{last}/{total}", "ETag": '"the-etag"', **headers}
-    return answer("206 Partial Content", b"x" * size, **fields)
-
-
-def listing(*keys: str, token: str = "") -> bytes:
-    contents = "".join(
-        f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
-        f"<ETag>&quot;e&quot;</ETag><Size>5</Size></Contents>"
-        for key in keys
-    )
-    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
-    return answer("200 OK", f'<ListBucketResult xmlns="http://s3">{contents}{more}</ListBucketResult>'.encode())
-
-
-def file_key(txid: int) -> str:
-    return f"db/0000/{txid:016x}-{txid:016x}.ltx"
-
-
-@pytest.fixture
-def connect(scripted_server):
-    """Starts a server that gives an answer, and a client of it; both end with the test."""
-    clients: list[S3ReplicaClient] = []
-
-    def connect(script, query: str = "", **options) -> S3ReplicaClient:
-        server = scripted_server(script)
-        clients.append(S3ReplicaClient(f"s3://bucket/db?endpoint={server.endpoint}{query}", **options))
-        clients[-1].server = server
-        return clients[-1]
-
-    yield connect
-    for client in clients:
-        client.close()
 
 
 # --- reads ------------------------------------------------------------------------------------------------------------
@@ -93,13 +35,10 @@ def connect(scripted_server):
     "wrong",
     [
         pytest.param(part(100, 199, Content_Range=""), id="no Content-Range"),
-        pytest.param(part(100, 199, Content_Range="bytes 100-199"), id="no total"),
-        pytest.param(part(100, 199, Content_Range="bytes 100-199/*"), id="unknown total"),
         pytest.param(part(100, 199, Content_Range="pages 100-199/1000"), id="other unit"),
         pytest.param(part(0, 99), id="other start"),
         pytest.param(part(100, 198), id="too short"),
         pytest.param(part(100, 200), id="too long"),
-        pytest.param(part(100, 199, Content_Length=""), id="no Content-Length"),
         pytest.param(part(100, 199, Content_Length="99"), id="Content-Length smaller than the range"),
         pytest.param(part(100, 199, total=150), id="past its own total"),
         pytest.param(answer("200 OK", b"x" * 1000, ETag='"the-etag"'), id="whole object instead of the range"),
@@ -166,10 +105,6 @@ def test_a_server_without_tls_is_told_from_its_answer():
             client.list_files(0)
         thread.join()
     assert "endpoint=http://" in str(caught.value.hint)
-
-
-def close_after(data: bytes) -> bytes:
-    return data.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
 
 def test_a_listing_that_breaks_off_is_transient(connect):
@@ -307,9 +242,15 @@ def test_error_answers_become_the_right_class_once(
     connect, status: str, code: str, kind: type[StorageError], hint: str
 ):
     client = connect(s3_error(status, code) if code else answer(status, b"<html>sorry</html>"))
-    calls: list[Callable[[], object]] = [lambda: client.read(FILE, 0, 10), lambda: client.list_files(0)]
-    if code not in ("PermanentRedirect", "AuthorizationHeaderMalformed"):  # botocore asks for the region by itself
-        calls += [lambda: client.write(0, 1, 1, b"x", 1), lambda: client.delete([FILE])]
+    calls: list[Callable[[], object]] = [
+        lambda: client.read(FILE, 0, 10),
+        lambda: client.write(0, 1, 1, b"x", 1),
+        lambda: client.list_files(0),
+    ]
+    if code != "NoSuchKey":  # to a delete, which has nothing to do then
+        calls.append(lambda: client.delete([FILE]))
+    # A listing that is refused as such is tried once more as the first version of the request.
+    has_other_way = code in ("InvalidArgument", "NotImplemented", "AuthorizationHeaderMalformed")
     for number, call in enumerate(calls, start=1):
         with pytest.raises(StorageError) as caught:
             call()
@@ -317,7 +258,8 @@ def test_error_answers_become_the_right_class_once(
         assert (code or status[:3]) in str(caught.value)
         assert hint in (caught.value.hint or "")
         # A read that is refused is followed by a look whether the file is still there.
-        assert len(client.server.requests) == number + (code == "AccessDenied")
+        expected = number + (code == "AccessDenied") + (has_other_way and number > 2)
+        assert len(client.server.requests) == expected
 
 
 @pytest.mark.parametrize(("header", "least", "most"), [("7", 7, 7), ("Fri, 31 Dec 2999 23:59:59 GMT", 1e9, 1e11)])
@@ -367,7 +309,7 @@ def test_errors_of_single_files_in_a_delete_are_told(connect):
     )
     client = connect(answer("200 OK", body))
     with pytest.raises(StoragePermissionError, match="db/0000/b"):
-        client.delete([FILE])
+        client.delete([FILE, LTXFileInfo(0, 2, 2, 1000, 0)])
     assert "content-md5" in client.server.requests[0][2]
 
 
@@ -445,163 +387,6 @@ def test_an_entity_bomb_in_a_listing_is_refused(connect):
         client.list_files(0)
 
 
-# --- credentials that change ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def profile(monkeypatch: pytest.MonkeyPatch, credentials: object, tmp_path: Path) -> Callable[[str], None]:
-    """Writes an access key into the file that an operator's tool renews."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    path = tmp_path / "credentials"
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-    def write(key: str) -> None:
-        path.write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key=the-secret-of-{key}\n")
-
-    return write
-
-
-@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"])
-def test_renewed_credentials_are_read_and_the_request_is_sent_again(connect, profile: Callable[[str], None], code: str):
-    def script(method: str, target: str, headers: dict[str, str]) -> bytes:
-        if "Credential=NEWKEY/" not in headers["authorization"]:
-            return s3_error("403 Forbidden", code)
-        if method == "PUT":
-            return answer("200 OK", ETag='"e"')
-        return listing(file_key(1)) if "list-type" in target else part(0, 9)
-
-    profile("OLDKEY")
-    client = connect(script)
-    calls: list[Callable[[], object]] = [lambda: client.list_files(0), lambda: client.read(FILE, 0, 10)]
-    for call in calls:
-        profile("OLDKEY")
-        client._access._forget()
-        client.server.requests.clear()
-        with pytest.raises(StoragePermissionError, match=code):
-            call()
-        assert len(client.server.requests) == 1  # the same credentials once more: no use to send them
-        profile("NEWKEY")
-        assert call()
-        assert len(client.server.requests) == 3
-    profile("OLDKEY")
-    client._access._forget()
-    with pytest.raises(StoragePermissionError, match=code):
-        client.write(0, 1, 1, b"x", 1)
-    profile("NEWKEY")
-    assert client.write(0, 1, 1, b"x", 1)  # an upload is not repeated by itself, but the next one has what is new
-
-
-def test_credentials_that_never_become_valid_are_not_asked_for_in_a_loop(connect, profile: Callable[[str], None]):
-    keys = iter(f"KEY{number}" for number in range(100))
-
-    def script(*_: object) -> bytes:
-        profile(next(keys))
-        return s3_error("403 Forbidden", "ExpiredToken")
-
-    profile("KEY")
-    client = connect(script)
-    with pytest.raises(StoragePermissionError, match="ExpiredToken"):
-        client.list_files(0)
-    assert len(client.server.requests) == 2
-
-
-@pytest.fixture
-def web_identity(monkeypatch: pytest.MonkeyPatch, profile: object, tmp_path: Path) -> Callable[[str], None]:
-    """Credentials come from the token service at the given endpoint, as in a Kubernetes pod."""
-    token = tmp_path / "token"
-    token.write_text("a-token")
-    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
-    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    return lambda endpoint: monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
-
-
-def test_a_token_service_that_does_not_answer_may_do_so_later(connect, web_identity, scripted_server):
-    silent = scripted_server(lambda *_: None)
-    busy = scripted_server(
-        answer("400 Bad Request", b"<ErrorResponse><Error><Code>IDPCommunicationError</Code></Error></ErrorResponse>")
-    )
-    for endpoint in (f"http://127.0.0.1:{closed_port()}", silent.endpoint, busy.endpoint):
-        web_identity(endpoint)
-        client = connect(listing())
-        for call in (lambda c=client: c.list_files(0), lambda c=client: c.write(0, 1, 1, b"x", 1)):
-            with pytest.raises(TransientStorageError, match="the service that gives out credentials"):
-                call()
-        assert client.server.requests == []
-
-
-def closed_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def sts_answer(seconds: int) -> bytes:
-    """Credentials of the token service that are good for so long."""
-    expiration = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
-    given = "<AccessKeyId>ASIAKEY</AccessKeyId><SecretAccessKey>sts-secret</SecretAccessKey>"
-    given += f"<SessionToken>sts-token</SessionToken><Expiration>{expiration}</Expiration>"
-    result = f"<AssumeRoleWithWebIdentityResult><Credentials>{given}</Credentials></AssumeRoleWithWebIdentityResult>"
-    body = f"<AssumeRoleWithWebIdentityResponse>{result}</AssumeRoleWithWebIdentityResponse>"
-    return answer("200 OK", body.encode())
-
-
-def test_a_token_service_that_hangs_keeps_no_read_for_longer_than_its_time_limit(
-    connect, web_identity, scripted_server, monkeypatch
-):
-    calls, go_on = [], threading.Event()
-
-    def give_out(*_: object) -> bytes:
-        calls.append(1)
-        assert len(calls) == 1 or go_on.wait(30)
-        return sts_answer(800 if len(calls) == 1 else 36_000)  # 800 s: good, but it is time to look for others
-
-    web_identity(scripted_server(give_out).endpoint)
-    client = connect(lambda *_: part(0, 9))
-    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
-    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
-    # As if they were about to expire.
-    monkeypatch.setattr(RefreshableCredentials, "_mandatory_refresh_timeout", 3600)
-    monkeypatch.setattr(access, "MANDATORY_S", 3600)
-    wait_until(lambda: len(calls) == 2, "the second call of the service")
-    for _ in range(3):
-        with pytest.raises(StorageTimeoutError):
-            client.read(FILE, 0, 10, timeout_s=0.1)
-    assert len(client.server.requests) == len(calls) == 2
-    go_on.set()
-    assert client.read(FILE, 0, 10, timeout_s=30) == b"x" * 10
-
-
-def test_credentials_that_are_given_out_too_late_are_an_error_of_ours(connect, web_identity, scripted_server):
-    web_identity(scripted_server(sts_answer(-60)).endpoint)
-    client = connect(part(0, 9))
-    for call in (
-        lambda: client.read(FILE, 0, 10, timeout_s=30),
-        lambda: client.read(FILE, 0, 10),
-        lambda: client.write(0, 1, 1, b"x", 1),
-    ):
-        with pytest.raises(StoragePermissionError, match="still expired"):
-            call()
-
-
-def test_an_error_is_told_without_secrets_although_credentials_cannot_be_renewed(
-    connect, web_identity, scripted_server
-):
-    soon = sts_answer(300)  # so soon that each use renews them
-    given_out = iter([soon])
-    web_identity(scripted_server(lambda *_: next(given_out, None)).endpoint)
-    client = connect(s3_error("400 Bad Request", "InvalidRequest", "you sent sts-token and sts-secret"))
-    with pytest.raises(StorageError, match="InvalidRequest") as caught:
-        client.list_files(0)
-    assert "sts-" not in str(caught.value)
-    with pytest.raises(TransientStorageError, match="the service that gives out credentials"):
-        client.list_files(0)
-
-
 # --- files that must not be read --------------------------------------------------------------------------------------
 
 
@@ -657,191 +442,3 @@ def test_secrets_appear_in_no_error_repr_or_record_of_ours(connect, credentials,
     assert sent["x-amz-security-token"] == credentials[2]
     for secret in (*credentials, SSE_KEY[:30], sent["x-amz-server-side-encryption-customer-key"]):
         assert not [text for text in texts if secret in text]
-
-
-# --- close ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.plan("L11")
-@pytest.mark.parametrize("call", ["list", "read", "write"])
-def test_close_ends_a_call_that_waits_for_an_answer(connect, call: str):
-    client = connect(lambda *_: b"hang")
-    calls = {
-        "list": lambda: client.list_files(0),
-        "read": lambda: client.read(FILE),
-        "write": lambda: client.write(0, 1, 1, b"x", 1),
-    }
-    ends_when_closed(client, calls[call], client.server.hanging.is_set)
-
-
-@pytest.mark.plan("L11")
-def test_close_ends_a_call_that_waits_for_the_rest_of_a_body(connect):
-    whole = part(0, 999)
-    sent = threading.Event()
-
-    def script(*_: object) -> bytes:
-        sent.set()
-        return whole[:-500]  # with the length of the whole: more is to come
-
-    client = connect(script)
-    ends_when_closed(client, lambda: client.read(FILE, 0, 1000), sent.is_set)
-
-
-@pytest.mark.plan("L11")
-def test_close_ends_a_call_that_connects_to_a_full_queue():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = fill_queue(listener)
-        port = listener.getsockname()[1]
-        client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=60)
-        ends_when_closed(client, lambda: client.list_files(0), lambda: client._transport.requests)
-        for sock in waiting:
-            sock.close()
-
-
-@pytest.mark.plan("L11")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the socket that is forsaken
-def test_an_answer_may_be_collected_while_another_connection_is_made_or_ended(connect, monkeypatch):
-    client = connect(lambda *_: part(0, 9))
-    sockets = client._transport._sockets
-    read = threading.Event()
-
-    class Collecting(set):
-        """The collector runs whenever a socket comes or goes."""
-
-        def add(self, handle):
-            gc.collect()
-            super().add(handle)
-
-        def discard(self, handle):
-            gc.collect()
-            super().discard(handle)
-
-    def forsake_and_read() -> None:
-        for _ in range(3):
-            url = client._access.object_url(client.key(FILE))
-            forsaken = [client._transport.request("GET", "GET", url, {"Range": "bytes=0-9"})]
-            forsaken.append(forsaken)
-            del forsaken
-            assert client.read(FILE, 0, 10) == b"x" * 10
-        read.set()
-
-    monkeypatch.setattr(sockets, "_handles", Collecting())
-    gc.disable()
-    try:
-        threading.Thread(target=forsake_and_read, daemon=True).start()
-        assert read.wait(10)
-    finally:
-        gc.enable()
-
-
-def test_close_ends_a_tls_handshake():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        client = S3ReplicaClient(f"s3://bucket/db?endpoint=https://127.0.0.1:{port}&skipVerify=1", connect_timeout_s=60)
-        accepted: list[socket.socket] = []
-
-        def hello_arrived() -> bool:
-            if not accepted:
-                accepted.append(listener.accept()[0])
-            return bool(accepted[0].recv(5, socket.MSG_PEEK))
-
-        ends_when_closed(client, lambda: client.list_files(0), hello_arrived)
-        accepted[0].close()
-
-
-@pytest.mark.plan("L11")
-def test_a_connect_that_gets_no_answer_times_out():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = fill_queue(listener)
-        port = listener.getsockname()[1]
-        client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=0.2)
-        with pytest.raises(StorageTimeoutError):
-            client.list_files(0)
-        client.close()
-        for sock in waiting:
-            sock.close()
-
-
-def ends_when_closed(client: S3ReplicaClient, call: Callable[[], object], under_way: Callable[[], object]) -> None:
-    """Run `call` in a thread, close the client once it is under way, and see the thread end with the right error."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 - judged below
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while not under_way():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
-    client.close()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert [type(error) for error in errors] == [StorageClosedError]
-
-
-def fill_queue(listener: socket.socket) -> list[socket.socket]:
-    """Connections enough that the kernel answers no further one."""
-    waiting = []
-    for _ in range(4):
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.connect_ex(listener.getsockname())
-        waiting.append(sock)
-    return waiting
-
-
-# --- a proxy of the environment ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def through(monkeypatch):
-    """Sets the proxy of the environment; gives a client of a server that only that could reach."""
-    clients: list[S3ReplicaClient] = []
-    monkeypatch.setenv("no_proxy", "")
-    monkeypatch.setenv("NO_PROXY", "")
-
-    def through(proxy: str, scheme: str) -> S3ReplicaClient:
-        monkeypatch.setenv(f"{scheme}_proxy", proxy)
-        clients.append(S3ReplicaClient(f"s3://bucket/db?endpoint={scheme}://s3.invalid", read_timeout_s=5))
-        return clients[-1]
-
-    yield through
-    for client in clients:
-        client.close()
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_gets_the_user_and_the_password_that_its_url_encodes(through, scripted_server, scheme: str):
-    proxy = scripted_server(answer("407 Proxy Authentication Required"))
-    client = through(proxy.endpoint.replace("://", "://us%40er:p%40ss%2Fw%C3%B6rd@"), scheme)
-    for call in (lambda: client.read(FILE, 0, 10), lambda: client.write(0, 1, 1, b"x", 1)):
-        with pytest.raises(StorageError, match="407") as caught:
-            call()
-        assert "proxy" in caught.value.hint
-        assert "p%40ss" not in repr(caught.value) + repr(caught.value.__cause__)
-    sent = {headers["proxy-authorization"] for _, _, headers in proxy.requests}
-    assert [base64.b64decode(value.split()[1]).decode() for value in sent] == ["us@er:p@ss/wörd"]
-
-
-@pytest.mark.parametrize("proxy", ["socks5://user:pass-word@127.0.0.1:1", "http://user:pass-word@127.0.0.1:port"])
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_proxy_that_cannot_be_used_is_said_so_and_not_tried_again(through, proxy: str, scheme: str):
-    client = through(proxy, scheme)
-    for call in (
-        lambda: client.read(FILE, 0, 10),
-        lambda: client.list_files(0),
-        lambda: client.write(0, 1, 1, b"x", 1),
-    ):
-        with pytest.raises(StorageError, match="HTTPS_PROXY") as caught:
-            call()
-        assert not isinstance(caught.value, TransientStorageError)
-        assert "pass-word" not in repr(caught.value) + repr(caught.value.__cause__)

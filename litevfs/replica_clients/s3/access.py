@@ -11,16 +11,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs, quote, urljoin, urlsplit, urlunsplit
 
 import botocore.session
-from botocore import exceptions
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore import UNSIGNED, exceptions
 from botocore.config import Config
 from botocore.credentials import Credentials, ReadOnlyCredentials, RefreshableCredentials
 from botocore.parsers import ResponseParserError
@@ -34,6 +33,7 @@ from litevfs.replica_clients.s3.errors import (
     STALE_CREDENTIALS,
     error_from_answer,
 )
+from litevfs.replica_clients.s3.signing import signed
 from litevfs.replica_clients.s3.url import S3Location
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ DEFAULT_REGION = "us-east-1"
 _USER_AGENT = f"litevfs botocore/{botocore.__version__}"
 ADVISORY_S, MANDATORY_S = 15 * 60, 10 * 60
 """So long before credentials expire, botocore looks for others; and takes those that there are for no good any more."""
+_LEAST_OFFSET_S = 5.0  # a smaller difference is none that a server minds
 _CREDENTIALS_SERVICE = "the service that gives out credentials"
 _CREDENTIAL_ERRORS = (
     exceptions.CredentialRetrievalError,
@@ -59,7 +60,7 @@ _CREDENTIAL_ERRORS = (
 class _Resolved:
     """How to reach a bucket; replaced as a whole when the region turns out to be another."""
 
-    credentials: Any  # refresh themselves
+    credentials: Any  # refresh themselves; None: nothing is signed
     bucket_url: str
     object_url: str  # ends with the prefix of the location
     region: str  # of the signature
@@ -69,24 +70,21 @@ class _Resolved:
 class S3Access:
     """Access to the bucket of `location`. Everything is found out at the first use, once, from whatever thread.
 
-    Credentials are looked for again when the server says that those it got are no good any more. `send` gets each HTTP
-    request botocore itself makes (writes, deletes), as its `before-send` event has it. Explicit keys win over AWS_* in
-    the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain; `timeout_s` bounds each
-    wait for a service of that chain.
+    Credentials are looked for again when the server says that those it got are no good any more. Explicit keys win over
+    AWS_* in the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain; `timeout_s`
+    bounds each wait for a service of that chain. An `anonymous` location needs none, and nothing is signed.
     """
 
     def __init__(
         self,
         location: S3Location,
-        send: Callable[..., Any],
         access_key_id: str | None,
         secret_access_key: str | None,
         *,
         timeout_s: float,
     ) -> None:
         self._location = location
-        self._send = send
-        self._keys = (access_key_id, secret_access_key) if access_key_id and secret_access_key else None
+        self._keys = (access_key_id, secret_access_key, None) if access_key_id and secret_access_key else None
         self._region = location.region
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
@@ -95,13 +93,8 @@ class S3Access:
         self._session: botocore.session.Session | None = None
         self._resolved: _Resolved | None = None
         self._client: Any = None
-
-    @property
-    def client(self) -> Any:
-        """A botocore S3 client."""
-        self.credentials()  # the client signs with the same, and `redacted` has to know them
-        with self._lock, self.translated():
-            return self._get_client()
+        self._home: _Resolved | None = None  # where the bucket was before a redirect
+        self._offset_s = 0.0  # how far the server's clock is ahead
 
     @property
     def endpoint(self) -> str:
@@ -116,12 +109,14 @@ class S3Access:
         """Where the object `key` lies, one of those below the prefix of the location, named by plain characters."""
         return self._resolve().object_url + key.removeprefix(self._location.prefix)
 
-    def credentials(self, deadline: float | None = None) -> ReadOnlyCredentials:
-        """What to sign with now; refreshed where they can be and are about to expire.
+    def credentials(self, deadline: float | None = None) -> ReadOnlyCredentials | None:
+        """What to sign with now, None for nothing; refreshed where they can be and are about to expire.
 
         What gives them out may hang: with a `deadline` (`time.monotonic()`, seconds) they are looked for in a thread of
         its own, which is waited for until then, and only if there are no good ones. Raises StorageTimeoutError.
         """
+        if self._location.anonymous:
+            return None
         resolved = self._resolved
         if deadline is None or (resolved is not None and not _expire_within(resolved.credentials, ADVISORY_S)):
             return self._look_for_credentials()
@@ -144,24 +139,85 @@ class S3Access:
             self._used = (*self._used[-1:], credentials)
         return credentials
 
-    def renew(self, refused: ReadOnlyCredentials, deadline: float | None = None) -> bool:
-        """Look for credentials anew, by `deadline`, as the server did not take these; whether there are others now."""
+    def renew(self, refused: ReadOnlyCredentials | None, deadline: float | None = None) -> bool:
+        """Look for others by `deadline`, as the server did not take these; whether there are others now."""
+        if refused is None:
+            return False
         if self._used[-1:] == (refused,):  # else another thread has renewed them
             self._forget()
         return self.credentials(deadline) != refused
 
     def _forget(self) -> None:
-        self._session = self._resolved = self._client = None
+        self._session = self._resolved = self._client = self._home = None
 
-    def signed_headers(
-        self, method: str, url: str, headers: dict[str, str], credentials: ReadOnlyCredentials
+    def headers(
+        self, method: str, url: str, headers: dict[str, str], body: bytes, credentials: ReadOnlyCredentials | None
     ) -> dict[str, Any]:
-        """`headers` and the signature of a request without a body, valid for some minutes."""
+        """`headers`, those that each request has, and the signature, valid for some minutes."""
+        headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        if self._location.requester_pays:
+            headers["x-amz-request-payer"] = "requester"
+        if credentials is None:
+            return headers
         resolved = self._resolve()
-        request = AWSRequest(method, url, {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers})
         with self.translated():
-            S3SigV4Auth(credentials, resolved.service, resolved.region).add_auth(request)
-        return dict(request.headers.items())
+            return signed(
+                method,
+                url,
+                headers,
+                body,
+                credentials,
+                service=resolved.service,
+                region=resolved.region,
+                offset_s=self._offset_s,
+            )
+
+    def set_clock(self, date: str | None) -> bool:
+        """Sign by the server's time from now on, as a Date header says it; whether that changes anything."""
+        try:
+            offset_s = parsedate_to_datetime(date or "").timestamp() - time.time()
+        except ValueError:
+            return False
+        if abs(offset_s - self._offset_s) < _LEAST_OFFSET_S:
+            return False
+        logger.warning(
+            "the clock here differs from that of %s by %.0f s: signing by the latter", self.endpoint, offset_s
+        )
+        self._offset_s = offset_s
+        return True
+
+    def follow(self, url: str, target: str) -> str | None:
+        """Where a redirect of a request of `url` leads, remembered for all others; None if it must not lead there.
+
+        Signatures and session tokens go where the redirect leads, so never from TLS to plain text.
+        """
+        resolved, there = self._resolve(), urljoin(url, target)
+        old, new = urlsplit(url), urlsplit(there)
+        if (
+            new.scheme not in ("http", "https")
+            or (old.scheme == "https") > (new.scheme == "https")
+            or "@" in new.netloc
+        ):
+            return None
+        bucket_path = urlsplit(resolved.bucket_url).path
+        rest = old.path.removeprefix(bucket_path)
+        if old.path.startswith(bucket_path) and new.path.endswith(rest):
+            base = f"{new.scheme}://{new.netloc}{new.path[: len(new.path) - len(rest)]}"
+            self._move(resolved, base)
+        return urlunsplit((new.scheme, new.netloc, new.path, new.query or old.query, ""))
+
+    def _move(self, resolved: _Resolved, bucket_url: str) -> None:
+        with self._lock:
+            if self._resolved is resolved and resolved.object_url.startswith(resolved.bucket_url):
+                object_url = bucket_url + resolved.object_url.removeprefix(resolved.bucket_url)
+                self._home = self._home or resolved
+                self._resolved = replace(resolved, bucket_url=bucket_url, object_url=object_url)
+
+    def return_home(self) -> None:
+        """Ask where the URL says again, as the address that a redirect led to fails."""
+        with self._lock:
+            if self._home is not None:
+                self._resolved, self._home = self._home, None
 
     @property
     def region(self) -> str:
@@ -172,7 +228,7 @@ class S3Access:
         """Sign for `region` from now on."""
         with self._lock:
             if self._resolved is None or self._resolved.region != region:
-                self._region, self._resolved, self._client = region, None, None
+                self._region, self._resolved, self._client, self._home = region, None, None, None
                 logger.info("bucket %s is in region %s", self._location.bucket, region)
 
     def certificates(self) -> bool | str:
@@ -184,7 +240,7 @@ class S3Access:
 
     def redacted(self, text: str) -> str:
         """`text` without any secret: a server may repeat in an error what it was sent."""
-        secrets: list[str | None] = [self._keys[1]] if self._keys else []
+        secrets: list[str | None] = list(self._keys[1:]) if self._keys else []
         if self._location.sse:
             secrets.append(self._location.sse.key_base64)
         for used in self._used:  # not those of now: to get them can fail, and this is for messages of failures
@@ -235,10 +291,7 @@ class S3Access:
 
     def _newly_resolved(self) -> _Resolved:
         session = self._get_session()
-        keys = self._keys or _litestream_keys()
-        credentials = Credentials(*keys) if keys else session.get_credentials()
-        if credentials is None:
-            raise exceptions.NoCredentialsError
+        credentials = None if self._location.anonymous else self._find_credentials(session)
         location, bucket = self._location, self._location.bucket
         if location.endpoint and location.force_path_style and not bucket.startswith("arn:"):
             # Nothing to find out. A client takes as long to make as all else that opening a replica takes.
@@ -248,12 +301,21 @@ class S3Access:
         client = self._get_client()
         bucket_url, scope = _url_and_scope(client, "list_objects_v2", Bucket=bucket)
         object_url, _ = _url_and_scope(client, "get_object", Bucket=bucket, Key=f"{location.prefix}x")
+        if not scope:
+            return _Resolved(credentials, bucket_url, object_url.removesuffix("x"), self._region_name(session), "s3")
         # A credential is <access key>/<date>/<region>/<service>/aws4_request, and an access key may have slashes.
         _, _, region, service, _ = scope.rsplit("/", 4)
         return _Resolved(credentials, bucket_url, object_url.removesuffix("x"), region, service)
 
+    def _find_credentials(self, session: botocore.session.Session) -> Any:
+        keys = self._keys or _litestream_keys()
+        credentials = Credentials(*keys) if keys else session.get_credentials()
+        if credentials is None:
+            raise exceptions.NoCredentialsError
+        return credentials
+
     def _get_client(self) -> Any:
-        """The client, made when it is first needed; with the lock held."""
+        """A client of botocore's, which knows where buckets lie; with the lock held."""
         client = self._client
         if client is None:
             session = self._get_session()
@@ -264,9 +326,8 @@ class S3Access:
                 region_name=self._region_name(session),
                 aws_access_key_id=keys[0] if keys else None,
                 aws_secret_access_key=keys[1] if keys else None,
-                config=_config(path_style=self._location.force_path_style),
+                config=_config(path_style=self._location.force_path_style, anonymous=self._location.anonymous),
             )
-            client.meta.events.register("before-send.s3", self._send)
             self._client = client
         return client
 
@@ -288,26 +349,23 @@ def _expire_within(credentials: Any, seconds: int) -> bool:
 
 def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str, str]:
     url, _, query = client.generate_presigned_url(operation, Params=parameters).partition("?")
-    return url, parse_qs(query)["X-Amz-Credential"][0]
+    return url, next(iter(parse_qs(query).get("X-Amz-Credential", ())), "")
 
 
-def _litestream_keys() -> tuple[str, str] | None:
+def _litestream_keys() -> tuple[str, str, str | None] | None:
+    """LITESTREAM_*, with a session token where they are temporary keys."""
     if os.environ.get("AWS_ACCESS_KEY_ID"):
         return None
-    keys = os.environ.get("LITESTREAM_ACCESS_KEY_ID"), os.environ.get("LITESTREAM_SECRET_ACCESS_KEY")
-    return (keys[0], keys[1]) if keys[0] and keys[1] else None
+    key, secret = os.environ.get("LITESTREAM_ACCESS_KEY_ID"), os.environ.get("LITESTREAM_SECRET_ACCESS_KEY")
+    token = os.environ.get("LITESTREAM_SESSION_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
+    return (key, secret, token or None) if key and secret else None
 
 
-def _config(*, path_style: bool) -> Config:
+def _config(*, path_style: bool, anonymous: bool) -> Config:
     return Config(
-        signature_version="s3v4",
+        signature_version=UNSIGNED if anonymous else "s3v4",
         # "auto" would presign for the global endpoint, which answers for new buckets with a redirect.
         s3={"addressing_style": "path" if path_style else "virtual"},
-        retries={"total_max_attempts": 1},  # whoever calls us knows what a retry is worth
-        # LTX files carry a checksum of their own, and not every server knows S3's newer ones.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        user_agent_extra="litevfs",
     )
 
 

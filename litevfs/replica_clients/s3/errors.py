@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from litevfs.errors import (
@@ -40,11 +42,15 @@ _PERMISSION = {
     "InvalidAccessKeyId",
     "InvalidToken",
     "RequestTimeTooSkewed",
+    "RequestExpired",
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
 STALE_CREDENTIALS = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"})
 """Codes that say of credentials that they are no good any more: there may be newer ones."""
+CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
+"""Codes that say that the clocks of client and server differ."""
+_ARCHIVED = {"InvalidObjectState", "ObjectNotInActiveTierError"}
 _WRONG_REGION = {
     "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
@@ -63,20 +69,54 @@ _HINTS = {
     "those of a primary s3:PutObject and s3:DeleteObject too",
     "RequestTimeTooSkewed": "set this machine's clock",
     "ExpiredToken": "renew the temporary credentials",
+    "InvalidObjectState": "a lifecycle rule has moved the object to a class such as GLACIER: restore it there, "
+    "and let no rule archive what lies below a replica",
     "NoSuchBucket": "check the bucket's name, the endpoint and the region",
 }
 MESSAGE_LIMIT = 300  # characters
-_CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,80})</Code>")
-_MESSAGE = re.compile(rb"<Message>([^<]{1,1000})</Message>")
+# With a namespace or without, and as JSON, which some gateways before a server answer with.
+_CODE = re.compile(
+    rb'<(?:\w+:)?Code(?: [^>]*)?>\s*([A-Za-z0-9._-]{1,80})\s*</|"[Cc]ode"\s*:\s*"([A-Za-z0-9._-]{1,80})"'
+)
+_MESSAGE = re.compile(rb'<(?:\w+:)?Message(?: [^>]*)?>([^<]{1,1000})</|"[Mm]essage"\s*:\s*"([^"]{1,1000})"')
+_REGION = re.compile(rb"<(?:\w+:)?Region(?: [^>]*)?>\s*([a-z0-9-]{1,40})\s*</")
+_CODE_HEADERS = ("x-amz-error-code", "x-minio-error-code", "x-error-code")
 
 
-def code_and_message(body: bytes) -> tuple[str, str]:
-    """What an error's XML says, both empty when it is no S3 error."""
-    code, message = _CODE.search(body), _MESSAGE.search(body)
-    return (
-        code[1].decode("ascii") if code else "",
-        message[1].decode("utf-8", "replace") if message else "",
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """What an answer says of what is wrong; "" for what it does not say."""
+
+    code: str
+    message: str
+    region: str  # of the bucket
+    date: str  # the server's
+
+
+def parse_error(body: bytes, headers: Mapping[str, str]) -> ErrorAnswer:
+    """What an error says, in its body or its headers (names in lower case); all is empty when it is no S3 error."""
+    code, message, region = _CODE.search(body), _MESSAGE.search(body), _REGION.search(body)
+    named = next((headers[name] for name in _CODE_HEADERS if headers.get(name)), "")
+    return ErrorAnswer(
+        _found(code) or named,
+        _found(message),
+        headers.get("x-amz-bucket-region", "") or _found(region),
+        headers.get("date", ""),
     )
+
+
+def _found(match: re.Match[bytes] | None) -> str:
+    return next((group.decode("utf-8", "replace") for group in match.groups() if group), "") if match else ""
+
+
+def unzipped(body: bytes, headers: Mapping[str, str], limit: int = 1 << 20) -> bytes:
+    """`body` as it was before a proxy compressed it, though it was asked not to; cut off after `limit` bytes."""
+    if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
+        return body
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, limit)
+    except zlib.error:
+        return body
 
 
 def error_kind(status: int, code: str) -> type[StorageError]:
@@ -85,6 +125,8 @@ def error_kind(status: int, code: str) -> type[StorageError]:
         return StorageTimeoutError
     if code in _TRANSIENT or status in (408, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
         return TransientStorageError
+    if code in _ARCHIVED:
+        return StorageError
     if code in _PERMISSION or (status in (401, 403) and code not in _WRONG_REGION):
         return StoragePermissionError
     return StorageNotFoundError if status == 404 else StorageError
@@ -100,8 +142,13 @@ def error_from_answer(
     key: str | None = None,
 ) -> StorageError:
     """The error to raise for an answer that is none of those hoped for."""
+    if code in _ARCHIVED:
+        code = "InvalidObjectState"
+        message = f"the object is archived: {message}"
     said = f"{status} {code}: {message}" if code else f"{status} without an S3 error"
     kind = error_kind(status, code)
+    if 200 <= status < 300 and not code:
+        said = f"{status}: no answer of an S3 server"
     error = kind(
         f"{endpoint} answered {said[:MESSAGE_LIMIT]}",
         key=key,
@@ -128,7 +175,7 @@ def _hint(kind: type[StorageError], status: int, code: str, headers: Mapping[str
         return _HINTS[code]
     if code in _WRONG_REGION or 300 <= status < 400:
         region = headers.get("x-amz-bucket-region")
-        return f"the bucket is in another region: say region={region or '...'} in the URL"
+        return f"the bucket is in another region or at another endpoint: say region={region or '...'} in the URL"
     if issubclass(kind, StoragePermissionError):
         return CREDENTIALS_HINT
     return None if code else NO_S3_HINT

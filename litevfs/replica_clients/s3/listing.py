@@ -1,16 +1,31 @@
-"""S3 listings: query and XML answer. Pure; knows no client. Source: Amazon S3 API reference, ListObjectsV2."""
+"""S3 listings: query and XML answer. Pure; knows no client.
+
+Sources: Amazon S3 API reference, ListObjectsV2 and ListObjects. Servers differ in dates, in whether keys are encoded,
+in what they call the place to go on from, and in whether they know the second version at all; what can only mean one
+thing is understood.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
-from urllib.parse import quote, unquote_plus
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from urllib.parse import quote, unquote, unquote_plus
 from xml.etree import ElementTree
 
 from litevfs.errors import StorageError
 
 _MAX_EMPTY_PAGES = 100  # S3 may give one; a server that gives nothing else must not keep us
+_FULL_PAGE = 1000  # keys of a page, where the server does not say whether there are more
+_ROOTS = {"ListBucketResult", "ListBucketV2Result", "ListObjectsResult", "ListObjectsV2Result"}
+_GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?) ([+-]\d{4})( [A-Z]+)?")  # Go's time.String
+_EPOCH = re.compile(r"\d{9,13}(?:\.\d+)?")
+_MS_FROM = 1e11  # a number above it counts milliseconds
+
+Continuation = tuple[tuple[str, str], ...]
+"""Parameters of the query that asks for the next page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,58 +40,76 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One answer, with the token of the next one (None after the last)."""
+    """One answer, with what asks for the next one (None after the last)."""
 
     objects: list[ListedObject]
-    next_token: str | None
+    next_token: Continuation | None
+    is_v1: bool = False  # the server answered as to ListObjects
 
 
-def list_query(prefix: str, start_after: str | None, token: str | None) -> str:
-    """The query string, in the order and encoding that a signature needs."""
-    parameters = {"encoding-type": "url", "list-type": "2", "prefix": prefix}
+def list_query(prefix: str, start_after: str | None, token: Continuation | None, *, by_marker: bool = False) -> str:
+    """The query string, in the order and encoding that a signature needs; `by_marker` for ListObjects."""
+    parameters = {"encoding-type": "url", "prefix": prefix}
+    if not by_marker:
+        parameters["list-type"] = "2"
     if start_after is not None:
-        parameters["start-after"] = start_after
-    if token is not None:
-        parameters["continuation-token"] = token
+        parameters["marker" if by_marker else "start-after"] = start_after
+    parameters |= dict(token or ())
     return "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(parameters.items()))
 
 
-def parse_list_page(body: bytes, endpoint: str) -> ListPage:
-    """Raises StorageError when `body` is not the XML of a listing (a proxy's page, say)."""
+def parse_list_page(body: bytes, endpoint: str, prefix: str = "") -> ListPage:
+    """Raises StorageError when `body` is not the XML of a listing (a proxy's page, say).
+
+    The keys asked for start with `prefix`, which tells whether the server encodes them.
+    """
     try:
-        root = ElementTree.fromstring(body)
-        if root.tag.rpartition("}")[2] != "ListBucketResult":
+        root = ElementTree.fromstring(body.strip())
+        if root.tag.rpartition("}")[2] not in _ROOTS:
             raise ValueError(f"<{root.tag}>")
-        decode = unquote_plus if _text(root, "EncodingType") == "url" else str
-        objects = [_object(element, decode) for element in root.iterfind("{*}Contents")]
-        truncated = _text(root, "IsTruncated").lower() == "true"
-        token = _text(root, "NextContinuationToken")
-        if truncated and not token:
-            raise ValueError("truncated, and no continuation token")
-    except (ElementTree.ParseError, ValueError) as exc:
+        is_encoded = _text(root, "EncodingType").lower() == "url"
+        objects = [_object(element, is_encoded, prefix) for element in root.iterfind("{*}Contents")]
+        is_v1 = root.find("{*}Marker") is not None and root.find("{*}KeyCount") is None
+        return ListPage(objects, _next(root, objects, is_encoded, prefix), is_v1)
+    except (ElementTree.ParseError, ValueError, OverflowError) as exc:
         raise StorageError(
             f"{endpoint} answered something that is no S3 listing: {exc}",
             hint="is this the endpoint of an S3 server, and no proxy in between?",
         ) from exc
-    return ListPage(objects, token if truncated else None)
 
 
-def all_pages(fetch: Callable[[str | None], ListPage], endpoint: str) -> list[ListedObject]:
-    """The objects of all pages; `fetch` gets a token, None first.
+def _next(root: ElementTree.Element, objects: list[ListedObject], is_encoded: bool, prefix: str) -> Continuation | None:
+    """What asks for the next page; where the server gives no token, the last key does."""
+    is_truncated = _text(root, "IsTruncated").lower()
+    token = _text(root, "NextContinuationToken")
+    if is_truncated not in ("true", "1") and (is_truncated or not (token or len(objects) >= _FULL_PAGE)):
+        return None
+    if token:
+        return (("continuation-token", token),)
+    marker = _text(root, "NextMarker")
+    after = _decoded(marker, is_encoded, prefix) if marker else objects[-1].key if objects else ""
+    if not after:
+        raise ValueError("truncated, and no continuation token")
+    return (("marker", after), ("start-after", after))
+
+
+def all_pages(fetch: Callable[[Continuation | None], ListPage], endpoint: str) -> list[ListedObject]:
+    """The objects of all pages; `fetch` gets what asks for a page, None first.
 
     A server (or a cache before it) that repeats a page would keep us here for ever: every page has to bring a new
-    token and later keys. Raises StorageError otherwise.
+    token and, if it has keys, new ones. Raises StorageError otherwise.
     """
-    found: list[ListedObject] = []
-    tokens: set[str] = set()
+    found: dict[str, ListedObject] = {}
+    tokens: set[Continuation] = set()
     empty_pages = 0
     page = fetch(None)
     while True:
-        if found and page.objects and page.objects[0].key <= found[-1].key:
-            raise _stuck(endpoint, f"{page.objects[0].key!r} comes after {found[-1].key!r}")
-        found += page.objects
+        fresh = [listed for listed in page.objects if listed.key not in found]
+        if page.objects and not fresh:
+            raise _stuck(endpoint, f"{page.objects[0].key!r} comes again")
+        found |= {listed.key: listed for listed in fresh}
         if page.next_token is None:
-            return found
+            return list(found.values())
         empty_pages += not page.objects
         if page.next_token in tokens or empty_pages > _MAX_EMPTY_PAGES:
             raise _stuck(endpoint, "it repeats a continuation token or gives pages without keys")
@@ -91,19 +124,53 @@ def _stuck(endpoint: str, what: str) -> StorageError:
     )
 
 
-def _object(element: ElementTree.Element, decode: Callable[[str], str]) -> ListedObject:
-    modified = datetime.fromisoformat(_text(element, "LastModified"))
+def _object(element: ElementTree.Element, is_encoded: bool, prefix: str) -> ListedObject:
     return ListedObject(
-        key=decode(_text(element, "Key")),
-        size=int(_text(element, "Size")),
-        modified_ms=round(modified.timestamp() * 1000),
+        key=_decoded(_text(element, "Key"), is_encoded, prefix),
+        size=_size(_text(element, "Size")),
+        modified_ms=_modified_ms(_text(element, "LastModified")),
         etag=plain_etag(_text(element, "ETag")),
     )
 
 
+def _decoded(key: str, is_encoded: bool, prefix: str) -> str:
+    """The key as it is: the reading that starts with the prefix asked for, as encoded as the server says first."""
+    readings = [unquote_plus(key), unquote(key), key] if is_encoded else [key, unquote(key), unquote_plus(key)]
+    for reading in readings:
+        if reading.startswith(prefix):
+            return reading
+        if reading.startswith(f"/{prefix}"):
+            return reading[1:]
+    return readings[0]
+
+
+def _size(text: str) -> int:
+    """A size in bytes; written by some as a number with a fraction of zero."""
+    whole, _, fraction = text.strip().partition(".")
+    if not whole.isascii() or not whole.isdecimal() or fraction.strip("0"):
+        raise ValueError(f"size {text!r}")
+    return int(whole)
+
+
+def _modified_ms(text: str) -> int:
+    """A time as ISO 8601, as in HTTP's headers, as Go prints it, or as a number; in UTC where it names no zone."""
+    text = text.strip()
+    if _EPOCH.fullmatch(text):
+        return round(float(text) * (1 if float(text) > _MS_FROM else 1000))
+    go_time = _GO_TIME.fullmatch(text)
+    try:
+        moment = datetime.fromisoformat(f"{go_time[1]}T{go_time[2]}{go_time[3]}" if go_time else text)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(text)
+        except ValueError:
+            raise ValueError(f"date {text!r}") from None
+    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
 def plain_etag(text: str) -> str:
     """An ETag without its quotes and weakness mark, which proxies add and drop."""
-    return text.removeprefix("W/").strip('"')
+    return text.strip().removeprefix("W/").strip('"')
 
 
 def _text(element: ElementTree.Element, name: str) -> str:

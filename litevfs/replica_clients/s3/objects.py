@@ -6,54 +6,75 @@ ignore them: whoever depends on them has to try them first.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
-from typing import Any
-
-from botocore.exceptions import ClientError
 
 from litevfs.errors import ConditionsUnsupportedError, StorageNotFoundError, StoragePreconditionError
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, SideObject
 from litevfs.replica_clients.http.transport import Transport
 from litevfs.replica_clients.s3.access import S3Access
-from litevfs.replica_clients.s3.requests import SignedRequests
+from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
+from litevfs.replica_clients.s3.writing import EXISTS_STATUS, NO_CONDITIONS_STATUS
 
-_NO_CONDITIONS_STATUS = {400, 405, 501}
-"""Answers of servers that refuse a condition as such; Amazon's own is 501 where it does not have one."""
+_LIMIT_BYTES = 1 << 16  # of an answer without an object
 
 
 def read_object(
-    access: S3Access, requests: SignedRequests, transport: Transport, key: str, is_gone: Callable[[], bool]
+    access: S3Access,
+    requests: SignedRequests,
+    transport: Transport,
+    key: str,
+    headers: dict[str, str],
+    is_gone: Callable[[], bool],
 ) -> SideObject | None:
     """See `SideObjects.read_object`. `is_gone` tells whether an object, the read of which was refused, is not there."""
     try:
-        url, response = requests.get("GET", lambda: access.object_url(key), {}, None, key, is_gone)
+        url, response = requests.send(
+            Request("GET", "GET", lambda: access.object_url(key), key, headers, is_gone=is_gone)
+        )
     except StorageNotFoundError:
         return None
     data = transport.read_body(response, url, MAX_SIDE_OBJECT_BYTES)
     return SideObject(data, response.headers.get("ETag", "") or "none")
 
 
-def put_object(access: S3Access, bucket: str, key: str, data: bytes, if_match: str | None, if_absent: bool) -> str:
+def put_object(
+    access: S3Access,
+    requests: SignedRequests,
+    key: str,
+    data: bytes,
+    headers: dict[str, str],
+    if_match: str | None,
+    if_absent: bool,
+) -> str:
     """See `SideObjects.put_object`."""
-    condition: dict[str, Any] = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
-    with access.translated(key):
-        try:
-            answer = access.client.put_object(
-                Bucket=bucket, Key=key, Body=data, ContentType="application/json", **condition
-            )
-        except ClientError as exc:
-            status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if not condition:
-                raise
-            if status == 412 or (status == 404 and if_match):  # 404: there is nothing that could match
-                raise StoragePreconditionError("the object is not as expected", key=key) from exc
-            if status in _NO_CONDITIONS_STATUS:
-                raise ConditionsUnsupportedError(f"the server answers {status} to conditions", key=key) from exc
-            raise
-    return str(answer.get("ETag", "")) or "none"
+    condition = {"If-None-Match": "*"} if if_absent else {"If-Match": if_match} if if_match else {}
+    md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    headers = {**headers, "Content-Type": "application/json", "Content-MD5": md5, **condition}
+    request = Request("PUT", "PUT", lambda: access.object_url(key), key, headers, data, (200, 201, 204))
+    try:
+        answer, _ = requests.call(request, _LIMIT_BYTES)
+    except AnswerError as refusal:
+        if condition:
+            _raise_unmet(refusal, if_match, key)
+        raise refusal.error from None
+    return answer.get("etag", "") or "none"
 
 
-def delete_object(access: S3Access, bucket: str, key: str) -> None:
+def _raise_unmet(refusal: AnswerError, if_match: str | None, key: str) -> None:
+    """Raise what the refusal of a conditional write means, if it is about the condition."""
+    status = refusal.status
+    if status in EXISTS_STATUS or (status == 404 and if_match):  # 404: there is nothing that could match
+        raise StoragePreconditionError("the object is not as expected", key=key) from refusal.error
+    if status in NO_CONDITIONS_STATUS:
+        raise ConditionsUnsupportedError(f"the server answers {status} to conditions", key=key) from refusal.error
+
+
+def delete_object(access: S3Access, requests: SignedRequests, key: str) -> None:
     """See `SideObjects.delete_object`."""
-    with access.translated(key):
-        access.client.delete_object(Bucket=bucket, Key=key)
+    request = Request("DELETE", "DELETE", lambda: access.object_url(key), key, expected=(200, 202, 204, 404))
+    try:
+        requests.call(request, _LIMIT_BYTES)
+    except AnswerError as refusal:
+        raise refusal.error from None

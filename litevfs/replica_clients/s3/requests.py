@@ -1,85 +1,157 @@
-"""Signed GETs of a bucket: sent again where its region or our credentials turn out to be others. Knows no LTX files."""
+"""Signed requests of a bucket, sent again once for each thing that an answer corrects. Knows no LTX files.
+
+What an answer may correct: the region, the credentials, the clock, and the address (a redirect).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 from botocore.credentials import ReadOnlyCredentials
 from urllib3 import BaseHTTPResponse
 
-from litevfs.errors import StorageError, StorageNotFoundError
+from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 from litevfs.replica_clients.s3.access import S3Access
-from litevfs.replica_clients.s3.errors import STALE_CREDENTIALS, code_and_message, error_from_answer
+from litevfs.replica_clients.s3.errors import (
+    CLOCK_CODES,
+    STALE_CREDENTIALS,
+    ErrorAnswer,
+    error_from_answer,
+    parse_error,
+    unzipped,
+)
+from litevfs.replica_clients.s3.ways import ServerWays, Way
 
 _ERROR_LIMIT_BYTES = 1 << 16
-_Answer = tuple[str, BaseHTTPResponse]
-"""The URL that answered, and what."""
+_REDIRECTS = (301, 302, 307, 308)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a bucket."""
+
+    kind: str  # what it is counted as: LIST, GET, PUT, DELETE
+    method: str
+    url_of: Callable[[], str]  # may change between two tries
+    key: str  # what errors are about
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # may carry an encryption key
+    body: bytes | None = field(default=None, repr=False)
+    expected: Collection[int] = (200, 206)
+    deadline: float | None = None  # `time.monotonic()`, seconds
+    is_gone: Callable[[], bool] = lambda: False  # whether the object does not exist, where access to it is denied
+
+
+class AnswerError(Exception):
+    """Carries what a server answered beside the error of ours that it stands for."""
+
+    def __init__(self, status: int, answer: ErrorAnswer, error: StorageError) -> None:
+        super().__init__(status, answer.code)
+        self.status, self.answer, self.error = status, answer, error
 
 
 class SignedRequests:
-    """GETs by way of `access` over `transport`. One with a `deadline` (`time.monotonic()`, seconds) ends by then."""
+    """Requests by way of `access` over `transport`."""
 
-    def __init__(self, access: S3Access, transport: Transport) -> None:
+    def __init__(self, access: S3Access, transport: Transport, ways: ServerWays) -> None:
         self._access = access
         self._transport = transport
+        self._ways = ways
 
-    def get(
-        self,
-        kind: str,
-        url_of: Callable[[], str],
-        headers: dict[str, str],
-        deadline: float | None,
-        key: str,
-        is_gone: Callable[[], bool] = lambda: False,
-    ) -> _Answer:
-        """Send a GET, counted as a `kind`; its URL and its answer: 200 or 206, or 416, whose body is read already.
+    def send(self, request: Request) -> tuple[str, BaseHTTPResponse]:
+        """Send it; the URL that answered, and the answer, whose body is for `Transport.read_body`.
 
-        Any other is raised as an error about `key`, where access to it is denied as StorageNotFoundError if it
-        `is_gone()`. The body is for `Transport.read_body`.
+        The status is an expected one, or 416, whose body is read already. Raises the error that any other stands for:
+        where access is denied StorageNotFoundError if the object `is_gone()`.
         """
-        for is_first in (True, False):
-            credentials = self._access.credentials(deadline)
-            url, response = self._get_in_region(kind, url_of, headers, credentials, deadline)
-            if response.status in (200, 206):
-                break
-            code, error = self._read_error(url, response, key)
+        try:
+            return self.try_to_send(request)
+        except AnswerError as refusal:
+            if refusal.answer.code == "AccessDenied" and request.is_gone():
+                raise StorageNotFoundError("the object is gone", key=request.key) from refusal.error
+            raise refusal.error from None
+
+    def try_to_send(self, request: Request) -> tuple[str, BaseHTTPResponse]:
+        """As `send`, but raises AnswerError for an answer that is not expected."""
+        corrected: set[str] = set()
+        url: str | None = None
+        while True:
+            credentials = self._access.credentials(request.deadline)
+            url = url or request.url_of()
+            region = self._access.region
+            response = self._send_once(url, request, credentials)
+            if response.status in request.expected:
+                return url, response
+            location = response.headers.get("Location")
+            refusal = self._refusal(url, response, request)
             if response.status == 416:
-                break
-            if code == "AccessDenied" and is_gone():
-                raise StorageNotFoundError("the object is gone", key=key) from error
-            if not (is_first and code in STALE_CREDENTIALS and self._access.renew(credentials, deadline)):
-                raise error
-        return url, response
+                return url, response
+            what, url = self._correct(refusal, url, location, region, credentials, request, corrected)
+            if not what:
+                raise refusal
+            corrected.add(what)
 
-    def _get_in_region(
+    def _correct(
         self,
-        kind: str,
-        url_of: Callable[[], str],
-        headers: dict[str, str],
-        credentials: ReadOnlyCredentials,
-        deadline: float | None,
-    ) -> _Answer:
-        signed_for = self._access.region
-        url, response = self._get_once(kind, url_of(), headers, credentials, deadline)
-        region = response.headers.get("x-amz-bucket-region")
-        if response.status in (301, 307, 400) and region and region != signed_for:
-            response.close()
-            self._access.use_region(region)
-            url, response = self._get_once(kind, url_of(), headers, credentials, deadline)
-        return url, response
+        refusal: AnswerError,
+        url: str,
+        location: str | None,
+        region: str,
+        credentials: ReadOnlyCredentials | None,
+        request: Request,
+        corrected: set[str],
+    ) -> tuple[str, str | None]:
+        """What was corrected by an answer ("" for nothing), and where to ask now (None: where it would be asked)."""
+        answer = refusal.answer
+        if answer.region and answer.region != region and "region" not in corrected:
+            self._access.use_region(answer.region)
+            return "region", None
+        if refusal.status in _REDIRECTS and location and "address" not in corrected:
+            there = self._access.follow(url, location)
+            if there:
+                self._ways.note(Way.MOVED)
+                return "address", there
+        if answer.code in CLOCK_CODES and "clock" not in corrected and self._access.set_clock(answer.date):
+            self._ways.note(Way.CLOCK)
+            return "clock", None
+        is_stale = answer.code in STALE_CREDENTIALS and "credentials" not in corrected
+        if is_stale and self._access.renew(credentials, request.deadline):
+            return "credentials", None
+        return "", None
 
-    def _get_once(
-        self, kind: str, url: str, headers: dict[str, str], credentials: ReadOnlyCredentials, deadline: float | None
-    ) -> _Answer:
-        signed = self._access.signed_headers("GET", url, headers, credentials)
-        timeout_s = None if deadline is None else deadline - time.monotonic()
-        return url, self._transport.request(kind, "GET", url, signed, timeout_s=timeout_s)
+    def _send_once(self, url: str, request: Request, credentials: ReadOnlyCredentials | None) -> BaseHTTPResponse:
+        headers = self._access.headers(request.method, url, request.headers, request.body or b"", credentials)
+        timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
+        try:
+            return self._transport.request(
+                request.kind, request.method, url, headers, request.body, timeout_s=timeout_s
+            )
+        except TransientStorageError:
+            self._access.return_home()
+            raise
 
-    def _read_error(self, url: str, response: BaseHTTPResponse, key: str) -> tuple[str, StorageError]:
-        """The code in an answer, and the error to raise."""
-        code, message = code_and_message(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES))
+    def _refusal(self, url: str, response: BaseHTTPResponse, request: Request) -> AnswerError:
         headers = {name.lower(): value for name, value in response.headers.items()}
-        message = self._access.redacted(message)
-        return code, error_from_answer(response.status, code, message, headers, endpoint_of(url), key=key)
+        body = unzipped(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES), headers)
+        return self.refusal(response.status, parse_error(body, headers), headers, url, request.key)
+
+    def refusal(self, status: int, answer: ErrorAnswer, headers: dict[str, str], url: str, key: str) -> AnswerError:
+        """The error that an answer stands for, without secrets."""
+        message = self._access.redacted(answer.message)
+        error = error_from_answer(status, answer.code, message, headers, endpoint_of(url), key=key)
+        return AnswerError(status, answer, error)
+
+    def call(self, request: Request, limit: int) -> tuple[dict[str, str], bytes]:
+        """The headers (names in lower case) and the whole body of an answer to `request`.
+
+        An answer of success may hold an error: S3 begins some before it knows. Raises AnswerError.
+        """
+        url, response = self.try_to_send(request)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        body = unzipped(self._transport.read_body(response, url, limit), headers, limit)
+        answer = parse_error(body, headers) if b"<Error" in body[:500] and b"<DeleteResult" not in body[:500] else None
+        if answer is not None and answer.code:
+            raise self.refusal(response.status, answer, headers, url, request.key)
+        return headers, body

@@ -1,7 +1,8 @@
 """S3 replica URLs: text to a checked `S3Location` and back. Does no I/O and makes no client.
 
 `s3://bucket/path?endpoint=&region=&forcePathStyle=&skipVerify=&sseCustomerAlgorithm=&sseCustomerKey=&sseCustomerKeyMD5=`,
-as Litestream 0.5 reads them. A bucket may be the ARN of an access point.
+as Litestream 0.5 reads them, and `anonymous=`, `requestPayer=`, `storageClass=`, `sseKmsKeyId=`, `acl=`. A bucket may
+be the ARN of an access point, or the host of a provider that has it (see `hosts`). `oss://bucket/path` is Alibaba's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
+from litevfs.replica_clients.layouts import HEX, LTX_FOLDER, Layout
+from litevfs.replica_clients.s3.hosts import Host, parse_host, parse_oss_host
 
 _PARAMETERS = (
     "endpoint",
@@ -25,14 +28,29 @@ _PARAMETERS = (
     "sseCustomerAlgorithm",
     "sseCustomerKey",
     "sseCustomerKeyMD5",
+    "anonymous",
+    "requestPayer",
+    "storageClass",
+    "sseKmsKeyId",
+    "acl",
 )
-_BY_FOLDED_NAME = {name.lower(): name for name in _PARAMETERS}
+_NOT_NEEDED = (
+    "signPayload",
+    "signAcceptEncoding",
+    "requireContentMD5",
+    "putObjectContentMD5",
+    "concurrency",
+    "partSize",
+)
+"""Litestream's for what is always right here, or for its own uploads: taken, and without effect."""
+_BY_FOLDED_NAME = {name.lower(): name for name in _PARAMETERS + _NOT_NEEDED}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
 # `arn:aws:s3:<region>:<account>:accesspoint/<name>` or `arn:aws:s3-outposts:...:outpost/<id>/accesspoint/<name>`; `:`
 # stands for `/` in either. Source: Amazon S3 user guide, "Using access points".
 _ARN = re.compile(
     r"(arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(?:outpost[/:][^/:]+[/:])?accesspoint[/:][^/]+)(?:/(.*))?", re.ASCII
 )
+_WORD = re.compile(r"[A-Za-z0-9_.:/-]{1,300}", re.ASCII)
 _TRUE, _FALSE = ("true", "1", "t"), ("false", "0", "f", "")
 _SSE_KEY_BYTES = 32  # AES-256
 
@@ -61,6 +79,30 @@ class S3Location:
     force_path_style: bool = False
     skip_verify: bool = False
     sse: SSECustomerKey | None = None
+    scheme: str = "s3"  # or "oss"
+    anonymous: bool = False  # nothing is signed
+    requester_pays: bool = False
+    storage_class: str | None = None  # of what is written, as S3 names it
+    kms_key_id: str | None = None  # of what is written
+    acl: str | None = None  # of what is written, one of S3's canned ones
+
+    @property
+    def layout(self) -> Layout:
+        """Where Litestream puts the files of such a replica."""
+        return HEX if self.scheme == "s3" else LTX_FOLDER
+
+    @property
+    def write_headers(self) -> dict[str, str]:
+        """What the URL says of objects that are written."""
+        headers = self.sse.headers() if self.sse else {}
+        if self.storage_class:
+            headers["x-amz-storage-class"] = self.storage_class
+        if self.kms_key_id:
+            headers["x-amz-server-side-encryption"] = "aws:kms"
+            headers["x-amz-server-side-encryption-aws-kms-key-id"] = self.kms_key_id
+        if self.acl:
+            headers["x-amz-acl"] = self.acl
+        return headers
 
     @property
     def prefix(self) -> str:
@@ -76,10 +118,15 @@ class S3Location:
             "forcePathStyle": _shown(self.force_path_style, default=self.endpoint is not None),
             "skipVerify": _shown(self.skip_verify, default=False),
             "sseCustomerKeyMD5": self.sse.md5 if self.sse else None,
+            "anonymous": _shown(self.anonymous, default=False),
+            "requestPayer": "requester" if self.requester_pays else None,
+            "storageClass": self.storage_class,
+            "sseKmsKeyId": self.kms_key_id,
+            "acl": self.acl,
         }
         query = urlencode({name: value for name, value in parameters.items() if value is not None}, safe=":/")
         path = f"/{quote(self.path)}" if self.path else ""
-        return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
+        return f"{self.scheme}://{self.bucket}{path}" + (f"?{query}" if query else "")
 
 
 def parse_s3_url(url: str, default_endpoint: str | None = None) -> S3Location:
@@ -95,18 +142,56 @@ def parse_s3_url(url: str, default_endpoint: str | None = None) -> S3Location:
         )
     if parts.fragment:
         raise ReplicaURLError("a replica URL has no fragment", hint="write # in a path as %23")
-    bucket, path = _bucket_and_path(parts.netloc, parts.path)
+    scheme = parts.scheme.lower()
+    host, path = _host_and_path(parts.netloc, parts.path, scheme)
     parameters = _parameters(parts.query)
-    endpoint = _endpoint(parameters.get("endpoint") or default_endpoint)
+    named = _endpoint(parameters.get("endpoint")) or (host.endpoint or _endpoint(default_endpoint))
     return S3Location(
-        bucket=bucket,
+        bucket=host.bucket,
         path=path,
-        endpoint=endpoint,
-        region=parameters.get("region") or None,
-        force_path_style=_boolean(parameters, "forcePathStyle", default=endpoint is not None),
+        endpoint=named,
+        region=parameters.get("region") or host.region,
+        force_path_style=_boolean(parameters, "forcePathStyle", default=_is_path_style(named, host)),
         skip_verify=_boolean(parameters, "skipVerify", default=False),
         sse=_sse(parameters),
+        scheme=scheme,
+        anonymous=_boolean(parameters, "anonymous", default=False),
+        requester_pays=_requester_pays(parameters),
+        storage_class=_word(parameters, "storageClass"),
+        kms_key_id=_word(parameters, "sseKmsKeyId"),
+        acl=_word(parameters, "acl"),
     )
+
+
+def _is_path_style(endpoint: str | None, host: Host) -> bool:
+    """An endpoint of the user's own takes the bucket in the path, as Litestream has it; a provider's as it does."""
+    return host.force_path_style if endpoint == host.endpoint else endpoint is not None
+
+
+def _host_and_path(netloc: str, path: str, scheme: str) -> tuple[Host, str]:
+    if netloc.startswith("arn:"):
+        bucket, path = _bucket_and_path(netloc, path)
+        return Host(bucket), path
+    host = parse_host(netloc) if scheme == "s3" else parse_oss_host(netloc)
+    if not host.bucket and netloc:  # the provider's host alone: the bucket comes first in the path
+        bucket, _, path = path.strip("/").partition("/")
+        host = replace(host, bucket=unquote(bucket))
+    bucket, path = _bucket_and_path(host.bucket, path)
+    return replace(host, bucket=bucket), path
+
+
+def _requester_pays(parameters: Mapping[str, str]) -> bool:
+    value = parameters.get("requestPayer", "")
+    if value.lower() not in ("", "requester"):
+        raise ReplicaURLError(f"requestPayer is not requester: {value!r}")
+    return bool(value)
+
+
+def _word(parameters: Mapping[str, str], name: str) -> str | None:
+    value = parameters.get(name)
+    if value and not _WORD.fullmatch(value):
+        raise ReplicaURLError(f"{name} holds characters that a header cannot", hint="letters, digits and -_.:/")
+    return value or None
 
 
 def _bucket_and_path(netloc: str, path: str) -> tuple[str, str]:

@@ -1,0 +1,86 @@
+"""What the answer to a read of an S3 object gives: which bytes, by headers that fit what was asked for. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.s3.listing import plain_etag
+
+# RFC 9110, 14.4, where the whole length may be unknown; some leave it out, or write the unit as in a request.
+_CONTENT_RANGE = re.compile(r"bytes[ =]\s*(\d+)-(\d+)(?:/(\d+|\*))?", re.ASCII | re.IGNORECASE)
+MAX_OFFSET = 2**63 - 1
+"""Servers refuse larger numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A read: `size` bytes of `file` from `offset` on, or all up to its end (None)."""
+
+    file: LTXFileInfo
+    offset: int
+    size: int | None
+
+    def headers(self) -> dict[str, str]:
+        """The request's header for it, none for a whole file."""
+        if not self.offset and self.size is None:
+            return {}
+        end = "" if self.size is None else str(min(self.offset + self.size - 1, MAX_OFFSET))
+        return {"Range": f"bytes={self.offset}-{end}"}
+
+
+def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -> int | None:
+    """The bytes the body must have, None where only its end tells.
+
+    Raises StorageNotFoundError when the object is another than was listed, and StorageError when the answer is none to
+    what was asked for.
+    """
+    file, offset, size = wanted.file, wanted.offset, wanted.size
+    etag = plain_etag(response.headers.get("ETag", ""))
+    if file.etag and etag and etag != file.etag:
+        raise StorageNotFoundError("the object was replaced since it was listed")
+    length = _content_length(response.headers, endpoint)
+    if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity", "aws-chunked"):
+        raise _unsound(f"{endpoint} answered with bytes that something on the way has encoded")
+    if response.status == 200:
+        if offset == 0 and (size is None or (length if length is not None else file.size) <= size):
+            return length
+        raise _unsound(f"{endpoint} ignored the byte range asked for")
+    given = response.headers.get("Content-Range", "").strip()
+    match = _CONTENT_RANGE.fullmatch(given)
+    if match is None:
+        raise _unsound(f"{endpoint} answered with Content-Range {given!r}")
+    first, last = int(match[1]), int(match[2])
+    total = int(match[3]) if match[3] and match[3] != "*" else max(file.size, last + 1)
+    end = total if size is None else min(offset + size, total)
+    given_length = last + 1 - first if length is None else length
+    if (first, last + 1, given_length) != (offset, end, end - offset):
+        raise _unsound(f"{endpoint} answered {given!r} and {given_length} bytes, asked for bytes {offset}-{end - 1}")
+    return given_length
+
+
+def check_body(data: bytes, length: int | None, wanted: Wanted, endpoint: str) -> bytes:
+    """`data`, if it is all that the head of its answer promised. Raises TransientStorageError."""
+    expected = length if length is not None else wanted.file.size or len(data)
+    if len(data) != expected:
+        raise TransientStorageError(f"the answer of {endpoint} broke off after {len(data)} of {expected} bytes")
+    return data
+
+
+def _content_length(headers: Mapping[str, str], endpoint: str) -> int | None:
+    """None where the body comes in chunks, or where the connection's end is its own."""
+    text = headers.get("Content-Length", "").strip()
+    if not text:
+        return None
+    if not text.isdecimal():
+        raise _unsound(f"{endpoint} answered with Content-Length {text!r}")
+    return int(text)
+
+
+def _unsound(message: str) -> StorageError:
+    return StorageError(message, hint="a proxy or cache before the server, or the server, is at fault")
