@@ -40,11 +40,21 @@ def _option(
     parse: Callable[[object], Any],
     help_text: str,
     *,
+    of_replica: Callable[[Options], object] | None,
     name: str = "",
     litestream_env: str = "",
     secret: bool = False,
 ) -> Any:
-    metadata = {"parse": parse, "help": help_text, "name": name, "litestream_env": litestream_env}
+    """A row of the table. Connections share a replica only if `of_replica` says the same for each; None: of the
+    connection alone.
+    """
+    metadata = {
+        "parse": parse,
+        "help": help_text,
+        "name": name,
+        "litestream_env": litestream_env,
+        "of_replica": of_replica,
+    }
     return field(default=default, metadata=metadata, repr=not secret)
 
 
@@ -57,62 +67,97 @@ class Options:
         _parse_text,
         "where the replica is: file:///path, s3://bucket/path, memory://name",
         litestream_env="LITESTREAM_REPLICA_URL",
+        of_replica=lambda options: options.replica_url,
         secret=True,  # as given, it may hold an encryption key
     )
     poll_interval_s: float = _option(
-        1.0, parse_duration_s, "pause between looks for new transactions; 0 turns polling off", name="poll_interval"
+        1.0,
+        parse_duration_s,
+        "pause between looks for new transactions; 0 turns polling off",
+        name="poll_interval",
+        of_replica=lambda options: options.is_polling or options.is_fixed,  # the shortest counts
     )
     cache_size_bytes: int = _option(
-        10_000_000, parse_size_bytes, "memory for pages and blocks, per replica and process", name="cache_size"
+        10_000_000,
+        parse_size_bytes,
+        "memory for pages and blocks, per replica and process",
+        name="cache_size",
+        of_replica=None,  # the largest counts
     )
     cache_dir: str = _option(
         "",
         _parse_text,
         "folder that keeps what was read from remote storage, over restarts and for every process; made if missing; "
         "no effect on local replicas",
+        of_replica=lambda options: options.cache_dir,
     )
     cache_dir_size_bytes: int = _option(
         1_000_000_000,
         parse_size_bytes,
         "disk space of that folder; the least recently used goes first",
         name="cache_dir_size",
+        of_replica=lambda options: bool(options.cache_dir) and options.cache_dir_size_bytes,
     )
     hydration_enabled: bool = _option(
         False,
         parse_bool,
         "copy the database into a local file in the background, and read from there",
         litestream_env="LITESTREAM_HYDRATION_ENABLED",
+        of_replica=lambda options: options.hydration_enabled,
     )
     hydration_path: str = _option(
         "",
         _parse_text,
         "that local file; a temporary one by default",
         litestream_env="LITESTREAM_HYDRATION_PATH",
+        of_replica=lambda options: options.hydration_enabled and options.hydration_path,
     )
     txid: int | None = _option(
-        None, _parse_txid_option, "open the state after this transaction, fixed, without polling"
+        None,
+        _parse_txid_option,
+        "open the state after this transaction, fixed, without polling",
+        of_replica=None,
     )
     timestamp_ms: int | None = _option(
-        None, parse_timestamp_ms, "open the state as of this time, fixed, without polling", name="timestamp"
+        None,
+        parse_timestamp_ms,
+        "open the state as of this time, fixed, without polling",
+        name="timestamp",
+        of_replica=None,
     )
     open_timeout_s: float = _option(
-        10.0, parse_duration_s, "how long opening waits for a replica's first complete state", name="open_timeout"
+        10.0,
+        parse_duration_s,
+        "how long opening waits for a replica's first complete state",
+        name="open_timeout",
+        of_replica=None,
     )
     read_timeout_s: float = _option(
-        30.0, parse_duration_s, "bound on one page read, all retries included", name="read_timeout"
+        30.0,
+        parse_duration_s,
+        "bound on one page read, all retries included",
+        name="read_timeout",
+        of_replica=lambda options: options.read_timeout_s,
     )
     max_staleness_s: float | None = _option(
         None,
         parse_duration_s,
         "a transaction refuses to start when the replica could not be brought up to date for so long",
         name="max_staleness",
+        of_replica=None,
     )
-    prefetch: bool = _option(True, parse_bool, "read ahead when a scan is seen")
+    prefetch: bool = _option(
+        True,
+        parse_bool,
+        "read ahead when a scan is seen",
+        of_replica=lambda options: options.prefetch,
+    )
     verify: bool = _option(
         False,
         parse_bool,
         "read every LTX file whole and verify its checksum before a page of it is used; by default only files up to "
         "1 MiB",
+        of_replica=lambda options: options.verify,
     )
 
     @property
@@ -124,6 +169,10 @@ class Options:
     def is_polling(self) -> bool:
         """Whether the connection wants new transactions to appear by themselves."""
         return self.poll_interval_s > 0 and not self.is_fixed
+
+    def of_replica(self) -> tuple[object, ...]:
+        """Equal for connections that can share a replica: what of their options makes it what it is."""
+        return tuple(spec.of_replica(self) for spec in SPECS if spec.of_replica is not None)
 
     @classmethod
     def collect(
@@ -161,6 +210,7 @@ class OptionSpec:
     parse: Callable[[object], Any]
     help: str
     environment: tuple[str, ...]
+    of_replica: Callable[[Options], object] | None
 
     def candidates(
         self, uri: Mapping[str, str], keywords: Mapping[str, object], environ: Mapping[str, str]
@@ -204,7 +254,10 @@ def _specs() -> tuple[OptionSpec, ...]:
         own = f"LITEVFS_{name.upper()}"
         litestream = f.metadata["litestream_env"]
         environment = (own, litestream) if litestream else (own,)
-        specs.append(OptionSpec(name, f.name, f.default, f.metadata["parse"], f.metadata["help"], environment))
+        known = f.metadata
+        specs.append(
+            OptionSpec(name, f.name, f.default, known["parse"], known["help"], environment, known["of_replica"])
+        )
     return tuple(specs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -202,3 +203,43 @@ def test_a_state_is_fixed_by_the_first_source_that_names_one_in_either_form(uri,
     options = Options.collect(uri, keywords, environ)
     assert options.txid == expected
     assert (options.timestamp_ms is None) == (expected is not None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"replica_url": "memory://b"},
+        {"poll_interval_s": 0.0},
+        {"hydration_enabled": True},
+        {"cache_dir": "/x"},
+        {"read_timeout_s": 1.0},
+        {"prefetch": False},
+        {"verify": True},
+    ],
+)
+def test_connections_that_differ_in_what_makes_a_replica_have_one_of_their_own(options):
+    assert Options(**options).of_replica() != Options().of_replica()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"poll_interval_s": 0.1},
+        {"cache_size_bytes": 1},
+        {"cache_dir_size_bytes": 1},  # there is no folder
+        {"hydration_path": "/x"},  # nor a hydrated file
+        {"txid": 7},
+        {"timestamp_ms": 7},
+        {"open_timeout_s": 1.0},
+        {"max_staleness_s": 1.0},
+    ],
+)
+def test_connections_that_differ_in_what_is_their_own_share_a_replica(options):
+    assert Options(**options).of_replica() == Options().of_replica()
+
+
+def test_a_part_of_a_replica_counts_where_there_is_that_part():
+    hydrated = Options(hydration_enabled=True)
+    assert replace(hydrated, hydration_path="/x").of_replica() != hydrated.of_replica()
+    kept = Options(cache_dir="/x")
+    assert replace(kept, cache_dir_size_bytes=1).of_replica() != kept.of_replica()

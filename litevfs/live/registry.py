@@ -25,7 +25,7 @@ CLOSE_TIMEOUT_S = 0.9
 """How long letting go of a replica waits for its end, which goes on in the background."""
 
 _Key = tuple[object, ...]
-"""The replica's place, whether it may move on, and every option that makes it what it is."""
+"""See `Options.of_replica`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,9 +69,10 @@ class ReplicaRegistry:
     def acquire(self, options: Options) -> Lease:
         """A hold on the replica at `options.replica_url`; `release` it.
 
-        Connections share a replica when all options are equal that make it what it is (see `_key`). Of the others, the
-        shortest poll interval and the largest cache count. Connections that do not poll have a replica of their own, so
-        that nobody else moves it on. The URL means what it means now, whatever the current folder is later.
+        Connections share a replica when all options are equal that make it what it is (`Options.of_replica`). Of the
+        others, the shortest poll interval and the largest cache count. Connections that do not poll have a replica of
+        their own, which no other connection moves on. The URL means what it means now, whatever the current folder is
+        later.
         """
         options = replace(options, replica_url=absolute_url(options.replica_url))
         lease = Lease(options, Shared(_key(options)))
@@ -136,15 +137,7 @@ class ReplicaRegistry:
 
 
 def _key(options: Options) -> _Key:
-    return (
-        canonical_url(options.replica_url),
-        options.is_polling or options.is_fixed,
-        options.verify,
-        options.prefetch,
-        options.read_timeout_s,
-        options.hydration_enabled and (options.hydration_path or True),
-        options.cache_dir and (options.cache_dir, options.cache_dir_size_bytes),
-    )
+    return replace(options, replica_url=canonical_url(options.replica_url)).of_replica()
 
 
 def _slow_down(shared: Shared, replica: Replica) -> None:
