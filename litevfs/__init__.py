@@ -8,7 +8,7 @@
 or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
-from litevfs.api import connect, diff, register, subscribe, wait_for
+from litevfs.api import connect, connect_async, diff, register, subscribe, wait_for
 from litevfs.errors import (
     ConditionsUnsupportedError,
     FollowError,
@@ -97,6 +97,7 @@ __all__ = [
     "__version__",
     "arrow",
     "connect",
+    "connect_async",
     "copy_replica",
     "diff",
     "follow",

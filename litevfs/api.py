@@ -60,11 +60,23 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
     OptionError and ReplicaURLError for what makes no sense, ReplicaEmptyError when there is no state to read within
     `open_timeout`, and StorageError when the storage does not answer or refuses.
     """
-    if "replica_url" in options:
-        raise OptionError("replica_url is given twice")
-    check_names(options, "option")
-    register(vfs)
-    return apsw.Connection(_uri(replica_url, options), flags=_FLAGS, vfs=vfs)
+    return apsw.Connection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
+
+
+async def connect_async(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.AsyncConnection:
+    """`connect` for asyncio, trio and AnyIO: a connection of APSW's async mode, with a thread of its own that works.
+
+    `await connection.execute(...)`, then `async for row in cursor`; `await connection.async_run(litevfs.wait_for,
+    connection, txid)`. Close it with `await connection.aclose()`, or its thread keeps the process. Raises what
+    `connect` raises, and OptionError where APSW has no async mode.
+    """
+    with apsw_errors():
+        if not hasattr(apsw.Connection, "as_async"):
+            raise OptionError(
+                f"APSW {apsw.apsw_version()} has no async mode", hint="pip install --upgrade apsw, or use threads"
+            )
+        uri = _checked_uri(replica_url, vfs, options)
+        return await apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs)
 
 
 @apsw_errors()
@@ -168,6 +180,15 @@ def _uri(replica_url: str, options: dict[str, object]) -> str:
     parameters = {"replica_url": os.fspath(replica_url)}
     parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
     return f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
+
+
+def _checked_uri(replica_url: str, vfs: str, options: dict[str, object]) -> str:
+    """The URI to open with the VFS, which is registered. Raises OptionError."""
+    if "replica_url" in options:
+        raise OptionError("replica_url is given twice")
+    check_names(options, "option")
+    register(vfs)
+    return _uri(replica_url, options)
 
 
 def _label(replica_url: str) -> str:
