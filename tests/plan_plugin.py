@@ -1,4 +1,4 @@
-"""Which tests show which item of the test plan. Owns the table of IDs and `pytest --plan`; knows nothing of litevfs.
+"""Which tests show which item of the test plan (`PLAN.md`). Owns `pytest --plan`; knows nothing of litevfs.
 
 A test names what it shows with `@pytest.mark.plan("L07")`, one ID or several. `pytest --plan` ends the run with a
 table of every ID, its tests and how they went. An unknown ID stops the collection: a typing error must not look like
@@ -7,90 +7,29 @@ a missing test.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Final
 
 import pytest
 
-TITLES: Final = {
-    "L01": "100 readers while the poller publishes: every read has one TXID",
-    "L02": "storage failures during reads end in a right answer or a typed error",
-    "L03": "TXID gaps: named, covered by compaction, or filled late",
-    "L04": "memory of the index: at most 20 bytes a page",
-    "L05": "all eight page sizes",
-    "L06": "an open read transaction keeps its state, the next sees the new one",
-    "L07": "lock states: legal moves, illegal ones, writes refused",
-    "L08": "one read transaction through 1,000 others, compaction and retention",
-    "L09": "two writers at once: the ledger adds up in every read",
-    "L10": "the poller outlives listing failures",
-    "L11": "close while a storage call hangs",
-    "L12": "200 rapid updates: the last value is seen",
-    "L13": "poll intervals, and polling off: listings counted",
-    "L14": "many temp files: none left, none shared",
-    "L15": "one temp name opened twice, deleted once",
-    "L16": "temp folder full or not writable: an error at once",
-    "L17": "temp file deleted on close in the middle of a query",
-    "L18": "pages around the lock page, every page size",
-    "L19": "the patched header of page 1, whole and in part",
-    "L20": "replicas that are empty, late or hold no page",
-    "L21": "databases that shrink: auto-vacuum, incremental vacuum, VACUUM",
-    "L22": "PRAGMAs: SQLite's and litestream_*",
-    "L23": "benchmark of a large database",
-    "L24": "working set ten times the cache",
-    "L25": "latency on each storage call: right rows, requests counted",
-    "L26": "32 connections at once: one poller, one index",
-    "L27": "a truncated upload is not published",
-    "L28": "a corrupt page index: an error, then recovery",
-    "L29": "listings that hide new files or show deleted ones",
-    "L30": "file descriptors are back to the start after close",
-    "L31": "allocation failure while an index is built",
-    "L32": "64 readers and a tight writer loop",
-    "L33": "random queries compared with the primary",
-    "L34": "chaos: readers, writer, random faults, one seed",
-    "D01": "partial writes are rolled back at the next start",
-    "D02": "five restarts in a row give the same data",
-    "D03": "half of a flush stored: the last whole TXID is served",
-    "D04": "a slow upload is seen whole or not at all",
-    "D05": "files deleted while they are read",
-    "D06": "100 concurrent commits: TXIDs unique and persisted",
-    "D07": "no handle left after 100 rounds",
-    "D08": "delete and retention remove every file",
-    "D09": "caches under memory pressure",
-    "D10": "one conformance suite for every replica client",
-    "D11": "copies between clients are byte-identical",
-    "D12": "nothing is served before the first state is complete",
-    "D13": "random operations against a model",
-    "D14": "TXIDs up to 2^64-1",
-    "D15": "SIGKILL at random moments",
-    "F01": "fault: HTTP status codes",
-    "F02": "fault: a number of times",
-    "F03": "fault: with a probability",
-    "F04": "fault: by method",
-    "F05": "fault: delay and jitter",
-    "F06": "fault: connection dropped before or within a body",
-    "F07": "fault: body truncated",
-    "F08": "fault: body corrupted",
-    "F09": "fault: by path pattern",
-    "F10": "faults set and cleared in Python or over HTTP",
-    "F11": "a fault whose count has reached zero is gone",
-    "E01": "stale or repeated listings neither loop nor go back",
-    "E02": "no request is repeated without a pause",
-    "E03": "a replaced replica is noticed and never mixed",
-    "E04": "retries: jitter, bounds, reset, Retry-After",
-    "E05": "responses without the headers we rely on",
-    "E06": "the states of a replica: each transition reached",
-    "K01": "defaults work, bad options are refused with a hint",
-    "K02": "restart on the same local state: same answers, less traffic",
-    "K03": "readers and writer in different processes",
-    "K04": "large and many transactions, wide tables, long strings",
-    "K05": "SQLite's own messages reach the user",
-    "K06": "status, counters and logs after a known workload",
-    "K07": "subscribers to TXIDs: once each, in order",
-    "K08": "the installed command",
-    "K09": "no credential is ever shown",
-    "K10": "hostile files: bounded memory, a clear error",
-}
+PAGE: Final = Path(__file__).with_name("PLAN.md")
+"""The page that says what each ID means; its tables are the only list of them."""
+_ROW = re.compile(r"^\| ([A-Z]\d\d) \| (.+?) \| (.+) \|$", re.MULTILINE)
+
+
+def read_titles(page: str) -> dict[str, str]:
+    """Every ID of the page and what happens there, in its order. Raises ValueError for an ID that is there twice."""
+    rows = [(row[1], row[2]) for row in _ROW.finditer(page)]
+    twice = [plan_id for plan_id, count in Counter(plan_id for plan_id, _ in rows).items() if count > 1]
+    if twice:
+        raise ValueError(f"IDs that are there twice: {', '.join(twice)}")
+    return dict(rows)
+
+
+TITLES: Final = read_titles(PAGE.read_text())
 """Every ID of the test plan, in its order."""
 
 OUTCOMES: Final = ("failed", "passed", "skipped", "deselected", "not run")
