@@ -1,79 +1,81 @@
-"""Byte blocks of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
+"""Bytes of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
 
-A miss fetches the whole block around the bytes asked for. Misses that follow each other in a file are a scan: what lies
-ahead of it is asked for in ever larger steps, up to a bound, and from then on as fast as the scan moves.
-Bytes under way are shared: a block is never asked for twice at the same time, unless a request takes too long. Whatever
-happens to a request, whoever waits for it reads for itself in the end.
+A reader's miss fetches the whole block around the bytes asked for. What a plan wants ahead comes in a few parallel
+requests, as far as the governor lets: as blocks where it lies close together, else as the wanted ranges alone.
+Every request under way stands in one register, so that nothing is asked for twice at the same time, unless a request
+takes too long. A reader whose wait for another one's request ends without its bytes makes a request of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
 from litevfs.concurrency.futures import closed_error, settle
-from litevfs.errors import TransientStorageError
+from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
+from litevfs.files.governor import Governor
+from litevfs.files.ranges import Limits, Range, block_runs, clusters, scattered_runs
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
 
 REQUEST_BYTES = 1 << 20
 """What lies ahead is asked for in parallel requests of this size: one stream seldom fills the line."""
-GROWTH = 4
-"""By which a scan asks further ahead, until it is as far as it may."""
-MAX_AHEAD_BYTES = 1 << 24
-MAX_SCANS = 16
-"""Scans followed at once, over all files; the one not seen for longest is forgotten."""
+GAP_BYTES = 1 << 17
+"""Reading over a gap of this size costs less than another request."""
 BLOCK_NUMBER_BITS = 32
+OFFSET_BITS = 47
+"""Of the largest file (`MAX_FRAME_OFFSET`)."""
 
 
-@dataclass(slots=True)
-class _Scan:
-    """Reads that follow each other in a file."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bytes that are kept under one key."""
 
-    position: int  # block read last
-    end: int  # first block not asked for yet
-    ahead: int  # blocks to keep asked for beyond the position
+    key: int
+    offset: int
+    size: int
 
 
 class _Request(Future[dict[int, bytes]]):
-    """A run of blocks under way; the result is their bytes by number."""
+    """Parts of a file under way, ascending; the result is their bytes by key."""
 
-    def __init__(self, number: int, run: range) -> None:
+    def __init__(self, file: LTXFileInfo, parts: Sequence[_Part], *, ahead: bool) -> None:
         super().__init__()
-        self.run = run  # never empty
-        self.keys = range(_key(number, run.start), _key(number, run.stop))
+        self.file = file
+        self.parts = parts  # never empty
+        self.ahead = ahead
+        self.offset = parts[0].offset
+        self.size = parts[-1].offset + parts[-1].size - self.offset
 
 
 class BlockReader:
-    """Reads bytes of LTX files through a cache of blocks."""
+    """Reads bytes of LTX files through a cache of blocks, and of single ranges that were read ahead."""
 
-    def __init__(self, fetcher: Fetcher, *, limit_bytes: int, read_ahead: bool) -> None:
-        self.cache = ByteCache(limit_bytes)
+    def __init__(self, fetcher: Fetcher, *, limit_bytes: int, governor: Governor | None = None) -> None:
+        self.governor = governor or Governor()
+        self.cache = ByteCache(limit_bytes, self.governor.take)
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
-        self._last_followed = -1
         self._block_size = fetcher.client.block_size
-        self._read_ahead = read_ahead
-        self._request_blocks = max(1, REQUEST_BYTES // self._block_size)
-        ahead_blocks = min(MAX_AHEAD_BYTES, limit_bytes * 2 // 3) // self._block_size
-        self._max_ahead = max(1, ahead_blocks) if read_ahead else 1
         self._under_way: dict[int, _Request] = {}
-        self._scans: OrderedDict[tuple[int, int], _Scan] = OrderedDict()  # by (file number, end)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a request that ends at once may lead to the next one
 
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float) -> bytes:
         """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
 
         Raises what `Fetcher.read` raises.
         """
+        alone = self._range_alone(_range_key(number, offset), deadline)
+        if alone is not None and len(alone) == size:
+            return alone
         block_size = self._block_size
         first, last = offset // block_size, (offset + size - 1) // block_size
         start = offset - first * block_size
@@ -90,37 +92,34 @@ class BlockReader:
             if whole or len(block) == self._block_size:
                 self.cache.put(_key(number, start // self._block_size), block)
 
-    def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
-        """Whether all of these bytes are there, in memory or in the folder, or under way."""
-        blocks = range(offset // self._block_size, (offset + size - 1) // self._block_size + 1)
-        return all(self._is_near(_key(number, block), file, block) for block in blocks)
-
-    def prefetch(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
-        """Start fetching the blocks around these bytes that are not there, unless a scan is about to do so anyway."""
-        first, last = offset // self._block_size, (offset + size - 1) // self._block_size
-        with self._lock:
-            runs = self._runs(number, file, first, last - first + 1)
-            if not runs or (number, runs[0].start) in self._scans:
-                return
-            if last > first:
-                self._remember(number, _Scan(first, last + 1, last - first + 1))
-            self._read_ahead_of(number, file, runs)
-
     def drop(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
         """Forget the blocks around these bytes: they turned out to be damaged."""
-        for block in range(offset // self._block_size, (offset + size - 1) // self._block_size + 1):
+        self.cache.drop(_range_key(number, offset))
+        for block in self._blocks_around(offset, size):
             self.cache.drop(_key(number, block))
             if self._disk_cache is not None:
                 self._disk_cache.drop(file, block)
 
+    def _blocks_around(self, offset: int, size: int) -> range:
+        return range(offset // self._block_size, (offset + size - 1) // self._block_size + 1)
+
+    def _range_alone(self, key: int, deadline: float) -> bytes | None:
+        """A range that was asked for ahead and without its block, once it is there."""
+        request = self._under_way.get(key)
+        if request is not None:
+            try:
+                data = request.result(patience_s(deadline)).get(key)
+            except (TransientStorageError, FutureTimeoutError):
+                self._forget(request)
+                return None
+            self.cache.get(key)  # its first use
+            return data
+        return self.cache.get(key)
+
     def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float) -> bytes:
-        key = _key(number, block)
-        data = self.cache.get(key)
+        data = self.cache.get(_key(number, block))
         if data is None:
             data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline)
-        if self._read_ahead and key != self._last_followed:  # not for every page of a block
-            self._last_followed = key
-            self._follow(number, file, block)
         return data
 
     def _from_disk(self, number: int, file: LTXFileInfo, block: int) -> bytes | None:
@@ -143,13 +142,14 @@ class BlockReader:
                     data = self.cache.get(key)  # another reader may just have brought it
                     if data is not None:
                         return data
-                    first, *ahead = self._runs(number, file, block, self._window_after_miss(number, block), force=True)
-                    request = mine = _Request(number, first)
+                    request = mine = self._request_for(number, file, range(block, block + 1), ahead=False)
                     self._register(mine)
-                    self._read_ahead_of(number, file, ahead)
             if mine is not None:
-                self._run(file, mine, deadline)
-            return request.result(patience_s(deadline))[block]
+                self.governor.need(mine.size)
+                self._run(mine, deadline)
+            data = request.result(patience_s(deadline))[key]
+            self.cache.get(key)  # the first use of what was read ahead
+            return data
         except TransientStorageError as error:
             # What is read ahead is tried once; what a reader waits for is worth the retries.
             failure = error
@@ -161,81 +161,68 @@ class BlockReader:
             if mine is not None:
                 self._give_up(mine)
             raise
-        offset, size = self._extent(file, range(block, block + 1))
-        data = self._fetcher.read(file, offset, size, after=failure, deadline=deadline)
-        self._fetcher.keep(file, offset, data)
+        part = self._part(number, file, block)
+        data = self._fetcher.read(file, part.offset, part.size, after=failure, deadline=deadline)
+        self._fetcher.keep(file, part.offset, data)
         self.cache.put(key, data)
         return data
 
-    def _window_after_miss(self, number: int, block: int) -> int:
-        """How many blocks to ask for now: one, or more when this is where a scan comes next."""
-        scan = self._scans.pop((number, block), None)
-        window = 1 if scan is None else min(scan.ahead * GROWTH, self._max_ahead)
-        self._remember(number, _Scan(block, block + window, window))
-        return window
+    # --- reading ahead ------------------------------------------------------------------------------------------------
 
-    def _scan_at(self, number: int, block: int) -> _Scan | None:
-        """The scan that has just read a block. Of several the one that is furthest ahead, and the others are forgotten.
+    def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
+        """Whether all of these bytes are there, in memory or in the folder, or under way."""
+        key = _range_key(number, offset)
+        if key in self.cache or key in self._under_way:
+            return True
+        return all(self._is_near(_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
-        Two that go on side by side would each ask for the part of every request that the other has not asked for.
-        """
-        keys = [
-            (scanned, end)
-            for (scanned, end), scan in self._scans.items()
-            if scanned == number and scan.ahead > 1 and scan.position <= block < end
-        ]
-        if not keys:
-            return None
-        furthest = max(keys)
-        for key in keys:
-            if key != furthest:
-                del self._scans[key]
-        return self._scans[furthest]
-
-    def _remember(self, number: int, scan: _Scan) -> None:
-        self._scans[(number, scan.end)] = scan
-        while len(self._scans) > MAX_SCANS:
-            self._scans.popitem(last=False)
-
-    def _follow(self, number: int, file: LTXFileInfo, block: int) -> None:
-        """Ask for what lies further ahead as a scan moves on, so that a few requests are always under way."""
+    def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> bool:
+        """Start fetching ascending ranges that are neither there nor under way. False where the governor ends that."""
         with self._lock:
-            scan = self._scan_at(number, block)
-            if scan is None:
-                return
-            end = scan.end
-            if scan.position < block:
-                # Else what was read long ago and just now would outlive what was read ahead in between.
-                self.cache.demote(_key(number, scan.position))
-                scan.position = block
-            ahead = min(scan.ahead * GROWTH, self._max_ahead)
-            wanted = ahead - (end - block - 1)
-            if wanted > self._request_blocks:
-                wanted -= wanted % self._request_blocks
-            if wanted < min(self._request_blocks, scan.ahead):
-                return
-            del self._scans[(number, end)]
-            self._remember(number, _Scan(block, end + wanted, ahead))
-            self._read_ahead_of(number, file, self._runs(number, file, end, wanted))
+            for parts in self._plan(number, file, ranges):
+                request = _Request(file, parts, ahead=True)
+                if not self.governor.grant(request.size):
+                    return False
+                if not self._submit(request):
+                    break
+        return True
 
-    # --- requests (with the lock held) --------------------------------------------------------------------------------
+    def when_there(self, number: int, offset: int, size: int, call: Callable[[], None]) -> None:
+        """Make the call when bytes that are under way have come, or cannot; now if they are not under way."""
+        last = self._blocks_around(offset, size)[-1]
+        request = self._under_way.get(_range_key(number, offset)) or self._under_way.get(_key(number, last))
+        if request is None:
+            call()
+        else:
+            request.add_done_callback(lambda _: call())
 
-    def _runs(self, number: int, file: LTXFileInfo, first: int, window: int, *, force: bool = False) -> list[range]:
-        """Blocks `first` to `first + window` that are neither there nor under way, in runs of one request each.
+    def peek(self, number: int, offset: int, size: int) -> bytes | None:
+        """These bytes if they are in memory; that is no use of them."""
+        alone = self.cache.peek(_range_key(number, offset))
+        if alone is not None:
+            return alone
+        around = self._blocks_around(offset, size)
+        blocks = [block for n in around if (block := self.cache.peek(_key(number, n))) is not None]
+        start = offset - around.start * self._block_size
+        return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
-        With `force`, the first block in any case.
-        """
-        blocks_in_file = (file.size + self._block_size - 1) // self._block_size
-        runs: list[range] = []
-        for block in range(first, min(first + window, blocks_in_file)):
-            key = _key(number, block)
-            if self._is_near(key, file, block) and not (force and block == first):
-                continue
-            if runs and runs[-1].stop == block and len(runs[-1]) < self._request_blocks:
-                runs[-1] = range(runs[-1].start, block + 1)
+    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
+        """The parts of each request that brings what is missing of the ranges."""
+        limits = Limits(self._block_size, GAP_BYTES, max(REQUEST_BYTES, self._block_size))
+        planned: list[list[_Part]] = []
+        for group, is_dense in clusters(ranges, limits):
+            if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
+                wanted = {block: None for offset, size in group for block in self._blocks_around(offset, size)}
+                missing = [block for block in wanted if not self._is_near(_key(number, block), file, block)]
+                runs = block_runs(missing, limits.request // limits.block)
+                planned += [[self._part(number, file, block) for block in run] for run in runs]
             else:
-                runs.append(range(block, block + 1))
-        return runs
+                scattered = [wanted for wanted in group if not self.has(number, file, *wanted)]
+                planned += [
+                    [_Part(_range_key(number, offset), offset, size) for offset, size in run]
+                    for run in scattered_runs(scattered, limits)
+                ]
+        return planned
 
     def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
         """Whether a block is there, in memory or in the folder, or under way."""
@@ -247,55 +234,64 @@ class BlockReader:
             self._seen_on_disk = key
         return True
 
+    # --- requests (with the lock held) --------------------------------------------------------------------------------
+
+    def _part(self, number: int, file: LTXFileInfo, block: int) -> _Part:
+        offset = block * self._block_size
+        return _Part(_key(number, block), offset, min(self._block_size, file.size - offset))
+
+    def _request_for(self, number: int, file: LTXFileInfo, run: range, *, ahead: bool) -> _Request:
+        return _Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
+
     def _register(self, request: _Request) -> None:
-        for key in request.keys:
-            self._under_way[key] = request
+        for part in request.parts:
+            self._under_way[part.key] = request
 
-    def _read_ahead_of(self, number: int, file: LTXFileInfo, runs: list[range]) -> None:
-        """Start a request for each run. Where there are no threads for that, there is no reading ahead."""
-        try:
-            for run in runs:
-                self._submit(file, _Request(number, run))
-        except RuntimeError as error:
-            logger.info("not reading ahead in %s: %s", file.name, error)
+    def _unregister(self, request: _Request) -> None:
+        for part in request.parts:
+            if self._under_way.get(part.key) is request:
+                del self._under_way[part.key]
 
-    def _submit(self, file: LTXFileInfo, request: _Request) -> None:
+    def _submit(self, request: _Request) -> bool:
+        """Start a request that was granted. Where there are no threads for that, there is no reading ahead."""
+
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
                 settle(request, closed_error())
 
         try:
             self._register(request)
-            self._fetcher.submit(lambda: self._run(file, request)).add_done_callback(end_if_cancelled)
-        except BaseException:
+            self._fetcher.submit(lambda: self._run(request)).add_done_callback(end_if_cancelled)
+        except BaseException as error:
             self._unregister(request)
-            raise
-
-    def _unregister(self, request: _Request) -> None:
-        for key in request.keys:
-            if self._under_way.get(key) is request:
-                del self._under_way[key]
+            self.governor.give_back(request.size)
+            if not isinstance(error, RuntimeError | StorageClosedError):
+                raise
+            logger.info("not reading ahead in %s: %s", request.file.name, error)
+            return False
+        return True
 
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 
-    def _run(self, file: LTXFileInfo, request: _Request, deadline: float | None = None) -> None:
-        """Make one request and hand its blocks to the cache and to whoever waits for them."""
+    def _run(self, request: _Request, deadline: float | None = None) -> None:
+        """Make one request and hand its parts to the cache and to the readers that wait for them."""
         try:
-            offset, size = self._extent(file, request.run)
-            data = self._fetcher.read_once(file, offset, size, deadline)
-            self._fetcher.keep(file, offset, data)  # first: what anybody has seen is on its way to the folder
-            step = self._block_size
-            parts = [data[start : start + step] for start in range(0, size, step)]
-            for key, part in zip(request.keys, parts, strict=True):
-                self.cache.put(key, part)
-            settle(request, dict(zip(request.run, parts, strict=True)))
-        except Exception as error:  # noqa: BLE001 (handed to whoever waits, to the last one)
+            file, start = request.file, request.offset
+            data = self._fetcher.read_once(file, start, request.size, deadline)
+            self._fetcher.keep(file, start, data)  # first: what a reader has seen is on its way to the folder
+            parts = {p.key: data[p.offset - start : p.offset - start + p.size] for p in request.parts}
+            for key, part in parts.items():
+                self.cache.put(key, part, ahead=request.ahead)
+            settle(request, parts)
+        except Exception as error:  # noqa: BLE001 (handed to the readers that wait, to the last one)
+            if request.ahead:
+                self.governor.give_back(request.size)
             settle(request, error)
         finally:
             self._give_up(request)
 
     def _give_up(self, request: _Request) -> None:
-        """No more is done for a request: who still waits for it, as after Ctrl-C in its thread, tries for himself."""
+        """No more is done for a request: a reader that waits for it still, as after Ctrl-C, makes its own."""
         self._forget(request)
         if not request.done():
             settle(request, TransientStorageError("the read that this one waited for was interrupted"))
@@ -304,11 +300,11 @@ class BlockReader:
         with self._lock:
             self._unregister(request)
 
-    def _extent(self, file: LTXFileInfo, run: range) -> tuple[int, int]:
-        """(offset, size) of a run of blocks, in bytes."""
-        offset = run.start * self._block_size
-        return offset, min(len(run) * self._block_size, file.size - offset)
-
 
 def _key(number: int, block: int) -> int:
     return number << BLOCK_NUMBER_BITS | block
+
+
+def _range_key(number: int, offset: int) -> int:
+    """Below 0, where no block's key is."""
+    return ~(number << OFFSET_BITS | offset)

@@ -1,26 +1,54 @@
-"""Least recently used bytes under a limit. Knows neither pages nor storage.
+"""Least recently used bytes under a limit, and apart from them what was read ahead. Knows neither pages nor storage.
 
 Keys name content that never changes, so nothing is ever invalidated. Hits take no lock: each operation on the mapping
 is atomic in CPython; a race between two of them costs at most a wasted or an early eviction.
+
+What was put `ahead` of its use is not driven out by what was used: it may take two thirds of the limit, and the oldest
+of it goes first. Its first use moves it over to the rest; what waits for that in vain loses the privilege.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
 ENTRY_OVERHEAD_BYTES = 200
 """Memory of an entry beside its payload: bytes object header, key, and the mapping's own node (measured)."""
+AHEAD_SHARE = 2 / 3
+"""Part of the limit for what was put ahead."""
+AHEAD_LIFE_S = 30.0
+"""What was put ahead and not used for so long goes before anything else."""
+PASSING = 8
+"""Entries put ahead and used last that stay as others do; a reader that passes through comes back to no earlier one."""
 
 
 class ByteCache:
     """A mapping from int keys to bytes that keeps its memory at or under `limit_bytes`."""
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        limit_bytes: int,
+        on_first_use: Callable[[int], None] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`on_first_use(size)` is called for each entry put ahead when it is used, once, with its size in bytes."""
         self.limit_bytes = limit_bytes
+        self._on_first_use = on_first_use
+        self._clock = clock  # seconds
         self._entries: OrderedDict[int, bytes] = OrderedDict()
+        self._ahead: OrderedDict[int, tuple[bytes, float]] = OrderedDict()  # not used yet; since when
+        self._passing: deque[int] = deque()
         self._size_bytes = 0
+        self._ahead_bytes = 0  # of that
         self._lock = threading.Lock()
+
+    @property
+    def ahead_limit_bytes(self) -> int:
+        """Memory for what was put ahead."""
+        return int(self.limit_bytes * AHEAD_SHARE)
 
     def get(self, key: int) -> bytes | None:
         """The bytes, now the most recently used, or None."""
@@ -30,39 +58,90 @@ class ByteCache:
                 self._entries.move_to_end(key)
             except KeyError:  # evicted since
                 pass
-        return value
+            return value
+        return self._first_use(key) if key in self._ahead else None
 
-    def put(self, key: int, value: bytes) -> None:
+    def peek(self, key: int) -> bytes | None:
+        """The bytes or None; that is no use of them."""
+        value = self._entries.get(key)
+        return self._ahead.get(key, (None, 0.0))[0] if value is None else value
+
+    def put(self, key: int, value: bytes, *, ahead: bool = False) -> None:
         """Keep the bytes, at the expense of the least recently used. More than the limit is not kept at all."""
         cost = len(value) + ENTRY_OVERHEAD_BYTES
-        if cost > self.limit_bytes:
+        if cost > (self.ahead_limit_bytes if ahead else self.limit_bytes):
             return
         with self._lock:
-            if key in self._entries:
+            if key in self:
                 return
             # Room is made first, so that the limit holds at any moment. In this order, Ctrl-C between two steps counts
             # too much and never too little, until nothing is left.
-            while self._size_bytes > self.limit_bytes - cost and self._entries:
-                _, old = self._entries.popitem(last=False)
-                self._size_bytes -= len(old) + ENTRY_OVERHEAD_BYTES
-            if not self._entries:
-                self._size_bytes = 0
+            while ahead and self._ahead_bytes > self.ahead_limit_bytes - cost and self._ahead:
+                self._evict_ahead()
+            while self._size_bytes > self.limit_bytes - cost and (self._entries or self._ahead):
+                self._evict()
             self._size_bytes += cost
-            self._entries[key] = value
-
-    def demote(self, key: int) -> None:
-        """Let the bytes be the first to go: they have had their use."""
-        try:
-            self._entries.move_to_end(key, last=False)
-        except KeyError:  # gone already
-            pass
+            if ahead:
+                self._ahead_bytes += cost
+                self._ahead[key] = value, self._clock()
+            else:
+                self._entries[key] = value
 
     def drop(self, key: int) -> None:
         """Forget the bytes, if they are there."""
         with self._lock:
             old = self._entries.pop(key, None)
             if old is not None:
-                self._size_bytes -= len(old) + ENTRY_OVERHEAD_BYTES
+                self._forget(old)
+            unused = self._ahead.pop(key, None)
+            if unused is not None:
+                self._forget_ahead(unused[0])
+
+    def _first_use(self, key: int) -> bytes | None:
+        with self._lock:
+            unused = self._ahead.pop(key, None)
+            if unused is None:  # another reader has just used it, or it was evicted
+                return self._entries.get(key)
+            value = unused[0]
+            self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
+            self._entries[key] = value
+            self._passing.append(key)
+            if len(self._passing) > PASSING:
+                self._demote(self._passing.popleft())
+        if self._on_first_use is not None:
+            self._on_first_use(len(value))
+        return value
+
+    def _demote(self, key: int) -> None:
+        """Let the bytes be the first to go: they have had their use."""
+        try:
+            self._entries.move_to_end(key, last=False)
+        except KeyError:  # gone already
+            pass
+
+    def _evict(self) -> None:
+        """The first to go: what was put ahead where there is nothing else, or where it has waited for too long."""
+        if self._entries and not (self._ahead and self._clock() - self._oldest_since() > AHEAD_LIFE_S):
+            self._forget(self._entries.popitem(last=False)[1])
+        else:
+            self._evict_ahead()
+
+    def _oldest_since(self) -> float:
+        return self._ahead[next(iter(self._ahead))][1]
+
+    def _evict_ahead(self) -> None:
+        self._forget_ahead(self._ahead.popitem(last=False)[1][0])
+
+    def _forget_ahead(self, value: bytes) -> None:
+        self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
+        if not self._ahead:
+            self._ahead_bytes = 0
+        self._forget(value)
+
+    def _forget(self, value: bytes) -> None:
+        self._size_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
+        if not self._entries and not self._ahead:
+            self._size_bytes = 0
 
     @property
     def size_bytes(self) -> int:
@@ -70,7 +149,7 @@ class ByteCache:
         return self._size_bytes
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) + len(self._ahead)
 
     def __contains__(self, key: int) -> bool:
-        return key in self._entries
+        return key in self._entries or key in self._ahead

@@ -20,7 +20,6 @@ from litevfs.states.snapshot import Snapshot
 
 UNLOCKED, SHARED = 0, 1
 """SQLite's lock levels (https://www.sqlite.org/lockingv3.html) that a reader takes; higher ones are a writer's."""
-DEFAULT_PAGE_SIZE = 4096
 
 
 class Session:
@@ -63,7 +62,7 @@ class Session:
     def _use_pages(self) -> None:
         """Read from the replica's page source from here on. It is another one after a fork."""
         self._pages = self.replica.pages
-        self._reads = self._pages.reads(self.snapshot.page_size or DEFAULT_PAGE_SIZE)
+        self._reads = self._pages.reads()
         self._read_page = self._reads.read
 
     @property
@@ -135,7 +134,7 @@ class Session:
         while offset < end:
             page, start = divmod(offset, snapshot.page_size)
             stop = min(snapshot.page_size, start + end - offset)
-            content = self._first_page if page == 0 else self._pages.read(snapshot, page + 1)
+            content = self._first_page if page == 0 else self._read_page(snapshot, page + 1)
             pieces.append(content[start:stop])
             offset += stop - start
         return b"".join(pieces)
@@ -155,6 +154,7 @@ class Session:
                 self.replica.wake()
                 if self._max_staleness_s is not None and self._view is None:
                     self.replica.check_freshness(self._max_staleness_s)
+                self._reads.begin()
                 self._pinned = self.snapshot
                 self._level = level
         except LitevfsError as error:

@@ -15,12 +15,14 @@ INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 0x02, 0x05, 0x0A, 0x0D
 _FIRST_PAGE_HEADER = 100
 """Bytes before the B-tree header on page 1."""
 _INTERIOR_HEADER, _LEAF_HEADER = 12, 8
+_MAX_VARINT = 9
+"""Bytes."""
 _FIXED_SIZES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)
 """Bytes by serial type, 0 to 11: NULL, six integers, a float, the constants 0 and 1, two reserved."""
 
 
 def kind(pgno: int, page: bytes) -> int:
-    """The page's first B-tree byte: one of the four kinds, or anything for another page."""
+    """The page's first B-tree byte: one of the four kinds, or anything for another page. The page is not empty."""
     return page[_FIRST_PAGE_HEADER if pgno == 1 else 0]
 
 
@@ -54,10 +56,23 @@ def parse_interior(pgno: int, page: bytes) -> Interior | None:
     pointers = _cell_pointers(page, start, _INTERIOR_HEADER)
     if not len(pointers) or int(pointers.max()) + 4 > len(page):
         return None
+    if page[start] == INTERIOR_TABLE and not all(_has_varint(page, p + 4) for p in _near_the_end(page, pointers)):
+        return None
     cells = np.frombuffer(page, np.uint8)[pointers[:, None] + np.arange(4)]
     left = cells.astype(np.uint32) @ np.array([1 << 24, 1 << 16, 1 << 8, 1], np.uint32)
     right = int.from_bytes(page[start + 8 : start + 12])
     return Interior(page, page[start] == INTERIOR_TABLE, [*left.tolist(), right], pointers.tolist())
+
+
+def _near_the_end(page: bytes, pointers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
+    """Cells whose key may not lie wholly in the page."""
+    near: list[int] = pointers[pointers + 4 + _MAX_VARINT > len(page)].tolist()
+    return near
+
+
+def _has_varint(page: bytes, position: int) -> bool:
+    """Whether a varint that begins here, not far from the page's end, ends in the page."""
+    return any(byte < 0x80 for byte in page[position : position + _MAX_VARINT - 1])
 
 
 @dataclass(frozen=True, slots=True)

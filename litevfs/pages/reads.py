@@ -25,6 +25,10 @@ class Reads(Protocol):
         """Page 1 as SQLite has to see it."""
         ...
 
+    def begin(self) -> None:
+        """Another query begins."""
+        ...
+
 
 class Source(Reads, Protocol):
     """A page source that can read ahead."""
@@ -66,6 +70,11 @@ class WatchedReads:
         if self._watcher is not None and page:
             self._watcher.after_read(1, page)
         return page
+
+    def begin(self) -> None:
+        """Another query begins: what the one before showed says nothing about it."""
+        if self._watcher is not None:
+            self._watcher.begin()
 
     def _stop_watching(self) -> None:
         """Hints must never cost a row: without them reads are slower, and that is all."""

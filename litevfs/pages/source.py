@@ -17,6 +17,7 @@ from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorag
 from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import FetchedFile, Fetcher
+from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
@@ -61,7 +62,6 @@ class PageCounters:
 
     hits: int = 0
     misses: int = 0
-    ahead: int = 0
     hydrated: int = 0
     reread: int = 0
     relocated: int = 0
@@ -71,7 +71,13 @@ class PageSource:
     """Pages of all snapshots of one replica, shared by its connections. Safe to use from many threads."""
 
     def __init__(
-        self, fetcher: Fetcher, find_elsewhere: FindElsewhere, *, cache_size_bytes: int, prefetch: bool
+        self,
+        fetcher: Fetcher,
+        find_elsewhere: FindElsewhere,
+        *,
+        cache_size_bytes: int,
+        prefetch: bool,
+        governor: Governor | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._find_elsewhere = find_elsewhere
@@ -80,15 +86,15 @@ class PageSource:
         self._cache = ByteCache(cache_size_bytes - block_bytes)
         self._blocks: BlockReader | None = None
         if fetcher.is_remote:
-            self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, read_ahead=prefetch)
-        self._ahead = ReadAhead(fetcher, self._cache, self._blocks) if self._blocks and prefetch else None
+            self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor)
+        self._ahead = ReadAhead(self._blocks, self._cache) if self._blocks and prefetch else None
         self._client_read = fetcher.client.read
         self.hydration: Hydration | None = None
         self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
 
     def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
         """From now on, copy the states that are published into a local file and read from there what it has."""
-        self.hydration = self.hydration or Hydration(path, self.read_through, lazily=lazily)
+        self.hydration = self.hydration or Hydration(path, self._reads_in_order(), lazily=lazily)
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""
@@ -156,28 +162,34 @@ class PageSource:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def reads(self, page_size: int) -> Reads:
-        """What one connection reads by: watched, so that `read_ahead` can follow, where that pays."""
-        watcher = self.watcher(page_size)
-        return self if watcher is None else WatchedReads(self, watcher)
+    def reads(self) -> Reads:
+        """What one connection reads by: watched, where reading ahead pays."""
+        return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()))
 
-    def watcher(self, page_size: int) -> Watcher | None:
-        """What sees the reads of one connection; None where reading ahead does not pay."""
-        return None if self._ahead is None else Watcher(self._ahead.max_pages(page_size))
+    def begin(self) -> None:
+        """A query of one connection begins; see `WatchedReads`."""
 
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         if self._ahead is not None:
-            self._ahead.start(snapshot, pgnos, page_key, watcher.learn)
+            self._ahead.start(snapshot, pgnos, watcher)
+
+    def _reads_in_order(self) -> Callable[[Snapshot, int], bytes]:
+        """`read_through` for a reader that reads pages in the order of their numbers."""
+        if self._ahead is None:
+            return self.read_through
+        watcher = Watcher(self._ahead.max_pages())
+
+        def read(snapshot: Snapshot, pgno: int) -> bytes:
+            if ahead := watcher.follow_run(pgno):
+                self.read_ahead(snapshot, ahead, watcher)
+            return self.read_through(snapshot, pgno)
+
+        return read
 
     def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
         page = None
         deadline = None if self._blocks is None else self._fetcher.deadline()
-        if self._ahead is not None and deadline is not None:
-            page = self._ahead.wait_for(page_key(snapshot, version, pgno), deadline)
-            if page is not None:
-                self.counters.ahead += 1
-                return page
         if self.hydration is not None:
             page = self.hydration.get(snapshot, version, pgno)
         if page is None:

@@ -1,10 +1,18 @@
-"""What a connection will probably read next, from what it reads: pure plans, no I/O.
+"""What a connection will probably read next, from what it reads: pure plans, no I/O. The one place that guesses.
 
-Two patterns are followed, each with a window that starts small and grows, so that point look-ups pay nothing:
+Three patterns are followed, each with a window that starts small and grows, so that point look-ups pay nothing:
 
-- A scan: two children of one interior page, read in order, mean that its other children come next.
+- A scan: two children of one interior page, read in order, mean that the leaves after them come next.
 - Look-ups through an index: two table leaves read in the order of an index leaf's rowids mean that the table leaves of
   its other rowids come next.
+- A run: overflow pages that follow each other, as the rest of a large row lies, or a reader of all pages.
+
+Invariants:
+
+1. A pattern belongs to the query that showed it: `begin` ends all of them, what is known of B-trees stays.
+2. A plan that proves wrong ends: look-ups go on in the next index leaf only if they went to the end of the one before;
+   a scan is planned no further than its window, which moves with the reads.
+3. A plan that may not be fetched (`hold_back`) starts again with the smallest window.
 """
 
 from __future__ import annotations
@@ -20,32 +28,50 @@ from litevfs.pages.btree import (
     LEAF_INDEX,
     LEAF_TABLE,
     IndexEntry,
-    Interior,
     kind,
     parse_index_entries,
-    parse_interior,
 )
+from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
 GROWTH = 4
 """Of a scan's window: cold pages come as fast as it grows, a round trip for each step."""
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
-MAX_INTERIOR_PAGES = 512
-"""Interior pages remembered; each knows a few hundred children."""
 MAX_SCANS = 8
-MAX_DEPTH = 20
-"""No B-tree is deeper; what is known of parents and children are hints, and could form a circle."""
+MAX_PLANNED = 1 << 15
+"""Pages remembered of a scan's plan."""
+GUESS_PAGES = 2048
+"""Leaves below one interior page that are planned before it is known, together with what lies between them."""
 LOOK_AROUND = 32
 """SQLite skips entries whose table leaf it still has: so many entries further on still count as in order."""
 
 
 @dataclass(slots=True)
 class _Scan:
-    """Children of one interior page, read in order."""
+    """Leaves read in order, and how far the plan is ahead of them."""
 
-    position: int  # of the child read last
-    end: int  # first child not planned yet; after all of them comes the next interior page
+    position: int  # of the child read last, in its interior page
+    end_in: int  # interior page of the first leaf that is not planned yet; it may have to come first
+    end: int  # position of that leaf there
+    left: int = 0  # leaves planned and not read yet
+    window: int = 0  # 0: not known to be a pattern
+    guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
+    planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
+
+    def add(self, pages: Iterable[int]) -> list[int]:
+        """Those of the pages that were not planned yet."""
+        new = [page for page in pages if page not in self.planned]
+        self.planned.update(new)
+        return new
+
+
+@dataclass(slots=True)
+class _Run:
+    """Pages read in the order of their numbers."""
+
+    last: int = 0
+    end: int = 0  # first page not planned yet
     window: int = 0
 
 
@@ -53,6 +79,7 @@ class _Scan:
 class _IndexLeaf:
     """An index leaf whose entries may be looked up in their table."""
 
+    pgno: int
     page: bytes
     first: int = 0  # the first table leaf read since
     entries: list[IndexEntry] = field(default_factory=list)  # empty until a second table leaf was read
@@ -74,12 +101,42 @@ class Watcher:
     """Follows the page reads of one connection. Answers are page numbers worth reading ahead, in order of need."""
 
     def __init__(self, max_window: int) -> None:
-        self._max_window = max(FIRST_WINDOW, max_window)
-        self._interior: OrderedDict[int, Interior] = OrderedDict()
-        self._parents: dict[int, tuple[int, int]] = {}  # child -> (interior page, position in it)
+        self.max_window = max_window  # pages of one plan that are ahead of their reads at once
+        self._trees = KnownTrees()
+        self._interior = self._trees.interior
+        self._parents = self._trees.parents
         self._scans: OrderedDict[int, _Scan] = OrderedDict()  # by interior page
         self._index_leaf: _IndexLeaf | None = None
+        self._run = _Run()
+        self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lock = threading.Lock()  # what was read ahead is learnt from another thread
+
+    def begin(self) -> None:
+        """Another query begins: what the one before did is no evidence."""
+        with self._lock:
+            self._scans.clear()
+            self._awaited.clear()
+            self._index_leaf = None
+            self._run = _Run()
+
+    def hold_back(self) -> None:
+        """What was planned last is not fetched."""
+        with self._lock:
+            for parent, scan in self._scans.items():
+                scan.end_in, scan.end, scan.left = parent, scan.position + 1, 0
+                scan.guessed.clear()
+                scan.planned.clear()
+                scan.window = min(scan.window, FIRST_WINDOW // GROWTH)
+            self._run.end, self._run.window = self._run.last + 1, 0
+            leaf = self._index_leaf
+            if leaf is not None:
+                leaf.end = max(leaf.position, 0) + 1
+                leaf.window = min(leaf.window, FIRST_WINDOW // LOOKUP_GROWTH)
+            self._awaited.clear()
+
+    def awaits(self, pgno: int) -> bool:
+        """Whether a plan goes on as soon as this page is shown to `learn`."""
+        return pgno in self._awaited
 
     def before_read(self, pgno: int) -> list[int]:
         """The connection is about to read page `pgno`."""
@@ -97,91 +154,135 @@ class Watcher:
         """The connection has read page `pgno`."""
         found = kind(pgno, page)
         if found in {INTERIOR_TABLE, INTERIOR_INDEX}:
+            return self.learn(pgno, page)
+        if found == LEAF_INDEX:
             with self._lock:
-                self._learn(pgno, page)
-                return self._go_on(pgno)
-        elif found == LEAF_INDEX:
-            with self._lock:
-                return self._enter_index_leaf(page)
+                return self._enter_index_leaf(pgno, page)
         elif found == LEAF_TABLE and self._index_leaf is not None:
             with self._lock:
                 return self._recognize_lookups(self._index_leaf, pgno)
+        elif found != LEAF_TABLE and int.from_bytes(page[:4]) == pgno + 1:
+            return self.follow_run(pgno)
         return []
 
     def learn(self, pgno: int, page: bytes) -> list[int]:
-        """Page `pgno` was read ahead: look-ups that waited for an interior page can go on."""
+        """Page `pgno` is known now: plans that waited for it can go on."""
         if kind(pgno, page) not in {INTERIOR_TABLE, INTERIOR_INDEX}:
             return []
         with self._lock:
-            self._learn(pgno, page)
-            return self._go_on(pgno)
+            self._awaited.discard(pgno)
+            for forgotten in self._trees.learn(pgno, page):
+                self._scans.pop(forgotten, None)
+            if pgno not in self._interior:
+                return []
+            plan = [] if self._index_leaf is None else self._go_on(self._index_leaf, pgno)
+            for scan in self._scans.values():
+                if scan.end_in == pgno:
+                    plan += self._extend(scan)
+            return plan
 
-    def _learn(self, pgno: int, page: bytes) -> None:
-        interior = parse_interior(pgno, page)
-        old = self._interior.get(pgno)
-        if old is not None and (interior is None or old.children != interior.children):
-            self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
-        if interior is None:
-            return
-        self._interior[pgno] = interior
-        self._interior.move_to_end(pgno)
-        self._parents.update((child, (pgno, i)) for i, child in enumerate(interior.children))
-        while len(self._interior) > MAX_INTERIOR_PAGES:
-            self._forget(*next(iter(self._interior.items())))
-
-    def _forget(self, pgno: int, interior: Interior) -> None:
-        self._scans.pop(pgno, None)
-        for child in interior.children:
-            if self._parents.get(child, (0, 0))[0] == pgno:
-                del self._parents[child]
-        del self._interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
-
-    # --- scans --------------------------------------------------------------------------------------------------------
+    # --- scans and runs -----------------------------------------------------------------------------------------------
 
     def _follow_scan(self, parent: int, position: int) -> list[int]:
-        scan = self._scans.pop(parent, None)
-        if scan is not None and self._interior[parent].children[scan.position] in self._interior:
+        children = self._interior[parent].children
+        scan = self._scans.pop(parent, None) or self._continued_scan(parent, position)
+        if children[scan.position if scan and scan.position >= 0 else position] in self._interior:
             return []  # one level above the leaves; there, the end of each page leads on to the next
-        if scan is None:
-            scan = self._continued_scan(parent, position) or _Scan(position, position + 1)
-        elif scan.position < position <= max(scan.end, scan.position + 1):
-            scan.position, scan.end = position, max(scan.end, position + 1)
+        if scan is None or not scan.position <= position <= self._reach(scan, parent):
+            scan = _Scan(position, parent, position + 1)
+        elif position > scan.position:
+            scan.left = max(0, scan.left - (position - scan.position))
+            scan.planned.difference_update(children[scan.position + 1 : position + 1])
+            scan.position = position
+            if scan.end_in == parent and scan.end <= position:
+                scan.end, scan.left = position + 1, 0
             scan.window = scan.window or FIRST_WINDOW // GROWTH
-        elif position != scan.position:
-            scan = _Scan(position, position + 1)
+        if len(scan.planned) > MAX_PLANNED:  # what was guessed, and is none of the scan's
+            scan.planned.clear()
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
-        children = self._interior[parent].children
-        if not scan.window or scan.end > len(children) or scan.end - scan.position > scan.window // 2 + 1:
-            return []
-        scan.window = min(scan.window * GROWTH, self._max_window)
-        start, scan.end = scan.end, min(scan.end + scan.window, len(children) + 1)
-        ahead = children[start : scan.end]
-        if scan.end > len(children) and (sibling := self._next_sibling(parent)):
-            ahead.append(sibling)
-        return ahead
+        return self._extend(scan)
 
-    def _next_sibling(self, pgno: int) -> int:
-        grandparent = self._parents.get(pgno)
-        if grandparent is None:
-            return 0
-        siblings = self._interior[grandparent[0]].children
-        return siblings[grandparent[1] + 1] if grandparent[1] + 1 < len(siblings) else 0
+    def _reach(self, scan: _Scan, parent: int) -> int:
+        """How far in its interior page a scan may skip to: to the end of what is planned, or to the next leaf."""
+        planned = scan.end if scan.end_in == parent else len(self._interior[parent].children)
+        return max(planned, scan.position + 1)
+
+    def _extend(self, scan: _Scan) -> list[int]:
+        """The leaves of one more window, if it is time for that, or the interior page that leads to them."""
+        if not scan.window or scan.left > scan.window // 2:
+            return []
+        active = sum(1 for other in self._scans.values() if other.window) or 1
+        scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
+        plan: list[int] = []
+        while scan.left < scan.window and (interior := self._interior.get(scan.end_in)) is not None:
+            leaves = interior.children[scan.end : scan.end + scan.window - scan.left]
+            scan.guessed.pop(scan.end_in, None)
+            plan += scan.add(leaves)
+            scan.end += len(leaves)
+            scan.left += len(leaves)
+            if scan.end >= len(interior.children):
+                following = self._trees.next_interior(scan.end_in)
+                if not following:
+                    break
+                scan.end_in, scan.end = following, 0
+        return plan + self._guess(scan)
+
+    def _guess(self, scan: _Scan) -> list[int]:
+        """What a plan needs beyond the interior pages that are known.
+
+        The leaves below an interior page often lie between it and the next one. Where the two are not further apart
+        than a page has children, all between them is planned, or each interior page would cost a round trip.
+        """
+        plan: list[int] = []
+        pgno = scan.end_in
+        guessed = sum(scan.guessed.values())
+        while pgno not in self._interior:
+            following = self._trees.next_interior(pgno)
+            between = range(pgno, following) if pgno < following <= pgno + GUESS_PAGES else range(pgno, pgno + 1)
+            if pgno not in scan.guessed:
+                room = scan.window - scan.left - guessed
+                if room < len(between) and (guessed or scan.left > scan.window // 2):
+                    break
+                plan += scan.add(between)
+                guessed += len(between)
+                scan.guessed[pgno] = len(between)
+                self._awaited.add(pgno)
+            if len(between) == 1:
+                break
+            pgno = following
+        return plan
 
     def _continued_scan(self, parent: int, position: int) -> _Scan | None:
         """A scan that comes from the end of the interior page before goes on at full width."""
         for before, scan in self._scans.items():
-            if scan.window and position == 0 and self._next_sibling(before) == parent:
-                return _Scan(0, 1, scan.window)
+            if scan.window and position == 0 and self._trees.next_interior(before) == parent:
+                del self._scans[before]
+                end_in, end = (parent, 0) if scan.end_in == before else (scan.end_in, scan.end)
+                left = scan.left - (len(self._interior[before].children) - 1 - scan.position)
+                return _Scan(-1, end_in, end, max(0, left), scan.window, scan.guessed, scan.planned)
         return None
+
+    def follow_run(self, pgno: int) -> list[int]:
+        """Page `pgno` is read, or is about to be, and the one after it comes next."""
+        with self._lock:
+            run = self._run
+            if not run.last < pgno < run.end:
+                run = self._run = _Run(pgno, pgno + 1)
+            run.last = pgno
+            if run.end - pgno - 1 > run.window // 2:
+                return []
+            run.window = min((run.window or FIRST_WINDOW // GROWTH) * GROWTH, max(FIRST_WINDOW, self.max_window))
+            start, run.end = run.end, pgno + 1 + run.window
+            return list(range(start, run.end))
 
     # --- look-ups through an index ------------------------------------------------------------------------------------
 
-    def _enter_index_leaf(self, page: bytes) -> list[int]:
-        before, leaf = self._index_leaf, _IndexLeaf(page)
+    def _enter_index_leaf(self, pgno: int, page: bytes) -> list[int]:
+        before, leaf = self._index_leaf, _IndexLeaf(pgno, page)
         self._index_leaf = leaf
-        if before is None or not before.window:
+        if before is None or not before.window or not self._is_continued(before, pgno):
             return []
         entries = parse_index_entries(page)
         if before.is_equality and not (entries and entries[0].key == before.key):
@@ -189,6 +290,12 @@ class Watcher:
         leaf.root, leaf.depth, leaf.entries, leaf.position = before.root, before.depth, entries, -1
         leaf.window, leaf.is_equality = before.window, before.is_equality
         return self._plan_lookups(leaf)
+
+    def _is_continued(self, before: _IndexLeaf, pgno: int) -> bool:
+        """Whether the rows of an index leaf were looked up to its end, and leaf `pgno` comes next."""
+        if before.position < max(0, len(before.entries) - LOOK_AROUND):
+            return False
+        return before.pgno not in self._parents or self._trees.next_leaf(before.pgno) == pgno
 
     def _recognize_lookups(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
         """Whether two table leaves, just read one after the other, are those of two entries of the index leaf."""
@@ -198,15 +305,15 @@ class Watcher:
             leaf.first = pgno
             return []
         leaf.entries = parse_index_entries(leaf.page)
-        leaf.root = self._topmost(pgno)
-        targets = [self._path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
+        leaf.root = self._trees.topmost(pgno)
+        targets = [self._trees.path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
         for i, (entry, target) in enumerate(zip(leaf.entries, targets, strict=True)):
             if target == leaf.first and pgno in targets[i + 1 : i + 1 + LOOK_AROUND]:
                 leaf.position = targets.index(pgno, i + 1)
                 leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
                 leaf.end = leaf.position + 1
                 leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
-                leaf.depth = len(self._path(leaf.root, entry.rowid))
+                leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
                 return self._plan_lookups(leaf)
         self._index_leaf = None
         return []
@@ -217,7 +324,7 @@ class Watcher:
         if leaf is None or not leaf.window:
             return []
         for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
-            if pgno in self._path(leaf.root, leaf.entries[i].rowid):
+            if pgno in self._trees.path(leaf.root, leaf.entries[i].rowid):
                 leaf.is_equality &= leaf.entries[i].key == leaf.key
                 leaf.position = i
                 leaf.end = max(leaf.end, i + 1)
@@ -226,7 +333,7 @@ class Watcher:
 
     def _plan_lookups(self, leaf: _IndexLeaf) -> list[int]:
         """What the look-ups of one more window need, and the interior pages of the window after it, to start that."""
-        leaf.window = min(leaf.window * LOOKUP_GROWTH, self._max_window)
+        leaf.window = min(leaf.window * LOOKUP_GROWTH, max(FIRST_WINDOW, self.max_window))
         start, leaf.end = leaf.end, self._within_key(leaf, leaf.end + leaf.window)
         return self._targets(leaf, range(start, self._within_key(leaf, leaf.end + leaf.window * LOOKUP_GROWTH)))
 
@@ -238,35 +345,19 @@ class Watcher:
                 end -= 1
         return end
 
-    def _go_on(self, pgno: int) -> list[int]:
+    def _go_on(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
         """Interior page `pgno` is known now: what the look-ups that waited for it need next."""
-        leaf = self._index_leaf
-        return [] if leaf is None else self._targets(leaf, leaf.waiting.pop(pgno, ()))
+        return self._targets(leaf, leaf.waiting.pop(pgno, ()))
 
     def _targets(self, leaf: _IndexLeaf, entries: Iterable[int]) -> list[int]:
         """The page that each of these entries needs next: of those beyond the window, only interior ones."""
         targets: dict[int, None] = {}
         for i in entries:
-            path = self._path(leaf.root, leaf.entries[i].rowid)
+            path = self._trees.path(leaf.root, leaf.entries[i].rowid)
             if len(path) < leaf.depth:
                 leaf.waiting.setdefault(path[-1], []).append(i)
+                self._awaited.add(path[-1])
             elif i >= leaf.end:
                 continue
             targets[path[-1]] = None
         return list(targets)
-
-    def _topmost(self, pgno: int) -> int:
-        for _ in range(MAX_DEPTH):
-            parent = self._parents.get(pgno)
-            if parent is None or not self._interior[parent[0]].is_table:
-                break
-            pgno = parent[0]
-        return pgno
-
-    def _path(self, pgno: int, rowid: int) -> list[int]:
-        """Pages from `pgno` down to the leaf that holds a rowid, or to the first one on the way that is not known."""
-        path = [pgno]
-        while len(path) < MAX_DEPTH and (interior := self._interior.get(pgno)) is not None and interior.is_table:
-            pgno = interior.child_for(rowid)
-            path.append(pgno)
-        return path[1:] or path

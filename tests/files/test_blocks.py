@@ -1,4 +1,4 @@
-"""Blocks of remote files: right bytes for any range, no block asked for twice at once, windows that grow."""
+"""Bytes of remote files: right ones for any range, none asked for twice at once, few requests for what lies ahead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from litevfs.errors import StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
-from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher
 from litevfs.replica_clients.base import LTXFileInfo
 from tests.interrupts import interrupted_everywhere
@@ -28,14 +27,20 @@ CONTENT = Random(1).randbytes(SIZE)
 class World:
     """Any bytes will do: blocks know nothing of what files hold."""
 
-    def __init__(self, *, limit_bytes: int = 1 << 20, read_ahead: bool = True, read_timeout_s: float = 2.0) -> None:
+    def __init__(self, *, limit_bytes: int = 1 << 20, read_timeout_s: float = 2.0) -> None:
         self.script = Script(block_size=BLOCK)
         self.file = self.script.writer.write(0, 1, 1, CONTENT, 0)
         self.fetcher = Fetcher(ScriptedClient(self.script), read_timeout_s=read_timeout_s)
-        self.blocks = BlockReader(self.fetcher, limit_bytes=limit_bytes, read_ahead=read_ahead)
+        self.blocks = BlockReader(self.fetcher, limit_bytes=limit_bytes)
 
     def read(self, offset: int, size: int, file: LTXFileInfo | None = None) -> bytes:
         return self.blocks.read(7, file or self.file, offset, size, self.fetcher.deadline())
+
+    def ahead(self, *ranges: tuple[int, int]) -> bool:
+        return self.blocks.read_ahead(7, self.file, ranges)
+
+    def settle(self) -> None:
+        wait_until(lambda: not self.blocks._under_way, "what is under way")
 
     def __enter__(self) -> World:
         return self
@@ -45,18 +50,27 @@ class World:
         self.script.__exit__(None, None, None)
 
 
-@settings(max_examples=40, deadline=None)
+_ranges = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * BLOCK)), max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([0, 5000, 30_000, 1 << 20]),
-    st.booleans(),
-    st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * BLOCK)), min_size=1, max_size=12),
+    st.lists(st.tuples(st.booleans(), _ranges), max_size=6),
 )
-def test_any_ranges_in_any_order_are_the_bytes_of_the_file(limit_bytes, read_ahead, ranges):
-    with World(limit_bytes=limit_bytes, read_ahead=read_ahead) as world:
-        for offset, size in ranges:
-            size = min(size, SIZE - offset)
-            assert world.read(offset, size) == CONTENT[offset : offset + size]
+def test_any_ranges_in_any_order_read_ahead_or_not_are_the_bytes_of_the_file(limit_bytes, steps):
+    with World(limit_bytes=limit_bytes) as world:
+        for is_ahead, ranges in steps:
+            within = [(offset, min(size, SIZE - offset)) for offset, size in ranges]
+            if is_ahead:
+                world.ahead(*sorted(within))
+            for offset, size in within:
+                assert world.read(offset, size) == CONTENT[offset : offset + size]
         assert world.blocks.cache.size_bytes <= limit_bytes
+        world.settle()
+        governor = world.blocks.governor
+        assert governor.ahead + governor.needed == sum(size for _, _, size in world.script.reads)
+        assert 0 <= governor.used <= governor.ahead
 
 
 def test_a_block_is_fetched_once():
@@ -74,55 +88,66 @@ def test_point_reads_ask_for_one_block_each():
         assert {size for _, _, size in world.script.reads} == {BLOCK}
 
 
-def test_a_scan_takes_few_requests_that_overlap_nowhere():
+def test_what_lies_close_together_comes_in_few_requests_that_overlap_nowhere():
     with World() as world:
-        for offset in range(0, SIZE, 1000):
-            size = min(1000, SIZE - offset)
+        frames = [(offset, min(1000, SIZE - offset)) for offset in range(0, SIZE, 1000)]
+        for start in range(0, len(frames), 50):
+            assert world.ahead(*frames[start : start + 60])
+        for offset, size in frames:
             assert world.read(offset, size) == CONTENT[offset : offset + size]
-        wait_until(lambda: not world.blocks._under_way, "what is under way")
-        assert len(world.script.reads) <= 12
+        assert len(world.script.reads) <= 4
         covered = sorted((offset, offset + size) for _, offset, size in world.script.reads)
         assert covered[0][0] == 0
         assert covered[-1][1] == SIZE
         assert all(end == start for (_, end), (start, _) in itertools.pairwise(covered))
 
 
-@pytest.mark.parametrize("limit_bytes", [1_000_000, 3_000_000, 7_000_000])
-def test_a_scan_that_takes_its_time_finds_what_was_read_ahead_of_it_still_there(limit_bytes):
-    content = Random(2).randbytes(20_000_000)
+def test_what_lies_scattered_comes_without_the_blocks_around_it_and_is_there_when_it_is_read():
+    with World() as world:
+        frames = [(block * BLOCK + 50, 300) for block in (1, 9, 17, 33)]
+        assert world.ahead(*frames)
+        world.settle()
+        for offset, size in frames:
+            assert world.read(offset, size) == CONTENT[offset : offset + size]
+        assert all(size < BLOCK or offset == frames[0][0] for _, offset, size in world.script.reads)
+        world.script.clear()
+        for offset, size in frames:
+            assert world.read(offset, size) == CONTENT[offset : offset + size]
+        assert world.script.reads == []
+
+
+def test_what_is_there_or_under_way_is_not_asked_for_again():
+    with World() as world:
+        go_on = threading.Event()
+        world.read(3 * BLOCK, 10)
+        world.script.on_read = lambda file, offset, data: data if go_on.wait(10) else b""
+        try:
+            for _ in range(3):
+                assert world.ahead((0, 2 * BLOCK), (2 * BLOCK, 2 * BLOCK))
+                assert world.ahead((20 * BLOCK + 7, 100))
+        finally:
+            go_on.set()
+        world.settle()
+        assert sorted(world.script.reads) == [
+            (world.script.reads[0][0], offset, size)
+            for offset, size in [(0, 3 * BLOCK), (3 * BLOCK, BLOCK), (20 * BLOCK + 7, 100)]
+        ]
+
+
+def test_what_no_reader_takes_is_read_ahead_up_to_a_bound_and_what_it_takes_is_worth_more():
+    content = Random(2).randbytes(40_000_000)
     with Script(block_size=1 << 16) as script, closing(Fetcher(ScriptedClient(script), read_timeout_s=2.0)) as fetcher:
         file = script.writer.write(0, 1, 1, content, 0)
-        blocks = BlockReader(fetcher, limit_bytes=limit_bytes, read_ahead=True)
-        for offset in range(0, len(content), 10_000):
-            assert blocks.read(7, file, offset, 10_000, fetcher.deadline()) == content[offset : offset + 10_000]
-            wait_until(lambda: not blocks._under_way, "what is under way")
-        assert sum(size for _, _, size in script.reads) == len(content)
-        assert blocks.cache.size_bytes <= limit_bytes
-
-
-@pytest.mark.parametrize("planned", [(1, 3), (1, 16), (5, 40)])
-def test_a_scan_that_runs_into_what_was_planned_ahead_of_it_goes_on_as_one(planned):
-    """Not as two that each ask for the part of every request that the other has left."""
-    start, count = planned
-    content = Random(3).randbytes(20_000_000)
-    with Script(block_size=1 << 16) as script, closing(Fetcher(ScriptedClient(script), read_timeout_s=2.0)) as fetcher:
-        file = script.writer.write(0, 1, 1, content, 0)
-        blocks = BlockReader(fetcher, limit_bytes=7_000_000, read_ahead=True)
-        for block in range(len(content) >> 16):
-            if block == 30:
-                asked = max(offset + size for _, offset, size in script.reads)
-                blocks.prefetch(7, file, asked + (start << 16), count << 16)
-            offset = block << 16
-            assert blocks.read(7, file, offset, 1 << 16, fetcher.deadline()) == content[offset : offset + (1 << 16)]
-            wait_until(lambda: not blocks._under_way, "what is under way")
-        assert len(script.reads) <= 20_000_000 / (1 << 20) + 12
-
-
-def test_without_reading_ahead_each_block_is_a_request():
-    with World(read_ahead=False) as world:
-        for block in range(10):
-            world.read(block * BLOCK, BLOCK)
-        assert len(world.script.reads) == 10
+        blocks = BlockReader(fetcher, limit_bytes=3_000_000)
+        granted = [blocks.read_ahead(7, file, [(n << 20, 1 << 20)]) for n in range(30)]
+        assert granted == [True] * 7 + [False] * 23
+        wait_until(lambda: not blocks._under_way, "what is under way")
+        blocks.read(7, file, 39_000_000, 10, fetcher.deadline())
+        for offset in range(5 << 20, 7 << 20, 1 << 16):
+            blocks.read(7, file, offset, 10, fetcher.deadline())
+        read = sum(size for _, _, size in script.reads)
+        assert blocks.read_ahead(7, file, [(20 << 20, 1 << 20)])
+        assert read <= 2 * (33 << 16) + (7 << 20)
 
 
 def test_readers_that_want_the_same_block_at_once_share_one_request():
@@ -170,19 +195,22 @@ def test_a_file_that_is_gone_is_said_so():
                 world.read(0, 10)
 
 
-def test_a_failure_ahead_of_a_scan_is_not_the_readers():
+def test_a_failure_ahead_is_not_the_readers_and_costs_no_credit():
     with World() as world:
         script = world.script
 
         def fail_ahead(file, offset, data):
-            if len(data) > BLOCK and len(script.reads) < 30:
+            if len(data) > BLOCK or len(data) == 100:
                 raise TransientStorageError("busy")
             return data
 
         script.on_read = fail_ahead
-        for offset in range(0, SIZE, BLOCK):
-            size = min(BLOCK, SIZE - offset)
+        ranges = [(offset, min(BLOCK, SIZE - offset)) for offset in range(0, 30 * BLOCK, BLOCK)] + [(35 * BLOCK, 100)]
+        assert world.ahead(*ranges)
+        for offset, size in ranges:
             assert world.read(offset, size) == CONTENT[offset : offset + size]
+        world.settle()
+        assert world.blocks.governor.ahead == 0
 
 
 def test_what_was_read_anyway_is_kept_but_no_part_of_a_block():
@@ -203,6 +231,7 @@ def test_threads_read_right_bytes_while_blocks_come_and_go():
             for _ in range(150):
                 position = (position + 700) % (SIZE - 3000) if i % 2 else random.randrange(SIZE - 3000)
                 size = random.randrange(1, 3000)
+                world.ahead((position, size), (position + size, min(5 * BLOCK, SIZE - position - size)))
                 assert world.read(position, size) == CONTENT[position : position + size]
 
         in_threads(6, work)
@@ -218,15 +247,12 @@ def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_nobody_wai
 
     def make() -> World:
         worlds.append(World())
-        for block in (0, 1, 2):
-            worlds[-1].read(block * BLOCK, 10)  # a scan: what lies ahead of it is asked for too
-        wait_until(lambda: not worlds[-1].blocks._under_way, "what is under way")
-        worlds[-1].blocks.cache = ByteCache(1 << 20)
         return worlds[-1]
 
     def scan(world: World) -> None:
-        for block in (3, 4, 9):
-            world.read(block * BLOCK, 10)
+        world.ahead((3 * BLOCK, 2 * BLOCK), (5 * BLOCK, BLOCK), (9 * BLOCK + 5, 10))
+        world.read(4 * BLOCK, 10)
+        world.read(9 * BLOCK + 5, 10)
 
     try:
         for world in interrupted_everywhere(make, scan):
@@ -246,6 +272,7 @@ def test_without_threads_to_be_had_a_scan_reads_for_itself(monkeypatch: pytest.M
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
             for offset in range(0, 20 * BLOCK, 1000):
+                world.ahead((offset + 1000, 1000), (offset + 2000, 1000))
                 assert world.read(offset, 1000) == CONTENT[offset : offset + 1000]
             assert world.blocks._under_way == {}
         assert world.read(0, SIZE) == CONTENT

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.files.byte_cache import ENTRY_OVERHEAD_BYTES, ByteCache
+from litevfs.files.byte_cache import AHEAD_LIFE_S, AHEAD_SHARE, ENTRY_OVERHEAD_BYTES, PASSING, ByteCache
 from tests.interrupts import interrupted_everywhere
 from tests.support import in_threads
 
@@ -23,55 +23,87 @@ class Model:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.entries: OrderedDict[int, bytes] = OrderedDict()
+        self.ahead: OrderedDict[int, bytes] = OrderedDict()
+        self.passing: list[int] = []
+        self.used: list[int] = []
 
     @property
     def size(self) -> int:
-        return sum(len(value) + ENTRY_OVERHEAD_BYTES for value in self.entries.values())
+        return sum(cost(value) for value in [*self.entries.values(), *self.ahead.values()])
 
     def get(self, key: int) -> bytes | None:
-        if key in self.entries:
+        if key in self.ahead:
+            self.entries[key] = self.ahead.pop(key)
+            self.used.append(len(self.entries[key]))
+            self.passing.append(key)
+            if len(self.passing) > PASSING and (passed := self.passing.pop(0)) in self.entries:
+                self.entries.move_to_end(passed, last=False)
+        elif key in self.entries:
             self.entries.move_to_end(key)
         return self.entries.get(key)
 
-    def put(self, key: int, value: bytes) -> None:
-        if key in self.entries or len(value) + ENTRY_OVERHEAD_BYTES > self.limit:
+    def put(self, key: int, value: bytes, *, ahead: bool) -> None:
+        ahead_limit = int(self.limit * AHEAD_SHARE)
+        if key in self.entries or key in self.ahead or cost(value) > (ahead_limit if ahead else self.limit):
             return
-        self.entries[key] = value
-        while self.size > self.limit:
-            self.entries.popitem(last=False)
-
-    def demote(self, key: int) -> None:
-        if key in self.entries:
-            self.entries.move_to_end(key, last=False)
+        while ahead and sum(map(cost, self.ahead.values())) + cost(value) > ahead_limit:
+            self.ahead.popitem(last=False)
+        while self.size + cost(value) > self.limit:
+            (self.entries or self.ahead).popitem(last=False)
+        (self.ahead if ahead else self.entries)[key] = value
 
     def drop(self, key: int) -> None:
         self.entries.pop(key, None)
+        self.ahead.pop(key, None)
+
+
+def cost(value: bytes) -> int:
+    return len(value) + ENTRY_OVERHEAD_BYTES
 
 
 _steps = st.lists(
-    st.tuples(st.sampled_from(["get", "put", "put", "demote", "drop"]), st.integers(0, 9), st.integers(0, 900)),
-    max_size=60,
+    st.tuples(
+        st.sampled_from(["get", "put", "put", "put ahead", "put ahead", "drop"]),
+        st.integers(0, 19),
+        st.integers(0, 900),
+    ),
+    max_size=80,
 )
 
 
-@given(st.integers(0, 3000), _steps)
+@given(st.integers(0, 5000), _steps)
 def test_the_cache_does_what_the_model_does(limit, steps):
-    cache, model = ByteCache(limit), Model(limit)
+    used: list[int] = []
+    cache, model = ByteCache(limit, used.append, clock=lambda: 0.0), Model(limit)
     for step, key, size in steps:
         if step == "get":
             assert cache.get(key) == model.get(key)
-        elif step == "put":
-            cache.put(key, bytes([key]) * size)
-            model.put(key, bytes([key]) * size)
-        elif step == "demote":
-            cache.demote(key)
-            model.demote(key)
-        else:
+        elif step == "drop":
             cache.drop(key)
             model.drop(key)
+        else:
+            cache.put(key, bytes([key]) * size, ahead=step == "put ahead")
+            model.put(key, bytes([key]) * size, ahead=step == "put ahead")
         assert cache.size_bytes == model.size <= limit
-        assert len(cache) == len(model.entries)
-        assert all((k in cache) == (k in model.entries) for k in range(10))
+        assert len(cache) == len(model.entries) + len(model.ahead)
+        assert all(cache.peek(k) == model.entries.get(k, model.ahead.get(k)) for k in range(20))
+        assert all((k in cache) == (cache.peek(k) is not None) for k in range(20))
+        assert used == model.used
+
+
+def test_what_was_read_ahead_is_not_driven_out_by_what_is_used_until_it_has_waited_too_long():
+    now = 0.0
+    cache = ByteCache(9 * (100 + ENTRY_OVERHEAD_BYTES), clock=lambda: now)
+    for key in range(6):
+        cache.put(key, bytes(100), ahead=True)
+    for key in range(10, 50):
+        cache.put(key, bytes(100))
+    assert all(key in cache for key in range(6))
+    now = AHEAD_LIFE_S + 1
+    for key in range(50, 60):
+        cache.put(key, bytes(100))
+    assert not any(key in cache for key in range(6))
+    assert all(key in cache for key in range(51, 60))
 
 
 def test_a_cache_without_room_keeps_nothing():
@@ -130,12 +162,13 @@ def test_ctrl_c_at_any_moment_leaves_a_cache_that_works_under_its_limit():
     def make() -> ByteCache:
         cache = ByteCache(limit)
         for key in range(3):
-            cache.put(key, bytes(10))
+            cache.put(key, bytes(10), ahead=key > 0)
         return cache
 
     def work(cache: ByteCache) -> None:
         for key in range(3, 6):
-            cache.put(key, bytes(10))
+            cache.put(key, bytes(10), ahead=key == 4)
+            cache.get(key - 1)
         cache.drop(5)
 
     for cache in interrupted_everywhere(make, work):

@@ -19,6 +19,7 @@ from litevfs.files.fetch import Fetcher
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.pages.source import PageSource
+from litevfs.pages.watcher import Watcher
 from tests.histories import read_pages
 from tests.interrupts import interrupted_everywhere
 from tests.ltx.reference import File
@@ -275,11 +276,11 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_whoever_needs_it(remote
 
     script.on_read = hang_once
     snapshot, pages = replica.snapshot, replica.pages
-    pages.read_ahead(snapshot, [40], pages.watcher(snapshot.page_size))
+    pages._ahead.start(snapshot, [40], Watcher(64))
     assert hanging.wait(10)
     try:
         assert pages.read(snapshot, 40) == primary.page(40)
-        assert not pages._ahead._under_way
+        assert not pages._blocks._under_way
     finally:
         go_on.set()
         replica.close()
@@ -295,14 +296,14 @@ def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_nobody_waiti
 
     def work(replica: Replica) -> None:
         snapshot, pages = replica.snapshot, replica.pages
-        pages.read_ahead(snapshot, [7, 33, 34, 35, 36, 37, 38, 46], pages.watcher(snapshot.page_size))
+        pages._ahead.start(snapshot, [7, 33, 34, 35, 36, 37, 38, 46], Watcher(64))
         pages.read(snapshot, 33)
         pages.read(snapshot, 44)
 
     try:
         for replica in interrupted_everywhere(make, work):
             pages = replica.pages
-            wait_until(lambda: not pages._ahead._under_way and not pages._blocks._under_way)  # noqa: B023
+            wait_until(lambda: not pages._blocks._under_way)  # noqa: B023
             for pgno in (33, 44, 46, 7):
                 assert pages.read(replica.snapshot, pgno) == primary.page(pgno)
             replicas.pop().close()
@@ -314,5 +315,5 @@ def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_nobody_waiti
 def _forget(replica: Replica) -> None:
     """Drop what opening the replica has warmed."""
     for cache in (replica.pages._cache, replica.pages._blocks and replica.pages._blocks.cache):
-        for key in list(cache._entries) if cache else []:
+        for key in [*cache._entries, *cache._ahead] if cache else []:
             cache.drop(key)

@@ -53,7 +53,7 @@ def test_a_scan_is_planned_in_few_steps_with_each_page_once_and_before_it_is_rea
         if pgno in leaves[3:] and pgno not in first_ones:
             assert pgno in chain.from_iterable(plans)
         plans += filter(None, [watcher.after_read(pgno, pages[pgno])])
-    assert [len(plan) for plan in plans[:2]] == [8, 32]
+    assert [len(plan) for plan in plans[:2]] == [8, 28]  # four of the first eight were not read yet
     planned = list(chain.from_iterable(plans))
     assert len(planned) == len(set(planned))
     assert len(plans) < len(leaves) / 16

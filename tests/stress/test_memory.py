@@ -337,7 +337,7 @@ def test_the_poller_outlives_a_poll_that_runs_out_of_memory(primary, url, monkey
 def test_a_page_read_that_runs_out_of_memory_fails_that_query_alone(request, wide, monkeypatch, storage):
     faults = storage_of(request, storage)
     with connected(faults.url, poll_interval=0, cache_size=0) as connection:
-        failing = FailsOnce(monkeypatch, litevfs.pages.ahead, "decode_frame", 5)
+        failing = FailsOnce(monkeypatch, litevfs.states.snapshot, "decode_frame", 5)
         with pytest.raises(MemoryError):
             rows(connection, "SELECT sum(length(data)) FROM t")
         assert failing.failed

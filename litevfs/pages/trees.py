@@ -1,0 +1,92 @@
+"""What is known of a database's B-trees from the interior pages that were read. Pure; hints, and no more."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from litevfs.pages.btree import Interior, parse_interior
+
+MAX_INTERIOR_PAGES = 512
+"""Interior pages remembered; each knows a few hundred children."""
+MAX_DEPTH = 20
+"""No B-tree is deeper; what is known of parents and children are hints, and could form a circle."""
+
+
+class KnownTrees:
+    """Interior pages by number, and the place of each of their children."""
+
+    def __init__(self) -> None:
+        self.interior: OrderedDict[int, Interior] = OrderedDict()
+        self.parents: dict[int, tuple[int, int]] = {}  # child -> (interior page, position in it)
+
+    def learn(self, pgno: int, page: bytes) -> list[int]:
+        """Page `pgno` is this interior page now, or none. Returns the pages of which nothing is known any more."""
+        interior = parse_interior(pgno, page)
+        old = self.interior.get(pgno)
+        forgotten = []
+        if old is not None and (interior is None or old.children != interior.children):
+            self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
+            forgotten.append(pgno)
+        if interior is None:
+            return forgotten
+        self.interior[pgno] = interior
+        self.interior.move_to_end(pgno)
+        self.parents.update((child, (pgno, i)) for i, child in enumerate(interior.children))
+        while len(self.interior) > MAX_INTERIOR_PAGES:
+            oldest, content = next(iter(self.interior.items()))
+            self._forget(oldest, content)
+            forgotten.append(oldest)
+        return forgotten
+
+    def _forget(self, pgno: int, interior: Interior) -> None:
+        for child in interior.children:
+            if self.parents.get(child, (0, 0))[0] == pgno:
+                del self.parents[child]
+        del self.interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
+
+    def next_interior(self, pgno: int) -> int:
+        """The page after an interior one, on its level of the B-tree; 0 if there is none, or it is not known."""
+        climbed = 0
+        while climbed < MAX_DEPTH and (parent := self.parents.get(pgno)) is not None:
+            siblings = self.interior[parent[0]].children
+            if parent[1] + 1 < len(siblings):
+                pgno = siblings[parent[1] + 1]
+                break
+            pgno = parent[0]
+            climbed += 1
+        else:
+            return 0
+        for _ in range(climbed):
+            interior = self.interior.get(pgno)
+            if interior is None:
+                return 0
+            pgno = interior.children[0]
+        return pgno
+
+    def next_leaf(self, pgno: int) -> int:
+        """The page after a leaf; 0 if there is none, or it is not known."""
+        parent = self.parents.get(pgno)
+        if parent is None:
+            return 0
+        siblings = self.interior[parent[0]].children
+        if parent[1] + 1 < len(siblings):
+            return siblings[parent[1] + 1]
+        following = self.interior.get(self.next_interior(parent[0]))
+        return following.children[0] if following else 0
+
+    def topmost(self, pgno: int) -> int:
+        """The topmost known page of the table that a page belongs to."""
+        for _ in range(MAX_DEPTH):
+            parent = self.parents.get(pgno)
+            if parent is None or not self.interior[parent[0]].is_table:
+                break
+            pgno = parent[0]
+        return pgno
+
+    def path(self, pgno: int, rowid: int) -> list[int]:
+        """Pages from `pgno` down to the leaf that holds a rowid, or to the first one on the way that is not known."""
+        path = [pgno]
+        while len(path) < MAX_DEPTH and (interior := self.interior.get(pgno)) is not None and interior.is_table:
+            pgno = interior.child_for(rowid)
+            path.append(pgno)
+        return path[1:] or path
