@@ -71,6 +71,7 @@ def _render(status: dict[str, object], levels: list[dict[str, object]]) -> str:
             f"{format_bytes(int(str(status['bytes_read'])))}",
         ),
     ]
+    fields += [("server", text) for text in _texts(status["workarounds"])]
     if status["last_error"]:
         fields.append(("last error", status["last_error"]))
     rows = [
@@ -78,3 +79,7 @@ def _render(status: dict[str, object], levels: list[dict[str, object]]) -> str:
         for one in levels
     ]
     return f"{format_fields(fields)}\n\n{format_table(['level', 'files', 'size', 'oldest TXID', 'newest TXID'], rows)}"
+
+
+def _texts(value: object) -> list[str]:
+    return [str(text) for text in value] if isinstance(value, list) else []

@@ -10,6 +10,7 @@ from litevfs.files.fetch import Fetcher
 from litevfs.live.health import Health, State
 from litevfs.ltx.names import format_txid
 from litevfs.pages.source import PageSource
+from litevfs.replica_clients.base import FindsWays
 from litevfs.states.snapshot import Snapshot
 from litevfs.units import format_timestamp
 
@@ -42,6 +43,7 @@ class ReplicaStatus:
     get_requests: int
     bytes_read: int  # from storage
     retries: int  # requests made again after a passing failure
+    workarounds: list[str]  # how the storage's server differs from the usual, and what is done about it
 
     def to_json(self) -> str:
         """One JSON object, the fields as above."""
@@ -85,6 +87,7 @@ def collect_status(
         get_requests=requests.get,
         bytes_read=requests.bytes_read,
         retries=requests.retries,
+        workarounds=list(client.workarounds) if isinstance(client := fetcher.client, FindsWays) else [],
     )
 
 

@@ -99,6 +99,16 @@ class ListsLevels(Protocol):
         ...
 
 
+@runtime_checkable
+class FindsWays(Protocol):
+    """What a client may have besides: a server whose ways differ from the usual, which the client works around."""
+
+    @property
+    def workarounds(self) -> tuple[str, ...]:
+        """What was found out so far about the server and what is done about it, one text each; for people."""
+        ...
+
+
 def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
     """The error of a read whose time is over before it begins."""
     return StorageTimeoutError(

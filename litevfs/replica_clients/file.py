@@ -1,6 +1,7 @@
-"""Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`. Owns the layout and open descriptors.
+"""Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`. Owns open descriptors.
 
-Source of the layout: Litestream 0.5, `file/replica_client.go`. A file's mtime is the timestamp of its LTX header.
+Source of the layout: Litestream 0.5, `file/replica_client.go`; that of S3 is read and continued too (see `layouts`). A
+file's mtime is the timestamp of its LTX header.
 Knows nothing of what the files contain.
 """
 
@@ -31,6 +32,7 @@ from litevfs.errors import (
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients import file_objects
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject, too_late
+from litevfs.replica_clients.layouts import LTX_FOLDER, layout_of_folders
 
 T = TypeVar("T")
 
@@ -69,6 +71,8 @@ class FileReplicaClient:
         self._lock = threading.Lock()  # for changes of _open and _closed; a hit takes no lock
         self._closed = False
         self._swept_levels: set[int] = set()
+        self._layout = LTX_FOLDER
+        self._is_layout_known = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._root!r})"
@@ -91,6 +95,8 @@ class FileReplicaClient:
             try:
                 entries = self._with_room(lambda: os.scandir(folder))
             except FileNotFoundError:
+                if self._finds_other_layout():
+                    return self.list_files(level, min_txid)
                 if not os.path.isdir(self._root):  # noqa: PTH112 - str in hand
                     raise ReplicaFolderNotFoundError(
                         "no such replica folder",
@@ -101,6 +107,19 @@ class FileReplicaClient:
             with entries:
                 found = [file for entry in entries if (file := _file_info(level, entry, min_txid)) is not None]
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def _finds_other_layout(self) -> bool:
+        """Whether the folders of levels, one of which was missed, turn out to be laid out as on S3."""
+        if self._is_layout_known:
+            return False
+        try:
+            names = set(self._with_room(lambda: os.listdir(self._root)))  # noqa: PTH208 - str in hand
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        layout = layout_of_folders(names, LTX_FOLDER, self._root)
+        if layout is not None:
+            self._layout, self._is_layout_known = layout, True
+        return layout not in (None, LTX_FOLDER)
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`."""
@@ -145,6 +164,8 @@ class FileReplicaClient:
     ) -> LTXFileInfo:
         """See `ReplicaClient.write`. The file and its folder are on the disk (fsync) when this returns."""
         self._check_open()
+        with _translated(self._root):
+            self._finds_other_layout()
         folder = self._folder(level)
         path = f"{folder}/{format_file_name(min_txid, max_txid)}"
         with _translated(path):
@@ -212,7 +233,7 @@ class FileReplicaClient:
             self._open.clear()
 
     def _folder(self, level: int) -> str:
-        return f"{self._root}/ltx/{level:d}"
+        return f"{self._root}/{self._layout.folder(level)[:-1]}"
 
     def _check_open(self) -> None:
         if self._closed:

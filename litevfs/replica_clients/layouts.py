@@ -6,7 +6,7 @@ was copied from one storage to another by some other program lies in the layout 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from litevfs.errors import ReplicaError
@@ -49,6 +49,17 @@ def layout_of(paths: Iterable[str], usual: Layout, where: str) -> Layout | None:
         if any(layout.level_of(path) is not None for path in paths):
             return layout
     if any(path.startswith(f"{GENERATIONS}/") for path in paths):
+        raise old_replica(where)
+    return None
+
+
+def layout_of_folders(names: Collection[str], usual: Layout, where: str) -> Layout | None:
+    """As `layout_of`, by the names of what lies in the root, folders of levels that hold no file counting too."""
+    other = LTX_FOLDER if usual is HEX else HEX
+    for layout in (usual, other):
+        if any(layout.folder(level).partition("/")[0] in names for level in LEVELS):
+            return layout
+    if GENERATIONS in names:
         raise old_replica(where)
     return None
 

@@ -80,7 +80,11 @@ def absolute_url(url: str) -> str:
     endpoint = os.environ.get("LITESTREAM_S3_ENDPOINT")
     if scheme != "s3" or not endpoint:
         return url
+    from litevfs.replica_clients.s3.hosts import parse_host
+
     parts = urlsplit(url)
+    if parse_host(parts.netloc).endpoint:  # the provider's, which its host names
+        return url
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     named = [(name, value) for name, value in parameters if value or name.lower() != "endpoint"]
     if any(name.lower() == "endpoint" for name, _ in named):
@@ -172,3 +176,4 @@ register_scheme("https", _http_client)
 register_scheme("memory", _memory_client)
 register_scheme("sftp", _sftp_client)
 register_scheme("s3", _s3_client)
+register_scheme("oss", _s3_client)

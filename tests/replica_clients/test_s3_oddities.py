@@ -103,3 +103,26 @@ def test_what_is_found_out_is_remembered(connect: Callable[..., object], oddity:
     assert (after["PUT"], after["GET"]) == (1, 1)
     assert after["DELETE"] == (2 if deletes_each else 1)
     assert bool(after["LIST"]) == asks_first
+
+
+def test_the_status_names_what_is_worked_around(connect: Callable[..., object]):
+    (oddity,) = [oddity for oddity in ODDITIES if oddity.name == "many at once"]
+    _, client = connect(oddity)
+    assert client.workarounds == ()
+    files = [client.write(0, txid, txid, b"x", 0, exclusive=True) for txid in (1, 2)]
+    client.delete(files)
+    assert [text.partition(":")[0] for text in client.workarounds] == [
+        "no conditional writes",
+        "no DeleteObjects",
+        "no ListObjectsV2",
+    ]
+
+
+def test_a_redirect_from_tls_to_plain_text_is_not_followed(credentials: object):
+    client = S3ReplicaClient("s3://bucket/db?endpoint=https://s3.example")
+    url = client._access.object_url("db/0000/x")
+    assert client._access.follow(url, "http://elsewhere/bucket/db/0000/x") is None
+    assert client._access.follow(url, "https://user@elsewhere/bucket/db/0000/x") is None
+    assert client._access.follow(url, "https://elsewhere/bucket/db/0000/x") == "https://elsewhere/bucket/db/0000/x"
+    assert client._access.object_url("db/0000/y") == "https://elsewhere/bucket/db/0000/y"
+    client.close()

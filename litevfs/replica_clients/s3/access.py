@@ -308,7 +308,7 @@ class S3Access:
         return _Resolved(credentials, bucket_url, object_url.removesuffix("x"), region, service)
 
     def _find_credentials(self, session: botocore.session.Session) -> Any:
-        keys = self._keys or _litestream_keys()
+        keys = self._keys or _environment_keys(self._location.scheme)
         credentials = Credentials(*keys) if keys else session.get_credentials()
         if credentials is None:
             raise exceptions.NoCredentialsError
@@ -319,7 +319,7 @@ class S3Access:
         client = self._client
         if client is None:
             session = self._get_session()
-            keys = self._keys or _litestream_keys()
+            keys = self._keys or _environment_keys(self._location.scheme)
             client = session.create_client(
                 "s3",
                 endpoint_url=self._location.endpoint,
@@ -352,12 +352,15 @@ def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str,
     return url, next(iter(parse_qs(query).get("X-Amz-Credential", ())), "")
 
 
-def _litestream_keys() -> tuple[str, str, str | None] | None:
-    """LITESTREAM_*, with a session token where they are temporary keys."""
-    if os.environ.get("AWS_ACCESS_KEY_ID"):
+def _environment_keys(scheme: str) -> tuple[str, str, str | None] | None:
+    """Alibaba's or LITESTREAM_* keys, with a session token where they are temporary; AWS_* are botocore's to find."""
+    get = os.environ.get
+    if scheme == "oss" and get("OSS_ACCESS_KEY_ID") and get("OSS_ACCESS_KEY_SECRET"):
+        return get("OSS_ACCESS_KEY_ID", ""), get("OSS_ACCESS_KEY_SECRET", ""), get("OSS_SESSION_TOKEN")
+    if get("AWS_ACCESS_KEY_ID"):
         return None
-    key, secret = os.environ.get("LITESTREAM_ACCESS_KEY_ID"), os.environ.get("LITESTREAM_SECRET_ACCESS_KEY")
-    token = os.environ.get("LITESTREAM_SESSION_TOKEN") or os.environ.get("AWS_SESSION_TOKEN")
+    key, secret = get("LITESTREAM_ACCESS_KEY_ID"), get("LITESTREAM_SECRET_ACCESS_KEY")
+    token = get("LITESTREAM_SESSION_TOKEN") or get("AWS_SESSION_TOKEN")
     return (key, secret, token or None) if key and secret else None
 
 

@@ -61,6 +61,8 @@ _AUTO_REGION_HOSTS = ("tigris.dev", "storage.dev", "r2.cloudflarestorage.com", "
 def parse_host(netloc: str) -> Host:
     """What `netloc`, host and port of an `s3://` URL, means; a name that no provider has is a bucket of Amazon's."""
     host = netloc.lower()
+    if host.startswith("arn:"):
+        return Host(netloc)
     if ":" in netloc and ".com" not in host:
         return _parse_local(netloc)
     for pattern, endpoint, path_style in _KNOWN:
