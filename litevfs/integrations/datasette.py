@@ -1,0 +1,171 @@
+"""Datasette's plugin: replicas as databases to browse, by its configuration.
+
+    {"plugins": {"litevfs": {"databases": {"app": {"url": "s3://bucket/app", "poll_interval": "250ms"}}}}}
+
+Owns the database object that Datasette asks, the line under each page, and `?_txid=`: the page as of that transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import parse_qs
+
+from datasette import hookimpl
+from datasette.database import Database
+from jinja2 import ChoiceLoader, DictLoader, PrefixLoader
+
+import litevfs.dbapi
+from litevfs.errors import LitevfsError, OptionError
+from litevfs.ltx.names import parse_txid
+from litevfs.options import check_names
+
+PLUGIN = "litevfs"
+_FOOTER = (
+    '{% include "litevfs-inner:_footer.html" %}'
+    "{% if litevfs_state %}&middot; <span class=litevfs>{{ litevfs_state }}</span>{% endif %}"
+)
+
+_txid: ContextVar[str | None] = ContextVar("litevfs_datasette_txid", default=None)
+"""What the request says in `?_txid=`."""
+
+
+class ReplicaDatabase(Database):
+    """A replica. Each thread of Datasette has a connection of its own; all of them share one replica."""
+
+    def __init__(self, datasette: Any, url: str, options: Mapping[str, Any]) -> None:
+        super().__init__(datasette, is_mutable=True)  # rows come and go, though not by way of Datasette
+        self._url = url
+        self._options = dict(options)
+        self._opened: list[Any] = []
+
+    def connect(self, write: bool = False) -> Any:
+        """A connection; a write is refused by SQLite, which says that a replica is read-only."""
+        connection = self._open()
+        self._opened.append(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        super().close()
+        while self._opened:
+            self._opened.pop().close()
+
+    def _open(self, **state: str) -> Any:
+        return litevfs.dbapi.connect(
+            self._url, check_same_thread=False, isolation_level=None, **{**self._options, **state}
+        )
+
+    async def execute_fn(self, fn: Callable[[Any], Any]) -> Any:
+        """Run `fn(connection)` in a thread: on the newest state, or the one that the request names."""
+        return await (super().execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
+
+    async def _execute_fn(self, fn: Callable[[Any], Any]) -> Any:
+        """What `execute` calls from Datasette 1.0 on."""
+        return await (super()._execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
+
+    async def _run_at_txid(self, fn: Callable[[Any], Any]) -> Any:
+        txid = _txid.get() or ""
+
+        def at_txid() -> Any:
+            with closing(self._open(txid=txid)) as connection:
+                self.ds._prepare_connection(connection, self.name)
+                return fn(connection)
+
+        return await asyncio.get_running_loop().run_in_executor(self.ds.executor, at_txid)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the database."""
+        with closing(self._open()) as connection:
+            ((pages, page_size),) = connection.execute("SELECT * FROM pragma_page_count, pragma_page_size")
+        return int(pages * page_size)
+
+    @property
+    def mtime_ns(self) -> None:
+        """No file has it."""
+
+    async def state(self) -> str:
+        """What stands under a page: which transaction it shows, and how old that may be."""
+
+        def ask(connection: Any) -> str:
+            ((txid, lag),) = connection.execute("SELECT litestream_txid(), litestream_lag()")
+            return f"TXID {txid}" + (f", {lag} s behind" if lag > 0 else ", up to date" if lag == 0 else "")
+
+        text: str = await self.execute_fn(ask)
+        return f"TXID {_txid.get()}, a fixed state" if _txid.get() else text
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------------
+
+
+@hookimpl
+def startup(datasette: Any) -> None:
+    """Add the configured replicas. Raises OptionError for a configuration that makes no sense."""
+    config = datasette.plugin_config(PLUGIN) or {}
+    for name, entry in (config.get("databases") or {}).items():
+        options = dict(entry) if isinstance(entry, Mapping) else {"url": entry}
+        url = options.pop("url", None)
+        if not isinstance(url, str):
+            raise OptionError(f"no url for the database {name!r}", hint='write {"url": "s3://bucket/path"}')
+        check_names(options, f"option of the database {name!r}:")
+        datasette.add_database(ReplicaDatabase(datasette, url, options), name=name)
+
+
+@hookimpl
+def prepare_jinja2_environment(env: Any) -> None:
+    """Put the line under Datasette's own, or under that of the user's templates."""
+    env.loader = ChoiceLoader(
+        [DictLoader({"_footer.html": _FOOTER}), PrefixLoader({"litevfs-inner": env.loader}, delimiter=":"), env.loader]
+    )
+
+
+@hookimpl
+def extra_template_vars(database: str | None, datasette: Any) -> Callable[[], Awaitable[dict[str, str]]]:
+    """`litevfs_state`, on the pages of a replica."""
+
+    async def variables() -> dict[str, str]:
+        found = datasette.databases.get(database)
+        if not isinstance(found, ReplicaDatabase):
+            return {}
+        try:
+            return {"litevfs_state": await found.state()}
+        except LitevfsError as error:  # the page has its own to show
+            return {"litevfs_state": str(error)}
+
+    return variables
+
+
+@hookimpl
+def asgi_wrapper(datasette: Any) -> Callable[[Any], Any]:
+    """Read `?_txid=`."""
+
+    def wrap(app: Any) -> Any:
+        async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            wanted = parse_qs((scope.get("query_string") or b"").decode("latin-1")).get("_txid")
+            if not wanted:
+                await app(scope, receive, send)
+                return
+            try:
+                parse_txid(wanted[-1])
+            except LitevfsError as error:
+                await _refuse(send, str(error))
+                return
+            token = _txid.set(wanted[-1])
+            try:
+                await app(scope, receive, send)
+            finally:
+                _txid.reset(token)
+
+        return with_state
+
+    return wrap
+
+
+async def _refuse(send: Any, message: str) -> None:
+    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    await send({"type": "http.response.start", "status": 400, "headers": headers})
+    await send({"type": "http.response.body", "body": message.encode()})

@@ -1,0 +1,124 @@
+"""The plugin in Datasette itself, by the HTTP answers that it gives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+import litevfs.dbapi
+from tests.integrations.conftest import Shop
+
+HOW = "needs the extra `integrations` (pip install 'litevfs[integrations]')"
+app = pytest.importorskip("datasette.app", reason=HOW)
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
+
+
+def with_datasette(databases: dict[str, Any], work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+    """Run `work(client)` with Datasette configured as a user's file would, and end its threads."""
+    config = {"plugins": {"litevfs": {"databases": databases}}}
+    name = "config" if "config" in app.Datasette.__init__.__code__.co_varnames else "metadata"
+    datasette = app.Datasette([], memory=True, settings={"num_sql_threads": 2}, **{name: config})
+
+    async def main() -> None:
+        try:
+            await datasette.invoke_startup()
+            await work(datasette.client)
+        finally:
+            if hasattr(datasette, "close"):
+                datasette.close()
+            else:  # before 1.0
+                for database in datasette.databases.values():
+                    database.close()
+                datasette.executor.shutdown()
+
+    asyncio.run(main())
+
+
+def test_a_replica_is_browsed_as_a_database(shop: Shop):
+    async def browse(client: Any) -> None:
+        assert "shop" in (await client.get("/")).text
+        page = await client.get("/shop")
+        assert page.status_code == 200
+        assert "customer" in page.text
+        rows = (await client.get("/shop/customer.json?_shape=array")).json()
+        assert [(row["id"], row["name"]) for row in rows] == [(1, "Ada"), (2, "Björn"), (3, 'Zoë "Z"')]
+        page = await client.get("/shop/sale?_facet=customer_id&_sort_desc=price")
+        assert page.status_code == 200
+        assert "500 rows" in page.text
+        row = await client.get("/shop/sale/7.json?_shape=objects")
+        assert row.json()["rows"][0]["price"] == 8.75
+
+    with_datasette({"shop": {"url": shop.url, "poll_interval": "250ms"}}, browse)
+
+
+def test_every_page_of_a_replica_says_which_state_it_shows(shop: Shop):
+    async def browse(client: Any) -> None:
+        for path in ("/shop", "/shop/customer", "/shop/customer/1"):
+            assert "<span class=litevfs>TXID 0000000000000001, up to date</span>" in (await client.get(path)).text
+        for path in ("/", "/_memory"):
+            page = (await client.get(path)).text
+            assert "Powered by" in page
+            assert "TXID" not in page
+
+    with_datasette({"shop": shop.url}, browse)
+
+
+def test_a_page_shows_the_newest_state_or_the_one_that_is_asked_for(live_shop: Shop):
+    async def names(client: Any, more: str = "") -> list[str]:
+        return [row["name"] for row in (await client.get(f"/shop/customer.json?_shape=array{more}")).json()]
+
+    async def browse(client: Any) -> None:
+        assert len(await names(client)) == 3
+        txid = live_shop.primary.commit("DELETE FROM customer WHERE id > 1")
+        with closing(litevfs.dbapi.connect(live_shop.url)) as connection:
+            connection.wait_for(txid)
+        assert await names(client) == ["Ada"]
+        assert len(await names(client, "&_txid=1")) == 3
+        assert "TXID 1, a fixed state" in (await client.get("/shop/customer?_txid=1")).text
+        assert await names(client) == ["Ada"]
+        refused = await client.get("/shop/customer?_txid=soon")
+        assert (refused.status_code, "soon" in refused.text) == (400, True)
+        assert (await client.get("/shop/customer?_txid=99")).status_code >= 400
+
+    with_datasette({"shop": live_shop.url}, browse)
+
+
+def test_sql_that_fails_says_why(shop: Shop):
+    async def browse(client: Any) -> None:
+        is_first_version = app.__version__.startswith("0.")
+        path = "/shop.json" if is_first_version else "/shop/-/query.json"
+        answer = await client.get(f"{path}?sql=select+*+from+missing")
+        assert (answer.status_code, "no such table: missing" in answer.text) == (400, True)
+
+    with_datasette({"shop": shop.url}, browse)
+
+
+def test_a_write_is_refused_with_what_to_do(shop: Shop):
+    async def write(client: Any) -> None:
+        database = client.ds.get_database("shop")
+        with pytest.raises(litevfs.dbapi.OperationalError, match="read-only: write to the primary database"):
+            await database.execute_write("DELETE FROM customer")
+
+    with_datasette({"shop": shop.url}, write)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"poll_interval": "1s"}, "no url for the database 'shop'; hint: write"),
+        (
+            {"url": "/x", "pol_interval": "1s"},
+            "unknown option of the database 'shop': 'pol_interval'; hint: did you mean",
+        ),
+    ],
+)
+def test_a_wrong_configuration_ends_the_start(entry: dict[str, str], message: str):
+    async def nothing(client: Any) -> None:
+        raise AssertionError
+
+    with pytest.raises(litevfs.OptionError, match=message):
+        with_datasette({"shop": entry}, nothing)
