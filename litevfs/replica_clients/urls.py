@@ -137,6 +137,12 @@ def _sftp_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return SFTPReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _webdav_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.webdav import WebDAVReplicaClient
+
+    return WebDAVReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
@@ -175,5 +181,7 @@ register_scheme("http", _http_client)
 register_scheme("https", _http_client)
 register_scheme("memory", _memory_client)
 register_scheme("sftp", _sftp_client)
+register_scheme("webdav", _webdav_client)
+register_scheme("webdavs", _webdav_client)
 register_scheme("s3", _s3_client)
 register_scheme("oss", _s3_client)

@@ -113,3 +113,19 @@ def sshd(work: Path) -> Iterator[tuple[int, Path]]:
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates its privileges, as its package makes it
     with running_server([program, "-D", "-e", "-f", str(config)], log=work / "log", port=port):
         yield port, work
+
+
+WEBDAV_USER, WEBDAV_PASSWORD = "replicator", "a webdav password"
+
+
+@contextmanager
+def rclone_webdav(folder: Path, work: Path) -> Iterator[str]:
+    """host:port of a WebDAV server over `folder`."""
+    program, port = need_program("rclone"), free_port()
+    # It must learn of every change by a request: with a short --dir-cache-time, which would look into the folder again,
+    # rclone 1.76 blocks itself for ever.
+    command = [program, "serve", "webdav", "--addr", f"127.0.0.1:{port}", "--dir-cache-time", "1h"]
+    command += ["--user", WEBDAV_USER, "--pass", WEBDAV_PASSWORD, "--vfs-cache-mode", "off", str(folder)]
+    environment = {"RCLONE_CONFIG": str(work / "no-config")}
+    with running_server(command, log=work / "log", port=port, environment=environment):
+        yield f"127.0.0.1:{port}"

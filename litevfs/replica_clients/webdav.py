@@ -1,0 +1,273 @@
+"""Replicas on a WebDAV server: `webdav://user@host/path`, over TLS `webdavs://`; `path/ltx/<level in decimal>/<name>`.
+
+Source of the layout: Litestream 0.5, `webdav/replica_client.go`; of the protocol: RFC 4918. A server keeps no time of a
+client's, so a file's time is when it was stored. Owns requests and the reading of their answers.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import secrets
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import IO, BinaryIO
+from urllib.parse import quote, unquote, urlsplit
+
+import urllib3
+
+from litevfs.errors import (
+    StorageError,
+    StorageFileExistsError,
+    StorageNotFoundError,
+    StoragePreconditionError,
+)
+from litevfs.ltx.names import format_file_name, parse_file_name
+from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_range
+from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
+from litevfs.replica_clients.http.transport import endpoint_of
+from litevfs.replica_clients.http.uploads import open_stream
+from litevfs.replica_clients.http.xml import parse_xml
+from litevfs.replica_clients.location import parse_location
+
+BLOCK_SIZE = 1 << 16
+_SPOOL_BYTES = 8 << 20  # of an upload in memory; more of it goes through a temporary file
+_COPY_BYTES = 1 << 20
+_PASSWORD = "LITEVFS_WEBDAV_PASSWORD"
+_MISSING_FOLDER = (403, 404, 409)  # what a PUT is told where the folder is not there: 409 by RFC 4918, 9.7.1
+_D = "{DAV:}"
+_PROPERTIES = (
+    b'<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop>'
+    b"<getcontentlength/><getlastmodified/><getetag/><resourcetype/></prop></propfind>"
+)
+
+
+class WebDAVReplicaClient:
+    """A replica on a WebDAV server, with basic authentication; the user's password is LITEVFS_WEBDAV_PASSWORD.
+
+    `read_timeout_s` bounds each wait for the server. Nothing is sent before the first call.
+    """
+
+    block_size = BLOCK_SIZE
+    keeps_conditions = False  # many servers ignore them
+
+    def __init__(self, url: str, *, read_timeout_s: float = 30.0) -> None:
+        self._location = parse_location(
+            url,
+            example="webdavs://user@host/path",
+            default_port=443 if url.lower().startswith("webdavs:") else 80,
+            password_from=f"{_PASSWORD} holds the password",
+        )
+        scheme = "https" if self._location.scheme == "webdavs" else "http"
+        port = "" if self._location.port is None else f":{self._location.port}"
+        self._origin = f"{scheme}://{self._location.host}{port}"
+        credentials = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
+        own = urllib3.make_headers(basic_auth=credentials) if self._location.user else {}
+        self._exchange = Exchange(
+            read_timeout_s=read_timeout_s,
+            authorize=lambda method, url, headers, deadline: {**own, **headers},
+            permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The replica's URL, without a password."""
+        return self._location.url
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """HTTP requests sent so far, by kind: LIST, GET, PUT (every request of an upload), DELETE."""
+        return self._exchange.transport.requests
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. One request, for the whole folder: WebDAV cannot begin within it."""
+        self._exchange.transport.check_open()
+        found = {}  # rclone lists a file twice while it is replaced
+        for name, properties in self._properties(self._location.folder(level), "1"):
+            txids = parse_file_name(name)
+            if (
+                txids is not None
+                and txids[0] >= min_txid
+                and properties.find(f"{_D}resourcetype/{_D}collection") is None
+            ):
+                found[txids] = _file_info(level, txids, properties)
+        return sorted(found.values(), key=lambda file: (file.min_txid, file.max_txid))
+
+    def _properties(self, path: str, depth: str) -> list[tuple[str, ET.Element]]:
+        """(name, properties) of what lies at `path`; nothing where nothing does."""
+        url = self._url(path)
+        headers = {"Depth": depth, "Content-Type": "application/xml", "Content-Length": str(len(_PROPERTIES))}
+        response = self._exchange.send(
+            "LIST", "PROPFIND", url, headers, body=_PROPERTIES, expected=(207, 404, 405), key=path
+        )
+        data = self._exchange.read(response, url, LIST_LIMIT_BYTES)
+        found = []
+        if response.status == 207:
+            for answer in parse_xml(data, endpoint_of(url)).iterfind(f"{_D}response"):
+                name = posixpath.basename(unquote(urlsplit(answer.findtext(f"{_D}href") or "").path).rstrip("/"))
+                for group in answer.iterfind(f"{_D}propstat"):
+                    properties = group.find(f"{_D}prop")
+                    if properties is not None and " 200 " in f"{group.findtext(f'{_D}status') or ' 200 '} ":
+                        found.append((name, properties))
+        return found
+
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """See `ReplicaClient.read`. One request; none for zero bytes."""
+        self._exchange.transport.check_open()
+        if size == 0:
+            return b""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        key = self.key(file)
+        url = self._url(key)
+        with about(file, key):
+            headers = range_header(offset, size)
+            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 416), deadline=deadline)
+            etag = plain_etag(response.headers.get("ETag"))
+            if file.etag and etag and etag != file.etag and response.status != 416:
+                response.close()
+                raise StorageNotFoundError("the file was replaced since it was listed")
+            return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
+        """See `ReplicaClient.write`. A `.tmp` beside the file is moved to its name at the end.
+
+        The server keeps no `timestamp_ms`. What a MOVE replaces is deleted first (RFC 4918, 9.9.3): where the server does
+        that by the letter, neither file is there for a moment.
+        """
+        self._exchange.transport.check_open()
+        file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
+        key = self.key(file)
+        temporary = f"{key}.{secrets.token_hex(8)}.tmp"
+        with about(file, key), tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+            # Its length goes first: many servers take no body without one.
+            stream = open_stream(data)
+            while piece := stream.read(_COPY_BYTES):
+                spool.write(piece)
+            size = spool.tell()
+            try:
+                self._put_making_folders(temporary, spool, size)
+                self._move(temporary, key, overwrite=not exclusive)
+            except BaseException:
+                with suppress(StorageError):  # the first failure is the one to tell
+                    self._delete(temporary)
+                raise
+            for name, properties in self._properties(key, "0"):
+                if name == format_file_name(min_txid, max_txid):
+                    return _file_info(level, (min_txid, max_txid), properties)
+        return LTXFileInfo(level, min_txid, max_txid, size, int(time.time() * 1000))
+
+    def _put_making_folders(self, path: str, body: IO[bytes], size: int) -> None:
+        for expected in ((200, 201, 204, *_MISSING_FOLDER), (200, 201, 204)):
+            body.seek(0)
+            headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+            # An empty file is no body at all to urllib3.
+            response, _ = self._exchange.call(
+                "PUT", "PUT", self._url(path), headers, body=body if size else b"", expected=expected
+            )
+            if response.status not in _MISSING_FOLDER:
+                return
+            self._make_folders(posixpath.dirname(path))
+
+    def _make_folders(self, folder: str) -> None:
+        parts = folder.split("/")
+        for count in range(1, len(parts) + 1):
+            path = "/".join(parts[:count])
+            with suppress(StorageError):  # it is there (405), or the PUT that follows says what is wrong
+                self._exchange.call("PUT", "MKCOL", self._url(path) + "/", {}, expected=(201, 405))
+
+    def _move(self, source: str, target: str, *, overwrite: bool) -> None:
+        headers = {"Destination": self._url(target), "Overwrite": "T" if overwrite else "F"}
+        expected = (201, 204) if overwrite else (201, 204, 412)
+        response, _ = self._exchange.call("PUT", "MOVE", self._url(source), headers, expected=expected)
+        if response.status == 412:
+            raise StorageFileExistsError("the file exists")
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient.delete`. One request a file."""
+        self._exchange.transport.check_open()
+        for file in files:
+            with about(file, self.key(file)):
+                self._delete(self.key(file))
+
+    def _delete(self, path: str) -> None:
+        self._exchange.call("DELETE", "DELETE", self._url(path), {}, expected=(200, 204, 404))
+
+    # --- objects beside the levels ------------------------------------------------------------------------------------
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`. One request."""
+        self._exchange.transport.check_open()
+        path = f"{self._location.prefix}{name}"
+        url = self._url(path)
+        response = self._exchange.send("GET", "GET", url, {}, expected=(200, 404), key=path)
+        data = self._exchange.read(response, url, MAX_SIDE_OBJECT_BYTES)
+        return None if response.status == 404 else SideObject(data, plain_etag(response.headers.get("ETag")) or "0")
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`. One request, two where the answer has no ETag."""
+        self._exchange.transport.check_open()
+        path = f"{self._location.prefix}{name}"
+        headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
+        if if_absent:
+            headers["If-None-Match"] = "*"
+        elif if_match is not None:
+            headers["If-Match"] = f'"{if_match}"'
+        for expected in ((200, 201, 204, 412, *_MISSING_FOLDER), (200, 201, 204, 412)):
+            response, _ = self._exchange.call("PUT", "PUT", self._url(path), headers, body=data, expected=expected)
+            if response.status not in _MISSING_FOLDER:
+                break
+            self._make_folders(posixpath.dirname(path))
+        if response.status == 412:
+            raise StoragePreconditionError("the object is another", key=path)
+        etag = plain_etag(response.headers.get("ETag"))
+        if not etag:
+            etag = next((_etag(properties) for _, properties in self._properties(path, "0")), "")
+        return etag or "0"
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`. One request."""
+        self._exchange.transport.check_open()
+        self._delete(f"{self._location.prefix}{name}")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    def key(self, file: LTXFileInfo) -> str:
+        """The file's path on the server."""
+        return self._location.key(file)
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`."""
+        self._exchange.transport.close()
+
+    def _url(self, path: str) -> str:
+        return f"{self._origin}/{quote(path)}"
+
+
+def _file_info(level: int, txids: tuple[int, int], properties: ET.Element) -> LTXFileInfo:
+    size = properties.findtext(f"{_D}getcontentlength") or ""
+    if not size.isdecimal():
+        raise StorageError(f"a file of level {level} is listed without its size")
+    modified_ms = date_ms(properties.findtext(f"{_D}getlastmodified"))
+    return LTXFileInfo(level, *txids, int(size), modified_ms, _etag(properties))
+
+
+def _etag(properties: ET.Element) -> str:
+    return plain_etag(properties.findtext(f"{_D}getetag"))

@@ -1,0 +1,232 @@
+"""WebDAV, as rclone serves it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import urllib3
+
+from litevfs.errors import ReplicaURLError, StorageError, StoragePermissionError
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.urls import canonical_url, open_replica_client
+from litevfs.replica_clients.webdav import WebDAVReplicaClient
+from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
+from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.http_faults import HTTPFault
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
+from tests.replica_clients.interop import exchange
+from tests.replica_clients.store_faults import (
+    check_close_ends_a_read,
+    check_read_ends_in_time,
+    check_read_fault,
+    check_write_fault,
+    each_read_fault,
+)
+from tests.replica_clients.store_servers import WEBDAV_PASSWORD, WEBDAV_USER, rclone_webdav
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = tmp_path_factory.mktemp("served")
+    with rclone_webdav(folder, tmp_path_factory.mktemp("rclone")) as endpoint:
+        yield endpoint, folder
+
+
+class WebDAVReplica:
+    def __init__(self, endpoint: str, folder: Path) -> None:
+        self.endpoint = endpoint
+        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
+        self.folder = folder / self.path
+        self.url = self.url_at(endpoint)
+        self.http = urllib3.PoolManager()
+
+    def url_at(self, endpoint: str) -> str:
+        return f"webdav://{WEBDAV_USER}@{endpoint}/{self.path}"
+
+    def new_client(self) -> WebDAVReplicaClient:
+        return WebDAVReplicaClient(self.url)
+
+    def file(self, level: int, name: str) -> Path:
+        return self.folder / "ltx" / str(level) / name
+
+    def put(self, level: int, name: str, data: bytes) -> None:
+        parts = [*self.path.split("/"), "ltx", str(level)]
+        for count in range(1, len(parts) + 1):
+            self.request("MKCOL", "/".join(parts[:count]) + "/")
+        # Elsewhere first: a file is never there in part.
+        temporary, target = f"{self.path}/{uuid.uuid4().hex}", "/".join([*parts, quote(name)])
+        assert self.request("PUT", temporary, body=data) == 201
+        moved = self.request("MOVE", temporary, Destination=f"http://{self.endpoint}/{target}", Overwrite="T")
+        assert moved in (201, 204)
+
+    def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> int:
+        login = urllib3.make_headers(basic_auth=f"{WEBDAV_USER}:{WEBDAV_PASSWORD}")
+        url = f"http://{self.endpoint}/{path}"
+        return self.http.request(method, url, body=body, headers={**login, **headers}).status
+
+    def get(self, level: int, name: str) -> bytes | None:
+        path = self.file(level, name)
+        return path.read_bytes() if path.exists() else None
+
+    def names(self, level: int) -> set[str]:
+        folder = self.file(level, "")
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        raise NotImplementedError("WebDAV keeps no time of a client's")
+
+
+@pytest.fixture
+def webdav_replica(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[WebDAVReplica]:
+    monkeypatch.setenv("LITEVFS_WEBDAV_PASSWORD", WEBDAV_PASSWORD)
+    replica = WebDAVReplica(*server)
+    yield replica
+    replica.http.clear()
+
+
+@pytest.mark.servers
+class TestWebDAVReplicaClient(ReplicaClientConformance):
+    test_keeps_the_timestamp = None  # WebDAV keeps no time of a client's
+    # rclone deletes what a MOVE replaces first, as RFC 4918, 9.9.3, says.
+    test_concurrent_reads_see_one_version_while_a_file_is_replaced = None
+
+    @pytest.fixture
+    def replica(self, webdav_replica: WebDAVReplica) -> WebDAVReplica:
+        return webdav_replica
+
+    @pytest.fixture
+    def hanging_client(self) -> Iterator[WebDAVReplicaClient]:
+        with silent_endpoint() as silent:
+            client = WebDAVReplicaClient(f"webdav://{silent}/silent")
+            yield client
+            client.close()
+
+
+@pytest.fixture
+def behind_proxy(webdav_replica: WebDAVReplica) -> Iterator[tuple[WebDAVReplica, HTTPProxy]]:
+    with running_s3_proxy(f"http://{webdav_replica.endpoint}") as proxy:
+        webdav_replica.url = webdav_replica.url_at(proxy.endpoint.removeprefix("http://"))
+        yield webdav_replica, proxy
+
+
+@pytest.mark.servers
+@each_read_fault
+def test_faults_are_told_by_their_kind_and_pass(
+    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[WebDAVReplica, HTTPProxy]
+):
+    check_read_fault(*behind_proxy, fault, kind)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
+def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
+    check_write_fault(*behind_proxy, fault)
+
+
+@pytest.mark.servers
+def test_closing_ends_a_read_under_way(behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+
+
+@pytest.mark.servers
+def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
+    replica, proxy = behind_proxy
+    client = replica.new_client()
+    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_wrong_password_is_refused_with_a_hint(webdav_replica: WebDAVReplica, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITEVFS_WEBDAV_PASSWORD", "AKIDSECRET")
+    client = webdav_replica.new_client()
+    with pytest.raises(StoragePermissionError, match="LITEVFS_WEBDAV_PASSWORD") as caught:
+        client.list_files(0)
+    client.close()
+    assert "AKIDSECRET" not in str(caught.value) + repr(client)
+
+
+@pytest.mark.servers
+def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(
+    webdav_replica: WebDAVReplica, tmp_path: Path
+):
+    replica = {"type": "webdav", "webdav-url": f"http://{webdav_replica.endpoint}", "path": webdav_replica.path}
+    replica |= {"webdav-username": WEBDAV_USER, "webdav-password": WEBDAV_PASSWORD}
+    exchange(tmp_path, webdav_replica.url, replica)
+
+
+# --- without a server of theirs ---------------------------------------------------------------------------------------
+
+
+def listing(answers: str) -> bytes:
+    body = f'<?xml version="1.0"?><d:multistatus xmlns:d="DAV:">{answers}</d:multistatus>'.encode()
+    return b"HTTP/1.1 207 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+def test_listings_are_read_as_other_servers_write_them(scripted_server):
+    """Absolute URLs, weak and missing ETags, properties that are not there, folders that are named like files."""
+    answers = "".join(
+        f"<d:response><d:href>{href}</d:href><d:propstat><d:prop>{properties}</d:prop>"
+        "<d:status>HTTP/1.1 200 OK</d:status></d:propstat><d:propstat><d:prop><d:getetag/></d:prop>"
+        "<d:status>HTTP/1.1 404 Not Found</d:status></d:propstat></d:response>"
+        for href, properties in [
+            ("/db/ltx/0/", "<d:resourcetype><d:collection/></d:resourcetype>"),
+            (
+                f"http://h/db/ltx/0/{file_name(2, 2)}",
+                "<d:getcontentlength>5</d:getcontentlength><d:getetag>W/&quot;a&quot;</d:getetag>",
+            ),
+            (f"/db/ltx/0/{file_name(1, 1)}", "<d:getcontentlength>7</d:getcontentlength>"),
+            (f"/db/ltx/0/{file_name(3, 3)}/", "<d:resourcetype><d:collection/></d:resourcetype>"),
+        ]
+    )
+    server = scripted_server(listing(answers))
+    client = WebDAVReplicaClient(f"webdav://{server.endpoint.removeprefix('http://')}/db")
+    found = [(file.min_txid, file.size, file.etag) for file in client.list_files(0)]
+    client.close()
+    assert found == [(1, 7, ""), (2, 5, "a")]
+
+
+def test_an_answer_that_is_no_listing_is_refused(scripted_server):
+    for body in (b"<html>", b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>'):
+        server = scripted_server(b"HTTP/1.1 207 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client = WebDAVReplicaClient(f"webdav://{server.endpoint.removeprefix('http://')}/db")
+        with pytest.raises(StorageError, match="sent no listing"):
+            client.list_files(0)
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("WEBDAV://user@HOST:80/a//b/../c/", "webdav://user@host/a/c"),
+        ("webdavs://host:443", "webdavs://host"),
+        ("webdavs://host:80/a", "webdavs://host:80/a"),
+    ],
+)
+def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str):
+    assert canonical_url(url) == canonical == canonical_url(canonical)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("webdav:///db", "names no place"),
+        ("webdavs://user:AKIDSECRET@host/db", r"a password.*LITEVFS_WEBDAV_PASSWORD"),
+        ("webdav://host/db?x=1", "unknown parameter 'x'"),
+    ],
+)
+def test_bad_urls_are_refused_with_a_hint(url: str, message: str):
+    with pytest.raises(ReplicaURLError, match=message) as caught:
+        open_replica_client(url)
+    assert "AKIDSECRET" not in str(caught.value)
+
+
+def test_key_is_litestreams():
+    client = WebDAVReplicaClient("webdav://host/a/b")
+    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
+    client.close()
