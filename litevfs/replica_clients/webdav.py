@@ -149,8 +149,8 @@ class WebDAVReplicaClient:
     ) -> LTXFileInfo:
         """See `ReplicaClient.write`. A `.tmp` beside the file is moved to its name at the end.
 
-        The server keeps no `timestamp_ms`. What a MOVE replaces is deleted first (RFC 4918, 9.9.3): where the server does
-        that by the letter, neither file is there for a moment.
+        The server keeps no `timestamp_ms`. What a MOVE replaces is deleted first (RFC 4918, 9.9.3): where the server
+        keeps to the letter of that, neither file is there for a moment.
         """
         self._exchange.transport.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
