@@ -44,6 +44,7 @@ from litevfs.errors import (
     WALError,
 )
 from litevfs.integrations.arrow import arrow
+from litevfs.integrations.partitions import Partition, partitions
 from litevfs.live.subscription import Subscription
 from litevfs.operations.copy import copy_replica
 from litevfs.operations.diff import Change, Diff, SchemaChange
@@ -68,6 +69,7 @@ __all__ = [
     "MaintenanceConfig",
     "OptionError",
     "PageUnavailableError",
+    "Partition",
     "ReplicaConflictError",
     "ReplicaEmptyError",
     "ReplicaError",
@@ -102,6 +104,7 @@ __all__ = [
     "diff",
     "follow",
     "open_replica_client",
+    "partitions",
     "register",
     "restore",
     "subscribe",

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
-from typing import TypedDict, cast
+from typing import cast
 from urllib.parse import quote, urlencode
 
 import apsw
@@ -23,6 +23,7 @@ from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.changed_sides import TableFilter
 from litevfs.operations.diff import Diff, State
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
+from litevfs.states.snapshot import Snapshot
 from litevfs.units import parse_moment_ms
 
 _registered: dict[str, ReplicaVFS] = {}
@@ -141,7 +142,7 @@ def diff(
 
     try:
         replica = lease.replica
-        old, new = (replica.view(**_moment(replica, moment)) for moment in (from_, to))
+        old, new = find_view(replica, from_), find_view(replica, to)
         if old.txid > new.txid:
             raise OptionError(
                 f"the state {format_txid(old.txid)} is newer than {format_txid(new.txid)}", hint="swap from and to"
@@ -157,23 +158,17 @@ def diff(
         raise
 
 
-def _moment(replica: Replica, moment: int | str) -> _Moment:
-    """What `Replica.view` takes."""
-    if isinstance(moment, int):
-        return {"txid": moment}
+def find_view(replica: Replica, moment: int | str) -> Snapshot:
+    """A fixed state: of a TXID (a number or hex digits), of a time, or "latest". Raises what `Replica.view` raises."""
     if moment == "latest":
         replica.refresh()
         assert replica.snapshot is not None
-        return {"txid": replica.snapshot.txid}
+        return replica.view(txid=replica.snapshot.txid)
     try:
-        return {"txid": parse_txid(moment)}
+        txid = moment if isinstance(moment, int) else parse_txid(moment)
     except OptionError:
-        return {"timestamp_ms": parse_moment_ms(moment, now_ms=int(time.time() * 1000))}
-
-
-class _Moment(TypedDict, total=False):
-    txid: int
-    timestamp_ms: int
+        return replica.view(timestamp_ms=parse_moment_ms(str(moment), now_ms=int(time.time() * 1000)))
+    return replica.view(txid=txid)
 
 
 def _uri(replica_url: str, options: dict[str, object]) -> str:

@@ -167,13 +167,18 @@ def _first_values(cell: bytes, count: int) -> list[str | int | None]:
     values: list[str | int | None] = []
     while len(values) < count and position < start + header_size:
         kind, position = _varint(cell, position)
-        size = (kind - 12) // 2 if kind >= 12 else (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)[kind]
+        size = _content_size(kind)
         content = cell[body : body + size]
         if len(content) < size:
             raise UnclearError("a name that continues on another page")
         body += size
         values.append(_value(kind, content))
     return values + [None] * (count - len(values))
+
+
+def _content_size(kind: int) -> int:
+    """Bytes of a value of a serial type."""
+    return (kind - 12) // 2 if kind >= 12 else (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)[kind]
 
 
 def _value(kind: int, content: bytes) -> str | int | None:
@@ -242,6 +247,42 @@ def _overflow_of(pgno: int, page: bytes, usable: int) -> Iterator[int]:
             local = _local_size(size, most, usable)
             if local < size:
                 yield int.from_bytes(page[start + local : start + local + 4], "big")
+
+
+# --- what others ask of a page ----------------------------------------------------------------------------------------
+
+
+def is_leaf(pgno: int, page: bytes) -> bool:
+    """Whether it is the lowest page of a table or an index. Raises UnclearError where it is no B-tree page."""
+    kind = _kind(pgno, page)
+    if kind not in (LEAF_TABLE, LEAF_INDEX, INTERIOR_TABLE, INTERIOR_INDEX):
+        raise UnclearError(f"page {pgno} is no page of a table")
+    return kind in (LEAF_TABLE, LEAF_INDEX)
+
+
+def page_children(pgno: int, page: bytes) -> list[int]:
+    """The pages below an interior page, in order."""
+    start = _HEADER if pgno == 1 else 0
+    children = [int.from_bytes(page[pointer : pointer + 4], "big") for pointer in _pointers(pgno, page)]
+    return [*children, int.from_bytes(page[start + 8 : start + 12], "big")]
+
+
+def rowid_cells(pgno: int, page: bytes) -> list[int]:
+    """The largest rowid below each child of a table's interior page but the last."""
+    return _interior(pgno, page)[1]
+
+
+def index_cells(pgno: int, page: bytes) -> list[bytes]:
+    """The records on an index's interior page, as far as they are on it."""
+    return [page[_varint(page, pointer + 4)[1] :] for pointer in _pointers(pgno, page)]
+
+
+def record_value(record: bytes) -> tuple[int, bytes]:
+    """(serial type, content) of a record's first value; no content where it continues on another page."""
+    header_size, position = _varint(record, 0)
+    kind, _ = _varint(record, position)
+    content = record[header_size : header_size + _content_size(kind)]
+    return kind, content if len(content) == _content_size(kind) else b""
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------

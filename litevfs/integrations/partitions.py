@@ -1,0 +1,243 @@
+"""A table in pieces, for engines with several workers. Owns where a table is cut; what is read is Arrow's business.
+
+The cuts are keys on the table's interior pages, at one level of its B-tree: below each child lie about as many pages as
+below any other. So a few pages say where to cut a table of any size, and no row is read or counted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import apsw
+
+from litevfs.api import connect, find_view
+from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.integrations.arrow import Column, arrow
+from litevfs.live.registry import registry
+from litevfs.ltx.names import format_txid
+from litevfs.operations.diff import quoted
+from litevfs.operations.table_trees import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
+from litevfs.options import Options
+
+CHILDREN_A_PIECE = 4
+"""So many pieces of the tree for each piece of the table make these about equal."""
+MAX_LEVELS = 20
+
+Key = None | int | float | str | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Some rows of a table in one state of a replica. Picklable, without credentials: workers find their own."""
+
+    url: str
+    table: str
+    txid: int
+    columns: tuple[str, ...]
+    where: str | None  # SQL
+    parameters: tuple[Key, ...]  # of `where`
+    key: str  # what the table is ordered by, as SQL writes it
+    low: Key  # rows from here on; None: from the first one
+    high: Key  # rows before this; None: to the last one
+    as_text: tuple[str, ...] = ()  # columns to be read as text: those whose declared type does not say what they hold
+    options: tuple[tuple[str, Any], ...] = ()  # of `litevfs.connect`
+
+    @property
+    def sql(self) -> str:
+        """The statement that reads the rows, with its parameters in the order of `bindings`."""
+        names = ", ".join(
+            f"CAST({quoted(name)} AS TEXT) AS {quoted(name)}" if name in self.as_text else quoted(name)
+            for name in self.columns
+        )
+        conditions = [] if self.where is None else [f"({self.where})"]
+        conditions += [] if self.low is None else [f"{self.key} >= ?"]
+        conditions += [] if self.high is None else [f"{self.key} < ?"]
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return f"SELECT {names} FROM {quoted(self.table)}{where}"
+
+    @property
+    def bindings(self) -> tuple[Key, ...]:
+        """Values for the parameters of `sql`."""
+        return (*self.parameters, *(bound for bound in (self.low, self.high) if bound is not None))
+
+    def connect(self) -> apsw.Connection:
+        """A connection at the state of this piece.
+
+        Raises TXIDNotFoundError where retention has taken the files of that state meanwhile.
+        """
+        try:
+            return connect(self.url, txid=format_txid(self.txid), **dict(self.options))
+        except TXIDNotFoundError as error:
+            raise TXIDNotFoundError(
+                f"the state that table {self.table} was cut up in is not on the replica any more",
+                min_txid=self.txid,
+                key=self.url,
+                hint="make the pieces again, or lengthen the retention on the primary",
+            ) from error
+
+    def read(self) -> Any:
+        """The rows as a `pyarrow.Table`."""
+        connection = self.connect()
+        try:
+            return arrow(connection, self.sql, self.bindings).reader().read_all()
+        finally:
+            connection.close(True)
+
+
+def partitions(
+    replica_url: str | os.PathLike[str],
+    table: str,
+    count: int,
+    *,
+    txid: int | str | None = None,
+    columns: Sequence[str] | None = None,
+    where: str | None = None,
+    parameters: Sequence[Key] = (),
+    **options: Any,
+) -> list[Partition]:
+    """Up to `count` pieces of a table that together are all its rows, of about equal size, all in one state.
+
+    The state is that after transaction `txid` (a number or hex digits), by default the newest. `columns` are those to
+    read, `where` is a condition in SQL with `parameters`, `options` are those of `connect`. Each piece has `.txid` and
+    `.read()` -> `pyarrow.Table`. A column whose declared type does not say what it holds has in each piece the type of
+    its values there. Raises OptionError for a table or column that does not exist, for views and virtual tables, and
+    what `connect` raises.
+    """
+    if count < 1:
+        raise OptionError(f"not a number of pieces: {count}", hint="1 or more")
+    url = os.fspath(replica_url)
+    lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
+    try:
+        replica = lease.replica
+        snapshot = find_view(replica, "latest" if txid is None else txid)
+        connection = connect(url, txid=format_txid(snapshot.txid), **options)
+        try:
+            described = _Table(connection, table, columns)
+        finally:
+            connection.close(True)
+        cuts = described.cuts(lambda pgno: replica.pages.read(snapshot, pgno), snapshot.commit, count)
+        bounds = [None, *cuts, None]
+        return [
+            Partition(
+                replica.url,
+                described.name,
+                snapshot.txid,
+                described.columns,
+                where,
+                tuple(parameters),
+                described.key,
+                low,
+                high,
+                options=tuple(options.items()),
+            )
+            for low, high in pairwise(bounds)
+        ]
+    finally:
+        registry.release(lease)
+
+
+def declared_columns(partition: Partition) -> list[Column]:
+    """The columns of a piece with their declared types."""
+    connection = partition.connect()
+    try:
+        info = connection.execute(f"PRAGMA table_xinfo({quoted(partition.table)})").fetchall()
+    finally:
+        connection.close(True)
+    declared = {str(column[1]): str(column[2]) for column in info}
+    return [Column(name, declared.get(name)) for name in partition.columns]
+
+
+class _Table:
+    """A table as its schema describes it."""
+
+    def __init__(self, connection: apsw.Connection, name: str, columns: Sequence[str] | None) -> None:
+        found = connection.execute(
+            "SELECT l.name, l.type, l.wr, s.rootpage FROM pragma_table_list AS l JOIN sqlite_schema AS s "
+            "ON s.name = l.name WHERE l.schema = 'main' AND lower(l.name) = lower(?) AND s.type IN ('table', 'view')",
+            (name,),
+        ).fetchall()
+        if not found:
+            names = [str(row[0]) for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            raise OptionError(f"no table {name}", hint="tables: " + ", ".join(names))
+        self.name, kind, without_rowid, root = str(found[0][0]), found[0][1], found[0][2], found[0][3]
+        if kind not in ("table", "shadow"):
+            raise OptionError(f"{name} is a {kind}, which has no pages of its own", hint="name an ordinary table")
+        self.root = int(str(root))
+        info = connection.execute(f"PRAGMA table_xinfo({quoted(self.name)})").fetchall()
+        known = [str(column[1]) for column in info if column[6] != 1]
+        self.columns = tuple(known if columns is None else columns)
+        if missing := set(self.columns) - set(known):
+            raise OptionError(f"table {name} has no column {min(missing)}", hint="columns: " + ", ".join(known))
+        self.has_rowid = not without_rowid
+        self.is_utf_8 = connection.pragma("encoding") == "UTF-8"
+        self.is_descending = False
+        if self.has_rowid:
+            free = [alias for alias in ("rowid", "_rowid_", "oid") if alias not in {k.lower() for k in known}]
+            primary = [str(column[1]) for column in info if column[5] and str(column[2]).upper() == "INTEGER"]
+            self.key = free[0] if free else quoted(primary[0]) if primary else ""
+        else:
+            self.key = quoted(next(str(column[1]) for column in info if column[5] == 1))
+            index = next(
+                row[1] for row in connection.execute(f"PRAGMA index_list({quoted(self.name)})") if row[3] == "pk"
+            )
+            self.is_descending = bool(connection.execute(f"PRAGMA index_xinfo({quoted(str(index))})").fetchall()[0][3])
+
+    def cuts(self, read: Callable[[int], bytes], commit: int, count: int) -> list[Key]:
+        """Keys, ascending, at which a new piece begins."""
+        if count == 1 or not self.key:
+            return []
+        try:
+            keys = self._keys(read, commit, count * CHILDREN_A_PIECE)
+        except UnclearError:
+            return []
+        size = (len(keys) + 1) / count
+        chosen = [keys[int(size * piece) - 1] for piece in range(1, count) if int(size * piece) >= 1]
+        return [key for key, before in zip(chosen, [None, *chosen], strict=False) if key != before]
+
+    def _keys(self, read: Callable[[int], bytes], commit: int, wanted: int) -> list[Key]:
+        """The keys between the pages of the first level of the tree that has enough of them."""
+        level, keys = [self.root], list[Key]()
+        for _ in range(MAX_LEVELS):
+            pages = [(pgno, read(pgno)) for pgno in level if 1 <= pgno <= commit]
+            if len(level) >= wanted or any(is_leaf(pgno, page) for pgno, page in pages):
+                break
+            below: list[int] = []
+            inner: list[Key] = []
+            for number, (pgno, page) in enumerate(pages):
+                inner += self._keys_of(pgno, page) + ([keys[number]] if number < len(keys) else [])
+                below += page_children(pgno, page)
+            level, keys = below, inner
+        known: list[Key] = [key for key in keys if key is not None]
+        return known[::-1] if self.is_descending else known
+
+    def _keys_of(self, pgno: int, page: bytes) -> list[Key]:
+        """The keys between the children of an interior page; None for one that is not known."""
+        if self.has_rowid:
+            return [rowid + 1 if rowid < 2**63 - 1 else None for rowid in rowid_cells(pgno, page)]
+        return [_first_column(cell) if self.is_utf_8 else None for cell in index_cells(pgno, page)]
+
+
+def _first_column(payload: bytes) -> Key:
+    """The first value of a record; None for NULL and for one that is not whole, or no text, and so no cut."""
+    kind, content = record_value(payload)
+    if kind == 7:
+        return float(struct.unpack(">d", content)[0])
+    if kind in (8, 9):
+        return kind - 8
+    if 1 <= kind <= 6:
+        return int.from_bytes(content, "big", signed=True)
+    if kind >= 12 and content:
+        return content if kind % 2 == 0 else _text(content)
+    return None
+
+
+def _text(content: bytes) -> str | None:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return None

@@ -1,0 +1,144 @@
+"""A table of a replica as a Spark data source: `spark.read.format("litevfs")`, for PySpark 4.
+
+    from litevfs.integrations.spark import register
+    register(spark)
+    frame = spark.read.format("litevfs").option("url", "s3://bucket/app").option("table", "orders").load()
+
+The driver fixes the TXID when the frame is planned; every task reads that state. Filters that SQLite can apply are
+handed on to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark.sql import SparkSession
+from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
+from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
+
+from litevfs.errors import OptionError
+from litevfs.integrations.arrow import Column
+from litevfs.integrations.partitions import Partition, declared_columns, partitions
+from litevfs.integrations.types import undeclared
+from litevfs.operations.diff import quoted
+
+NAME = "litevfs"
+_OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns")
+_TYPES = {"integer": LongType, "real": DoubleType, "text": StringType, "blob": BinaryType}
+_OPERATORS = {
+    "EqualTo": "=",
+    "GreaterThan": ">",
+    "GreaterThanOrEqual": ">=",
+    "LessThan": "<",
+    "LessThanOrEqual": "<=",
+}
+
+
+def register(spark: SparkSession) -> None:
+    """Make the format known to a session, and let Spark hand filters on to it."""
+    spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
+    spark.dataSource.register(LitevfsDataSource)
+
+
+class LitevfsDataSource(DataSource):
+    """Options: `url`, `table`, `txid`, `numPartitions` (8), `where`, `columns` (with commas), those of `connect`."""
+
+    @classmethod
+    def name(cls) -> str:
+        """What stands in `format(...)`."""
+        return NAME
+
+    def schema(self) -> StructType:
+        """From the declared types; a column whose declared type does not say what it holds is a string."""
+        columns = declared_columns(self._pieces(1)[0])
+        return StructType([StructField(column.name, _TYPES[column.kind or "text"](), True) for column in columns])
+
+    def reader(self, schema: StructType) -> DataSourceReader:
+        """See `DataSource.reader`."""
+        count = int(self.options.get("numPartitions", "8"))
+        pieces = self._pieces(count, [field.name for field in schema.fields])
+        return LitevfsReader(pieces, declared_columns(pieces[0]))
+
+    def _pieces(self, count: int, columns: Sequence[str] | None = None) -> list[Partition]:
+        given = dict(self.options)
+        for needed in ("url", "table"):
+            if needed not in given:
+                raise OptionError(f"the option {needed!r} is missing", hint=f'.option("{needed}", ...)')
+        if columns is None and "columns" in given:
+            columns = [name.strip() for name in given["columns"].split(",")]
+        others = {name: value for name, value in given.items() if name.lower() not in _OWN_OPTIONS}
+        return partitions(
+            given["url"],
+            given["table"],
+            count,
+            txid=given.get("txid"),
+            columns=columns,
+            where=given.get("where"),
+            **others,
+        )
+
+
+@dataclass
+class Piece(InputPartition):
+    """What one task reads."""
+
+    partition: Partition
+
+
+class LitevfsReader(DataSourceReader):
+    """Reads the pieces as Arrow batches."""
+
+    def __init__(self, pieces: list[Partition], columns: list[Column]) -> None:
+        self._pieces = [replace(piece, as_text=undeclared(columns)) for piece in pieces]
+        self._kinds = {column.name: column.kind for column in columns}
+
+    def pushFilters(self, filters: list[Any]) -> Iterator[Any]:
+        """Take the comparisons of columns whose type SQLite keeps to; hand the others back."""
+        for filter_ in filters:
+            condition = self._condition(filter_)
+            if condition is None:
+                yield filter_
+                continue
+            sql, value = condition
+            self._pieces = [
+                replace(
+                    piece,
+                    where=sql if piece.where is None else f"({piece.where}) AND {sql}",
+                    parameters=(*piece.parameters, value),
+                )
+                for piece in self._pieces
+            ]
+
+    def _condition(self, filter_: Any) -> tuple[str, Any] | None:
+        operator = _OPERATORS.get(type(filter_).__name__)
+        attribute: Sequence[str] = getattr(filter_, "attribute", ())
+        value: Any = getattr(filter_, "value", None)
+        if operator is None or len(attribute) != 1:
+            return None
+        kind = self._kinds.get(attribute[0])
+        is_number = kind in ("integer", "real") and type(value) in (int, float)
+        # Spark compares text byte by byte, and so does this whatever the column's collation is.
+        is_text = kind == "text" and type(value) is str
+        if is_number or is_text:
+            return f"{quoted(attribute[0])} {operator} ?{' COLLATE BINARY' if is_text else ''}", value
+        return None
+
+    def partitions(self) -> list[InputPartition]:
+        """One task a piece."""
+        return [Piece(piece) for piece in self._pieces]
+
+    def read(self, partition: InputPartition) -> Iterator[Any]:
+        """The record batches of a piece."""
+        assert isinstance(partition, Piece)
+        table = partition.partition.read()
+        yield from table.cast(_with_small_offsets(table.schema)).to_batches()
+
+
+def _with_small_offsets(schema: Any) -> Any:
+    """The same columns with the types of text and blobs that Spark takes."""
+    import pyarrow
+
+    small = {pyarrow.large_string(): pyarrow.string(), pyarrow.large_binary(): pyarrow.binary()}
+    return pyarrow.schema([(field.name, small.get(field.type, field.type)) for field in schema])

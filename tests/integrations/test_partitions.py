@@ -1,0 +1,134 @@
+"""A table in pieces: together all rows, once each, of one state, of about equal size, and picklable."""
+
+from __future__ import annotations
+
+import pickle
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+import litevfs
+from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
+from tests.primary import Primary
+
+pyarrow = pytest.importorskip("pyarrow", reason="pip install 'litevfs[arrow]'")
+
+
+def numbers(count: int) -> str:
+    series = f"WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count})"
+    return f"({series} SELECT value FROM s)"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    name = f"pieces-{uuid.uuid4().hex[:12]}"
+    memory_store(name)
+    yield f"memory://{name}"
+    drop_memory_store(name)
+
+
+@pytest.fixture
+def primary(url: str) -> Iterator[Primary]:
+    with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://"))), page_size=512) as primary:
+        yield primary
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30, 1000])
+@pytest.mark.parametrize(
+    ("schema", "insert"),
+    [
+        ("CREATE TABLE t (id INTEGER PRIMARY KEY, x)", "SELECT (value - 2000) * 3, randomblob(60) FROM {}"),
+        ("CREATE TABLE t (x TEXT, y)", "SELECT hex(value), value FROM {}"),
+        ("CREATE TABLE t (rowid TEXT, y)", "SELECT hex(value), value FROM {}"),
+        ("CREATE TABLE t (k TEXT PRIMARY KEY, v) WITHOUT ROWID", "SELECT hex(value * 7919), value FROM {}"),
+        (
+            "CREATE TABLE t (k TEXT COLLATE NOCASE, n, PRIMARY KEY (k, n)) WITHOUT ROWID",
+            "SELECT hex(value % 50), value FROM {}",
+        ),
+        ("CREATE TABLE t (k REAL PRIMARY KEY DESC, v) WITHOUT ROWID", "SELECT value / 3.0, value FROM {}"),
+        (
+            "CREATE TABLE t (k PRIMARY KEY, v) WITHOUT ROWID",
+            "SELECT CAST(randomblob(2 + value % 200) || value AS BLOB), 1 FROM {}",
+        ),
+        (
+            "CREATE TABLE t (k PRIMARY KEY, v) WITHOUT ROWID",
+            "SELECT CASE value % 3 WHEN 0 THEN value WHEN 1 THEN value / 7.0 ELSE 'x' || value END, 1 FROM {}",
+        ),
+    ],
+)
+def test_the_pieces_are_all_rows_once_each(primary, url, schema, insert, count):
+    primary.commit(schema)
+    primary.commit(f"INSERT OR IGNORE INTO t {insert.format(numbers(3000))}")
+    pieces = litevfs.partitions(url, "t", count)
+    assert 1 <= len(pieces) <= count
+    rows = []
+    sizes = []
+    for piece in pieces:
+        connection = piece.connect()
+        found = connection.execute(piece.sql, piece.bindings).fetchall()
+        connection.close()
+        rows += found
+        sizes.append(len(found))
+    expected = primary.rows("SELECT * FROM t")
+    assert sorted(map(repr, rows)) == sorted(map(repr, expected))
+    if count in (2, 7) and "CAST" not in insert:
+        assert len(pieces) == count
+        assert max(sizes) < 3 * len(expected) / count
+
+
+def test_a_piece_reads_its_own_state_after_a_journey(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT, y REAL)")
+    txid = primary.commit(f"INSERT INTO t SELECT value, 'row ' || value, value / 2.0 FROM {numbers(500)}")
+    pieces = litevfs.partitions(url, "t", 4, columns=["x", "y"], where="id % 2 = ?", parameters=(0,), cache_size="5MB")
+    primary.commit("DELETE FROM t")
+    tables = [pickle.loads(pickle.dumps(piece)).read() for piece in pieces]
+    table = pyarrow.concat_tables(tables)
+    assert {piece.txid for piece in pieces} == {txid}
+    assert table.schema.names == ["x", "y"]
+    assert table.num_rows == 250
+    assert table["y"].to_pylist() == [value / 2 for value in range(2, 501, 2)]
+    earlier = litevfs.partitions(url, "t", 2, txid=1)
+    assert sum(piece.read().num_rows for piece in earlier) == 0
+
+
+def test_few_pages_say_where_to_cut(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    primary.commit(f"INSERT INTO t SELECT value, randomblob(200) FROM {numbers(20000)}")
+    lease = litevfs.api.registry.acquire(litevfs.api.Options.collect({}, {"replica_url": url, "txid": 2}))
+    try:
+        before = lease.replica.pages.counters.misses
+        assert len(litevfs.partitions(url, "t", 8, txid=2)) == 8
+        assert lease.replica.pages.counters.misses - before < 400 < len(primary.images[2]) // 512 // 10
+    finally:
+        litevfs.api.registry.release(lease)
+
+
+def test_what_retention_took_is_said(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    primary.commit("INSERT INTO t VALUES (1, 2)")
+    (piece,) = litevfs.partitions(url, "t", 1)
+    primary.commit("INSERT INTO t VALUES (2, 2)")
+    primary.compact(9, 1, 3)
+    primary.delete(0)
+    with pytest.raises(TXIDNotFoundError, match="was cut up in is not on the replica any more"):
+        piece.read()
+
+
+def test_bad_input_is_refused_with_what_to_do(primary, url):
+    primary.commit(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE VIEW v AS SELECT 1; CREATE VIRTUAL TABLE f USING fts5 (b)"
+    )
+    with pytest.raises(OptionError, match=r"no table nope.*tables: t"):
+        litevfs.partitions(url, "nope", 2)
+    with pytest.raises(OptionError, match="v is a view"):
+        litevfs.partitions(url, "v", 2)
+    with pytest.raises(OptionError, match="f is a virtual"):
+        litevfs.partitions(url, "f", 2)
+    with pytest.raises(OptionError, match=r"no column zz.*columns: id, x"):
+        litevfs.partitions(url, "t", 2, columns=["zz"])
+    with pytest.raises(OptionError, match="not a number of pieces"):
+        litevfs.partitions(url, "t", 0)
+    with pytest.raises(OptionError, match="unknown option"):
+        litevfs.partitions(url, "t", 1, pol_interval=3)
