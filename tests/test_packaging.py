@@ -33,7 +33,8 @@ STORAGES = {
     for extra in ("azure", "gs", "nats", "sftp")
     for requirement in PYPROJECT["project"]["optional-dependencies"][extra]
 } | {"azure", "google", "nats"}  # what those that are not installed here are imported as
-TOOLS = {distribution_name(name) for name in PYPROJECT["project"]["optional-dependencies"]["integrations"]}
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+TOOLS = {distribution_name(name) for extra in ("integrations", "engines") for name in EXTRAS[extra]}
 
 
 @pytest.fixture(scope="module")
