@@ -65,6 +65,30 @@ def test_close_ends_a_call_that_connects_to_a_full_queue():
 
 
 @pytest.mark.plan("L11")
+def test_close_at_the_moment_at_which_a_connection_begins_ends_it(monkeypatch):
+    """The socket is known and not yet connecting: there is nothing to shut down."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        waiting = fill_queue(listener)
+        port = listener.getsockname()[1]
+        client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=15)
+        sockets = client._transport._sockets
+        add, closed = sockets.add, threading.Event()
+
+        def add_and_close(sock: socket.socket) -> socket.socket:
+            handle = add(sock)
+            client.close()
+            closed.set()
+            return handle
+
+        monkeypatch.setattr(sockets, "add", add_and_close)
+        ends_when_closed(client, lambda: client.list_files(0), closed.is_set)
+        for sock in waiting:
+            sock.close()
+
+
+@pytest.mark.plan("L11")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the socket that is forsaken
 def test_an_answer_may_be_collected_while_another_connection_is_made_or_ended(connect, monkeypatch):
     client = connect(lambda *_: part(0, 9))

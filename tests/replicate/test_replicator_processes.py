@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,8 @@ def test_under_load_every_txid_is_a_state_of_the_source_and_the_application_hard
     assert int(txid) == len(client.list_files(0))
     assert_every_state_is_sound(client)
     assert_replicated(client, database)
-    assert opened(rebuilt(client)).execute("SELECT n FROM ledger").fetchone() == (int(count),)
+    with closing(opened(rebuilt(client))) as db:
+        assert db.execute("SELECT n FROM ledger").fetchone() == (int(count),)
 
 
 KILLS = [

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,12 +262,11 @@ def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app,
     app = make_app()
     synced(app, client)
     app.close()
-    with sqlite3.connect(app.path) as db:
+    with closing(sqlite3.connect(app.path)) as db:
         db.execute("PRAGMA journal_mode=DELETE")
         db.execute("PRAGMA page_size=1024")
         db.execute("VACUUM")
         db.execute("PRAGMA journal_mode=WAL")
-    db.close()
     with (
         Replicator(app.path, client) as replicator,
         pytest.raises(ReplicatorError, match=r"1024 bytes now, the replica has pages of 4096 .*hint: "),
@@ -546,9 +546,8 @@ def test_a_database_in_rollback_mode_is_refused_with_the_command_that_helps(make
     program, database, command = shlex.split(caught.value.hint.removeprefix("run: ").split(", or ")[0])
     assert program == "sqlite3"
     assert app.execute("PRAGMA journal_mode") == [("delete",)]
-    with sqlite3.connect(database) as db:
+    with closing(sqlite3.connect(database)) as db:
         db.execute(command)
-    db.close()
     with Replicator(app.path, client) as replicator:
         replicator.sync()
     assert_replicated(client, app.path)

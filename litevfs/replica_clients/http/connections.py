@@ -6,10 +6,13 @@ urllib3 cannot wake a thread that waits in `recv`; so every socket is known from
 
 from __future__ import annotations
 
+import errno
 import functools
 import http.client
 import io
+import math
 import os
+import select
 import socket
 import sys
 import threading
@@ -166,9 +169,15 @@ class _Watched:
             handle = self._sockets.add(sock)
             for option in self.socket_options or ():
                 sock.setsockopt(*option)
-            sock.settimeout(timeout_s)
             sys.audit("http.client.connect", self, self.host, self.port)
-            sock.connect(address)
+            sock.setblocking(False)
+            begun = sock.connect_ex(address)
+            # From here on `LiveSockets.close` ends the wait for an answer. Before, its shutdown had nothing to end.
+            self._sockets.check_open()
+            if begun:
+                _finish_connecting(sock, begun, timeout_s)
+                self._sockets.check_open()
+            sock.settimeout(timeout_s)
         except BaseException:
             if handle is not None:
                 self._sockets.remove(handle)
@@ -186,6 +195,18 @@ class _Watched:
         handle, self._handle = self._handle, None
         if handle is not None:
             self._sockets.remove(handle)
+
+
+def _finish_connecting(sock: socket.socket, begun: int, timeout_s: float | None) -> None:
+    """Wait for the answer to a connect that has `begun` with this error number. Raises OSError."""
+    if begun == errno.EINPROGRESS:
+        answers = select.poll()
+        answers.register(sock, select.POLLOUT)
+        if not answers.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+            raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        begun = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if begun:
+        raise OSError(begun, os.strerror(begun))
 
 
 class HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore's own overrides
