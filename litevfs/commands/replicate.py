@@ -18,6 +18,8 @@ from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, chec
 from litevfs.commands.text import count
 from litevfs.errors import LitevfsError, ReplicatorError
 from litevfs.ltx.names import format_txid
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replica_clients.http.indexed import IndexedReplicaClient
 from litevfs.replicate.replicator import Replicator
 from litevfs.units import parse_duration_s
 
@@ -66,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="compact, take snapshots and delete old files too [yes]",
     )
+    parser.add_argument(
+        "--index", action="store_true", help="keep index.json beside the levels, for readers behind a web server"
+    )
     add_flags(parser, "levels", "snapshot_interval_s", "snapshot_retention_s", "level_0_retention_s")
     add_options(parser, STORAGE_OPTIONS)
 
@@ -81,11 +86,15 @@ def run(args: argparse.Namespace) -> int:
         options["truncate_pages"] = None
     storage = collect_options(args)
     client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
+    if args.index:
+        client = IndexedReplicaClient(client)
     with closing(client), Replicator(args.database, client, **options) as replicator:
         if args.snapshot:
             replicator.request_snapshot()
         if args.once:
-            print(format_txid(replicator.sync()))
+            txid = replicator.sync()
+            _flush_index(client)
+            print(format_txid(txid))
             return 0
         try:
             with _sigterm_raises():
@@ -96,7 +105,14 @@ def run(args: argparse.Namespace) -> int:
             pass
         finally:
             _finish(replicator)
+            _flush_index(client)
     return 0
+
+
+def _flush_index(client: ReplicaClient) -> None:
+    if isinstance(client, IndexedReplicaClient):
+        client.update()
+        client.flush(_LAST_SYNC_TIMEOUT_S)
 
 
 def _finish(replicator: Replicator) -> None:

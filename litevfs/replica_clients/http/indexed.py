@@ -1,0 +1,210 @@
+"""A client that keeps an `index.json` beside what it writes, for readers behind a plain web server (`http.index`).
+
+Owns when the index is written: by a thread, after a file was stored, and before one is deleted. Knows nothing of the
+storage but that it keeps objects beside the levels.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StorageTimeoutError
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient, SideObjects
+from litevfs.replica_clients.http.index import INDEX_NAME, write_index
+
+logger = logging.getLogger(__name__)
+
+_LIST_AGAIN_S = 60.0
+"""So old a listing is made again before an index is written: other programs write and delete files, too."""
+_WRITTEN = re.compile(rb'"written_ms":\s*(\d{1,15})')
+_DELETE_TIMEOUT_S = 30.0
+_Key = tuple[int, int, int]
+
+
+class IndexedReplicaClient:
+    """`client`, with an index of its files written at most every `interval_s` seconds while they change.
+
+    Everything else is the client's own. Raises OptionError for a storage that keeps no objects beside the levels.
+    """
+
+    def __init__(self, client: ReplicaClient, *, interval_s: float = 0.0) -> None:
+        if not isinstance(client, SideObjects):
+            raise OptionError(
+                f"no index can be written to {client.url}", hint="its storage keeps no objects beside LTX"
+            )
+        self._client = client
+        self._objects: SideObjects = client
+        self._interval_s = interval_s
+        self._change = threading.Condition()
+        self._files: dict[_Key, LTXFileInfo] | None = None  # None until they are listed
+        self._listed = 0.0  # monotonic
+        self._recent: dict[_Key, LTXFileInfo | None] = {}  # written and (None) deleted since the last listing began
+        self._wanted = self._written = 0  # numbers of changes
+        self._written_ms: int | None = None  # of the newest index; None until that is looked at
+        self._error: StorageError | None = None  # of the last try, if it failed
+        self._is_closed = self._has_thread = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._client!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    @property
+    def url(self) -> str:
+        """See `ReplicaClient.url`."""
+        return self._client.url
+
+    @property
+    def block_size(self) -> int:
+        """See `ReplicaClient.block_size`."""
+        return self._client.block_size
+
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. What the storage says, not the index."""
+        return self._client.list_files(level, min_txid)
+
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """See `ReplicaClient.read`."""
+        return self._client.read(file, offset, size, timeout_s=timeout_s)
+
+    def write(
+        self,
+        level: int,
+        min_txid: int,
+        max_txid: int,
+        data: bytes | BinaryIO,
+        timestamp_ms: int,
+        *,
+        exclusive: bool = False,
+    ) -> LTXFileInfo:
+        """See `ReplicaClient.write`. The index follows; nothing here waits for it."""
+        file = self._client.write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
+        with self._change:
+            self._note(_key(file), file)
+            self._want()
+        return file
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """See `ReplicaClient.delete`. First the index is written without them; raises what that raises."""
+        files = list(files)
+        if not files:
+            return
+        with self._change:
+            for file in files:
+                self._note(_key(file), None)
+            self._want()
+        self.flush(_DELETE_TIMEOUT_S)
+        self._client.delete(files)
+
+    def key(self, file: LTXFileInfo) -> str:
+        """See `ReplicaClient.key`."""
+        return self._client.key(file)
+
+    def update(self) -> None:
+        """Let an index be written, though nothing has changed."""
+        with self._change:
+            self._want()
+
+    def flush(self, timeout_s: float) -> None:
+        """Return when the index shows every change up to now. Raises StorageError when it does not within the time."""
+        with self._change:
+            wanted = self._wanted
+            self._change.wait_for(lambda: self._written >= wanted or self._is_closed, timeout_s)
+            if self._written >= wanted:
+                return
+            if self._is_closed:
+                raise StorageClosedError("the replica client is closed")
+            raise self._error or StorageTimeoutError("the index was not written in time", key=INDEX_NAME)
+
+    def close(self) -> None:
+        """See `ReplicaClient.close`. What is not in the index by now is not in it: see `flush`."""
+        with self._change:
+            self._is_closed = True
+            self._change.notify_all()
+        self._client.close()
+
+    def _want(self) -> None:
+        if self._is_closed:
+            raise StorageClosedError("the replica client is closed")
+        if not self._has_thread:
+            start_thread(self._run, "litevfs-index")
+            self._has_thread = True
+        self._wanted += 1
+        self._change.notify_all()
+
+    def _run(self) -> None:
+        backoff, pause_s = Backoff(), 0.0
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._is_closed, pause_s)
+                self._change.wait_for(lambda: self._is_closed or self._wanted > self._written)
+                if self._is_closed:
+                    return
+            try:
+                self._write_once()
+            except StorageClosedError:
+                return
+            except StorageError as error:
+                with self._change:
+                    self._error = error
+                logger.warning("the index of %s cannot be written, readers of it see nothing new: %s", self.url, error)
+                pause_s = backoff.after(error)
+            else:
+                backoff.reset()
+                pause_s = self._interval_s
+
+    def _write_once(self) -> None:
+        if self._files is None or time.monotonic() - self._listed > _LIST_AGAIN_S:
+            self._list()
+        with self._change:
+            files = list((self._files or {}).values())
+            wanted = self._wanted
+        is_hex = any(len(self._client.key(file).split("/")[-2]) == 4 for file in files[:1])
+        written_ms = max(int(time.time() * 1000), self._last_written_ms() + 1)
+        self._objects.put_object(INDEX_NAME, write_index(files, written_ms, hex_levels=is_hex))
+        with self._change:
+            self._written_ms, self._written, self._error = written_ms, wanted, None
+            self._change.notify_all()
+
+    def _list(self) -> None:
+        with self._change:
+            self._recent.clear()
+        self._listed = time.monotonic()
+        try:
+            listed = {_key(file): file for level in LEVELS for file in self._client.list_files(level)}
+        except StorageNotFoundError:  # a folder that the first file will make
+            listed = {}
+        with self._change:
+            self._files = listed
+            for key, file in self._recent.items():  # what the listing may have missed
+                self._note(key, file)
+
+    def _note(self, key: _Key, file: LTXFileInfo | None) -> None:
+        self._recent[key] = file
+        if self._files is None:
+            return
+        if file is None:
+            self._files.pop(key, None)
+        else:
+            self._files[key] = file
+
+    def _last_written_ms(self) -> int:
+        if self._written_ms is not None:
+            return self._written_ms
+        there = self._objects.read_object(INDEX_NAME)
+        found = _WRITTEN.search(there.data[:1000]) if there is not None else None
+        return int(found[1]) if found else 0
+
+
+def _key(file: LTXFileInfo) -> _Key:
+    return file.level, file.min_txid, file.max_txid
