@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import statistics
 import tempfile
 import threading
@@ -16,6 +17,7 @@ import apsw
 
 import litevfs
 from litevfs.commands.ls import format_listing
+from litevfs.commands.results import value_text
 from litevfs.commands.text import format_table
 from litevfs.errors import LitevfsError, StaleReplicaError
 from litevfs.replica_clients.base import LEVELS
@@ -106,6 +108,8 @@ class _Demo:
         first = self._follow()
         self._hold_a_transaction()
         self._go_back(first)
+        self._show_differences(first)
+        self._copy_beside()
         self._list_files()
         return self._compare()
 
@@ -133,7 +137,8 @@ class _Demo:
                 values = (1 + n * 7 % 5, _ITEMS[n % len(_ITEMS)], 250 + n * 37 % 400)
                 self.primary.execute("INSERT INTO orders (customer_id, item, cents) VALUES (?, ?, ?)", values)
         committed = time.monotonic()
-        _wait_until(lambda: _row(self.reader, "SELECT count(*) FROM orders") == (self._orders,))
+        count = _row(self.primary, "SELECT count(*) FROM orders")
+        _wait_until(lambda: _row(self.reader, "SELECT count(*) FROM orders") == count)
         self._lags_ms.append((time.monotonic() - committed) * 1000)
         return self._lags_ms[-1]
 
@@ -155,8 +160,35 @@ class _Demo:
         rows = [(*row, *then.get(row[0], (0, "0.00"))) for row in self.reader.execute(_TOTALS)]
         print(_indented(format_table(["customer", "orders", "total", "orders then", "total then"], rows)))
 
+    def _show_differences(self, txid: str) -> None:
+        _say(5, "What happened in between, row by row (litevfs diff); as SQL it is a patch.\n")
+        with self.primary:
+            self.primary.execute("UPDATE orders SET cents = 999 WHERE id = 1")
+        now = _row(self.primary, "SELECT count(*), sum(cents) FROM orders")
+        _wait_until(lambda: _row(self.reader, "SELECT count(*), sum(cents) FROM orders") == now)
+        with litevfs.diff(self.url, txid, str(self.reader.pragma("litestream_txid"))) as diff:
+            changes = list(diff)
+        for change in [change for change in changes if change.op != "insert"] + changes[-1:]:
+            print(
+                f"   {change.op} {change.table} {value_text(change.key[0])}: {change.old or '-'} -> {change.new or '-'}"
+            )
+        print(f"   ({len(changes)} rows in all)")
+
+    def _copy_beside(self) -> None:
+        _say(6, "A local file that follows (litevfs follow), read here by Python's own sqlite3.\n")
+        path = Path(self.url).with_name("copy.db")
+        with (
+            litevfs.follow(self.url, path, poll_interval=POLL_INTERVAL) as followed,
+            closing(sqlite3.connect(path)) as plain,
+        ):
+            before = plain.execute("SELECT count(*) FROM orders").fetchone()[0]
+            self._commit_and_wait(rows=3)
+            followed.wait_for(str(self.reader.pragma("litestream_txid")), timeout=TIME_LIMIT_S)
+            after = plain.execute("SELECT count(*) FROM orders").fetchone()[0]
+        print(f"   {path.name}: {before} orders, and {after} after 3 more were committed")
+
     def _list_files(self) -> None:
-        _say(5, "This is all there is in the replica (litevfs ls, litevfs verify and litevfs dump look closer).\n")
+        _say(7, "This is all there is in the replica (litevfs ls, litevfs verify and litevfs dump look closer).\n")
         client = litevfs.open_replica_client(self.url)
         try:
             files = [file for level in LEVELS for file in client.list_files(level)]
@@ -170,10 +202,9 @@ class _Demo:
         size = int(self.reader.pragma("page_count")) * int(self.reader.pragma("page_size"))
         lag = f"{statistics.median(self._lags_ms):.0f} ms in the median, {max(self._lags_ms):.0f} ms at most"
         same = "equal those of the database" if is_equal else "DIFFER from those of the database"
-        _say(6, f"{len(self._lags_ms)} transactions, commit to reader {lag}.")
-        print(
-            f"   The replica's {self._orders} orders {same}; integrity check of its {format_bytes(size)}: {integrity}."
-        )
+        _say(8, f"{len(self._lags_ms)} transactions, commit to reader {lag}.")
+        count = _row(self.reader, "SELECT count(*) FROM orders")[0]
+        print(f"   The replica's {count} orders {same}; integrity check of its {format_bytes(size)}: {integrity}.")
         return is_equal and integrity == "ok"
 
 

@@ -233,16 +233,18 @@ def test_demo_shows_everything_ends_by_itself_and_leaves_nothing(
     assert [int(orders) for _, _, orders in lags] == [1, 3, 6, 10, 15, 21]
     assert [int(txid, 16) for txid, _, _ in lags] == list(range(2, 8))
     assert "orders at BEGIN 21, after 10 more were committed 21, after COMMIT 31" in result.out
-    assert "31 orders equal those of the database" in result.out
+    assert "update orders 1: {'id': 1," in result.out
+    assert "copy.db: 31 orders, and 34 after 3 more were committed" in result.out
+    assert "34 orders equal those of the database" in result.out
     assert "integrity check of its 12.3 kB: ok" in result.out
 
 
 def test_demo_keeps_its_files_when_asked_to(run: Callable[..., Any], tmp_path: Path):
     folder = tmp_path / "kept"
     assert run("demo", "--keep", folder).code == 0
-    assert query(folder / "shop.db", "SELECT count(*) FROM orders") == [(31,)]
+    assert query(folder / "shop.db", "SELECT count(*) FROM orders") == [(34,)]
     assert run("verify", folder / "replica").code == 0
-    assert run("query", folder / "replica", "SELECT count(*) FROM orders").out == "31\n"
+    assert run("query", folder / "replica", "SELECT count(*) FROM orders").out == "34\n"
     again = run("demo", "--keep", folder)
     assert (again.code, again.out) == (1, "")
     assert "not empty" in again.err
