@@ -71,6 +71,8 @@ class OddS3Server:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.endpoint = ""  # what clients are told
         self.home = ""  # where a redirect leads
+        self.keys = {ACCESS_KEY: (SECRET_KEY, SESSION_TOKEN)}  # those that are good: secret key, session token
+        self.expired: set[str] = set()  # access keys that were good once
         self._lock = threading.Lock()
 
     def put(self, key: str, data: bytes) -> None:
@@ -103,7 +105,10 @@ class OddS3Server:
 
     def _signature_refusal(self, request: _Request) -> _Answer | None:
         match = _AUTHORIZATION.fullmatch(request.headers.get("authorization", ""))
-        if match is None or match[1] != ACCESS_KEY or request.headers.get("x-amz-security-token") != SESSION_TOKEN:
+        if match is not None and match[1] in self.expired:
+            return self._error(400, "ExpiredToken")
+        secret, token = self.keys.get(match[1] if match else "", ("", None))
+        if match is None or not secret or request.headers.get("x-amz-security-token") != token:
             return self._error(403, "AccessDenied")
         if match[3] != self.oddity.region:
             header = {"x-amz-bucket-region": self.oddity.region} if self.oddity.says_region else {}
@@ -115,7 +120,7 @@ class OddS3Server:
         headers = dict(request.headers)
         if self.oddity.rewrites_headers:
             headers |= {"accept-encoding": "gzip, br", "user-agent": "a proxy"}
-        if _signature(request, headers, match) != match[5]:
+        if _signature(request, headers, match, secret) != match[5]:
             return self._error(403, "SignatureDoesNotMatch")
         if hashlib.sha256(request.body).hexdigest() != request.headers["x-amz-content-sha256"]:
             return self._error(400, "XAmzContentSHA256Mismatch")
@@ -258,7 +263,7 @@ class OddS3Server:
         return _Answer(status, bodies[self.oddity.errors].encode(), headers or {})
 
 
-def _signature(request: _Request, headers: dict[str, str], match: re.Match[str]) -> str:
+def _signature(request: _Request, headers: dict[str, str], match: re.Match[str], secret: str) -> str:
     """Signature version 4, by its specification and the standard library alone."""
     names = match[4].split(";")
     signed = "".join(f"{name}:{' '.join(headers.get(name, '').split())}\n" for name in names)
@@ -267,7 +272,7 @@ def _signature(request: _Request, headers: dict[str, str], match: re.Match[str])
     scope = f"{match[2]}/{match[3]}/s3/aws4_request"
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     text = "\n".join(["AWS4-HMAC-SHA256", headers.get("x-amz-date", ""), scope, digest])
-    key = f"AWS4{SECRET_KEY}".encode()
+    key = f"AWS4{secret}".encode()
     for part in (*scope.split("/"), text):
         key = hmac.new(key, part.encode(), hashlib.sha256).digest()
     return key.hex()

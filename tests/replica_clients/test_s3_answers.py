@@ -224,6 +224,7 @@ def test_a_large_wrong_body_is_not_read(connect):
         ("403 Forbidden", "InvalidAccessKeyId", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
         ("403 Forbidden", "SignatureDoesNotMatch", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
         ("403 Forbidden", "RequestTimeTooSkewed", StoragePermissionError, "clock"),
+        ("403 Forbidden", "InvalidObjectState", StorageError, "no rule archive"),
         ("400 Bad Request", "ExpiredToken", StoragePermissionError, "renew"),
         ("401 Unauthorized", "Whatever", StoragePermissionError, "AWS_ACCESS_KEY_ID"),
         ("400 Bad Request", "InvalidArgument", StorageError, ""),
