@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
+from litevfs.ltx.names import format_file_name
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replica_clients.urls import register_scheme
@@ -25,15 +26,21 @@ _scripts: dict[str, Script] = {}
 class Script:
     """One replica's storage; hooks may be set and cleared at any time."""
 
-    def __init__(self, *, block_size: int = 0, lists_levels: bool = False, max_names: int = 1000) -> None:
-        """`lists_levels`: one listing holds all levels, and up to `max_names` files."""
+    def __init__(
+        self, *, block_size: int = 0, lists_levels: bool = False, max_names: int = 1000, reads_named: bool = False
+    ) -> None:
+        """`lists_levels`: one listing holds all levels, and up to `max_names` files; `reads_named`: and files that were
+        not listed can be read, if there is a `block_size`.
+        """
         self.name = f"replica-{uuid.uuid4().hex[:12]}"
         self.url = f"scripted://{self.name}"
         self.block_size = block_size
-        self.lists_levels, self.max_names = lists_levels, max_names
+        self.lists_levels, self.max_names, self.reads_named = lists_levels, max_names, reads_named
         self.store = MemoryStore(self.name)
         self.on_list: Callable[[int, list[LTXFileInfo]], list[LTXFileInfo]] | None = None
         self.on_read: Callable[[LTXFileInfo, int, bytes], bytes] | None = None
+        self.on_name: Callable[[int, bool], bool] | None = None  # (TXID, is it there?) -> whether to say that it is
+        self.names: list[int] = []  # TXIDs of the files that were read without being listed
         self.clients = 0
         self.lists: Counter[int] = Counter()  # by level; ALL_LEVELS
         self.list_times: list[float] = []  # monotonic, seconds; of level 0
@@ -64,6 +71,7 @@ class Script:
             self.lists.clear()
             self.list_times.clear()
             self.reads.clear()
+            self.names.clear()
 
     def __enter__(self) -> Script:
         return self
@@ -139,8 +147,28 @@ class LevelsClient(ScriptedClient):
         return files[: self._script.max_names], len(files) <= self._script.max_names
 
 
+class NamesClient(LevelsClient):
+    """The same, where files can be read that were not listed. Of them it knows the time to a second only."""
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed`."""
+        self._script.names.append(max_txid)
+        stored = self._script.store.get(f"{level}/{format_file_name(min_txid, max_txid)}")
+        says_so = self._script.on_name is None or self._script.on_name(max_txid, stored is not None)
+        if stored is None or not says_so:
+            return None
+        modified_ms = stored.modified_ms // 1000 * 1000 + 1
+        info = LTXFileInfo(level, min_txid, max_txid, len(stored.data), modified_ms, stored.etag)
+        data = stored.data[:size]
+        return info, self._script.on_read(info, 0, data) if self._script.on_read else data
+
+
 def _open(url: str, *, read_timeout_s: float) -> ScriptedClient:
     script = _scripts[url.removeprefix("scripted://")]
+    if script.reads_named:
+        return NamesClient(script)
     return LevelsClient(script) if script.lists_levels else ScriptedClient(script)
 
 

@@ -11,12 +11,8 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
 
 from litevfs.concurrency.calls import Troubles
 from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
@@ -29,11 +25,11 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
+from litevfs.files.fetched import FetchedFile, RequestCounters, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
-from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import ListsLevels, LTXFileInfo, ReplicaClient
 
 logger = logging.getLogger("litevfs.files.fetch")
@@ -56,29 +52,6 @@ REQUEST_SHARE = 0.5
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
-
-
-@dataclass(slots=True)
-class RequestCounters:
-    """What a replica asked of its storage so far."""
-
-    list: int = 0
-    get: int = 0
-    bytes_read: int = 0
-    retries: int = 0
-    errors: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class FetchedFile:
-    """An LTX file's header and page index, checked; and its bytes where they were read at once and verified."""
-
-    info: LTXFileInfo
-    header: Header
-    index: PageIndex
-    data: bytes | None  # the whole file
-    head: bytes = b""  # else what was read of its start, worth keeping
-    checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if all of it was verified
 
 
 class Fetcher:
@@ -115,13 +88,7 @@ class Fetcher:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """One listing of one level, not retried: whoever lists comes back by itself."""
-        with self._lock:
-            self.counters.list += 1
-        try:
-            return self.client.list_files(level, min_txid)
-        except Exception:
-            self._count_error()
-            raise
+        return self._counted_list(partial(self.client.list_files, level, min_txid))
 
     def list_from(self, level: int, min_txid: int = 1) -> list[LTXFileInfo] | None:
         """Files of `level` from `min_txid` on and all of the levels above it, in one request, not retried.
@@ -131,18 +98,22 @@ class Fetcher:
         client = self._levels_client
         if client is None:
             return None
-        with self._lock:
-            self.counters.list += 1
         try:
-            files, are_all = client.list_from(level, min_txid)
+            files, are_all = self._counted_list(partial(client.list_from, level, min_txid))
         except StoragePermissionError as error:  # may be of the wider prefix alone
             logger.info("listing level by level from now on: %s", error)
             self._levels_client = None
             return None
+        return files if are_all else None
+
+    def _counted_list(self, call: Callable[[], T]) -> T:
+        with self._lock:
+            self.counters.list += 1
+        try:
+            return call()
         except Exception:
             self._count_error()
             raise
-        return files if are_all else None
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""
@@ -171,14 +142,7 @@ class Fetcher:
 
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
-        try:
-            data = self._request(file, offset, size, deadline)
-        except Exception:
-            self._count_error()
-            raise
-        with self._lock:
-            self.counters.get += 1
-            self.counters.bytes_read += len(data)
+        data = self.counted_get(lambda: self._request(file, offset, size, deadline), len)
         if len(data) != size:
             self._count_error()
             raise TransientStorageError(
@@ -196,6 +160,23 @@ class Fetcher:
             return self.client.read(file, offset, size)
         timeout_s = min(self._read_timeout_s * REQUEST_SHARE, deadline - time.monotonic())
         return self.client.read(file, offset, size, timeout_s=timeout_s)
+
+    @property
+    def request_timeout_s(self) -> float:
+        """For one request that may be made again."""
+        return self._read_timeout_s * REQUEST_SHARE
+
+    def counted_get(self, call: Callable[[], T], size_of: Callable[[T], int]) -> T:
+        """What a request for bytes returns, which has so many of them."""
+        try:
+            result = call()
+        except Exception:
+            self._count_error()
+            raise
+        with self._lock:
+            self.counters.get += 1
+            self.counters.bytes_read += size_of(result)
+        return result
 
     def _count_error(self) -> None:
         with self._lock:
@@ -274,6 +255,15 @@ class Fetcher:
         decoded = decode_file(data)
         check_name(file, decoded.header)
         return FetchedFile(file, decoded.header, decoded.index, data, checks=frame_checks(decoded.index, data))
+
+    def checked(self, file: LTXFileInfo, data: bytes) -> FetchedFile:
+        """A whole file that was read just now, verified, and kept in the folder. Raises LTXFormatError, located."""
+        try:
+            fetched = self._fetch_whole(file, data)
+        except LTXFormatError as error:
+            raise self.located(error, file) from error
+        self.keep(file, 0, data)
+        return fetched
 
     def _fetch_ends(self, file: LTXFileInfo, ends: tuple[bytes, bytes] | None) -> FetchedFile:
         fresh = ends is None
@@ -407,12 +397,3 @@ def patience_s(deadline: float) -> float:
 
 def _likely_tail_bytes(file: LTXFileInfo) -> int:
     return max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE))
-
-
-def check_name(file: LTXFileInfo, header: Header) -> None:
-    """Raise LTXFormatError when a file's header and its name do not agree."""
-    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
-        raise LTXFormatError(
-            f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",
-            hint="the file was renamed or copied to a wrong place",
-        )

@@ -17,7 +17,8 @@ from typing import Self, TypeVar
 from litevfs.concurrency.futures import run_ahead
 from litevfs.concurrency.workers import WorkerPool
 from litevfs.errors import LTXFormatError
-from litevfs.files.fetch import PARALLEL_READS, READ_BYTES, Fetcher, check_name
+from litevfs.files.fetch import PARALLEL_READS, READ_BYTES, Fetcher
+from litevfs.files.fetched import check_name
 from litevfs.files.frame_checks import FEED_BYTES, small_parts
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer

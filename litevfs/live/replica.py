@@ -127,7 +127,7 @@ class Replica:
 
     def _was_just_refreshed(self) -> bool:
         """Whether somebody polls, and has looked a moment ago: connections that open together share one look."""
-        age_s = self._health.proof_age_s()
+        age_s = self._health.lag_s()
         return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
-from litevfs.files.fetch import FetchedFile, Fetcher
+from litevfs.files.fetch import Fetcher
+from litevfs.files.fetched import FetchedFile
 from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead

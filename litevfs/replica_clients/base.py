@@ -83,6 +83,22 @@ class ReplicaClient(Protocol):
 
 
 @runtime_checkable
+class ReadsNamed(Protocol):
+    """What a client may have besides: the read of a file that was not listed, which may not exist."""
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """The file of that name, and its bytes up to `size`; None where there is none. It makes one request.
+
+        Of what is returned of the file, only `modified_ms` may differ from what a listing shows. Raises
+        StoragePermissionError where the storage does not say whether there is one; other errors are those of
+        `ReplicaClient.read`.
+        """
+        ...
+
+
+@runtime_checkable
 class ListsLevels(Protocol):
     """What a client may have besides: the files of several levels in one request.
 

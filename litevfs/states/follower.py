@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from litevfs.concurrency.clock import now_s
@@ -23,11 +23,13 @@ from litevfs.errors import (
     TXIDGapError,
     TXIDNotFoundError,
 )
-from litevfs.files.fetch import FetchedFile, Fetcher
+from litevfs.files.fetch import Fetcher
+from litevfs.files.fetched import FetchedFile
 from litevfs.files.plan import Chain, around, extend, gap_error, newest_state, reachable_txids, state_at, without
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import format_txid
 from litevfs.states.lineage import Judge, Lineage, Look, Times
+from litevfs.states.next_files import NextFiles
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.states.survey import Survey
 
@@ -45,6 +47,8 @@ _FIRST_VIEW_EPOCH = 1 << 32
 """A fixed view is a history of its own: nothing proves that it is the one of the live states."""
 _FIRST_VIEW_COUNTER = 1 << 31
 """Change counters of fixed views start here, so that they never equal one of the live states."""
+
+_NO_NUMBERS: Mapping[LTXFileInfo, int] = {}
 
 Publish = Callable[[Snapshot, Sequence[int]], None]
 """(state, the TXIDs that led to it and were not published before, ascending; none when pages only moved)."""
@@ -64,7 +68,8 @@ class Follower:
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
         self._judge = Judge(fetcher, clock)
-        self._survey = Survey(fetcher, clock)
+        self._names = NextFiles(fetcher)
+        self._survey = Survey(fetcher, clock, self._names.as_known)
         self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
@@ -72,6 +77,7 @@ class Follower:
         self._fetcher, self._keep = fetcher, keep
         self._judge.use(fetcher)
         self._survey.use(fetcher)
+        self._names.use(fetcher)
 
     # --- live states --------------------------------------------------------------------------------------------------
 
@@ -92,22 +98,29 @@ class Follower:
         `thorough`, all levels are looked at then. Raises TXIDGapError, or what a file in the way raised, after
         everything before it was published and no way around was found.
         """
-        anchor = self._anchor
         began, is_due = self._survey.now(), self._survey.is_due()
+        was_asked = False
+        if not thorough and self._names.is_usable and self._is_usual(snapshot):
+            snapshot, was_asked = self._follow_by_name(snapshot, publish)
+            if was_asked and not is_due:
+                return False  # the next file is not there: true, and no proof that the replica is the same
+        anchor = self._anchor
         if not self._survey.is_undone and (anchor is not None or not (thorough or is_due)):
             first_txid = anchor.min_txid if anchor else snapshot.txid + 1
-            files = self._survey.list_ahead(first_txid) if is_due else self._fetcher.list_files(0, first_txid)
+            files = self._survey.list_ahead(first_txid) if is_due else self._survey.list_level_0(first_txid)
             level_0 = [file for file in files if file.level == 0]
+            self._names.look_at(level_0, snapshot.txid, was_asked=was_asked)
             chain = extend(snapshot.txid, level_0)
             is_all = not chain.gap and all(file.max_txid <= chain.txid for file in files)
             is_usual = self._is_continuous(snapshot, level_0) and is_all and len(chain.files) <= MAX_STEPS
-            if is_usual and len(snapshot.files) <= self._max_files:
+            if is_usual and self._is_usual(snapshot):
                 self._judge.is_in_order()
                 snapshot, failure = self._advance(snapshot, chain, publish)
                 self._note_position(level_0, snapshot)
                 if failure is None:
                     if is_due:
                         self._survey.done(began)
+                        self._names.keep_only([*self._seen, *snapshot.files.values()])
                     return anchor is not None
                 # The newest file may be on its way still. Of one that others have followed, nothing more will come.
                 if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
@@ -122,6 +135,31 @@ class Follower:
             raise failure
         self._survey.done(began)
         return True
+
+    def _is_usual(self, snapshot: Snapshot) -> bool:
+        """Whether nothing is left over from the last look, and the state is made of few files."""
+        return not self._survey.is_undone and len(snapshot.files) <= self._max_files
+
+    def _follow_by_name(self, snapshot: Snapshot, publish: Publish) -> tuple[Snapshot, bool]:
+        """Publish what follows on `snapshot` under the names that it must have on level 0.
+
+        Returns the newest state, and whether nothing more is there under such a name; if not, a listing has to tell.
+        """
+        ends = [file for file in (self._anchor, *snapshot.files.values()) if file and file.max_txid == snapshot.txid]
+        if not ends:
+            return snapshot, False
+        try:
+            found = self._names.find(snapshot.txid, lambda: self._judge.proves(ends[0]))
+            if not found:
+                return snapshot, found is not None
+            snapshot, times = self._apply_fetched(snapshot, found)
+        except (LTXFormatError, StorageNotFoundError) as error:
+            logger.info("what was found by its name is of no use: %s", error)
+            return snapshot, False
+        publish(snapshot, [file.header.max_txid for file in found])
+        self._judge.remember(times)
+        self._note_position([file.info for file in found], snapshot)
+        return snapshot, True
 
     def _is_continuous(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
         """Whether a listing of level 0 from the anchor on proves that nothing was missed and nothing replaced."""
@@ -231,21 +269,31 @@ class Follower:
         numbers = {file: number for number, file in known.files.items()} if known else {}
         times: Times = {}
         for start in range(0, len(files), FETCHED_AT_ONCE):
-            for fetched in self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE]):
-                number = numbers.get(fetched.info) or next(self._numbers)
-                numbered = NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
-                try:
-                    snapshot = snapshot.apply(numbered)
-                except LTXFormatError as error:
-                    raise self._fetcher.located(error, fetched.info) from error
-                self._keep(number, fetched)
-                times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
+            fetched = self._fetcher.fetch_files(files[start : start + FETCHED_AT_ONCE])
+            snapshot, some = self._apply_fetched(snapshot, fetched, numbers)
+            times |= some
+        return snapshot, times
+
+    def _apply_fetched(
+        self, snapshot: Snapshot, files: Iterable[FetchedFile], numbers: Mapping[LTXFileInfo, int] = _NO_NUMBERS
+    ) -> tuple[Snapshot, Times]:
+        times: Times = {}
+        for fetched in files:
+            number = numbers.get(fetched.info) or next(self._numbers)
+            numbered = NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
+            try:
+                snapshot = snapshot.apply(numbered)
+            except LTXFormatError as error:
+                raise self._fetcher.located(error, fetched.info) from error
+            self._keep(number, fetched)
+            times[fetched.info.level == SNAPSHOT_LEVEL, fetched.header.max_txid] = fetched.header.timestamp_ms
         return snapshot, times
 
     def _note_position(self, files: Iterable[LTXFileInfo], snapshot: Snapshot) -> None:
         """Remember what the listing showed up to the state's TXID, and the newest level-0 file of it as the anchor."""
-        covered = [file for file in files if file.max_txid <= snapshot.txid]
-        level_0 = [file for file in covered if file.level == 0 and file.max_txid == snapshot.txid]
+        level_0 = [file for file in files if file.level == 0]
+        self._names.look_at(level_0, snapshot.txid, was_asked=False)
+        level_0 = [file for file in level_0 if file.max_txid == snapshot.txid]
         self._anchor = max(level_0, key=lambda file: file.max_txid, default=None)
         self._seen = {file for file in level_0 if file.min_txid >= (self._anchor.min_txid if self._anchor else 0)}
 

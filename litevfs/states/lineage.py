@@ -170,6 +170,13 @@ class Judge:
         """Whether storage still has the newest file that we know, which a listing does not show."""
         return any(self._is_there(file) for file in ours if file.max_txid == snapshot.txid)
 
+    def proves(self, file: LTXFileInfo) -> bool:
+        """Whether a file that the state is known to come from still is where it was, and the same."""
+        try:
+            return self.read_time(file) in self._known_times(file.max_txid)
+        except (StorageNotFoundError, LTXFormatError):
+            return False
+
     def _is_there(self, file: LTXFileInfo) -> bool:
         try:
             found = self.read_time(replace(file, etag=""))  # whatever has that name now

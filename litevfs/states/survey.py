@@ -26,9 +26,16 @@ RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
 class Survey:
     """One replica's. One caller at a time; `clock` gives seconds that always grow."""
 
-    def __init__(self, fetcher: Fetcher, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        clock: Callable[[], float],
+        as_known: Callable[[list[LTXFileInfo]], list[LTXFileInfo]] = lambda files: files,
+    ) -> None:
+        """`as_known` puts files in the place of listed ones that are the same and known in another way."""
         self._fetcher = fetcher
         self._clock = clock
+        self._as_known = as_known
         self._last = -math.inf
         self._starts: dict[int, int] = {}  # level -> min_txid of the newest file known there
         self._is_large = False  # one listing does not hold all levels
@@ -71,7 +78,11 @@ class Survey:
             except ReplicaError:
                 files += self._fetcher.list_levels(RARE_LEVELS)
         self._note(files)
-        return files
+        return self._as_known(files)
+
+    def list_level_0(self, min_txid: int) -> list[LTXFileInfo]:
+        """Files of level 0 from `min_txid` on."""
+        return self._as_known(self._fetcher.list_files(0, min_txid))
 
     def list_ahead(self, min_txid: int) -> list[LTXFileInfo]:
         """Files of level 0 from `min_txid` on; of the others at least those newer than what is known of them."""
@@ -82,7 +93,7 @@ class Survey:
                 above = self._list_each([level for level in USUAL_LEVELS if level])
             files = self._fetcher.list_files(0, min_txid) + above
         self._note(files)
-        return files
+        return self._as_known(files)
 
     def _list_each(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         calls = [partial(self._fetcher.list_files, level, self._starts.get(level, 1)) for level in levels]

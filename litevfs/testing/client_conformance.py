@@ -18,13 +18,14 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from litevfs.errors import StorageClosedError, StorageNotFoundError, StorageTimeoutError
 from litevfs.ltx.names import MAX_TXID
-from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReadsNamed, ReplicaClient
 from litevfs.testing.conformance_base import (
     TIMESTAMP_MS,
     WAIT_S,
@@ -102,6 +103,27 @@ class ReplicaClientConformance(WritingConformance, ObjectsConformance):
         assert client.list_files(3) == []
 
     @pytest.mark.plan("D10")
+    def test_reads_a_file_by_its_name_that_was_not_listed(
+        self, client: ReplicaClient, replica: ReplicaUnderTest
+    ) -> None:
+        if not isinstance(client, ReadsNamed):
+            pytest.skip("this client reads what was listed")
+        assert client.read_named(0, 7, 7, 1000) is None
+        data = random.Random(4).randbytes(100_000)
+        replica.put(0, file_name(7, 7), data)
+        replica.put(3, file_name(1, 9), b"")
+        (listed,) = client.list_files(0)
+        for size in (1000, 99_999, 100_000, 100_001, 1 << 20):
+            found = client.read_named(0, 7, 7, size)
+            assert found is not None
+            assert found[1] == data[:size]
+            assert replace(found[0], modified_ms=listed.modified_ms) == listed
+            assert client.read(found[0], 50_000, 10) == data[50_000:50_010]
+        empty = client.read_named(3, 1, 9, 10)
+        assert empty is not None
+        assert (empty[0].size, empty[1]) == (0, b"")
+        assert client.read_named(1, 7, 7, 1000) is None
+
     def test_lists_all_levels_from_one_on_in_one_request(
         self, client: ReplicaClient, replica: ReplicaUnderTest
     ) -> None:

@@ -5,6 +5,7 @@ The oracle is the primary: plain SQLite on the image of each state. Requests are
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
+from litevfs.files.fetch import WHOLE_FILE_BYTES
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest
@@ -168,9 +170,18 @@ class World:
         return [entry["Key"] for entry in answer.get("Contents", [])]
 
     def polls(self) -> list[RecordedRequest]:
-        """First listings of level 0 since the last `proxy.clear()` (not their continuations)."""
-        listings = (request for request in self.proxy.requests if kind_of(request) == "LIST")
-        return [r for r in listings if "/0000/" in _prefix(r) and "continuation-token" not in parse_qs(r.query)]
+        """What asked for news of level 0 since the last `proxy.clear()`: listings (not their continuations) of it or of
+        all levels, and reads of the file that would be the next.
+        """
+        requests = list(self.proxy.requests)
+        named = [r for r in requests if r.method == "GET" and "/0000/" in r.path and r.range == NAMED_RANGE]
+        listings = [r for r in requests if kind_of(r) == "LIST" and "continuation-token" not in parse_qs(r.query)]
+        return named + [r for r in listings if "/0000/" in _prefix(r) or not _LEVEL.search(_prefix(r))]
+
+
+NAMED_RANGE = f"bytes=0-{WHOLE_FILE_BYTES - 1}"
+"""What litevfs asks of a file that it knows the name of, and nothing else."""
+_LEVEL = re.compile(r"/000\d/")
 
 
 def kind_of(request: RecordedRequest) -> str:

@@ -80,12 +80,14 @@ class World:
     def __init__(self, seed: int, clock: str) -> None:
         self.random = Random(seed)
         self.clock = clock
-        self.now_s = 1000.0
+        self.now_s = self.looked_s = 1000.0
         self.tick()
+        block_size = self.random.choice((0, 0, 4096))
         self.script = Script(
-            block_size=self.random.choice((0, 0, 4096)),
-            lists_levels=seed % 3 > 0,
-            max_names=9 if seed % 3 > 1 else 1000,
+            block_size=4096 if seed % 4 == 3 else block_size,
+            lists_levels=seed % 4 > 0,
+            max_names=9 if seed % 4 == 2 else 1000,
+            reads_named=seed % 4 == 3,
         )
         self.client = self.script.writer
         self.databases = [Database(self.random, clock, 10**6)]
@@ -239,8 +241,11 @@ class World:
 
     def look(self) -> None:
         before = self.replica.snapshot
+        thorough = self.random.random() < 0.3
+        is_all = thorough or not self.script.reads_named or self.now_s - self.looked_s >= 15
+        self.looked_s = self.now_s
         try:
-            self.replica.refresh(thorough=self.random.random() < 0.3)
+            self.replica.refresh(thorough=thorough)
         except LitevfsError as error:
             assert self.was_disturbed or isinstance(error, ReplicaEmptyError), repr(error)
         now = self.replica.snapshot
@@ -250,7 +255,7 @@ class World:
             self.pinned = [*self.pinned[-3:], now]
         if self.script.on_list is None:
             self.listed = {level: self.files(level) for level in LEVELS}
-            if now is not None and not self.was_disturbed:
+            if now is not None and is_all and not self.was_disturbed:
                 assert now.txid == max(self.reachable())
 
     def read_pinned(self) -> None:

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -26,8 +27,15 @@ from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoi
 from litevfs.replica_clients.layouts import layout_of
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
-from litevfs.replica_clients.s3.listing import Continuation, ListPage, all_pages, list_query, parse_list_page
-from litevfs.replica_clients.s3.ranges import Wanted, check_body, expected_length
+from litevfs.replica_clients.s3.listing import (
+    Continuation,
+    ListPage,
+    all_pages,
+    list_query,
+    parse_list_page,
+    plain_etag,
+)
+from litevfs.replica_clients.s3.ranges import Wanted, check_body, expected_length, total_size
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.url import parse_s3_url
 from litevfs.replica_clients.s3.ways import ServerWays, Way
@@ -242,6 +250,33 @@ class S3ReplicaClient:
                 raise
             limit = length if length is not None else file.size + 1 if file.size else MAX_UNKNOWN_BYTES
             return check_body(self._transport.read_body(response, url, limit), length, wanted, endpoint_of(url))
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._transport.check_open()
+        file = LTXFileInfo(level, min_txid, max_txid, size, 0)  # no larger, as far as it is known
+        wanted, key = Wanted(file, 0, size), self.key(file)
+        headers = {**self._sse_headers, **wanted.headers()}
+        request = Request("GET", "GET", lambda: self._access.object_url(key), key, headers, deadline=deadline)
+        with _about(file, key):
+            try:
+                url, response = self._requests.send(request)
+            except StorageNotFoundError:
+                return None
+            if response.status == 416:
+                return replace(file, size=0), b""
+            try:
+                length = expected_length(response, wanted, endpoint_of(url))
+            except StorageError:
+                response.close()
+                raise
+            data = self._transport.read_body(response, url, size if length is None else length)
+        date, total = response.headers.get("Last-Modified", ""), total_size(response, len(data))
+        etag = plain_etag(response.headers.get("ETag", ""))
+        return replace(file, size=total, modified_ms=_date_ms(date), etag=etag), data
 
     def _is_gone(self, key: str, deadline: float | None) -> bool:
         """Whether a listing shows that an object, the read of which was refused, does not exist.

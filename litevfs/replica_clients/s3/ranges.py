@@ -64,6 +64,12 @@ def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -
     return given_length
 
 
+def total_size(response: BaseHTTPResponse, read: int) -> int:
+    """Bytes of the whole object, of which `read` came from its start on."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    return int(match[3]) if match is not None and match[3] and match[3] != "*" else read
+
+
 def check_body(data: bytes, length: int | None, wanted: Wanted, endpoint: str) -> bytes:
     """`data`, if it is all that the head of its answer promised. Raises TransientStorageError."""
     expected = length if length is not None else wanted.file.size or len(data)

@@ -1,0 +1,45 @@
+"""What a fetcher hands out and counts, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from litevfs.errors import LTXFormatError
+from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.ltx.format import Header
+from litevfs.ltx.page_index import PageIndex
+
+
+@dataclass(slots=True)
+class RequestCounters:
+    """What a replica asked of its storage so far."""
+
+    list: int = 0
+    get: int = 0
+    bytes_read: int = 0
+    retries: int = 0
+    errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """An LTX file's header and page index, checked; and its bytes where they were read at once and verified."""
+
+    info: LTXFileInfo
+    header: Header
+    index: PageIndex
+    data: bytes | None  # the whole file
+    head: bytes = b""  # else what was read of its start, worth keeping
+    checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if all of it was verified
+
+
+def check_name(file: LTXFileInfo, header: Header) -> None:
+    """Raise LTXFormatError when a file's header and its name do not agree."""
+    if (header.min_txid, header.max_txid) != (file.min_txid, file.max_txid):
+        raise LTXFormatError(
+            f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",
+            hint="the file was renamed or copied to a wrong place",
+        )
