@@ -1,6 +1,7 @@
 # Everything here needs Python 3.11 or newer and make; the first call makes a virtual environment of its own.
 #   make demo     see it work            make check    all that must hold before a change lands
 #   make test     the tests              make bench    the benchmark tables
+#   make docs     the pages of docs/ as a site
 # PYTHON=python3.13 picks the interpreter, VENV=folder the environment, TESTFLAGS and BENCHFLAGS are handed on.
 # Tests run in as many processes as there are cores, four at most; TESTFLAGS="-n 0" keeps them in one.
 
@@ -15,11 +16,11 @@ FAST = --ignore=tests/model --ignore=tests/stress --ignore=tests/peer --ignore=t
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 
-.PHONY: help demo test test-fast check format lint types imports bench clean
+.PHONY: help demo test test-fast check format lint types imports bench docs clean
 .DELETE_ON_ERROR:
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 demo: $(VENV)/installed
 	$(BIN)/litevfs demo
@@ -51,8 +52,12 @@ format: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	@set -e; for script in $(BENCHMARKS); do echo "== $$script $(BENCHFLAGS)"; $(BIN)/python $$script $(BENCHFLAGS); done
 
+# The pages of docs/, as a site in site/; a link that leads nowhere is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf site .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
 
 # pip is the last thing that a new environment gets.
 $(BIN)/pip:
@@ -67,6 +72,10 @@ $(BIN)/pip:
 $(VENV)/installed: pyproject.toml | $(BIN)/pip
 	$(PIP) install --quiet --editable .
 	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml | $(BIN)/pip
+	$(PIP) install --quiet --editable '.[docs]'
+	@touch $(VENV)/installed $@
 
 # Litestream's own VFS, the peer, has no wheel for some platforms; its tests are skipped there.
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/pip

@@ -1,9 +1,14 @@
-"""README.md's tables against the code they describe."""
+"""README.md's tables against the code they describe, and docs/ as the site that it makes."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from litevfs.options import SPECS, OptionSpec
 from litevfs.units import parse_duration_s, parse_size_bytes
@@ -32,3 +37,12 @@ def test_readme_lists_every_option_with_its_default_and_meaning() -> None:
     found = re.search(r"<!-- options -->\n(.*?)\n<!-- end of options -->", README.read_text(), re.DOTALL)
     assert found is not None
     assert found[1] == options_table()
+
+
+def test_pages_make_a_site_in_which_every_link_leads_somewhere(tmp_path: Path) -> None:
+    if find_spec("material") is None or find_spec("mkdocs") is None:
+        pytest.skip("needs the extra `docs` (pip install 'litevfs[docs]')")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, timeout=100, check=False)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "site" / "doors" / "arrow" / "index.html").exists()

@@ -57,7 +57,7 @@ def find_blocks(markdown: str) -> list[Block]:
 def find_examples(markdown: str) -> Iterator[Example]:
     """The commands of all blocks marked `run`, in the order of the text."""
     blocks = find_blocks(markdown)
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, following in zip(blocks, [*blocks[1:], None], strict=False):  # the last one has none
         if not _is_run(block.mark):
             continue
         if block.language == "python":
