@@ -198,6 +198,18 @@ class ReplicaConflictError(ReplicatorError):
     """The replica holds what somebody else wrote while this replicator was running. Nothing of it is overwritten."""
 
 
+class ReplicatorRefusedError(ReplicatorError):
+    """The replicator must not begin until an operator has decided something. Its threads end; see `Replicator.wait`."""
+
+
+class UnrelatedDatabaseError(ReplicatorRefusedError):
+    """Nothing shows that the database is the newest state of the replica, or came from it. Nothing was written."""
+
+
+class ReplicaFormatError(ReplicatorRefusedError):
+    """The replica is kept in a form that this version does not write, so it writes nothing beside it."""
+
+
 class WALError(ReplicatorError):
     """The write-ahead log does not hold what SQLite says it holds."""
 

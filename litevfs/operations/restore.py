@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,7 @@ from litevfs.ltx.names import parse_txid
 from litevfs.ltx.page_index import check_growth
 from litevfs.operations.target import RestoreTarget
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replicate.marks import RestoredMark, remove_restored, write_restored
 from litevfs.units import parse_moment_ms, parse_timestamp_ms
 
 logger = logging.getLogger("litevfs.operations.restore")
@@ -48,6 +50,7 @@ class RestoreResult:
     """What was restored."""
 
     txid: int
+    timestamp_ms: int  # of that transaction, Unix milliseconds
     page_size: int  # bytes
     pages: int  # in the database, the lock page included
     bytes: int  # of the database file
@@ -70,8 +73,9 @@ def restore(
     (a number, or up to 16 hex digits), `timestamp` for the newest state at a time (RFC 3339 text, "5 minutes ago", or a
     datetime, UTC if naive). Every file is verified whole; a damaged one is gone around, and logged, where others lead
     to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
-    which goes on any error and is replaced by the next restore after a crash. `integrity_check` runs SQLite's `PRAGMA
-    integrity_check` before that.
+    which goes on any error and is replaced by the next restore after a crash. `integrity_check`
+    runs SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a
+    replicator to the same replica go on from there.
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
@@ -82,8 +86,24 @@ def restore(
         result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
             _check_integrity(target)
-        target.publish()
+        with _leaving_mark(target, client, result):
+            target.publish()
     return result
+
+
+@contextmanager
+def _leaving_mark(target: RestoreTarget, client: ReplicaClient, result: RestoreResult) -> Iterator[None]:
+    """Leave it first, so that a replicator goes on from there, whatever an application has written by then."""
+    try:
+        write_restored(target.path, RestoredMark(client.url, result.txid, result.timestamp_ms, *target.identity()))
+    except OSError as error:
+        logger.warning("no mark of where it came from is left beside %s: %s", target.path, error)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            remove_restored(target.path)
+        raise
 
 
 FindState = Callable[[FileStreamer, list[LTXFileInfo]], int | None]
@@ -167,7 +187,7 @@ def apply_files(
     assert state is not None, "a chain has files"
     target.end(state.commit, state.page_size)
     size = state.commit * state.page_size
-    return RestoreResult(state.max_txid, state.page_size, state.commit, size, len(files), total)
+    return RestoreResult(state.max_txid, state.timestamp_ms, state.page_size, state.commit, size, len(files), total)
 
 
 class _UnfitError(LTXFormatError):

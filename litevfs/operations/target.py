@@ -86,6 +86,12 @@ class RestoreTarget:
         with self._translated():
             os.ftruncate(self._fd, page_count * page_size)
 
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the future file."""
+        with self._translated():
+            status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
     def publish(self) -> None:
         """Give the file its name, once all of it is on the disk. Raises RestoreTargetExistsError if it is taken."""
         with self._translated():

@@ -12,14 +12,18 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TypeVar
 
 from litevfs.errors import ReplicatorError, WALError
+from litevfs.replicate import limits
 from litevfs.replicate.content import EMPTY_WAL, Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.state import State, StateFolder, add_file
 from litevfs.replicate.wal import WALPosition, WALReader
+
+T = TypeVar("T")
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -27,23 +31,8 @@ MOVE_UP_INTERVAL_S = 0.02
 """How long the application's own checkpoints may be kept from anything: a few hundred transactions."""
 _MOVE_UP_FRAMES = 1000
 """As many as SQLite lets gather before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
-_CHECKPOINTS_A_STEP = 2
-_CATCH_UP_STEPS = 5
 _SHORTEN_AFTER_S = 10.0
 """Giving back the space of a huge file can take longer than any checkpoint, so nobody should be about to write."""
-_MAKE_WAY_AFTER_S = 0.3
-_LOOK_AGAIN_AFTER_S = 0.2
-"""A checkpoint that copies much, or waits for a disk, must not be taken for one that waits for us."""
-_MAKE_WAY_S = 0.15
-"""Longer than SQLite pauses between two looks at a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WALLimits:
-    """When the replicator checkpoints, in pages of the WAL."""
-
-    checkpoint_pages: int  # from here on, without waiting for anybody
-    truncate_pages: int | None  # from here on, holding writers off for a moment; a larger file is shortened in a pause
 
 
 class Capture:
@@ -57,12 +46,12 @@ class Capture:
         self,
         database: SourceDatabase,
         folder: StateFolder,
-        limits: WALLimits,
+        wal_limits: limits.WALLimits,
         is_closing: Callable[[], bool],
         clock_ms: Callable[[], int],
     ) -> None:
         self._path, self._database, self._folder = database.path, database, folder
-        self._limits, self._is_closing, self._clock_ms = limits, is_closing, clock_ms
+        self._limits, self._is_closing, self._clock_ms = wal_limits, is_closing, clock_ms
         self._wal_state = WALState(None, 0, 0)
         self._hold = Hold(database)  # while it holds, everything after `state.position` stays in the WAL
         self._may_start_over = False  # whether the WAL may have been started over, once, since that position
@@ -108,6 +97,7 @@ class Capture:
             self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
+            self._folder.check_room(self._limits.pending_bytes)
             with translated(self._path):
                 if self._database.was_replaced():
                     self._reopen()
@@ -117,6 +107,14 @@ class Capture:
             self._let_go_of_large_wal()
             raise
         return self._known_state()
+
+    def read_all(self, use: Callable[[Content], T]) -> T:
+        """What `use` makes of the whole database, before there is any local state. Raises ReplicatorError."""
+        database = self._database
+        with translated(self._path), WALReader(database.wal_path) as wal, database.hand_over() as transaction:
+            result = use(read_database(wal, database.wal_state(wal), transaction, database.page_size))
+        self._let_go()
+        return result
 
     def settle(self) -> None:
         """Between steps: let checkpoints of others finish that only wait for us to move on."""
@@ -134,7 +132,7 @@ class Capture:
                 self._shorten(wal, quiet_s)
             elif frames == self.state.position.frame:
                 self._read_on(wal)
-            elif quiet_s >= _MAKE_WAY_AFTER_S and self._database.is_kept_from_writing():
+            elif quiet_s >= limits.MAKE_WAY_AFTER_S and self._database.is_kept_from_writing():
                 self._advance(wal)
 
     def keeps_state(self) -> bool:
@@ -299,16 +297,16 @@ class Capture:
         `before` is where our read transaction stood until this step. When no checkpoint came that far, a reader of the
         application is in the way, and holding writers off would change nothing.
         """
-        limits, state = self._limits, self._wal_state
-        for _ in range(_CHECKPOINTS_A_STEP):
-            if state.is_backfilled or state.frames < limits.checkpoint_pages:
+        wal_limits, state = self._limits, self._wal_state
+        for _ in range(limits.CHECKPOINTS_A_STEP):
+            if state.is_backfilled or state.frames < wal_limits.checkpoint_pages:
                 break
             self._database.checkpoint()
             self._advance(wal)
             state = self._wal_state
         else:
             has_reached_us = state.header != before.header or state.backfilled >= before.frames
-            is_too_long = limits.truncate_pages is not None and state.frames >= limits.truncate_pages
+            is_too_long = wal_limits.truncate_pages is not None and state.frames >= wal_limits.truncate_pages
             if is_too_long and not state.is_backfilled and has_reached_us:
                 self._checkpoint_between_writers(wal)
         if self._hold.is_at_mark_zero:
@@ -341,7 +339,7 @@ class Capture:
 
     def _catch_up(self, wal: WALReader) -> None:
         """Capture, and have on disk, all but the last few frames, if writers are not faster than that."""
-        for _ in range(_CATCH_UP_STEPS):
+        for _ in range(limits.CATCH_UP_STEPS):
             before = self._wal_state.frames
             self._database.checkpoint()
             self._database.flush()
@@ -369,15 +367,15 @@ class Capture:
         if not self._database.is_kept_from_writing():
             return
         if not self._has_looked:
-            self._has_looked, self._look_at = True, time.monotonic() + _LOOK_AGAIN_AFTER_S
+            self._has_looked, self._look_at = True, time.monotonic() + limits.LOOK_AGAIN_AFTER_S
             return
         self._let_go()
-        self._pause.wait(_MAKE_WAY_S)
+        self._pause.wait(limits.MAKE_WAY_S)
         self._advance(wal)  # can tell from the WAL whether it missed anything
         self._look_later()
 
     def _look_later(self) -> None:
-        self._has_looked, self._look_at = False, time.monotonic() + _MAKE_WAY_AFTER_S
+        self._has_looked, self._look_at = False, time.monotonic() + limits.MAKE_WAY_AFTER_S
 
     def _begin_hold(self, state: WALState, *, stands_at_end: bool) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before.

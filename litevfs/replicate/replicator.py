@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
@@ -22,18 +21,22 @@ from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import (
     LitevfsError,
-    LTXFormatError,
     OptionError,
     ReplicatorError,
-    StorageClosedError,
-    TXIDGapError,
+    ReplicatorRefusedError,
 )
-from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
+from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture, WALLimits
+from litevfs.replicate.begin import refuse_unrelated
+from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
 from litevfs.replicate.database import SourceDatabase, database_path
-from litevfs.replicate.state import StateFolder
+from litevfs.replicate.guard import open_guard
+from litevfs.replicate.lease import DEFAULT_TTL_S, keep
+from litevfs.replicate.limits import WALLimits
+from litevfs.replicate.state import PendingLimitError, StateFolder
+from litevfs.replicate.status import ClockWatch, ReplicatorStatus, unix_time_ms
+from litevfs.replicate.upkeep import Upkeep
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
 
 logger = logging.getLogger("litevfs.replicate")
@@ -45,32 +48,8 @@ _LOCK_TIMEOUT_S = 60.0
 """How long a thread waits for what another one is doing."""
 _RETRY_S = 1.0
 """A capture that failed is made again so much later, or at the next sync, if that comes first."""
-_LARGE_CLOCK_STEP_MS = 60_000
-"""The clock is said to be wrong when it is so far behind the newest file's time."""
 _CLOSE_GRACE_S = 10.0
 """How much longer than asked `close` may wait for the file system to take what is being written."""
-
-
-def unix_time_ms() -> int:
-    """The system's clock: milliseconds since the Unix epoch."""
-    return time.time_ns() // 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicatorStatus:
-    """Where a replicator stands."""
-
-    txid: int  # newest TXID made, 0 before the first
-    uploaded_txid: int  # newest TXID known to be on the replica, 0 while nothing is known
-    pending_files: int  # made, not yet known to be on the replica
-    files_uploaded: int
-    bytes_uploaded: int
-    snapshots: int  # files that hold the whole database
-    last_snapshot_reason: str | None
-    last_error: str | None  # of the threads' last attempt, None after a success
-    last_maintenance_error: str | None  # of a task that is to be tried again, None when there is none
-    last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
-    wal_frames: int  # in the WAL at the last sync
 
 
 class Replicator:
@@ -93,6 +72,13 @@ class Replicator:
     Every `look_interval_s` seconds, at a sync, the replica is listed: what others removed leads to a new start with the
     whole database, what others wrote to ReplicaConflictError until they stop. No file of others is ever replaced.
 
+    A replica that is not continued from local state is followed only by a database that is its newest state or came
+    from it (`begin.py`), otherwise `sync` raises UnrelatedDatabaseError, and the threads end; `new_history` lets any
+    database be the newest state. One primary has the lease of a replica (`lease.py`) for `lease_ttl_s` seconds after it
+    last renewed it; others get ReplicaConflictError. Without a lease (None, or a client that keeps no objects besides),
+    two primaries find out when one meets a file of the other. `max_pending_bytes` bounds what waits for its upload:
+    from there on nothing is captured, and the whole database later.
+
     `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
     the time of the TXID before is used.
 
@@ -111,17 +97,23 @@ class Replicator:
         truncate_pages: int | None = 50_000,
         maintenance: MaintenanceConfig | None = None,
         look_interval_s: float = 300.0,
+        new_history: bool = False,
+        lease_ttl_s: float | None = DEFAULT_TTL_S,
+        max_pending_bytes: int | None = None,
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
-        if sync_interval_s <= 0:
-            raise OptionError(f"sync interval {sync_interval_s} is not a positive number of seconds")
-        if checkpoint_pages < 1 or (truncate_pages is not None and checkpoint_pages > truncate_pages):
-            raise OptionError(f"checkpoint_pages {checkpoint_pages} is not from 1 to truncate_pages {truncate_pages}")
+        if sync_interval_s <= 0 or (lease_ttl_s is not None and lease_ttl_s <= 0):
+            raise OptionError(
+                f"sync interval {sync_interval_s} or lease {lease_ttl_s} is not a positive number of seconds"
+            )
+        limits = WALLimits(checkpoint_pages, truncate_pages, max_pending_bytes)
         self.path = database_path(path)
         self._sync_interval_s = sync_interval_s
         self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
-        self._closed, self._has_captured = threading.Event(), threading.Event()
+        self._is_new_history_allowed = new_history
+        self._closed, self._has_captured, self._has_failed = threading.Event(), threading.Event(), threading.Event()
+        self._refusal: ReplicatorRefusedError | None = None  # why the threads have ended
         self._threads: dict[str, threading.Thread] = {}  # by name
         self._maintenance = maintenance
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
@@ -129,9 +121,7 @@ class Replicator:
         self._looked_at = 0.0  # monotonic
         self._begun = 0  # how often a history was begun with the whole database
         self._wanted_snapshot: str | None = None  # why the whole database is to be captured
-        self._mended: set[tuple[int | None, int | None, int | None]] = set()  # places that a snapshot was taken for
-        self._is_clock_behind = False
-        self._maintenance_error: str | None = None
+        self._clock_watch = ClockWatch(self.path)
         self._capture_error: str | None = None
         self._upload_error: str | None = None
         self._captured_ms: int | None = None  # Unix time at which everything committed before was captured
@@ -144,9 +134,10 @@ class Replicator:
             undo.callback(database.close)
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
-            limits = WALLimits(checkpoint_pages, truncate_pages)
             self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
-            self._uploads = Uploads(self.client, self._folder)
+            self._guard = open_guard(self.client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms)
+            self._upkeep = Upkeep(self.client, self.request_snapshot)
+            self._uploads = Uploads(self.client, self._folder, self._guard)
             undo.pop_all()
 
     def __enter__(self) -> Replicator:
@@ -171,9 +162,10 @@ class Replicator:
             snapshots=self._capture.snapshots,
             last_snapshot_reason=self._capture.last_snapshot_reason,
             last_error=self._upload_error or self._capture_error,
-            last_maintenance_error=self._maintenance_error,
+            last_maintenance_error=self._upkeep.error,
             last_sync_ms=self._last_sync_ms,
             wal_frames=self._capture.wal_frames,
+            has_lease=self._guard.lease is not None and self._guard.lease.is_held,
         )
 
     def start(self) -> None:
@@ -184,25 +176,40 @@ class Replicator:
         """
         self._check_open()
         loops = {"litevfs-replicate": self._run_captures, "litevfs-upload": self._run_uploads}
+        if self._guard.lease is not None:
+            loops["litevfs-lease"] = partial(keep, self._guard.lease, self._closed, self._tell_lease)
         if self._maintenance is not None:
-            loops["litevfs-maintain"] = partial(self._maintain, self._maintenance)
+            upkeep, pause_s = partial(self._upkeep.run, self._maintenance, self._closed), self._sync_interval_s
+            loops["litevfs-maintain"] = partial(upkeep, self._may_maintain, pause_s)
         for name, loop in loops.items():
             if name not in self._threads:
                 self._threads[name] = start_thread(loop, name)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when it is closed, or after `timeout_s`. Raises what made the threads end, ReplicatorRefusedError."""
+        self._has_failed.wait(timeout_s)
+        if self._refusal is not None:
+            raise self._refusal
 
     def sync(self, timeout_s: float = 30.0) -> int:
         """Everything committed before the call is on the replica when this returns; the newest TXID there.
 
         Transient storage errors are tried again for `timeout_s` seconds. Raises StorageError, ReplicatorError, and
-        ReplicaConflictError when the replica holds what somebody else wrote since this replicator began.
+        ReplicaConflictError when another primary has the lease, or the replica holds what another wrote since this
+        replicator began. Where the storage lets writers replace each other's files, that may be what an earlier call
+        had uploaded.
         """
         deadline = time.monotonic() + timeout_s
+        retry_transient(lambda: self._check_uploads(deadline), deadline, self._closed)
         while True:
             retry_transient(lambda: self._look_at_replica(deadline), deadline, self._closed)
             begun = self._begun
-            txid = self._capture_step(deadline)
+            try:
+                txid = self._capture_step(deadline)
+            except PendingLimitError:
+                txid = 0
             retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
-            if self._uploads.lost is None and self._begun == begun:
+            if txid and self._uploads.lost is None and self._begun == begun:
                 return txid
             if time.monotonic() > deadline:
                 raise ReplicatorError("no time was left to begin anew", key=str(self.path))
@@ -218,12 +225,14 @@ class Replicator:
         """End the threads and let go of the database. Idempotent.
 
         Does not sync: call `sync` first when the last moments must be on the replica. The next replicator goes on from
-        here either way. A call that hangs in a client which was passed in is left to that client.
+        here either way. A call that hangs in a client which was passed in is left to that client. The lease is given
+        back, unless an upload is under way: it expires then.
         """
-        self._closed.set()
-        self._has_captured.set()
-        self._close_client()
+        for event in (self._closed, self._has_captured, self._has_failed):
+            event.set()
         deadline = time.monotonic() + timeout_s
+        self._guard.release(self._upload_lock, timeout_s / 3)
+        self._close_client()
         for thread in self._threads.values():
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -238,17 +247,27 @@ class Replicator:
         with self._holding(self._upload_lock, deadline):
             with self._holding(self._capture_lock, deadline):
                 self._is_replica_known &= self._capture.keeps_state()
+            is_new_holder = self._guard.hold()
             is_first = not self._is_replica_known
             now = time.monotonic()
-            if not is_first and self._uploads.lost is None and now < self._looked_at + self._look_interval_s:
+            is_due = is_first or is_new_holder or now >= self._looked_at + self._look_interval_s
+            if not is_due and self._uploads.lost is None:
                 return
+            self._guard.check_format()
             there, reason = self._uploads.look(self._capture.state, is_first=is_first)
             if there.problem is not None:
                 logger.warning("%s: the replica has no complete state: %s", self.path, there.problem)
                 self.request_snapshot(f"the replica has no complete state: {there.problem}")
             if reason is not None:
-                self._begin(there, reason, deadline)
-            self._is_replica_known, self._looked_at = True, now
+                if not (reason.is_ours or self._is_new_history_allowed):
+                    self._refuse_unrelated(there, reason.text, deadline)
+                self._begin(there, reason.text, deadline)
+            self._is_replica_known, self._looked_at, self._is_new_history_allowed = True, now, False
+
+    def _refuse_unrelated(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
+        next_to(there, self.client)  # the greatest TXID there is ends every history
+        with self._holding(self._capture_lock, deadline):
+            refuse_unrelated(self.client, self.path, self._capture, there, reason)
 
     def _begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after what is there, with the whole database."""
@@ -270,18 +289,8 @@ class Replicator:
             self._capture.reason = self._capture.reason or reason
             state = self._capture.step()
             self._captured_ms = captured_ms
-            self._compare_clock(state.timestamp_ms - captured_ms)
+            self._clock_watch.compare(state.timestamp_ms - captured_ms)
             return state.txid
-
-    def _compare_clock(self, behind_ms: int) -> None:
-        was_behind, self._is_clock_behind = self._is_clock_behind, behind_ms > _LARGE_CLOCK_STEP_MS
-        if self._is_clock_behind and not was_behind:
-            logger.warning(
-                "%s: the clock is %d s behind the newest file's time: all files get that time until it is there again, "
-                "so no time tells one of these states from another",
-                self.path,
-                behind_ms // 1000,
-            )
 
     def _upload_pending(self, deadline: float) -> None:
         with self._holding(self._upload_lock, deadline):
@@ -292,6 +301,16 @@ class Replicator:
                 self._last_sync_ms = captured_ms or self._last_sync_ms
             else:
                 logger.warning("%s: %s", self.path, self._uploads.lost)
+
+    def _check_uploads(self, deadline: float) -> None:
+        with self._holding(self._upload_lock, deadline):
+            self._uploads.check()
+
+    # --- the lease ----------------------------------------------------------------------------------------------------
+
+    def _tell_lease(self, error: LitevfsError) -> None:
+        if not self._closed.is_set():
+            logger.warning("%s: the lease was not renewed: %s", self.path, error)
 
     # --- the threads --------------------------------------------------------------------------------------------------
 
@@ -317,6 +336,10 @@ class Replicator:
                 error = self._attempt(self._upload_pending)
             if error is not None:
                 self._upload_error = str(error)
+                if isinstance(error, ReplicatorRefusedError):
+                    self._refusal = error
+                    self._has_failed.set()
+                    return
                 self._closed.wait(backoff.after(error))
                 continue
             self._upload_error = None
@@ -324,30 +347,8 @@ class Replicator:
             if self._uploads.lost is None:  # otherwise the next look begins anew
                 self._has_captured.wait()  # set after every capture, also one that fails, and by `close`
 
-    def _maintain(self, config: MaintenanceConfig) -> None:
-        """Keep the replica tidy, from its first file on."""
-        maintenance = Maintenance(self.client, config)
-        pause_s = 0.0
-        while not self._closed.wait(pause_s):
-            if self._uploads.txid == 0:
-                pause_s = self._sync_interval_s
-                continue
-            try:
-                report = maintenance.run_due()  # logs what fails, and tries it again
-            except StorageClosedError:
-                return
-            self._maintenance_error = maintenance.last_error
-            for error in report.errors:
-                self._mend(error)
-            pause_s = maintenance.next_due_in_s()
-
-    def _mend(self, error: Exception) -> None:
-        """Ask for a snapshot when files are lost or damaged; once for each place, lest it does not help."""
-        if isinstance(error, TXIDGapError | LTXFormatError):
-            place = (error.level, error.min_txid, error.max_txid)
-            if place not in self._mended:
-                self._mended.add(place)
-                self.request_snapshot(f"the replica cannot be compacted: {error}")
+    def _may_maintain(self) -> bool:
+        return self._uploads.txid > 0 and (self._guard.lease is None or self._guard.lease.is_held)
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())

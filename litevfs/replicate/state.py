@@ -2,6 +2,7 @@
 
     lock         held by the replicator that runs; its text is that process's number
     state.json   the position: which TXID came last, and where in the WAL the next one begins
+    owner.json   the folder's ID (`marks.py`)
     pending/     LTX files that are not yet known to be on the replica
 
 A file is pending first, then `state.json` counts it, then it is uploaded, then it is removed here. So a pending file
@@ -30,6 +31,7 @@ from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import TRAILER_SIZE, Header
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replicate.content import Content
+from litevfs.replicate.marks import folder_id, state_folder
 from litevfs.replicate.wal import WALPosition
 
 _VERSION = 1
@@ -56,6 +58,10 @@ class PendingFile:
 
     txid: int
     path: Path
+
+
+class PendingLimitError(ReplicatorError):
+    """As much waits for its upload as may."""
 
 
 class _Access:
@@ -89,13 +95,15 @@ class StateFolder:
     """The folder of one database, held exclusively from construction to `close`. Raises ReplicatorLockedError."""
 
     def __init__(self, database: Path) -> None:
-        self.path = database.with_name(f".{database.name}-litevfs")
+        self.path = state_folder(database)
         self._database = database
         self._pending = self.path / "pending"
         self._state = self.path / "state.json"
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
         self._lock_pid = 0
+        self.id = ""
+        """Tells this folder from all others, copies of it included."""
         self.take()
 
     def take(self) -> None:
@@ -109,6 +117,7 @@ class StateFolder:
             try:
                 _lock(self._lock_fd, self._database)
                 self._remove_leftovers()
+                self.id = folder_id(self.path, os.fstat(self._lock_fd), self._access.open)
             except BaseException:
                 self.close()
                 raise
@@ -185,6 +194,23 @@ class StateFolder:
             except FileNotFoundError:
                 return []
         return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
+
+    def check_room(self, limit: int | None) -> None:
+        """Raise PendingLimitError when more than `limit` bytes wait for their upload; None: there is no limit."""
+        if limit is not None and (size := self.pending_bytes()) > limit:
+            raise PendingLimitError(
+                f"{size:,} bytes wait for their upload, more than the {limit:,} allowed, and nothing more is captured",
+                key=str(self.path),
+                hint="see what keeps uploads from succeeding; the whole database is captured after that",
+            )
+
+    def pending_bytes(self) -> int:
+        """How much waits for its upload."""
+        sizes = []
+        for file in self.pending():
+            with suppress(FileNotFoundError):  # just uploaded
+                sizes.append(file.path.stat().st_size)
+        return sum(sizes)
 
     def discard(self, files: Iterable[PendingFile]) -> None:
         """Remove pending files."""

@@ -25,10 +25,19 @@ from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, lock_pgno
 from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.compaction import store_as_snapshot
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replicate.guard import WriterGuard
 from litevfs.replicate.state import PendingFile, State, StateFolder, fingerprint
 
 _FEED_BYTES = 1 << 16
 """Bytes decoded at once: a damaged file can make 255 times as many bytes of pages of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginReason:
+    """Why a new history has to begin, after what the replica holds."""
+
+    text: str
+    is_ours: bool  # what the replica holds was made here; otherwise the database may have nothing to do with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,8 @@ class ReplicaPosition:
 class Uploads:
     """What is pending in `folder`, to the replica, one TXID after the other. For one thread at a time."""
 
-    def __init__(self, client: ReplicaClient, folder: StateFolder) -> None:
-        self._client, self._folder = client, folder
+    def __init__(self, client: ReplicaClient, folder: StateFolder, guard: WriterGuard) -> None:
+        self._client, self._folder, self._guard = client, folder, guard
         self.txid = 0
         """The newest TXID known to be on the replica, 0 while nothing is known."""
         self.files = self.bytes = 0
@@ -59,7 +68,7 @@ class Uploads:
         self.is_snapshot_due = False
         """Whether the next file that holds the whole database goes to level 9 too."""
 
-    def look(self, state: State | None, *, is_first: bool) -> tuple[ReplicaPosition, str | None]:
+    def look(self, state: State | None, *, is_first: bool) -> tuple[ReplicaPosition, BeginReason | None]:
         """What the replica holds, and why that cannot be continued from `state`; None when it can.
 
         `is_first`: the TXID on the replica is not known yet. What others wrote since it is raises ReplicaConflictError.
@@ -78,28 +87,41 @@ class Uploads:
 
     def _why_begin(
         self, there: ReplicaPosition, state: State | None, pending: list[PendingFile], confirmed: int, *, is_first: bool
-    ) -> str | None:
+    ) -> BeginReason | None:
         if state is None:
-            return "there is no local state to continue from" if there.newest else "the first sync"
+            # Others can remove local state under a replicator that runs.
+            is_ours = 0 < there.txid <= self.txid
+            return BeginReason(
+                "there is no local state to continue from" if there.newest else "the first sync", is_ours
+            )
         if state.replica_url != self._client.url:
-            return f"the database was replicated to {state.replica_url} before"
+            return BeginReason(f"the database was replicated to {state.replica_url} before", is_ours=False)
         if self.lost is not None:
-            return self.lost
+            return BeginReason(self.lost, is_ours=True)
         foreign = written_by_others(self._client, there, state, pending)
-        if foreign is not None and not is_first:
-            raise _conflict(foreign, key=self._client.url)
-        return foreign or lost_uploads(self._client, there, state, confirmed)
+        if foreign is not None:
+            if not is_first:
+                raise _conflict(foreign, key=self._client.url)
+            return BeginReason(foreign, is_ours=False)
+        lost = lost_uploads(self._client, there, state, confirmed)
+        return None if lost is None else BeginReason(lost, not is_first or self._guard.wrote_last(self._folder.id))
 
     def begin(self, txid: int) -> None:
         """A new history begins after `txid`."""
         self.txid, self.lost = txid, None
+        self._guard.forget()
         self.is_snapshot_due |= txid > 0  # so that nothing depends on older files, of which little is known
 
     def run(self, newest: int, check_open: Callable[[], None]) -> None:
-        """Upload everything up to TXID `newest`, unless `lost` says that it cannot be done. Raises StorageError."""
+        """Upload everything up to TXID `newest`, unless `lost` says that it cannot be done.
+
+        Raises StorageError, ReplicaConflictError.
+        """
         for file in self._folder.pending():
             if file.txid > newest:  # a capture is under way in another thread
                 break
+            if file.txid > self.txid:
+                self.check()
             self.lost = self._upload(file)
             if self.lost is not None:
                 return
@@ -107,6 +129,18 @@ class Uploads:
             self._folder.discard([file])
         if self.txid < newest:
             self.lost = self._gone()
+
+    def check(self) -> None:
+        """Where the storage keeps no conditions, see whether another writes: ReplicaConflictError, StorageError."""
+        if not self._guard.is_needed:
+            return
+        pending = {file.txid: file.path for file in self._folder.pending()}
+
+        def is_ours(there: LTXFileInfo) -> bool:
+            path = pending.get(there.max_txid)
+            return path is not None and fingerprint(path) == (there.size, _trailer(self._client, there))
+
+        self._guard.check(self.txid, is_ours)
 
     def _upload(self, file: PendingFile) -> str | None:
         """Upload the file, if it is not there yet; why that cannot be done, None when it is done."""
@@ -119,7 +153,9 @@ class Uploads:
                 return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
             except FileNotFoundError:
                 return self._gone()
-            self._count(upload(self._client, file))
+            there = upload(self._client, file)
+            self._guard.uploaded(there)
+            self._count(there.size)
             if is_whole and self.is_snapshot_due:
                 with file.path.open("rb") as data, self._folder.spool() as spool:
                     self._count(store_as_snapshot(self._client, data, spool).size)
@@ -239,8 +275,8 @@ def is_whole_database(file: PendingFile) -> bool:
     return pages == header.commit - (lock_pgno(header.page_size) <= header.commit)
 
 
-def upload(client: ReplicaClient, file: PendingFile) -> int:
-    """Upload one file, to be the first of its TXID; its size in bytes.
+def upload(client: ReplicaClient, file: PendingFile) -> LTXFileInfo:
+    """Upload one file, to be the first of its TXID; how it lies there.
 
     It may be there already, when the answer to an upload got lost. Raises ReplicaConflictError when it is another one,
     which stays as it is, and StorageError.
@@ -249,14 +285,14 @@ def upload(client: ReplicaClient, file: PendingFile) -> int:
         header = Header.unpack(data.read(HEADER_SIZE))
         data.seek(0)
         try:
-            return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True).size
+            return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True)
         except StorageFileExistsError as exc:
             exists = exc
     expected = fingerprint(file.path)
     for there in client.list_files(0, file.txid):
         if (there.min_txid, there.max_txid) == (file.txid, file.txid):
             if (there.size, _trailer(client, there)) == expected:
-                return there.size
+                return there
             raise _conflict(f"TXID {file.txid:016x} is there, but not from here", key=client.key(there)) from exists
     raise _changed(exists.key or client.url) from exists
 

@@ -333,7 +333,7 @@ def test_the_thread_ends_quietly_when_somebody_closed_the_client(
         app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
         with Replicator(path, client, sync_interval_s=0.02, maintenance=MaintenanceConfig()) as replicator:
             replicator.start()
-            wait_until(lambda: sum(thread.is_alive() for thread in replicator._threads.values()) == 2)
+            wait_until(lambda: sum(thread.is_alive() for thread in replicator._threads.values()) == 3)
             assert replicator.sync() == 1
     client.close()
     assert caplog.text == ""

@@ -226,6 +226,7 @@ class World:
             checkpoint_pages=40,
             truncate_pages=80,
             look_interval_s=0,
+            new_history=True,  # once local state is lost, and more written, nothing shows that it came from there
             clock_ms=lambda: self.now_ms,
         )
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import LTXFormatError, ReplicaConflictError, ReplicatorError, TransientStorageError, TXIDGapError
+from litevfs.errors import (
+    LTXFormatError,
+    ReplicaConflictError,
+    ReplicatorError,
+    TransientStorageError,
+    TXIDGapError,
+    UnrelatedDatabaseError,
+)
 from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import MAX_TXID
@@ -175,7 +182,11 @@ def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(
     other = encode_file(Header(4096, 2, 2, 2, 1), [(1, bytes(4096))])
     client.write(0, 2, 2, other, 1)
     replicator = replicate(app, client)
+    with pytest.raises(UnrelatedDatabaseError, match="holds another file of TXID 0000000000000002"):
+        replicator.sync()
     assert "beginning anew" not in caplog.text
+    replicator.close()
+    replicator = replicate(app, client, new_history=True)
     assert replicator.sync() == 3
     assert "beginning anew after TXID 0000000000000002 of the replica: " in caplog.text
     assert "holds another file of TXID 0000000000000002" in (replicator.status.last_snapshot_reason or "")
@@ -224,11 +235,11 @@ def test_one_snapshot_is_taken_for_each_place_that_cannot_be_compacted(app, clie
     snapshots = 1
     for kind, due in ((TransientStorageError, 0), (TXIDGapError, 1), (LTXFormatError, 0)):
         for level, min_txid, max_txid in places:
-            replicator._mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
+            replicator._upkeep.mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
             replicator.sync()
             snapshots += due
             assert replicator.status.snapshots == snapshots
-    replicator._mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
+    replicator._upkeep.mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
     replicator.sync()
     assert replicator.status.snapshots == snapshots + 1
 
@@ -318,9 +329,10 @@ def test_the_greatest_txid_there_is_ends_a_replica(app, client, replicate):
 
 def test_two_primaries_of_one_replica_never_mix(make_app, client, replicate, tmp_path: Path):
     one, other = make_app("one.db"), make_app("other.db")
-    first, second = replicate(one), replicate(other)
+    first = replicate(one, lease_ttl_s=None)
+    second = replicate(other, lease_ttl_s=None, new_history=True)
     synced(one, first, 2)
-    synced(other, second, 1)  # takes over: it finds a replica that it does not know
+    synced(other, second, 1)  # told to, it takes over a replica that it does not know
     before = {path: path.read_bytes() for path in client.root.rglob("*.ltx")}
     one.insert()
     for _ in range(2):
@@ -330,7 +342,7 @@ def test_two_primaries_of_one_replica_never_mix(make_app, client, replicate, tmp
     synced(other, second, 3)
     assert_restores_to_the_source(client, other, tmp_path)
     first.close()
-    assert synced(one, replicate(one), 1).status.uploaded_txid == 7  # told to, it takes over
+    assert synced(one, replicate(one, lease_ttl_s=None, new_history=True), 1).status.uploaded_txid == 7
     assert_restores_to_the_source(client, one, tmp_path)
     other.insert()
     with pytest.raises(ReplicaConflictError):
@@ -393,8 +405,8 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
 
 def test_a_writer_that_has_nothing_to_upload_hears_of_another_at_its_next_look(make_app, client, replicate):
     one, other = make_app("one.db"), make_app("other.db")
-    first = synced(one, replicate(one, look_interval_s=0), 2)
-    synced(other, replicate(other), 1)
+    first = synced(one, replicate(one, look_interval_s=0, lease_ttl_s=None), 2)
+    synced(other, replicate(other, lease_ttl_s=None, new_history=True), 1)
     with pytest.raises(ReplicaConflictError, match="holds TXID 0000000000000003, newer than 0000000000000002"):
         first.sync()
     assert first.status.uploaded_txid == 2
@@ -411,14 +423,14 @@ def test_a_replica_that_comes_back_under_a_running_writer_is_not_written_to(app,
     with pytest.raises(ReplicaConflictError):
         replicator.sync()
     replicator.close()
-    synced(app, replicate(app), 1)
+    synced(app, replicate(app, new_history=True), 1)
     assert_restores_to_the_source(client, app, tmp_path)
 
 
 def test_a_running_thread_says_so_again_and_again_and_goes_on_when_the_other_is_gone(make_app, client, replicate):
     one, other = make_app("one.db"), make_app("other.db")
-    first = synced(one, replicate(one, sync_interval_s=0.01, look_interval_s=0), 1)
-    synced(other, replicate(other), 1)
+    first = synced(one, replicate(one, sync_interval_s=0.01, look_interval_s=0, lease_ttl_s=None), 1)
+    synced(other, replicate(other, lease_ttl_s=None, new_history=True), 1)
     first.start()
     wait_until(lambda: "another writer" in (first.status.last_error or ""))
     for file in [*client.list_files(0, 2), *client.list_files(9)]:

@@ -96,7 +96,7 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
         for thread in replicator._threads.values():
             patch.setattr(thread, "join", hang)
         replicator.close(timeout_s=1.0)
-        assert joins == [1.0, 0.0]
+        assert joins == [1.0, 0.0, 0.0]
         wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads.values()))
 
 
@@ -148,7 +148,7 @@ def test_a_process_ends_without_closing_its_replicator(tmp_path: Path):
         check=False,
         cwd=Path(__file__).parents[2],
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "1 3\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 4\n", "")
 
 
 def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(

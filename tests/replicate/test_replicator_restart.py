@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from litevfs.errors import ReplicatorError, ReplicatorLockedError
+from litevfs.errors import ReplicatorError, ReplicatorLockedError, UnrelatedDatabaseError
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.file import FileReplicaClient
@@ -278,14 +278,16 @@ def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app,
 # --- the replica is another one ---------------------------------------------------------------------------------------
 
 
-def test_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_wrote(make_app, tmp_path: Path):
+def test_told_to_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_wrote(make_app, tmp_path: Path):
     shutil.copytree(FIXTURE, tmp_path / "orders")
     client = FileReplicaClient(tmp_path / "orders")
     page_size = files_of(client)[0].header.page_size
     newest_ms = files_of(client)[-1].header.timestamp_ms
     app = make_app(page_size=page_size)
     app.insert(5)
-    with Replicator(app.path, client) as replicator:
+    with Replicator(app.path, client) as replicator, pytest.raises(UnrelatedDatabaseError, match="no local state"):
+        replicator.sync()
+    with Replicator(app.path, client, new_history=True) as replicator:
         assert replicator.sync() == 13
         assert "no local state" in replicator.status.last_snapshot_reason
         app.insert()
@@ -298,7 +300,7 @@ def test_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_wrote(mak
 def test_a_new_history_has_pages_of_the_size_that_the_replica_it_follows_has(make_app, client):
     synced(make_app(), client)
     with (
-        Replicator(make_app("other.db", page_size=1024).path, client) as replicator,
+        Replicator(make_app("other.db", page_size=1024).path, client, new_history=True) as replicator,
         pytest.raises(ReplicatorError, match="pages of 1024 bytes now, the replica has pages of 4096"),
     ):
         replicator.sync()
@@ -313,7 +315,7 @@ def test_a_new_history_is_no_earlier_than_the_replica_it_follows(app, client):
     assert [file.header.timestamp_ms for file in files_of(client)] == [9_000, 9_000]
 
 
-def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid(app, client):
+def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid_only_when_told_to(app, client):
     synced(app, client)
     page_size = files_of(client)[0].header.page_size
     for txid in (2, 3):
@@ -321,6 +323,10 @@ def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid(app, client):
         client.write(0, txid, txid, data, 1)
     app.insert()
     with Replicator(app.path, client) as replicator:
+        with pytest.raises(UnrelatedDatabaseError, match="holds TXID 0000000000000003, newer than 0000000000000001"):
+            replicator.sync()
+        assert len(client.list_files(0)) == 3
+    with Replicator(app.path, client, new_history=True) as replicator:
         assert replicator.sync() == 4
         assert "holds TXID 0000000000000003, newer than 0000000000000001" in replicator.status.last_snapshot_reason
     assert_replicated(client, app.path)
@@ -403,7 +409,7 @@ def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
         assert replicator.status.pending_files == 0
         assert replicator.sync() == 3
         assert replicator.status.snapshots == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "pending", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "owner.json", "pending", "state.json"]
     assert list((folder / "pending").iterdir()) == []
     assert_replicated(client, app.path)
 

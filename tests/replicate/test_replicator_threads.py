@@ -37,7 +37,7 @@ def test_the_threads_upload_what_is_committed_within_its_interval(app, client, r
     replicator.start()
     replicator.start()  # once is enough
     names = [t.name for t in threading.enumerate() if t.name.startswith("litevfs")]
-    assert sorted(names) == ["litevfs-replicate", "litevfs-upload"]
+    assert sorted(names) == ["litevfs-lease", "litevfs-replicate", "litevfs-upload"]
     wait_until(lambda: replicator.status.uploaded_txid == 1)
     for _ in range(5):
         app.insert()

@@ -226,10 +226,10 @@ def test_a_thread_goes_on_after_the_folder_was_removed(app, client, replicate, t
 
 def test_only_one_goes_on_when_another_took_the_place_of_a_folder_that_was_removed(app, client):
     app.db.set_busy_timeout(0)
-    with Replicator(app.path, client) as first:
+    with Replicator(app.path, client, lease_ttl_s=None) as first:
         first.sync()
         shutil.rmtree(state_folder(app))
-        with Replicator(app.path, client) as second:
+        with Replicator(app.path, client, lease_ttl_s=None) as second:
             assert second.sync() == 2
             for _ in range(3):
                 app.insert()

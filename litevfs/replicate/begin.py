@@ -1,0 +1,98 @@
+"""Whether a replicator may make its database the next state of a replica that it does not continue. Does no uploads.
+
+A database at the place of one that was replicated from the same state folder is the one to go on with. Otherwise it has
+to be the replica's newest state, or to come from it (`provenance.py`): a container that came back with an empty disk,
+where the application has just made a new database, must not be the next thing that readers see.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from litevfs.errors import LitevfsError, LTXFormatError, TXIDGapError, UnrelatedDatabaseError
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replicate.capture import Capture
+from litevfs.replicate.marks import RestoredMark, read_restored
+from litevfs.replicate.provenance import PageSums, is_newest_state
+from litevfs.replicate.uploads import ReplicaPosition
+from litevfs.units import format_timestamp
+
+logger = logging.getLogger("litevfs.replicate")
+
+_HINT = (
+    "to go on with the replica's state: move the database away, and run `litevfs restore`, or start with "
+    "--restore-if-missing; to make this database the newest state: --new-history"
+)
+
+
+def refuse_unrelated(client: ReplicaClient, path: Path, capture: Capture, there: ReplicaPosition, reason: str) -> None:
+    """Return when the database is, or came from, what is `there`; a replica without any file is followed by anything.
+
+    `reason` says why the local state does not do. Raises UnrelatedDatabaseError, ReplicatorError, StorageError.
+    """
+    if there.newest is None:
+        return
+    mark = read_restored(path)
+    if mark is not None and _is_made_of(mark, client, there):
+        logger.info("%s: restored from TXID %016x, and goes on from there", path, there.txid)
+        return
+    why = _why_not_same(client, capture, there)
+    if why is not None:
+        raise UnrelatedDatabaseError(
+            "the database is not the replica's newest state, and nothing shows that it came from it "
+            f"({reason}; {why}). Replica: {_describe(there)}. Database: {_describe_database(path, capture, mark)}",
+            key=f"{path} to {client.url}",
+            hint=_HINT,
+        )
+    logger.info("%s: the same pages as TXID %016x of the replica, and goes on from there", path, there.txid)
+
+
+def _is_made_of(mark: RestoredMark, client: ReplicaClient, there: ReplicaPosition) -> bool:
+    return (
+        there.header is not None
+        and (mark.replica_url, mark.txid) == (client.url, there.txid)
+        and mark.timestamp_ms == there.header.timestamp_ms
+    )
+
+
+def _why_not_same(client: ReplicaClient, capture: Capture, there: ReplicaPosition) -> str | None:
+    if there.header is None or there.problem is not None:
+        return f"the replica has no whole newest state: {there.problem}"
+    if capture.page_size != there.header.page_size:
+        return f"the database has pages of {capture.page_size} bytes, the replica has pages of {there.header.page_size}"
+    commit = there.header.commit
+    sums = capture.read_all(lambda content: PageSums(content) if content.commit == commit else None)
+    if sums is None:
+        return "their sizes differ"
+    try:
+        return None if is_newest_state(client, there.txid, sums) else "their pages differ"
+    except (LTXFormatError, TXIDGapError) as exc:
+        return f"the replica cannot be read: {exc.message}"
+
+
+def _describe(there: ReplicaPosition) -> str:
+    if there.header is None:
+        return f"TXID {there.txid:016x}, its newest file damaged"
+    time = format_timestamp(there.header.timestamp_ms)
+    return f"TXID {there.txid:016x} of {time}, {there.header.commit * there.header.page_size:,} bytes"
+
+
+def _describe_database(path: Path, capture: Capture, mark: RestoredMark | None) -> str:
+    if capture.state is not None:
+        last = f"last replicated as TXID {capture.state.txid:016x}"
+    elif mark is not None:
+        last = f"restored from TXID {mark.txid:016x}"
+    else:
+        last = "no TXID"
+    try:
+        size = capture.read_all(lambda content: content.commit * content.page_size)
+        modified_ms = max(file.stat().st_mtime_ns for file in _files(path)) // 1_000_000
+    except (LitevfsError, OSError, ValueError):
+        return last
+    return f"{last}, last written {format_timestamp(modified_ms)}, {size:,} bytes"
+
+
+def _files(path: Path) -> list[Path]:
+    wal = path.with_name(path.name + "-wal")
+    return [path, wal] if wal.exists() else [path]

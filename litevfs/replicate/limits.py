@@ -1,0 +1,29 @@
+"""When a capture checkpoints, stops for a while, or makes way for others. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litevfs.errors import OptionError
+
+CHECKPOINTS_A_STEP = 2
+CATCH_UP_STEPS = 5
+MAKE_WAY_AFTER_S = 0.3
+LOOK_AGAIN_AFTER_S = 0.2
+"""A checkpoint that copies much, or waits for a disk, must not be taken for one that waits for us."""
+MAKE_WAY_S = 0.15
+"""Longer than SQLite pauses between two looks at a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WALLimits:
+    """When the replicator checkpoints, in pages of the WAL, and how much may wait for its upload."""
+
+    checkpoint_pages: int  # from here on, without waiting for anybody
+    truncate_pages: int | None  # from here on, holding writers off for a moment; a larger file is shortened in a pause
+    pending_bytes: int | None = None  # from here on nothing is captured; None: as much as the disk holds
+
+    def __post_init__(self) -> None:
+        pages, largest = self.checkpoint_pages, self.truncate_pages
+        if pages < 1 or (largest is not None and pages > largest):
+            raise OptionError(f"checkpoint_pages {pages} is not from 1 to truncate_pages {largest}")

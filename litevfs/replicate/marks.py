@@ -1,0 +1,84 @@
+"""Two small files in the state folder of a database: whose folder it is, and what a restore made the database of.
+
+owner.json      the folder's ID, and which file its lock is: a copied folder has another lock, and gets another ID
+restored.json   which TXID of which replica the database file is, as long as it is that file
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+_OWNER = "owner.json"
+
+Opener = Callable[[str, int], int]
+"""As for `open`."""
+
+
+def state_folder(database: Path) -> Path:
+    """Where the local state of a database lies."""
+    return database.with_name(f".{database.name}-litevfs")
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredMark:
+    """What the database file was made of."""
+
+    replica_url: str
+    txid: int
+    timestamp_ms: int  # of that TXID, as its LTX header says
+    device: int  # of the database file, like `inode`: another file is another database
+    inode: int
+
+    def is_of(self, file: os.stat_result) -> bool:
+        """Whether this is about that file."""
+        return (self.device, self.inode) == (file.st_dev, file.st_ino)
+
+
+def write_restored(database: Path, mark: RestoredMark) -> None:
+    """Leave the mark for a database that is about to appear there. Raises OSError."""
+    _write(_restored(database), asdict(mark))
+
+
+def read_restored(database: Path) -> RestoredMark | None:
+    """The mark; None when there is none, it is damaged, or it is about another file."""
+    try:
+        mark = RestoredMark(**json.loads(_restored(database).read_bytes()))
+        return mark if mark.is_of(database.stat()) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def remove_restored(database: Path) -> None:
+    """Take the mark back. Raises OSError."""
+    _restored(database).unlink(missing_ok=True)
+
+
+def _restored(database: Path) -> Path:
+    return database.with_name(f".{database.name}-litevfs-restored")
+
+
+def folder_id(folder: Path, lock: os.stat_result, opener: Opener) -> str:
+    """The ID of a state folder, made at first. `lock` is its lock file, which the caller holds. Raises OSError."""
+    identity = [lock.st_dev, lock.st_ino]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        owner = json.loads((folder / _OWNER).read_bytes())
+        if owner["lock"] == identity:
+            return str(owner["id"])
+    owner = {"id": secrets.token_hex(16), "lock": identity}
+    _write(folder / _OWNER, owner, opener)
+    return str(owner["id"])
+
+
+def _write(path: Path, fields: dict[str, object], opener: Opener | None = None) -> None:
+    temp = path.with_name(f"{path.name}.tmp")
+    with open(temp, "wb", opener=opener) as file:
+        file.write(json.dumps(fields).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    temp.replace(path)

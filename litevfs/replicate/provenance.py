@@ -1,0 +1,81 @@
+"""Whether a database without local state came from a replica's newest state. Owns the comparison; decides nothing else.
+
+Two things show it. A restore leaves a mark beside the database (`state.py`): which TXID of which replica it made, and
+in which file; when the replica still ends there, all that was written to that file since comes after it. Or the
+database has the same pages as the replica's newest state, whoever copied them. A database that was restored by another
+program and then written to shows nothing.
+
+Compared are checksums of pages. Of page 1, those fields do not count that change without any content: the file format
+versions (a switch to WAL mode), the change counter, and the version-valid-for number with the version of SQLite.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable
+
+import fastcrc
+
+from litevfs.concurrency.retry import Backoff, LookAgain, retry
+from litevfs.errors import TransientStorageError
+from litevfs.files.plan import newest_state
+from litevfs.files.stream import FileStreamer, VerifiedStream
+from litevfs.ltx.format import lock_pgno
+from litevfs.replica_clients.base import LEVELS, ReplicaClient
+from litevfs.replicate.content import Content
+
+_UNSEEN, _EQUAL, _DIFFERENT = 0, 1, 2
+
+
+class PageSums:
+    """A checksum for each page of a database, 8 bytes a page."""
+
+    def __init__(self, content: Content) -> None:
+        self.commit, self.page_size = content.commit, content.page_size
+        self._sums = array("Q", bytes(8 * content.commit))
+        for pgno, page in content.pages:
+            self._sums[pgno - 1] = _checksum(pgno, page)
+
+    def agrees(self, pgno: int, page: bytes) -> bool:
+        """Whether the database has this page."""
+        return self._sums[pgno - 1] == _checksum(pgno, page)
+
+
+def is_newest_state(client: ReplicaClient, txid: int, sums: PageSums) -> bool:
+    """Whether a database is the replica's newest state, which is that of `txid`. Reads all the files that make it.
+
+    Raises StorageError, and LTXFormatError or TXIDGapError for a replica that has no whole newest state.
+    """
+    with FileStreamer(client) as streamer:
+
+        def compare() -> bool:
+            chain = newest_state(streamer.list_levels(LEVELS))
+            return chain.txid == txid and _agree(streamer.stream(chain.files[::-1]), sums)
+
+        return retry(compare, Backoff(), may_pass=LookAgain(TransientStorageError))
+
+
+def _agree(streams: Iterable[VerifiedStream], sums: PageSums) -> bool:
+    """From the newest file to the oldest: of each page, the first version that comes is the one that counts."""
+    seen = bytearray(sums.commit)
+    is_newest = True
+    for stream in streams:
+        for _, pages in stream:
+            if is_newest and (stream.header.commit, stream.header.page_size) != (sums.commit, sums.page_size):
+                return False
+            is_newest = False
+            for pgno, page in pages:
+                if pgno <= sums.commit and seen[pgno - 1] == _UNSEEN:
+                    seen[pgno - 1] = _EQUAL if sums.agrees(pgno, page) else _DIFFERENT
+        if _DIFFERENT in seen:  # the file was sound: the verification comes with its end
+            return False
+    left_out = lock_pgno(sums.page_size)
+    if left_out <= sums.commit:
+        seen[left_out - 1] = _EQUAL
+    return _UNSEEN not in seen
+
+
+def _checksum(pgno: int, page: bytes) -> int:
+    if pgno == 1:  # offsets: SQLite's file format, "The Database Header"
+        page = page[:18] + bytes(2) + page[20:24] + bytes(4) + page[28:92] + bytes(8) + page[100:]
+    return int(fastcrc.crc64.go_iso(page))

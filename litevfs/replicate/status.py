@@ -1,0 +1,54 @@
+"""What a replicator says of itself, and the clock that it stamps with. Plain values."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger("litevfs.replicate")
+
+_LARGE_CLOCK_STEP_MS = 60_000
+"""The clock is said to be wrong when it is so far behind the newest file's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicatorStatus:
+    """Where a replicator stands."""
+
+    txid: int  # newest TXID made, 0 before the first
+    uploaded_txid: int  # newest TXID known to be on the replica, 0 while nothing is known
+    pending_files: int  # made, not yet known to be on the replica
+    files_uploaded: int
+    bytes_uploaded: int
+    snapshots: int  # files that hold the whole database
+    last_snapshot_reason: str | None
+    last_error: str | None  # of the threads' last attempt, None after a success
+    last_maintenance_error: str | None  # of a task that is to be tried again, None when there is none
+    last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
+    wal_frames: int  # in the WAL at the last sync
+    has_lease: bool = False  # as far as is known here; False too where there is no lease
+
+
+def unix_time_ms() -> int:
+    """The system's clock: milliseconds since the Unix epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class ClockWatch:
+    """Says, once, that the clock was set back far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._is_behind = path, False
+
+    def compare(self, behind_ms: int) -> None:
+        """The clock is so far behind the time of the newest file."""
+        was_behind, self._is_behind = self._is_behind, behind_ms > _LARGE_CLOCK_STEP_MS
+        if self._is_behind and not was_behind:
+            logger.warning(
+                "%s: the clock is %d s behind the newest file's time: all files get that time until it is there again, "
+                "so no time tells one of these states from another",
+                self._path,
+                behind_ms // 1000,
+            )
