@@ -8,7 +8,17 @@
 or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
-from litevfs.api import connect, connect_async, diff, register, subscribe, wait_for
+from litevfs.api import (
+    connect,
+    connect_async,
+    connect_stdlib,
+    diff,
+    last_error,
+    register,
+    register_stdlib,
+    subscribe,
+    wait_for,
+)
 from litevfs.errors import (
     ConditionsUnsupportedError,
     FollowError,
@@ -32,6 +42,7 @@ from litevfs.errors import (
     RestoreError,
     RestoreTargetExistsError,
     ResultTypeError,
+    SQLiteLibraryError,
     StaleReplicaError,
     StorageClosedError,
     StorageError,
@@ -87,6 +98,7 @@ __all__ = [
     "RestoreError",
     "RestoreTargetExistsError",
     "ResultTypeError",
+    "SQLiteLibraryError",
     "SchemaChange",
     "StaleReplicaError",
     "StorageClosedError",
@@ -106,12 +118,15 @@ __all__ = [
     "arrow",
     "connect",
     "connect_async",
+    "connect_stdlib",
     "copy_replica",
     "diff",
     "follow",
+    "last_error",
     "open_replica_client",
     "partitions",
     "register",
+    "register_stdlib",
     "restore",
     "subscribe",
     "wait_for",

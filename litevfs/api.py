@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
 import apsw
@@ -26,8 +27,20 @@ from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
 from litevfs.states.snapshot import Snapshot
 from litevfs.units import parse_moment_ms
 
+if TYPE_CHECKING:
+    import sqlite3
+
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
+_SQLITE3_ARGUMENTS = (
+    "timeout",
+    "detect_types",
+    "isolation_level",
+    "check_same_thread",
+    "factory",
+    "cached_statements",
+    "autocommit",
+)
 _FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 """The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: what is attached to it is writable."""
 
@@ -80,8 +93,51 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
         return await apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs)
 
 
+def register_stdlib(
+    name: str = "litestream", *, library: str | os.PathLike[str] | None = None, **options: object
+) -> None:
+    """Make the VFS known as `name` to the SQLite library that the standard library's `sqlite3` uses. Like `register`.
+
+    Then `sqlite3.connect("file:x.db?vfs=litestream&replica_url=...", uri=True)` opens a replica, and so does whatever
+    stands on `sqlite3`. `library` is the path of another SQLite library, or of an extension module that is linked to
+    one. Raises SQLiteLibraryError where the library cannot be reached (`litevfs.dbapi` needs none), and OptionError.
+    """
+    from litevfs.bindings import sqlite3_vfs  # loads ctypes and sqlite3
+
+    _set_log_level()
+    sqlite3_vfs.register(name, dict(options), None if library is None else os.fspath(library))
+
+
+def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any) -> sqlite3.Connection:
+    """A `sqlite3.Connection` to the replica at `replica_url`; registers the VFS if that has not been done.
+
+    Options are those of `connect`, and the keywords of `sqlite3.connect` (`check_same_thread`, `isolation_level`, ...).
+    Raises what `connect` raises, from the error of `sqlite3`, and SQLiteLibraryError as `register_stdlib` does. An
+    error of a query is SQLite's alone: `last_error` has ours.
+    """
+    if "replica_url" in options:
+        raise OptionError("replica_url is given twice")
+    arguments = {name: options.pop(name) for name in _SQLITE3_ARGUMENTS if name in options}
+    check_names(options, "option")
+    register_stdlib(vfs)
+    from litevfs.bindings import sqlite3_vfs
+
+    return sqlite3_vfs.connect(_uri(replica_url, options), vfs, arguments)
+
+
+def last_error() -> BaseException | None:
+    """The error that SQLite was told last in this thread by the VFS of `register_stdlib`, or None.
+
+    `sqlite3` raises an error of its own with SQLite's words ("disk I/O error"); this one says what it comes from.
+    """
+    binding = sys.modules.get("litevfs.bindings.sqlite3_vfs")
+    return binding.last_error() if binding else None
+
+
 @apsw_errors()
-def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0, *, schema: str = "main") -> int:
+def wait_for(
+    connection: apsw.Connection | sqlite3.Connection, txid: int | str, timeout: float = 10.0, *, schema: str = "main"
+) -> int:
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
     Returns the TXID it will see. `timeout` is in seconds, `schema` names an attached replica. Raises StaleReplicaError
@@ -89,7 +145,12 @@ def wait_for(connection: apsw.Connection, txid: int | str, timeout: float = 10.0
     `schema` is no replica.
     """
     wanted = txid if isinstance(txid, int) else parse_txid(txid)
-    answer = connection.pragma("litestream_wait_txid", f"{format_txid(wanted)} {timeout:.9f}s", schema=schema)
+    value = f"{format_txid(wanted)} {timeout:.9f}s"
+    if isinstance(connection, apsw.Connection):
+        answer = connection.pragma("litestream_wait_txid", value, schema=schema)
+    else:
+        name = schema.replace('"', '""')
+        answer = next(iter(connection.execute(f"PRAGMA \"{name}\".litestream_wait_txid = '{value}'")), (None,))[0]
     if answer is None:  # what SQLite says to a PRAGMA that nobody knows
         raise OptionError(f"schema {schema} of this connection is no replica", hint="schema= names an attached one")
     return parse_txid(str(answer))

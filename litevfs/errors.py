@@ -165,6 +165,10 @@ class TXIDNotFoundError(ReplicaError, LookupError):
     extendedresult = _CANTOPEN
 
 
+class SQLiteLibraryError(LitevfsError, RuntimeError):
+    """A SQLite library cannot be reached, is too old, or cannot call Python here; `litevfs.dbapi` needs none."""
+
+
 class ReplicaReadOnlyError(LitevfsError):
     """A write to a replica. Write to the primary database; databases beside the replica are writable."""
 

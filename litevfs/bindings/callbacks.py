@@ -1,0 +1,69 @@
+"""Python functions as C callbacks that neither raise nor go away.
+
+What a callback of ctypes raises is printed, and C gets an undefined number in the place of a result: SQLite could take
+a page for read that was not. A function given to `c_callback` catches everything in a `try` that is all of its body.
+One place stays: Python runs signal handlers (Ctrl-C raises there) at the first instruction of a function, before any
+`try`, and a signal that came while SQLite was busy is handled at exactly that place. So `c_callback` makes that
+instruction one that handles none.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import dis
+import time
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, TypeVar, cast
+
+from litevfs.errors import SQLiteLibraryError
+
+Prototype = TypeVar("Prototype")
+
+_AFTER_YIELD_FROM = 2
+"""Argument of the instruction RESUME that says "in the middle of a function"; Python handles no signal there."""
+
+
+def c_callback(prototype: type[Prototype], function: Callable[..., Any]) -> Prototype:
+    """`function` as a C function pointer, for as long as the process lives.
+
+    SQLite may call it while the interpreter ends, when no name of it is left: it is never freed.
+    """
+    callback = prototype(_undisturbed(function))  # type: ignore[call-arg]
+    keep_for_ever(callback)
+    return callback
+
+
+def keep_for_ever(thing: object) -> None:
+    """Never free an object, nor the memory that it stands for."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def interrupt_soon() -> None:
+    """Let Ctrl-C strike once more, where SQLite has returned: a callback that it strikes only ends the statement."""
+    _thread.start_new_thread(_interrupt, ())
+
+
+def _interrupt() -> None:
+    time.sleep(0.001)  # not before the callback has returned; if it strikes the next one, that comes here again
+    _thread.interrupt_main()
+
+
+def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, but no signal handler runs before its first statement."""
+    plain = cast("FunctionType", function)
+    code = bytearray(plain.__code__.co_code)
+    for i in range(0, len(code), 2):
+        if code[i] == dis.opmap["RESUME"]:
+            code[i + 1] = code[i + 1] & ~3 | _AFTER_YIELD_FROM
+            break
+    else:
+        raise SQLiteLibraryError("this version of Python is not known well enough to be called by SQLite")
+    return FunctionType(
+        plain.__code__.replace(co_code=bytes(code)),
+        plain.__globals__,
+        plain.__name__,
+        plain.__defaults__,
+        plain.__closure__,
+    )

@@ -1,0 +1,129 @@
+"""Tells when SQLite has closed a file, without a callback.
+
+SQLite may close a file while a Python exception is on its way (a cursor is dropped by what it raises through), and no
+callback of ctypes can be made then: the exception would be lost, and the interpreter crash. So C code closes the file.
+Each file stands on a FIFO; when SQLite's end of it is closed, its other end says so to a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import tempfile
+import threading
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Generic, TypeVar
+
+logger = logging.getLogger("litevfs.bindings.closings")
+
+
+Key = TypeVar("Key")
+
+
+class Closings(Generic[Key]):
+    """Watches files, and calls `closed(key)` in a thread of its own soon after SQLite has closed one."""
+
+    def __init__(self, closed: Callable[[Key], object]) -> None:
+        self._closed = closed
+        self._lock = threading.Lock()
+        self._keys: dict[int, Key] = {}  # by our end of each FIFO
+        self._thread: threading.Thread | None = None
+        self._wake = -1, -1
+        self._numbers = count(1)
+        os.register_at_fork(before=self._before_fork, after_in_parent=self._lock_release, after_in_child=self._in_child)
+
+    def make_fifo(self) -> tuple[str, int]:
+        """A new FIFO, to be opened and removed by SQLite, and the descriptor of our end. Raises OSError."""
+        folder = Path(tempfile.gettempdir()).resolve()  # SQLite opens no symbolic link
+        name = f"litevfs-{os.getpid()}-{next(self._numbers)}-{os.urandom(6).hex()}"
+        path = str(folder / name)
+        os.mkfifo(path, 0o600)
+        return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def watch(self, descriptor: int, key: Key) -> None:
+        """From now on; SQLite has opened the FIFO. The descriptor belongs to this object then."""
+        with self._lock:
+            self._keys[descriptor] = key
+            if self._thread is None:
+                self._start()
+            else:
+                os.write(self._wake[1], b".")
+
+    def _start(self) -> None:
+        self._wake = os.pipe()
+        self._thread = threading.Thread(target=self._run, args=(self._wake[0],), name="litevfs-closings", daemon=True)
+        self._thread.start()
+
+    def _run(self, wake: int) -> None:
+        """Wait for the ends of FIFOs; end with the last of them."""
+        while True:
+            poll = select.poll()
+            poll.register(wake, select.POLLIN)
+            with self._lock:
+                for descriptor in self._keys:
+                    poll.register(descriptor, 0)  # POLLHUP comes unasked
+            gone = [descriptor for descriptor, event in poll.poll() if descriptor != wake and event]
+            with self._lock:
+                keys = [self._keys.pop(descriptor) for descriptor in gone if descriptor in self._keys]
+                for descriptor in gone:
+                    os.close(descriptor)
+            for key in keys:
+                try:
+                    self._closed(key)
+                except Exception:  # which must not keep the others from being closed
+                    logger.exception("letting go of a replica failed")
+            with self._lock:
+                if not self._keys:
+                    for descriptor in self._wake:
+                        os.close(descriptor)
+                    self._thread = None
+                    return
+                if gone:
+                    continue
+            os.read(wake, 4096)
+
+    # --- fork ---------------------------------------------------------------------------------------------------------
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()
+
+    def _lock_release(self) -> None:
+        self._lock.release()
+
+    def _in_child(self) -> None:
+        """Give SQLite's descriptors in the child FIFOs of their own: the parent waits for the ends of its own ones."""
+        self._lock = threading.Lock()
+        keys, self._keys = self._keys, {}
+        if self._thread is not None:
+            self._thread = None
+            for descriptor in self._wake:
+                os.close(descriptor)
+        ours = {_identity(descriptor): descriptor for descriptor in keys}
+        for name in os.listdir("/dev/fd"):  # noqa: PTH208 - numbers, not paths
+            identity = _identity(int(name))
+            if identity in ours and int(name) != ours[identity]:
+                reading, writing = os.pipe()
+                os.dup2(writing, int(name), inheritable=False)
+                os.close(writing)
+                self._keys[reading] = keys[ours[identity]]
+        for descriptor in keys:
+            os.close(descriptor)
+
+    def watch_after_fork(self) -> None:
+        """Start the thread that a fork has ended, if there was one. Cheap enough for every transaction."""
+        if self._thread is None and self._keys:
+            with self._lock:
+                if self._thread is None:
+                    self._start()
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """What tells one FIFO from another; None if the descriptor is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
