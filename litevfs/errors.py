@@ -168,6 +168,8 @@ class TXIDNotFoundError(ReplicaError, LookupError):
 class SQLiteLibraryError(LitevfsError, RuntimeError):
     """A SQLite library cannot be reached, is too old, or cannot call Python here; `litevfs.dbapi` needs none."""
 
+    extendedresult = _CANTOPEN
+
 
 class ReplicaReadOnlyError(LitevfsError):
     """A write to a replica. Write to the primary database; databases beside the replica are writable."""
