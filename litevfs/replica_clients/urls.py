@@ -143,6 +143,12 @@ def _webdav_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return WebDAVReplicaClient(url, read_timeout_s=read_timeout_s)
 
 
+def _nats_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
+    from litevfs.replica_clients.nats import NATSReplicaClient
+
+    return NATSReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
 def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
@@ -179,6 +185,7 @@ register_scheme("az", _azure_client)
 register_scheme("gs", _gs_client)
 register_scheme("http", _http_client)
 register_scheme("https", _http_client)
+register_scheme("nats", _nats_client)
 register_scheme("memory", _memory_client)
 register_scheme("sftp", _sftp_client)
 register_scheme("webdav", _webdav_client)

@@ -129,3 +129,16 @@ def rclone_webdav(folder: Path, work: Path) -> Iterator[str]:
     environment = {"RCLONE_CONFIG": str(work / "no-config")}
     with running_server(command, log=work / "log", port=port, environment=environment):
         yield f"127.0.0.1:{port}"
+
+
+NATS_USER, NATS_PASSWORD = "replicator", "a-nats-password"
+
+
+@contextmanager
+def nats_server(work: Path) -> Iterator[int]:
+    """The port of a NATS server with JetStream, without buckets."""
+    program, port = need_program("nats-server"), free_port()
+    command = [program, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(work / "data")]
+    command += ["--user", NATS_USER, "--pass", NATS_PASSWORD]
+    with running_server(command, log=work / "log", port=port):
+        yield port

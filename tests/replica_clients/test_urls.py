@@ -111,7 +111,6 @@ def test_memory_urls_share_a_store_by_name():
         ("https://host/db#x", r"no fragment.*%23"),
         ("gs://", "names no place"),
         ("gs://bucket/db?project=x", "unknown parameter 'project'"),
-        ("nats://a/b", "not supported yet"),
         ("s3://", r"not a bucket name.*s3://bucket/path"),
         ("s3:///db", "not a bucket name"),
         ("s3://b!/db", "not a bucket name"),

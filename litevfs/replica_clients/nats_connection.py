@@ -1,0 +1,202 @@
+"""A NATS connection for threads: nats-py lives in an event loop of its own thread. Knows no LTX file.
+
+Every call has a limit, closing ends those under way, a connection that broke is made again by the next call, and so is
+that of the parent in the child of a fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import (
+    OptionError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+
+T = TypeVar("T")
+
+_CONNECT_TIMEOUT_S = 10
+_CLOSE_TIMEOUT_S = 0.5
+WRONG_SEQUENCE = 10071
+"""JetStream's error where the newest message of a subject is not the one that was expected."""
+_AUTH_HINT = "user@ in the URL with LITEVFS_NATS_PASSWORD, LITEVFS_NATS_TOKEN, or creds= in the URL, a file"
+
+
+@dataclass(frozen=True, slots=True)
+class NATSTarget:
+    """Where to connect to, and as whom."""
+
+    server: str  # host:port
+    user: str
+    password: str = field(repr=False)
+    token: str = field(repr=False)
+    credentials_file: str
+    is_tls: bool
+
+
+class NATSConnection:
+    """Runs coroutines that are given the JetStream context. Raises OptionError where `nats-py` is not installed."""
+
+    def __init__(self, target: NATSTarget, timeout_s: float) -> None:
+        try:
+            import nats
+            import nats.errors
+            import nats.js.errors
+        except ImportError as exc:
+            raise OptionError("nats:// needs the package nats-py", hint="pip install litevfs[nats]") from exc
+        self._nats: Any = nats
+        self._target = target
+        self._timeout_s = timeout_s
+        self._is_closed = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without a connection: at first, and in the child of a fork."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._connecting: asyncio.Lock | None = None  # of the loop
+        self._client: Any = None  # used in the loop's thread only
+
+    def check_open(self) -> None:
+        """Raise StorageClosedError after `close`."""
+        if self._is_closed:
+            raise StorageClosedError("the replica client is closed")
+
+    def call(self, what: str, run: Callable[[Any], Awaitable[T]], deadline: float | None = None) -> T:
+        """What `run(jetstream)` returns, by `deadline` (`time.monotonic()`, seconds); errors are about `what`."""
+        self.check_open()
+        remaining = self._timeout_s if deadline is None else deadline - time.monotonic()
+        if remaining <= 0:
+            raise StorageTimeoutError("no time is left for a call", key=what)
+        future = self._submit(run)
+        try:
+            return future.result(remaining)
+        except (concurrent.futures.CancelledError, concurrent.futures.TimeoutError) as exc:
+            future.cancel()
+            if self._is_closed:
+                raise StorageClosedError("the replica client was closed during a call", key=what) from None
+            raise StorageTimeoutError(f"no answer from {self._target.server} in time", key=what) from exc
+        except StorageError as error:
+            error.key = error.key or what
+            raise
+        except (self._nats.errors.Error, OSError, EOFError) as exc:
+            if self._is_closed:
+                raise StorageClosedError("the replica client was closed during a call", key=what) from exc
+            raise self._error(exc, what) from exc
+
+    def close(self) -> None:
+        """End all calls under way and the connection. Idempotent."""
+        self._is_closed = True
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(lambda: loop.create_task(self._end(loop)))
+        thread.join(2 * _CLOSE_TIMEOUT_S)
+
+    def _submit(self, run: Callable[[Any], Awaitable[T]]) -> concurrent.futures.Future[T]:
+        if self._pid != os.getpid():
+            self._forget()
+        with self._lock:
+            self.check_open()
+            if self._loop is None:
+                loop = asyncio.new_event_loop()
+                self._connecting = asyncio.Lock()
+                self._thread = start_thread(lambda: _run_loop(loop), "litevfs-nats")
+                self._loop = loop
+            return asyncio.run_coroutine_threadsafe(self._connected(run), self._loop)
+
+    async def _connected(self, run: Callable[[Any], Awaitable[T]]) -> T:
+        assert self._connecting is not None
+        async with self._connecting:
+            if self._client is None or not self._client.is_connected:
+                self._client = await self._connect()
+        return await run(self._client.jetstream(timeout=self._timeout_s))
+
+    async def _connect(self) -> Any:
+        target = self._target
+        options: dict[str, Any] = {}
+        if target.credentials_file:
+            options["user_credentials"] = target.credentials_file
+        elif target.token:
+            options["token"] = target.token
+        elif target.user:
+            options |= {"user": target.user, "password": target.password}
+
+        async def no_news(*_: Any) -> None:
+            """Errors reach whoever makes a call."""
+
+        client = self._nats.NATS()
+        try:
+            await client.connect(
+                f"{'tls' if target.is_tls else 'nats'}://{target.server}",
+                connect_timeout=min(_CONNECT_TIMEOUT_S, max(1, round(self._timeout_s))),
+                allow_reconnect=False,  # the next call connects: until then nothing runs
+                error_cb=no_news,
+                **options,
+            )
+        except BaseException:
+            await self._close_client(client)  # nats-py leaves the socket of a connection that failed open
+            raise
+        return client
+
+    async def _close_client(self, client: Any) -> None:
+        try:
+            await asyncio.wait_for(client.close(), _CLOSE_TIMEOUT_S)
+        except (TimeoutError, OSError, self._nats.errors.Error):
+            pass
+
+    async def _end(self, loop: asyncio.AbstractEventLoop) -> None:
+        others = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
+        client, self._client = self._client, None
+        for task in others:
+            task.cancel()
+        if client is not None:
+            await self._close_client(client)
+        if others:
+            await asyncio.wait(others, timeout=_CLOSE_TIMEOUT_S)
+        loop.stop()
+
+    def _error(self, exc: Exception, what: str) -> StorageError:
+        errors, js_errors, server = self._nats.errors, self._nats.js.errors, self._target.server
+        if isinstance(exc, js_errors.NotFoundError):
+            hint = "make the bucket first: `nats object add`" if "stream" in str(exc) else None
+            return StorageNotFoundError(f"{server} has no such object or bucket", key=what, hint=hint)
+        if isinstance(exc, errors.AuthorizationError) or "Authorization" in str(exc) or "Permissions" in str(exc):
+            return StoragePermissionError(f"{server} refuses: {exc}", key=what, hint=_AUTH_HINT)
+        if isinstance(exc, js_errors.APIError) and (exc.code or 500) < 500:
+            return StorageError(f"{server} says: {exc.description}", key=what)
+        if isinstance(exc, errors.TimeoutError | TimeoutError):
+            return StorageTimeoutError(f"no answer from {server} in time", key=what)
+        return TransientStorageError(f"the connection to {server} broke: {exc or type(exc).__name__}", key=what)
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        pending = asyncio.all_tasks(loop)
+        for task in pending:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        for _ in range(2):  # transports close their sockets in the next turn
+            loop.run_until_complete(asyncio.sleep(0))
+    finally:
+        loop.close()

@@ -1,0 +1,58 @@
+"""The messages of a NATS object store, and what is known of them. Sends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The message that describes an object, and its sequence number."""
+
+    sequence: int
+    fields: dict[str, Any]
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether it says that there is no such object any more."""
+        return bool(self.fields.get("deleted"))
+
+    @property
+    def nuid(self) -> str:
+        """What names the object's content."""
+        return str(self.fields.get("nuid", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The messages of an object's content: their sequence numbers, and where each begins and the last ends, bytes."""
+
+    sequences: list[int]
+    starts: list[int]
+
+
+async def all_of(acknowledged: list[asyncio.Future[Any]]) -> None:
+    """Wait for what was published. Raises what one of them met."""
+    while acknowledged:
+        await acknowledged.pop(0)
+
+
+def fields_of(data: bytes | None) -> dict[str, Any]:
+    """What a description says; nothing for what is none."""
+    try:
+        fields = json.loads(data or b"")
+        if isinstance(fields, dict):
+            return fields
+    except ValueError:
+        pass
+    return {}
+
+
+def last_per_subject() -> Any:
+    """The policy of a consumer that begins with the newest message of each subject."""
+    from nats.js.api import DeliverPolicy
+
+    return DeliverPolicy.LAST_PER_SUBJECT

@@ -1,0 +1,258 @@
+"""A NATS object store, of nats-server; looked at by nats-py's own object store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litevfs.errors import (
+    OptionError,
+    ReplicaURLError,
+    StorageClosedError,
+    StorageError,
+    StorageNotFoundError,
+    StoragePermissionError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.urls import canonical_url, open_replica_client
+from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
+from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from tests.replica_clients.interop import exchange
+from tests.replica_clients.store_servers import NATS_PASSWORD, NATS_USER, nats_server
+from tests.replica_clients.tcp_faults import TCPProxy
+
+nats = pytest.importorskip("nats", reason="pip install litevfs[nats]")
+
+from litevfs.replica_clients.nats import NATSReplicaClient  # noqa: E402 - after the package is looked for
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with nats_server(tmp_path_factory.mktemp("nats")) as port:
+        yield port
+
+
+class NATSReplica:
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.bucket = f"replica-{uuid.uuid4().hex[:12]}"
+        self.url = f"nats://{NATS_USER}@127.0.0.1:{port}/{self.bucket}"
+        self.run(lambda js: js.create_object_store(self.bucket))
+
+    def run(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        async def connected() -> Any:
+            client = await nats.connect(f"nats://127.0.0.1:{self.port}", user=NATS_USER, password=NATS_PASSWORD)
+            try:
+                return await call(client.jetstream())
+            finally:
+                await client.close()
+
+        return asyncio.run(connected())
+
+    def new_client(self) -> NATSReplicaClient:
+        return NATSReplicaClient(self.url)
+
+    def key(self, level: int, name: str) -> str:
+        return f"ltx/{level}/{name}"
+
+    def put(self, level: int, name: str, data: bytes) -> None:
+        async def put(js: Any) -> None:
+            await (await js.object_store(self.bucket)).put(self.key(level, name), data)
+
+        self.run(put)
+
+    def get(self, level: int, name: str) -> bytes | None:
+        async def get(js: Any) -> bytes | None:
+            try:
+                return (await (await js.object_store(self.bucket)).get(self.key(level, name))).data
+            except nats.js.errors.ObjectNotFoundError:
+                return None
+
+        return self.run(get)
+
+    def names(self, level: int) -> set[str]:
+        prefix = self.key(level, "")
+
+        async def names(js: Any) -> set[str]:
+            try:
+                listed = await (await js.object_store(self.bucket)).list()
+            except nats.js.errors.NotFoundError:
+                return set()
+            found = [info.name for info in listed if not info.deleted]
+            return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
+
+        return self.run(names)
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        async def timestamp(js: Any) -> str:
+            info = await (await js.object_store(self.bucket)).get_info(self.key(level, name))
+            (text,) = info.headers["Litestream-Timestamp"]
+            return text
+
+        return round(datetime.fromisoformat(self.run(timestamp)).timestamp() * 1000)
+
+
+@pytest.fixture
+def nats_replica(port: int, monkeypatch: pytest.MonkeyPatch) -> NATSReplica:
+    monkeypatch.setenv("LITEVFS_NATS_PASSWORD", NATS_PASSWORD)
+    return NATSReplica(port)
+
+
+@pytest.mark.servers
+class TestNATSReplicaClient(ReplicaClientConformance):
+    @pytest.fixture
+    def replica(self, nats_replica: NATSReplica) -> NATSReplica:
+        return nats_replica
+
+    @pytest.fixture
+    def hanging_client(self) -> Iterator[NATSReplicaClient]:
+        with silent_endpoint() as silent:
+            client = NATSReplicaClient(f"nats://{silent}/silent")
+            yield client
+            client.close()
+
+
+@pytest.fixture
+def behind_proxy(nats_replica: NATSReplica) -> Iterator[tuple[NATSReplica, TCPProxy]]:
+    with TCPProxy(("127.0.0.1", nats_replica.port)) as proxy:
+        nats_replica.url = nats_replica.url.replace(f":{nats_replica.port}/", f":{proxy.port}/")
+        yield nats_replica, proxy
+
+
+@pytest.mark.servers
+def test_a_dropped_connection_is_transient_and_made_again(behind_proxy: tuple[NATSReplica, TCPProxy]):
+    replica, proxy = behind_proxy
+    replica.put(0, file_name(1, 1), b"x" * 500_000)
+    client = replica.new_client()
+    (file,) = client.list_files(0)
+    assert len(client.read(file)) == 500_000
+    proxy.cut_after(100_000)
+    with pytest.raises(TransientStorageError) as caught:
+        client.read(file, timeout_s=3)
+    assert file_name(1, 1) in str(caught.value)
+    assert len(client.read(file)) == 500_000
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_server_that_hangs_ends_no_later_than_asked_and_closing_ends_it(behind_proxy: tuple[NATSReplica, TCPProxy]):
+    replica, proxy = behind_proxy
+    replica.put(0, file_name(1, 1), b"x" * 500_000)
+    client = replica.new_client()
+    (file,) = client.list_files(0)
+    proxy.hold()
+    began = time.monotonic()
+    with pytest.raises(StorageTimeoutError):
+        client.read(file, timeout_s=0.3)
+    assert time.monotonic() - began < 5
+    raised: list[StorageError] = []
+
+    def read() -> None:
+        try:
+            client.read(file)
+        except StorageError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join(0.3)
+    began = time.monotonic()
+    client.close()
+    thread.join(10)
+    assert time.monotonic() - began < 1.5
+    assert [type(error) for error in raised] == [StorageClosedError]
+
+
+@pytest.mark.servers
+def test_a_client_goes_on_in_the_child_of_a_fork_and_in_its_parent(nats_replica: NATSReplica):
+    nats_replica.put(0, file_name(1, 1), b"content")
+    client = nats_replica.new_client()
+    (file,) = client.list_files(0)
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if client.read(file) == b"content" else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.read(file) == b"content"
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_bucket_that_does_not_exist_says_so(nats_replica: NATSReplica):
+    client = NATSReplicaClient(f"nats://{NATS_USER}@127.0.0.1:{nats_replica.port}/no-such")
+    with pytest.raises(StorageNotFoundError, match="no-such"):
+        client.list_files(0)
+    client.close()
+
+
+@pytest.mark.servers
+def test_a_wrong_password_is_refused_with_a_hint(nats_replica: NATSReplica, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITEVFS_NATS_PASSWORD", "AKIDSECRET")
+    client = nats_replica.new_client()
+    with pytest.raises(StoragePermissionError, match="LITEVFS_NATS_PASSWORD") as caught:
+        client.list_files(0)
+    client.close()
+    assert "AKIDSECRET" not in str(caught.value) + repr(client)
+
+
+@pytest.mark.servers
+def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(nats_replica: NATSReplica, tmp_path: Path):
+    replica = {"type": "nats", "url": f"nats://127.0.0.1:{nats_replica.port}/{nats_replica.bucket}"}
+    replica |= {"username": NATS_USER, "password": NATS_PASSWORD}
+    exchange(tmp_path, nats_replica.url, replica)
+
+
+# --- without a server -------------------------------------------------------------------------------------------------
+
+
+def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "nats", None)
+    with pytest.raises(OptionError, match=r"pip install litevfs\[nats\]"):
+        NATSReplicaClient("nats://host/bucket")
+
+
+@pytest.mark.parametrize(
+    ("url", "canonical"),
+    [
+        ("NATS://user@HOST:4222/bucket/", "nats://user@host/bucket"),
+        ("nats://host:1/bucket/a/b?tls=true", "nats://host:1/bucket/a/b?tls=true"),
+    ],
+)
+def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str):
+    assert canonical_url(url) == canonical == canonical_url(canonical)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nats://host", "without a bucket"),
+        ("nats:///bucket", "names no place"),
+        ("nats://user:AKIDSECRET@host/bucket", r"a password.*LITEVFS_NATS_PASSWORD"),
+        ("nats://host/bucket?cred=x", "did you mean creds"),
+        ("nats://host/bucket?tls=1", "neither true nor false"),
+    ],
+)
+def test_bad_urls_are_refused_with_a_hint(url: str, message: str):
+    with pytest.raises(ReplicaURLError, match=message) as caught:
+        open_replica_client(url)
+    assert "AKIDSECRET" not in str(caught.value)
+
+
+def test_key_is_litestreams():
+    client = NATSReplicaClient("nats://host/bucket")
+    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"ltx/9/{file_name(1, 255)}"
+    client.close()
