@@ -25,10 +25,6 @@ from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
 
-REQUEST_BYTES = 1 << 20
-"""What lies ahead is asked for in parallel requests of this size: one stream seldom fills the line."""
-GAP_BYTES = 1 << 17
-"""Reading over a gap of this size costs less than another request."""
 BLOCK_NUMBER_BITS = 32
 OFFSET_BITS = 47
 """Of the largest file (`MAX_FRAME_OFFSET`)."""
@@ -167,6 +163,11 @@ class BlockReader:
         self.cache.put(key, data)
         return data
 
+    @property
+    def ahead_bytes(self) -> int:
+        """How much may wait for its use, or be under way: what the cache has room for, and the line brings soon."""
+        return min(self.cache.ahead_limit_bytes, max(self._fetcher.line.ahead_bytes, 2 * self._block_size))
+
     # --- reading ahead ------------------------------------------------------------------------------------------------
 
     def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
@@ -208,7 +209,8 @@ class BlockReader:
 
     def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
         """The parts of each request that brings what is missing of the ranges."""
-        limits = Limits(self._block_size, GAP_BYTES, max(REQUEST_BYTES, self._block_size))
+        line = self._fetcher.line
+        limits = Limits(self._block_size, line.gap_bytes, max(line.request_bytes, self._block_size))
         planned: list[list[_Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone

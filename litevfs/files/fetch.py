@@ -27,6 +27,7 @@ from litevfs.errors import (
 )
 from litevfs.files.fetched import FetchedFile, RequestCounters, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
+from litevfs.files.line import line_to
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
@@ -72,6 +73,7 @@ class Fetcher:
         self.disk_cache = disk_cache
         self.counters = RequestCounters()
         self.troubles = Troubles(client.url)
+        self.line = line_to(client.url)
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
@@ -110,7 +112,7 @@ class Fetcher:
         with self._lock:
             self.counters.list += 1
         try:
-            return call()
+            return self.line.trip(call)
         except Exception:
             self._count_error()
             raise
@@ -142,7 +144,7 @@ class Fetcher:
 
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
-        data = self.counted_get(lambda: self._request(file, offset, size, deadline), len)
+        data = self.counted_get(lambda: self.line.carry(size, lambda: self._request(file, offset, size, deadline)), len)
         if len(data) != size:
             self._count_error()
             raise TransientStorageError(
@@ -156,9 +158,8 @@ class Fetcher:
         return data
 
     def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
-        if deadline is None:
-            return self.client.read(file, offset, size)
-        timeout_s = min(self._read_timeout_s * REQUEST_SHARE, deadline - time.monotonic())
+        most_s = self._read_timeout_s * REQUEST_SHARE
+        timeout_s = None if deadline is None else min(most_s, deadline - time.monotonic())
         return self.client.read(file, offset, size, timeout_s=timeout_s)
 
     @property

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DENSE = 0.25
-"""From this part of wanted bytes on, blocks are worth keeping."""
+"""From this part of wanted bytes on, blocks are worth keeping, where gaps of that size are worth reading over."""
+DENSER = 0.6
+"""And from this part on where they are not."""
 
 Range = tuple[int, int]
 """(offset, size), bytes."""
@@ -37,19 +39,32 @@ def block_runs(blocks: Iterable[int], most: int) -> list[range]:
 
 
 def clusters(ranges: Iterable[Range], limits: Limits) -> list[tuple[list[Range], bool]]:
-    """Ascending ranges in groups that lie close together, and whether each group is dense enough for whole blocks."""
-    groups: list[list[Range]] = []
+    """Ascending ranges in groups, and whether each group lies dense enough for whole blocks; the others are neighbours.
+
+    Ranges that lie within a block of each other are dense together or not at all; one that overlaps the one before it,
+    as no sound file has them, is left out.
+    """
+    near: list[list[Range]] = []
     for offset, size in ranges:
-        if groups and offset - sum(groups[-1][-1]) <= limits.block:
-            groups[-1].append((offset, size))
+        gap = offset - sum(near[-1][-1]) if near else limits.block + 1
+        if gap > limits.block:
+            near.append([(offset, size)])
+        elif gap >= 0:
+            near[-1].append((offset, size))
+    groups: list[tuple[list[Range], bool]] = []
+    for group in near:
+        is_dense = _is_dense(group, limits)
+        if groups and not is_dense and not groups[-1][1]:
+            groups[-1][0].extend(group)
         else:
-            groups.append([(offset, size)])
-    return [(group, _is_dense(group, limits.block)) for group in groups]
+            groups.append((group, is_dense))
+    return groups
 
 
-def _is_dense(group: list[Range], block: int) -> bool:
-    first, last = group[0][0] // block, (sum(group[-1]) - 1) // block
-    return len(group) > 1 and sum(size for _, size in group) >= DENSE * block * (last - first + 1)
+def _is_dense(group: list[Range], limits: Limits) -> bool:
+    first, last = group[0][0] // limits.block, (sum(group[-1]) - 1) // limits.block
+    share = DENSE if limits.gap >= DENSE * limits.block else DENSER
+    return len(group) > 1 and sum(size for _, size in group) >= share * limits.block * (last - first + 1)
 
 
 def scattered_runs(ranges: Iterable[Range], limits: Limits) -> list[list[Range]]:

@@ -34,7 +34,7 @@ class ReadAhead:
 
     def max_pages(self) -> int:
         """Pages that may be kept ahead without driving each other out of the cache."""
-        room = self._blocks.cache.ahead_limit_bytes * PLANNED_SHARE
+        room = self._blocks.ahead_bytes * PLANNED_SHARE
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
     def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher) -> None:

@@ -13,15 +13,17 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BufferedReader
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from litevfs.testing.http_faults import HTTPFault, HTTPFaults, faults_of_json
 
 _CHUNK_BYTES = 1 << 17
+_PIECE_BYTES = 1 << 14
 _HEAD_LIMIT_BYTES = 1 << 16
 _CONTROL_PATH = "/_test/inject-fault"
 
@@ -43,7 +45,9 @@ class RecordedRequest:
 
 
 class HTTPProxy:
-    """Listens on a free loopback port from construction to `close`; `delay_s` and `faults` may be changed at any time.
+    """Listens on a free loopback port from construction to `close`.
+
+    `delay_s`, `bytes_per_s` and `faults` may be changed at any time.
 
     `seed` makes what faults do at random repeatable, for requests that come one after the other.
     """
@@ -53,6 +57,8 @@ class HTTPProxy:
         if parts.scheme != "http" or parts.hostname is None:
             raise ValueError(f"not an http endpoint: {upstream}")
         self.delay_s = delay_s  # seconds between a request's arrival and its forwarding
+        self.bytes_per_s = 0.0  # of the answers, all connections together; 0: no limit
+        self._line_free_at = 0.0  # time.monotonic(), seconds
         self.faults = HTTPFaults(seed=seed)
         self._upstream = (parts.hostname, parts.port or 80)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -162,7 +168,15 @@ class HTTPProxy:
         _relay_body(headers, from_client, upstream)
         if fault is not None and fault.changes_body:
             return self._relay_changed(fault, method, from_server, client)
-        return _relay_answer(method, from_server, client)
+        return _relay_answer(method, from_server, _PacedSocket(client, self._wait_for_line))
+
+    def _wait_for_line(self, size: int) -> None:
+        """Wait until `size` more bytes have passed the line that all connections share."""
+        if self.bytes_per_s:
+            with self._lock:
+                self._line_free_at = max(self._line_free_at, time.monotonic()) + size / self.bytes_per_s
+                passed_at = self._line_free_at
+            self._closing.wait(max(0.0, passed_at - time.monotonic()))
 
     def _relay_changed(self, fault: HTTPFault, method: str, from_server: BufferedReader, client: socket.socket) -> bool:
         head = _read_answer_head(from_server)
@@ -186,6 +200,29 @@ class HTTPProxy:
         except ValueError as error:
             return _json_answer("400 Bad Request", {"error": str(error)})
         return _json_answer("200 OK", [asdict(fault) for fault in self.faults.active])
+
+
+class _Sink(Protocol):
+    """What takes bytes."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Take all of them."""
+        ...
+
+
+class _PacedSocket:
+    """A socket that sends no faster than the line lets it."""
+
+    def __init__(self, sock: socket.socket, wait: Callable[[int], None]) -> None:
+        self._socket = sock
+        self._wait = wait
+
+    def sendall(self, data: bytes) -> None:
+        """Send the bytes, in pieces small enough for connections to take turns."""
+        for start in range(0, len(data), _PIECE_BYTES):
+            piece = data[start : start + _PIECE_BYTES]
+            self._wait(len(piece))
+            self._socket.sendall(piece)
 
 
 @contextmanager
@@ -219,7 +256,7 @@ def _refuse_body(answer: bytes, from_client: BufferedReader, client: socket.sock
         pass
 
 
-def _relay_answer(method: str, from_server: BufferedReader, client: socket.socket) -> bool:
+def _relay_answer(method: str, from_server: BufferedReader, client: _Sink) -> bool:
     head = _read_answer_head(from_server)
     if head is None:
         return False
@@ -263,7 +300,7 @@ def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
     return first, {name.lower(): value.strip() for name, _, value in pairs}
 
 
-def _relay_body(headers: dict[str, str], source: BufferedReader, target: socket.socket) -> None:
+def _relay_body(headers: dict[str, str], source: BufferedReader, target: _Sink) -> None:
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while size := _relay_line(source, target):
             _relay_bytes(source, target, size + 2)
@@ -299,13 +336,13 @@ def _json_answer(status: str, value: object) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _relay_line(source: BufferedReader, target: socket.socket) -> int:
+def _relay_line(source: BufferedReader, target: _Sink) -> int:
     line = source.readline(_HEAD_LIMIT_BYTES)
     target.sendall(line)
     return int(line.split(b";")[0], 16) if line else 0
 
 
-def _relay_bytes(source: BufferedReader, target: socket.socket, size: int) -> None:
+def _relay_bytes(source: BufferedReader, target: _Sink, size: int) -> None:
     while size:
         data = source.read1(min(size, _CHUNK_BYTES))
         if not data:

@@ -1,0 +1,94 @@
+"""Queries over lines of any kind: latencies by throughputs, one limit over all connections together.
+
+A real S3 server behind a proxy that delays every request and lets answers pass no faster than the line. Each query
+starts with a connection that has cached nothing but what opening it reads. Rows are compared with SQLite's own answers;
+times are never asserted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from _harness import ROWS, Competitor, Dataset, Result, Samples, assert_equal, dataset, digest, parse_arguments, report
+from _harness import seconds as shown
+from s3 import BUCKET, PATH, SMALL_ROWS, upload
+
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
+from litevfs.testing.s3_server import running_s3_server
+
+LATENCIES_S = (0.004, 0.025, 0.1)
+MBIT_PER_S = (20, 100, 1000)
+HOME = (0.05, 20)
+"""A line at home, with goals of its own."""
+BY_INDEX = "SELECT count(*), sum(amount), max(note) FROM (SELECT * FROM orders WHERE batch = ? LIMIT ?)"
+CASES = {"20 rows by index": 20, "200 rows by index": 200}
+SCAN = "scan of 1,000 pages"
+SCAN_SQL = "SELECT sum(amount), count(note) FROM orders WHERE id BETWEEN ? AND ? + 18000"
+GOALS_S = {"20 rows by index": 1.0, "200 rows by index": 2.0}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(__doc__, argv)
+    lines = (
+        [(0.004, 100)] if arguments.small else [HOME, *((delay, mbit) for delay in LATENCIES_S for mbit in MBIT_PER_S)]
+    )
+    data = dataset(SMALL_ROWS if arguments.small else ROWS)
+    with ExitStack() as stack:
+        server = stack.enter_context(running_s3_server())
+        upload(data, server)
+        proxy = stack.enter_context(running_s3_proxy(server.endpoint))
+        url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
+        rounds = 1 if arguments.small else 3
+        results = [measure(data, proxy, url, server.environment(), line, rounds, arguments.small) for line in lines]
+    title = f"S3 ({server.kind}) over one line for all connections, {data.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
+    report(title, results, arguments)
+
+
+def measure(
+    data: Dataset,
+    proxy: HTTPProxy,
+    url: str,
+    environment: dict[str, str],
+    line: tuple[float, int],
+    rounds: int,
+    small: bool,
+) -> Result:
+    """All queries over one line: a row of the table."""
+    samples = Samples()
+    queries = {name: (BY_INDEX, (data.batches // 2, rows)) for name, rows in CASES.items()}
+    queries[SCAN] = (SCAN_SQL, (data.rows // 3, data.rows // 3))
+    delay_s, mbit_per_s = line
+    for name, (sql, parameters) in queries.items():
+        for _ in range(rounds):
+            proxy.delay_s, proxy.bytes_per_s = delay_s, mbit_per_s * 1e6 / 8
+            with Competitor("litevfs", url, environment) as competitor:
+                competitor.call("open")
+                proxy.clear()
+                took, answers = competitor.timed(sql, [parameters])
+                requests = [request for request in proxy.requests if request.method == "GET"]
+            assert_equal(name, {"SQLite": digest([data.answer(sql, parameters)]), "litevfs": answers})
+            samples.add(name, "seconds", took)
+            samples.add(name, "GET", len(requests))
+            samples.add(name, "MB", sum(range_bytes(request.range) for request in requests) / 1e6)
+    values = {
+        name: f"{shown(samples.median(name, 'seconds'))}, {samples.median(name, 'GET'):g} GET, "
+        f"{samples.median(name, 'MB'):.1f} MB"
+        for name in queries
+    }
+    met = None
+    if line == HOME and not small:
+        met = all((samples.median(name, "seconds") or 0.0) <= goal for name, goal in GOALS_S.items())
+    goal = ", ".join(f"<= {goal:g} s" for goal in GOALS_S.values()) if line == HOME else ""
+    return Result(f"{delay_s * 1000:g} ms, {mbit_per_s} Mbit/s", values, goal, met, samples.all)
+
+
+def range_bytes(header: str | None) -> int:
+    """Bytes that a Range header asks for; 0 without one."""
+    first, _, last = (header or "").removeprefix("bytes=").partition("-")
+    return int(last) - int(first) + 1 if first else 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

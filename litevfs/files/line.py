@@ -1,0 +1,142 @@
+"""What the line to a storage is like, from the requests made so far: latency, throughput, and what follows from them.
+
+Owns the measurement; all replicas on one host share one `Line`. Knows neither files nor pages.
+
+Latency is a low quantile of what requests took beyond the transfer of their bytes; throughput is the second best of the
+last spells in which large requests were under way, together. Both need few requests, forget, and mind no outlier:
+a request that hangs, or a spell in which the reader was the slow part, makes neither of them worse.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import parse_qs, urlsplit
+from weakref import WeakValueDictionary
+
+T = TypeVar("T")
+
+FIRST_LATENCY_S = 0.02
+FIRST_BYTES_PER_S = 25e6
+"""Assumed before anything was measured: neither a data centre's line nor a home's."""
+REQUEST_COST_S = 0.001
+"""Time that a request takes on this side and on the storage's, whatever its size."""
+AT_ONCE = 32
+"""Requests under way at once, that share the latency."""
+MIN_GAP_BYTES, MAX_GAP_BYTES = 1 << 12, 1 << 17
+MAX_REQUEST_BYTES = 1 << 20
+"""One stream seldom fills a line that carries more than this in the time of a request."""
+TRIPS_AHEAD, MIN_AHEAD_S = 8, 0.25
+"""What is read ahead should keep the line busy for so long, and a reader that needs something else waits no longer."""
+LARGE_BYTES = 1 << 15
+"""Requests for less show the latency; those for more, the throughput."""
+SPELL_BYTES = 1 << 17
+"""Fewer bytes show nothing of the throughput."""
+SPELL_S = 0.25
+LEAST_SHARE = 0.05
+"""Part of a spell that its bytes took, at least: where nearly all of it was latency, the rest is no measure."""
+REMEMBERED = 32, 8
+"""Requests whose latency counts, and spells whose throughput does."""
+LATENCY_QUANTILE = 0.25
+
+
+class Line:
+    """The line to one storage. Safe to use from many threads."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock  # seconds
+        self._latencies: deque[float] = deque(maxlen=REMEMBERED[0])
+        self._rates: deque[float] = deque(maxlen=REMEMBERED[1])
+        self._under_way = 0  # large requests
+        self._spell_began = 0.0
+        self._spell_bytes = 0
+        self._spell_trips = 1  # round trips in which no byte came
+        self._lock = threading.Lock()
+        self.latency_s = FIRST_LATENCY_S  # of one request
+        self.bytes_per_s = FIRST_BYTES_PER_S  # of all requests together
+
+    def carry(self, size: int, request: Callable[[], bytes]) -> bytes:
+        """Make a request for `size` bytes and measure it. Raises what it raises."""
+        began = self._clock()
+        if size < LARGE_BYTES:
+            data = request()
+            self._note_latency(self._clock() - began - size / self.bytes_per_s)
+            return data
+        self._begin(began)
+        came = 0
+        try:
+            data = request()
+            came = len(data)
+        finally:
+            self._end(came)
+        return data
+
+    @property
+    def gap_bytes(self) -> int:
+        """A gap of this size is read over in less time than a request of its own takes."""
+        gap = self.bytes_per_s * (REQUEST_COST_S + self.latency_s / AT_ONCE)
+        return int(min(max(gap, MIN_GAP_BYTES), MAX_GAP_BYTES))
+
+    @property
+    def request_bytes(self) -> int:
+        """A request for more than this is better made as several: its reader waits for all of it."""
+        return int(min(max(self.bytes_per_s * 2 * self.latency_s, 1 << 16), MAX_REQUEST_BYTES))
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What may be under way ahead of its use."""
+        return int(self.bytes_per_s * max(TRIPS_AHEAD * self.latency_s, MIN_AHEAD_S))
+
+    def trip(self, request: Callable[[], T]) -> T:
+        """Make a request whose answer is small and measure it. Raises what it raises."""
+        began = self._clock()
+        answer = request()
+        self._note_latency(self._clock() - began)
+        return answer
+
+    def _note_latency(self, seconds: float) -> None:
+        with self._lock:
+            self._latencies.append(max(seconds, 0.0))
+            kept = sorted(self._latencies)
+            self.latency_s = kept[int(len(kept) * LATENCY_QUANTILE)]
+
+    # --- throughput ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> None:
+        with self._lock:
+            if not self._under_way:
+                self._spell_began, self._spell_bytes, self._spell_trips = now, 0, 1
+            self._under_way += 1
+
+    def _end(self, came: int) -> None:
+        with self._lock:
+            self._under_way -= 1
+            self._spell_bytes += came
+            self._end_spell(self._clock())
+
+    def _end_spell(self, now: float) -> None:
+        took = now - self._spell_began
+        if self._spell_bytes < SPELL_BYTES or (self._under_way and took < SPELL_S):
+            return
+        net = max(took - self._spell_trips * self.latency_s, LEAST_SHARE * took, 1e-4)
+        self._rates.append(self._spell_bytes / net)
+        self.bytes_per_s = sorted(self._rates)[-2 if len(self._rates) > 2 else -1]
+        self._spell_began, self._spell_bytes, self._spell_trips = now, 0, 0
+
+
+_lines: WeakValueDictionary[tuple[str, str, str], Line] = WeakValueDictionary()
+_lines_lock = threading.Lock()
+
+
+def line_to(url: str) -> Line:
+    """The line to the host that a replica's URL names; one for all replicas there that are open."""
+    parts = urlsplit(url)
+    host = parts.scheme, parts.netloc, "".join(parse_qs(parts.query).get("endpoint", []))
+    with _lines_lock:
+        line = _lines.get(host)
+        if line is None:
+            line = _lines[host] = Line()
+        return line

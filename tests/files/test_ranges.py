@@ -1,0 +1,54 @@
+"""Plans of requests: every range in one of them, none larger than it may be, no gap read over that does not pay."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from litevfs.files.ranges import Limits, Range, block_runs, clusters, scattered_runs
+
+
+@st.composite
+def _ascending(draw: st.DrawFn) -> list[Range]:
+    offset, ranges = 0, []
+    for gap, size in draw(st.lists(st.tuples(st.integers(0, 3000), st.integers(1, 500)), min_size=1, max_size=40)):
+        offset += gap
+        ranges.append((offset, size))
+        offset += size
+    return ranges
+
+
+_limits = st.builds(Limits, st.sampled_from([100, 1000]), st.integers(0, 2000), st.integers(500, 5000))
+
+
+@given(_ascending(), _limits)
+def test_every_range_is_in_one_group_in_order_and_sparse_groups_are_not_neighbours(ranges, limits):
+    groups = clusters(ranges, limits)
+    assert list(itertools.chain.from_iterable(group for group, _ in groups)) == ranges
+    assert not any(not dense and not next_dense for (_, dense), (_, next_dense) in itertools.pairwise(groups))
+    for group, is_dense in groups:
+        if is_dense:
+            blocks = {byte // limits.block for offset, size in group for byte in (offset, offset + size - 1)}
+            assert sum(size for _, size in group) >= limits.block * (max(blocks) - min(blocks) + 1) / 4
+
+
+@given(_ascending(), _limits)
+def test_scattered_ranges_share_a_request_where_the_gap_pays_and_it_does_not_become_too_large(ranges, limits):
+    runs = scattered_runs(ranges, limits)
+    assert list(itertools.chain.from_iterable(runs)) == ranges
+    for run in runs:
+        assert len(run) == 1 or sum(run[-1]) - run[0][0] <= limits.request
+        assert all(offset - sum(before) <= limits.gap for before, (offset, _) in itertools.pairwise(run))
+    for run, following in itertools.pairwise(runs):
+        gap, size = following[0][0] - sum(run[-1]), sum(following[0]) - run[0][0]
+        assert gap > limits.gap or size > limits.request
+
+
+@given(st.sets(st.integers(0, 60)), st.integers(1, 9))
+def test_blocks_come_in_runs_of_neighbours(blocks, most):
+    runs = block_runs(sorted(blocks), most)
+    assert list(itertools.chain.from_iterable(runs)) == sorted(blocks)
+    assert all(1 <= len(run) <= most for run in runs)
+    assert all(len(run) == most or run.stop != following.start for run, following in itertools.pairwise(runs))
