@@ -1,25 +1,35 @@
 """A whole replica from one storage to another: every file of every level, byte for byte. Owns order and resumption.
 
 Files go in the order of their first TXID, the longest first: whenever the copy stops, what has arrived is a consistent
-replica without gaps, and the next run goes on from there.
+replica without gaps, and the next run goes on from there. Small files that others cover are written several at once.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import BinaryIO, Self
 
+from litevfs.concurrency.futures import result_of
 from litevfs.concurrency.retry import Backoff, LookAgain, retry
-from litevfs.errors import ReplicaError, StorageNotFoundError, TransientStorageError
+from litevfs.concurrency.workers import WorkerPool
+from litevfs.errors import LitevfsError, ReplicaError, StorageNotFoundError, TransientStorageError
+from litevfs.files.fetch import READ_BYTES
 from litevfs.files.frame_checks import FEED_BYTES
 from litevfs.files.plan import newest_state
 from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 
+PARALLEL_WRITES = 8
+"""Small files under way to a storage where a write costs a round trip."""
 Progress = Callable[[int, int], None]
 """Called with (bytes copied so far, bytes to copy in all)."""
 _Key = tuple[int, int, int]
@@ -91,15 +101,27 @@ class _Copy:
             return {}
 
     def _copy_files(self, files: list[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> None:
-        for stream in self._reader.stream(files):
-            file = stream.file
-            self._in_file = 0
-            raw = _StreamFile(stream, self._on_read)
-            with io.BufferedReader(raw, FEED_BYTES) as content:
-                copied = self._writer.client.write(file.level, file.min_txid, file.max_txid, content, raw.timestamp_ms)
-            present[_key(file)] = copied
-            self._files += 1
-            self._bytes += file.size
+        """Copy files in their order; those that add nothing to the ones before may arrive later than others after them.
+
+        Such a file makes no gap when it is missing, so up to PARALLEL_WRITES of them are under way at once.
+        """
+        covered = 0
+        with _Writes(self._writer, lambda copied: self._arrived(copied, present)) as writes:
+            for stream in self._reader.stream(files):
+                file, self._in_file = stream.file, 0
+                raw = _StreamFile(stream, self._on_read)
+                with io.BufferedReader(raw, FEED_BYTES) as content:
+                    if file.max_txid <= covered and file.size <= READ_BYTES:
+                        writes.start(file, content.read(), raw.timestamp_ms)
+                    else:
+                        writes.make(file, content, raw.timestamp_ms)
+                self._in_file = 0
+                covered = max(covered, file.max_txid)
+
+    def _arrived(self, copied: LTXFileInfo, present: dict[_Key, LTXFileInfo]) -> None:
+        present[_key(copied)] = copied
+        self._files += 1
+        self._bytes += copied.size
 
     def _on_read(self, size: int) -> None:
         self._in_file += size
@@ -131,6 +153,54 @@ class _Copy:
             key=self._writer.client.key(file) if file else self._writer.client.url,
             hint="copy to an empty place",
         )
+
+
+class _Writes:
+    """Writes of files to the destination, some of them at once where a write costs a round trip. A context manager.
+
+    `arrived` is called, in the thread that uses this, for each file that was stored.
+    """
+
+    def __init__(self, writer: FileStreamer, arrived: Callable[[LTXFileInfo], None]) -> None:
+        self._client = writer.client
+        self._arrived = arrived
+        self._pool = WorkerPool(PARALLEL_WRITES, "litevfs-copy") if writer.fetcher.is_remote else None
+        self._running: deque[Future[LTXFileInfo]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Wait for the writes under way, which the client bounds. Raises their first error if `error` is None."""
+        try:
+            while self._running:
+                try:
+                    self._take()
+                except LitevfsError:
+                    if error is None:
+                        raise
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+
+    def make(self, file: LTXFileInfo, content: BinaryIO, timestamp_ms: int) -> None:
+        """Write a file, and return when it is stored."""
+        self._arrived(self._client.write(file.level, file.min_txid, file.max_txid, content, timestamp_ms))
+
+    def start(self, file: LTXFileInfo, content: bytes, timestamp_ms: int) -> None:
+        """Write a file meanwhile. Raises the error of a write that was started before."""
+        if self._pool is None:
+            self.make(file, io.BytesIO(content), timestamp_ms)
+            return
+        if len(self._running) >= PARALLEL_WRITES:
+            self._take()
+        call = partial(self._client.write, file.level, file.min_txid, file.max_txid, content, timestamp_ms)
+        self._running.append(self._pool.submit(call))
+
+    def _take(self) -> None:
+        self._arrived(result_of(self._running.popleft()))
 
 
 def copy_order(files: Iterable[LTXFileInfo]) -> list[LTXFileInfo]:

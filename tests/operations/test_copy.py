@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +24,7 @@ from litevfs.files.plan import newest_state
 from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header
 from litevfs.maintenance.compaction import compact_level, snapshot
-from litevfs.operations.copy import copy_order, copy_replica
+from litevfs.operations.copy import PARALLEL_WRITES, copy_order, copy_replica
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store
@@ -352,3 +353,62 @@ def test_copied_replica_opens_where_only_the_files_are_kept(tmp_path: Path) -> N
         assert one(connection, EXPECTED["queries"]["customers"]) == newest["customers"]
         with pytest.raises(apsw.ReadOnlyError):
             connection.execute("DELETE FROM customer")
+
+
+# --- several at once --------------------------------------------------------------------------------------------------
+
+
+class Remote(MemoryReplicaClient):
+    """A storage where a write costs a round trip, and waits until as many are under way as can be, or all are."""
+
+    block_size = 1 << 16
+
+    def __init__(self, store: MemoryStore, at_once: int = 1) -> None:
+        super().__init__(store)
+        self.barrier = threading.Barrier(at_once)
+        self.orders: list[list[tuple[int, int]]] = []
+
+    def write(self, level: int, min_txid: int, max_txid: int, *args: Any, **options: Any) -> LTXFileInfo:
+        if threading.current_thread().name.startswith("litevfs-copy"):
+            self.barrier.wait(30)
+        written = super().write(level, min_txid, max_txid, *args, **options)
+        self.orders.append(sorted((file.min_txid, file.max_txid) for file in state_files(self)))
+        return written
+
+
+def test_files_that_others_cover_are_written_several_at_once_and_leave_no_gap() -> None:
+    history = History(seed=5)
+    source = memory_client("source")
+    for txid in range(1, 17):
+        history.step()
+        history.upload(source, txid)
+    snapshot(source)
+    destination = Remote(MemoryStore("remote"), at_once=PARALLEL_WRITES)
+    copied = copy_replica(source, destination)
+    assert (copied.txid, copied.files) == (16, 17)
+    assert content(destination) == content(source)
+    assert destination.orders[0] == [(1, 16)]  # what covers the others is there before any of them
+
+
+def test_a_write_that_fails_among_others_ends_the_copy_and_the_next_one_goes_on() -> None:
+    history = History(seed=6)
+    source = memory_client("source")
+    for txid in range(1, 10):
+        history.step()
+        history.upload(source, txid)
+    snapshot(source)
+
+    class Refusing(Remote):
+        def write(self, level: int, min_txid: int, *args: Any, **options: Any) -> LTXFileInfo:
+            if (level, min_txid) == (0, 4):
+                raise StoragePermissionError("no")
+            return super().write(level, min_txid, *args, **options)
+
+    store = MemoryStore("remote")
+    with pytest.raises(StoragePermissionError):
+        copy_replica(source, Refusing(store))
+    arrived = len(state_files(Remote(store)))
+    assert arrived >= 1
+    again = copy_replica(source, Remote(store))
+    assert (again.files, again.skipped) == (10 - arrived, arrived)
+    assert content(Remote(store)) == content(source)

@@ -1,21 +1,20 @@
-"""The conformance suite against S3 servers as others run them."""
+"""The conformance suite against S3 servers as others run them, and what `litevfs doctor` finds there."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from contextlib import closing
 
 import pytest
 
+from litevfs.operations.doctor import Outcome, examine
 from litevfs.testing.client_conformance import ReplicaClientConformance
 from litevfs.testing.s3_server import S3Server
 from tests.replica_clients.s3_replicas import PART_SIZE, S3Replica
 from tests.servers import S3_SERVERS
 
 pytestmark = pytest.mark.servers
-
-BUCKET = "litevfs-test"
 
 
 @pytest.fixture(scope="module", params=sorted(S3_SERVERS))
@@ -25,22 +24,28 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def raw(server: S3Server) -> Iterator[Any]:
-    client = server.boto3_client()
-    if BUCKET not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
-        client.create_bucket(Bucket=BUCKET)
-    yield client
-    client.close()
+def replica(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Replica]:
+    """An empty replica in a bucket of its own: rclone reads all files of a bucket to list some."""
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    bucket = f"litevfs-{uuid.uuid4().hex[:12]}"
+    with closing(server.boto3_client()) as raw:
+        raw.create_bucket(Bucket=bucket)
+        yield S3Replica(server.url(bucket, "a replica"), bucket, "a replica", raw)
+        for one in raw.list_objects_v2(Bucket=bucket).get("Contents", ()):
+            raw.delete_object(Bucket=bucket, Key=one["Key"])
 
 
 class TestS3Servers(ReplicaClientConformance):
     slow_upload_bytes = 2 * PART_SIZE + 1_000_000
 
-    @pytest.fixture
-    def replica(self, server: S3Server, raw: Any, monkeypatch: pytest.MonkeyPatch) -> S3Replica:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"):
-            monkeypatch.delenv(name, raising=False)
-        path = f"replica-{uuid.uuid4().hex[:12]}"
-        return S3Replica(server.url(BUCKET, path), BUCKET, path, raw)
+
+def test_the_doctor_finds_what_a_reader_and_a_primary_need(server: S3Server, replica: S3Replica):
+    checks = examine(replica.url)
+    assert [check for check in checks if check.outcome is Outcome.FAILED] == []
+    assert {"write", "read back", "condition", "delete"} <= {check.name for check in checks}
+    assert replica.raw.list_objects_v2(Bucket=replica.bucket).get("Contents", []) == []
+    if server.kind in ("minio", "versitygw"):
+        assert {check.name: check.outcome for check in checks}["condition"] is Outcome.OK
