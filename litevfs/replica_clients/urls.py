@@ -1,12 +1,15 @@
 """Replica URLs: which client a URL means. Owns the table of schemes; each scheme's details are its client's.
 
-`s3://bucket/path?...`, `file:///absolute/path` or just a path, `memory://name`.
+`s3://bucket/path?...`, `file:///absolute/path` or just a path, `memory://name`, and those of README's table. An
+installed package adds a scheme, to the command too, by an entry point of the group `litevfs.replica_clients`: its name
+is the scheme, its object a `ClientFactory`.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+from importlib.metadata import entry_points
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -17,6 +20,10 @@ from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
+
+
+ENTRY_POINTS = "litevfs.replica_clients"
+"""The group of entry points by which packages add schemes."""
 
 
 class ClientFactory(Protocol):
@@ -46,10 +53,24 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
     scheme = _scheme(url)
     if not scheme:
         return FileReplicaClient(_path(url))
-    factory = _factories.get(scheme.lower())
+    factory = _factories.get(scheme.lower()) or _installed_factory(scheme.lower())
     if factory is None:
         raise _unknown(scheme)
     return factory(url, read_timeout_s=read_timeout_s)
+
+
+def _installed_factory(scheme: str) -> ClientFactory | None:
+    """What an installed package offers for a scheme that is none of ours; registered from then on."""
+    for entry in entry_points(group=ENTRY_POINTS, name=scheme):
+        try:
+            factory: ClientFactory = entry.load()
+        except Exception as exc:  # whatever its import raises
+            package = entry.dist.name if entry.dist else "a package"
+            message = f"{package} offers {scheme}:// and cannot be imported: {type(exc).__name__}: {exc}"
+            raise ReplicaURLError(message, hint="reinstall it, or look for a version that fits this litevfs") from exc
+        register_scheme(scheme, factory)
+        return factory
+    return None
 
 
 def _scheme(url: str) -> str:
@@ -171,10 +192,11 @@ def _refuse_query(url: str, scheme: str) -> None:
 
 
 def _unknown(scheme: str) -> ReplicaURLError:
-    known = ", ".join(sorted(_factories))
+    schemes = {*_factories, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}
+    known = ", ".join(sorted(schemes))
     if scheme.lower() in LITESTREAM_SCHEMES:
         return ReplicaURLError(f"replicas at {scheme}:// are not supported yet", hint=f"supported are {known}")
-    near = difflib.get_close_matches(scheme.lower(), _factories, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(scheme.lower(), schemes, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}://?" if near else f"supported are {known}"
     return ReplicaURLError(f"unknown scheme {scheme!r} of a replica URL", hint=hint)
 
