@@ -20,9 +20,9 @@ import pytest
 
 from litevfs.commands import replicate
 from litevfs.errors import ReplicatorError, TransientStorageError
-from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -267,39 +267,26 @@ def test_replicate_with_a_snapshot_mends_a_damaged_replica(run: Callable[..., An
     assert query(tmp_path / "restored.db", "SELECT * FROM t") == query(database, "SELECT * FROM t")
 
 
-class Hanging(FileReplicaClient):
-    """Stores nothing before `release`."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.is_hanging, self.release = threading.Event(), threading.Event()
-
-    def write(self, *args: Any, **options: Any) -> LTXFileInfo:
-        self.is_hanging.set()
-        assert self.release.wait(30)
-        return super().write(*args, **options)
-
-
 @pytest.mark.parametrize("uploaded", [0, 1])
 def test_replicate_that_ends_before_its_time_says_what_is_not_there(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uploaded: int
 ):
     monkeypatch.setattr(replicate, "_LAST_SYNC_TIMEOUT_S", 0.05)
-    client = Hanging(tmp_path / "replica")
+    inner = FileReplicaClient(tmp_path / "replica")
+    faults = Faults(inner.url)
+    client = FaultyReplicaClient(inner, faults)
     with closing(client), Replicator(database, client, sync_interval_s=0.01) as replicator:
         if uploaded:
-            client.release.set()
             replicator.sync()
-            client.release.clear()
-            client.is_hanging.clear()
             query(database, "INSERT INTO t VALUES (2)")
+        faults.add(Fault("hang", operations=("write",)))
         replicator.start()
         try:
-            assert client.is_hanging.wait(20)
+            faults.wait_until_waiting()
             with pytest.raises(ReplicatorError, match="before all that was committed is on the replica") as caught:
                 replicate._finish(replicator)
         finally:
-            client.release.set()
+            faults.clear()
     there = "TXID 0000000000000001 is there" if uploaded else "nothing was uploaded"
     assert f"{there}, 1 file to be uploaded" in str(caught.value)
     assert "the next start goes on from there" in caught.value.hint

@@ -10,9 +10,7 @@ import signal
 import statistics
 import threading
 import time
-import uuid
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -25,38 +23,20 @@ from litevfs.errors import (
     StaleReplicaError,
     StorageClosedError,
     StorageError,
-    StorageNotFoundError,
     TransientStorageError,
 )
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.states.next_files import BUSY_POLLS
-from litevfs.testing.faulty import Fault, faulty_replica
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
+from tests.live.ledger import LEDGER, next_version, start_ledger
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, in_threads, one, rows, txid_of, wait_until
-
-LEDGER = "SELECT count(*), sum(amount), min(version), max(version) FROM ledger"
-"""One row tells whether a read mixed two states: all versions are the same, and the sum is 0."""
-
-
-def start_ledger(primary: Primary) -> None:
-    primary.commit(
-        "CREATE TABLE ledger(id INTEGER PRIMARY KEY, amount INT, version INT, note TEXT);"
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) "
-        "INSERT INTO ledger SELECT i, CASE i % 2 WHEN 0 THEN i ELSE -i - 1 END, 0, hex(randomblob(50)) FROM n"
-    )
-
-
-def next_version(primary: Primary) -> int:
-    """A transaction that touches every leaf."""
-    return primary.commit("UPDATE ledger SET version = version + 1")
 
 
 def poll_threads() -> list[str]:
@@ -486,83 +466,6 @@ def test_a_live_connection_opens_at_the_newest_state_though_a_fixed_one_kept_the
             next_version(primary)  # nobody polls
             with connected(script.url, poll_interval="60s") as live:
                 assert rows(live, LEDGER)[0][3] == 1
-
-
-# --- one failure that passes ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def faulty():
-    name = f"replica-{uuid.uuid4().hex[:12]}"
-    with Primary(MemoryReplicaClient(memory_store(name))) as primary, faulty_replica(f"memory://{name}") as faults:
-        start_ledger(primary)
-        for _ in range(3):
-            next_version(primary)
-        yield primary, faults
-    drop_memory_store(name)
-
-
-NO_LIST = Fault("transient", operations=("list",), count=1)
-NO_FILES = Fault("not_found", operations=("read",), count=3)
-
-
-@pytest.mark.parametrize("fault", [NO_LIST, NO_FILES], ids=["a listing fails", "files vanish"])
-@pytest.mark.parametrize("options", [{"txid": 2}, {"poll_interval": 0}], ids=["fixed", "live"])
-def test_opening_outlasts_what_passes(faulty, fault, options):
-    primary, faults = faulty
-    faults.add(replace(fault))
-    with connected(faults.url, **options) as con:
-        assert rows(con, LEDGER) == primary.rows(LEDGER, txid_of(con))
-    assert faults.injected[fault.kind]
-
-
-@pytest.mark.parametrize("fault", [NO_LIST, NO_FILES], ids=["a listing fails", "files vanish"])
-def test_time_travel_outlasts_what_passes(faulty, fault):
-    _, faults = faulty
-    with connected(faults.url, poll_interval=0) as con:
-        faults.add(replace(fault))
-        con.execute("PRAGMA litestream_time = '2026-01-01T00:00:02Z'")
-        assert faults.injected[fault.kind]
-        assert txid_of(con) == 2
-
-
-def test_a_read_whose_page_has_moved_outlasts_a_listing_that_fails(faulty):
-    primary, faults = faulty
-    with connected(faults.url, poll_interval=0, cache_size=0) as con:
-        primary.compact(1, 1, 4)
-        primary.delete(0)
-        faults.add(replace(NO_LIST))
-        assert rows(con, LEDGER) == primary.rows(LEDGER)
-        assert faults.injected["transient"]
-
-
-def test_a_storage_that_does_not_exist_is_told_at_once(faulty, tmp_path):
-    """As a bucket. A folder is waited for, but not for a state of the past."""
-    _, faults = faulty
-    faults.add(Fault("not_found", operations=("list",)))
-    for url, options in ((faults.url, {}), (faults.url, {"txid": 1}), (tmp_path / "none", {"txid": 1})):
-        with pytest.raises(StorageNotFoundError):
-            litevfs.connect(url, open_timeout="1h", **options)
-
-
-@pytest.mark.parametrize("kind", ["permission", "not_found", "transient"])
-def test_a_further_connection_opens_at_the_state_at_hand_when_its_own_look_fails(faulty, kind):
-    primary, faults = faulty
-    with connected(faults.url, poll_interval=0) as first:
-        faults.add(Fault(kind, operations=("list",)))
-        with connected(faults.url, poll_interval=0) as second:
-            assert rows(second, LEDGER) == rows(first, LEDGER) == primary.rows(LEDGER)
-        assert faults.injected[kind]
-
-
-def test_a_damaged_newest_file_keeps_nobody_from_opening_but_the_first(faulty):
-    primary, faults = faulty
-    with connected(faults.url, poll_interval=0) as first:
-        primary.client.write(0, 5, 5, b"", 0)
-        with connected(faults.url, poll_interval=0) as second:
-            assert rows(second, LEDGER) == rows(first, LEDGER) == primary.rows(LEDGER)
-    with pytest.raises(LTXFormatError):
-        litevfs.connect(faults.url)
 
 
 # --- fork -------------------------------------------------------------------------------------------------------------

@@ -274,24 +274,18 @@ def test_one_transaction_of_a_wrong_clock_stops_neither_compaction_nor_retention
     client.close()
 
 
-class BrokenClient(MemoryReplicaClient):
-    """Has a mistake: one write raises what no client may raise."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(MemoryStore("broken"))
-        self.errors = [error]
-
-    def write(self, level: int, *args: object, **options: object) -> LTXFileInfo:
-        if level == 1 and self.errors:
-            raise self.errors.pop()
-        return super().write(level, *args, **options)
+def broken_client(error: Exception, times: int) -> FaultyReplicaClient:
+    """Has a defect: so many writes of level 1 raise what no client may raise."""
+    faults = Faults("faulty://broken")
+    faults.add(Fault("defect", operations=("write",), levels=(1,), count=times, error=error))
+    return FaultyReplicaClient(MemoryReplicaClient(MemoryStore("broken")), faults)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), ZeroDivisionError("division by zero")])
 def test_an_error_of_any_kind_is_reported_with_its_traceback_and_tried_again(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = BrokenClient(error)
+    client = broken_client(error, 1)
     History(seed=9).run(3).upload_all(client)
     maintenance = Maintenance(client)
     report = maintenance.run_due(START_S + 1)
@@ -306,8 +300,7 @@ def test_an_error_of_any_kind_is_reported_with_its_traceback_and_tried_again(
 
 
 def test_the_thread_outlives_an_error_of_any_kind_and_the_status_has_it(tmp_path: Path) -> None:
-    client = BrokenClient(ZeroDivisionError("division by zero"))
-    client.errors *= 3
+    client = broken_client(ZeroDivisionError("division by zero"), 3)
     path = tmp_path / "app.db"
     with closing(apsw.Connection(str(path))) as app:
         app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()

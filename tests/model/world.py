@@ -15,16 +15,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import litevfs
 from litevfs.concurrency.retry import Backoff
-from litevfs.errors import LitevfsError, StorageError, TransientStorageError
+from litevfs.errors import LitevfsError, StorageError
 from litevfs.live import replica
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.maintenance.retention import enforce_level_0_retention, enforce_snapshot_retention
 from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
-from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
@@ -77,29 +76,6 @@ class Site:
         self.is_calm = True
 
 
-class ForgetfulClient(FaultyReplicaClient):
-    """A writer's client: on demand, a file is stored but the answer gets lost."""
-
-    loses_answer = False
-
-    def write(
-        self,
-        level: int,
-        min_txid: int,
-        max_txid: int,
-        data: bytes | BinaryIO,
-        timestamp_ms: int,
-        *,
-        exclusive: bool = False,
-    ) -> LTXFileInfo:
-        """See `ReplicaClient.write`."""
-        info = super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
-        if self.loses_answer:
-            self.loses_answer = False
-            raise TransientStorageError("the answer was lost")
-        return info
-
-
 class World:
     """One course of events. Whatever happens in it is checked as it happens."""
 
@@ -141,7 +117,9 @@ class World:
             far.options["cache_dir"] = self.folder / "blocks"
         self.sites = (near, far)
         self.primary_faults = Faults(url, seed=2)
-        self.writer, self.keeper = (ForgetfulClient(MemoryReplicaClient(self.store), self.primary_faults) for _ in "ab")
+        self.writer, self.keeper = (
+            FaultyReplicaClient(MemoryReplicaClient(self.store), self.primary_faults) for _ in "ab"
+        )
         stack.callback(self.writer.close)
         stack.callback(self.keeper.close)
         self.maintenance = Maintenance(self.keeper, TIMETABLE)
@@ -191,10 +169,7 @@ class World:
 
     def sync_with(self, fault: Fault | None) -> None:
         """A sync during which a fault happens, or (None) the answer to an upload gets lost."""
-        if fault is None:
-            self.writer.loses_answer = True
-        else:
-            self.primary_faults.add(fault)
+        self.primary_faults.add(Fault("lost_answer", count=1) if fault is None else fault)
         try:
             self._record(self.replicator.sync(timeout_s=0))
         except StorageError:
@@ -203,7 +178,6 @@ class World:
             if made > max(self.oracle.images, default=0):
                 self._record(made)
         finally:
-            self.writer.loses_answer = False
             self.primary_faults.clear()
 
     def _record(self, txid: int) -> None:

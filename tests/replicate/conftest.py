@@ -11,7 +11,8 @@ import pytest
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import SourceDatabase
-from tests.replicate.support import FailingClient, HangingClient
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from tests.replicate.support import FailingClient
 
 
 class Application:
@@ -124,9 +125,13 @@ def failing(tmp_path: Path):
 
 @pytest.fixture
 def hanging(tmp_path: Path):
-    client = HangingClient(tmp_path / "replica")
+    """Its uploads hang until `faults.clear()`."""
+    inner = FileReplicaClient(tmp_path / "replica")
+    faults = Faults(inner.url)
+    faults.add(Fault("hang", operations=("write",)))
+    client = FaultyReplicaClient(inner, faults)
     yield client
-    client.release.set()
+    faults.clear()
     client.close()
 
 

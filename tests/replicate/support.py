@@ -107,20 +107,5 @@ class FailingClient(FileReplicaClient):
         return info
 
 
-class HangingClient(FileReplicaClient):
-    """Writes wait until `release` is set."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.is_hanging, self.release = threading.Event(), threading.Event()
-
-    def write(
-        self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int, *, exclusive: bool = False
-    ) -> LTXFileInfo:
-        self.is_hanging.set()
-        assert self.release.wait(30)
-        return super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
-
-
 def transient(count: int) -> list[Exception]:
     return [TransientStorageError(f"failure {n}") for n in range(count)]

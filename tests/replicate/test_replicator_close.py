@@ -35,10 +35,10 @@ from tests.replicate.support import (
 def test_close_returns_in_its_time_while_an_upload_hangs(app, hanging):
     replicator = Replicator(app.path, hanging, sync_interval_s=0.01)
     replicator.start()
-    assert hanging.is_hanging.wait(10)
+    hanging.faults.wait_until_waiting()
     replicator.close(timeout_s=0.3)
     assert any(t.name == "litevfs-upload" for t in threading.enumerate())  # it hangs still
-    hanging.release.set()
+    hanging.faults.clear()
     wait_until(lambda: not any(t.name == "litevfs-upload" for t in threading.enumerate()))
     with Replicator(app.path, hanging) as replicator:
         assert replicator.sync() == 1
@@ -103,13 +103,13 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
 def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
     replicator = replicate(app, hanging)
     replicator.start()
-    assert hanging.is_hanging.wait(20)
+    hanging.faults.wait_until_waiting()
     closing = threading.Thread(target=replicator.close, args=(60.0,))
     closing.start()
     wait_until(replicator._closed.is_set)
     closing.join(0.1)
     assert closing.is_alive()
-    hanging.release.set()
+    hanging.faults.clear()
     closing.join(60)
     assert not any(thread.is_alive() for thread in replicator._threads.values())
 
@@ -187,13 +187,13 @@ def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replica
     """Which may be about to upload it, and would have to begin anew without it."""
     late = replicate(app, hanging)
     late.start()
-    assert hanging.is_hanging.wait(20)
+    hanging.faults.wait_until_waiting()
     late.close(timeout_s=0)
     replicator = replicate(app, failing)
     failing.fail_from = 1
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
-    hanging.release.set()
+    hanging.faults.clear()
     wait_until(lambda: not any(thread.is_alive() for thread in late._threads.values()))
     assert replicator.status.pending_files == 1
     failing.fail_from = None

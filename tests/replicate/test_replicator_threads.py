@@ -223,7 +223,7 @@ def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app, hanging, sync_interval_s=0.02)
     replicator.start()
-    assert hanging.is_hanging.wait(10)
+    hanging.faults.wait_until_waiting()
     for _ in range(5):
         txid = replicator.status.txid
         app.insert(20, 3000)
@@ -232,7 +232,7 @@ def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app
         )  # not while ours is under way: SQLite waits for none
         wait_until(lambda txid=txid: replicator.status.txid > txid)
     assert replicator.status.uploaded_txid == 0
-    hanging.release.set()
+    hanging.faults.clear()
     wait_until(lambda: replicator.status.uploaded_txid == replicator.status.txid)
     assert replicator.status.snapshots == 1
     assert_replicated(hanging, app.path)

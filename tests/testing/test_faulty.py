@@ -349,3 +349,20 @@ def test_connections_go_through_the_faults_and_every_client_is_closed(faults: Fa
             assert faults.open_clients == 1
     wait_until(lambda: faults.open_clients == 0, "closing every client")
     assert memory_store(inner_url.removeprefix("memory://")).files
+
+
+def test_a_write_may_be_done_although_its_answer_gets_lost(faults: Faults, client: ReplicaClient):
+    faults.add(Fault("lost_answer", count=1))
+    with pytest.raises(TransientStorageError):
+        client.write(0, 1, 1, CONTENT, 1)
+    assert txids(client) == [1]
+    client.write(0, 2, 2, CONTENT, 2)
+    assert txids(client) == [1, 2]
+
+
+def test_a_client_with_a_defect_raises_what_no_client_may(faults: Faults, client: ReplicaClient):
+    faults.add(Fault("defect", operations=("write",), levels=(1,), count=1, error=OSError("as it comes")))
+    client.write(0, 1, 1, CONTENT, 1)
+    with pytest.raises(OSError, match="as it comes"):
+        client.write(1, 1, 1, CONTENT, 1)
+    client.write(1, 1, 1, CONTENT, 1)
