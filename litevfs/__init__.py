@@ -8,64 +8,70 @@
 or, in one call, `con = litevfs.connect("s3://bucket/app")`.
 """
 
-from litevfs.api import (
-    connect,
-    connect_async,
-    connect_stdlib,
-    diff,
-    last_error,
-    register,
-    register_stdlib,
-    subscribe,
-    wait_for,
-)
-from litevfs.errors import (
-    ConditionsUnsupportedError,
-    FollowError,
-    FollowTargetError,
-    LitevfsError,
-    LTXChecksumError,
-    LTXFormatError,
-    LTXMissingPagesError,
-    OptionError,
-    PageUnavailableError,
-    ReplicaConflictError,
-    ReplicaEmptyError,
-    ReplicaError,
-    ReplicaFolderNotFoundError,
-    ReplicaFormatError,
-    ReplicaReadOnlyError,
-    ReplicatorError,
-    ReplicatorLockedError,
-    ReplicatorRefusedError,
-    ReplicaURLError,
-    RestoreError,
-    RestoreTargetExistsError,
-    ResultTypeError,
-    SQLiteLibraryError,
-    StaleReplicaError,
-    StorageClosedError,
-    StorageError,
-    StorageFileExistsError,
-    StorageNotFoundError,
-    StoragePermissionError,
-    StoragePreconditionError,
-    StorageTimeoutError,
-    TransientStorageError,
-    TXIDGapError,
-    TXIDNotFoundError,
-    UnrelatedDatabaseError,
-    WALError,
-)
-from litevfs.integrations.arrow import arrow
-from litevfs.integrations.partitions import Partition, partitions
-from litevfs.live.subscription import Subscription
-from litevfs.operations.copy import copy_replica
-from litevfs.operations.diff import Change, Diff, SchemaChange
-from litevfs.operations.follow import Follow, follow
-from litevfs.operations.restore import restore
-from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate import MaintenanceConfig, Replicator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from litevfs.api import (
+        connect,
+        connect_async,
+        connect_stdlib,
+        diff,
+        last_error,
+        register,
+        register_stdlib,
+        subscribe,
+        verify,
+        wait_for,
+    )
+    from litevfs.errors import (
+        ConditionsUnsupportedError,
+        FollowError,
+        FollowTargetError,
+        LitevfsError,
+        LTXChecksumError,
+        LTXFormatError,
+        LTXMissingPagesError,
+        OptionError,
+        PageUnavailableError,
+        ReplicaConflictError,
+        ReplicaEmptyError,
+        ReplicaError,
+        ReplicaFolderNotFoundError,
+        ReplicaFormatError,
+        ReplicaReadOnlyError,
+        ReplicatorError,
+        ReplicatorLockedError,
+        ReplicatorRefusedError,
+        ReplicaURLError,
+        RestoreError,
+        RestoreTargetExistsError,
+        ResultTypeError,
+        SQLiteLibraryError,
+        StaleReplicaError,
+        StorageClosedError,
+        StorageError,
+        StorageFileExistsError,
+        StorageNotFoundError,
+        StoragePermissionError,
+        StoragePreconditionError,
+        StorageTimeoutError,
+        TransientStorageError,
+        TXIDGapError,
+        TXIDNotFoundError,
+        UnrelatedDatabaseError,
+        WALError,
+    )
+    from litevfs.integrations.arrow import arrow
+    from litevfs.integrations.partitions import Partition, partitions
+    from litevfs.live.subscription import Subscription
+    from litevfs.operations.copy import copy, copy_replica
+    from litevfs.operations.diff import Change, Diff, SchemaChange
+    from litevfs.operations.follow import Follow, follow
+    from litevfs.operations.restore import restore
+    from litevfs.operations.whole_check import Report
+    from litevfs.replica_clients.urls import open_replica_client
+    from litevfs.replicate import MaintenanceConfig, Replicator
 
 __version__ = "0.1.0"
 
@@ -95,6 +101,7 @@ __all__ = [
     "ReplicatorError",
     "ReplicatorLockedError",
     "ReplicatorRefusedError",
+    "Report",
     "RestoreError",
     "RestoreTargetExistsError",
     "ResultTypeError",
@@ -119,6 +126,7 @@ __all__ = [
     "connect",
     "connect_async",
     "connect_stdlib",
+    "copy",
     "copy_replica",
     "diff",
     "follow",
@@ -129,5 +137,37 @@ __all__ = [
     "register_stdlib",
     "restore",
     "subscribe",
+    "verify",
     "wait_for",
 ]
+
+_HOMES = {
+    "litevfs.api": (
+        "connect connect_async connect_stdlib diff last_error register register_stdlib subscribe verify wait_for"
+    ),
+    "litevfs.integrations.arrow": "arrow",
+    "litevfs.integrations.partitions": "Partition partitions",
+    "litevfs.live.subscription": "Subscription",
+    "litevfs.operations.copy": "copy copy_replica",
+    "litevfs.operations.diff": "Change Diff SchemaChange",
+    "litevfs.operations.follow": "Follow follow",
+    "litevfs.operations.restore": "restore",
+    "litevfs.operations.whole_check": "Report",
+    "litevfs.replica_clients.urls": "open_replica_client",
+    "litevfs.replicate": "MaintenanceConfig Replicator",
+}
+"""Where each public name lies; the errors lie in `litevfs.errors`. A module is imported when a name of it is first
+used, so that a process that only reads does not load the primary, nor one that reads a folder what S3 needs."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'litevfs' has no attribute {name!r}")
+    value: object = getattr(import_module(_HOME_OF.get(name, "litevfs.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
@@ -16,19 +17,21 @@ import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
-from litevfs.errors import OptionError
+from litevfs.errors import LitevfsError, OptionError
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.operations.changed_sides import TableFilter
-from litevfs.operations.diff import Diff, State
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
 from litevfs.states.snapshot import Snapshot
 from litevfs.units import parse_moment_ms
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from litevfs.operations.diff import Diff
+    from litevfs.operations.whole_check import Progress, Report
+    from litevfs.replica_clients.base import ReplicaClient
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
@@ -41,6 +44,7 @@ _SQLITE3_ARGUMENTS = (
     "cached_statements",
     "autocommit",
 )
+READ_TIMEOUT_S = 30.0
 _FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 """The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: what is attached to it is writable."""
 
@@ -167,6 +171,8 @@ def subscribe(
     end it. Options are those of `connect`; transactions that were compacted before they were seen are reported as one.
     Raises what `connect` raises.
     """
+    from litevfs.operations.changed_sides import TableFilter
+
     collected = Options.collect({}, {**options, "replica_url": os.fspath(replica_url)})
     return Subscription(collected, callback, None if tables is None else TableFilter(tables))
 
@@ -191,6 +197,8 @@ def diff(
     Raises OptionError for states in the wrong order and for tables that neither state has, TXIDNotFoundError for a
     state that the replica does not hold, and what `connect` raises.
     """
+    from litevfs.operations.diff import Diff, State
+
     check_names(options, "option")
     url = os.fspath(replica_url)
     lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
@@ -217,6 +225,35 @@ def diff(
     except BaseException:
         close()
         raise
+
+
+@apsw_errors()
+def verify(
+    replica: str | os.PathLike[str] | ReplicaClient, *, integrity_check: bool = True, progress: Progress | None = None
+) -> Report:
+    """Read every LTX file of a replica whole and check it, the chain they make, and the newest state's integrity.
+
+    `replica` is a URL, a path or a client (which stays open). `progress` is called with (bytes read so far, bytes to
+    read in all). The report's `is_sound` says whether all is well, `findings.problems` what is not. Raises StorageError
+    and ReplicaURLError.
+    """
+    from litevfs.files.fetch import Fetcher
+    from litevfs.files.stream import client_of
+    from litevfs.operations.whole_check import check_replica
+
+    with client_of(replica) as client:
+
+        def in_place(txid: int) -> list[str]:
+            try:
+                connection = connect(client.url, txid=format_txid(txid), poll_interval=0)
+                with closing(connection):
+                    return [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
+            except (LitevfsError, apsw.Error) as error:
+                return [str(error)]
+
+        return check_replica(
+            Fetcher(client, read_timeout_s=READ_TIMEOUT_S), in_place if integrity_check else None, progress
+        )
 
 
 def find_view(replica: Replica, moment: int | str) -> Snapshot:

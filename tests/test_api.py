@@ -109,7 +109,7 @@ def test_a_journal_or_wal_in_the_current_folder_is_none_of_our_business(world, t
     [
         ("", "replica URL"),
         ("s5://bucket/x", "unknown scheme"),
-        ("sftp://host/x", "not supported yet"),
+        ("sftp://host/x", "an sftp URL without a user"),
         ("file://host/x", "a file URL with a host"),
         ("file:///x?y=1", "no parameters"),
         ("s3://", "bucket"),

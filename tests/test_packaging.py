@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import litevfs
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "litevfs").rglob("*.py")}
@@ -67,7 +69,7 @@ def test_package_imports_nothing_that_it_does_not_require():
         if source.startswith("litevfs/testing/"):  # for people who have pytest
             continue
         for package in imported_packages(ast.parse((ROOT / source).read_bytes())):
-            names = {distribution_name(name) for name in distributions.get(package, [package])}
+            names = {distribution_name(name) for name in [package, *distributions.get(package, [])]}
             allowed = RUNTIME | {"litevfs", "botocore"}
             if source.startswith("litevfs/integrations/"):
                 allowed |= TOOLS
@@ -135,3 +137,24 @@ def test_make_says_what_an_unfit_python_lacks(tmp_path: Path, answer: str, compl
     assert result.returncode != 0
     assert complaint in result.stderr
     assert not (tmp_path / "none").exists()
+
+
+def test_a_process_that_only_reads_loads_neither_the_primary_nor_what_other_storages_need():
+    program = (
+        "import sys, litevfs\n"
+        f"connection = litevfs.connect({str(ROOT / 'tests' / 'fixtures' / 'orders' / 'replica')!r})\n"
+        "connection.execute('SELECT count(*) FROM orders').fetchall()\n"
+        "connection.close()\n"
+        "rare = ('litevfs.replicate', 'litevfs.maintenance', 'litevfs.operations', 'litevfs.integrations', 'boto3')\n"
+        "print(sorted(name for name in sys.modules if name.startswith(rare)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_every_public_name_is_there():
+    for name in litevfs.__all__:
+        assert getattr(litevfs, name) is not None
+    assert set(litevfs.__all__) <= set(dir(litevfs))
+    with pytest.raises(AttributeError, match="no attribute 'conect'"):
+        litevfs.conect  # noqa: B018

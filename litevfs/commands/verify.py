@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import time
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 
 import apsw
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
 from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
-from litevfs.errors import LitevfsError, RestoreError
-from litevfs.files.fetch import Fetcher
-from litevfs.files.plan import Chain
+from litevfs.errors import LitevfsError
 from litevfs.ltx.names import format_txid
-from litevfs.operations.restore import integrity_findings
-from litevfs.operations.target import RestoreTarget, temporary_target
-from litevfs.operations.verify import (
-    FileCheck,
-    Findings,
-    Problem,
-    check_files,
-    check_newest_state,
-    judge,
-    without_deleted,
-)
-from litevfs.replica_clients.base import LEVELS
+from litevfs.operations.verify import Problem
+from litevfs.operations.whole_check import Report, check_replica
 from litevfs.units import format_bytes, format_timestamp
-
-logger = logging.getLogger("litevfs.commands.verify")
 
 NAME = "verify"
 HELP = "check every file, the chain and the database"
@@ -42,18 +27,6 @@ DESCRIPTION = (
     "A remote replica is read once, if there is room for its database in the folder for temporary files (TMPDIR)."
 )
 _TAKEN_OPTIONS = frozenset({"cache_size", "open_timeout", "read_timeout"})
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All there is to say."""
-
-    url: str
-    files: int
-    size: int  # bytes
-    seconds: float
-    findings: Findings
-    integrity: str | None  # "ok", "failed", or None when it was not checked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,51 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    with open_fetcher(args) as fetcher, ExitStack() as stack:
-        # Reading a local file twice costs less than writing it once.
-        target = _room(stack) if args.integrity_check and fetcher.is_remote else None
-        report, restored = _check_storage(fetcher, target)
-        newest = report.findings.newest
-        if args.integrity_check and newest:
-            on_disk = target if restored == newest else None
-            lines = integrity_findings(on_disk) if on_disk else _findings_in_place(args, newest.txid)
-            report = _with_integrity(report, lines, newest.txid)
+    in_place = partial(_findings_in_place, args) if args.integrity_check else None
+    with open_fetcher(args) as fetcher, ProgressBar("verifying") as bar:
+        report = check_replica(fetcher, in_place, bar.update)
     print(json.dumps(_to_json(report), indent=1) if args.json else _to_text(report))
     return 1 if report.findings.problems else 0
-
-
-def _room(stack: ExitStack) -> RestoreTarget | None:
-    """Where the newest state can be put while it is checked, until the stack is closed."""
-    try:
-        return stack.enter_context(temporary_target())
-    except RestoreError as error:
-        logger.info("%s", error)
-        return None
-
-
-def _check_storage(fetcher: Fetcher, target: RestoreTarget | None) -> tuple[Report, Chain | None]:
-    """What the files are like; and the state that is in `target` now, if any."""
-    started = time.monotonic()
-    # Lowest level first: what retention deletes first is read first.
-    files = fetcher.list_levels(LEVELS)
-    total, done = sum(file.size for file in files), 0
-    with ProgressBar("verifying") as bar:
-
-        def report(check: FileCheck) -> None:
-            nonlocal done
-            done += check.file.size
-            bar.update(done, total)
-
-        restored = None
-        checks: list[FileCheck] = []
-        if target is not None:
-            checks, restored = check_newest_state(fetcher, files, target, report)
-        checked = {check.file for check in checks}
-        checks += check_files(fetcher, [file for file in files if file not in checked], report)
-        checks = without_deleted(fetcher, checks)
-    size = sum(check.file.size for check in checks)
-    seconds = time.monotonic() - started
-    return Report(fetcher.client.url, len(checks), size, seconds, judge(checks), None), restored
 
 
 def _findings_in_place(args: argparse.Namespace, txid: int) -> list[str]:
@@ -122,14 +55,6 @@ def _findings_in_place(args: argparse.Namespace, txid: int) -> list[str]:
             return [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]
     except (LitevfsError, apsw.Error) as error:
         return [str(error)]
-
-
-def _with_integrity(report: Report, lines: list[str], txid: int) -> Report:
-    if lines == ["ok"]:
-        return replace(report, integrity="ok")
-    problems = [Problem(f"integrity check: {line}", min_txid=txid, max_txid=txid) for line in lines]
-    findings = replace(report.findings, problems=(*report.findings.problems, *problems))
-    return replace(report, integrity="failed", findings=findings)
 
 
 def _to_json(report: Report) -> dict[str, object]:

@@ -68,6 +68,10 @@ def copy_replica(
         return _Copy(reader, writer, progress).run()
 
 
+copy = copy_replica
+"""The same, by the name that stands beside `restore` and `verify` in the public interface."""
+
+
 class _Copy:
     """One run of `copy_replica`."""
 
