@@ -23,7 +23,7 @@ TooLate = Callable[[float, float], LitevfsError]
 
 
 class Troubles:
-    """Notes why calls to one storage are being tried again, to say so when somebody gives up waiting for them."""
+    """Notes why calls to one storage are tried again, to say so when a caller gives up waiting for them."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -59,7 +59,7 @@ class _Running(Generic[T]):
 
 
 class SharedCall(Generic[T]):
-    """Makes `call()` for all that ask while it runs. A call that nobody waits for any more goes on to its own end."""
+    """Makes `call()` once for all that ask while it runs. A call that all of them have given up runs to its own end."""
 
     def __init__(self, call: Callable[[], T], name: str, too_late: TooLate = _no_answer) -> None:
         self._call = call
@@ -124,7 +124,7 @@ def call_alone(
 def _settle(future: Future[T], call: Callable[[], T]) -> None:
     try:
         future.set_result(call())
-    except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
         future.set_exception(error)
 
 

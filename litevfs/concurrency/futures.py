@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def settle(future: Future[T], outcome: T | Exception) -> None:
-    """Hand a result, or an error, to whoever waits for `future`; nothing if that has been done."""
+    """Hand a result, or an error, to the threads that wait for `future`; does nothing if it has one."""
     with suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)

@@ -86,7 +86,7 @@ class WorkerPool:
     def _run(self) -> None:
         while (next_call := self._next_call()) is not None:
             _make(*next_call)
-            del next_call  # an idle thread keeps nobody's result alive
+            del next_call  # an idle thread keeps no result alive
 
     def _next_call(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """The call that waits longest; None when the pool is shut down."""
@@ -104,7 +104,7 @@ def _make(future: Future[T], call: Callable[[], T]) -> None:
         return
     try:
         result = call()
-    except BaseException as error:  # noqa: BLE001 (handed to whoever waits)
+    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
         future.set_exception(error)
         del future  # whose error knows this frame: no circle of references
     else:

@@ -43,7 +43,7 @@ ALLOCATION_BYTES = 4096
 TOUCH_AFTER_S = 10.0
 """How exactly the time of the last use is kept: writing it down at every read would cost more than the read."""
 TEMP_LIFE_S = 60.0
-"""A temporary file of this age belongs to nobody any more."""
+"""A temporary file of this age was left by a process that was killed."""
 
 # Every file: magic, key (sha256), checksum of key and block, then the block; its length follows from the key.
 _HEADER = struct.Struct(">8s32sQ")
@@ -181,7 +181,7 @@ class _Folder:
                 finally:
                     with self._lock:
                         self._on_their_way[group] -= cost
-        except FileNotFoundError:  # somebody deleted the folder just now: it is made again with the next block
+        except FileNotFoundError:  # the folder was deleted just now: the next block makes it again
             pass
         except OSError as error:
             self.has_failed = True

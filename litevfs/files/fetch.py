@@ -89,7 +89,7 @@ class Fetcher:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """One listing of one level, not retried: whoever lists comes back by itself."""
+        """One listing of one level, not retried: the caller lists again with its next refresh."""
         return self._counted_list(partial(self.client.list_files, level, min_txid))
 
     def list_from(self, level: int, min_txid: int = 1) -> list[LTXFileInfo] | None:
@@ -138,7 +138,7 @@ class Fetcher:
         """Exactly `size` bytes of a file, with retries within the read timeout; the first pause now, if `after` failed.
 
         With a `deadline` (as of `deadline()`) all of it ends then. Raises TransientStorageError when the bytes keep
-        coming short, else whatever the client raises.
+        coming short, else what the client raises.
         """
         return self.retry(lambda: self.read_once(file, offset, size, deadline), after=after, deadline=deadline)
 
@@ -237,7 +237,7 @@ class Fetcher:
     ) -> FetchedFile:
         """`fetch`, from what was `read` already if anything, and once more from storage if that is no good.
 
-        Bytes can be damaged on their way, and a bad file costs whoever asks far more than a second request.
+        Bytes can be damaged on their way, and a bad file costs the caller far more than a second request.
         """
         try:
             return fetch(file, read)
@@ -375,7 +375,7 @@ class Fetcher:
         future: Future[T] = Future()
         try:
             settle(future, call())
-        except Exception as error:  # noqa: BLE001 (handed to whoever waits)
+        except Exception as error:  # noqa: BLE001 (handed to the waiting thread)
             settle(future, error)
         return future
 
@@ -392,7 +392,7 @@ class Fetcher:
 
 
 def patience_s(deadline: float) -> float:
-    """How long a read that must end at `deadline` waits for a request of somebody else before it makes its own."""
+    """How long a read that must end at `deadline` waits for another thread's request before it makes its own."""
     return max(0.0, deadline - time.monotonic()) * REQUEST_SHARE
 
 

@@ -1,7 +1,7 @@
 """Whole LTX files verified, and what is remembered of each frame to know it again. Owns those checks; does no I/O.
 
-The format has one checksum per file and none per page. So whoever has verified a file keeps 16 bits of each frame, and
-compares what is read of the file later, in ranges, with them.
+The format has one checksum per file and none per page. So the fetcher keeps 16 bits of each frame of a file that it
+has verified, and what is read of the file later, in ranges, is compared with them.
 """
 
 from __future__ import annotations

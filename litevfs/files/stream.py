@@ -59,7 +59,7 @@ class FileStreamer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown()  # calls that hang end with the client, which is up to whoever owns it
+            self._pool.shutdown()  # calls that hang end with the client, which its owner closes
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, tried again after transient errors. Raises StorageError."""
@@ -94,7 +94,7 @@ class VerifiedStream:
 
     Iterating gives (bytes, [(pgno, page), ...]) and ends without an error only for a file that is sound as a whole: the
     checksums come last, so nothing that was given before may be trusted until then. Raises LTXFormatError, with level,
-    TXIDs and key, and whatever the client raises.
+    TXIDs and key, and what the client raises.
     """
 
     def __init__(self, file: LTXFileInfo, pieces: Iterable[bytes], fetcher: Fetcher) -> None:

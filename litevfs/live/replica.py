@@ -47,7 +47,7 @@ logger = logging.getLogger("litevfs.live.replica")
 T = TypeVar("T")
 
 RETRY_CAP_S = 0.5
-"""Longest pause between tries of a call that somebody waits for."""
+"""Longest pause between tries of a call that a user waits for."""
 WAIT_BACKOFF_CAP_S = 1.0
 """Longest pause between looks for an awaited TXID, where nothing polls."""
 BESIDE_S = 2.0

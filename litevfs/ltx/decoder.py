@@ -119,7 +119,7 @@ def check_checksums(header: Header, trailer: Trailer, file: FileChecksum, databa
     """Compare what a trailer says with what was computed; `database` counts for checksummed snapshots only."""
     if file.value != trailer.file_checksum:
         what = f"file checksum is {file.value:016x}, the trailer says {trailer.file_checksum:016x}"
-        hint = None  # whoever knows where the file is says what to do
+        hint = None  # the caller, which knows where the file is, says what to do
     elif header.is_snapshot and header.has_checksums and database.value != trailer.post_apply_checksum:
         what = f"database checksum is {database.value:016x}, the trailer says {trailer.post_apply_checksum:016x}"
         hint = "the writer had a wrong state"

@@ -136,7 +136,7 @@ def version_2_error() -> LTXFormatError:
     """The error for a file of version 2, which has the same magic and page headers of four bytes."""
     return LTXFormatError(
         "LTX page frame has a header of four bytes: this looks like version 2 of the format",
-        hint="written by an old Litestream or LiteFS; let a current Litestream write the replica anew",
+        hint="written by an old Litestream or LiteFS; let a current Litestream write the replica again",
     )
 
 

@@ -101,7 +101,9 @@ class _Copy:
     def _list_destination(self) -> dict[_Key, LTXFileInfo]:
         try:
             return {_key(file): file for file in self._writer.list_levels(LEVELS)}
-        except StorageNotFoundError:  # a folder that the first file will make; whatever else it is, writing will tell
+        except (
+            StorageNotFoundError
+        ):  # a folder that the first file will make; if it is something else, writing will tell
             return {}
 
     def _copy_files(self, files: list[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> None:

@@ -38,7 +38,7 @@ from litevfs.units import parse_moment_ms, parse_timestamp_ms
 logger = logging.getLogger("litevfs.operations.restore")
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes read so far, bytes to read in all) of LTX files; starts anew when the restore does."""
+"""Called with (bytes read so far, bytes to read in all) of LTX files; starts again at 0 when the restore does."""
 
 
 _MOST_EXPANSION = 255
@@ -218,7 +218,7 @@ def integrity_findings(target: RestoreTarget) -> list[str]:
     path = quote(os.fsencode(target.temp_path.resolve()))  # SQLite takes names that are not UTF-8 so only
     try:
         connection = apsw.Connection(
-            f"file:{path}?immutable=1",  # nobody else uses the file, and none is to be made beside it
+            f"file:{path}?immutable=1",  # no other process uses the file, and SQLite must make none beside it
             flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
         )
         try:

@@ -2,7 +2,7 @@
 
 A client is safe to use from many threads at once. It translates the errors of its library into `StorageError` and its
 subclasses, exactly once and with `from`, and never puts a credential into a message, a repr or a log record. It does
-not retry: whoever calls it knows what a retry is worth (see `litevfs.files.fetch`).
+not retry: its caller knows what a retry is worth (see `litevfs.files.fetch`).
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ class FileReplicaClient:
     def _with_room(self, call: Callable[[], T]) -> T:
         """`call()`; where there is no descriptor to be had, once more without those that are only kept open.
 
-        From then on fewer are kept, so that the process has some left for whatever else it does.
+        From then on fewer are kept, so that the process has some left for its other work.
         """
         try:
             return call()

@@ -1,4 +1,4 @@
-"""The conformance suite's part about writing: whole files or nothing, whoever reads or writes meanwhile."""
+"""The conformance suite's part about writing: whole files or nothing, while other clients read and write."""
 
 # ruff: noqa: D102 - a test's name says its claim
 
@@ -56,13 +56,13 @@ class WritingConformance:
         written = client.write(0, 1, 1, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
         assert replica.get(0, file_name(1, 1)) == data
         assert client.list_files(0)[0].etag == written.etag
-        replica.put(0, file_name(2, 3), b"of somebody else")
+        replica.put(0, file_name(2, 3), b"of another writer")
         with pytest.raises(StorageFileExistsError) as caught:
             client.write(0, 2, 3, io.BytesIO(data), TIMESTAMP_MS, exclusive=True)
         assert isinstance(caught.value, FileExistsError)
         assert file_name(2, 3) in str(caught.value)
         assert replica.names(0) == {file_name(1, 1), file_name(2, 3)}
-        assert replica.get(0, file_name(2, 3)) == b"of somebody else"
+        assert replica.get(0, file_name(2, 3)) == b"of another writer"
 
     def test_of_writers_at_once_that_are_exclusive_one_succeeds(
         self, client: ReplicaClient, replica: ReplicaUnderTest
@@ -136,8 +136,8 @@ class WritingConformance:
             for reader in running:
                 seen = reader.result(WAIT_S)
                 assert set(seen) <= set(versions)
-                assert seen == sorted(seen)  # nobody goes back to an earlier version
-        assert list_and_read(client) == [versions[-1]], "nobody could read the file while it was being replaced"
+                assert seen == sorted(seen)  # no reader goes back to an earlier version
+        assert list_and_read(client) == [versions[-1]], "no reader could read the file while it was being replaced"
 
     def test_failed_upload_leaves_nothing(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         client.write(0, 1, 1, b"before", TIMESTAMP_MS)
