@@ -22,15 +22,14 @@ from litevfs.errors import (
     ReplicaEmptyError,
     ReplicaError,
     ReplicaFolderNotFoundError,
-    StaleReplicaError,
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
     StorageTimeoutError,
-    TXIDGapError,
 )
 from litevfs.files.fetch import Fetcher
 from litevfs.files.write_behind import disk_cache_for
+from litevfs.live.freshness import may_begin, may_pass, stale_error, wait_for_txid
 from litevfs.live.health import Health, State
 from litevfs.live.poller import Poller
 from litevfs.live.status import ReplicaStatus, collect_status
@@ -108,7 +107,7 @@ class Replica:
         """
         if self.snapshot is None:
             try:
-                self._persistently(self._first_look, timeout_s, _may_begin)
+                self._persistently(self._first_look, timeout_s, may_begin)
             except LitevfsError as error:
                 raise self._open_error(error, timeout_s) from error
         elif not self._was_just_refreshed() and self._health.look_s() <= BESIDE_S:
@@ -272,43 +271,13 @@ class Replica:
 
         Raises StaleReplicaError after `timeout_s` seconds.
         """
-        deadline = time.monotonic() + timeout_s
-        late = f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s"
-        before: Snapshot | None = None
+        return wait_for_txid(self, txid, timeout_s, self._poll_interval_s or WAIT_BACKOFF_CAP_S)
 
-        def look() -> Snapshot:
-            nonlocal before
-            before = self.snapshot
-            failure: LitevfsError | None = None
-            if not _is_at(before, txid):
-                try:
-                    self._bounded_refresh.result(max(deadline - time.monotonic(), MIN_REFRESH_S))
-                except (StorageError, ReplicaError, LTXFormatError) as error:
-                    # A file half uploaded, for example, or deleted and still listed.
-                    logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
-                    failure = error
-            newest = self.snapshot  # also that of a look that failed later on
-            if newest is not None and _is_at(newest, txid):
-                return newest
-            raise failure or self._stale(late, None)
+    def refresh_within(self, seconds: float) -> bool:
+        """A refresh that callers share, for so many seconds or MIN_REFRESH_S. Raises StorageTimeoutError then."""
+        return self._bounded_refresh.result(max(seconds, MIN_REFRESH_S))
 
-        def may_pass(error: LitevfsError) -> bool:
-            return not isinstance(error, StorageError) or _may_pass(error)
-
-        def pause(seconds: float, _: LitevfsError) -> None:
-            self._wait_for_news(before, seconds)
-
-        backoff = Backoff(cap_s=self._poll_interval_s or WAIT_BACKOFF_CAP_S)
-        try:
-            return retry(look, backoff, until=deadline, may_pass=may_pass, pause=pause, tries_at_the_end=True)
-        except StaleReplicaError:
-            raise
-        except (StorageError, ReplicaError, LTXFormatError) as error:
-            if not may_pass(error):
-                raise
-            raise self._stale(late, error) from error
-
-    def _wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
+    def wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
         """Until another state than `known` is published, the replica is closed, or the time is over."""
         with self._published:
             self._published.wait_for(lambda: self._closed or self.snapshot is not known, timeout_s)
@@ -325,15 +294,9 @@ class Replica:
         try:
             self._bounded_refresh.result(max(max_staleness_s, MIN_REFRESH_S), not_before=not_before)
         except (ReplicaError, StorageError, LTXFormatError) as error:
-            raise self._stale(
-                f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)", error
+            raise stale_error(
+                self, f"the replica could not be refreshed within max_staleness ({max_staleness_s:g} s)", error
             ) from error
-
-    def _stale(self, what: str, failure: LitevfsError | None) -> StaleReplicaError:
-        error = f"; the last look failed: {failure.message}" if failure else ""
-        hint = failure.hint if failure else "check that the primary is running and replicating"
-        txid = self.snapshot.txid if self.snapshot else None
-        return StaleReplicaError(what + error, min_txid=txid, key=self.url, hint=hint)
 
     # --- other states than the newest ---------------------------------------------------------------------------------
 
@@ -346,7 +309,7 @@ class Replica:
         read timeout unless given), which bounds all of it.
         """
         timeout_s = self.options.read_timeout_s if timeout_s is None else timeout_s
-        view = self._persistently(self._alone(lambda: self._others.view(txid, timestamp_ms)), timeout_s, _may_pass)
+        view = self._persistently(self._alone(lambda: self._others.view(txid, timestamp_ms)), timeout_s, may_pass)
         if self.snapshot is None:
             self.pages.follow(view)
         return view
@@ -388,7 +351,7 @@ class Replica:
 
         def pause(seconds: float, _: LitevfsError) -> None:
             logger.info("%s: trying again in %.3f s", self.url, seconds)
-            self._wait_for_news(self.snapshot, seconds)
+            self.wait_for_news(self.snapshot, seconds)
 
         return retry(
             lambda: call(max(deadline - time.monotonic(), MIN_REFRESH_S)),
@@ -420,20 +383,6 @@ class Replica:
         return collect_status(
             self.url, self.state, self.snapshot, self._poll_interval_s, self._health, self.fetcher, self.pages
         )
-
-
-def _is_at(snapshot: Snapshot | None, txid: int) -> bool:
-    return snapshot is not None and snapshot.txid >= txid
-
-
-def _may_pass(error: LitevfsError) -> bool:
-    """Whether building a state may go otherwise next time: also where a file has vanished since it was listed."""
-    return is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
-
-
-def _may_begin(error: LitevfsError) -> bool:
-    """Whether there may be a first state next time."""
-    return _may_pass(error) or isinstance(error, ReplicaEmptyError | ReplicaFolderNotFoundError | TXIDGapError)
 
 
 def _closed_error() -> StorageClosedError:

@@ -83,13 +83,13 @@ def test_whoever_pauses_between_two_looks_is_woken_by_the_close(world):
     _, _, replica = world
     replica.refresh()
     pausing = threading.Event()
-    wait = replica._wait_for_news
+    wait = replica.wait_for_news
 
     def pause(known: Any, timeout_s: float) -> None:
         pausing.set()
         wait(known, 3600)
 
-    replica._wait_for_news = pause
+    replica.wait_for_news = pause
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(replica.wait_for, 9, 60)
         assert pausing.wait(20)
