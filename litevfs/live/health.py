@@ -21,13 +21,13 @@ class State(enum.StrEnum):
     OPENING = "opening"  # no complete state yet
     CURRENT = "current"  # the last look for new transactions succeeded, and the next one is not late
     BEHIND = "behind"  # the last look failed, found what it could not use, or takes long or is overdue
-    STALLED = "stalled"  # behind for long: somebody should look
+    STALLED = "stalled"  # behind for long: an operator should look
     CLOSED = "closed"
     FIXED = "fixed"  # said to a connection that sees one state whatever the replica does: txid, timestamp, time travel
 
 
 class Health:
-    """One replica's. One look at a time is noted; anybody may ask at any time. Times are those of `now_s`."""
+    """One replica's. One look at a time is noted; any thread may ask at any time. Times are those of `now_s`."""
 
     def __init__(self, url: str) -> None:
         self.errors = 0  # looks that failed
@@ -69,7 +69,7 @@ class Health:
             logger.error("%s is stalled: %s", self._url, error)
 
     def forget_look(self) -> None:
-        """Whoever was looking is gone (the thread of a process that has forked)."""
+        """The thread that was looking is gone: it belongs to the process that has forked."""
         self._began = None
 
     def lag_s(self) -> float | None:
@@ -85,7 +85,7 @@ class Health:
         return _since(self._began) or 0.0
 
     def state(self, poll_interval_s: float) -> State:
-        """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 where nobody polls."""
+        """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 where the replica is not polled."""
         failing_s = _since(self._failing_since)
         overdue_s = max(0.0, (self.lag_s() or 0.0) - poll_interval_s) if poll_interval_s else 0.0
         trouble_s = max(failing_s or 0.0, overdue_s, self.look_s())

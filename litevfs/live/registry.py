@@ -52,7 +52,7 @@ class Shared:
     making: threading.Lock = field(default_factory=threading.Lock)
 
     def poll_interval_s(self) -> float:
-        """The shortest interval that anybody asks for; 0: nobody wants news."""
+        """The shortest interval that a connection asks for; 0: no connection wants news."""
         return min(
             (lease.options.poll_interval_s for lease in tuple(self.leases) if lease.options.is_polling), default=0
         )
@@ -126,7 +126,7 @@ class ReplicaRegistry:
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
         for key, shared in list(self._shared.items()):
-            if shared.replica is None:  # whoever was making it is not here
+            if shared.replica is None:  # the thread that was making it is not in this process
                 del self._shared[key]
                 continue
             shared.making = threading.Lock()
@@ -141,7 +141,7 @@ def _key(options: Options) -> _Key:
 
 
 def _slow_down(shared: Shared, replica: Replica) -> None:
-    """Poll no more often than somebody still wants; end the poller, unless somebody wants news meanwhile."""
+    """Poll no more often than a connection still wants; end the poller, unless one wants news meanwhile."""
     replica.slow_down(shared.poll_interval_s)
     while not shared.poll_interval_s():
         if (poller := replica.detach_poller()) is not None:

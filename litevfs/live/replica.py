@@ -52,7 +52,7 @@ WAIT_BACKOFF_CAP_S = 1.0
 BESIDE_S = 2.0
 """Where there is a state to read, a look for a newer one may keep a new connection waiting for so long."""
 MIN_REFRESH_S = 1.0
-"""However soon somebody wants an answer, a storage gets this long to give one."""
+"""However soon a caller wants an answer, a storage gets this long to give one."""
 JUST_NOW_S = 1.0
 """A state that was the newest so shortly ago is new enough to open."""
 
@@ -72,7 +72,7 @@ class Replica:
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
         self._health = Health(self.url)
-        self._hydrate()  # last: before, nobody could close what this starts
+        self._hydrate()  # last: before, no caller could close what this starts
 
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
@@ -102,7 +102,7 @@ class Replica:
     def open(self, timeout_s: float) -> Snapshot:
         """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way.
 
-        Where others have the replica open, it is looked at again unless somebody polls; if that fails or takes long,
+        Where others have the replica open, it is looked at again unless it is polled; if that fails or takes long,
         theirs will do.
         """
         if self.snapshot is None:
@@ -121,11 +121,11 @@ class Replica:
         return self.snapshot
 
     def _first_look(self, timeout_s: float) -> None:
-        if self.snapshot is None:  # else somebody else was faster
+        if self.snapshot is None:  # else another thread was faster
             self._bounded_refresh.result(timeout_s)
 
     def _was_just_refreshed(self) -> bool:
-        """Whether somebody polls, and has looked a moment ago: connections that open together share one look."""
+        """Whether the poller has looked a moment ago: connections that open together share one look."""
         age_s = self._health.lag_s()
         return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
 
@@ -157,12 +157,12 @@ class Replica:
 
     def slow_down(self, wanted_s: Callable[[], float]) -> None:
         """Poll every `wanted_s()` seconds from now on if that is less often; who asked for more is gone."""
-        with self._published:  # whoever comes after the question polls faster after the answer
+        with self._published:  # a connection that comes after the question polls faster after the answer
             if self._poller is not None and (interval_s := wanted_s()) > self._poller.interval_s:
                 self._poller.set_interval(interval_s)
 
     def detach_poller(self) -> Poller | None:
-        """Nobody wants news any more: the poller, to be closed by the caller, or None."""
+        """No connection wants news any more: the poller, to be closed by the caller, or None."""
         with self._published:
             poller, self._poller = self._poller, None
         return poller
@@ -203,7 +203,7 @@ class Replica:
     def refresh(self, *, thorough: bool = True) -> bool:
         """Look for new transactions and publish the newest complete state. True if the state changed.
 
-        Not `thorough` (see `Follower.follow`) is for whoever comes back by itself. Raises what kept it from getting
+        Not `thorough` (see `Follower.follow`) is for a caller that comes back by itself. Raises what kept it from getting
         there; whatever was complete before the trouble is published all the same.
         """
         with self._refresh_lock:
@@ -254,7 +254,7 @@ class Replica:
     def add_listener(self, listener: Callable[[int], None]) -> int:
         """Call `listener(txid)` for each TXID published from now on, in order. Returns the one published last.
 
-        It is called by whoever refreshes: it must be quick and must not raise.
+        The thread that refreshes calls it: it must be quick and must not raise.
         """
         with self._published:
             self._listeners.append(listener)

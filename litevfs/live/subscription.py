@@ -1,4 +1,4 @@
-"""Callbacks for new transactions of a replica. Owns a thread, so that a slow callback delays nobody's reads."""
+"""Callbacks for new transactions of a replica. Owns a thread, so that a slow callback delays no reads."""
 
 from __future__ import annotations
 
