@@ -21,6 +21,7 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http import connections
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from tests.replica_clients.s3_answers import FILE, SSE_KEY, answer, close_after, file_key, listing, part, s3_error
 
@@ -443,3 +444,42 @@ def test_secrets_appear_in_no_error_repr_or_record_of_ours(connect, credentials,
     assert sent["x-amz-security-token"] == credentials[2]
     for secret in (*credentials, SSE_KEY[:30], sent["x-amz-server-side-encryption-customer-key"]):
         assert not [text for text in texts if secret in text]
+
+
+# --- uploads that take long -------------------------------------------------------------------------------------------
+
+
+def slow_receiver(listener: socket.socket, piece: int, pause_s: float, total: list[int]) -> None:
+    """Take an upload piece by piece, then answer."""
+    sock, _ = listener.accept()
+    with sock:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += sock.recv(1 << 16)
+        length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
+        received = len(head.partition(b"\r\n\r\n")[2])
+        while received < length:
+            received += len(sock.recv(min(piece, length - received), socket.MSG_WAITALL))
+            threading.Event().wait(pause_s)
+        total.append(received)
+        sock.sendall(b'HTTP/1.1 200 OK\r\nETag: "e"\r\nContent-Length: 0\r\n\r\n')
+
+
+def test_a_slow_line_has_the_time_limit_for_each_piece_of_an_upload():
+    total: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        thread = threading.Thread(target=slow_receiver, args=(listener, 1 << 20, 0.1, total))
+        thread.start()
+        url = f"s3://bucket/db?endpoint=http://127.0.0.1:{listener.getsockname()[1]}"
+        with closing(S3ReplicaClient(url, connect_timeout_s=0.7, read_timeout_s=10)) as client:
+            client.write(0, 1, 1, bytes(20 << 20), 1)  # two seconds at least
+        thread.join(10)
+    assert total == [20 << 20]
+
+
+def test_an_upload_that_is_answered_with_blanks_for_ever_ends(connect, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "ANSWER_LIMIT_S", 0.5)
+    client = connect(dripping(answer("200 OK", b" " * 10_000), 60), read_timeout_s=0.4)
+    with pytest.raises(StorageTimeoutError):
+        client.write(0, 1, 1, b"x", 1)

@@ -30,6 +30,10 @@ DRIP_BYTES_PER_S = 1 << 13
 _TIMED_METHODS = ("GET", "PROPFIND")
 
 
+ANSWER_LIMIT_S = 15 * 60.0
+"""An answer to what writes or deletes takes at most so long from its first byte on."""
+
+
 class LiveSockets:
     """Handles (duplicates) of all sockets in use. A duplicate is ours alone, so no race can make it another's."""
 
@@ -87,26 +91,32 @@ class Limits(threading.local):
 class _TimedAnswer(http.client.HTTPResponse):
     """The answer to a read (GET, PROPFIND) has to come within the read timeout of its socket, counted from now.
 
-    A socket's own timeout starts anew with each byte that a server drips. Unless the limit `is_total`, an answer that
-    comes faster than that may take longer. Other methods keep the socket's: S3 sends blanks for minutes while it puts
-    an upload together.
+    A socket's own timeout starts again with each byte that a server drips. Unless the limit `is_total`, an answer that
+    comes faster than that may take longer. Those to other methods have `ANSWER_LIMIT_S`, each of their bytes the
+    socket's timeout: S3 sends blanks for minutes while it puts an upload together.
     """
 
     def __init__(self, limits: Limits, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         super().__init__(sock, debuglevel, method)
         timeout_s = sock.gettimeout()
-        if method in _TIMED_METHODS and timeout_s is not None:
-            self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, timeout_s, is_total=limits.is_total))
+        if timeout_s is None:
+            return
+        is_read = method in _TIMED_METHODS
+        limit_s = timeout_s if is_read else max(timeout_s, ANSWER_LIMIT_S)
+        stream = _TimedStream(self.fp.detach(), sock, timeout_s, limit_s, is_total=limits.is_total or not is_read)
+        self.fp = io.BufferedReader(stream)
 
 
 class _TimedStream(io.RawIOBase):
     """What comes from a socket in time; unless the limit `is_total`, bytes that come earn time for those after them."""
 
-    def __init__(self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, *, is_total: bool) -> None:
+    def __init__(
+        self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, limit_s: float, *, is_total: bool
+    ) -> None:
         self._stream = stream
         self._sock = sock
         self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
+        self._deadline = time.monotonic() + limit_s
         self._earned_s = 0.0 if is_total else 1 / DRIP_BYTES_PER_S  # with each byte
 
     def readable(self) -> bool:

@@ -5,6 +5,7 @@ What an answer may correct: the region, the credentials, the clock, and the addr
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from litevfs.replica_clients.s3.errors import (
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 
 _ERROR_LIMIT_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 17  # of a body; as the transport's connections send it
 _REDIRECTS = (301, 302, 307, 308)
 
 
@@ -124,10 +126,13 @@ class SignedRequests:
     def _send_once(self, url: str, request: Request, credentials: ReadOnlyCredentials | None) -> BaseHTTPResponse:
         headers = self._access.headers(request.method, url, request.headers, request.body or b"", credentials)
         timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
+        body: bytes | io.BytesIO | None = request.body
+        if request.body and len(request.body) > _PIECE_BYTES:
+            # A socket's time limit is for all that is sent at once: pieces make it one for a slow line.
+            headers["Content-Length"] = str(len(request.body))
+            body = io.BytesIO(request.body)
         try:
-            return self._transport.request(
-                request.kind, request.method, url, headers, request.body, timeout_s=timeout_s
-            )
+            return self._transport.request(request.kind, request.method, url, headers, body, timeout_s=timeout_s)
         except TransientStorageError:
             self._access.return_home()
             raise
