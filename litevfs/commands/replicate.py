@@ -3,34 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import litevfs
+from litevfs.commands.child import Child
 from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, collect_options
 from litevfs.commands.text import count
-from litevfs.errors import LitevfsError, ReplicatorError
+from litevfs.errors import (
+    LitevfsError,
+    OptionError,
+    ReplicaConflictError,
+    ReplicatorError,
+    ReplicatorLockedError,
+    ReplicatorRefusedError,
+    TransientStorageError,
+)
 from litevfs.ltx.names import format_txid
+from litevfs.operations.restore import restore_if_missing
+from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.http.indexed import IndexedReplicaClient
+from litevfs.replicate.guard import open_guard
+from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.replicator import Replicator
-from litevfs.units import parse_duration_s
+from litevfs.replicate.status import unix_time_ms
+from litevfs.units import parse_duration_s, parse_size_bytes
 
 NAME = "replicate"
 HELP = "replicate a live database"
 DESCRIPTION = (
     "Replicate a SQLite database in WAL mode while others use it, until Ctrl-C or SIGTERM; what was committed by "
-    "then is still replicated, or the exit code is 1 when that takes longer than 10 s. Levels are compacted, snapshots "
-    "taken and old files deleted on Litestream's timetable."
+    "then is still replicated, or the exit code is 1 when that takes longer than --shutdown-timeout. Levels are "
+    "compacted, snapshots taken and old files deleted on Litestream's timetable."
 )
 _LAST_SYNC_TIMEOUT_S = 10.0
+_SYNC_SHARE = 0.4
+"""Of the time to shut down, the part that is kept for the last sync when the program of --exec takes long to end."""
+_SHORTEST_SYNC_S = 0.5
+_APPEARS_PAUSE_S = 0.1
+_WAIT_FOR_LEASE_S = 1.0
+_READY_TIMEOUT_S = 10.0
+"""How long a program may take from making its database to switching it to WAL mode."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -42,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("database", type=Path, metavar="DATABASE", help="the SQLite database")
     add_url(parser)
     parser.add_argument("--once", action="store_true", help="replicate what is there, print the TXID, and end")
+    _add_container_flags(parser)
+    _add_primary_flags(parser)
     parser.add_argument(
         "--sync-interval",
         type=checked(parse_duration_s),
@@ -75,12 +101,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, STORAGE_OPTIONS)
 
 
+def _add_container_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("containers")
+    group.add_argument(
+        "--restore-if-missing",
+        action="store_true",
+        help="restore the newest state first where there is no database, or an empty file",
+    )
+    group.add_argument(
+        "--exec",
+        metavar="COMMAND",
+        help="run this program (no shell) beside, hand signals on to it, and end with its exit code after a last sync",
+    )
+    group.add_argument(
+        "--shutdown-timeout",
+        type=checked(parse_duration_s),
+        default=f"{_LAST_SYNC_TIMEOUT_S:g}s",
+        metavar="DURATION",
+        help="from SIGTERM to the end at most [10s]",
+    )
+
+
+def _add_primary_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("which primary")
+    group.add_argument(
+        "--new-history",
+        action="store_true",
+        help="let this database be the newest state even if it did not come from the replica",
+    )
+    group.add_argument(
+        "--lease-ttl",
+        type=checked(parse_duration_s),
+        default=f"{DEFAULT_TTL_S:g}s",
+        metavar="DURATION",
+        help="how long another primary waits for one that ended without giving its lease back [30s]",
+    )
+    group.add_argument("--no-lease", action="store_true", help="keep no lease beside the replica")
+    group.add_argument("--no-delete", action="store_true", help="delete no old files: the storage does that")
+    group.add_argument(
+        "--max-pending",
+        type=checked(parse_size_bytes),
+        metavar="SIZE",
+        help="capture no more while so much waits for its upload, and the whole database later [no limit]",
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
+    if args.once and args.exec is not None:
+        raise OptionError("--once and --exec are given", hint="--once ends by itself")
     options: dict[str, Any] = {
         "sync_interval_s": parse_duration_s(args.sync_interval),
         "switch_to_wal": args.wal,
-        "maintenance": config_of(args) if args.compact else None,
+        "maintenance": replace(config_of(args), delete_files=not args.no_delete) if args.compact else None,
+        "new_history": args.new_history,
+        "lease_ttl_s": None if args.no_lease else parse_duration_s(args.lease_ttl),
+        "max_pending_bytes": None if args.max_pending is None else parse_size_bytes(args.max_pending),
     }
     if not args.hold_writers:
         options["truncate_pages"] = None
@@ -88,37 +164,120 @@ def run(args: argparse.Namespace) -> int:
     client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
     if args.index:
         client = IndexedReplicaClient(client)
-    with closing(client), Replicator(args.database, client, **options) as replicator:
-        if args.snapshot:
-            replicator.request_snapshot()
-        if args.once:
-            txid = replicator.sync()
-            _flush_index(client)
-            print(format_txid(txid))
-            return 0
+    with closing(client):
         try:
             with _sigterm_raises():
-                replicator.start()
-                print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
-                threading.Event().wait()
+                if args.restore_if_missing:
+                    _restore(args.database, client, options["lease_ttl_s"])
+                if args.once:
+                    return _replicate_once(args, client, options)
+                if args.exec is None:
+                    return _replicate(args, client, options)
         except _Terminated:
-            pass
-        finally:
-            _finish(replicator)
-            _flush_index(client)
+            return 128 + signal.SIGTERM  # before there was anything to finish
+        return _replicate_beside(args, client, options)
+
+
+def _replicate_once(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
+    with Replicator(args.database, client, **options) as replicator:
+        if args.snapshot:
+            replicator.request_snapshot()
+        print(format_txid(replicator.sync()))
     return 0
 
 
-def _flush_index(client: ReplicaClient) -> None:
-    if isinstance(client, IndexedReplicaClient):
-        client.update()
-        client.flush(_LAST_SYNC_TIMEOUT_S)
+def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
+    with Replicator(args.database, client, **options) as replicator:
+        try:
+            _start(replicator, args)
+            replicator.wait()
+        except ReplicatorRefusedError:
+            raise
+        except BaseException as end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
+            _finish(replicator, parse_duration_s(args.shutdown_timeout))
+            if not isinstance(end, _Terminated):
+                raise
+    return 0
 
 
-def _finish(replicator: Replicator) -> None:
+def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
+    """Run the program of --exec; its exit code, or 1 when what it committed is not all on the replica."""
+    timeout_s = parse_duration_s(args.shutdown_timeout)
+    child = Child(args.exec, timeout_s * (1 - _SYNC_SHARE))
+    try:
+        replicator = _open_when_ready(args.database, client, options, child)
+        if replicator is None:
+            return child.exit_code
+        with replicator:
+            _start(replicator, args)
+            while not child.has_ended:
+                replicator.wait(_APPEARS_PAUSE_S)
+            left_s = timeout_s if child.ends_at is None else child.ends_at - time.monotonic() + timeout_s * _SYNC_SHARE
+            _finish(replicator, left_s)
+        return child.exit_code
+    finally:
+        if not child.has_ended:
+            child.end()  # nothing of what it writes would be replicated
+        child.restore_signals()
+
+
+def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any], child: Child) -> Replicator | None:
+    """Once the program has made its database; None when it ended before."""
+    ready_by: float | None = None
+    while True:
+        has_ended = child.has_ended  # first: what it made by then is there
+        if not is_missing(path):
+            ready_by = ready_by or time.monotonic() + _READY_TIMEOUT_S
+            try:
+                return Replicator(path, client, **options)
+            except ReplicatorLockedError:
+                raise
+            except ReplicatorError:
+                if has_ended or time.monotonic() > ready_by:
+                    raise
+        elif has_ended:
+            return None
+        threading.Event().wait(_APPEARS_PAUSE_S)
+
+
+def _start(replicator: Replicator, args: argparse.Namespace) -> None:
+    if args.snapshot:
+        replicator.request_snapshot()
+    replicator.start()
+    print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
+
+
+def _restore(path: Path, client: ReplicaClient, lease_ttl_s: float | None) -> None:
+    """The newest state, once no other primary has the lease: what that one still writes would be missing."""
+    if not is_missing(path):
+        return
+    closed = threading.Event()
+    guard = open_guard(client, f"restore-{secrets.token_hex(8)}", closed, lease_ttl_s, unix_time_ms)
+    is_told = False
+    while True:
+        try:
+            guard.hold()
+            break
+        except ReplicaConflictError as error:
+            if not is_told:
+                print(f"litevfs: waiting to restore: {error}", file=sys.stderr)
+            is_told = True
+        except TransientStorageError as error:
+            print(f"litevfs: waiting to restore: {error}", file=sys.stderr)
+        closed.wait(_WAIT_FOR_LEASE_S)
+    try:
+        result = restore_if_missing(client, path)
+    finally:
+        guard.release(threading.Lock(), 5.0)
+    if result is not None:
+        print(f"litevfs: restored {path} to TXID {format_txid(result.txid)}", file=sys.stderr)
+
+
+def _finish(replicator: Replicator, timeout_s: float | None = None) -> None:
     """The last sync. Raises ReplicatorError, which says how far it came, when it cannot be done."""
     try:
-        replicator.sync(_LAST_SYNC_TIMEOUT_S)
+        replicator.sync(_LAST_SYNC_TIMEOUT_S if timeout_s is None else max(timeout_s, _SHORTEST_SYNC_S))
     except LitevfsError as error:
         raise ReplicatorError(
             f"ended before all that was committed is on the replica: {_how_far(replicator)} ({error.message})",

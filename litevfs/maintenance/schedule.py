@@ -41,6 +41,7 @@ class MaintenanceConfig:
     snapshot_interval_s: float = 86_400.0
     snapshot_retention_s: float = 86_400.0  # how far back states can be restored
     level_0_retention_s: float = 300.0  # how long a level-0 file lives at least
+    delete_files: bool = True  # False: retention is the storage's business, as by a lifecycle rule
     temp_folder: str | None = None  # where compaction keeps its inputs and its result; None: the system's
 
     def __post_init__(self) -> None:
@@ -117,6 +118,9 @@ class Maintenance:
                 None,
             ),
         ]
+
+        if not config.delete_files:
+            self._tasks = [task for task in self._tasks if task.level is not None]
 
     @property
     def last_error(self) -> str | None:

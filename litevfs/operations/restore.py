@@ -23,6 +23,7 @@ from litevfs.errors import (
     LTXFormatError,
     LTXMissingPagesError,
     OptionError,
+    ReplicaEmptyError,
     RestoreError,
 )
 from litevfs.files.plan import Chain, around, newest_state, state_at, without
@@ -30,7 +31,7 @@ from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
 from litevfs.ltx.page_index import check_growth
-from litevfs.operations.target import RestoreTarget
+from litevfs.operations.target import RestoreTarget, check_unused, is_missing
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.marks import RestoredMark, remove_restored, write_restored
 from litevfs.units import parse_moment_ms, parse_timestamp_ms
@@ -66,6 +67,7 @@ def restore(
     timestamp: datetime | str | None = None,
     integrity_check: bool = False,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> RestoreResult:
     """Make the database file `path` from the newest state of a replica, or from an earlier one.
 
@@ -75,20 +77,47 @@ def restore(
     to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
     which goes on any error and is replaced by the next restore after a crash. `integrity_check`
     runs SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a
-    replicator to the same replica go on from there.
+    replicator to the same replica go on from there. With `force` a database that is there is replaced at the end, with
+    its WAL and journal, unless it is in use.
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
     no others make up for; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
-    with RestoreTarget(Path(path)) as target, client_of(replica) as client, FileStreamer(client) as streamer:
+    target_path = Path(path)
+    if force:
+        check_unused(target_path)
+    with (
+        RestoreTarget(target_path, replace=force) as target,
+        client_of(replica) as client,
+        FileStreamer(client) as streamer,
+    ):
         result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
             _check_integrity(target)
         with _leaving_mark(target, client, result):
             target.publish()
     return result
+
+
+def restore_if_missing(
+    replica: str | os.PathLike[str] | ReplicaClient,
+    path: str | os.PathLike[str],
+    *,
+    integrity_check: bool = False,
+    progress: Progress | None = None,
+) -> RestoreResult | None:
+    """As `restore`, of the newest state, unless there is a database or the replica is empty: None then.
+
+    An empty file, which keeps the place of a database, is none.
+    """
+    if not is_missing(Path(path)):
+        return None
+    try:
+        return restore(replica, path, integrity_check=integrity_check, progress=progress, force=os.path.lexists(path))
+    except ReplicaEmptyError:
+        return None
 
 
 @contextmanager

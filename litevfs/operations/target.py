@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import apsw
+
 from litevfs import local_files
 from litevfs.errors import RestoreError, RestoreTargetExistsError
 
@@ -34,15 +36,16 @@ _TEMPORARY_PREFIX = "litevfs-state-"
 class RestoreTarget:
     """The future database at `path`. As a context manager it removes its temporary file, unless published.
 
-    `mode` is that of the file, less the umask.
+    `mode` is that of the file, less the umask. With `replace` a database that is there gives way when it is published,
+    its WAL and journal before it; otherwise it is an error.
     """
 
-    def __init__(self, path: Path, *, mode: int = 0o666) -> None:
+    def __init__(self, path: Path, *, mode: int = 0o666, replace: bool = False) -> None:
         if not path.name or "\0" in str(path):
             raise RestoreError("cannot write the database: not the name of a file", key=ascii(os.fspath(path)))
         self.path = path
         self.temp_path = path.with_name(path.name + ".tmp")
-        self._mode = mode
+        self._mode, self._is_replacing = mode, replace
         self._fd = -1
         self._waiting: dict[int, bytes] = {}  # pages to write, by pgno: the newest version of each
         self._run_start = self._run_end = 0  # of what was written last without a break, and is not on its way to disk
@@ -96,12 +99,21 @@ class RestoreTarget:
         """Give the file its name, once all of it is on the disk. Raises RestoreTargetExistsError if it is taken."""
         with self._translated():
             os.fsync(self._fd)
-            self._check_free()
-            try:
-                local_files.rename_to_new(self.temp_path, self.path)
-            except FileExistsError:
-                raise _exists(self.path) from None
+            if self._is_replacing:
+                self._replace()
+            else:
+                self._check_free()
+                try:
+                    local_files.rename_to_new(self.temp_path, self.path)
+                except FileExistsError:
+                    raise _exists(self.path) from None
             local_files.fsync_folder(self.path.parent)
+
+    def _replace(self) -> None:
+        check_unused(self.path)
+        for suffix in _COMPANIONS[1:]:  # first: SQLite would apply a log of the old database to the new one
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self.temp_path.replace(self.path)
 
     def _write_waiting(self, page_size: int) -> None:
         pgnos = sorted(self._waiting)
@@ -135,7 +147,7 @@ class RestoreTarget:
             self._run_start = end
 
     def _check_free(self) -> None:
-        for suffix in _COMPANIONS:
+        for suffix in () if self._is_replacing else _COMPANIONS:
             path = self.path.with_name(self.path.name + suffix)
             if os.path.lexists(path):
                 raise _exists(path)
@@ -152,6 +164,36 @@ class RestoreTarget:
                 key=os.fspath(self.path),
                 hint="free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
             ) from error
+
+
+def is_missing(path: Path) -> bool:
+    """Whether no database is there: nothing, or an empty file that keeps its place, and no log beside it."""
+    return not any(_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal", "-journal"))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def check_unused(path: Path) -> None:
+    """Raise RestoreError when another process or connection has the database open in WAL mode, or writes to it."""
+    if not _size(path):
+        return
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE; BEGIN EXCLUSIVE; ROLLBACK").fetchall()
+        finally:
+            connection.close(True)
+    except (apsw.BusyError, apsw.LockedError) as error:
+        raise RestoreError(
+            "will not replace a database that is in use", key=os.fspath(path), hint="end the programs that use it"
+        ) from error
+    except apsw.Error:
+        return  # not a database, or a damaged one, which is a reason to replace it
 
 
 def temporary_target() -> RestoreTarget:

@@ -1,0 +1,75 @@
+"""The program that a replicator is started with (`--exec`): hands signals on to it, and waits for its end."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from types import FrameType
+
+from litevfs.errors import OptionError, ReplicatorError
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_PAUSE_S = 0.05
+
+
+class Child:
+    """One program, from construction to its end. Signals that arrive meanwhile go to it; its own may end it.
+
+    `patience_s`: so long after a signal that ends, it is killed. Raises OptionError for no command line,
+    ReplicatorError when it cannot be started. For the main thread.
+    """
+
+    def __init__(self, command: str, patience_s: float) -> None:
+        try:
+            arguments = shlex.split(command)
+        except ValueError as error:
+            raise OptionError(f"not a command line: {command!r}: {error}") from error
+        if not arguments:
+            raise OptionError("--exec names no program")
+        self._patience_s = patience_s
+        self.ends_at: float | None = None  # monotonic; None before a signal that ends
+        self._pause = threading.Event()  # never set
+        self._previous = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
+        try:
+            self._process = subprocess.Popen(arguments)
+        except OSError as error:
+            self.restore_signals()
+            raise ReplicatorError(f"cannot run {arguments[0]!r}: {error.strerror or error}") from error
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has, by itself or killed after `patience_s`."""
+        if self.ends_at is not None and time.monotonic() > self.ends_at:
+            self._process.kill()
+        return self._process.poll() is not None
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports it: 128 and the number of the signal that ended it."""
+        code = self._process.wait()
+        return code if code >= 0 else 128 - code
+
+    def end(self) -> None:
+        """Ask it to end, and wait."""
+        self._hand_on(signal.SIGTERM, None)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when it has ended."""
+        while not self.has_ended:
+            self._pause.wait(_PAUSE_S)
+
+    def restore_signals(self) -> None:
+        """From now on signals are ours again."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        if number in _ENDING and self.ends_at is None:
+            self.ends_at = time.monotonic() + self._patience_s
+        if self._process.poll() is None:
+            self._process.send_signal(number)
