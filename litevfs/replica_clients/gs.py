@@ -22,7 +22,7 @@ from litevfs.errors import (
     StoragePreconditionError,
 )
 from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.google_tokens import PERMISSION_HINT, google_tokens
 from litevfs.replica_clients.http.answers import about, range_header, read_range
 from litevfs.replica_clients.http.exchange import Exchange
@@ -39,6 +39,7 @@ _ENDPOINT = "https://storage.googleapis.com"
 _BOUNDARY = "litevfs-9f1c2b7a53d84e06"
 _FIELDS = "items(name,size,generation,timeCreated),nextPageToken"
 _RESUME = 308
+_LEVELS = frozenset(map(str, LEVELS))
 
 
 class GSReplicaClient:
@@ -87,25 +88,40 @@ class GSReplicaClient:
         """See `ReplicaClient.list_files`. One request per 1,000 files from `min_txid` on."""
         self._exchange.transport.check_open()
         prefix = self._location.folder(level)
-        query = {"prefix": prefix, "delimiter": "/", "maxResults": "1000", "fields": _FIELDS}
-        if min_txid > 1:
-            query["startOffset"] = f"{prefix}{min_txid:016x}"
-        found = []
-        while True:
-            url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
-            answer = _parsed(self._exchange.call("LIST", "GET", url, {}, key=f"{self._location.host}/{prefix}")[1], url)
-            for item in answer.get("items", ()):
-                txids = parse_file_name(str(item["name"]).removeprefix(prefix))
-                if txids is not None and txids[0] >= min_txid:
-                    found.append(
-                        LTXFileInfo(
-                            level, *txids, int(item["size"]), iso_ms(item["timeCreated"]), str(item["generation"])
-                        )
-                    )
-            token = answer.get("nextPageToken")
-            if not token or token == query.get("pageToken"):
-                return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+        found: list[LTXFileInfo] = []
+        token: str | None = ""
+        while token is not None:
+            files, token = self._list_page(prefix, level, min_txid, token)
+            found += files
+        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. The first 1,000 files, which are all that a usual replica has."""
+        self._exchange.transport.check_open()
+        files, token = self._list_page(f"{self._location.prefix}ltx/", level, min_txid, "")
+        return sorted(files, key=lambda file: (file.level, file.min_txid, file.max_txid)), token is None
+
+    def _list_page(self, prefix: str, level: int, min_txid: int, token: str) -> tuple[list[LTXFileInfo], str | None]:
+        """Files below `prefix` from a level and a TXID on, and the token of the next page, None after the last.
+
+        The names of levels have one digit, so Google's order of names is that of levels.
+        """
+        query = {"prefix": prefix, "maxResults": "1000", "fields": _FIELDS}
+        query["startOffset"] = f"{self._location.folder(level)}{min_txid:016x}"
+        if token:
             query["pageToken"] = token
+        url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
+        answer = _parsed(self._exchange.call("LIST", "GET", url, {}, key=f"{self._location.host}/{prefix}")[1], url)
+        found = []
+        for item in answer.get("items", ()):
+            folder, _, name = str(item["name"]).removeprefix(f"{self._location.prefix}ltx/").rpartition("/")
+            txids = parse_file_name(name)
+            if txids is None or folder not in _LEVELS or (int(folder) == level and txids[0] < min_txid):
+                continue
+            created_ms = iso_ms(item["timeCreated"])
+            found.append(LTXFileInfo(int(folder), *txids, int(item["size"]), created_ms, str(item["generation"])))
+        following = answer.get("nextPageToken")
+        return found, str(following) if following and following != token else None
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None

@@ -29,9 +29,9 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.tcp_proxy import TCPProxy
 from tests.replica_clients.interop import exchange
 from tests.replica_clients.store_servers import NATS_PASSWORD, NATS_USER, nats_server
-from tests.replica_clients.tcp_faults import TCPProxy
 
 nats = pytest.importorskip("nats", reason="pip install litevfs[nats]")
 

@@ -24,7 +24,7 @@ from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, error_of, plain_etag, range_header, read_range
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
@@ -119,6 +119,17 @@ class HTTPReplicaClient:
         wanted = [name for name in names or () if (txids := parse_file_name(name)) and txids[0] >= min_txid]
         files = self._describe(level, wanted)
         return sorted(files, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. One request where there is an index; without one each level is listed."""
+        self._exchange.transport.check_open()
+        base = self._find()
+        if not self._is_indexed:
+            upper = [file for other in LEVELS if other > level for file in self.list_files(other)]
+            return self.list_files(level, min_txid) + upper, True
+        index = self._newest_index(base)
+        own = [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
+        return own + [file for other in LEVELS if other > level for file in index.files.get(other, ())], True
 
     def _find(self) -> str:
         """Where the folders of the levels are, found once; while there is none, looked for at each call."""

@@ -1,0 +1,129 @@
+"""A TCP proxy that delays, cuts connections, or lets nothing pass any more: for protocols that are not HTTP.
+
+Knows bytes and connections only; what speaks HTTP has `s3_proxy`, which counts requests, too.
+"""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+_HOLD_LIMIT_S = 60.0
+
+
+class TCPProxy:
+    """Forwards to `upstream` from a free loopback port, `port`, until it is closed.
+
+    Bytes to the server wait `delay_s` seconds on their way, so that each request has a round trip of that.
+    """
+
+    def __init__(self, upstream: tuple[str, int], *, delay_s: float = 0.0) -> None:
+        self.delay_s = delay_s
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._left: int | None = None  # bytes that still pass before all connections end
+        self._passing = threading.Event()
+        self._passing.set()
+        self._start(self._accept)
+
+    def __enter__(self) -> TCPProxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._passing.set()
+        _shut(self._listener)
+        self.drop()
+        for thread in self._threads:
+            thread.join(10)
+
+    def cut_after(self, count: int) -> None:
+        """End all connections once so many more bytes have passed, in both directions together."""
+        with self._lock:
+            self._left = count
+
+    def drop(self) -> None:
+        """End all connections now."""
+        with self._lock:
+            sockets, self._sockets, self._left = self._sockets, [], None
+        for sock in sockets:
+            _shut(sock)
+
+    def hold(self) -> None:
+        """Let nothing pass from now on; connections stay."""
+        self._passing.clear()
+
+    def _start(self, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name="tcp-proxy", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._upstream)
+            except OSError:
+                return
+            for sock in client, server:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._sockets += [client, server]
+            self._forward(client, server, delayed=True)
+            self._forward(server, client, delayed=False)
+
+    def _forward(self, source: socket.socket, target: socket.socket, *, delayed: bool) -> None:
+        waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+
+        def receive() -> None:
+            try:
+                while data := source.recv(1 << 16):
+                    waiting.put((time.monotonic() + (self.delay_s if delayed else 0.0), data))
+            except OSError:
+                pass
+            waiting.put((0.0, b""))
+
+        def send() -> None:
+            try:
+                while self._pass_one(waiting, target):
+                    pass
+            except OSError:
+                pass
+            finally:
+                _shut(source)
+                _shut(target)
+
+        self._start(receive)
+        self._start(send)
+
+    def _pass_one(self, waiting: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> bool:
+        due, data = waiting.get()
+        if not data:
+            return False
+        remaining = due - time.monotonic()
+        if remaining > 0:
+            threading.Event().wait(remaining)
+        self._passing.wait(_HOLD_LIMIT_S)
+        with self._lock:
+            is_over = self._left is not None and self._left < len(data)
+            if self._left is not None:
+                self._left -= len(data)
+        if is_over:
+            self.drop()
+            return False
+        target.sendall(data)
+        return True
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    sock.close()
