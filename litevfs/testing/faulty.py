@@ -56,8 +56,12 @@ class FaultyReplicaClient:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`."""
-        faults = self._faults
         self._begin(Request(time.monotonic(), "list", level, min_txid))
+        return self._told(level, min_txid)
+
+    def _told(self, level: int, min_txid: int) -> list[LTXFileInfo]:
+        """What a listing of a level says that is under way."""
+        faults = self._faults
         listed = self._inner.list_files(level, min_txid)
         before = faults.remember_listing(level, min_txid, listed)
         answer = listed
@@ -155,14 +159,18 @@ _active_lock = threading.Lock()
 
 
 @contextmanager
-def faulty_replica(inner_url: str, *, seed: int = 0, block_size: int | None = None) -> Iterator[Faults]:
+def faulty_replica(
+    inner_url: str, *, seed: int = 0, block_size: int | None = None, reads_named: bool = False
+) -> Iterator[Faults]:
     """Within the block, `faults.url` (`faulty+` before the URL) leads to the replica at `inner_url` through its faults.
 
-    One seed, one order of calls: the same faults. At the end of the block everything that hangs is let go. Raises
+    With `reads_named`, its clients list all levels at once and read files by name, as those of S3 do. One seed, one
+    order of calls: the same faults. At the end of the block everything that hangs is let go. Raises
     ReplicaURLError for a URL that cannot be opened, or that is faulty already.
     """
     canonical = _canonical(inner_url)
     faults = Faults(SCHEME_PREFIX + canonical, seed=seed, block_size=block_size)
+    faults.reads_named = reads_named
     with _active_lock:
         if canonical in _active:
             raise ReplicaURLError(f"{faults.url} is in use")
@@ -189,4 +197,9 @@ def _open(url: str, *, read_timeout_s: float) -> FaultyReplicaClient:
     if active is None:
         raise ReplicaURLError(f"no faults are set up for {canonical}", hint="open it within faulty_replica(...)")
     inner_url, faults = active
-    return FaultyReplicaClient(open_replica_client(inner_url, read_timeout_s=read_timeout_s), faults)
+    inner = open_replica_client(inner_url, read_timeout_s=read_timeout_s)
+    if faults.reads_named:
+        from litevfs.testing.faulty_names import FaultyNamesClient  # which imports this module
+
+        return FaultyNamesClient(inner, faults)
+    return FaultyReplicaClient(inner, faults)

@@ -187,7 +187,7 @@ def test_a_little_chaos(block_size: int) -> None:
 def assert_survives(seed: int, block_size: int, seconds: float) -> None:
     name = f"chaos-{uuid.uuid4().hex[:12]}"
     with (
-        faulty_replica(f"memory://{name}", seed=seed, block_size=block_size) as faults,
+        faulty_replica(f"memory://{name}", seed=seed, block_size=block_size, reads_named=block_size > 0) as faults,
         Primary(MemoryReplicaClient(memory_store(name)), page_size=1024) as primary,
     ):
         writer = Writer(primary, seed)

@@ -111,7 +111,9 @@ class World:
             "hydration_enabled": config.hydration,
             "read_timeout": READ_TIMEOUT_S,
         }
-        faults = stack.enter_context(faulty_replica(url, seed=1, block_size=config.block_size))
+        faults = stack.enter_context(
+            faulty_replica(url, seed=1, block_size=config.block_size, reads_named=config.block_size > 4096)
+        )
         near, far = Site(url, options), Site(faults.url, dict(options), faults)
         if config.cache_dir:
             far.options["cache_dir"] = self.folder / "blocks"

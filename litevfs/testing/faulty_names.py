@@ -1,0 +1,46 @@
+"""A faulty client that can do what clients may do besides: list all levels at once, read a file by its name."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import get_args
+
+from litevfs.errors import StorageNotFoundError
+from litevfs.ltx.file_info import LEVELS, LTXFileInfo
+from litevfs.testing.faults import DataKind, Request
+from litevfs.testing.faulty import FaultyReplicaClient
+
+
+class FaultyNamesClient(FaultyReplicaClient):
+    """A `FaultyReplicaClient` with `ListsLevels` and `ReadsNamed`, whatever the client that it passes calls on to has.
+
+    A listing of all levels counts as one call that is of no level; it shows what faulty listings of each level show.
+    """
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`."""
+        self._begin(Request(time.monotonic(), "list", None, min_txid))
+        files = self._told(level, min_txid)
+        return [*files, *(file for above in LEVELS[level + 1 :] for file in self._told(above, 1))], True
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`. The time of the write is known to a second."""
+        try:
+            self._begin(Request(time.monotonic(), "read", level, min_txid, 0, size))
+        except StorageNotFoundError:
+            return None
+        listed = [
+            f for f in self._inner.list_files(level, min_txid) if (f.min_txid, f.max_txid) == (min_txid, max_txid)
+        ]
+        if not listed:
+            return None
+        try:
+            data = self._inner.read(listed[0], 0, size, timeout_s=timeout_s)
+        except StorageNotFoundError:
+            return None
+        for fault in self._faults.roll("read", level, get_args(DataKind)):
+            data = self._faults.damage(fault.kind, data)
+        return replace(listed[0], modified_ms=listed[0].modified_ms // 1000 * 1000), data
