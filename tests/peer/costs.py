@@ -58,7 +58,7 @@ def connections(world: World) -> Outcome:
     world.proxy.clear()
     world.rows("PRAGMA cache_size=1", connection=1)
     world.rows(ALL, connection=1)  # which has read nothing of it before
-    gets = world.requests()["GET"]
+    gets = world.reads()
     polls = f"{round(listings)} LIST" + (f" + {round(asked)} GET" if round(asked) else "")
     answer = f"{polls} per interval; {gets} GET for what another connection has read"
     return Outcome("right" if listings + asked < 1.5 and not gets else "costly", answer)

@@ -169,6 +169,10 @@ class World:
         answer = self._s3_client.list_objects_v2(Bucket=TEST_BUCKET, Prefix=prefix, StartAfter=start_after)
         return [entry["Key"] for entry in answer.get("Contents", [])]
 
+    def reads(self) -> int:
+        """GET requests since the last `proxy.clear()` that do not ask for news."""
+        return self.requests()["GET"] - sum(kind_of(request) == "GET" for request in self.polls())
+
     def polls(self) -> list[RecordedRequest]:
         """What asked for news of level 0 since the last `proxy.clear()`: listings (not their continuations) of it or of
         all levels, and reads of the file that would be the next.
