@@ -203,8 +203,8 @@ class Replica:
     def refresh(self, *, thorough: bool = True) -> bool:
         """Look for new transactions and publish the newest complete state. True if the state changed.
 
-        Not `thorough` (see `Follower.follow`) is for a caller that comes back by itself. Raises what kept it from getting
-        there; whatever was complete before the trouble is published all the same.
+        Not `thorough` (see `Follower.follow`) is for a caller that comes back by itself. Raises what kept it from
+        getting there; whatever was complete before the trouble is published all the same.
         """
         with self._refresh_lock:
             before = self.snapshot
