@@ -24,7 +24,7 @@ from litevfs.errors import (
 from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.google_tokens import PERMISSION_HINT, google_tokens
-from litevfs.replica_clients.http.answers import about, range_header, read_range
+from litevfs.replica_clients.http.answers import about, range_header, read_named, read_range
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.tokens import Tokens
 from litevfs.replica_clients.http.transport import endpoint_of
@@ -143,6 +143,25 @@ class GSReplicaClient:
                 response.close()
                 raise StorageNotFoundError("the object was replaced since it was listed")
             return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`."""
+        self._exchange.transport.check_open()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self.key(file)
+        url = self._object_url(key, alt="media")
+        with about(file, key):
+            headers, expected = range_header(0, size), (200, 206, 404, 416)
+            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
+            if response.status == 404:
+                self._exchange.read(response, url)
+                return None
+            return read_named(
+                self._exchange.transport, response, url, file, size, response.headers.get("x-goog-generation", "")
+            )
 
     def write(
         self,

@@ -27,7 +27,7 @@ from litevfs.errors import (
 )
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
-from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_range
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_named, read_range
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream
@@ -136,6 +136,25 @@ class WebDAVReplicaClient:
                 response.close()
                 raise StorageNotFoundError("the file was replaced since it was listed")
             return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`."""
+        self._exchange.transport.check_open()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self.key(file)
+        url = self._url(key)
+        with about(file, key):
+            headers, expected = range_header(0, size), (200, 206, 404, 416)
+            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
+            if response.status == 404:
+                self._exchange.read(response, url)
+                return None
+            return read_named(
+                self._exchange.transport, response, url, file, size, plain_etag(response.headers.get("ETag"))
+            )
 
     def write(
         self,

@@ -172,6 +172,7 @@ def test_the_layout_of_s3_is_read_too(tmp_path: Path):
         (file,) = client.list_files(1)
         assert client.read(file, 1) == b"bc"
         assert client.list_files(0) == []
+        assert "no index.json" in client.workarounds[0]
         client.close()
 
 
@@ -240,6 +241,7 @@ def test_a_cache_that_answers_with_an_older_index_takes_nothing_back(tmp_path: P
         for shown in (old, new, old, new, old):
             _Replayed.shown = shown
             seen.append((len(client.list_files(0)), client.listing_written_ms))
+        assert "1.0 s older" in client.workarounds[0]
         client.close()
     assert seen == [(1, 1000), (2, 2000), (2, 2000), (2, 2000), (2, 2000)]
 

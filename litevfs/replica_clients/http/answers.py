@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
 from urllib3 import BaseHTTPResponse
@@ -116,6 +117,22 @@ def read_range(
     if len(data) < _least(file, offset, size):
         raise StorageNotFoundError("the file is shorter than it was when listed")
     return data
+
+
+def read_named(
+    transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, size: int, etag: str
+) -> tuple[LTXFileInfo, bytes]:
+    """What an answer to the range of the first `size` bytes tells of a file that was not listed, and these bytes."""
+    file = replace(file, size=0, modified_ms=date_ms(response.headers.get("Last-Modified")), etag=etag)
+    if response.status == 416:  # no range of an empty file can be had
+        response.close()
+        return file, b""
+    total = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    length = response.headers.get("Content-Length", "")
+    data = read_range(transport, response, url, file, 0, size)
+    if response.status == 206 and total is not None:
+        return replace(file, size=int(total[3])), data
+    return replace(file, size=int(length) if length.isdecimal() else len(data)), data
 
 
 def _least(file: LTXFileInfo, offset: int, size: int | None) -> int:

@@ -76,6 +76,7 @@ class HTTPReplicaClient:
         self._index: Index | None = None  # the newest seen
         self._index_etag = ""
         self._index_fetched = 0.0  # `time.monotonic()` when the last fetch of it began
+        self._oldest_s = 0.0  # how much older than the newest seen an index was that a cache answered with
         self._folders: dict[int, str] = {}
         self._known: dict[tuple[int, str], LTXFileInfo] = {}  # by HEAD, where there is no index
         self._versions: dict[LTXFileInfo, str] = {}  # ETag or Last-Modified at the first read
@@ -97,6 +98,19 @@ class HTTPReplicaClient:
     def listing_written_ms(self) -> int | None:
         """When the newest index that was seen was written, milliseconds since the Unix epoch; None without one."""
         return None if self._index is None else self._index.written_ms
+
+    @property
+    def workarounds(self) -> tuple[str, ...]:
+        """See `FindsWays.workarounds`: caches that hold old indexes, and a server without one."""
+        found = []
+        if self._oldest_s:
+            found.append(
+                f"a cache answers with an index.json up to {self._oldest_s:.1f} s older than one seen before: "
+                "the newer one is kept; let caches hold it for less than the poll interval"
+            )
+        if self._base is not None and not self._is_indexed:
+            found.append("there is no index.json: folders are listed as the server shows them, with a HEAD a file")
+        return tuple(found)
 
     # --- listing ------------------------------------------------------------------------------------------------------
 
@@ -165,6 +179,7 @@ class HTTPReplicaClient:
                     raise StorageNotFoundError("the index is gone", key=f"{base}{INDEX_NAME}", hint=_LIST_HINT)
                 if self._index is not None and found.written_ms < self._index.written_ms:
                     age_s = (self._index.written_ms - found.written_ms) / 1000
+                    self._oldest_s = max(self._oldest_s, age_s)
                     logger.info("a cache holds an index of %s that is %.1f s older than the newest seen", base, age_s)
                     self._index_etag = ""
                 else:

@@ -204,13 +204,13 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
     if isinstance(exc, ConnectTimeoutError | ReadTimeoutError | TimeoutError):
         return StorageTimeoutError(f"no answer from {endpoint} within the time limit: {exc}")
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in (*exc.args, exc, exc.__cause__)):
-        hint = "set AWS_CA_BUNDLE to the authority's certificate, or skipVerify=true in the URL"
+        hint = "set AWS_CA_BUNDLE to the authority's certificate; an s3:// URL may say skipVerify=true"
         return StorageError(f"the certificate of {endpoint} is not trusted: {exc}", hint=hint)
     if isinstance(exc, LocationValueError):  # the endpoint is a URL: that has been checked
         return StorageError(f"cannot reach {endpoint} by way of a proxy: {exc}", hint=_PROXY_HINT)
     broken_hint = _PROXY_HINT if isinstance(exc, ProxyError) else None
     if "WRONG_VERSION_NUMBER" in str(exc):
-        broken_hint = "does it speak TLS? If not, write endpoint=http://..."
+        broken_hint = "does it speak TLS? If not, name it by http://, an endpoint too"
     return TransientStorageError(f"the connection to {endpoint} broke: {exc}", hint=broken_hint)
 
 
