@@ -1,4 +1,4 @@
-"""README.md's tables against the code they describe, and docs/ as the site that it makes."""
+"""The tables of docs/ against the code they describe, and docs/ as the site that it makes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import pytest
 from litevfs.options import SPECS, OptionSpec
 from litevfs.units import parse_duration_s, parse_size_bytes
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+OPTIONS = ROOT / "docs" / "options.md"
 
 
 def options_table() -> str:
-    """What stands in the README between its markers."""
+    """What stands in docs/options.md between its markers."""
     rows = ["| option | default | |", "|---|---|---|"]
     rows += [f"| `{spec.name}` | {_shown_default(spec)} | {spec.help} |" for spec in SPECS]
     return "\n".join(rows)
@@ -33,8 +34,8 @@ def _shown_default(spec: OptionSpec) -> str:
     return str(spec.default).lower()
 
 
-def test_readme_lists_every_option_with_its_default_and_meaning() -> None:
-    found = re.search(r"<!-- options -->\n(.*?)\n<!-- end of options -->", README.read_text(), re.DOTALL)
+def test_docs_list_every_option_with_its_default_and_meaning() -> None:
+    found = re.search(r"<!-- options -->\n(.*?)\n<!-- end of options -->", OPTIONS.read_text(), re.DOTALL)
     assert found is not None
     assert found[1] == options_table()
 
@@ -43,6 +44,6 @@ def test_pages_make_a_site_in_which_every_link_leads_somewhere(tmp_path: Path) -
     if find_spec("material") is None or find_spec("mkdocs") is None:
         pytest.skip("needs the extra `docs` (pip install 'litevfs[docs]')")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, timeout=100, check=False)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "site" / "doors" / "arrow" / "index.html").exists()

@@ -1,4 +1,4 @@
-"""Runs the examples of README.md and of docs/. README.md says under "Development" how they are marked."""
+"""Runs the examples of README.md and of docs/. docs/development.md says how they are marked."""
 
 from __future__ import annotations
 

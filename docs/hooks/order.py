@@ -8,8 +8,19 @@ from typing import Any
 FIRST = ["index", "time-travel", "freshness", "options", "pragmas", "commands"]
 DOORS = ["apsw", "sqlite3", "dbapi", "sqlalchemy", "arrow", "async", "http", "django", "datasette"]
 STORAGES = ["index", "file", "s3", "gs", "azure", "sftp", "webdav", "nats", "http"]
-MORE = ["follow", "diff", "watch", "engines", "primary", "operations", "guarantees", "performance", "comparison"]
-LAST = ["faq", "changes"]
+MORE = [
+    "follow",
+    "diff",
+    "watch",
+    "engines",
+    "primary",
+    "operations",
+    "errors",
+    "guarantees",
+    "performance",
+    "comparison",
+]
+LAST = ["faq", "development"]
 
 
 def on_config(config: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What both readers did in each situation: kept as JSON, shown as a table in README.md.
+"""What both readers did in each situation: kept as JSON, shown as a table in docs/comparison.md.
 
 python -m pytest tests/peer --peer-report tests/peer/record.json
-python -m tests.peer.record            # put the table of record.json into README.md
+python -m tests.peer.record            # put the table of record.json into docs/comparison.md
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.peer.situations import SITUATIONS
 from tests.peer.world import Outcome
 
 STORED = Path(__file__).with_name("record.json")
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "comparison.md"
 _BLOCK = re.compile(r"(?<=<!-- comparison -->\n).*?(?=<!-- end of comparison -->)", re.DOTALL)
 
 
@@ -60,7 +60,7 @@ class Record:
 
 
 def table(record: Record) -> str:
-    """The comparison in Markdown, for README.md."""
+    """The comparison in Markdown, for docs/comparison.md."""
     lines = [
         f"Measured on {record.date} with litestream-vfs {record.peer_version} from PyPI, loaded into APSW; both readers"
         f" poll every 100 ms.",
@@ -80,14 +80,14 @@ def _cell(outcome: Outcome) -> str:
 
 
 def shown(readme: str) -> str:
-    """The table as README.md has it; empty if it has none."""
+    """The table as docs/comparison.md has it; empty if it has none."""
     match = _BLOCK.search(readme)
     return match[0] if match else ""
 
 
 def main() -> None:
-    """Put the table of the stored record into README.md."""
-    README.write_text(_BLOCK.sub(lambda _: table(Record.read()), README.read_text()))
+    """Put the table of the stored record into docs/comparison.md."""
+    PAGE.write_text(_BLOCK.sub(lambda _: table(Record.read()), PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from tests.peer.adapters import ReaderDied, ReaderError, ReaderHangs
 from tests.peer.conftest import MakeWorld
-from tests.peer.record import README, Record, shown, table
+from tests.peer.record import PAGE, Record, shown, table
 from tests.peer.situations import SITUATIONS, Situation
 from tests.peer.world import failed
 
@@ -34,7 +34,7 @@ def test_what_litestreams_vfs_does_is_recorded(
 
 def test_readme_shows_the_recorded_comparison() -> None:
     """`python -m tests.peer.record` puts it there."""
-    assert shown(README.read_text()) == table(Record.read())
+    assert shown(PAGE.read_text()) == table(Record.read())
 
 
 def test_the_record_is_of_these_situations_and_of_a_litevfs_that_was_right() -> None:
