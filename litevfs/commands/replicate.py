@@ -80,6 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin with a snapshot of the whole database: it mends a replica with lost or damaged files",
     )
+    parser.add_argument(
+        "--metrics-addr",
+        metavar="HOST:PORT",
+        help="serve /metrics for Prometheus and /healthz there, for example 127.0.0.1:9090 (extra: litevfs[metrics])",
+    )
     parser.add_argument("--wal", action="store_true", help="switch a database in rollback mode to WAL mode")
     parser.add_argument(
         "--hold-writers",
@@ -189,8 +194,9 @@ def _replicate_once(args: argparse.Namespace, client: ReplicaClient, options: di
 def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
     with Replicator(args.database, client, **options) as replicator:
         try:
-            _start(replicator, args)
-            replicator.wait()
+            with _metrics(args, replicator):
+                _start(replicator, args)
+                replicator.wait()
         except ReplicatorRefusedError:
             raise
         except BaseException as end:
@@ -209,7 +215,7 @@ def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: 
         replicator = _open_when_ready(args.database, client, options, child)
         if replicator is None:
             return child.exit_code
-        with replicator:
+        with replicator, _metrics(args, replicator):
             _start(replicator, args)
             while not child.has_ended:
                 replicator.wait(_APPEARS_PAUSE_S)
@@ -239,6 +245,18 @@ def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any],
         elif has_ended:
             return None
         threading.Event().wait(_APPEARS_PAUSE_S)
+
+
+@contextmanager
+def _metrics(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
+    if args.metrics_addr is None:
+        yield
+        return
+    from litevfs.commands.metrics import serving  # its package is an extra
+
+    with serving(args.metrics_addr, replicator, parse_duration_s(args.sync_interval)) as port:
+        print(f"litevfs: metrics on port {port}", file=sys.stderr)
+        yield
 
 
 def _start(replicator: Replicator, args: argparse.Namespace) -> None:

@@ -1,0 +1,146 @@
+"""`--metrics-addr`: what a replicator says of itself, over HTTP, for Prometheus and for health checks.
+
+`/metrics` has Litestream's names where the thing is the same, `litevfs_...` for the rest; `/healthz` answers 200 while
+what is committed reaches the replica in time, else 503 with the reason. Needs the extra `metrics`.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import OptionError
+from litevfs.replicate.replicator import Replicator
+from litevfs.replicate.status import ReplicatorStatus
+
+try:
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import GaugeMetricFamily, Metric, UntypedMetricFamily
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
+    from prometheus_client.registry import Collector
+except ImportError as _error:
+    raise OptionError("--metrics-addr needs prometheus_client", hint="pip install 'litevfs[metrics]'") from _error
+
+_LATE_S = 60.0
+"""A replicator is not healthy when nothing has reached the replica for so long, and three sync intervals."""
+
+
+def parse_address(text: object) -> tuple[str, int]:
+    """`host:port`, or `:port` for every interface, as Litestream's `addr`. Raises OptionError."""
+    host, colon, port = str(text).rpartition(":")
+    if not colon or not port.isdecimal() or int(port) > 65_535:
+        raise OptionError(f"not an address: {text!r}", hint="for example 127.0.0.1:9090")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+@contextmanager
+def serving(address: str, replicator: Replicator, sync_interval_s: float) -> Iterator[int]:
+    """Serve it at `address` until the block ends; the port. Raises OptionError when nothing can listen there."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(replicator))
+    try:
+        server = _Server(parse_address(address), _handler(registry, replicator, sync_interval_s))
+    except OSError as error:
+        raise OptionError(f"cannot listen at {address}: {error.strerror or error}") from error
+    thread = start_thread(server.serve_forever, "litevfs-metrics")
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+
+class _Collector(Collector):
+    def __init__(self, replicator: Replicator) -> None:
+        self._replicator = replicator
+
+    def collect(self) -> Iterable[Metric]:
+        status, path = self._replicator.status, self._replicator.path
+        kind = urlsplit(self._replicator.client.url).scheme
+        wal = path.with_name(path.name + "-wal")
+        gauges = [
+            ("litestream_db_size", "The current size of the database file, bytes", _size(path)),
+            ("litestream_wal_size", "The current size of the WAL file, bytes", _size(wal)),
+            ("litestream_txid", "The newest TXID made", status.txid),
+            ("litevfs_uploaded_txid", "The newest TXID known to be on the replica", status.uploaded_txid),
+            ("litevfs_pending_files", "LTX files that wait for their upload", status.pending_files),
+            ("litevfs_snapshots", "Times that the whole database was captured", status.snapshots),
+            ("litevfs_last_sync_timestamp_seconds", "Everything committed before is there", _seconds(status)),
+            ("litevfs_has_lease", "Whether this primary has the lease", float(status.has_lease)),
+            ("litevfs_failing", "Whether the last attempt failed", float(status.last_error is not None)),
+            ("litevfs_maintenance_failing", "Whether upkeep fails", float(status.last_maintenance_error is not None)),
+        ]
+        for name, text, value in gauges:
+            family = GaugeMetricFamily(name, text, labels=["db"])
+            family.add_metric([str(path)], value)
+            yield family
+        counts = [("total", "number", status.files_uploaded), ("bytes", "bytes", status.bytes_uploaded)]
+        for end, text, value in counts:  # without a type: that of a counter would lengthen the name
+            operations = UntypedMetricFamily(
+                f"litestream_replica_operation_{end}", f"Uploads, {text}", labels=["replica_type", "operation"]
+            )
+            operations.add_metric([kind, "PUT"], value)
+            yield operations
+
+
+def _size(path: Path) -> float:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _seconds(status: ReplicatorStatus) -> float:
+    return 0.0 if status.last_sync_ms is None else status.last_sync_ms / 1000
+
+
+def _why_unhealthy(status: ReplicatorStatus, sync_interval_s: float) -> str | None:
+    if status.last_error is not None:
+        return status.last_error
+    late_s = time.time() - _seconds(status)
+    if late_s > max(_LATE_S, 3 * sync_interval_s):
+        return (
+            f"nothing has reached the replica for {late_s:.0f} s" if status.last_sync_ms else "nothing was synced yet"
+        )
+    return None
+
+
+def _handler(
+    registry: CollectorRegistry, replicator: Replicator, sync_interval_s: float
+) -> Callable[..., BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0
+
+        def do_GET(self) -> None:
+            if self.path == "/metrics":
+                self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+            elif self.path == "/healthz":
+                why = _why_unhealthy(replicator.status, sync_interval_s)
+                self._answer(200 if why is None else 503, "text/plain; charset=utf-8", f"{why or 'ok'}\n".encode())
+            else:
+                self._answer(404, "text/plain", b"/metrics or /healthz\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            """Requests are not logged."""
+
+    return Handler

@@ -1,0 +1,87 @@
+"""`litevfs replicate --metrics-addr`: what Prometheus and a health check get of a replicator that runs."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from litevfs.errors import OptionError, TransientStorageError
+from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
+
+pytest.importorskip("prometheus_client", reason="needs the extra `metrics` (pip install 'litevfs[metrics]')")
+from prometheus_client.parser import text_string_to_metric_families
+
+from litevfs.commands.metrics import parse_address, serving
+
+
+class Failing(FileReplicaClient):
+    is_failing = False
+
+    def write(self, *args, **options):
+        if self.is_failing:
+            raise TransientStorageError("no room")
+        return super().write(*args, **options)
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://127.0.0.1:{port}{path}", timeout=20) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_the_uploads(tmp_path: Path):
+    path, client = tmp_path / "app.db", Failing(tmp_path / "replica")
+    with closing(apsw.Connection(str(path))) as app, closing(client):
+        app.execute("PRAGMA journal_mode=WAL").fetchall()
+        app.execute("CREATE TABLE t (a)")
+        with (
+            Replicator(path, client, sync_interval_s=0.02) as replicator,
+            serving("127.0.0.1:0", replicator, 0.02) as port,
+        ):
+            assert get(port, "/healthz") == (503, "nothing was synced yet\n")
+            replicator.sync()
+            assert get(port, "/healthz") == (200, "ok\n")
+            families = text_string_to_metric_families(get(port, "/metrics")[1])
+            found = {sample.name: (sample.labels, sample.value) for family in families for sample in family.samples}
+            size = sum(file.size for file in client.list_files(0))
+            db = {"db": str(path)}
+            assert found["litestream_db_size"] == (db, path.stat().st_size)
+            assert found["litestream_wal_size"] == (db, path.with_name("app.db-wal").stat().st_size)
+            assert found["litestream_txid"] == found["litevfs_uploaded_txid"] == (db, 1)
+            put = {"replica_type": "file", "operation": "PUT"}
+            assert found["litestream_replica_operation_total"] == (put, 1)
+            assert found["litestream_replica_operation_bytes"] == (put, size)
+            assert found["litevfs_has_lease"] == (db, 1)
+            client.is_failing = True
+            replicator.start()
+            app.execute("INSERT INTO t VALUES (1)")
+            wait = threading.Event()
+            for _ in range(1000):
+                status, text = get(port, "/healthz")
+                if status == 503:
+                    break
+                wait.wait(0.02)
+            assert (status, "no room" in text) == (503, True)
+            assert get(port, "/other")[0] == 404
+
+
+@pytest.mark.parametrize("text", ["", "9090", "host:", "host:99999", "host:http"])
+def test_what_is_no_address_is_refused(text: str):
+    with pytest.raises(OptionError, match="not an address"):
+        parse_address(text)
+
+
+def test_an_address_may_leave_the_host_out():
+    assert parse_address(":9090") == ("0.0.0.0", 9090)
+    assert parse_address("[::1]:80") == ("::1", 80)
