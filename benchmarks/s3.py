@@ -36,6 +36,7 @@ from _harness import (
     start_peer,
 )
 
+from litevfs.live.prices import DEFAULT, MONTH_S, PRICES
 from litevfs.ltx import format_file_name
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest, running_s3_proxy
 from litevfs.testing.s3_server import S3Server, running_s3_server
@@ -72,7 +73,7 @@ class Case:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
-    rounds, idle_s = (1, 3.0) if arguments.small else (5, 5.0)
+    rounds, idle_s = (1, 3.0) if arguments.small else (5, 15.0)
     data = dataset(SMALL_ROWS if arguments.small else ROWS)
     with ExitStack() as stack:
         server = stack.enter_context(running_s3_server())
@@ -161,7 +162,7 @@ class Bench:
             assert_equal(case.name, {"SQLite": self._expected[case.name], name: answers})
 
     def idle(self, name: str, window_s: float) -> None:
-        """LIST requests a second of connections that nobody uses."""
+        """Requests a second of connections that nobody uses."""
         with self._competitor(name) as competitor:
             competitor.call("open", count=IDLE_CONNECTIONS)
             self._proxy.clear()
@@ -229,13 +230,23 @@ class Bench:
         return None if base is None or more is None else (more - base) / (MORE_DELAY_S - DELAY_S)
 
     def _idling(self, *, small: bool) -> Result:
-        ours = self._requests.median(IDLE, "litevfs LIST")
+        ours, values = self._cost("litevfs"), {}
         assert ours is not None
-        values = {"litevfs": f"{ours:.1f} LIST/s"}
-        peer = self._requests.median(IDLE, f"{PEER} LIST")
+        lists, gets, usd = ours
+        values["litevfs"] = f"{gets:.1f} GET/s + {60 * lists:.0f} LIST/min, ${usd:.2f} a month"
+        peer = self._cost(PEER)
         if peer is not None:
-            values |= {PEER: f"{peer:.1f} LIST/s", f"/{PEER}": ratio(ours, peer)}
-        return self._result(IDLE, values, "1 LIST/s", None if small else ours <= 1.2)
+            values |= {PEER: f"{peer[0]:.1f} LIST/s, ${peer[2]:.2f} a month", f"/{PEER}": ratio(usd, peer[2])}
+        met = None if small else gets <= 1.2 and 60 * lists <= 5
+        return self._result(IDLE, values, "60 GET + 4 LIST a minute", met)
+
+    def _cost(self, name: str) -> tuple[float, float, float] | None:
+        """(LIST a second, GET a second, US dollars a month) of connections that nobody uses."""
+        lists, gets = (self._requests.median(IDLE, f"{name} {kind}") for kind in ("LIST", "GET"))
+        if lists is None or gets is None:
+            return None
+        prices = PRICES[DEFAULT]
+        return lists, gets, (lists * prices.list_usd + gets * prices.get_usd) / 1e6 * MONTH_S
 
     def _times_and_requests(self, case: str) -> dict[str, str]:
         ours, peer = self._times.median(case, "litevfs"), self._times.median(case, PEER)

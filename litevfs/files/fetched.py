@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ class RequestCounters:
     bytes_read: int = 0
     retries: int = 0
     errors: int = 0
+    began: float = field(default_factory=time.monotonic)  # seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass, replace
 
 from litevfs.files.disk_cache import DiskCounters
 from litevfs.files.fetch import Fetcher
 from litevfs.live.health import Health, State
+from litevfs.live.prices import usd_month
 from litevfs.ltx.names import format_txid
 from litevfs.pages.source import PageSource
 from litevfs.replica_clients.base import FindsWays
@@ -41,6 +43,7 @@ class ReplicaStatus:
     index_bytes: int  # memory of the page map
     list_requests: int
     get_requests: int
+    requests_usd_month: float | None  # at the pace since the first use, by `prices`; None where requests cost nothing
     bytes_read: int  # from storage
     retries: int  # requests made again after a passing failure
     workarounds: list[str]  # how the storage's server differs from the usual, and what is done about it
@@ -85,10 +88,17 @@ def collect_status(
         index_bytes=snapshot.index_bytes() if snapshot else 0,
         list_requests=requests.list,
         get_requests=requests.get,
+        requests_usd_month=_usd_month(fetcher),
         bytes_read=requests.bytes_read,
         retries=requests.retries,
         workarounds=list(client.workarounds) if isinstance(client := fetcher.client, FindsWays) else [],
     )
+
+
+def _usd_month(fetcher: Fetcher) -> float | None:
+    counters = fetcher.counters
+    seconds = time.monotonic() - counters.began
+    return round(usd_month(counters.list, counters.get, seconds), 2) if fetcher.is_remote else None
 
 
 def at_fixed_state(status: ReplicaStatus, snapshot: Snapshot) -> ReplicaStatus:

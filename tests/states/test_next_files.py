@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from litevfs.errors import LTXFormatError, StoragePermissionError
@@ -180,3 +182,12 @@ def test_the_next_file_of_another_database_in_the_same_place_is_not_taken(world,
         poll(replica, clock)
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (9, 1)
         assert published(replica) == other.images[9]
+
+
+def test_the_status_says_what_the_pace_of_requests_costs_a_month(world):
+    _, _, replica = world
+    counters = replica.fetcher.counters
+    counters.list, counters.get, counters.began = 4 * 60, 60 * 60, time.monotonic() - 3600
+    assert replica.status().requests_usd_month == pytest.approx(1.9, abs=0.01)  # by listings alone: 12.96
+    counters.list, counters.get = 60 * 60, 0
+    assert replica.status().requests_usd_month == pytest.approx(12.96, abs=0.01)
