@@ -135,10 +135,14 @@ NATS_USER, NATS_PASSWORD = "replicator", "a-nats-password"
 
 
 @contextmanager
-def nats_server(work: Path) -> Iterator[int]:
-    """The port of a NATS server with JetStream, without buckets."""
+def nats_server(work: Path, rights: str = "") -> Iterator[int]:
+    """The port of a NATS server with JetStream, without buckets. `rights` are those of a further user, `limited`."""
     program, port = need_program("nats-server"), free_port()
-    command = [program, "-js", "-a", "127.0.0.1", "-p", str(port), "-sd", str(work / "data")]
-    command += ["--user", NATS_USER, "--pass", NATS_PASSWORD]
-    with running_server(command, log=work / "log", port=port):
+    limited = f', {{user: limited, password: "{NATS_PASSWORD}", permissions: {{{rights}}}}}' if rights else ""
+    config = work / "nats.conf"
+    config.write_text(
+        f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{work}/data" }}\n'
+        f'authorization {{ users: [ {{user: {NATS_USER}, password: "{NATS_PASSWORD}"}} {limited} ] }}\n'
+    )
+    with running_server([program, "-c", str(config)], log=work / "log", port=port):
         yield port

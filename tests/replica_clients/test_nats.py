@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -207,6 +209,28 @@ def test_a_wrong_password_is_refused_with_a_hint(nats_replica: NATSReplica, monk
         client.list_files(0)
     client.close()
     assert "AKIDSECRET" not in str(caught.value) + repr(client)
+
+
+READER = """publish: ["$JS.API.STREAM.INFO.OBJ_{0}", "$JS.API.DIRECT.GET.OBJ_{0}", "$JS.API.DIRECT.GET.OBJ_{0}.>",
+    "$JS.API.CONSUMER.*.OBJ_{0}", "$JS.API.CONSUMER.*.OBJ_{0}.>"], subscribe: ["_INBOX.>"]"""
+
+
+@pytest.mark.servers
+def test_a_reader_needs_no_more_rights_than_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITEVFS_NATS_PASSWORD", NATS_PASSWORD)
+    page = (Path(__file__).parents[2] / "docs" / "storages" / "nats.md").read_text()
+    for subject in re.findall(r'"(\$[^"]+)"', READER):
+        assert f"`{subject.format('<bucket>')}`" in page
+    with nats_server(tmp_path, READER.format("bucket")) as port:
+        NATSReplica.run(SimpleNamespace(port=port), lambda js: js.create_object_store("bucket"))
+        writer = NATSReplicaClient(f"nats://{NATS_USER}@127.0.0.1:{port}/bucket")
+        contents = [os.urandom(size) for size in (10, 400_000)]
+        for txid, content in enumerate(contents, start=1):
+            writer.write(0, txid, txid, content, TIMESTAMP_MS)
+        reader = NATSReplicaClient(f"nats://limited@127.0.0.1:{port}/bucket", read_timeout_s=5)
+        assert [reader.read(file) for file in reader.list_files(0)] == contents
+        reader.close()
+        writer.close()
 
 
 @pytest.mark.servers
