@@ -10,8 +10,8 @@ _LINES = {
         "list": '"s3:ListBucket" on "arn:aws:s3:::{bucket}" (it may be limited to the prefix "{prefix}*")',
         "read": '"s3:GetObject" on "arn:aws:s3:::{bucket}/{prefix}*"',
         "write": '"s3:PutObject" (and "s3:AbortMultipartUpload") on "arn:aws:s3:::{bucket}/{prefix}*"',
-        "delete": '"s3:DeleteObject" on "arn:aws:s3:::{bucket}/{prefix}*" (else lifecycle rules of the bucket have to '
-        "delete old files)",
+        "delete": '"s3:DeleteObject" on "arn:aws:s3:::{bucket}/{prefix}*" (else --no-delete, and '
+        "lifecycle rules of the bucket that delete old files)",
     },
     "gs": {
         "list": "storage.objects.list on bucket {bucket} (role Storage Object Viewer)",

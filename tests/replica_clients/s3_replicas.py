@@ -14,11 +14,11 @@ PART_SIZE = 5 << 20
 class S3Replica:
     """The replica at `url`, which lies at `path` of `bucket`."""
 
-    def __init__(self, url: str, bucket: str, path: str, raw_client: Any) -> None:
-        self.url, self.bucket, self.path, self.raw = url, bucket, path, raw_client
+    def __init__(self, url: str, bucket: str, path: str, raw_client: Any, part_size: int = PART_SIZE) -> None:
+        self.url, self.bucket, self.path, self.raw, self.part_size = url, bucket, path, raw_client, part_size
 
     def new_client(self) -> S3ReplicaClient:
-        return S3ReplicaClient(self.url, part_size=PART_SIZE)
+        return S3ReplicaClient(self.url, part_size=self.part_size)
 
     def put(self, level: int, name: str, data: bytes) -> None:
         self.raw.put_object(Bucket=self.bucket, Key=self.key(level, name), Body=data)

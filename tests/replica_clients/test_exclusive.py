@@ -116,3 +116,42 @@ def test_a_refused_condition_stores_nothing_and_says_why(connect, refusal: tuple
         connect(server).write(0, 1, 1, b"first", 0, exclusive=True)
     assert type(caught.value) is kind
     assert server.methods == ["PUT conditional"]
+
+
+class IgnoringServer:
+    """A server that ignores the condition of an upload in parts, as some do that keep that of a PUT."""
+
+    def __init__(self) -> None:
+        self.is_stored = False
+        self.methods: list[str] = []
+
+    def __call__(self, method: str, target: str, headers: dict[str, str]) -> bytes:
+        what = "LIST" if "list-type" in target else method + (" conditional" if "if-none-match" in headers else "")
+        self.methods.append(what)
+        if what == "LIST":
+            contents = (
+                f"<Contents><Key>db/0000/{NAME}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified>"
+                "<ETag>&quot;e&quot;</ETag><Size>5</Size></Contents>"
+            )
+            return _answer("200 OK", f"<ListBucketResult>{contents * self.is_stored}</ListBucketResult>")
+        if "uploads" in target:
+            body = "<InitiateMultipartUploadResult><UploadId>an-id</UploadId></InitiateMultipartUploadResult>"
+            return _answer("200 OK", body)
+        if method == "POST":
+            self.is_stored = True
+            return _answer("200 OK", "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>")
+        return _answer("200 OK", "")
+
+
+@pytest.mark.s3
+def test_an_upload_in_parts_looks_before_its_end_as_servers_ignore_that_condition(
+    scripted_server: Callable[..., object], credentials: tuple[str, str, str]
+):
+    server = IgnoringServer()
+    endpoint = scripted_server(server).endpoint
+    with closing(S3ReplicaClient(f"s3://bucket/db?endpoint={endpoint}", part_size=1000)) as client:
+        assert client.write(0, 1, 1, bytes(1500), 0, exclusive=True).size == 1500
+        with pytest.raises(StorageFileExistsError, match=NAME):
+            client.write(0, 1, 1, bytes(1500), 0, exclusive=True)
+    upload = ["POST", "PUT", "PUT", "LIST"]
+    assert server.methods == [*upload, "POST conditional", *upload, "DELETE"]

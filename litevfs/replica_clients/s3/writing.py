@@ -162,6 +162,8 @@ class Writer:
             for number, etag in enumerate(etags, start=1)
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+        if exists is not None and exists():  # some servers keep conditions of a PUT only, and ignore this one's
+            raise StorageFileExistsError("the object exists", key=key)
         answer, said = self._conditionally(self._post(key, upload, body, {}), exists)
         etag = _ETAG.search(said)
         if b"CompleteMultipartUploadResult" not in said:
