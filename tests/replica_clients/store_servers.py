@@ -74,7 +74,9 @@ def fake_gcs(work: Path, *, port: int | None = None, external_url: str | None = 
     with running_server(command, log=work / "log", port=port, ready_url=ready):
         body = json.dumps({"name": BUCKET}).encode()
         headers = {"Content-Type": "application/json"}
-        assert urllib3.request("POST", f"{endpoint}/storage/v1/b?project=p", body=body, headers=headers).status == 200
+        with urllib3.PoolManager() as http:
+            made = http.request("POST", f"{endpoint}/storage/v1/b?project=p", body=body, headers=headers)
+        assert made.status == 200, made.data
         yield endpoint
 
 
