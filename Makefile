@@ -12,7 +12,7 @@ BENCHFLAGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-FAST = --ignore=tests/model --ignore=tests/stress --ignore=tests/peer --ignore=tests/chaos -m 'not chaos and not soak and not servers'
+FAST = --ignore=tests/model --ignore=tests/stress --ignore=tests/peer --ignore=tests/chaos -m 'not chaos and not soak and not servers and not slow'
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open descriptors are seen in /proc only")
 
 PRELUDE = """

@@ -17,6 +17,8 @@ import pytest
 
 import litevfs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SOURCES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "litevfs").rglob("*.py")}

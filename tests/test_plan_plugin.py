@@ -7,6 +7,8 @@ import pytest
 
 from tests.plan_plugin import TITLES
 
+pytestmark = pytest.mark.slow
+
 SUITE = """
     import pytest
 

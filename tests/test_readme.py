@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 REPLICA = ROOT / "tests" / "fixtures" / "orders" / "replica"
 SHOWN_URL = "file:///srv/orders"

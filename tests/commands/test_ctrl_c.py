@@ -11,6 +11,8 @@ import pytest
 import litevfs
 from tests.interrupts import interrupted_everywhere
 
+pytestmark = pytest.mark.slow
+
 REPLICA = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 
 

@@ -21,6 +21,8 @@ from litevfs.replicate import Replicator
 from tests.histories import History, content, image_after
 from tests.support import wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 KILLED_AFTER = """

@@ -19,6 +19,8 @@ from litevfs.files.disk_cache import TEMP_LIFE_S
 from tests.files.test_disk_cache import FILE, ON_DISK, age, bytes_on_disk, content, files_in, make
 from tests.support import in_threads, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 class Blocks(RuleBasedStateMachine):
     """Anything may happen to the folder: a block is the right bytes or not there."""

@@ -7,6 +7,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_a_storage_that_hangs_does_not_keep_the_process_from_ending():
     """As while a replica is compacted: the application that replicates may end at any time."""

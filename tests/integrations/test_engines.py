@@ -14,7 +14,7 @@ import pytest
 
 import litevfs
 
-pytestmark = pytest.mark.timeout(280)  # two of them start a cluster
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]  # two of them start a cluster
 
 ROOT = Path(__file__).parents[2]
 ROWS = 5000

@@ -25,6 +25,7 @@ from tests.primary import Primary
 from tests.support import connected, one, rows, wait_until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of forking a process with threads, which is the point
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
 ]

@@ -17,6 +17,8 @@ from litevfs.replicate import Replicator
 from tests.replicate.programs import create
 from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, states, wait_until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
