@@ -210,7 +210,7 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
         return StorageError(f"cannot reach {endpoint} by way of a proxy: {exc}", hint=_PROXY_HINT)
     broken_hint = _PROXY_HINT if isinstance(exc, ProxyError) else None
     if "WRONG_VERSION_NUMBER" in str(exc):
-        broken_hint = "does it speak TLS? If not, name it by http://, an endpoint too"
+        broken_hint = "does it speak TLS? If not, name it by http://, in S3 by endpoint=http://..."
     return TransientStorageError(f"the connection to {endpoint} broke: {exc}", hint=broken_hint)
 
 

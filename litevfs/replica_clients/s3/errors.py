@@ -145,7 +145,7 @@ def error_from_answer(
     if code in _ARCHIVED:
         code = "InvalidObjectState"
         message = f"the object is archived: {message}"
-    said = f"{status} {code}: {message}" if code else f"{status} without an S3 error"
+    said = f"{status} {code}: {message}" if code else f"{status} without an S3 error" + (message and f": {message}")
     kind = error_kind(status, code)
     if 200 <= status < 300 and not code:
         said = f"{status}: no answer of an S3 server"
