@@ -71,6 +71,15 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
         """Whether each statement is a transaction."""
         return dbapi_conn.autocommit is True
 
+    # --- reflection ---------------------------------------------------------------------------------------------------
+
+    def _get_table_pragma(self, connection: Any, pragma: str, table_name: str, schema: Any = None) -> Any:
+        """Tables come by themselves here, and SQLite looks for new ones at a SELECT, not at every PRAGMA."""
+        connection.exec_driver_sql("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        return super()._get_table_pragma(connection, pragma, table_name, schema=schema)
+
+    # --- connections --------------------------------------------------------------------------------------------------
+
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """A closed connection; what a storage refuses may pass on the same one."""
         return isinstance(e, self.import_dbapi().ProgrammingError) and "closed database" in str(e)

@@ -45,6 +45,18 @@ def test_reflection_finds_what_it_finds_in_the_local_file(engine, local_engine):
     assert not ours.has_table("missing")
 
 
+def test_reflection_sees_a_table_that_has_just_come(live_shop: Shop):
+    engine = sa.create_engine(f"litevfs:///{live_shop.folder}")
+    with engine.connect() as connection:
+        assert not sa.inspect(connection).has_table("made")
+        connection.rollback()
+        live_shop.primary.commit("CREATE TABLE made(a UNIQUE, b REFERENCES customer(id))")
+        txid = live_shop.primary.commit("CREATE INDEX made_b ON made(b)")
+        connection.connection.dbapi_connection.wait_for(txid)
+        assert [index["name"] for index in sa.inspect(connection).get_indexes("made")] == ["made_b"]
+    engine.dispose()
+
+
 def test_a_reflected_table_has_the_same_rows_and_types(engine, local_engine):
     for name in ("customer", "sale", "spent"):
         rows = []
