@@ -12,6 +12,8 @@ from __future__ import annotations
 import _thread
 import ctypes
 import dis
+import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FunctionType
@@ -47,7 +49,7 @@ def interrupt_soon() -> None:
 
 def _interrupt() -> None:
     time.sleep(0.001)  # not before the callback has returned; if it strikes the next one, that comes here again
-    _thread.interrupt_main()
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a real one wakes what sleeps
 
 
 def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:

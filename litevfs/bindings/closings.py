@@ -32,6 +32,7 @@ class Closings(Generic[Key]):
         self._keys: dict[int, Key] = {}  # by our end of each FIFO
         self._thread: threading.Thread | None = None
         self._wake = -1, -1
+        self.needs_thread = False  # after a fork
         self._numbers = count(1)
         os.register_at_fork(before=self._before_fork, after_in_parent=self._lock_release, after_in_child=self._in_child)
 
@@ -111,13 +112,14 @@ class Closings(Generic[Key]):
                 self._keys[reading] = keys[ours[identity]]
         for descriptor in keys:
             os.close(descriptor)
+        self.needs_thread = bool(self._keys)
 
     def watch_after_fork(self) -> None:
-        """Start the thread that a fork has ended, if there was one. Cheap enough for every transaction."""
-        if self._thread is None and self._keys:
-            with self._lock:
-                if self._thread is None:
-                    self._start()
+        """Start the thread that a fork has ended, where `needs_thread` says so."""
+        with self._lock:
+            if self._thread is None and self._keys:
+                self._start()
+            self.needs_thread = False
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:

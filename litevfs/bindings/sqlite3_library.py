@@ -27,13 +27,13 @@ OK, ERROR, NOMEM, READONLY, INTERRUPT, IOERR, NOTFOUND, CANTOPEN = 0, 1, 7, 8, 9
 IOERR_READ, IOERR_SHORT_READ = IOERR | 1 << 8, IOERR | 2 << 8
 
 OpenFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int, c_void_p)
-AccessFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, POINTER(c_int))
+AccessFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, c_void_p)
 FullPathnameFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, c_void_p)
 CloseFunction = CFUNCTYPE(c_int, c_void_p)
 ReadFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 TruncateFunction = CFUNCTYPE(c_int, c_void_p, c_int64)
 FileIntFunction = CFUNCTYPE(c_int, c_void_p, c_int)
-FileSizeFunction = CFUNCTYPE(c_int, c_void_p, POINTER(c_int64))
+FileSizeFunction = CFUNCTYPE(c_int, c_void_p, c_void_p)
 FileControlFunction = CFUNCTYPE(c_int, c_void_p, c_int, POINTER(c_void_p))
 ExtensionFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
 SQLFunction = CFUNCTYPE(None, c_void_p, c_int, POINTER(c_void_p))

@@ -19,7 +19,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import c_int, c_void_p
+from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -234,11 +234,13 @@ class Binding:
     def _make_access(self) -> Callable[..., int]:
         default, access_default = ctypes.addressof(self._default.contents), self._access_default
 
-        def x_access(_: int, name: bytes, flags: int, result: Any) -> int:
+        fill_bytes, size = c.fill_bytes, ctypes.sizeof(c_int)
+
+        def x_access(_: int, name: bytes, flags: int, result: int) -> int:
             try:
                 try:
                     if name.endswith(_SIDE_FILES):  # a replica has none, whatever lies in the current folder
-                        result[0] = 0
+                        fill_bytes(result, 0, size)
                         return c.OK
                     return int(access_default(default, name, flags, result))
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
@@ -303,10 +305,12 @@ class Binding:
         return x_read
 
     def _make_file_size(self) -> Callable[..., int]:
-        def x_file_size(file: int, result: Any) -> int:
+        files, number_at = self._files, c_int64.from_address
+
+        def x_file_size(file: int, result: int) -> int:
             try:
                 try:
-                    result[0] = self._files[file].session.size()
+                    number_at(result).value = files[file].session.size()
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
                     return self.fail(error, c.IOERR, file)
@@ -316,11 +320,14 @@ class Binding:
         return x_file_size
 
     def _make_lock(self) -> Callable[..., int]:
+        files, closings = self._files, self._closings
+
         def x_lock(file: int, level: int) -> int:
             try:
                 try:
-                    self._closings.watch_after_fork()
-                    session = self._files[file].session
+                    if closings.needs_thread:
+                        closings.watch_after_fork()
+                    session = files[file].session
                     if level == SHARED:
                         session.unlock(UNLOCKED)  # SQLite asks where it holds no lock; it has not told of the unlocking
                     session.lock(level)

@@ -291,6 +291,7 @@ def test_both_bindings_share_a_replica(small):
     wait_until(lambda: registry._shared == {}, "an end")
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
 def test_a_connection_that_is_dropped_lets_the_replica_go(small):
     _, script = small
     con = litevfs.connect_stdlib(script.url)
