@@ -267,6 +267,7 @@ def test_levels_listed_at_once_share_the_index(tmp_path: Path):
         replica.put(3, file_name(1, 1), b"x")
         client = replica.new_client()
         assert client.list_files(0) == []
+        assert client.requests == {"LIST": 1}
         before = client.requests["LIST"]
         with ThreadPoolExecutor(10) as pool:
             assert sum(map(len, pool.map(client.list_files, range(10)))) == 1

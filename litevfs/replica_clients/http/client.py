@@ -120,9 +120,10 @@ class HTTPReplicaClient:
         Raises StorageNotFoundError when the server has neither an index nor a listing of the folder.
         """
         self._exchange.transport.check_open()
+        began = time.monotonic()
         base = self._find()
         if self._is_indexed:
-            index = self._newest_index(base)
+            index = self._newest_index(base, began)
             return [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
         folder = self._folders.get(level)
         names = None if folder is None else self._names_in(f"{base}{folder}/")
@@ -137,11 +138,12 @@ class HTTPReplicaClient:
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`. One request where there is an index; without one each level is listed."""
         self._exchange.transport.check_open()
+        began = time.monotonic()
         base = self._find()
         if not self._is_indexed:
             upper = [file for other in LEVELS if other > level for file in self.list_files(other)]
             return self.list_files(level, min_txid) + upper, True
-        index = self._newest_index(base)
+        index = self._newest_index(base, began)
         own = [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
         return own + [file for other in LEVELS if other > level for file in index.files.get(other, ())], True
 
@@ -149,8 +151,10 @@ class HTTPReplicaClient:
         """Where the folders of the levels are, found once; while there is none, looked for at each call."""
         if self._base is not None:
             return self._base
+        fetching = time.monotonic()
         if (index := self._get_index(self._root)) is not None:
             with self._lock:
+                self._index_fetched = max(self._index_fetched, fetching)
                 self._index, self._base, self._is_indexed = index, self._root, True
             return self._root
         for base in (f"{self._root}ltx/", self._root):
@@ -166,9 +170,8 @@ class HTTPReplicaClient:
     def _levels_in(names: list[str]) -> dict[int, str]:
         return {level: name for name in names if (level := level_of(name)) is not None}
 
-    def _newest_index(self, base: str) -> Index:
-        """An index asked for after this call began; calls at once share one."""
-        began = time.monotonic()
+    def _newest_index(self, base: str, began: float) -> Index:
+        """An index asked for after `began` (`time.monotonic()`); calls at once share one."""
         if not self._lock.acquire(timeout=2 * self._exchange.read_timeout_s):
             raise StorageTimeoutError("no listing within the time limit", key=f"{base}{INDEX_NAME}")
         try:
