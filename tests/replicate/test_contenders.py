@@ -70,8 +70,8 @@ def lost(contender: Contender, ledgers: dict[int, dict[str, int]]) -> list[str]:
 
 
 CASES = [
-    pytest.param(2, "honest", 4.0, 0),
-    pytest.param(2, "ignoring", 6.0, 0),
+    pytest.param(2, "honest", 2.0, 0),
+    pytest.param(2, "ignoring", 3.0, 1),
     pytest.param(2, "honest", 60.0, 20, marks=pytest.mark.soak),
     pytest.param(5, "honest", 60.0, 20, marks=pytest.mark.soak),
     pytest.param(2, "ignoring", 60.0, 20, marks=pytest.mark.soak),
