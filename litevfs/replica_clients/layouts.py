@@ -23,6 +23,7 @@ class Layout:
 
     name: str
     folder: Callable[[int], str]  # a level's, below the root, with a slash at its end
+    end: str  # sorts after everything in the folders of levels
 
     def level_of(self, path: str) -> int | None:
         """The level of an LTX file at `path` below the root, None for any other path."""
@@ -32,9 +33,9 @@ class Layout:
         return next((level for level in LEVELS if self.folder(level) == f"{folder}/"), None)
 
 
-HEX = Layout("0000/", lambda level: f"{level:04x}/")
+HEX = Layout("0000/", lambda level: f"{level:04x}/", "000a/")
 """That of S3."""
-LTX_FOLDER = Layout("ltx/0/", lambda level: f"ltx/{level}/")
+LTX_FOLDER = Layout("ltx/0/", lambda level: f"ltx/{level}/", "ltx/:")
 """That of every other storage."""
 
 

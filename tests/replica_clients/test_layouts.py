@@ -13,7 +13,7 @@ from litevfs.errors import ReplicaError
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.testing.odd_s3_server import BUCKET, OddS3Server, running_odd_s3_server
+from litevfs.testing.odd_s3_server import BUCKET, PAGE_KEYS, OddS3Server, running_odd_s3_server
 from litevfs.testing.s3_oddities import ODDITIES
 from tests.primary import Primary
 from tests.support import connected, rows
@@ -69,6 +69,36 @@ def test_the_layout_costs_no_request_where_all_levels_come_in_one(
     assert ([(file.level, file.min_txid) for file in files], are_all) == ([(0, 1)], True)
     assert client.read(files[0]) == b"content"
     assert client.requests == {"LIST": 1, "GET": 1}
+
+
+@pytest.mark.s3
+def test_a_page_of_the_other_layout_is_not_taken_for_all(server: OddS3Server, connect: Callable[[], S3ReplicaClient]):
+    for txid in range(1, PAGE_KEYS + 2):
+        server.put(f"db/ltx/2/{name(txid)}", b"content")
+    files, are_all = connect().list_from(0)
+    assert ([file.level for file in files], are_all) == ([2] * PAGE_KEYS, False)
+    for key in list(server.objects)[:2]:
+        del server.objects[key]
+    server.put("db/ltx/other", b"sorts after the levels")
+    server.put("db/zzz", b"another page")
+    files, are_all = connect().list_from(0)
+    assert ([file.min_txid for file in files], are_all) == ([PAGE_KEYS + 1], True)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("where", ["ltx/0", "generations"])
+def test_other_files_in_the_place_hide_no_layout(
+    server: OddS3Server, connect: Callable[[], S3ReplicaClient], where: str
+):
+    for number in range(PAGE_KEYS + 1):
+        server.put(f"db/a-file-{number}", b"x")
+    server.put(f"db/{where}/{name(1)}", b"content")
+    client = connect()
+    if where == "generations":
+        with pytest.raises(ReplicaError, match=r"Litestream 0\.3"):
+            client.list_files(0)
+    else:
+        assert [file.min_txid for file in client.list_files(0)] == [1]
 
 
 @pytest.mark.s3

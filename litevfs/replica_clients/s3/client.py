@@ -22,9 +22,9 @@ from typing import BinaryIO
 
 from litevfs.errors import OptionError, StorageError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoint_of
-from litevfs.replica_clients.layouts import layout_of
+from litevfs.replica_clients.layouts import GENERATIONS, layout_of
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.listing import (
@@ -161,7 +161,7 @@ class S3ReplicaClient:
                 continue
             if listed_level > level or (listed_level == level and txids[0] >= min_txid):
                 found.append(LTXFileInfo(listed_level, *txids, listed.size, listed.modified_ms, listed.etag))
-        is_past = bool(page.objects) and page.objects[-1].key >= self._folder(LEVELS.stop)
+        is_past = bool(page.objects) and page.objects[-1].key >= f"{prefix}{self._layout.end}"
         return sorted(found, key=lambda f: (f.level, f.min_txid, f.max_txid)), page.next_token is None or is_past
 
     def _learn_layout(self, page: ListPage) -> None:
@@ -180,8 +180,12 @@ class S3ReplicaClient:
         """Look where the files lie, unless it was done after a listing began, at `started`, that found none."""
         with self._layout_lock:
             if not self._is_layout_known and self._looked_at < started:
-                looked_at = time.monotonic()
-                self._learn_layout(self._list_page(self._location.prefix, None, None))
+                looked_at, prefix = time.monotonic(), self._location.prefix
+                page = self._list_page(prefix, None, None)
+                self._learn_layout(page)
+                if page.next_token is not None:  # other files lie there too, and may fill the page
+                    self._learn_layout(self._list_page(f"{prefix}ltx/", None, None))
+                    self._learn_layout(self._list_page(f"{prefix}{GENERATIONS}/", None, None))
                 self._looked_at = looked_at
 
     def _list_page(
