@@ -13,6 +13,9 @@ import pytest
 from litevfs.replica_clients.file import FileReplicaClient
 from tests.primary import Primary
 
+collect_ignore = ["sqlalchemy_suite"]
+"""A run of its own (see `test_sqlalchemy_suite.py`): SQLAlchemy's plugin takes over pytest."""
+
 SCHEMA = """
 CREATE TABLE customer(id INTEGER PRIMARY KEY, name TEXT NOT NULL, city VARCHAR(40) DEFAULT 'Bern');
 CREATE TABLE sale(
