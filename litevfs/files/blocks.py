@@ -20,7 +20,7 @@ from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import Governor
-from litevfs.files.ranges import Limits, Range, block_runs, clusters, scattered_runs
+from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, scattered_runs
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
@@ -164,6 +164,11 @@ class BlockReader:
         return data
 
     @property
+    def request_bytes(self) -> int:
+        """What one request brings at most."""
+        return max(self._fetcher.line.request_bytes, self._block_size)
+
+    @property
     def ahead_bytes(self) -> int:
         """How much may wait for its use, or be under way: what the cache has room for, and the line brings soon."""
         return min(self.cache.ahead_limit_bytes, max(self._fetcher.line.ahead_bytes, 2 * self._block_size))
@@ -209,12 +214,11 @@ class BlockReader:
 
     def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
         """The parts of each request that brings what is missing of the ranges."""
-        line = self._fetcher.line
-        limits = Limits(self._block_size, line.gap_bytes, max(line.request_bytes, self._block_size))
+        limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
         planned: list[list[_Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
-                wanted = {block: None for offset, size in group for block in self._blocks_around(offset, size)}
+                wanted = blocks_of(group, self._block_size)
                 missing = [block for block in wanted if not self._is_near(_key(number, block), file, block)]
                 runs = block_runs(missing, limits.request // limits.block)
                 planned += [[self._part(number, file, block) for block in run] for run in runs]

@@ -10,9 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DENSE = 0.25
-"""From this part of wanted bytes on, blocks are worth keeping, where gaps of that size are worth reading over."""
+"""From this part of wanted bytes on, whole blocks are worth keeping, where gaps of that size are worth reading over."""
 DENSER = 0.6
 """And from this part on where they are not."""
+
+DENSE_RANGES = 4
+"""Fewer neighbours may be there by chance."""
 
 Range = tuple[int, int]
 """(offset, size), bytes."""
@@ -36,6 +39,18 @@ def block_runs(blocks: Iterable[int], most: int) -> list[range]:
         else:
             runs.append(range(block, block + 1))
     return runs
+
+
+def blocks_of(ranges: Iterable[Range], size_of_block: int) -> list[int]:
+    """The numbers of the blocks that ascending ranges lie in, ascending."""
+    blocks: list[int] = []
+    last = -1
+    for offset, size in ranges:
+        end = (offset + size - 1) // size_of_block
+        if end > last:
+            blocks += range(max(offset // size_of_block, last + 1), end + 1)
+            last = end
+    return blocks
 
 
 def clusters(ranges: Iterable[Range], limits: Limits) -> list[tuple[list[Range], bool]]:
@@ -62,9 +77,8 @@ def clusters(ranges: Iterable[Range], limits: Limits) -> list[tuple[list[Range],
 
 
 def _is_dense(group: list[Range], limits: Limits) -> bool:
-    first, last = group[0][0] // limits.block, (sum(group[-1]) - 1) // limits.block
     share = DENSE if limits.gap >= DENSE * limits.block else DENSER
-    return len(group) > 1 and sum(size for _, size in group) >= share * limits.block * (last - first + 1)
+    return len(group) >= DENSE_RANGES and sum(size for _, size in group) >= share * (sum(group[-1]) - group[0][0])
 
 
 def scattered_runs(ranges: Iterable[Range], limits: Limits) -> list[list[Range]]:

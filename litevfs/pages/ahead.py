@@ -48,16 +48,21 @@ class ReadAhead:
             if watcher.awaits(pgno):
                 self._show_when_there(snapshot, pgno, watcher)
         watcher.max_window = self.max_pages()
+        watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
 
     def _missing(self, snapshot: Snapshot, pgnos: Iterable[int]) -> dict[int, list[Range]]:
         """Frames by file of the pages that are not in the page cache."""
         missing: dict[int, list[Range]] = {}
+        total = count = 0
         for pgno in pgnos:
             version = snapshot.version(pgno)
             if version and page_key(snapshot, version, pgno) not in self._cache:
                 number, offset, size = snapshot.place(pgno)
                 missing.setdefault(number, []).append((offset, size))
-                self._frame_bytes += (size - self._frame_bytes) / FRAMES_AVERAGED
+                total += size
+                count += 1
+        if count:
+            self._frame_bytes += (total / count - self._frame_bytes) * min(1.0, count / FRAMES_AVERAGED)
         return missing
 
     def _show_when_there(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> None:

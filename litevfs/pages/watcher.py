@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from litevfs.pages.btree import (
     INTERIOR_INDEX,
@@ -34,7 +34,9 @@ from litevfs.pages.btree import (
 from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
-GROWTH = 4
+FIRST_SHARE = 8
+"""Part of a full request that a scan may begin with, where that is more: a line that carries much in a round trip."""
+GROWTH = 8
 """Of a scan's window: cold pages come as fast as it grows, a round trip for each step."""
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
@@ -56,6 +58,7 @@ class _Scan:
     end: int  # position of that leaf there
     left: int = 0  # leaves planned and not read yet
     window: int = 0  # 0: not known to be a pattern
+    last: int = 0  # leaf planned last
     guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
 
@@ -102,6 +105,7 @@ class Watcher:
 
     def __init__(self, max_window: int) -> None:
         self.max_window = max_window  # pages of one plan that are ahead of their reads at once
+        self.step = max_window  # pages that fill a request
         self._trees = KnownTrees()
         self._interior = self._trees.interior
         self._parents = self._trees.parents
@@ -196,7 +200,7 @@ class Watcher:
             scan.position = position
             if scan.end_in == parent and scan.end <= position:
                 scan.end, scan.left = position + 1, 0
-            scan.window = scan.window or FIRST_WINDOW // GROWTH
+            scan.window = scan.window or max(FIRST_WINDOW, self.step // FIRST_SHARE) // GROWTH
         if len(scan.planned) > MAX_PLANNED:  # what was guessed, and is none of the scan's
             scan.planned.clear()
         self._scans[parent] = scan
@@ -211,7 +215,7 @@ class Watcher:
 
     def _extend(self, scan: _Scan) -> list[int]:
         """The leaves of one more window, if it is time for that, or the interior page that leads to them."""
-        if not scan.window or scan.left > scan.window // 2:
+        if not scan.window or scan.window - scan.left < min(self.step, scan.window - scan.window // 2):
             return []
         active = sum(1 for other in self._scans.values() if other.window) or 1
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
@@ -220,6 +224,7 @@ class Watcher:
             leaves = interior.children[scan.end : scan.end + scan.window - scan.left]
             scan.guessed.pop(scan.end_in, None)
             plan += scan.add(leaves)
+            scan.last = leaves[-1] if leaves else scan.last
             scan.end += len(leaves)
             scan.left += len(leaves)
             if scan.end >= len(interior.children):
@@ -236,11 +241,14 @@ class Watcher:
         than a page has children, all between them is planned, or each interior page would cost a round trip.
         """
         plan: list[int] = []
-        pgno = scan.end_in
+        pgno = start = scan.end_in
+        if not scan.guessed and scan.last < pgno <= scan.last + GUESS_PAGES:
+            start = scan.last + 1  # as if it was added when some of its leaves were there already
         guessed = sum(scan.guessed.values())
         while pgno not in self._interior:
             following = self._trees.next_interior(pgno)
-            between = range(pgno, following) if pgno < following <= pgno + GUESS_PAGES else range(pgno, pgno + 1)
+            is_near = pgno < following <= pgno + GUESS_PAGES
+            between = range(start, following) if is_near else range(pgno, pgno + 1)
             if pgno not in scan.guessed:
                 room = scan.window - scan.left - guessed
                 if room < len(between) and (guessed or scan.left > scan.window // 2):
@@ -249,9 +257,9 @@ class Watcher:
                 guessed += len(between)
                 scan.guessed[pgno] = len(between)
                 self._awaited.add(pgno)
-            if len(between) == 1:
+            if not is_near:
                 break
-            pgno = following
+            pgno = start = following
         return plan
 
     def _continued_scan(self, parent: int, position: int) -> _Scan | None:
@@ -261,7 +269,7 @@ class Watcher:
                 del self._scans[before]
                 end_in, end = (parent, 0) if scan.end_in == before else (scan.end_in, scan.end)
                 left = scan.left - (len(self._interior[before].children) - 1 - scan.position)
-                return _Scan(-1, end_in, end, max(0, left), scan.window, scan.guessed, scan.planned)
+                return replace(scan, position=-1, end_in=end_in, end=end, left=max(0, left))
         return None
 
     def follow_run(self, pgno: int) -> list[int]:

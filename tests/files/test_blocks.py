@@ -123,7 +123,7 @@ def test_what_is_there_or_under_way_is_not_asked_for_again():
         world.script.on_read = lambda file, offset, data: data if go_on.wait(10) else b""
         try:
             for _ in range(3):
-                assert world.ahead((0, 2 * BLOCK), (2 * BLOCK, 2 * BLOCK))
+                assert world.ahead(*((block * BLOCK, BLOCK) for block in range(4)))
                 assert world.ahead((20 * BLOCK + 7, 100))
         finally:
             go_on.set()

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.files.ranges import Limits, Range, block_runs, clusters, scattered_runs
+from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, scattered_runs
 
 
 @st.composite
@@ -30,8 +30,7 @@ def test_every_range_is_in_one_group_in_order_and_sparse_groups_are_not_neighbou
     assert not any(not dense and not next_dense for (_, dense), (_, next_dense) in itertools.pairwise(groups))
     for group, is_dense in groups:
         if is_dense:
-            blocks = {byte // limits.block for offset, size in group for byte in (offset, offset + size - 1)}
-            assert sum(size for _, size in group) >= limits.block * (max(blocks) - min(blocks) + 1) / 4
+            assert sum(size for _, size in group) >= (sum(group[-1]) - group[0][0]) / 4
 
 
 @given(_ascending(), _limits)
@@ -44,6 +43,12 @@ def test_scattered_ranges_share_a_request_where_the_gap_pays_and_it_does_not_bec
     for run, following in itertools.pairwise(runs):
         gap, size = following[0][0] - sum(run[-1]), sum(following[0]) - run[0][0]
         assert gap > limits.gap or size > limits.request
+
+
+@given(_ascending(), st.integers(50, 900))
+def test_the_blocks_of_ranges_are_those_that_hold_a_byte_of_them(ranges, size_of_block):
+    expected = {byte // size_of_block for offset, size in ranges for byte in range(offset, offset + size)}
+    assert blocks_of(ranges, size_of_block) == sorted(expected)
 
 
 @given(st.sets(st.integers(0, 60)), st.integers(1, 9))

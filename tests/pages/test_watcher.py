@@ -53,7 +53,7 @@ def test_a_scan_is_planned_in_few_steps_with_each_page_once_and_before_it_is_rea
         if pgno in leaves[3:] and pgno not in first_ones:
             assert pgno in chain.from_iterable(plans)
         plans += filter(None, [watcher.after_read(pgno, pages[pgno])])
-    assert [len(plan) for plan in plans[:2]] == [8, 28]  # four of the first eight were not read yet
+    assert [len(plan) for plan in plans[:2]] == [8, 50]  # up to the end of the first interior page
     planned = list(chain.from_iterable(plans))
     assert len(planned) == len(set(planned))
     assert len(plans) < len(leaves) / 16
@@ -137,6 +137,76 @@ def test_a_look_up_that_ends_early_pays_for_what_it_needed_and_one_small_window(
         _, asked_for = fetched(pages, iter(reads))
         more = [pgno for pgno in asked_for - set(reads) if pages[pgno][0] == LEAF_TABLE]
         assert len(more) <= extra
+
+
+def index_leaves(pages: dict[int, bytes]) -> list[int]:
+    """The leaves of the index, in order."""
+    return [pgno for pgno in in_order(pages, INDEX_ROOT) if pages[pgno][0] == LEAF_INDEX]
+
+
+def after_look_ups(pages: dict[int, bytes], limit: int) -> Watcher:
+    """A watcher that knows the index and has seen look-ups of one key through it."""
+    watcher = Watcher(300)
+    for pgno in chain(in_order(pages, INDEX_ROOT), look_ups(pages, 1017, limit)):
+        if pages[pgno][0] != LEAF_INDEX or limit:
+            watcher.before_read(pgno)
+            watcher.after_read(pgno, pages[pgno])
+    return watcher
+
+
+def planned_leaves(watcher: Watcher, pages: dict[int, bytes], reads: list[int]) -> set[int]:
+    """Table leaves that are planned while these pages are read."""
+    planned: set[int] = set()
+    for pgno in reads:
+        planned.update(watcher.before_read(pgno))
+        planned.update(watcher.after_read(pgno, pages[pgno]))
+    return {pgno for pgno in planned if pages[pgno][0] == LEAF_TABLE}
+
+
+def test_a_scan_of_an_index_plans_no_look_ups_though_look_ups_went_before_it(tmp_path: Path):
+    """In the same transaction, where no lock says that another query begins."""
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    for limit in (20, 60, 100, 150):
+        assert not planned_leaves(after_look_ups(pages, limit), pages, index_leaves(pages))
+
+
+def test_a_pattern_ends_with_its_query(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    table_leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
+    watcher = Watcher(64)
+    for pgno in in_order(pages):
+        if pages[pgno][0] != LEAF_TABLE:
+            watcher.after_read(pgno, pages[pgno])
+    for pgno in table_leaves[:40]:
+        watcher.before_read(pgno)
+    watcher.begin()
+    assert watcher.before_read(table_leaves[200]) == []
+    assert 0 < len(watcher.before_read(table_leaves[201])) <= 8
+
+
+def test_a_plan_that_is_held_back_starts_again_with_the_smallest_window(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    table_leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
+    watcher = Watcher(64)
+    for pgno in in_order(pages):
+        if pages[pgno][0] != LEAF_TABLE:
+            watcher.after_read(pgno, pages[pgno])
+    for pgno in table_leaves[:40]:
+        watcher.before_read(pgno)
+    watcher.hold_back()
+    following = watcher.before_read(table_leaves[40])
+    assert following == table_leaves[41:49]
+
+
+def test_the_rest_of_a_large_row_is_planned_while_its_pages_follow_each_other():
+    watcher = Watcher(300)
+    planned: list[int] = []
+    for pgno in range(50, 150):
+        planned += watcher.after_read(pgno, (pgno + 1).to_bytes(4, "big") + bytes(PAGE_SIZE - 4))
+    assert planned[:8] == list(range(51, 59))
+    assert sorted(set(planned)) == planned
+    assert set(range(51, 151)) <= set(planned)
+    assert watcher.after_read(400, (390).to_bytes(4, "big") + bytes(PAGE_SIZE - 4)) == []
 
 
 def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
