@@ -14,7 +14,7 @@ from litevfs.errors import LitevfsError, LTXFormatError, TXIDGapError, Unrelated
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.marks import RestoredMark, read_restored
-from litevfs.replicate.provenance import PageSums, is_newest_state
+from litevfs.replicate.provenance import PageSums, continues_in_wal, is_newest_state
 from litevfs.replicate.uploads import ReplicaPosition
 from litevfs.units import format_timestamp
 
@@ -45,7 +45,7 @@ def refuse_unrelated(client: ReplicaClient, path: Path, capture: Capture, there:
             key=f"{path} to {client.url}",
             hint=_HINT,
         )
-    logger.info("%s: the same pages as TXID %016x of the replica, and goes on from there", path, there.txid)
+    logger.info("%s: has the state of TXID %016x of the replica, and goes on from there", path, there.txid)
 
 
 def _is_made_of(mark: RestoredMark, client: ReplicaClient, there: ReplicaPosition) -> bool:
@@ -61,11 +61,14 @@ def _why_not_same(client: ReplicaClient, capture: Capture, there: ReplicaPositio
         return f"the replica has no whole newest state: {there.problem}"
     if capture.page_size != there.header.page_size:
         return f"the database has pages of {capture.page_size} bytes, the replica has pages of {there.header.page_size}"
+    file = next((file for file in there.files if file.max_txid == there.txid), None)
     commit = there.header.commit
-    sums = capture.read_all(lambda content: PageSums(content) if content.commit == commit else None)
-    if sums is None:
-        return "their sizes differ"
     try:
+        if file is not None and capture.read_all(lambda wal, state, _: continues_in_wal(client, file, wal, state)):
+            return None
+        sums = capture.read_all(lambda wal, state, content: PageSums(content) if content.commit == commit else None)
+        if sums is None:
+            return "their sizes differ"
         return None if is_newest_state(client, there.txid, sums) else "their pages differ"
     except (LTXFormatError, TXIDGapError) as exc:
         return f"the replica cannot be read: {exc.message}"
@@ -86,7 +89,7 @@ def _describe_database(path: Path, capture: Capture, mark: RestoredMark | None) 
     else:
         last = "no TXID"
     try:
-        size = capture.read_all(lambda content: content.commit * content.page_size)
+        size = capture.read_all(lambda wal, state, content: content.commit * content.page_size)
         modified_ms = max(file.stat().st_mtime_ns for file in _files(path)) // 1_000_000
     except (LitevfsError, OSError, ValueError):
         return last

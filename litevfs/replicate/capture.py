@@ -108,11 +108,11 @@ class Capture:
             raise
         return self._known_state()
 
-    def read_all(self, use: Callable[[Content], T]) -> T:
-        """What `use` makes of the whole database, before there is any local state. Raises ReplicatorError."""
-        database = self._database
-        with translated(self._path), WALReader(database.wal_path) as wal, database.hand_over() as transaction:
-            result = use(read_database(wal, database.wal_state(wal), transaction, database.page_size))
+    def read_all(self, use: Callable[[WALReader, WALState, Content], T]) -> T:
+        """What `use` makes of the WAL and the whole database, before any state is continued. Raises ReplicatorError."""
+        source = self._database
+        with translated(self._path), WALReader(source.wal_path) as wal, source.hand_over() as transaction:
+            result = use(wal, state := source.wal_state(wal), read_database(wal, state, transaction, source.page_size))
         self._let_go()
         return result
 

@@ -1,9 +1,10 @@
 """Whether a database without local state came from a replica's newest state. Owns the comparison; decides nothing else.
 
-Two things show it. A restore leaves a mark beside the database (`state.py`): which TXID of which replica it made, and
-in which file; when the replica still ends there, all that was written to that file since comes after it. Or the
-database has the same pages as the replica's newest state, whoever copied them. A database that was restored by another
-program and then written to shows nothing.
+Three things show it. A restore leaves a mark beside the database (`state.py`): which TXID of which replica it made, and
+in which file; when the replica still ends there, all that was written to that file since comes after it. Or the WAL of
+the database holds the very frames that the newest file was made of, and goes on after them: local state was lost, or
+another program, Litestream say, has replicated it so far. Or the database has the same pages as the replica's newest
+state, whoever copied them. A database that another program restored and that was then written to shows nothing.
 
 Compared are checksums of pages. Of page 1, those fields do not count that change without any content: the file format
 versions (a switch to WAL mode), the change counter, and the version-valid-for number with the version of SQLite.
@@ -20,9 +21,11 @@ from litevfs.concurrency.retry import Backoff, LookAgain, retry
 from litevfs.errors import TransientStorageError
 from litevfs.files.plan import newest_state
 from litevfs.files.stream import FileStreamer, VerifiedStream
-from litevfs.ltx.format import lock_pgno
-from litevfs.replica_clients.base import LEVELS, ReplicaClient
+from litevfs.ltx.format import Header, lock_pgno
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.content import Content
+from litevfs.replicate.database import WALState
+from litevfs.replicate.wal import HEADER_SIZE, WALReader
 
 _UNSEEN, _EQUAL, _DIFFERENT = 0, 1, 2
 
@@ -39,6 +42,42 @@ class PageSums:
     def agrees(self, pgno: int, page: bytes) -> bool:
         """Whether the database has this page."""
         return self._sums[pgno - 1] == _checksum(pgno, page)
+
+
+def continues_in_wal(client: ReplicaClient, newest: LTXFileInfo, wal: WALReader, state: WALState) -> bool:
+    """Whether `wal` holds the frames that the replica's newest file, one of level 0, was made of.
+
+    The salts of a run of the WAL are random, and the frames are compared with the file's pages. Raises StorageError,
+    LTXFormatError.
+    """
+    frames: dict[int, int] | None = None
+    compared = 0
+    with FileStreamer(client) as streamer:
+        for stream in streamer.stream([newest]):
+            for _, pages in stream:
+                if frames is None:
+                    frames = _frames_until(stream.header, wal, state)
+                for pgno, page in pages:
+                    frame = frames.get(pgno)
+                    if frame is not None and state.header is not None:
+                        compared += 1
+                        if wal.page(state.header, frame) != page:
+                            return False
+    return compared > 0
+
+
+def _frames_until(file: Header, wal: WALReader, state: WALState) -> dict[int, int]:
+    """The newest frame of each page where the file ends in the WAL, by pgno; empty when it does not end in this run."""
+    header = state.header
+    if header is None or (file.wal_salt1, file.wal_salt2) != (header.salt1, header.salt2):
+        return {}
+    last, rest = divmod(file.wal_offset + file.wal_size - HEADER_SIZE, header.frame_size)
+    if rest or not 0 < last <= state.frames:
+        return {}
+    changes = wal.changes(header, header.start, last)
+    if changes is None or changes.end.frame != last:
+        return {}
+    return dict(zip(map(int, changes.pgnos), map(int, changes.frames), strict=True))
 
 
 def is_newest_state(client: ReplicaClient, txid: int, sums: PageSums) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import apsw
 import pytest
 
 from litevfs.errors import ReplicaFormatError, TransientStorageError, UnrelatedDatabaseError
@@ -150,6 +151,31 @@ def test_the_same_pages_in_the_wal_count_too(primary, client):
     with Replicator(primary.path, client) as replicator:
         assert replicator.sync() == 4
     assert_replicated(client, primary.path)
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_database_whose_wal_goes_on_after_the_newest_file_goes_on(primary, client, times: int):
+    """Local state that is lost while the application writes on; or that another program had."""
+    shutil.rmtree(primary.path.with_name(".app.db-litevfs"))
+    primary.insert(times, 3000)
+    primary.execute("UPDATE t SET data = x'01'")
+    with Replicator(primary.path, client) as replicator:
+        assert replicator.sync() == 4
+    assert_replicated(client, primary.path)
+
+
+def test_a_copy_with_its_wal_that_went_another_way_is_refused(primary, client, tmp_path: Path):
+    for suffix in ("", "-wal"):
+        shutil.copy(primary.path.with_name(f"app.db{suffix}"), tmp_path / f"copy.db{suffix}")
+    with Replicator(primary.path, client) as replicator:
+        primary.execute("INSERT INTO t (data) VALUES ('one way')")
+        replicator.sync()
+    db = apsw.Connection(str(tmp_path / "copy.db"))
+    db.execute("INSERT INTO t (data) VALUES ('another')")
+    db.execute("INSERT INTO t (data) VALUES ('way')")
+    with Replicator(tmp_path / "copy.db", client) as replicator, pytest.raises(UnrelatedDatabaseError):
+        replicator.sync()
+    db.close()
 
 
 def test_local_state_of_another_url_does_not_make_a_database_that_replica_s(primary, make_app, client, tmp_path: Path):
