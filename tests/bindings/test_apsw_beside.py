@@ -75,6 +75,7 @@ def test_sorters_use_temporary_files_and_leave_none(sorting):
     assert temp_files() == before
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.plan("L14")
 def test_many_temporary_tables_and_sorters_at_once_do_not_meet(sorting):
@@ -144,6 +145,7 @@ _FULL = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L16")
 @pytest.mark.parametrize(
     ("limit", "value", "errors"),

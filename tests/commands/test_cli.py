@@ -55,12 +55,14 @@ def started(arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]
     )
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 def test_results_go_to_stdout_and_success_is_0():
     run = litevfs_command("query", REPLICA, "SELECT count(*) FROM orders")
     assert (run.returncode, run.stdout, run.stderr) == (0, "2667\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
@@ -129,6 +131,7 @@ def test_ctrl_c_ends_a_wait_for_an_empty_replica_with_130_and_no_words(tmp_path:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize("name", ["status", "ls", "verify", "query", "restore", "copy"])
 def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path: Path):
@@ -146,6 +149,7 @@ def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path
     assert (process.returncode, out, err) == (130, "", "")
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize("form", ["list", "table", "csv", "json", "jsonl", "lines"])
 def test_a_reader_that_goes_away_ends_the_command_quietly(form: str):
@@ -174,6 +178,7 @@ def test_a_full_disk_is_an_error_in_one_line():
     assert (run.returncode, run.stderr) == (1, "litevfs: error: No space left on device\n")
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize(
     ("closed", "arguments", "code", "stdout", "stderr"),
@@ -201,6 +206,7 @@ def test_a_stream_that_was_closed_before_the_command_began_is_one_that_nobody_re
     assert (run.returncode, run.stdout, run.stderr) == (code, stdout, stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 def test_output_that_the_terminal_cannot_encode_is_escaped():
     run = subprocess.run(
@@ -212,6 +218,7 @@ def test_output_that_the_terminal_cannot_encode_is_escaped():
     assert run.stdout == b"\\xe9\n"
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K09")
 def test_a_secret_in_the_url_is_never_shown():
     secret = "wJalrXUtnFEMIK7MDENG"
@@ -222,6 +229,7 @@ def test_a_secret_in_the_url_is_never_shown():
         assert secret not in run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_version_is_that_of_the_package():
     run = litevfs_command("--version")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -52,6 +52,7 @@ def test_wrong_usage_ends_with_2(tmp_path, wrong):
     assert ended.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_it_goes_on_until_a_signal(tmp_path, number, code):
     path = tmp_path / "copy.db"

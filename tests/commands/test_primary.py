@@ -162,6 +162,7 @@ def test_replicate_refuses_level_intervals_that_make_no_sense(
     assert not (tmp_path / "replica").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K08")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_replicate_sends_the_last_transactions_when_told_to_stop(

@@ -85,6 +85,7 @@ def test_the_format_can_be_chosen(run: Callable[..., Any], orders: str):
     assert json.loads(result.out) == [{"a": 1}]
 
 
+@pytest.mark.slow
 def test_watch_prints_the_result_again_when_a_transaction_arrives(tmp_path: Path):
     database = tmp_path / "app.db"
     with closing(apsw.Connection(str(database))) as primary:

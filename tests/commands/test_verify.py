@@ -209,6 +209,7 @@ def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Sc
     assert list(rooms.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_each_byte_of_a_remote_replica_is_read_once(run: Callable[..., Any], remote: tuple[Script, int]):
     script, total = remote
     result = run("verify", script.url, "--json")
@@ -218,6 +219,7 @@ def test_each_byte_of_a_remote_replica_is_read_once(run: Callable[..., Any], rem
     assert sum(script.lists.values()) == 10
 
 
+@pytest.mark.slow
 def test_where_there_is_no_room_for_the_database_it_is_checked_in_place(
     run: Callable[..., Any], remote: tuple[Script, int], monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,6 +236,7 @@ def test_where_there_is_no_room_for_the_database_it_is_checked_in_place(
     assert (problems(result), result.json["bytes"], result.json["integrity_check"]) == ([], total, "ok")
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_in_the_temporary_folder_goes(run: Callable[..., Any], remote: tuple[Script, int]):
     script, _ = remote
     temporary_target().temp_path.write_bytes(b"half of a state")

@@ -47,6 +47,7 @@ def lines_up_to(process: subprocess.Popen[str], txid: int) -> list[dict[str, obj
             return found
 
 
+@pytest.mark.slow
 def test_every_change_comes_once_in_order_and_a_later_call_goes_on(replicator, tmp_path):
     application, primary = replicator
     url = str(tmp_path / "replica")

@@ -307,6 +307,7 @@ def in_s3(s3_url):
     client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.plan("K02", "K03")
 def test_another_process_with_the_same_folder_asks_s3_for_nothing_but_listings(in_s3, tmp_path):
@@ -317,6 +318,7 @@ def test_another_process_with_the_same_folder_asks_s3_for_nothing_but_listings(i
     assert [read_once(url, tmp_path) for _ in range(2)] == [(expected, 0)] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.plan("D15", "D01")
 def test_a_reader_killed_at_any_moment_leaves_a_folder_that_is_right(in_s3, tmp_path):

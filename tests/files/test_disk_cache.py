@@ -200,6 +200,7 @@ _ON_A_FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_writing_with_one_warning_and_is_refused_at_open(tmp_path):
     mount = 'mount -t tmpfs -o size=400k none "$1" && shift && exec "$@"'
     in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
@@ -227,6 +228,7 @@ _WHERE_FILES_ARE_CUT_SHORT = """
 """
 
 
+@pytest.mark.slow
 def test_a_block_that_is_written_in_part_is_not_kept(tmp_path):
     script = [sys.executable, "-c", textwrap.dedent(_WHERE_FILES_ARE_CUT_SHORT), str(tmp_path)]
     done = subprocess.run(script, text=True, capture_output=True, timeout=60)

@@ -10,6 +10,7 @@ from litevfs.files.disk_cache import TEMP_LIFE_S, TOUCH_AFTER_S
 from tests.files.test_disk_cache import FILE, ON_DISK, age, bytes_on_disk, content, files_in, make
 
 
+@pytest.mark.slow
 @pytest.mark.plan("D09")
 @pytest.mark.parametrize("limit", [ON_DISK * 20, ON_DISK * 300, 1 << 23])
 def test_the_folder_never_exceeds_its_limit_and_keeps_most_of_it_used(tmp_path, limit):

@@ -60,6 +60,7 @@ def cut(data: bytes, size: int) -> list[bytes]:
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page_size", "pages"), [(512, 300), (4096, 40), (65536, 5)])
 @pytest.mark.parametrize("piece", [1, 7, 1000, 70_000, 1 << 24])
 def test_the_checks_are_those_of_the_frames_whatever_pieces_the_file_comes_in(page_size, pages, piece):
@@ -75,6 +76,7 @@ def test_a_file_without_pages_has_no_checks():
     assert verify_stream([data], decode_file(data).index).tolist() == []
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L02")
 def test_any_flipped_bit_is_found_wherever_it_lies():
     data = ltx_file(20, 512)
@@ -199,6 +201,7 @@ def test_remote_pieces_are_read_in_parallel_up_to_a_bound(remote):
     assert 3 <= most <= PARALLEL_READS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_memory_is_bounded_however_large_the_file(block_size):
     """A file of 48 MB; what its index and checks take is 22 bytes a page."""

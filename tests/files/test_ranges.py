@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ def _ascending(draw: st.DrawFn) -> list[Range]:
 _limits = st.builds(Limits, st.sampled_from([100, 1000]), st.integers(0, 2000), st.integers(500, 5000))
 
 
+@pytest.mark.slow
 @given(_ascending(), _limits)
 def test_every_range_is_in_one_group_in_order_and_sparse_groups_are_not_neighbours(ranges, limits):
     groups = clusters(ranges, limits)

@@ -166,6 +166,7 @@ def test_a_child_that_takes_over_from_a_parent_that_closed_hydrates_to_the_same_
     os.close(told)
 
 
+@pytest.mark.slow
 def test_a_child_that_ends_in_good_order_leaves_the_parents_file(tmp_path):
     program = """
         import os, sys

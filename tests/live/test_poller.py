@@ -126,6 +126,7 @@ def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_t
     poller.close()
 
 
+@pytest.mark.slow
 @pytest.mark.plan("E02", "L10")
 def test_failures_slow_the_pace_down_and_a_success_restores_it():
     refresh = Refresh()

@@ -355,6 +355,7 @@ def in_a_daemon(call: Callable[[], object]) -> None:
     assert not thread.is_alive(), "a deadlock"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lock",
     [
@@ -489,6 +490,7 @@ def test_finalizers_between_any_two_steps_leave_nothing():
 # --- the end of the process -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_ends_while_a_request_of_the_read_ahead_has_no_answer():
     program = """
         import threading

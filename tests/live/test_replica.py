@@ -53,6 +53,7 @@ def world(request):
 # --- what readers see -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L26", "L01", "L32")
 def test_32_connections_share_one_poller_and_one_replica_and_read_whole_states(world):
     primary, script = world
@@ -354,6 +355,7 @@ def test_100_rounds_leave_no_descriptor_and_no_thread(tmp_path):
         primary.client.close()
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.s3
 @pytest.mark.plan("D07")
@@ -521,6 +523,7 @@ def _answer(pipe: int) -> bytes:
 # --- over S3 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.plan("L12", "L25")
 def test_over_s3_each_commit_is_seen_soon_and_polling_costs_a_read(s3_server, s3_url):

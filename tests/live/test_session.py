@@ -79,6 +79,7 @@ def test_any_range_reads_as_it_lies_in_the_database(page_size):
 # --- the lock page ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.plan("L18")
 def test_pages_on_both_sides_of_the_lock_page_read_right(page_size):

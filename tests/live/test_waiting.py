@@ -156,6 +156,7 @@ def failing():
     drop_memory_store(name)
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L10")
 @pytest.mark.parametrize("ask", ASKING)
 def test_who_gives_up_is_told_why_the_storage_is_tried_again(failing, ask):

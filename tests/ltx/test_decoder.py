@@ -214,6 +214,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L27", "L28", "K10")
 @pytest.mark.parametrize("name", BAD)
 def test_one_deviation_is_refused_in_every_way(read, name: str):

@@ -57,6 +57,7 @@ def test_file_is_written_byte_by_byte_as_by_the_reference(file: File):
     assert encode_file(header_of(file), file.all_pages, file.post) == file.write()
 
 
+@pytest.mark.slow
 def test_page_index_waits_in_the_spool_and_not_in_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("litevfs.ltx.encoder._SPOOL_READ_BYTES", 1 << 12)
     monkeypatch.setattr("litevfs.ltx.encoder._ENTRIES_AT_ONCE", 64)

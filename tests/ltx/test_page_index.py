@@ -125,6 +125,7 @@ def test_entries_of_frames_follow_each_other_from_the_start_on(count: int, start
     assert encode_entries_of_frames(array("I", pgnos), array("I", sizes), start) == expected
 
 
+@pytest.mark.slow
 def test_a_million_entries_take_a_fraction_of_a_second_and_little_memory():
     index = million()
     data = encode_page_index(index)

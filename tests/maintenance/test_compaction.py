@@ -289,6 +289,7 @@ def peak_bytes_of_compaction(folder: Path, count: int) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_of_compaction_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     """As after an outage, or where nothing was compacted for a day."""
     few = peak_bytes_of_compaction(tmp_path / "few", 128)
@@ -438,6 +439,7 @@ def peak_growth_kb(folder: Path, pages: int) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory from /proc")
 def test_memory_of_a_snapshot_hardly_grows_with_the_database(tmp_path: Path) -> None:
     small, large = peak_growth_kb(tmp_path / "small", 2_000), peak_growth_kb(tmp_path / "large", 20_000)
@@ -471,6 +473,7 @@ def peer_answers(replica: Path, queries: dict[str, str]) -> dict[str, list[objec
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.skipif(find_spec("litestream_vfs") is None, reason="litestream-vfs is not installed")
 def test_litestream_reads_its_own_replica_after_our_copy_compaction_snapshot_and_retention(tmp_path: Path) -> None:
@@ -555,6 +558,7 @@ def test_a_damaged_file_after_a_snapshot_and_a_hole_is_not_taken_for_nothing_new
     assert (caught.value.level, caught.value.min_txid) == (0, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", [None, "given"])
 def test_full_temporary_space_is_an_error_that_names_the_folder_and_what_helps(
     tmp_path: Path, folder: str | None

@@ -143,6 +143,7 @@ FILES = st.lists(
 ).map(lambda many: [file(lv, 1 if lv == 9 else first, first + more, time) for lv, first, more, time in many])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(FILES, st.integers(-1, 20), st.data())
 def test_proof_holds_exactly_when_no_young_state_of_a_remaining_file_is_lost(
@@ -159,6 +160,7 @@ def test_proof_holds_exactly_when_no_young_state_of_a_remaining_file_is_lost(
     assert are_spare(files, doomed, horizon) == (same_newest and reachable(files) & young <= reachable(rest))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(FILES, st.integers(0, 20))
 def test_what_is_deleted_is_old_and_every_younger_state_stays(files: list[LTXFileInfo], horizon: int) -> None:
@@ -192,6 +194,7 @@ def test_replica_with_a_gap_loses_nothing(missing: int) -> None:
 # --- deletion ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.plan("D08")
 @pytest.mark.parametrize("storage", ["memory", "file", pytest.param("s3", marks=pytest.mark.s3)])
 def test_exactly_the_files_that_retention_returns_are_gone(storage: str, tmp_path: Path, request) -> None:

@@ -67,6 +67,7 @@ def test_two_hours_of_transactions_keep_litestreams_timetable(tmp_path: Path) ->
     assert all(at % HOUR_S == 0 for at in times[3][1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every_s", "runs"), [(17, 50), (70, 12), (HOUR_S, 3)])
 def test_compaction_at_any_time_deletes_old_level_0_files_but_no_young_state(
     tmp_path: Path, every_s: int, runs: int
@@ -252,6 +253,7 @@ def test_the_thread_begins_with_the_first_file_and_waits_until_something_is_due(
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_transaction_of_a_wrong_clock_stops_neither_compaction_nor_retention(tmp_path: Path) -> None:
     """In a folder, a file's time is its transaction's, and no transaction's is earlier than the one before."""
     history, client = History(seed=8), FileReplicaClient(tmp_path / "replica")

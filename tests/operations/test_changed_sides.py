@@ -37,6 +37,7 @@ def primary(url: str) -> Iterator[Primary]:
         yield primary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_table_whose_rows_differ_is_always_named(primary, url, seed):
     random = Random(seed)

@@ -114,6 +114,7 @@ def test_copy_through_s3_keeps_bytes_and_timestamps(tmp_path: Path, s3_url, s3_c
     assert copied_first.stat().st_mtime_ns // 1_000_000 == timestamp_ms
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_file_of_several_parts_arrives_whole_in_s3(s3_url, monkeypatch: pytest.MonkeyPatch) -> None:
     image = random.Random(1).randbytes(40 << 20)

@@ -115,6 +115,7 @@ def test_the_rows_of_each_kind_of_change(primary, url):
     assert (changes[1].new, changes[2].old) == (None, None)
 
 
+@pytest.mark.slow
 def test_only_pages_that_differ_and_those_that_lead_to_them_are_read(primary, url):
     primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE TABLE other (a, b); CREATE INDEX i ON other (a)")
     primary.commit(f"INSERT INTO t SELECT value, randomblob(300) FROM {numbers(20000)}")

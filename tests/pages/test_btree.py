@@ -48,6 +48,7 @@ def test_a_cell_pointer_into_the_last_bytes_of_an_interior_page_is_no_error(kind
 _edits = st.lists(st.tuples(st.one_of(st.integers(0, 40), st.integers(0, PAGE_SIZE - 1)), st.integers(0, 255)))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.sampled_from([INTERIOR_TABLE, INTERIOR_INDEX, LEAF_INDEX, LEAF_TABLE, 0]), _edits)
 def test_damaged_pages_are_hints_at_most(sound, data, kind, edits):
@@ -66,6 +67,7 @@ def test_noise_is_a_hint_at_most(noise, kind):
     ask(2, bytes([kind]) + noise[1:])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_watcher_of_damaged_pages_goes_on(sound, data):

@@ -307,6 +307,7 @@ def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
     assert litevfs.live.registry.registry._shared == {}
 
 
+@pytest.mark.slow
 def test_two_replicas_do_not_share_a_file(world, tmp_path):
     _, script = world
     options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db")}

@@ -152,6 +152,7 @@ def _session(seed: int) -> list[str]:
     return [random.choice(_TEMPLATES).format(a=random.choice(_PLACES)) for _ in range(random.randint(3, 8))]
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_a_scan_of_an_index_after_look_ups_through_it_does_not_read_the_table(world):
     alone = world.read_alone(PAIR[1])
@@ -166,6 +167,7 @@ def _check_sessions(world: World, seeds: range) -> None:
         assert read <= ALLOWED * alone + FREE_BYTES, (seed, read, alone, queries)
 
 
+@pytest.mark.slow
 @pytest.mark.s3
 def test_sessions_read_at_most_twice_what_their_queries_read_alone(world):
     _check_sessions(world, range(30))
@@ -204,6 +206,7 @@ _reads = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(_reads)
 def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(trees, steps):

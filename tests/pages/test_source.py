@@ -203,6 +203,7 @@ class SilentClient(ScriptedClient):
         raise StorageTimeoutError("no answer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [True, False])
 def test_a_silent_storage_is_asked_more_than_once_but_for_one_read_timeout_in_all(prefetch):
     with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
@@ -286,6 +287,7 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_whoever_needs_it(remote
         replica.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_nobody_waiting(remote):
     primary, script = remote
     replicas = []

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+import pytest
+
 from litevfs.pages.btree import INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_index_entries, parse_interior
 from litevfs.pages.watcher import Watcher
 from tests.interrupts import interrupted_everywhere
@@ -209,6 +211,7 @@ def test_the_rest_of_a_large_row_is_planned_while_its_pages_follow_each_other():
     assert watcher.after_read(400, (390).to_bytes(4, "big") + bytes(PAGE_SIZE - 4)) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
     before, after = interior_pages(tmp_path / "before.db", 1000), interior_pages(tmp_path / "after.db", 2000)
     changed = {pgno for pgno in before if before[pgno] != after.get(pgno)}

@@ -211,6 +211,7 @@ def test_skips_folders_and_fifos_with_the_name_of_a_file(tmp_path: Path, client:
             client.read(LTXFileInfo(0, txid, txid, 10, 0), 0, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.plan("D01")
 def test_leftovers_of_a_killed_writer_are_not_seen_and_go_with_the_next_write(tmp_path: Path):
     """The writer dies by SIGKILL in the middle of an upload; its temporary file may not be seen, then has to go."""

@@ -141,6 +141,7 @@ def dripping(whole: bytes, at_once: int) -> Callable[..., Iterator[bytes]]:
     return lambda *_: iter([whole[:at_once], *(whole[i : i + 1] for i in range(at_once, len(whole)))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["in the head", "in the body"])
 def test_a_server_that_drips_times_out(connect, where: str):
     pad = {"X_Pad": "x" * 200}

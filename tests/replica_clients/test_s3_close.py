@@ -88,6 +88,7 @@ def test_close_at_the_moment_at_which_a_connection_begins_ends_it(monkeypatch):
             sock.close()
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L11")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the socket that is forsaken
 def test_an_answer_may_be_collected_while_another_connection_is_made_or_ended(connect, monkeypatch):

@@ -90,6 +90,7 @@ def test_a_server_that_cannot_answer_now_is_asked_again(status: int, url: str, p
     assert len(reads(proxy)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.plan("F01", "E04")
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_says_when_to_come_back_is_not_asked_before(

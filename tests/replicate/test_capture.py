@@ -16,6 +16,7 @@ from litevfs.replicate.wal import WALReader
 from tests.replicate.support import assert_replicated, wait_until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocheckpoint", [0, 10])
 def test_a_bulk_load_does_not_keep_the_wal_growing(app, client, replicate, autocheckpoint: int):
     """Whenever the replicator has read what is new, much more has been committed, unless it holds writers off."""
@@ -41,6 +42,7 @@ def test_a_bulk_load_does_not_keep_the_wal_growing(app, client, replicate, autoc
     assert_replicated(client, app.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
 def test_a_checkpoint_of_the_application_does_not_wait_for_the_next_sync(app, client, replicate, mode: str):
     """It holds off writers while it waits. The place in its way is below what was written since the last sync."""
@@ -150,6 +152,7 @@ def no_more_files() -> Generator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.slow
 def test_the_application_s_checkpoints_get_on_between_syncs(app, client, replicate):
     """With all of them waiting for the next sync, the first one after it would have everything to do at once."""
     app.execute("PRAGMA wal_autocheckpoint=0")
@@ -166,6 +169,7 @@ def test_the_application_s_checkpoints_get_on_between_syncs(app, client, replica
     assert replicator.status.snapshots == 1
 
 
+@pytest.mark.slow
 def test_the_application_s_checkpoints_get_on_while_much_is_captured(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch
 ):

@@ -379,6 +379,7 @@ def test_the_write_lock_is_waited_for_a_moment_only_and_not_at_all_to_see_who_ha
         app.insert()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("unwritable", [[""], ["-wal", "-shm"]])
 def test_a_database_that_may_only_be_read_is_refused_with_a_hint_and_nothing_is_made(unwritable: list[str]):

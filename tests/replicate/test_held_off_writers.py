@@ -12,6 +12,7 @@ from litevfs.replicate.database import ReadTransaction
 from tests.replicate.support import assert_replicated
 
 
+@pytest.mark.slow
 def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch
 ):
@@ -51,6 +52,7 @@ def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way
     assert replicator.status.snapshots == 1
 
 
+@pytest.mark.slow
 def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
     """What the checkpoint that holds them off has to copy does not grow with what they wrote since the last sync."""
     app.execute("PRAGMA wal_autocheckpoint=0")
@@ -145,6 +147,7 @@ def test_writers_are_held_off_until_a_checkpoint_of_the_application_is_done_and_
     assert replicator.status.snapshots == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["checkpoint", "_publish"])
 def test_what_fails_while_writers_are_held_off_lets_them_go_on_and_loses_nothing(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch, step: str

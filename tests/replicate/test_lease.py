@@ -289,6 +289,7 @@ def test_requests_of_a_lease_are_few(clock):
 # --- with a replicator ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_replicator_gets_a_conflict_and_goes_on_when_the_first_is_closed(make_app, client):
     one, other = make_app("one.db"), make_app("other.db")
     with Replicator(other.path, client, new_history=True) as second:
@@ -302,6 +303,7 @@ def test_a_second_replicator_gets_a_conflict_and_goes_on_when_the_first_is_close
     assert [file.max_txid for file in client.list_files(0)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_replicator_that_lost_its_lease_hears_of_it_by_its_next_sync(make_app, client):
     one, other = make_app("one.db"), make_app("other.db")
     with Replicator(one.path, client) as first, Replicator(other.path, client, new_history=True) as second:

@@ -83,6 +83,7 @@ def truncate_the_newest(client: FileReplicaClient) -> None:
 HARM = [lose_one, lose_the_first, lose_the_newest, lose_everything, truncate_the_newest]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("restarted", [False, True])
 def test_the_next_look_finds_what_a_replica_lacks_and_mends_it(
@@ -288,6 +289,7 @@ def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, r
     client.close()
 
 
+@pytest.mark.slow
 def test_a_large_snapshot_is_stored_in_full(app, client, replicate, tmp_path: Path):
     app.insert(600, 4000)
     replicator = replicate(app)

@@ -70,6 +70,7 @@ def test_files_are_stamped_by_the_clock_given_but_never_before_the_file_before(a
     assert [info.modified_ms for info in client.list_files(0)] == [5_000, 7_000, 7_000, 9_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page_size", ALL_PAGE_SIZES)
 def test_every_page_size_and_kind_of_change_replicates(make_app, client, replicate, page_size: int):
     app = make_app(page_size=page_size, auto_vacuum=page_size // 512 % 3)  # none, full, incremental
@@ -124,6 +125,7 @@ def test_what_is_not_committed_is_not_replicated(app, client, replicate):
         assert_replicated(client, app.path)
 
 
+@pytest.mark.slow
 @pytest.mark.plan("K04")
 def test_large_transactions_long_strings_wide_tables_and_thousands_of_small_transactions(app, client, replicate):
     replicator = replicate(app)
@@ -148,6 +150,7 @@ def test_large_transactions_long_strings_wide_tables_and_thousands_of_small_tran
 # --- the WAL is kept, whatever others do ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_no_checkpoint_of_others_and_no_reader_makes_the_replicator_lose_track(app, client, replicate, seed: int):
     """Random steps of an application; one snapshot at the start is all it takes."""
@@ -185,6 +188,7 @@ def test_no_checkpoint_of_others_and_no_reader_makes_the_replicator_lose_track(a
     assert replicator.status.snapshots == 1, replicator.status.last_snapshot_reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["FULL", "RESTART", "TRUNCATE"])
 def test_a_checkpoint_of_the_application_waits_for_one_sync_at_most(app, client, replicate, mode: str):
     replicator = replicate(app, sync_interval_s=0.5)
@@ -268,6 +272,7 @@ def test_the_replicator_checkpoints_a_wal_that_has_grown(app, client, replicate)
     assert replicator.status.snapshots == 1
 
 
+@pytest.mark.slow
 def test_writers_that_never_pause_do_not_keep_the_wal_growing(app, client, replicate):
     """No checkpoint without the write lock would ever complete: there is always one more commit."""
     replicator = replicate(app, checkpoint_pages=200, truncate_pages=400)
@@ -302,6 +307,7 @@ def test_writers_that_never_pause_do_not_keep_the_wal_growing(app, client, repli
     assert_replicated(client, app.path)
 
 
+@pytest.mark.slow
 def test_writers_that_wait_for_no_lock_and_never_pause_can_be_let_alone(app, client, replicate):
     """Each write is tried just once, and one always is, so that the write lock would show that is held for a moment."""
     replicator = replicate(app, checkpoint_pages=200, truncate_pages=None)
@@ -337,6 +343,7 @@ def test_writers_that_wait_for_no_lock_and_never_pause_can_be_let_alone(app, cli
     assert replicator.status.snapshots == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_started", [False, True])
 def test_a_wal_file_that_was_huge_is_shortened_when_nobody_writes(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch, is_started: bool

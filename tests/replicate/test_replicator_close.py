@@ -130,6 +130,7 @@ def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, m
     assert "unexpected" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_process_ends_without_closing_its_replicator(tmp_path: Path):
     program = """
         import sys, threading, apsw, litevfs
@@ -245,6 +246,7 @@ def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client,
     assert replicate(app).sync() == 1
 
 
+@pytest.mark.slow
 def test_closing_in_the_middle_of_a_large_snapshot_does_not_wait_for_its_end(app, tmp_path: Path):
     app.execute("BEGIN")
     app.insert(20_000, 4000)
