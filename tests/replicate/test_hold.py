@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 import pytest
 
-from litevfs.replicate import Replicator, capture
+from litevfs.replicate import Replicator, capture, limits
 from litevfs.replicate.database import ReadTransaction, SourceDatabase, WALState
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.wal import WALReader
@@ -113,7 +113,7 @@ def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: i
     monkeypatch.setattr(capture, "_MOVE_UP_FRAMES", rng.choice([1, 5, 1000]))
     monkeypatch.setattr(capture, "_SHORTEN_AFTER_S", rng.choice([0.0, 1000.0]))
     monkeypatch.setattr(limits, "MAKE_WAY_AFTER_S", 0.0)
-    monkeypatch.setattr(capture, "_LOOK_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(limits, "LOOK_AGAIN_AFTER_S", 0.0)
     app: Application = make_app(auto_vacuum=2)
     app.db.set_busy_timeout(0)
     app.execute(f"PRAGMA wal_autocheckpoint={rng.choice([0, 1, 20])}")
@@ -212,7 +212,7 @@ def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_see
 ):
     """What is written while nothing is held may be lost in the WAL, and costs a snapshot then."""
     monkeypatch.setattr(limits, "MAKE_WAY_AFTER_S", 0.0)
-    monkeypatch.setattr(capture, "_LOOK_AGAIN_AFTER_S", 0.0)
+    monkeypatch.setattr(limits, "LOOK_AGAIN_AFTER_S", 0.0)
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app)
     app.insert(5)
