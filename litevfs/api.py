@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
@@ -27,6 +27,7 @@ from litevfs.states.snapshot import Snapshot
 from litevfs.units import parse_moment_ms
 
 if TYPE_CHECKING:
+    import asyncio
     import sqlite3
 
     from litevfs.operations.diff import Diff
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
+_closing: set[object] = set()  # tasks, which an event loop does not keep
 _SQLITE3_ARGUMENTS = (
     "timeout",
     "detect_types",
@@ -94,7 +96,30 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
                 f"APSW {apsw.apsw_version()} has no async mode", hint="pip install --upgrade apsw, or use threads"
             )
         uri = _checked_uri(replica_url, vfs, options)
-        return await apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs)
+        opening = apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs)
+        return await _opened(opening)
+
+
+async def _opened(opening: Awaitable[apsw.AsyncConnection]) -> apsw.AsyncConnection:
+    """Await it. When that is given up, the opening goes on and is then closed; APSW alone might leave its thread."""
+    import asyncio
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # another event loop than asyncio's
+        return await opening
+    task = asyncio.ensure_future(opening)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_close_given_up)
+        raise
+
+
+def _close_given_up(task: asyncio.Future[apsw.AsyncConnection]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        _closing.add(closing := task.get_loop().create_task(task.result().aclose()))
+        closing.add_done_callback(_closing.discard)
 
 
 def register_stdlib(

@@ -100,6 +100,21 @@ def test_opening_that_is_given_up_leaves_no_thread(tmp_path):
     asyncio.run(asyncio.wait_for(main(), 30))
 
 
+def test_opening_that_is_given_up_before_it_begins_leaves_no_thread(shop: Shop):
+    async def main() -> None:
+        for turns in range(4):
+            opening = asyncio.create_task(litevfs.connect_async(shop.url))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await opening
+        while any("apsw" in thread.name for thread in threading.enumerate()):
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
 def test_without_an_async_mode_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     class Old:
         pass
