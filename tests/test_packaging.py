@@ -38,6 +38,7 @@ STORAGES = {
     for requirement in PYPROJECT["project"]["optional-dependencies"][extra]
 } | {"azure", "google", "nats"}  # what those that are not installed here are imported as
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+METRICS = {distribution_name(name) for name in EXTRAS["metrics"]}
 TOOLS = {distribution_name(name) for extra in ("integrations", "engines") for name in EXTRAS[extra]}
 
 
@@ -77,6 +78,8 @@ def test_package_imports_nothing_that_it_does_not_require():
                 allowed |= TOOLS
             if source.startswith("litevfs/replica_clients/"):
                 allowed |= STORAGES
+            if source == "litevfs/commands/metrics.py":  # loaded by `--metrics-addr` alone
+                allowed |= METRICS
             if package not in sys.stdlib_module_names and not names & allowed:
                 foreign.add(f"{source}: {package}")
     assert not foreign
