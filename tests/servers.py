@@ -68,6 +68,3 @@ def running_rclone(folder: Path) -> Iterator[S3Server]:
     environment = {"RCLONE_CONFIG": str(folder / "no-config")}
     with running_server(command, log=folder / "log", port=port, environment=environment):
         yield S3Server("rclone", f"http://127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY)
-
-
-S3_SERVERS = {"minio": running_minio, "versitygw": running_versitygw, "rclone": running_rclone}

@@ -79,7 +79,7 @@ def _process(command: Sequence[str], environment: Mapping[str, str], log: Path) 
             process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.wait(_STOP_TIMEOUT_S)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, url: str | None, log: Path) -> None:
