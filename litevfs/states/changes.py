@@ -1,7 +1,7 @@
-"""Which pages differ between two states, by the page map alone. Pure: reads no page, so what it names may be equal too.
+"""Which pages differ between two states, by the page map alone. Pure: reads no page, so it may name equal pages too.
 
 A page whose version is not newer than the older state's TXID has not changed since. A compacted file gives all its
-pages the TXID that it ends at, so the answer is the narrower the less was compacted in between.
+pages the TXID that it ends at, so fewer compactions in between give a narrower answer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def all_pgnos(snapshot: Snapshot) -> NDArray[np.int64]:
 
 
 def in_storage_order(snapshot: Snapshot, pgnos: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same pages in the order in which they lie in the LTX files: a scan for whatever reads ahead."""
+    """The same pages in the order in which they lie in the LTX files: for read-ahead, a scan."""
     if not len(pgnos):
         return pgnos
     files = np.empty(len(pgnos), np.uint32)

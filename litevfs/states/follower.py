@@ -3,7 +3,7 @@
 The usual step is one listing of level 0, from the newest file already known (the *anchor*) on: as long as the anchor
 is listed, nothing in between can have been missed, and the cost does not grow with history. Four times a minute the
 listing shows the other levels too, because a state may lie on them alone. Anything unusual, a gap, a vanished anchor, a
-file ahead of level 0, is settled by one look at all levels.
+file ahead of level 0, is settled by one listing of all levels.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from litevfs.states.survey import Survey
 logger = logging.getLogger("litevfs.states.follower")
 
 MIN_FILES = 128
-"""A state made of no more files than this has no need of compacted ones; of more, it looks for them as they double."""
+"""A state of at most so many files stays on them; a state of more moves to compacted files each time they double."""
 FETCHED_AT_ONCE = 64
-"""Files whose bytes are in memory at the same time: small ones come whole."""
+"""Files whose bytes are in memory at the same time: small files are read whole."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
 MAX_DETOURS = 8
-"""How many files that are of no use one look goes around."""
+"""How many unusable files one refresh goes around."""
 _FIRST_VIEW_EPOCH = 1 << 32
 """A fixed view is a history of its own: nothing proves that it is the one of the live states."""
 _FIRST_VIEW_COUNTER = 1 << 31
-"""Change counters of fixed views start here, so that they never equal one of the live states."""
+"""Change counters of fixed views start here, so that they never equal a live state's."""
 
 _NO_NUMBERS: Mapping[LTXFileInfo, int] = {}
 
@@ -92,18 +92,18 @@ class Follower:
         return snapshot
 
     def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
-        """Publish every state that leads on from `snapshot`, the newest last. False if something may have been missed.
+        """Publish every state that leads on from `snapshot`, the newest last. False if a state may have been missed.
 
-        That is so for a while where level 0 is empty: a transaction may have passed it between two looks. With
-        `thorough`, all levels are looked at then. Raises TXIDGapError, or what a file in the way raised, after
-        everything before it was published and no way around was found.
+        That is so for a while where level 0 is empty: a transaction may have passed it between two refreshes. With
+        `thorough`, the follower lists all levels then. Raises TXIDGapError, or the error of an unusable file, after
+        it has published every state before that and found no way around.
         """
         began, is_due = self._survey.now(), self._survey.is_due()
         was_asked = False
         if not thorough and self._names.is_usable and self._is_usual(snapshot):
             snapshot, was_asked = self._follow_by_name(snapshot, publish)
             if was_asked and not is_due:
-                return False  # the next file is not there: true, and no proof that the replica is the same
+                return False  # there is no next file, which does not prove that the replica is the same
         anchor = self._anchor
         if not self._survey.is_undone and (anchor is not None or not (thorough or is_due)):
             first_txid = anchor.min_txid if anchor else snapshot.txid + 1
@@ -122,7 +122,7 @@ class Follower:
                         self._survey.done(began)
                         self._names.keep_only([*self._seen, *snapshot.files.values()])
                     return anchor is not None
-                # The newest file may be on its way still. Of one that others have followed, nothing more will come.
+                # The newest file may be on its way still. Of a file that others follow, no more bytes will come.
                 if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
                     raise failure
         began = self._survey.now()
@@ -137,13 +137,13 @@ class Follower:
         return True
 
     def _is_usual(self, snapshot: Snapshot) -> bool:
-        """Whether nothing is left over from the last look, and the state is made of few files."""
+        """Whether the last refresh left nothing undone, and the state is made of few files."""
         return not self._survey.is_undone and len(snapshot.files) <= self._max_files
 
     def _follow_by_name(self, snapshot: Snapshot, publish: Publish) -> tuple[Snapshot, bool]:
         """Publish what follows on `snapshot` under the names that it must have on level 0.
 
-        Returns the newest state, and whether nothing more is there under such a name; if not, a listing has to tell.
+        Returns the newest state, and whether storage has no further file of such a name; if not, a listing has to tell.
         """
         ends = [file for file in (self._anchor, *snapshot.files.values()) if file and file.max_txid == snapshot.txid]
         if not ends:
@@ -169,9 +169,9 @@ class Follower:
         return self._anchor in covered and all(file in self._seen for file in covered)
 
     def _resync(self, snapshot: Snapshot, look: Look, publish: Publish) -> LitevfsError | None:
-        """Bridge gaps, leave a replica that was replaced and files that have vanished.
+        """Bridge gaps, and move away from a replica that was replaced and from files that have vanished.
 
-        Returns what kept it from the newest state, after everything that could be done was done.
+        Returns the error that kept the follower from the newest state, after it has published what it could.
         """
         if look.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
             self._build_anew(snapshot, look, publish)
@@ -196,9 +196,9 @@ class Follower:
     def _advance_around(
         self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish
     ) -> tuple[Snapshot, LitevfsError | None]:
-        """Apply and publish what leads furthest, without files that are of no use where others hold their TXIDs.
+        """Apply and publish the chain that leads furthest, without unusable files whose TXIDs other files hold.
 
-        Returns what is in the way all the same: the first such file, or a gap.
+        Returns the error that still stops the chain: of the first unusable file, or a gap.
         """
         in_the_way: list[tuple[LTXFileInfo, LitevfsError]] = []
         for _ in range(1 + MAX_DETOURS):
@@ -216,7 +216,7 @@ class Follower:
         return snapshot, next((error for file, error in in_the_way if file.max_txid > snapshot.txid), gap)
 
     def _advance(self, snapshot: Snapshot, chain: Chain, publish: Publish) -> tuple[Snapshot, LitevfsError | None]:
-        """Apply and publish a chain; if a file fails, what comes before it, and return the failure too."""
+        """Apply and publish a chain; if a file fails, publish the states before it and return the failure too."""
         if not chain.files:
             return snapshot, None
         try:
@@ -240,7 +240,7 @@ class Follower:
     def _make(
         self, start: Snapshot, files: list[LTXFileInfo], target: int | None = None, known: Snapshot | None = None
     ) -> tuple[Snapshot, Times]:
-        """The newest state, or the one at TXID `target`, made from nothing: without files that are of no use where
+        """The newest state, or the one at TXID `target`, made from nothing: without unusable files where
         others lead to the same TXID. See `newest_state` and `_apply`.
         """
         chain = newest_state(files, target)
@@ -264,7 +264,7 @@ class Follower:
     ) -> tuple[Snapshot, Times]:
         """The state after `files`, fetched in parallel, each checked before it is used; and their times.
 
-        Files that the state `known` uses keep their number, so that what is cached of them stays of use.
+        Files that the state `known` uses keep their number, so that their cached pages and blocks stay valid.
         """
         numbers = {file: number for number, file in known.files.items()} if known else {}
         times: Times = {}
@@ -304,7 +304,7 @@ class Follower:
     ) -> Snapshot:
         """Read pages from where a state opened now would read them: from few files, none of which retention took.
 
-        Only into files up to `proved_txid`: what lies beyond may be of another history.
+        Only into files up to `proved_txid`: files beyond may be of another history.
         """
         if not proved_txid or self._is_at_home(snapshot, files):
             return snapshot
@@ -325,9 +325,9 @@ class Follower:
         return len(snapshot.files) <= self._max_files and set(snapshot.files.values()).issubset(files)
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
-        """Look at all levels for the state `wanted`, some files of which are gone. None if it cannot be made again.
+        """List all levels to make the state `wanted`, some files of which are gone, again. None if that is impossible.
 
-        On the way, the published state moves on as in `follow`; what keeps it from doing so does not matter here.
+        This also publishes newer states as `follow` does, and ignores an error that keeps `follow` from them.
         """
         files = self._survey.list_all()
         is_proved = False
@@ -373,17 +373,17 @@ class Follower:
 
 
 def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
-    """The first file of the chain that the state has not got."""
+    """The first file of the chain that the state does not contain."""
     return next(file for file in chain.files if file.max_txid > snapshot.txid)
 
 
 def _is_unusable(error: LitevfsError) -> bool:
-    """Whether a file is damaged or gone, rather than the storage in trouble."""
+    """Whether the error says that a file is damaged or gone, not that the storage fails."""
     return isinstance(error, LTXFormatError | StorageNotFoundError)
 
 
 def _name_earlier_state(error: LitevfsError, txid: int | None) -> None:
-    """Let the error say what can be opened all the same."""
+    """Add to the error the earlier state that can be opened."""
     if txid is not None:
         advice = f"the state before can be opened with txid={format_txid(txid)}"
         error.hint = f"{error.hint}; {advice}" if error.hint else advice

@@ -1,8 +1,8 @@
 """Whether a listing shows the replica that a state came from. Owns the times that prove it; applies no files.
 
 A file's timestamp is that of its last transaction, on every level that compaction makes. So a TXID with another
-timestamp than we know proves another history, and the known one proves the same up to there. Full snapshots carry the
-time at which they were made: a known one proves the same, another one nothing.
+timestamp than the known one proves another history, and the known timestamp proves the same history up to there. Full
+snapshots carry the time at which they were made: a known time proves the same history, another time proves nothing.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.states.snapshot import Snapshot
 
 SET_BACK_AFTER_S = 30.0
-"""How long the newest file known must be in no listing and not to be read before that is taken for the truth."""
+"""How long the newest known file must be missing from listings and unreadable before the judge believes it is gone."""
 MAX_TIMES = 10_000
 """Transactions whose time is remembered, to tell this history from another one."""
 MAX_EVIDENCE = 8
-"""Headers that are read at most to tell."""
+"""How many headers one judgement reads at most."""
 
 Times = dict[tuple[bool, int], int]
 """(of a full snapshot?, last TXID) -> a header's timestamp, milliseconds: snapshots carry when they were made."""
@@ -34,8 +34,8 @@ class Lineage(enum.Enum):
 
     SAME = enum.auto()  # proved at the state's own TXID
     STALE = enum.auto()  # leads no further than the state, and nothing in it is younger: an old listing
-    OTHER = enum.auto()  # proved: the replica was replaced or set back
-    UNKNOWN = enum.auto()  # what would have proved it is gone
+    OTHER = enum.auto()  # proved: the replica was replaced or set back to an older state
+    UNKNOWN = enum.auto()  # the files that would prove it are gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Judge:
             self._times.popitem(last=False)
 
     def is_in_order(self) -> None:
-        """The newest file known is where it should be."""
+        """Note that the newest known file is where it should be."""
         self._missing_since = None
 
     def judge(
@@ -82,11 +82,11 @@ class Judge:
     ) -> Look:
         """What a listing of all levels has to do with `snapshot`; `seen` are files of its history beside its own.
 
-        `closely` is for whoever goes on to read what is listed: then a file that we know proves something only if it is
-        there, because one level's listing may be older than another's, and from before a replacement.
+        `closely` is for callers that go on to read the listed files: a known file then proves something only if storage
+        still has it, because one level's listing may be older than another's, and from before a replacement.
 
-        Raises ReplicaEmptyError for an empty one, and ReplicaError while the newest transactions seem to be gone: that
-        the replica was set back is believed only after a while, since listings and reads can be stale together.
+        Raises ReplicaEmptyError for an empty one, and ReplicaError while the newest transactions seem to be gone:
+        the judge believes that the replica was set back only after a while, since listings and reads can both be stale.
         """
         if not files:
             raise ReplicaEmptyError(
@@ -114,7 +114,7 @@ class Judge:
     def _compare(self, snapshot: Snapshot, ours: set[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool) -> Look:
         evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
         if any(f.max_txid == snapshot.txid and f.level != SNAPSHOT_LEVEL and f not in evidence for f in files):
-            return Look(files, Lineage.UNKNOWN, 0)  # whose it is cannot be told, and what comes next would follow it
+            return Look(files, Lineage.UNKNOWN, 0)  # its history is unknown, and the next file would connect to it
         proved = 0
         for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
             found = self._is_ours(file, is_known=file in ours, closely=closely)
@@ -126,7 +126,7 @@ class Judge:
                 return Look(files, Lineage.SAME, proved)
         if any(file.max_txid > snapshot.txid for file in files):
             return Look(files, Lineage.UNKNOWN, 0)
-        # No further than what we have: a stale listing, unless its newest transaction is younger than ours.
+        # It leads no further than the state: a stale listing, unless its newest transaction is younger than ours.
         newest = max((f for f in files if f.level != SNAPSHOT_LEVEL), key=lambda f: f.max_txid, default=None)
         if newest is None or newest in ours or newest.max_txid <= proved or not self._is_younger(newest, snapshot):
             return Look(files, Lineage.STALE, proved)
@@ -136,9 +136,9 @@ class Judge:
         return self.read_time(file) > snapshot.timestamp_ms
 
     def _is_remade(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
-        """Whether a full snapshot made later is all that is left, or ends where our newest file, which is gone, did.
+        """Whether only a later full snapshot is left, or one that ends where the newest known file, now gone, ended.
 
-        It may be of any history. One that was made earlier may be an old listing's.
+        Such a snapshot may be of any history. A snapshot made earlier may come from an old listing.
         """
         newest = max(files, key=lambda f: (f.max_txid, f.level))
         is_all = all(file.level == SNAPSHOT_LEVEL for file in files)
@@ -155,7 +155,7 @@ class Judge:
         return (False, file.max_txid) in self._times
 
     def _is_ours(self, file: LTXFileInfo, *, is_known: bool, closely: bool) -> bool | None:
-        """Whether a file that can tell is of our history; None if it is gone or damaged, and can tell no more."""
+        """Whether a file with a known time is of this history; None if it is gone or damaged and so proves nothing."""
         if is_known and not closely:
             return True
         try:
@@ -167,11 +167,11 @@ class Judge:
         return {self._times[key] for key in ((False, txid), (True, txid)) if key in self._times}
 
     def _is_still_there(self, snapshot: Snapshot, ours: set[LTXFileInfo]) -> bool:
-        """Whether storage still has the newest file that we know, which a listing does not show."""
+        """Whether storage still has the newest known file, which a listing does not show."""
         return any(self._is_there(file) for file in ours if file.max_txid == snapshot.txid)
 
     def proves(self, file: LTXFileInfo) -> bool:
-        """Whether a file that the state is known to come from still is where it was, and the same."""
+        """Whether storage still has a file that the state comes from, unchanged."""
         try:
             return self.read_time(file) in self._known_times(file.max_txid)
         except (StorageNotFoundError, LTXFormatError):
@@ -179,7 +179,7 @@ class Judge:
 
     def _is_there(self, file: LTXFileInfo) -> bool:
         try:
-            found = self.read_time(replace(file, etag=""))  # whatever has that name now
+            found = self.read_time(replace(file, etag=""))  # the file that has that name now
         except (StorageNotFoundError, LTXFormatError):
             return False
         return found in self._known_times(file.max_txid)

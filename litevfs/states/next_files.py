@@ -1,7 +1,7 @@
-"""Whether the next file of level 0 may be asked for by its name, and the files that were found so. Applies nothing.
+"""Finds the next files of level 0 by their names, and decides whether names may be used. Applies nothing.
 
-That is given up for good, for a replica in this process, by what is seen: names that hold more than one transaction, a
-storage that refuses to say that a file is not there, one whose misses are remembered by a cache in between.
+It gives names up for good, for a replica in this process, when it meets a name that holds more than one transaction, a
+storage that refuses to say that a file does not exist, or a cache in between that remembers misses.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from litevfs.ltx.file_info import LTXFileInfo
 logger = logging.getLogger("litevfs.states.next_files")
 
 BUSY_POLLS = 10
-"""So many polls after a new file, the proof that the replica is still the same is asked for together with the next."""
+"""For so many polls after a new file, the proof that the replica is the same is requested with the next file."""
 MAX_AT_ONCE = 16
-"""Files asked for at once: after the first two, twice as many as before as long as all are there."""
+"""Files requested at once at most: first two, then twice as many as before as long as all of them exist."""
 MAX_SURPRISES = 2
-"""Listings in a row that show a file which was not there a moment before by its name: by chance, one at most."""
+"""Listings in a row that show a file which a request by name just did not find: chance explains one at most."""
 
 
 class NextFiles:
-    """One replica's. One caller at a time."""
+    """The next files of one replica. One caller at a time."""
 
     def __init__(self, fetcher: Fetcher) -> None:
         self._given_up = False
         self._surprises = 0
         self._idle_polls = BUSY_POLLS
-        self._known: dict[tuple[int, int, int, str], LTXFileInfo] = {}  # by what a listing shows of them, too
+        self._known: dict[tuple[int, int, int, str], LTXFileInfo] = {}  # by the fields that a listing shows too
         self.use(fetcher)
 
     def use(self, fetcher: Fetcher) -> None:
@@ -44,14 +44,14 @@ class NextFiles:
 
     @property
     def is_usable(self) -> bool:
-        """Whether names are asked for."""
+        """Whether files are requested by name."""
         return self._can_ask and not self._given_up
 
     def find(self, txid: int, is_proved: Callable[[], bool]) -> list[FetchedFile] | None:
-        """The files that follow on the state `txid`, in order; [] where there are none.
+        """The files that follow on the state `txid`, in order; [] if there are none.
 
-        `is_proved` asks whether the replica still is the one of that state. None where it is not, or where names are
-        of no use: then only listings tell. Raises what `fetch_named` raises, but for StoragePermissionError.
+        `is_proved` asks whether the replica still is the one of that state. None if it is not, or if names
+        cannot be used: then only listings tell. Raises what `fetch_named` raises, but for StoragePermissionError.
         """
         proof = self._submit(is_proved) if self._idle_polls < BUSY_POLLS else None
         self._idle_polls += 1
@@ -78,14 +78,14 @@ class NextFiles:
         return found
 
     def _submit(self, is_proved: Callable[[], bool]) -> Future[bool] | None:
-        """The proof, asked for while the next file is."""
+        """Request the proof, while the next file is requested."""
         try:
             return self._fetcher.submit(is_proved)
-        except RuntimeError:  # no thread now
+        except RuntimeError:  # no thread can start now
             return None
 
     def look_at(self, level_0: Iterable[LTXFileInfo], txid: int, *, was_asked: bool) -> None:
-        """Learn from a listing of level 0; `was_asked`: a moment ago, no file that follows on `txid` was found."""
+        """Learn from a listing of level 0; `was_asked`: a request by name just found no file that follows on `txid`."""
         is_next = False
         for file in level_0:
             if file.min_txid != file.max_txid:
@@ -97,7 +97,7 @@ class NextFiles:
                 self._give_up("files are listed that are not found by their name: does a cache remember misses?")
 
     def as_known(self, files: list[LTXFileInfo]) -> list[LTXFileInfo]:
-        """Listed files, those that were found by name as they are known (the time of their write may be rounded)."""
+        """The listed files; one found by name before is the value known from then (its write time may be rounded)."""
         return [self._known.get(_key(file), file) for file in files] if self._known else files
 
     def keep_only(self, files: Iterable[LTXFileInfo]) -> None:

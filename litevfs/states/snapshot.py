@@ -57,7 +57,7 @@ class Versions:
         self._far_codes: dict[int, int] = {}
 
     def code(self, txid: int) -> int:
-        """The code of a TXID. Called by whoever builds snapshots, one at a time."""
+        """The code of a TXID. Only the builder of snapshots calls this, one thread at a time."""
         if self._base is None:
             self._base = txid
         code = txid - self._base + 1
@@ -80,7 +80,7 @@ class Versions:
 class Chunk:
     """2,048 consecutive pages, in Python's own arrays: indexing them takes half as long as numpy's.
 
-    For whole ranges numpy sees them as its own, for a moment: objects that stay would take a twentieth of the content.
+    For whole ranges numpy gets a short-lived view: views that stay would take a twentieth of the content's memory.
     """
 
     __slots__ = ("checks", "files", "frames", "versions")
@@ -110,11 +110,11 @@ class Chunk:
 
     @property
     def arrays(self) -> tuple[NDArray[np.unsignedinteger[Any]], ...]:
-        """All that is kept of the pages."""
+        """All four arrays of the chunk."""
         return self.version_array, self.file_array, self.frame_array, self.check_array
 
     def copy(self) -> Chunk:
-        """A chunk of its own with the same content."""
+        """An independent chunk with the same content."""
         return Chunk(self.versions[:], self.files[:], self.frames[:], self.checks[:])
 
 
@@ -302,7 +302,7 @@ class _Edit:
         for i, number in enumerate(numbers.tolist()):
             entries = np.arange(bounds[i], bounds[i + 1])
             if relocate_only:
-                # The file has the newest version up to its TXID, and ours is not newer than that: it is the same.
+                # The file has the newest version up to its TXID, and the map's is not newer: both are the same.
                 held = self._chunks[number].version_array[slots[entries] & CHUNK_MASK]
                 entries = entries[self._base.versions.are_at_most(held, file.header.max_txid)]
             if len(entries):
@@ -350,5 +350,5 @@ def decode_page(snapshot: Snapshot, pgno: int, frame: bytes) -> bytes:
 
 
 def page_key(snapshot: Snapshot, version: int, pgno: int) -> int:
-    """Names a page's content for ever, within a replica and process."""
+    """A key that names a page's content for ever, within a replica and process."""
     return snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno

@@ -1,7 +1,7 @@
 """Lists all levels of a replica in as few requests as its storage and size allow, and remembers when. Judges nothing.
 
 One listing holds every level of a usual replica. Where the storage cannot do that, or one answer has no room for all
-names, levels are listed one by one: from the newest file known of each on, where only what lies ahead is looked for.
+names, it lists levels one by one: each from its newest known file on, where the caller wants only newer files.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from litevfs.files.plan import newest_state
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
 
 INTERVAL_S = 15.0
-"""How often all levels are looked at: a state that level 0 does not lead to is found no later."""
+"""How often all levels are listed: a state that level 0 does not lead to is found no later."""
 EARLY_S = 0.05
-"""A poll that comes so much too early counts as on time, so that fifteen polls a second apart are one interval."""
+"""A poll that comes early by so much counts as on time, so that fifteen polls a second apart are one interval."""
 USUAL_LEVELS = (0, 1, 2, 3, SNAPSHOT_LEVEL)
 RARE_LEVELS = tuple(level for level in LEVELS if level not in USUAL_LEVELS)
 
 
 class Survey:
-    """One replica's. One caller at a time; `clock` gives seconds that always grow."""
+    """The survey of one replica. One caller at a time; `clock` gives seconds that always grow."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Survey:
         clock: Callable[[], float],
         as_known: Callable[[list[LTXFileInfo]], list[LTXFileInfo]] = lambda files: files,
     ) -> None:
-        """`as_known` puts files in the place of listed ones that are the same and known in another way."""
+        """`as_known` replaces listed files by the values already known of the same files."""
         self._fetcher = fetcher
         self._clock = clock
         self._as_known = as_known
@@ -49,20 +49,20 @@ class Survey:
         return self._clock()
 
     def is_due(self) -> bool:
-        """Whether all levels are to be looked at now."""
+        """Whether it is time to list all levels."""
         return self._clock() - self._last >= INTERVAL_S - EARLY_S
 
     def done(self, began: float) -> None:
-        """All levels were looked at, from `began` on, and nothing was left undone."""
+        """Note that a refresh that began at `began` listed all levels and left nothing undone."""
         self._last = began
 
     def not_done(self) -> None:
-        """A look has begun; until it is `done`, another one has to follow."""
+        """Note that a refresh of all levels has begun; until it is `done`, the next one has to list them again."""
         self._last = -math.inf
 
     @property
     def is_undone(self) -> bool:
-        """Whether the last look at all levels left something undone: what was in the way may still be there."""
+        """Whether the last refresh with all levels left something undone: the obstacle may still be there."""
         return self._last == -math.inf
 
     def list_all(self, target: int | None = None) -> list[LTXFileInfo]:
@@ -85,7 +85,7 @@ class Survey:
         return self._as_known(self._fetcher.list_files(0, min_txid))
 
     def list_ahead(self, min_txid: int) -> list[LTXFileInfo]:
-        """Files of level 0 from `min_txid` on; of the others at least those newer than what is known of them."""
+        """Files of level 0 from `min_txid` on; of the others at least those newer than their newest known file."""
         files = None if self._is_large else self._fetcher.list_from(0, min_txid)
         if files is None:
             above = self._fetcher.list_from(1, self._starts.get(1, 1))

@@ -14,11 +14,11 @@ from litevfs.states.follower import Follower, Publish
 from litevfs.states.snapshot import Snapshot
 
 MAX_REMEMBERED = 8
-"""Of either kind."""
+"""How many states of either kind are remembered."""
 
 
 class OtherStates:
-    """What `follower` can make beside the live state."""
+    """States that `follower` makes beside the live state."""
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
@@ -26,7 +26,7 @@ class OtherStates:
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
 
     def view(self, txid: int | None, timestamp_ms: int | None) -> Snapshot:
-        """The state after transaction `txid`, or as of a time. Raises TXIDNotFoundError when the replica has it not."""
+        """The state after transaction `txid`, or as of a time. Raises TXIDNotFoundError if the replica lacks it."""
         files, txid = self._follower.find_state(txid, timestamp_ms)
         view = self._views.get(txid)
         if view is None or not set(view.files.values()).issubset(files):
@@ -36,7 +36,7 @@ class OtherStates:
         return view
 
     def find_known(self, wanted: Snapshot, pgno: int, published: Snapshot | None) -> Snapshot | None:
-        """A state at hand that has page `pgno` as `wanted` has it, in another file."""
+        """A state in memory that has page `pgno` as `wanted` has it, in another file."""
         for known in (published, self._rebuilt.get((wanted.epoch, wanted.txid))):
             if known is not None and _holds_same(known, wanted, pgno):
                 return known
@@ -53,7 +53,7 @@ class OtherStates:
         )
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
-        """The state `wanted`, made anew from what the replica holds now; None if that is not possible any more."""
+        """The state `wanted`, made again from the files that the replica holds now; None if that is impossible."""
         again = self._follower.find_again(wanted, published, publish)
         if again is not None:
             self._rebuilt[(again.epoch, again.txid)] = again
@@ -70,7 +70,7 @@ def _holds_same(known: Snapshot, wanted: Snapshot, pgno: int) -> bool:
 
 
 def page_gone(wanted: Snapshot, pgno: int, published: Snapshot | None, client: ReplicaClient) -> PageUnavailableError:
-    """The error for a page of `wanted` that no file holds any more; `published` is what a new transaction would see."""
+    """The error for a page of `wanted` that no file holds any more; `published` is the state of a new transaction."""
     missing = wanted.files[wanted.file_number(pgno)]
     hint = "begin a new transaction, it reads a newer state; or lengthen the retention on the primary"
     if published is not None and (published.epoch, published.txid) == (wanted.epoch, wanted.txid):
