@@ -1,6 +1,6 @@
 """Fetches pages that were planned ahead. Knows where pages are; `watcher` knows which and why, `blocks` how.
 
-Failures are nobody's error: a reader that needs the page reads it again.
+A failure here raises no error: a reader that needs the page reads it again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from litevfs.states.snapshot import Snapshot, decode_page, page_key
 logger = logging.getLogger("litevfs.pages.ahead")
 
 FIRST_FRAME_BYTES = 2048.0
-"""Of a page, until some were seen."""
+"""Assumed size of a page's frame, until some frames were seen."""
 FRAMES_AVERAGED = 64
 PLANNED_SHARE = 0.75
-"""Part of the room for what is read ahead that one plan takes: whole blocks take more than the pages in them."""
+"""Part of the room for read-ahead that one plan takes: whole blocks take more than the pages in them."""
 
 
 class ReadAhead:
-    """Brings the bytes of planned pages near, and shows a watcher the interior pages that its plan waits for."""
+    """Fetches the bytes of planned pages, and shows a watcher the interior pages that its plan waits for."""
 
     def __init__(self, blocks: BlockReader, cache: ByteCache) -> None:
         self._blocks = blocks
@@ -38,7 +38,7 @@ class ReadAhead:
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
     def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher) -> None:
-        """Start fetching what is neither there nor under way. Returns at once."""
+        """Start fetching the pages that are neither cached nor under way. Returns at once."""
         pgnos = list(pgnos)
         for number, frames in self._missing(snapshot, pgnos).items():
             frames.sort()

@@ -37,8 +37,8 @@ ReadPage = Callable[[Snapshot, int], bytes]
 class Hydration:
     """Copies states into the file at `path`, or into a temporary one that goes when this object is closed.
 
-    With `lazily`, file and thread come with the first page that is read, and if there can be no file, there is none:
-    in a forked child, where nobody may be about to read anything, and the file at `path` may still be the parent's.
+    With `lazily`, file and thread come with the first page that is read, and if no file can be made, reads go on
+    without one. A forked child uses this: it may never read, and `path` may still be the parent's.
     """
 
     close_timeout_s = 0.8
@@ -104,7 +104,7 @@ class Hydration:
         self._delete()
 
     def leave_to_parent(self) -> Snapshot | None:
-        """In a forked child: no more of this; the file stays the parent's, and locked for no longer than that lives.
+        """In a forked child: stop using the file; it stays the parent's, locked only as long as the parent lives.
 
         Returns the state that it followed.
         """
@@ -123,10 +123,10 @@ class Hydration:
                 self._fd, self.path = _open_at(path, patience_s)
             else:
                 self._fd, self.path = _open_temporary()
-                # Also where nobody closes this before the process ends.
+                # Also if the owner does not close this before the process ends.
                 self._delete = weakref.finalize(self, _delete_own, self.path, os.getpid())
             start_thread(self._run, "litevfs-hydrate")
-        except BaseException:  # also Ctrl-C, which may strike when the thread runs already
+        except BaseException:  # also Ctrl-C, which may come when the thread already runs
             self.close()
             raise
 
@@ -146,8 +146,8 @@ class Hydration:
         try:
             self._follow_target()
         finally:
-            # Here and not in `close`, which waits for a bounded time: what this thread writes must not go to whichever
-            # file has the descriptor's number by then.
+            # Here and not in `close`, which waits for a bounded time: this thread must not write to another file that
+            # got the descriptor's number meanwhile.
             self._closed = True
             self._close_file()
 
@@ -184,7 +184,7 @@ class Hydration:
         if epoch == target.epoch:
             kept = min(len(have), len(versions))
             have[:kept] = versions[:kept]
-        have[have != wanted] = 0  # what is about to be overwritten is not to be read any more
+        have[have != wanted] = 0  # readers must not read a page that is about to be overwritten
         self._held = (target.epoch, have)
         stale = np.flatnonzero((have == 0) & (wanted != 0))
         self._copied = len(wanted) - len(stale)
@@ -210,9 +210,9 @@ def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.
 
 
 def _open_at(path: str, patience_s: float) -> tuple[int, str]:
-    """An empty file at `path` that no other replica is hydrating: waits so long for one that is just being closed.
+    """An empty file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing.
 
-    What an earlier one left there is not trusted.
+    The content that an earlier replica left there is not trusted.
     """
     fd = -1
     try:
@@ -235,7 +235,7 @@ def _open_at(path: str, patience_s: float) -> tuple[int, str]:
 
 
 def _open_temporary() -> tuple[int, str]:
-    """A new file, locked: the lock tells it from a left-over, and dies with us."""
+    """A new file, locked: the lock tells it from a left-over, and ends with this process."""
     try:
         _sweep_temporary()
         return local_files.create_temporary(f"{tempfile.gettempdir()}/{TEMP_PREFIX}", ".db", 0o600)
@@ -254,7 +254,7 @@ def _sweep_temporary() -> None:
 
 
 def _delete_own(path: str, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child has this to do at its end, too
+    if os.getpid() == pid:  # a forked child runs this at its end, too
         with contextlib.suppress(OSError):
             Path(path).unlink()
 

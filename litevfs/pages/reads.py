@@ -1,6 +1,6 @@
-"""One connection's reads of a page source, and the reading ahead that follows from them.
+"""One connection's reads of a page source, and the read-ahead that follows from them.
 
-Where reading ahead does not pay, the source itself is a connection's `Reads`: no call more per page.
+Where read-ahead does not pay, the source itself is a connection's `Reads`: no extra call per page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ logger = logging.getLogger("litevfs.pages.reads")
 
 
 class Reads(Protocol):
-    """What a connection reads pages by; see `PageSource` for both."""
+    """How a connection reads pages; `PageSource` documents the methods."""
 
     def read(self, snapshot: Snapshot, pgno: int) -> bytes:
         """Page `pgno` as the snapshot has it."""
@@ -39,7 +39,7 @@ class Source(Reads, Protocol):
 
 
 class WatchedReads:
-    """Reads of one connection, in the order of which a watcher sees what will come next."""
+    """Reads of one connection; from their order a watcher predicts the next pages."""
 
     def __init__(self, source: Source, watcher: Watcher) -> None:
         self._source = source
@@ -72,11 +72,11 @@ class WatchedReads:
         return page
 
     def begin(self) -> None:
-        """Another query begins: what the one before showed says nothing about it."""
+        """Another query begins: the reads of the query before say nothing about it."""
         if self._watcher is not None:
             self._watcher.begin()
 
     def _stop_watching(self) -> None:
-        """Hints must never cost a row: without them reads are slower, and that is all."""
+        """Go on without hints after an error in them: reads get slower, but no query fails."""
         logger.exception("reading ahead failed; this connection goes on without")
         self._watcher = None

@@ -1,9 +1,9 @@
 """`PageSource.read(snapshot, pgno)`: the way down from SQLite's page to bytes in storage, through every tier.
 
-A page is looked for in the page cache, in the hydrated file if there is one, in the blocks (where a request costs a
-round trip), and then in storage. What
-comes up is checked: the frame by its header and size, a file that was read whole by its checksum before it was
-published. Damaged bytes are read again once; a file that is gone is looked for elsewhere by whoever made the source.
+A read tries the page cache, the hydrated file if there is one, the blocks (where a request costs a round trip), and
+then storage. The source checks what it gets: the frame by its header and size; a file that was read whole was checked
+by its checksum before it was published. Damaged bytes are read again once; for a file that is gone, the source asks its
+owner for another one.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BLOCK_SHARE = 0.7
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
 MAX_MOVES = 8
-"""How often one read looks for a page in another file: while it looks, retention may delete that one too."""
+"""How many other files one read tries for a page: meanwhile, retention may delete the next file too."""
 
 HEADER_SIZE = 100
 """Bytes of SQLite's database header on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
@@ -103,7 +103,7 @@ class PageSource:
             self.hydration.follow(snapshot)
 
     def close(self) -> None:
-        """End what runs in the background. Idempotent."""
+        """End the background threads. Idempotent."""
         if self.hydration is not None:
             self.hydration.close()
 
@@ -120,7 +120,7 @@ class PageSource:
             self._blocks.cache.limit_bytes = max(self._blocks.cache.limit_bytes, block_bytes)
 
     def keep(self, number: int, file: FetchedFile) -> None:
-        """Warm the blocks with what opening a file has read anyway."""
+        """Put bytes into the blocks that opening a file has read anyway."""
         if self._blocks is not None:
             self._blocks.keep(number, file.info, file.head if file.data is None else file.data)
 
@@ -145,14 +145,14 @@ class PageSource:
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
         """Page 1 as SQLite has to see it: a rollback-journal database whose change counter is the snapshot's.
 
-        `schema_salt` is added to the schema's version number, so that SQLite reads the schema anew. Nothing when the
+        `schema_salt` is added to the schema's version number, so that SQLite reads the schema again. Empty if the
         database has no page.
         """
         if not snapshot.commit:
             return b""
         page = bytearray(self.read(snapshot, 1))
         counter = _U32.pack(snapshot.change_counter)
-        if page[24:28] != page[92:96]:  # as SQLite before 3.7 leaves it: then the size beside it does not count
+        if page[24:28] != page[92:96]:  # as SQLite before 3.7 leaves it: then the size next to it is not valid
             page[28:32] = _U32.pack(snapshot.commit)
         page[18:20] = _JOURNAL_VERSIONS
         page[24:28] = counter
@@ -164,7 +164,7 @@ class PageSource:
     # --- misses -------------------------------------------------------------------------------------------------------
 
     def reads(self) -> Reads:
-        """What one connection reads by: watched, where reading ahead pays."""
+        """The reads of one connection: watched, where read-ahead pays."""
         return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()))
 
     def begin(self) -> None:
@@ -202,7 +202,7 @@ class PageSource:
         return page
 
     def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None) -> bytes:
-        """Like `read`, past the page cache: for whoever reads every page once.
+        """Like `read`, past the page cache: for callers that read every page once.
 
         Ends by `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
         """
@@ -212,9 +212,9 @@ class PageSource:
                 if gone is not None:
                     deadline = self._fetcher.deadline() if deadline is None else deadline
                     snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
-                    self._gone.discard(snapshot.file_number(pgno))  # it is listed, maybe again
+                    self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
                 return self._read_from(snapshot, pgno, deadline)
-            except StorageNotFoundError as error:  # the page's file, or one that vanished while we looked for it
+            except StorageNotFoundError as error:  # the page's file, or another one that vanished meanwhile
                 gone = error
                 self._gone.add(snapshot.file_number(pgno))
                 self.counters.relocated += 1
@@ -242,7 +242,7 @@ class PageSource:
             return self._read_again(snapshot, pgno, error, deadline)
 
     def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception, deadline: float | None) -> bytes:
-        """Straight from storage, past the blocks: what they hold may be what is damaged."""
+        """Read straight from storage, past the blocks: the damaged bytes may come from a block."""
         number, offset, size = snapshot.place(pgno)
         file = snapshot.files[number]
         logger.info("reading page %d of %s again: %s", pgno, file.name, why)

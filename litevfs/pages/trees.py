@@ -1,4 +1,4 @@
-"""What is known of a database's B-trees from the interior pages that were read. Pure; hints, and no more."""
+"""What is known of a database's B-trees from the interior pages that were read. Pure; only hints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from litevfs.pages.btree import Interior, parse_interior
 MAX_INTERIOR_PAGES = 512
 """Interior pages remembered; each knows a few hundred children."""
 MAX_DEPTH = 20
-"""No B-tree is deeper; what is known of parents and children are hints, and could form a circle."""
+"""No B-tree is deeper. A bound is needed because parents and children are hints, which could form a circle."""
 
 
 class KnownTrees:
@@ -20,7 +20,7 @@ class KnownTrees:
         self.parents: dict[int, tuple[int, int]] = {}  # child -> (interior page, position in it)
 
     def learn(self, pgno: int, page: bytes) -> list[int]:
-        """Page `pgno` is this interior page now, or none. Returns the pages of which nothing is known any more."""
+        """Note that `pgno` is this interior page now, or none. Returns the pages whose place is no longer known."""
         interior = parse_interior(pgno, page)
         old = self.interior.get(pgno)
         forgotten = []

@@ -1,6 +1,6 @@
-"""What a connection will probably read next, from what it reads: pure plans, no I/O. The one place that guesses.
+"""Predicts from a connection's reads what it will read next: pure plans, no I/O. Only this module guesses.
 
-Three patterns are followed, each with a window that starts small and grows, so that point look-ups pay nothing:
+The watcher recognizes three patterns, each with a window that starts small and grows, so point look-ups cost nothing:
 
 - A scan: two children of one interior page, read in order, mean that the leaves after them come next.
 - Look-ups through an index: two table leaves read in the order of an index leaf's rowids mean that the table leaves of
@@ -9,7 +9,7 @@ Three patterns are followed, each with a window that starts small and grows, so 
 
 Invariants:
 
-1. A pattern belongs to the query that showed it: `begin` ends all of them, what is known of B-trees stays.
+1. A pattern belongs to the query that showed it: `begin` ends all patterns and keeps what is known of B-trees.
 2. A plan that proves wrong ends: look-ups go on in the next index leaf only if they went to the end of the one before;
    a scan is planned no further than its window, which moves with the reads.
 3. A plan that may not be fetched (`hold_back`) starts again with the smallest window.
@@ -35,9 +35,9 @@ from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
 FIRST_SHARE = 8
-"""Part of a full request that a scan may begin with, where that is more: a line that carries much in a round trip."""
+"""Part of a full request that a scan may begin with, if that is larger: on a line that carries much in a round trip."""
 GROWTH = 8
-"""Of a scan's window: cold pages come as fast as it grows, a round trip for each step."""
+"""Factor by which a scan's window grows: cold pages come as fast as it grows, with a round trip for each step."""
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_SCANS = 8
@@ -63,7 +63,7 @@ class _Scan:
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
 
     def add(self, pages: Iterable[int]) -> list[int]:
-        """Those of the pages that were not planned yet."""
+        """Add pages to the plan; returns those that were not planned yet."""
         new = [page for page in pages if page not in self.planned]
         self.planned.update(new)
         return new
@@ -96,7 +96,7 @@ class _IndexLeaf:
 
     @property
     def key(self) -> tuple[int, bytes]:
-        """Of the entry looked up last, or of the first one."""
+        """The key of the entry looked up last, or of the first one."""
         return self.entries[max(self.position, 0)].key
 
 
@@ -113,10 +113,10 @@ class Watcher:
         self._index_leaf: _IndexLeaf | None = None
         self._run = _Run()
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
-        self._lock = threading.Lock()  # what was read ahead is learnt from another thread
+        self._lock = threading.Lock()  # another thread calls `learn` with pages that were read ahead
 
     def begin(self) -> None:
-        """Another query begins: what the one before did is no evidence."""
+        """Another query begins: the reads of the query before are no evidence."""
         with self._lock:
             self._scans.clear()
             self._awaited.clear()
@@ -124,7 +124,7 @@ class Watcher:
             self._run = _Run()
 
     def hold_back(self) -> None:
-        """What was planned last is not fetched."""
+        """Note that the pages planned last are not fetched."""
         with self._lock:
             for parent, scan in self._scans.items():
                 scan.end_in, scan.end, scan.left = parent, scan.position + 1, 0
@@ -147,7 +147,7 @@ class Watcher:
         if pgno not in self._parents:
             return []
         with self._lock:
-            parent = self._parents.get(pgno)  # it may have been forgotten since
+            parent = self._parents.get(pgno)  # `learn` may have dropped it
             return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
 
     def wants(self, page: bytes) -> bool:
@@ -201,7 +201,7 @@ class Watcher:
             if scan.end_in == parent and scan.end <= position:
                 scan.end, scan.left = position + 1, 0
             scan.window = scan.window or max(FIRST_WINDOW, self.step // FIRST_SHARE) // GROWTH
-        if len(scan.planned) > MAX_PLANNED:  # what was guessed, and is none of the scan's
+        if len(scan.planned) > MAX_PLANNED:  # wrong guesses: pages that the scan does not reach
             scan.planned.clear()
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
@@ -243,7 +243,7 @@ class Watcher:
         plan: list[int] = []
         pgno = start = scan.end_in
         if not scan.guessed and scan.last < pgno <= scan.last + GUESS_PAGES:
-            start = scan.last + 1  # as if it was added when some of its leaves were there already
+            start = scan.last + 1  # as if it was added when some of its leaves existed already
         guessed = sum(scan.guessed.values())
         while pgno not in self._interior:
             following = self._trees.next_interior(pgno)
