@@ -1,9 +1,9 @@
 """Bytes of LTX files, for storages where a request costs a round trip. Knows files and offsets, not pages.
 
-A reader's miss fetches the whole block around the bytes asked for. What a plan wants ahead comes in a few parallel
-requests, as far as the governor lets: as blocks where it lies close together, else as the wanted ranges alone.
-Every request under way stands in one register, so that nothing is asked for twice at the same time, unless a request
-takes too long. A reader whose wait for another one's request ends without its bytes makes a request of its own.
+A reader's miss fetches the whole block around the wanted bytes. Read-ahead fetches a plan's ranges in a few parallel
+requests, as far as the governor allows: as blocks where the ranges lie close together, else as the ranges alone.
+Every request under way stands in one register, so that no bytes are requested twice at the same time, unless a request
+takes too long. A reader that waits for another reader's request without getting its bytes makes its own request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger("litevfs.files.blocks")
 
 BLOCK_NUMBER_BITS = 32
 OFFSET_BITS = 47
-"""Of the largest file (`MAX_FRAME_OFFSET`)."""
+"""Bits of an offset in the largest file (`MAX_FRAME_OFFSET`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class _Part:
 
 
 class _Request(Future[dict[int, bytes]]):
-    """Parts of a file under way, ascending; the result is their bytes by key."""
+    """A request for parts of a file, ascending; the result is their bytes by key."""
 
     def __init__(self, file: LTXFileInfo, parts: Sequence[_Part], *, ahead: bool) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class BlockReader:
         return range(offset // self._block_size, (offset + size - 1) // self._block_size + 1)
 
     def _range_alone(self, key: int, deadline: float) -> bytes | None:
-        """A range that was asked for ahead and without its block, once it is there."""
+        """A range that was read ahead without its block; waits until it has come."""
         request = self._under_way.get(key)
         if request is not None:
             try:
@@ -135,7 +135,7 @@ class BlockReader:
             with self._lock:
                 request = self._under_way.get(key)
                 if request is None:
-                    data = self.cache.get(key)  # another reader may just have brought it
+                    data = self.cache.get(key)  # another reader may just have put it there
                     if data is not None:
                         return data
                     request = mine = self._request_for(number, file, range(block, block + 1), ahead=False)
@@ -144,10 +144,10 @@ class BlockReader:
                 self.governor.need(mine.size)
                 self._run(mine, deadline)
             data = request.result(patience_s(deadline))[key]
-            self.cache.get(key)  # the first use of what was read ahead
+            self.cache.get(key)  # the first use of bytes that were read ahead
             return data
         except TransientStorageError as error:
-            # What is read ahead is tried once; what a reader waits for is worth the retries.
+            # Read-ahead tries once; bytes that a reader waits for are worth the retries.
             failure = error
         except FutureTimeoutError:
             assert request is not None
@@ -165,25 +165,25 @@ class BlockReader:
 
     @property
     def request_bytes(self) -> int:
-        """What one request brings at most."""
+        """How many bytes one request fetches at most."""
         return max(self._fetcher.line.request_bytes, self._block_size)
 
     @property
     def ahead_bytes(self) -> int:
-        """How much may wait for its use, or be under way: what the cache has room for, and the line brings soon."""
+        """How many bytes may wait for their use or be under way, by the cache's room and by the line."""
         return min(self.cache.ahead_limit_bytes, max(self._fetcher.line.ahead_bytes, 2 * self._block_size))
 
-    # --- reading ahead ------------------------------------------------------------------------------------------------
+    # --- read-ahead ---------------------------------------------------------------------------------------------------
 
     def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
-        """Whether all of these bytes are there, in memory or in the folder, or under way."""
+        """Whether all of these bytes are in memory, in the folder, or under way."""
         key = _range_key(number, offset)
         if key in self.cache or key in self._under_way:
             return True
         return all(self._is_near(_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
     def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> bool:
-        """Start fetching ascending ranges that are neither there nor under way. False where the governor ends that."""
+        """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses."""
         with self._lock:
             for parts in self._plan(number, file, ranges):
                 request = _Request(file, parts, ahead=True)
@@ -194,7 +194,7 @@ class BlockReader:
         return True
 
     def when_there(self, number: int, offset: int, size: int, call: Callable[[], None]) -> None:
-        """Make the call when bytes that are under way have come, or cannot; now if they are not under way."""
+        """Make the call when the request for these bytes ends, with or without them; now if there is none."""
         last = self._blocks_around(offset, size)[-1]
         request = self._under_way.get(_range_key(number, offset)) or self._under_way.get(_key(number, last))
         if request is None:
@@ -203,7 +203,7 @@ class BlockReader:
             request.add_done_callback(lambda _: call())
 
     def peek(self, number: int, offset: int, size: int) -> bytes | None:
-        """These bytes if they are in memory; that is no use of them."""
+        """These bytes if they are in memory; does not count as their use."""
         alone = self.cache.peek(_range_key(number, offset))
         if alone is not None:
             return alone
@@ -213,7 +213,7 @@ class BlockReader:
         return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
     def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
-        """The parts of each request that brings what is missing of the ranges."""
+        """The parts of each request that fetches the missing bytes of the ranges."""
         limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
         planned: list[list[_Part]] = []
         for group, is_dense in clusters(ranges, limits):
@@ -231,10 +231,10 @@ class BlockReader:
         return planned
 
     def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
-        """Whether a block is there, in memory or in the folder, or under way."""
+        """Whether a block is in memory, in the folder, or under way."""
         if key in self.cache or key in self._under_way:
             return True
-        if key != self._seen_on_disk:  # which a scan asks for page after page
+        if key != self._seen_on_disk:  # remembered, as a scan asks for the same block page after page
             if self._disk_cache is None or not self._disk_cache.has(file, block):
                 return False
             self._seen_on_disk = key
@@ -259,7 +259,7 @@ class BlockReader:
                 del self._under_way[part.key]
 
     def _submit(self, request: _Request) -> bool:
-        """Start a request that was granted. Where there are no threads for that, there is no reading ahead."""
+        """Start a request that was granted. If no thread can start, there is no read-ahead."""
 
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
@@ -284,7 +284,7 @@ class BlockReader:
         try:
             file, start = request.file, request.offset
             data = self._fetcher.read_once(file, start, request.size, deadline)
-            self._fetcher.keep(file, start, data)  # first: what a reader has seen is on its way to the folder
+            self._fetcher.keep(file, start, data)  # first: bytes that a reader has seen are on their way to the folder
             parts = {p.key: data[p.offset - start : p.offset - start + p.size] for p in request.parts}
             for key, part in parts.items():
                 self.cache.put(key, part, ahead=request.ahead)
@@ -297,7 +297,7 @@ class BlockReader:
             self._give_up(request)
 
     def _give_up(self, request: _Request) -> None:
-        """No more is done for a request: a reader that waits for it still, as after Ctrl-C, makes its own."""
+        """End a request without its bytes: a reader that still waits for it, as after Ctrl-C, makes its own."""
         self._forget(request)
         if not request.done():
             settle(request, TransientStorageError("the read that this one waited for was interrupted"))
@@ -312,5 +312,5 @@ def _key(number: int, block: int) -> int:
 
 
 def _range_key(number: int, offset: int) -> int:
-    """Below 0, where no block's key is."""
+    """A key below 0; the keys of blocks are not."""
     return ~(number << OFFSET_BITS | offset)

@@ -1,10 +1,10 @@
-"""Least recently used bytes under a limit, and apart from them what was read ahead. Knows neither pages nor storage.
+"""Least recently used bytes under a limit, and apart from them those read ahead. Knows neither pages nor storage.
 
 Keys name content that never changes, so nothing is ever invalidated. Hits take no lock: each operation on the mapping
 is atomic in CPython; a race between two of them costs at most a wasted or an early eviction.
 
-What was put `ahead` of its use is not driven out by what was used: it may take two thirds of the limit, and the oldest
-of it goes first. Its first use moves it over to the rest; what waits for that in vain loses the privilege.
+Used entries do not evict entries put `ahead` of their use: those may take two thirds of the limit, and the oldest of
+them goes first. The first use moves an entry over to the rest; one that waits for it too long loses the privilege.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable
 ENTRY_OVERHEAD_BYTES = 200
 """Memory of an entry beside its payload: bytes object header, key, and the mapping's own node (measured)."""
 AHEAD_SHARE = 2 / 3
-"""Part of the limit for what was put ahead."""
+"""Part of the limit for entries put ahead."""
 AHEAD_LIFE_S = 30.0
-"""What was put ahead and not used for so long goes before anything else."""
+"""An entry put ahead and not used for so long is evicted before any other."""
 PASSING = 8
-"""Entries put ahead and used last that stay as others do; a reader that passes through comes back to no earlier one."""
+"""How many of the entries put ahead stay after their use; a reader that passes through returns to no earlier one."""
 
 
 class ByteCache:
@@ -42,12 +42,12 @@ class ByteCache:
         self._ahead: OrderedDict[int, tuple[bytes, float]] = OrderedDict()  # not used yet; since when
         self._passing: deque[int] = deque()
         self._size_bytes = 0
-        self._ahead_bytes = 0  # of that
+        self._ahead_bytes = 0  # size of `_ahead`
         self._lock = threading.Lock()
 
     @property
     def ahead_limit_bytes(self) -> int:
-        """Memory for what was put ahead."""
+        """Memory for entries put ahead."""
         return int(self.limit_bytes * AHEAD_SHARE)
 
     def get(self, key: int) -> bytes | None:
@@ -62,7 +62,7 @@ class ByteCache:
         return self._first_use(key) if key in self._ahead else None
 
     def peek(self, key: int) -> bytes | None:
-        """The bytes or None; that is no use of them."""
+        """The bytes or None; does not count as their use."""
         value = self._entries.get(key)
         return self._ahead.get(key, (None, 0.0))[0] if value is None else value
 
@@ -113,14 +113,14 @@ class ByteCache:
         return value
 
     def _demote(self, key: int) -> None:
-        """Let the bytes be the first to go: they have had their use."""
+        """Make the bytes the first to be evicted: they were used already."""
         try:
             self._entries.move_to_end(key, last=False)
         except KeyError:  # gone already
             pass
 
     def _evict(self) -> None:
-        """The first to go: what was put ahead where there is nothing else, or where it has waited for too long."""
+        """Evict one entry: one put ahead only if there is no other, or if it has waited for too long."""
         if self._entries and not (self._ahead and self._clock() - self._oldest_since() > AHEAD_LIFE_S):
             self._forget(self._entries.popitem(last=False)[1])
         else:

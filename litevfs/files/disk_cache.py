@@ -1,15 +1,15 @@
 """Blocks of LTX files in a folder: the tier below memory, kept over restarts and shared by processes.
 
-Owns the folder's layout, its limit and what is trusted of it. Knows neither pages nor storage.
+Owns the folder's layout, its limit and the checks of its content. Knows neither pages nor storage.
 
-A block is one file, `<1 hex digit>/<64 hex digits>.block`, named by the hash of everything that makes it what it is:
+A block is one file, `<1 hex digit>/<64 hex digits>.block`, named by the hash of everything that identifies it:
 replica, LTX file, place. LTX files never change, so a block is never invalidated; a replaced one has another name here.
 Each file carries its own key and a checksum, and is trusted only if both are right: so there is no fsync, no lock and
 no index beside the files, and a crash, a torn write or a flipped bit costs one more read from storage.
 
-The least recently used blocks go first. The folder is parted into groups that keep their share of the limit each, and
-a group is looked through before the first block goes there, and then only when what was written since may have filled
-it. Several processes on one folder may exceed the limit together by an eighth for each of them but the first.
+The least recently used blocks go first. The folder is divided into groups, each with its share of the limit. A process
+lists a group before it writes the first block there, and then only when the blocks written since may have filled it.
+Several processes on one folder may exceed the limit together by an eighth for each of them but the first.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SHARDS = 16
 MIN_GROUP_BYTES = 1 << 22
 """A group of subfolders has room for many blocks."""
 GROUP_SLACK = 8
-"""An eighth of a group is freed at once, and is what a process may write before it looks again."""
+"""A process frees an eighth of a group at once, and may write as much before it lists the group again."""
 ALLOCATION_BYTES = 4096
-"""What files take on disk comes in multiples of this, in nearly every file system."""
+"""Files take multiples of this on disk, in nearly every file system."""
 TOUCH_AFTER_S = 10.0
-"""How exactly the time of the last use is kept: writing it down at every read would cost more than the read."""
+"""Precision of the time of the last use: writing the time at every read would cost more than the read."""
 TEMP_LIFE_S = 60.0
 """A temporary file of this age was left by a process that was killed."""
 
@@ -54,7 +54,7 @@ _TEMP_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
 
 @dataclass(slots=True)
 class DiskCounters:
-    """What the folder did for one replica so far."""
+    """Counts of reads and writes of the folder for one replica so far."""
 
     hits: int = 0
     misses: int = 0
@@ -74,7 +74,7 @@ class DiskCache:
 
     @property
     def is_writing(self) -> bool:
-        """Whether new blocks are kept: not any more after the folder failed."""
+        """Whether new blocks are kept: no longer after a write to the folder failed."""
         return not self._folder.has_failed
 
     def prepare(self) -> None:
@@ -93,12 +93,12 @@ class DiskCache:
         return data
 
     def put(self, file: LTXFileInfo, block: int, data: bytes) -> None:
-        """Keep a block; replaces what is there. Never raises: see `is_writing`."""
+        """Keep a block; replaces an older one. Never raises: see `is_writing`."""
         if len(data) == self._length(file, block):
             self._folder.write(self._key(file, block), data)
 
     def drop(self, file: LTXFileInfo, block: int) -> None:
-        """Forget a block, if it is there: what it holds turned out to be no good."""
+        """Delete a block, if the folder has it: its bytes turned out to be damaged."""
         self._folder.delete(self._key(file, block))
 
     def has(self, file: LTXFileInfo, block: int) -> bool:
@@ -108,7 +108,7 @@ class DiskCache:
     # --- keys ---------------------------------------------------------------------------------------------------------
 
     def _key(self, file: LTXFileInfo, block: int) -> bytes:
-        """All that tells this block from any other one; the etag, which may hold any character, comes last."""
+        """Everything that identifies this block; the etag, which may hold any character, comes last."""
         key = self._replica.copy()
         key.update(
             f"{file.level} {file.min_txid:x} {file.max_txid:x} {file.size} {file.modified_ms} "
@@ -129,12 +129,12 @@ class _Folder:
         self._counters = counters
         self._groups = _group_count(limit_bytes)
         self._group_limit = limit_bytes // self._groups
-        self._room = [0] * self._groups  # bytes that may be written to each group before it is looked through
-        self._on_their_way = [0] * self._groups  # bytes that threads are writing, and a look may not see yet
+        self._room = [0] * self._groups  # bytes that may be written to each group before it is listed
+        self._on_their_way = [0] * self._groups  # bytes that threads are writing, and a listing may not show yet
         self._lock = threading.Lock()
 
     def prepare(self, block_size: int) -> None:
-        """Make the folder and write a block of this size to it for a try. Raises OptionError."""
+        """Make the folder and write a block of this size to it as a test. Raises OptionError."""
         path = self._file_path(secrets.token_bytes(32))
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)  # noqa: PTH103 (str)
@@ -147,11 +147,11 @@ class _Folder:
             ) from error
 
     def read(self, key: bytes, size: int) -> bytes | None:
-        """The `size` bytes kept under `key`, or None. What is not exactly that is deleted."""
+        """The `size` bytes kept under `key`, or None. A file with any other content is deleted."""
         path = self._file_path(key)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:  # not there, or not to be had: then storage has it
+        except OSError:  # missing or unreadable: then the reader asks storage
             return None
         try:
             content = os.read(fd, _HEADER.size + size + 1)
@@ -170,7 +170,7 @@ class _Folder:
         return None
 
     def write(self, key: bytes, data: bytes) -> None:
-        """Keep the bytes if there is room for them. At the first failure, say so and write nothing from then on."""
+        """Keep the bytes if there is room for them. The first failure is logged, and ends all writing."""
         if self.has_failed:
             return
         group, cost = (key[0] >> 4) * self._groups // SHARDS, _allocated(_HEADER.size + len(data))
@@ -188,12 +188,12 @@ class _Folder:
             logger.warning("cache_dir %s takes no more blocks until the replica is opened again: %s", self._path, error)
 
     def delete(self, key: bytes) -> None:
-        """Forget what is kept under `key`."""
+        """Delete the bytes kept under `key`."""
         with contextlib.suppress(OSError):
             os.unlink(self._file_path(key))  # noqa: PTH108 (str)
 
     def has(self, key: bytes) -> bool:
-        """Whether something is kept under `key`."""
+        """Whether the folder has bytes under `key`."""
         return os.path.exists(self._file_path(key))  # noqa: PTH110 (str)
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class _Folder:
     # --- the limit ----------------------------------------------------------------------------------------------------
 
     def _make_room(self, group: int, cost: int) -> bool:
-        """Whether `cost` bytes may be written to a group now; old blocks go for them."""
+        """Whether `cost` bytes may be written to a group now; deletes old blocks to make room."""
         if cost > self._group_limit:
             return False
         with self._lock:
@@ -229,7 +229,8 @@ class _Folder:
             return True
 
     def _look_through(self, group: int, cost: int) -> int:
-        """Free what is too much for `cost` more bytes in a group. Returns how many may be written until the next look.
+        """Delete old blocks until a group has room for `cost` more bytes. Returns how many may be written until the
+        next call.
 
         Deletes nothing but blocks, and temporary files that a killed process left.
         """
@@ -279,7 +280,7 @@ def _list_shard(folder: str) -> list[tuple[float, int, str]]:
 
 
 def _allocated(size: int) -> int:
-    """Disk space of a file; an empty one takes something too."""
+    """Disk space of a file; an empty file takes space too."""
     return max(1, -(-size // ALLOCATION_BYTES)) * ALLOCATION_BYTES
 
 
@@ -291,7 +292,7 @@ def _header(key: bytes, data: bytes) -> bytes:
 
 
 def _touch(fd: int) -> None:
-    """Note the use of a block as its file's mtime, now and then; a time in the future is set right too."""
+    """Record the use of a block as its file's mtime, now and then; also corrects a time in the future."""
     if abs(time.time() - os.fstat(fd).st_mtime) > TOUCH_AFTER_S:
         with contextlib.suppress(OSError):
             os.utime(fd)

@@ -45,11 +45,11 @@ TAIL_BYTES_PER_FILE_BYTE = 1 / 100
 MIN_TAIL_BYTES = 1 << 14
 PARALLEL_REQUESTS = 32
 READ_BYTES = 1 << 19
-"""Bytes of one request where a file passes from its first byte to its last."""
+"""Bytes of one request when a file is streamed from its first byte to its last."""
 PARALLEL_READS = 16
-"""Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on what is read ahead."""
+"""Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on their read-ahead."""
 REQUEST_SHARE = 0.5
-"""Part of the read timeout for one request of a page read: one that hangs must leave the time for another."""
+"""Part of the read timeout for one request of a page read: a request that hangs must leave time for another."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -95,14 +95,14 @@ class Fetcher:
     def list_from(self, level: int, min_txid: int = 1) -> list[LTXFileInfo] | None:
         """Files of `level` from `min_txid` on and all of the levels above it, in one request, not retried.
 
-        None where the storage cannot, or where one answer has no room for all of them: list level by level then.
+        None if the storage cannot do that, or if one answer has no room for all: the caller then lists each level.
         """
         client = self._levels_client
         if client is None:
             return None
         try:
             files, are_all = self._counted_list(partial(client.list_from, level, min_txid))
-        except StoragePermissionError as error:  # may be of the wider prefix alone
+        except StoragePermissionError as error:  # perhaps only the wider prefix is forbidden
             logger.info("listing level by level from now on: %s", error)
             self._levels_client = None
             return None
@@ -137,8 +137,8 @@ class Fetcher:
     ) -> bytes:
         """Exactly `size` bytes of a file, with retries within the read timeout; the first pause now, if `after` failed.
 
-        With a `deadline` (as of `deadline()`) all of it ends then. Raises TransientStorageError when the bytes keep
-        coming short, else what the client raises.
+        With a `deadline` (from `deadline()`) all attempts end then. Raises TransientStorageError when answers stay
+        too short, else what the client raises.
         """
         return self.retry(lambda: self.read_once(file, offset, size, deadline), after=after, deadline=deadline)
 
@@ -164,11 +164,11 @@ class Fetcher:
 
     @property
     def request_timeout_s(self) -> float:
-        """For one request that may be made again."""
+        """The time limit of one request that may be retried."""
         return self._read_timeout_s * REQUEST_SHARE
 
     def counted_get(self, call: Callable[[], T], size_of: Callable[[T], int]) -> T:
-        """What a request for bytes returns, which has so many of them."""
+        """Make a request for bytes and count it; `size_of` gives the bytes in its answer."""
         try:
             result = call()
         except Exception:
@@ -206,7 +206,7 @@ class Fetcher:
     def fetch_files(self, files: Sequence[LTXFileInfo]) -> list[FetchedFile]:
         """Header and index of each file, in the order given, all read in parallel.
 
-        Small files come whole and verified, large ones pass and are verified if this fetcher does that. Raises
+        Small files are read whole and verified; large ones are streamed and verified only with `verify`. Raises
         LTXFormatError, with level, TXIDs and key, for the first bad file. Not to be called in the pool.
         """
         small = [file for file in files if file.size <= WHOLE_FILE_BYTES]
@@ -235,7 +235,7 @@ class Fetcher:
     def _twice(
         self, fetch: Callable[[LTXFileInfo, E | None], FetchedFile], file: LTXFileInfo, read: E | None = None
     ) -> FetchedFile:
-        """`fetch`, from what was `read` already if anything, and once more from storage if that is no good.
+        """`fetch`, from the bytes that were `read` already, if any, and once more from storage if those are damaged.
 
         Bytes can be damaged on their way, and a bad file costs the caller far more than a second request.
         """
@@ -279,13 +279,13 @@ class Fetcher:
         check_name(file, header)
         checks = None
         if self._verify:
-            # The index goes in with the rest, so it is proved too, and no byte is read twice.
+            # The index is verified with the rest of the file, and no byte is read twice.
             with closing(self._passing(file, head, tail, fresh=fresh)) as pieces:
                 checks = verify_stream(pieces, index)
         return FetchedFile(file, header, index, None, head, checks)
 
     def _passing(self, file: LTXFileInfo, head: bytes, tail: bytes, *, fresh: bool) -> Generator[bytes, None, None]:
-        """The whole file in pieces; what lies between its two ends is read now, a bounded part of it ahead."""
+        """The whole file in pieces; the bytes between its two ends are read now, a bounded part of them ahead."""
         start, end = len(head), file.size - len(tail)
         step = max(READ_BYTES - READ_BYTES % (self.client.block_size or 1), self.client.block_size)
         calls = (
@@ -294,7 +294,7 @@ class Fetcher:
         )
         yield head
         for piece in run_ahead(calls, self._submit_or_run if self.is_remote else None, PARALLEL_READS):
-            if self._closed.is_set():  # which not every storage notices, and a folder never
+            if self._closed.is_set():  # not every storage notices that, and a folder never does
                 raise closed_error()
             yield piece
         yield tail[max(0, start - end) :]
@@ -303,13 +303,13 @@ class Fetcher:
         return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
 
     def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
-        """At least `size` bytes of the end, or all; where there are blocks, whole ones."""
+        """At least `size` bytes of the end, or the whole file; with a folder, whole blocks."""
         offset = file.size - min(size, file.size)
         offset -= offset % (self.client.block_size or 1)
         return self._read_kept(file, offset, file.size - offset, fresh=fresh)
 
     def _read_kept(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool = False) -> bytes:
-        """Like `read` for bytes from the start of a block on, out of the folder if it has them; `fresh`: not."""
+        """Like `read` for bytes from the start of a block on, from the folder if it has them, but not if `fresh`."""
         if self.disk_cache is not None and not fresh:
             data = self.disk_cache.get_range(file, offset, size)
             if data is not None:
@@ -319,7 +319,7 @@ class Fetcher:
         return data
 
     def worth_reading(self, file: LTXFileInfo, start: int, end: int) -> tuple[int, int]:
-        """(offset, size) to ask for where bytes `start` to `end` are wanted: whole blocks if the folder keeps them."""
+        """(offset, size) to request when bytes `start` to `end` are wanted: whole blocks if the folder keeps them."""
         if self.disk_cache is not None:
             block_size = self.disk_cache.block_size
             start -= start % block_size
@@ -327,7 +327,7 @@ class Fetcher:
         return start, end - start
 
     def keep(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
-        """Keep what was read from storage in the folder, if there is one, as far as it makes whole blocks."""
+        """Keep the whole blocks among bytes that were read from storage in the folder, if there is one."""
         if self.disk_cache is not None:
             self.disk_cache.put_range(file, offset, data)
 
@@ -358,7 +358,7 @@ class Fetcher:
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run in the replica's pool. A call must not wait for another one of the pool.
 
-        Raises StorageClosedError, or RuntimeError where the system has no thread to give or the interpreter is ending.
+        Raises StorageClosedError, or RuntimeError if no thread can start or the interpreter is ending.
         """
         with self._lock:
             if self._closed.is_set():
@@ -380,7 +380,7 @@ class Fetcher:
         return future
 
     def close(self) -> None:
-        """End calls under way and let go of threads and sockets. Idempotent."""
+        """End calls under way and release threads and sockets. Idempotent."""
         self._closed.set()
         self.client.close()
         with self._lock:

@@ -1,4 +1,4 @@
-"""What a fetcher hands out and counts, as values."""
+"""The values that a fetcher returns and counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litevfs.ltx.page_index import PageIndex
 
 @dataclass(slots=True)
 class RequestCounters:
-    """What a replica asked of its storage so far."""
+    """Counts of the requests to a replica's storage so far."""
 
     list: int = 0
     get: int = 0
@@ -28,13 +28,13 @@ class RequestCounters:
 
 @dataclass(frozen=True, slots=True)
 class FetchedFile:
-    """An LTX file's header and page index, checked; and its bytes where they were read at once and verified."""
+    """An LTX file's header and page index, checked; and its bytes if they were read at once and verified."""
 
     info: LTXFileInfo
     header: Header
     index: PageIndex
     data: bytes | None  # the whole file
-    head: bytes = b""  # else what was read of its start, worth keeping
+    head: bytes = b""  # else the bytes read of its start, worth keeping
     checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if all of it was verified
 
 

@@ -1,7 +1,7 @@
-"""Whole LTX files verified, and what is remembered of each frame to know it again. Owns those checks; does no I/O.
+"""Verifies whole LTX files, and makes a check of each frame for later reads. Owns those checks; does no I/O.
 
 The format has one checksum per file and none per page. So the fetcher keeps 16 bits of each frame of a file that it
-has verified, and what is read of the file later, in ranges, is compared with them.
+has verified, and compares later reads of ranges of the file with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def frame_checks(index: PageIndex, data: bytes) -> NDArray[np.uint16]:
 
 
 def verify_stream(pieces: Iterable[bytes], index: PageIndex) -> NDArray[np.uint16]:
-    """Verify a file while its bytes pass, from the first to the last in pieces of any size; the checks of its frames.
+    """Verify a file from its bytes, first to last, in pieces of any size; returns the checks of its frames.
 
     `index` is as `read_header_and_index` gives it for the bytes of the same pieces. Memory: a piece, a frame, the
     result, and FEED_BYTES decoded. Raises LTXFormatError for a file that is not sound as a whole.
@@ -61,7 +61,7 @@ class _FrameChecks:
         self.values = np.zeros(len(index), np.uint16)
         self._index = index
         self._done = 0  # frames
-        self._rest = b""  # of what was fed: what comes after those frames
+        self._rest = b""  # of the bytes fed: those after the done frames
         self._rest_at = 0  # where that lies in the file, bytes
 
     def feed(self, data: bytes | memoryview) -> None:

@@ -1,11 +1,11 @@
-"""How much may be read ahead. Counts bytes alone: what was asked for ahead, what of it was used, what was needed.
+"""How much may be read ahead. Counts only bytes: those requested ahead, those of them used, and those needed.
 
 Invariants, at any moment and over any session of queries:
 
-1. What was asked for ahead and not used is at most FREE_BYTES plus what was used. Used is what a reader took, whether
-   it was read ahead or asked for when it was needed; a gap that a request reads over is never used.
+1. Bytes read ahead and not used are at most FREE_BYTES plus the bytes used. Used are bytes that a reader took, whether
+   read ahead or requested when needed; a gap that a request reads over is never used.
 2. A guess earns nothing: it is charged when its request begins, and credit comes back only when a reader takes it.
-3. Bytes are taken once: what is used twice, or was driven out before its use, does not count again.
+3. Bytes are taken once: bytes used twice, or evicted before their use, do not count again.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from __future__ import annotations
 import threading
 
 FREE_BYTES = 8_000_000
-"""What may be read in vain before anything was used."""
+"""Bytes that may be read in vain before any were used."""
 MAX_CREDIT_BYTES = 24_000_000
-"""However much was used long ago, no more than this may be read in vain at a stretch."""
+"""However many bytes were used long ago, at most so many may be read in vain in a row."""
 
 
 class Governor:
-    """The credit that all reading ahead of one replica draws on. Safe to use from many threads."""
+    """The credit that all read-ahead of one replica draws on. Safe to use from many threads."""
 
     def __init__(self, free_bytes: int = FREE_BYTES) -> None:
-        self.ahead = 0  # bytes asked for before they were needed
+        self.ahead = 0  # bytes requested before they were needed
         self.used = 0  # bytes of those that a reader took
-        self.needed = 0  # bytes asked for when they were needed
+        self.needed = 0  # bytes requested when they were needed
         self._credit = free_bytes
         self._lock = threading.Lock()
 
@@ -34,7 +34,7 @@ class Governor:
         return self.ahead - self.used
 
     def grant(self, size: int) -> bool:
-        """Whether `size` bytes may be asked for ahead; they are charged if so."""
+        """Whether `size` bytes may be requested ahead; they are charged if so."""
         with self._lock:
             if size > self._credit:
                 return False
@@ -43,7 +43,7 @@ class Governor:
             return True
 
     def give_back(self, size: int) -> None:
-        """A request for `size` bytes that was granted brought none."""
+        """Return the charge of a granted request for `size` bytes that brought none."""
         with self._lock:
             self.ahead -= size
             self._earn(size)
@@ -52,10 +52,10 @@ class Governor:
         """A reader takes `size` bytes that were read ahead."""
         with self._lock:
             self.used += size
-            self._earn(2 * size)  # they are in vain no more, and are used
+            self._earn(2 * size)  # they no longer count as read in vain, and count as used
 
     def need(self, size: int) -> None:
-        """`size` bytes were asked for because a reader waits for them."""
+        """Count `size` bytes that were requested because a reader waits for them."""
         with self._lock:
             self.needed += size
             self._earn(size)

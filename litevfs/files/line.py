@@ -2,9 +2,9 @@
 
 Owns the measurement; all replicas on one host share one `Line`. Knows neither files nor pages.
 
-Latency is a low quantile of what requests took beyond the transfer of their bytes; throughput is the second best of the
-last spells in which large requests were under way, together. Both need few requests, forget, and mind no outlier:
-a request that hangs, or a spell in which the reader was the slow part, makes neither of them worse.
+Latency is a low quantile of the time that requests took beyond the transfer of their bytes; throughput is the second
+best of the last spells in which large requests were under way, counted together. Both need few requests, forget old
+ones, and ignore outliers: a request that hangs, or a spell in which the reader was the slow part, changes neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MIN_GAP_BYTES, MAX_GAP_BYTES = 1 << 12, 1 << 17
 MAX_REQUEST_BYTES = 1 << 20
 """One stream seldom fills a line that carries more than this in the time of a request."""
 TRIPS_AHEAD, MIN_AHEAD_S = 8, 0.25
-"""What is read ahead should keep the line busy for so long, and a reader that needs something else waits no longer."""
+"""Read-ahead should keep the line busy for so long; a reader that needs other bytes waits no longer than that."""
 LARGE_BYTES = 1 << 15
 """Requests for less show the latency; those for more, the throughput."""
 SPELL_BYTES = 1 << 17
@@ -76,7 +76,7 @@ class Line:
 
     @property
     def gap_bytes(self) -> int:
-        """A gap of this size is read over in less time than a request of its own takes."""
+        """Reading over a gap of this size takes less time than another request."""
         gap = self.bytes_per_s * (REQUEST_COST_S + self.latency_s / AT_ONCE)
         return int(min(max(gap, MIN_GAP_BYTES), MAX_GAP_BYTES))
 
@@ -87,7 +87,7 @@ class Line:
 
     @property
     def ahead_bytes(self) -> int:
-        """What may be under way ahead of its use."""
+        """How many bytes may be under way ahead of their use."""
         return int(self.bytes_per_s * max(TRIPS_AHEAD * self.latency_s, MIN_AHEAD_S))
 
     def trip(self, request: Callable[[], T]) -> T:

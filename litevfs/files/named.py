@@ -1,7 +1,7 @@
-"""Asks for level-0 files by the names they must have, instead of listing. Owns no decision when that is of use.
+"""Asks for level-0 files by the names they must have, instead of listing. Does not decide when that is useful.
 
-A primary that writes one transaction a file names the next one after the state's TXID: a read of that name costs a
-twelfth of a listing, and finds the file itself.
+A primary that writes one transaction a file names the next one after the state's TXID: a read by that name costs a
+twelfth of a listing, and returns the file itself.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from litevfs.replica_clients.base import ReadsNamed
 
 
 def reads_named(fetcher: Fetcher) -> bool:
-    """Whether the storage of `fetcher` can be asked so, and each request is worth saving."""
+    """Whether the storage of `fetcher` supports reads by name, and each request is worth saving."""
     return fetcher.is_remote and isinstance(fetcher.client, ReadsNamed)
 
 
 def fetch_named(fetcher: Fetcher, txids: Sequence[int]) -> list[FetchedFile]:
-    """The level-0 files of these single transactions, which follow on each other, up to the first that is not there.
+    """The level-0 files of these single transactions, which follow on each other, up to the first that is missing.
 
     One request each, all at once, not retried. A file that is damaged or too large for one request ends the result,
     too, unless it is the first, which is read as any other file is. Raises LTXFormatError, and what the client raises:
-    StoragePermissionError where a storage refuses to say that a file is not there.
+    StoragePermissionError if a storage refuses to say that a file is missing.
     """
     fetched: list[FetchedFile] = []
     for found in fetcher.parallel([partial(_read, fetcher, txid) for txid in txids]):

@@ -60,7 +60,7 @@ def _further(a: LTXFileInfo | None, b: LTXFileInfo) -> LTXFileInfo:
 
 
 def no_files_error() -> ReplicaEmptyError:
-    """What to raise where no level holds a file."""
+    """The error to raise when no level holds a file."""
     return ReplicaEmptyError(
         "the replica holds no LTX files", hint="check the path, and that the primary replicates to it"
     )
@@ -112,9 +112,9 @@ def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFo
 
 
 def without(files: Sequence[LTXFileInfo], error: LitevfsError) -> list[LTXFileInfo] | None:
-    """The files but for the one that `error` is about, which is damaged or gone; None where it is about none of them.
+    """The files without the damaged or missing one that `error` names; None if it names none of them.
 
-    This is the way around a file that is of no use: to plan again as if it were not there.
+    So callers go around an unusable file: they plan again without it.
     """
     place = (error.level, error.min_txid, error.max_txid)
     others = [file for file in files if (file.level, file.min_txid, file.max_txid) != place]
@@ -122,15 +122,15 @@ def without(files: Sequence[LTXFileInfo], error: LitevfsError) -> list[LTXFileIn
 
 
 def around(files: Sequence[LTXFileInfo], error: LitevfsError, txid: int) -> list[LTXFileInfo] | None:
-    """As `without`, but None also where the other files do not lead to the state `txid`."""
+    """As `without`, but None also if the other files do not lead to the state `txid`."""
     others = without(files, error)
     return others if others is not None and txid in reachable_txids(others) else None
 
 
 def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:
     """The TXIDs whose state the files can make, ascending, each with a file that ends there: of the lowest level, since
-    a full snapshot carries the time at which it was made instead of that of its last transaction. What that file
-    connects to may be gone: with an old snapshot, retention takes what lies below the next one.
+    a full snapshot carries the time at which it was made instead of that of its last transaction. The files
+    before that file may be gone: with an old snapshot, retention deletes the files below the next one.
     """
     reachable: dict[int, LTXFileInfo] = {}
     newest = 0

@@ -1,7 +1,7 @@
-"""Which requests bring the ranges of a file that are wanted: pure plans, no I/O.
+"""Which requests fetch the wanted ranges of a file: pure plans, no I/O.
 
-Ranges that lie close together come in one request. Where they fill a good part of the blocks they lie in, whole blocks
-are asked for, which readers of their neighbours find; where they lie scattered, the ranges alone are kept.
+Ranges that lie close together share a request. Where they fill a good part of their blocks, the plan asks for whole
+blocks, which also serve readers of neighbouring pages; where they lie scattered, it asks for the ranges alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DENSER = 0.6
 """And from this part on where they are not."""
 
 DENSE_RANGES = 4
-"""Fewer neighbours may be there by chance."""
+"""Fewer neighbours may be chance."""
 
 Range = tuple[int, int]
 """(offset, size), bytes."""
@@ -23,10 +23,10 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request may be, bytes."""
+    """Limits of a request, bytes."""
 
     block: int
-    gap: int  # of this size, reading over it costs less than another request
+    gap: int  # reading over a gap of this size costs less than another request
     request: int  # a larger one is split
 
 

@@ -1,4 +1,4 @@
-"""Whole LTX files from their first byte to their last: read ahead in parallel, verified while they pass, nothing kept.
+"""Whole LTX files from first byte to last: read ahead in parallel, verified while streamed, not kept.
 
 Owns how files of any size are read in bounded memory. Knows neither databases nor destinations: see `restore`, `copy`
 and `replicate.compaction`.
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @contextmanager
 def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
-    """The client of a URL or a path, closed at the end; or one that is given, and stays open."""
+    """The client of a URL or a path, closed at the end; or the client that was passed, which stays open."""
     if not isinstance(replica, str | os.PathLike):
         yield replica
         return
@@ -73,9 +73,9 @@ class FileStreamer:
     def stream(self, files: Sequence[LTXFileInfo]) -> Iterator[VerifiedStream]:
         """A stream for each file, to be taken to its end before the next one.
 
-        Reading runs ahead over the ends of files, so many small files take no more round trips than a large one.
+        Read-ahead goes on past the end of a file, so many small files take no more round trips than a large one.
         """
-        # Where a request costs next to nothing, what is decoded at once stays in the processor's cache.
+        # Where a request costs next to nothing, small pieces stay in the processor's cache while they are decoded.
         step = READ_BYTES if self.fetcher.is_remote else FEED_BYTES
         ranges = ((file, offset) for file in files for offset in range(0, file.size, step))
         pieces = self._ahead(
@@ -90,10 +90,10 @@ class FileStreamer:
 
 
 class VerifiedStream:
-    """The bytes of one file on their way, each piece with the pages that it completes.
+    """The bytes of one file as they arrive, each piece with the pages that it completes.
 
     Iterating gives (bytes, [(pgno, page), ...]) and ends without an error only for a file that is sound as a whole: the
-    checksums come last, so nothing that was given before may be trusted until then. Raises LTXFormatError, with level,
+    checksums come last, so the caller must not trust any piece until then. Raises LTXFormatError, with level,
     TXIDs and key, and what the client raises.
     """
 
@@ -102,7 +102,7 @@ class VerifiedStream:
         self._pieces = pieces
         self._fetcher = fetcher
         self._decoder = StreamDecoder()
-        self.trailer: Trailer | None = None  # once all of the file has passed
+        self.trailer: Trailer | None = None  # known at the end of the file
 
     @property
     def header(self) -> Header:
@@ -123,7 +123,7 @@ class VerifiedStream:
             for part in small_parts(self._pieces):
                 pages = self._decoder.feed(part)
                 if self._decoder.header is None:
-                    continue  # the file is shorter than a header: the end will tell
+                    continue  # the file is shorter than a header: the check at the end reports it
                 if not is_named:
                     check_name(self.file, self._decoder.header)
                     is_named = True

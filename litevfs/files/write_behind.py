@@ -1,7 +1,7 @@
-"""Blocks on their way to the folder: written by a thread of its own, readable meanwhile. Owns that thread.
+"""Blocks on their way to the folder: a thread writes them, and readers find them meanwhile. Owns that thread.
 
 A reader must not wait for a disk: creating a file can take milliseconds where others keep the same disk busy. So blocks
-wait here, up to a bound; what comes beyond it is left out, and read from storage another time.
+wait here, up to a bound; blocks beyond it are not kept, and are read from storage the next time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_WAITING_BYTES = 1 << 23
 
 
 class WriteBehind:
-    """A `DiskCache` that readers never wait for. The thread lives only while there is something to write."""
+    """A `DiskCache` that readers never wait for. The thread lives only while blocks wait to be written."""
 
     close_timeout_s = 0.5
 
@@ -35,16 +35,16 @@ class WriteBehind:
 
     @property
     def counters(self) -> DiskCounters:
-        """What the folder did so far."""
+        """The counts of the folder so far."""
         return self._cache.counters
 
     @property
     def is_writing(self) -> bool:
-        """Whether new blocks are kept: not any more after the folder failed."""
+        """Whether new blocks are kept: no longer after a write to the folder failed."""
         return self._cache.is_writing
 
     def close(self) -> None:
-        """Write what waits if that takes no longer than `close_timeout_s`; keep nothing any more. Idempotent."""
+        """Write the waiting blocks for at most `close_timeout_s`; keep no new ones. Idempotent."""
         with self._lock:
             self._closed = True
             thread = self._thread
@@ -68,7 +68,7 @@ class WriteBehind:
         return (file, block) in self._waiting or self._cache.has(file, block)
 
     def put(self, file: LTXFileInfo, block: int, data: bytes) -> None:
-        """Keep a block soon, if not too much waits already; replaces what is there."""
+        """Keep a block soon, if not too many wait already; replaces an older one."""
         key = (file, block)
         with self._lock:
             self._forget(key)
@@ -88,7 +88,7 @@ class WriteBehind:
     # --- runs of blocks -----------------------------------------------------------------------------------------------
 
     def get_range(self, file: LTXFileInfo, offset: int, size: int) -> bytes | None:
-        """`size` bytes of a file from the start of a block on, or None if some are not there."""
+        """`size` bytes of a file from the start of a block on, or None if the folder lacks some of them."""
         blocks = []
         for block in range(offset // self.block_size, (offset + size - 1) // self.block_size + 1):
             data = self.get(file, block)
@@ -98,7 +98,7 @@ class WriteBehind:
         return b"".join(blocks)[:size]
 
     def put_range(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
-        """Keep the whole blocks among these bytes of a file soon; replaces what is there."""
+        """Keep the whole blocks among these bytes of a file soon; replaces older ones."""
         end = offset + len(data)
         whole_end = end if end == file.size else end - end % self.block_size
         for block in range(-(-offset // self.block_size), -(-whole_end // self.block_size)):
