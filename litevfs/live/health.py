@@ -40,11 +40,11 @@ class Health:
         self._said_stalled = False
 
     def begin(self) -> None:
-        """A look begins."""
+        """A refresh begins."""
         self._began = now_s()
 
     def succeed(self, *, is_proof: bool) -> None:
-        """It ended well; `is_proof`: whatever the storage held when it began has been seen."""
+        """The refresh succeeded; `is_proof`: it has seen everything that the storage held when it began."""
         if self._failing_since is not None and self._last_success is not None:
             logger.info("%s is up to date again", self._url)
         self.last_error = self._failing_since = None

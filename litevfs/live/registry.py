@@ -1,8 +1,8 @@
 """One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one.
 
-A connection may be let go of by the garbage collector, in any thread and at any moment: also in one that is in the
-middle of our own code and holds its locks. So letting go only takes a name off a list, under a lock that may be taken
-again; what then has to end is ended by a thread of its own, which is waited for no longer than a close may take.
+The garbage collector may release a connection, in any thread and at any moment: also in a thread that runs this
+package's code and holds its locks. So a release only takes a name off a list, under a reentrant lock; a separate thread
+then closes the replica, and the release waits for that thread no longer than a close may take.
 """
 
 from __future__ import annotations

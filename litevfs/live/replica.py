@@ -283,9 +283,9 @@ class Replica:
             self._published.wait_for(lambda: self._closed or self.snapshot is not known, timeout_s)
 
     def check_freshness(self, max_staleness_s: float) -> None:
-        """Look now unless one that missed nothing began within `max_staleness_s`. Raises StaleReplicaError if it fails.
+        """Refresh unless a refresh that missed nothing began within `max_staleness_s`, or raise StaleReplicaError.
 
-        What the storage held so long ago is then in the published state.
+        The published state then contains everything that the storage held so long ago.
         """
         age_s = self._health.proof_age_s()
         if age_s is not None and age_s <= max_staleness_s:

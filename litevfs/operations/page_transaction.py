@@ -1,8 +1,8 @@
 """Pages of a SQLite database file replaced in one transaction, beside any readers. Owns the file's locks and journal.
 
 The file changes as SQLite itself changes one in rollback-journal mode: the old content of every page goes into
-`<path>-journal`, is synced, then the pages are written and synced, and the end of the journal is the commit. Whoever
-opens the file after a crash, with any SQLite, finds the journal and rolls back. Sources: "File Locking And Concurrency"
+`<path>-journal`, is synced, then the pages are written and synced, and the end of the journal is the commit. Any
+SQLite that opens the file after a crash finds the journal and rolls back. Sources: "File Locking And Concurrency"
 (https://www.sqlite.org/lockingv3.html), "The Rollback Journal" (https://www.sqlite.org/fileformat2.html, section 3).
 
 Readers go on while the journal is written (RESERVED lock) and wait for the time that the pages take (EXCLUSIVE lock).
