@@ -60,11 +60,15 @@ def running_versitygw(folder: Path) -> Iterator[S3Server]:
 
 @contextmanager
 def running_rclone(folder: Path) -> Iterator[S3Server]:
-    """`rclone serve s3` over a folder, without buckets."""
+    """`rclone serve s3` over a folder, without buckets.
+
+    What it knows of a folder stays good for long, as nothing changes but by requests; with "0s" rclone 1.76 comes to a
+    dead lock at times.
+    """
     program, port = need_program("rclone"), free_port()
     (folder / "data").mkdir()
     command = [program, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", str(folder / "data")]
+    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "1h", str(folder / "data")]
     environment = {"RCLONE_CONFIG": str(folder / "no-config")}
     with running_server(command, log=folder / "log", port=port, environment=environment):
         yield S3Server("rclone", f"http://127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY)
