@@ -1,8 +1,8 @@
 """Whether a replicator may make its database the next state of a replica that it does not continue. Does no uploads.
 
-A database at the place of one that was replicated from the same state folder is the one to go on with. Otherwise it has
-to be the replica's newest state, or to come from it (`provenance.py`): a container that came back with an empty disk,
-where the application has just made a new database, must not be the next thing that readers see.
+A database continues the replica if the same state folder replicated a database at the same path before. Otherwise it
+has to be the replica's newest state, or to come from it (`provenance.py`): a container that came back with an empty
+disk, where the application has just made a new database, must not be the next thing that readers see.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _HINT = (
 
 
 def refuse_unrelated(client: ReplicaClient, path: Path, capture: Capture, there: ReplicaPosition, reason: str) -> None:
-    """Return when the database is, or came from, what is `there`; a replica without any file is followed by anything.
+    """Return if the database is, or came from, the state that is `there`; any database may follow an empty replica.
 
-    `reason` says why the local state does not do. Raises UnrelatedDatabaseError, ReplicatorError, StorageError.
+    `reason` says why the local state cannot be continued. Raises UnrelatedDatabaseError, ReplicatorError, StorageError.
     """
     if there.newest is None:
         return

@@ -28,11 +28,11 @@ T = TypeVar("T")
 logger = logging.getLogger("litevfs.replicate")
 
 MOVE_UP_INTERVAL_S = 0.02
-"""How long the application's own checkpoints may be kept from anything: a few hundred transactions."""
+"""How long the replicator may block the application's own checkpoints: a few hundred transactions."""
 _MOVE_UP_FRAMES = 1000
 """As many as SQLite lets gather before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
 _SHORTEN_AFTER_S = 10.0
-"""Giving back the space of a huge file can take longer than any checkpoint, so nobody should be about to write."""
+"""Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 
 
 class Capture:
@@ -56,9 +56,9 @@ class Capture:
         self._hold = Hold(database)  # while it holds, everything after `state.position` stays in the WAL
         self._may_start_over = False  # whether the WAL may have been started over, once, since that position
         self._stands_at_end = False  # whether the held transaction is known to see just what was captured
-        self._has_moved_up, self._next_move_up = False, 0.0  # at the last look; monotonic
-        self._look_at: float | None = None  # monotonic; when to look whether it keeps a checkpoint waiting
-        self._has_looked = False  # and it seemed to, the last time
+        self._has_moved_up, self._next_move_up = False, 0.0  # at the last `settle`; monotonic
+        self._look_at: float | None = None  # monotonic; when to check whether it keeps a checkpoint waiting
+        self._has_looked = False  # and the last check said that it may
         self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self._pause = threading.Event()  # never set
         self.state: State | None = None
@@ -92,9 +92,9 @@ class Capture:
         self.reason = reason
 
     def step(self) -> State:
-        """Everything committed before the call is in the folder when this returns; no file when that is nothing."""
+        """Capture everything committed before the call into the folder; writes no file if there is nothing new."""
         if not self._folder.is_held():
-            self._let_go()  # for as long as nothing can be kept, the WAL is the application's alone
+            self._let_go()  # while the replicator cannot capture, it leaves the WAL to the application
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
             self._folder.check_room(self._limits.pending_bytes)
@@ -109,7 +109,7 @@ class Capture:
         return self._known_state()
 
     def read_all(self, use: Callable[[WALReader, WALState, Content], T]) -> T:
-        """What `use` makes of the WAL and the whole database, before any state is continued. Raises ReplicatorError."""
+        """What `use` makes of the WAL and the whole database, before a state is continued. Raises ReplicatorError."""
         source = self._database
         with translated(self._path), WALReader(source.wal_path) as wal, source.hand_over() as transaction:
             result = use(wal, state := source.wal_state(wal), read_database(wal, state, transaction, source.page_size))
@@ -117,7 +117,7 @@ class Capture:
         return result
 
     def settle(self) -> None:
-        """Between steps: let checkpoints of others finish that only wait for us to move on."""
+        """Between steps: let checkpoints of the application finish that only wait for our read transaction to move."""
         if self.state is None or self.reason is not None or not self._hold.is_held:
             return
         frames, _ = self._database.wal_counts()
@@ -136,7 +136,7 @@ class Capture:
                 self._advance(wal)
 
     def keeps_state(self) -> bool:
-        """Whether `state` is known, and in the folder. When others removed that, start as a new replicator would.
+        """Whether `state` is known, and in the folder. If the folder was removed, start as a new replicator would.
 
         Raises ReplicatorError when the folder cannot be made again, ReplicatorLockedError when another has made it.
         """
@@ -172,14 +172,14 @@ class Capture:
                 self.reason = exc.message
         if self.reason is not None:
             self._take_whole_database(wal, self.reason)
-        with suppress(ReplicatorError):  # what could not be done now can be done after the next step
+        with suppress(ReplicatorError):  # the next step tries again
             self._keep_wal_small(wal, before)
 
     def _quiet_s(self, frames: int) -> float:
-        """For how long nobody has written, as when a checkpoint of the application waits for our place.
+        """For how long there was no write, as when a checkpoint of the application waits for our read mark.
 
-        That one first holds off writers, so nothing is new until it gives up; waiting for the next step would make them
-        wait as well.
+        Such a checkpoint holds off writers first, so the WAL does not grow until it gives up; to wait for the next step
+        would make the writers wait as well.
         """
         now = time.monotonic()
         if frames != self._seen_frames:
@@ -187,7 +187,7 @@ class Capture:
         return now - self._seen_at
 
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
-        """Give back the space of a huge WAL file, once nobody has written for `quiet_s` seconds."""
+        """Give back the space of a huge WAL file, once there was no write for `quiet_s` seconds."""
         pages = self._limits.truncate_pages
         if pages is not None and quiet_s >= _SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
             self._database.checkpoint(truncate=True)
@@ -197,7 +197,7 @@ class Capture:
         self._stands_at_end &= not self._has_moved_up
 
     def _keep_up(self) -> None:
-        """While much is being captured: as `settle`, when it is due."""
+        """Do what `settle` does, when it is due, during a long capture."""
         self._check_open()
         now = time.monotonic()
         if now >= self._next_move_up:
@@ -219,14 +219,14 @@ class Capture:
         return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
 
     def _advance(self, wal: WALReader) -> None:
-        """Capture what is new, then hand the read transaction over. Raises WALError when that cannot be known."""
+        """Capture the new frames, then hand the read transaction over. Raises WALError if the WAL cannot show them."""
         is_held = self._hold.is_held
         if is_held:
             self._capture_changes(wal, self._database.wal_state(wal), self._keep_up)
         with self._database.hand_over():
             state = self._database.wal_state(wal)
             start = self._next_start(wal, state)
-            if state.is_backfilled or not is_held:  # otherwise what is new stays in the WAL, and is for the next step
+            if state.is_backfilled or not is_held:  # otherwise the new frames stay in the WAL for the next step
                 self._capture_changes(wal, state)
         self._begin_hold(state, stands_at_end=start is None)
 
@@ -238,7 +238,7 @@ class Capture:
             self._publish(read_changes(wal, state, start), between_pages)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
-        """Where the frames begin that are new, None when there are none. Raises WALError when that cannot be known."""
+        """Where the new frames begin; None if there are none. Raises WALError if the WAL cannot tell."""
         position = self._known_state().position
         header = state.header
         if header is None or not position.is_in(header):
@@ -246,7 +246,7 @@ class Capture:
                 return header.start if header and state.frames else None
             raise WALError("the WAL was started over since the last sync, changes may have been missed")
         if self._may_start_over and state.frames <= position.frame:
-            return None  # started over in memory, and the file follows with the next commit; or that can be at any time
+            return None  # started over in memory, now or later; the next commit writes the file
         if state.frames < position.frame:
             raise WALError("the WAL ends before what was replicated, as after a power failure")
         if not wal.holds(header, position):
@@ -282,7 +282,7 @@ class Capture:
             raise ReplicatorError("the replicator is being closed", key=str(self._path))
 
     def _let_go_of_large_wal(self) -> None:
-        """Keep no more of the WAL than there would be without us, while nothing can be captured.
+        """Let the WAL be as small as without a replicator, while the replicator cannot capture.
 
         When the disk is full, a WAL that grew on would keep the application from writing; and an application can go on
         with a database that was moved away. The WAL may be started over now; until that happens, nothing is lost.
@@ -294,8 +294,8 @@ class Capture:
     def _keep_wal_small(self, wal: WALReader, before: WALState) -> None:
         """Checkpoint a WAL that has grown, so that the next writer starts it over.
 
-        `before` is where our read transaction stood until this step. When no checkpoint came that far, a reader of the
-        application is in the way, and holding writers off would change nothing.
+        `before` is where our read transaction stood until this step. If no checkpoint came that far, a reader of the
+        application blocks it, and holding writers off would change nothing.
         """
         wal_limits, state = self._limits, self._wal_state
         for _ in range(limits.CHECKPOINTS_A_STEP):
@@ -315,8 +315,8 @@ class Capture:
     def _checkpoint_between_writers(self, wal: WALReader) -> None:
         """Hold writers off for one short checkpoint: without a pause between commits, none ever completes.
 
-        What can be captured, copied and put on disk before is no work while they wait; what they wrote last is read
-        meanwhile, and kept for good after. If that is lost, the WAL shows it.
+        Capture, copy and flush run before that as far as possible, so that writers do not wait for them. Their last
+        frames are read while they wait, and put on disk afterwards. If those are lost, the WAL shows it.
         """
         self._catch_up(wal)
         if self._wal_state.is_backfilled:
@@ -333,7 +333,7 @@ class Capture:
                 if content is not None:
                     self._publish(content)
             except BaseException:
-                self._let_go()  # of the write lock above all
+                self._let_go()  # releases the write lock above all
                 raise
         self._begin_hold(state, stands_at_end=True)
 
@@ -353,13 +353,13 @@ class Capture:
         self._database.flush()
 
     def _make_way(self, wal: WALReader) -> None:
-        """Let a checkpoint of the application pass that has been waiting for our place all the time.
+        """Let a checkpoint of the application pass that has been waiting for our read mark all the time.
 
         Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if not far enough, waits
-        until the place is free, even when a reader that is has taken it meanwhile. If that is us, it would wait until
-        it gives up, and hold off all writers so long: each new transaction takes the place of the one before. It is
-        rare, as it must begin just when we hand over. So a look, later, is enough, and another one to be sure: what is
-        written while we let go may be lost in a WAL that was emptied, and costs the whole database.
+        until the place is free, even when a reader that is has taken it meanwhile. If we take it, the checkpoint would
+        wait until it gives up, and hold off all writers so long: each new transaction takes the place of the one
+        before. It is rare, as it must begin just when we hand over. So a later check is enough, and a second one to be
+        sure: frames written while we hold nothing may be lost in a WAL that was emptied, which costs a whole copy.
         """
         if self._look_at is None or time.monotonic() < self._look_at:
             return
@@ -380,7 +380,7 @@ class Capture:
     def _begin_hold(self, state: WALState, *, stands_at_end: bool) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before.
 
-        Everything was captured that it does not keep.
+        Everything that it does not keep was captured before.
         """
         if state.is_backfilled:
             self._look_at = None

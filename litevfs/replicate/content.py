@@ -35,7 +35,7 @@ class Content:
 
 
 def read_changes(wal: WALReader, state: WALState, start: WALPosition) -> Content:
-    """Everything committed after `start`. Raises WALError when the WAL does not bear out what SQLite says of it."""
+    """Everything committed after `start`. Raises WALError when the WAL disagrees with what SQLite says of it."""
     header = _header(state)
     changes = wal.changes(header, start, state.frames)
     if changes is None or changes.end.frame != state.frames:
@@ -68,7 +68,7 @@ def read_database(wal: WALReader, state: WALState, transaction: ReadTransaction,
 
 
 def detached(content: Content, spool: IO[bytes]) -> Content:
-    """The same, with the pages kept in `spool`, so that it outlives the read transaction."""
+    """The same content with its pages in `spool`, so that it outlives the read transaction."""
     pgnos = []
     for pgno, page in content.pages:
         pgnos.append(pgno)
@@ -83,7 +83,7 @@ def _position(wal: WALReader, state: WALState) -> WALPosition:
             raise WALError(f"the WAL has {state.frames} frames but no valid header")
         return EMPTY_WAL
     position = wal.position(state.header, state.frames)
-    return EMPTY_WAL if position is None else position  # None: it was just started over, after all was in the file
+    return EMPTY_WAL if position is None else position  # None: the WAL was just started over
 
 
 def _header(state: WALState) -> WALHeader:

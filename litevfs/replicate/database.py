@@ -3,7 +3,7 @@
 Knows nothing of replicas. Nothing here ever writes to the database but SQLite's own checkpoints.
 
 How a read transaction keeps the WAL (source: SQLite's wal.c, walTryBeginRead, walRestartLog, walCheckpoint). While one
-is open, every frame committed after it began stays in the WAL, whoever checkpoints how:
+is open, every frame committed after it began stays in the WAL, whichever process checkpoints in whichever mode:
 
 - Begun while frames were not in the database file yet, it holds a read mark above zero. No checkpoint copies frames
   beyond the mark, and the WAL is never started over.
@@ -12,8 +12,8 @@ is open, every frame committed after it began stays in the WAL, whoever checkpoi
   it cannot be started over again.
 
 So the chain holds as long as each read transaction ends only after the next one began (`hand_over`), and everything
-that the next one does not keep was read from the WAL before. It needs two connections in turn, and a third to ask and
-to checkpoint, but no table and no write transaction.
+that the next one does not keep was read from the WAL before. It needs two connections in turn, and a third for
+questions and checkpoints, but no table and no write transaction.
 
 Why SQLite reads the database file for us: POSIX locks belong to the process, and closing any descriptor of a file drops
 all of them, those of the application included when it runs in this process
@@ -46,7 +46,7 @@ _OLDEST_SQLITE = (3, 51, 3)
 database (https://www.sqlite.org/wal.html#walresetbug), and the replicator is one more that checkpoints."""
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
-"""For the write lock: whoever has it may be waiting for our read transaction."""
+"""Wait for the write lock: its owner may be waiting for our read transaction."""
 _BUSY_HINT = "an application with PRAGMA locking_mode=EXCLUSIVE shares its database with nobody, not even a replicator"
 _READ_ONLY_HINT = (
     "the replicator needs permission to write the database and the files -wal and -shm beside it, "
@@ -85,7 +85,7 @@ class ReadTransaction:
             return int(_value(self._connection, "PRAGMA page_count"))
 
     def read_file(self, offset: int, size: int) -> bytes:
-        """`size` bytes of the database *file* from `offset`, zeros past its end; the WAL is not looked at."""
+        """`size` bytes of the database *file* from `offset`, zeros past its end; does not read the WAL."""
         with translated(self._path):
             return self._connection.read("main", 0, offset, size)[1]
 
@@ -93,8 +93,8 @@ class ReadTransaction:
 class SourceDatabase:
     """Three connections to one database in WAL mode. Not safe to use from two threads at once.
 
-    `path` is followed to the file itself, as SQLite does. With `switch_to_wal` a database in rollback mode is switched;
-    otherwise, and when it cannot be, it is refused. Raises ReplicatorError.
+    Links in `path` are resolved, as SQLite does. `switch_to_wal` switches a database in rollback mode to WAL mode;
+    without it, or when that fails, the database is refused. Raises ReplicatorError.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False) -> None:
@@ -107,7 +107,7 @@ class SourceDatabase:
         _warn_of_links(self.path, file)
         _refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
-        self._file: apsw.VFSFile | None = None  # through SQLite too, which closes it when no lock goes with it
+        self._file: apsw.VFSFile | None = None  # opened through SQLite, which closes it when that drops no lock
         self._pause = threading.Event()  # never set
         try:
             with translated(self.path, busy_hint=_BUSY_HINT):
@@ -128,14 +128,14 @@ class SourceDatabase:
             self._file.xClose()
             self._file = None
         while self._connections:
-            self._connections.pop().close(True)  # forced: what is open is ours to drop
+            self._connections.pop().close(True)  # forced: all open statements are ours
 
     def was_replaced(self) -> bool:
         """Whether this is not, or no longer, open on the database at `path`. Raises ReplicatorError when there is none.
 
-        The -wal and -shm files count too: somebody who puts another database into the same file removes them. SQLite
+        The -wal and -shm files count too: a program that puts another database into the same file removes them. SQLite
         itself never does while a connection in WAL mode is open (wal.c, sqlite3WalClose: only with the file locked
-        exclusively). From then on the application uses others than we do, and no lock keeps us apart from it.
+        exclusively). From then on the application uses other files than this object, and no lock separates the two.
         """
         return not self._connections or [_identity(self._stat()), *self._companions()] != self._files
 
@@ -196,10 +196,10 @@ class SourceDatabase:
             self._pause.wait(_RETRY_PAUSE_S)
 
     def is_kept_from_writing(self) -> bool:
-        """Whether a checkpoint holds writers off: somebody has the lock for checkpoints, and the write lock.
+        """Whether a checkpoint holds writers off: another connection has the checkpoint lock and the write lock.
 
-        Asked for in this order, so that a writer that does not wait for locks never finds us in its way. Copies what
-        can be copied, as `checkpoint` does.
+        This tries the locks in this order, so that it never blocks a writer that does not wait for locks. It copies
+        frames as `checkpoint` does.
         """
         if self._checkpoint("PASSIVE") is not None:
             return False
@@ -214,10 +214,11 @@ class SourceDatabase:
         return False
 
     def checkpoint(self, *, truncate: bool = False, wait: bool = False) -> None:
-        """Copy into the database file what can be copied without waiting for a reader or writer, which may be nothing.
+        """Copy into the database file the frames that need no wait for a reader or writer, which may be none.
 
-        `truncate` shortens the WAL file to nothing as well, when nobody uses it. `wait` is for another checkpoint,
-        which an application tries at each commit while the WAL is large; without it, nothing is done meanwhile.
+        `truncate` shortens the WAL file to nothing as well, if no reader uses it. `wait` waits for another
+        checkpoint, which an application tries at each commit while the WAL is large; without it, this does nothing
+        then.
         """
         deadline = time.monotonic() + (_BUSY_TIMEOUT_MS / 1000 if wait else 0.0)
         while self._checkpoint("TRUNCATE" if truncate else "PASSIVE") is None and time.monotonic() < deadline:
@@ -226,7 +227,7 @@ class SourceDatabase:
     def flush(self) -> None:
         """Have the system put the database file on disk, as far as it is written.
 
-        A checkpoint that copies everything does so in the end, and when it is ours, with writers held off.
+        A checkpoint that copies everything does so at its end; our own checkpoint then holds writers off.
         """
         assert self._file is not None
         with translated(self.path):
@@ -235,7 +236,7 @@ class SourceDatabase:
     def _checkpoint(self, mode: str) -> tuple[int, int] | None:
         """(frames, backfilled); None when SQLite was busy: it gives up when it meets a commit just being published.
 
-        Raises ReplicatorError instead of writing what we see into a database that others see otherwise.
+        Raises ReplicatorError if the application uses other files by now: our frames may not be that database's.
         """
         if mode != "NOOP" and self.was_replaced():
             raise ReplicatorError("the database was replaced while it was replicated", key=str(self.path))
@@ -268,7 +269,7 @@ class SourceDatabase:
         self.wal_counts()  # SQLite's own such error when it is one of the others
 
     def _companions(self) -> list[tuple[int, int] | None]:
-        """Which files -wal and -shm are now; None for one that is not there."""
+        """Which files -wal and -shm are now; None for a missing one."""
         found: list[tuple[int, int] | None] = []
         for suffix in ("-wal", "-shm"):
             try:
@@ -289,7 +290,7 @@ class SourceDatabase:
 
 
 def database_path(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` leads to. Raises ReplicatorError for what can name none that SQLite opens."""
+    """The file that `path` leads to. Raises ReplicatorError for a path that SQLite cannot open."""
     try:
         resolved = Path(path).resolve()
         os.fspath(resolved).encode()
@@ -341,9 +342,9 @@ def _refuse_old_sqlite() -> None:
 
 
 def _warn_of_links(path: Path, file: os.stat_result) -> None:
-    """Say so when the file has other names: SQLite would use another WAL there.
+    """Log a warning when the file has other names: SQLite would use another WAL there.
 
-    No error, as it may be a program for backups that made the other one, and never writes to it.
+    No error, as a backup program may have made the other name, and never writes to it.
     """
     if file.st_nlink > 1:
         logger.warning(
@@ -357,7 +358,7 @@ def _warn_of_links(path: Path, file: os.stat_result) -> None:
 def _refuse_other_sqlite(path: Path, file: os.stat_result) -> None:
     """Refuse when this process has the database open, but not through APSW's copy of SQLite.
 
-    Best effort, and only where the system shows its descriptors: what is opened later is not seen.
+    Best effort, and only where the system shows its descriptors: a later open is not seen.
     """
     if not _FD_FOLDER.exists() or any(_may_be_on(path, connection) for connection in apsw.connections()):
         return

@@ -1,7 +1,7 @@
-"""Stands between a replicator and a replica that another one may write to: the lease, and what goes with it.
+"""Guards a replica that two replicators may write to: the lease, and the checks that go with it.
 
-With conditional writes the storage itself lets nobody replace a file, and the lease only says who is to write. Without
-them, what was uploaded is looked at again: at the next upload, and at the next `sync`.
+With conditional writes the storage itself refuses to replace a file, and the lease only says which replicator writes.
+Without them, the guard checks uploads again: at the next upload, and at the next `sync`.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from litevfs.replicate.lease import Lease
 logger = logging.getLogger("litevfs.replicate")
 
 MANIFEST_NAME = "manifest.json"
-"""Newer versions of Litestream list a replica's files there, and believe the list rather than the folder."""
+"""Newer versions of Litestream list a replica's files there, and trust the list more than the folder."""
 
 _REMEMBERED = 32
-"""Uploads that are looked at again; a request of those before has long ended."""
+"""Uploads that are checked again; requests for earlier ones ended long ago."""
 
 
 class WriterGuard:
-    """What a replicator asks before it writes, and after. `lease` is None where there is none to be had, or wanted."""
+    """What a replicator asks before and after it writes. `lease` is None if impossible or not wanted."""
 
     def __init__(self, client: ReplicaClient, lease: Lease | None) -> None:
         self._client, self.lease = client, lease
         self._written: deque[LTXFileInfo] = deque(maxlen=_REMEMBERED)
 
     def hold(self) -> bool:
-        """Take or renew the lease; whether it was taken. Raises ReplicaConflictError, StorageError."""
+        """Take or renew the lease; returns whether it was taken. Raises ReplicaConflictError, StorageError."""
         return self.lease is not None and self.lease.hold()
 
     def wrote_last(self, folder: str) -> bool:
-        """Whether the last primary that had the lease is the one of this state folder, as far as there is a lease."""
+        """Whether the last primary that had the lease is that of this state folder; True without a lease."""
         return self.lease is None or self.lease.last_folder == folder
 
     @property
     def is_needed(self) -> bool:
-        """Whether `check` has anything to do: the storage keeps no conditions."""
+        """Whether `check` has anything to do: the storage ignores conditions."""
         return self.lease is not None and self.lease.is_held and self.lease.is_strict is False
 
     def check_format(self) -> None:
@@ -57,9 +57,9 @@ class WriterGuard:
             )
 
     def check(self, txid: int, is_ours: Callable[[LTXFileInfo], bool]) -> None:
-        """Where the storage keeps no conditions: see whether all uploads are there, and nothing of others after them.
+        """If the storage ignores conditions: check that all uploads are there, and no later file of another primary.
 
-        `txid` is the newest known to be there, `is_ours` knows a file that is there although the answer was lost.
+        `txid` is the newest TXID known to be there; `is_ours` recognizes an upload whose answer was lost.
         Raises ReplicaConflictError, StorageError.
         """
         if not self.is_needed or self.lease is None:
@@ -76,22 +76,22 @@ class WriterGuard:
             raise self._conflict(f"another wrote TXID {newer.max_txid:016x}", newer)
 
     def uploaded(self, file: LTXFileInfo) -> None:
-        """Right after an upload: it counts only if the lease is still ours. Raises as `check` does."""
+        """Note an upload right after it: it counts only if the lease is still ours. Raises as `check` does."""
         if self.lease is not None:
             self._written.append(file)
             self.lease.check()
 
     def forget(self) -> None:
-        """A new history begins: what was uploaded before does not matter any more."""
+        """Forget earlier uploads: a new history begins."""
         self._written.clear()
 
     def release(self, writing: threading.Lock, timeout_s: float) -> None:
-        """Give the lease back, unless somebody holds `writing` or the storage does not answer: it expires by itself."""
+        """Give the lease back, unless a thread holds `writing` or the storage does not answer: it expires by itself."""
         if self.lease is None or not self.lease.is_held or not writing.acquire(timeout=timeout_s):
             return
         try:
             releasing = start_thread(partial(_quietly, self.lease.release), "litevfs-release")
-        except TransientStorageError:  # the system has no thread to give
+        except TransientStorageError:  # no thread can start
             return
         finally:
             writing.release()

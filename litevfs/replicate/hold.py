@@ -1,10 +1,10 @@
-"""The read transaction that keeps the WAL for us. Knows what it keeps; knows neither the position nor any file.
+"""The read transaction that keeps the WAL for the capture. Knows what it keeps, but no position and no file.
 
-`database.py` says what keeps what. While the held one has a read mark above zero, and while it has mark zero but
-something was written since, the WAL is not started over, so every frame in it stays. It can then be handed over to one
-that begins later without anything being captured before. That matters to the application: no checkpoint copies what
-lies beyond the mark, so with a mark that stays where it is, the application's own checkpoint, which it waits for, would
-find a whole second's work at once when the mark moves.
+`database.py` says which transaction keeps which frames. While the held one has a read mark above zero, and while it has
+mark zero but something was written since, the WAL is not started over, so every frame in it stays. It can then be
+handed over to one that begins later without a capture before. That matters to the application: no checkpoint copies
+frames beyond the mark, so with a mark that stays where it is, the application's own checkpoint, which it waits for,
+would find a whole second's work at once when the mark moves.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ class Hold:
         self._frames = 0  # in the WAL when it had just begun: it sees no more
         self.is_held = False
         self.is_at_mark_zero = False
-        """Whether nothing at all is copied out of the WAL, and the WAL may be started over, once."""
+        """Whether no checkpoint copies any frame out of the WAL, and the WAL may be started over, once."""
 
     def begin(self, state: WALState) -> None:
-        """A new one was handed over to, and the WAL was in this state then, or a moment later."""
+        """Note a hand-over to a new transaction; the WAL was in this state then, or a moment later."""
         self.is_held, self.is_at_mark_zero, self._frames = True, state.is_backfilled, state.frames
 
     def move_up(self, frames: int) -> bool:
-        """Hand over when the WAL has at least `frames` frames more than the held one sees. Whether it did.
+        """Hand over if the WAL has at least `frames` frames more than the held transaction sees. Returns whether it
+        did.
 
-        From mark zero it does so when there are any: no checkpoint gets on before.
+        From mark zero, one frame is enough: until then no checkpoint makes progress.
         """
         written, backfilled = self._database.wal_counts()
         if not (written > backfilled if self.is_at_mark_zero else written >= self._frames + frames):
@@ -40,6 +41,6 @@ class Hold:
         return True
 
     def let_go(self) -> None:
-        """Hold nothing any more: the WAL may change in any way."""
+        """End the held transaction: from now on the WAL may change in any way."""
         self._database.release()
         self.is_held = self.is_at_mark_zero = False

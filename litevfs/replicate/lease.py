@@ -5,12 +5,13 @@ The form is that of Litestream's own leaser (`s3/leaser.go`): an object `lock.js
 Litestream skips: `folder`, the ID of the state folder beside the database, and `run`, that of one replicator. A primary
 that ends gives the lease back by letting it expire, so that the generation only grows and the last owner stays known.
 
-The lock of the state folder belongs to one process at a time. So a lease with the ID of our own folder is one of a
-replicator that has ended, however, and is taken over at once; that of another one when it has expired.
+The lock of the state folder belongs to one process at a time. So a lease with the ID of our own folder belongs to a
+replicator that has ended in some way, and is taken over at once; a lease of another folder when it has expired.
 
 Where the storage ignores conditions, or has none (`is_strict` is False), a claim counts when it is still there after a
-pause: whoever overwrote it within that time has it. One who was slower than half the pause between reading and writing
-claims again. An owner reads the lease before and after each upload, so it stops when another has claimed it.
+pause: a primary that overwrote it within that time has the lease. A primary that took more than half the pause between
+reading and writing claims again. An owner reads the lease before and after each upload, so it stops when another
+primary has claimed it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _SETTLE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LeaseRecord:
-    """What `lock.json` says."""
+    """The content of `lock.json`."""
 
     generation: int  # one more at each change of owner
     expires_at_ms: int  # Unix time, milliseconds
@@ -62,7 +63,7 @@ class LeaseRecord:
 
     @classmethod
     def unpack(cls, data: bytes) -> LeaseRecord:
-        """Raises ValueError for what is no lease."""
+        """The lease in an object's content. Raises ValueError if it is none."""
         fields = json.loads(data)
         if not isinstance(fields, dict) or not isinstance(fields.get("expires_at"), str):
             raise ValueError("not a lease")
@@ -76,8 +77,8 @@ class LeaseRecord:
 class Lease:
     """The lease as one replicator has it, or not. Safe to use from several threads.
 
-    `folder` is the ID of its state folder, `clock_ms` the Unix time, `closed` ends every pause. Nothing is asked before
-    the first `hold`.
+    `folder` is the ID of its state folder, `clock_ms` the Unix time, `closed` ends every pause. Makes no request
+    before the first `hold`.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class Lease:
         self._generation = 0
         self._renew_at = 0.0  # monotonic
         self.is_strict: bool | None = None
-        """Whether the storage keeps conditions; None before that was found out."""
+        """Whether the storage keeps conditions; None before the lease has tried."""
         self.last_folder: str | None = None
-        """ID of the state folder that the owner before had; None when there was no lease at all."""
+        """ID of the state folder of the previous owner; None if there was no lease at all."""
 
     @property
     def is_held(self) -> bool:
-        """Whether it is ours, as far as is known here."""
+        """Whether the lease is ours, as far as is known here."""
         return self._etag is not None and os.getpid() == self._pid
 
     @property
@@ -116,7 +117,7 @@ class Lease:
         return max(0.0, self._renew_at - time.monotonic())
 
     def hold(self) -> bool:
-        """Take the lease, or renew it when that is due; whether it was taken, so that others may have written before.
+        """Take the lease, or renew it when due; returns whether it was taken, so that others may have written before.
 
         Raises ReplicaConflictError while another has it, StorageError.
         """
@@ -131,7 +132,7 @@ class Lease:
             return False
 
     def check(self) -> None:
-        """Where conditions do not do it: read whether the lease is ours. Raises ReplicaConflictError, StorageError."""
+        """If conditions are ignored: read whether the lease is ours. Raises ReplicaConflictError, StorageError."""
         with self._lock:
             if self.is_strict is False and self._etag is not None:
                 self._check()
@@ -173,7 +174,7 @@ class Lease:
         except StoragePreconditionError:
             now = self._client.read_object(LEASE_NAME)
             if there is not None and now is not None and now.etag == there.etag:
-                self.is_strict = False  # it refuses what is as it should be
+                self.is_strict = False  # the storage refuses a condition that holds
             return False
 
     def _write(self, etag: str | None, *, is_new: bool = False) -> bool:
@@ -210,14 +211,16 @@ class Lease:
             self._check(is_gone_allowed=True)
 
     def _check(self, *, is_gone_allowed: bool = False) -> None:
-        """Read whether it is still ours; the answer to the last write of ours may have been lost."""
+        """Read whether the lease is still ours; the answer to our last write may have been lost."""
         there = self._client.read_object(LEASE_NAME)
         record = self._parse(there)
         if record is not None and record.run == self._run and there is not None:
             self._etag = there.etag
             return
         self._etag = None
-        if record is None and is_gone_allowed:  # with all of the replica, perhaps; the next `hold` takes it again
+        if (
+            record is None and is_gone_allowed
+        ):  # perhaps the whole replica was deleted; the next `hold` takes the lease again
             raise TransientStorageError("the lease was removed", key=f"{self._url}: {LEASE_NAME}")
         raise self._held(record)
 
@@ -249,7 +252,7 @@ class Lease:
 
 
 def _keeps_conditions(client: SideObjects) -> bool:
-    """Try whether the storage keeps conditions, on an object that nobody depends on and that stays for the next try."""
+    """Try whether the storage keeps conditions, on a test object that no program uses; it stays for the next try."""
     if client.keeps_conditions:
         return True
     try:
@@ -262,7 +265,7 @@ def _keeps_conditions(client: SideObjects) -> bool:
         if not _refuses(lambda: client.put_object(PROBE_NAME, b"{}", if_match=new), attempts=1):
             return True
         there = client.read_object(PROBE_NAME)
-        return there is None or there.etag != new  # another tries at this moment
+        return there is None or there.etag != new  # another process tries at this moment
     except ConditionsUnsupportedError:
         return False
 
@@ -277,7 +280,7 @@ def _refuses(put: Callable[[], object], attempts: int) -> bool:
 
 
 def keep(lease: Lease, closed: threading.Event, tell: Callable[[LitevfsError], None]) -> None:
-    """Renew the lease, once it is held, until `closed`; `tell` what fails. What runs in a thread of its own."""
+    """Renew the lease, once it is held, until `closed`; `tell` gets the errors. Runs in its own thread."""
     pause_s = lease.ttl_s / 10
     while not closed.wait(pause_s):
         pause_s = lease.ttl_s / 10

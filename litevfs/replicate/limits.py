@@ -1,4 +1,4 @@
-"""When a capture checkpoints, stops for a while, or makes way for others. Plain values."""
+"""When a capture checkpoints, stops for a while, or lets other checkpoints pass. Plain values."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ CHECKPOINTS_A_STEP = 2
 CATCH_UP_STEPS = 5
 MAKE_WAY_AFTER_S = 0.3
 LOOK_AGAIN_AFTER_S = 0.2
-"""A checkpoint that copies much, or waits for a disk, must not be taken for one that waits for us."""
+"""A checkpoint that copies much, or waits for a disk, must not look like one that waits for our read transaction."""
 MAKE_WAY_S = 0.15
-"""Longer than SQLite pauses between two looks at a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
+"""Longer than SQLite pauses between two tries of a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WALLimits:
-    """When the replicator checkpoints, in pages of the WAL, and how much may wait for its upload."""
+    """When the replicator checkpoints, in pages of the WAL, and how many bytes may wait for their upload."""
 
-    checkpoint_pages: int  # from here on, without waiting for anybody
+    checkpoint_pages: int  # from here on, without waiting for any reader or writer
     truncate_pages: int | None  # from here on, holding writers off for a moment; a larger file is shortened in a pause
     pending_bytes: int | None = None  # from here on nothing is captured; None: as much as the disk holds
 

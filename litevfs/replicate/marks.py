@@ -1,4 +1,4 @@
-"""Two small files in the state folder of a database: whose folder it is, and what a restore made the database of.
+"""Two small files in the state folder of a database: whose folder it is, and from what a restore made the database.
 
 owner.json      the folder's ID, and which file its lock is: a copied folder has another lock, and gets another ID
 restored.json   which TXID of which replica the database file is, as long as it is that file
@@ -17,7 +17,7 @@ from pathlib import Path
 _OWNER = "owner.json"
 
 Opener = Callable[[str, int], int]
-"""As for `open`."""
+"""An opener, as for `open`."""
 
 
 def state_folder(database: Path) -> Path:
@@ -27,7 +27,7 @@ def state_folder(database: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class RestoredMark:
-    """What the database file was made of."""
+    """The TXID and replica that a restore made the database file from."""
 
     replica_url: str
     txid: int
@@ -36,7 +36,7 @@ class RestoredMark:
     inode: int
 
     def is_of(self, file: os.stat_result) -> bool:
-        """Whether this is about that file."""
+        """Whether the mark is about that file."""
         return (self.device, self.inode) == (file.st_dev, file.st_ino)
 
 
@@ -55,7 +55,7 @@ def read_restored(database: Path) -> RestoredMark | None:
 
 
 def remove_restored(database: Path) -> None:
-    """Take the mark back. Raises OSError."""
+    """Delete the mark. Raises OSError."""
     _restored(database).unlink(missing_ok=True)
 
 

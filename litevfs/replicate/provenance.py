@@ -1,13 +1,14 @@
 """Whether a database without local state came from a replica's newest state. Owns the comparison; decides nothing else.
 
 Three things show it. A restore leaves a mark beside the database (`state.py`): which TXID of which replica it made, and
-in which file; when the replica still ends there, all that was written to that file since comes after it. Or the WAL of
+in which file; when the replica still ends there, all later writes to that file come after that TXID. Or the WAL of
 the database holds the very frames that the newest file was made of, and goes on after them: local state was lost, or
-another program, Litestream say, has replicated it so far. Or the database has the same pages as the replica's newest
-state, whoever copied them. A database that another program restored and that was then written to shows nothing.
+another program, such as Litestream, has replicated it so far. Or the database has the same pages as the replica's
+newest state, whichever program copied them. A database that another program restored and that was then written to shows
+nothing.
 
-Compared are checksums of pages. Of page 1, those fields do not count that change without any content: the file format
-versions (a switch to WAL mode), the change counter, and the version-valid-for number with the version of SQLite.
+This module compares checksums of pages. On page 1 it ignores the fields that change without any content: the file
+format versions (a switch to WAL mode), the change counter, and the version-valid-for number with the version of SQLite.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def is_newest_state(client: ReplicaClient, txid: int, sums: PageSums) -> bool:
 
 
 def _agree(streams: Iterable[VerifiedStream], sums: PageSums) -> bool:
-    """From the newest file to the oldest: of each page, the first version that comes is the one that counts."""
+    """Compare from the newest file to the oldest: of each page, only the first version found counts."""
     seen = bytearray(sums.commit)
     is_newest = True
     for stream in streams:
@@ -106,7 +107,7 @@ def _agree(streams: Iterable[VerifiedStream], sums: PageSums) -> bool:
             for pgno, page in pages:
                 if pgno <= sums.commit and seen[pgno - 1] == _UNSEEN:
                     seen[pgno - 1] = _EQUAL if sums.agrees(pgno, page) else _DIFFERENT
-        if _DIFFERENT in seen:  # the file was sound: the verification comes with its end
+        if _DIFFERENT in seen:  # the file is sound: `streams` verifies it at its end
             return False
     left_out = lock_pgno(sums.page_size)
     if left_out <= sums.commit:

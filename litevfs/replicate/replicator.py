@@ -1,6 +1,6 @@
 """The replicator: keeps a replica of a live database. Owns the threads, the order of uploads and the status.
 
-One sync is two parts. *Capture* (`capture.py`) turns what was committed since the last one into an LTX file on local
+One sync is two parts. *Capture* (`capture.py`) turns the commits since the last capture into an LTX file on local
 disk. *Upload* sends the files in TXID order. A replica that cannot be reached, or takes long, stops uploads, never
 captures: each has a thread of its own, so the WAL does not grow, no checkpoint of the application waits for storage,
 and files wait beside the database.
@@ -42,18 +42,18 @@ from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_t
 logger = logging.getLogger("litevfs.replicate")
 
 _SETTLE_INTERVAL_S = 0.1
-"""How long a finished checkpoint of somebody else may have to wait for our read transaction to move on."""
+"""How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
 
 _LOCK_TIMEOUT_S = 60.0
-"""How long a thread waits for what another one is doing."""
+"""How long a thread waits for the work of another thread."""
 _RETRY_S = 1.0
-"""A capture that failed is made again so much later, or at the next sync, if that comes first."""
+"""A failed capture is repeated so much later, or at the next sync, if that comes first."""
 _CLOSE_GRACE_S = 10.0
-"""How much longer than asked `close` may wait for the file system to take what is being written."""
+"""How much longer than asked `close` may wait for the file system to finish a write."""
 
 
 class Replicator:
-    """Keeps a replica of the database at `path`, which others go on using as they like, in WAL mode.
+    """Keeps a replica of the database at `path`, which applications go on using as they like, in WAL mode.
 
     `replica` is a URL, whose client is opened and closed here, or a client. Either call `sync` now and then, or `start`
     threads that do so every `sync_interval_s` seconds. In the application's own process only when that uses the
@@ -62,22 +62,23 @@ class Replicator:
 
     `switch_to_wal`: switch a database in rollback mode to WAL mode instead of refusing it. The WAL is checkpointed from
     `checkpoint_pages` frames on without waiting for anyone; from `truncate_pages` on, if writers never pause, with the
-    write lock held for a moment, for which an application has to wait (`PRAGMA busy_timeout`). A file that became
-    larger is shortened once nobody has written for ten seconds. With None, writers are never held off: the WAL grows
+    write lock held for a moment, for which an application has to wait (`PRAGMA busy_timeout`). A larger file
+    is shortened once there was no write for ten seconds. With None, writers are never held off: the WAL grows
     for as long as they never pause. Local state lies beside the database, in the folder `.<name>-litevfs`.
 
     With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
     thread of its own (see `MaintenanceConfig`).
 
-    Every `look_interval_s` seconds, at a sync, the replica is listed: what others removed leads to a new start with the
-    whole database, what others wrote to ReplicaConflictError until they stop. No file of others is ever replaced.
+    Every `look_interval_s` seconds, at a sync, the replicator lists the replica. If another program removed files, it
+    begins again with the whole database; if another program wrote files, it raises ReplicaConflictError until that
+    program stops. It never replaces a file of another program.
 
-    A replica that is not continued from local state is followed only by a database that is its newest state or came
-    from it (`begin.py`), otherwise `sync` raises UnrelatedDatabaseError, and the threads end; `new_history` lets any
+    Without local state, a database may continue a replica only if it is the replica's newest state or came from it
+    (`begin.py`); otherwise `sync` raises UnrelatedDatabaseError, and the threads end. `new_history` lets any
     database be the newest state. One primary has the lease of a replica (`lease.py`) for `lease_ttl_s` seconds after it
     last renewed it; others get ReplicaConflictError. Without a lease (None, or a client that keeps no objects besides),
-    two primaries find out when one meets a file of the other. `max_pending_bytes` bounds what waits for its upload:
-    from there on nothing is captured, and the whole database later.
+    two primaries notice each other when one meets a file of the other. `max_pending_bytes` bounds the files that wait
+    for their upload: beyond it nothing is captured, and later the whole database.
 
     `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
     the time of the TXID before is used.
@@ -118,7 +119,7 @@ class Replicator:
         self._maintenance = maintenance
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
-        self._looked_at = 0.0  # monotonic
+        self._looked_at = 0.0  # the last listing of the replica; monotonic
         self._begun = 0  # how often a history was begun with the whole database
         self._wanted_snapshot: str | None = None  # why the whole database is to be captured
         self._clock_watch = ClockWatch(self.path)
@@ -130,7 +131,7 @@ class Replicator:
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
         with ExitStack() as undo:
             undo.callback(self._close_client)
-            database = SourceDatabase(self.path, switch_to_wal=switch_to_wal)  # before a folder for it is made
+            database = SourceDatabase(self.path, switch_to_wal=switch_to_wal)  # before its folder is made
             undo.callback(database.close)
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
@@ -151,7 +152,7 @@ class Replicator:
 
     @property
     def status(self) -> ReplicatorStatus:
-        """Where it stands now."""
+        """The replicator's status now."""
         state = self._capture.state
         return ReplicatorStatus(
             txid=state.txid if state else 0,
@@ -171,8 +172,8 @@ class Replicator:
     def start(self) -> None:
         """Sync from threads from now on, the first time at once.
 
-        What fails is logged (see `status`) and tried again, long before the next sync if the interval is long. Raises
-        TransientStorageError when the system has no thread to give; another call starts what is missing.
+        Failures are logged (see `status`) and tried again, long before the next sync if the interval is long. Raises
+        TransientStorageError if a thread cannot start; another call starts the missing ones.
         """
         self._check_open()
         loops = {"litevfs-replicate": self._run_captures, "litevfs-upload": self._run_uploads}
@@ -186,18 +187,18 @@ class Replicator:
                 self._threads[name] = start_thread(loop, name)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Return when it is closed, or after `timeout_s`. Raises what made the threads end, ReplicatorRefusedError."""
+        """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads."""
         self._has_failed.wait(timeout_s)
         if self._refusal is not None:
             raise self._refusal
 
     def sync(self, timeout_s: float = 30.0) -> int:
-        """Everything committed before the call is on the replica when this returns; the newest TXID there.
+        """Upload everything committed before the call; returns the newest TXID on the replica.
 
         Transient storage errors are tried again for `timeout_s` seconds. Raises StorageError, ReplicatorError, and
-        ReplicaConflictError when another primary has the lease, or the replica holds what another wrote since this
-        replicator began. Where the storage lets writers replace each other's files, that may be what an earlier call
-        had uploaded.
+        ReplicaConflictError when another primary has the lease, or the replica holds files that another wrote since
+        this replicator began. Where the storage lets writers replace each other's files, that may be what an earlier
+        call had uploaded.
         """
         deadline = time.monotonic() + timeout_s
         retry_transient(lambda: self._check_uploads(deadline), deadline, self._closed)
@@ -224,8 +225,8 @@ class Replicator:
     def close(self, timeout_s: float = 1.0) -> None:
         """End the threads and let go of the database. Idempotent.
 
-        Does not sync: call `sync` first when the last moments must be on the replica. The next replicator goes on from
-        here either way. A call that hangs in a client which was passed in is left to that client. The lease is given
+        Does not sync: call `sync` first if the last commits must be on the replica. The next replicator continues from
+        here either way. A call that hangs in a client that was passed in is left to that client. The lease is given
         back, unless an upload is under way: it expires then.
         """
         for event in (self._closed, self._has_captured, self._has_failed):
@@ -243,7 +244,7 @@ class Replicator:
     # --- the two parts of a sync --------------------------------------------------------------------------------------
 
     def _look_at_replica(self, deadline: float) -> None:
-        """Now and then: find out whether the replica is what the local state says, and start anew when it is not."""
+        """Every `look_interval_s`: check that the replica is what the local state says, and begin again if not."""
         with self._holding(self._upload_lock, deadline):
             with self._holding(self._capture_lock, deadline):
                 self._is_replica_known &= self._capture.keeps_state()
@@ -270,7 +271,7 @@ class Replicator:
             refuse_unrelated(self.client, self.path, self._capture, there, reason)
 
     def _begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
-        """Begin a new history, after what is there, with the whole database."""
+        """Begin a new history, after the replica's newest TXID, with the whole database."""
         page_size = there.header.page_size if there.header else self._capture.page_size
         timestamp_ms = there.header.timestamp_ms if there.header else 0
         txid = next_to(there, self.client)
@@ -330,7 +331,7 @@ class Replicator:
     def _run_uploads(self) -> None:
         backoff = Backoff()
         while not self._closed.is_set():
-            self._has_captured.clear()  # first: what is captured meanwhile is for the next round
+            self._has_captured.clear()  # first: a capture from now on is for the next round
             error = self._attempt(self._look_at_replica)
             if error is None:
                 error = self._attempt(self._upload_pending)
@@ -344,7 +345,7 @@ class Replicator:
                 continue
             self._upload_error = None
             backoff.reset()
-            if self._uploads.lost is None:  # otherwise the next look begins anew
+            if self._uploads.lost is None:  # otherwise the next listing of the replica begins a new history
                 self._has_captured.wait()  # set after every capture, also one that fails, and by `close`
 
     def _may_maintain(self) -> bool:
@@ -363,14 +364,14 @@ class Replicator:
             self._capture_step(deadline)
 
     def _attempt(self, action: Callable[[float], object]) -> Exception | None:
-        """Do it; log what fails and return it. The threads outlive every error."""
+        """Run `action`; log its error and return it. The threads outlive every error."""
         try:
             action(time.monotonic() + _LOCK_TIMEOUT_S)
         except LitevfsError as exc:
             if not self._closed.is_set():
                 logger.warning("%s: %s", self.path, exc)
             return exc
-        except Exception as exc:  # a mistake of ours or of a client; replication goes on when it passes
+        except Exception as exc:  # a mistake of ours or of a client; replication goes on once it no longer occurs
             logger.exception("%s: unexpected error", self.path)
             return exc
         return None

@@ -1,4 +1,4 @@
-"""What the replicator keeps beside the database, in the folder `.<database>-litevfs`: survives any end of the process.
+"""The replicator's files beside the database, in the folder `.<database>-litevfs`; they survive any end of the process.
 
     lock         held by the replicator that runs; its text is that process's number
     state.json   the position: which TXID came last, and where in the WAL the next one begins
@@ -8,8 +8,8 @@
 A file is pending first, then `state.json` counts it, then it is uploaded, then it is removed here. So a pending file
 beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same content.
 
-The files hold pages of the database, so nobody may read them who may not read that: as SQLite does for the WAL, they
-get the database's permissions and, from root, its owner, in a folder that is the owner's alone.
+The files hold pages of the database, so only users who may read the database may read them: as SQLite does for the WAL,
+they get the database's permissions and, from root, its owner, in a folder that is the owner's alone.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PendingFile:
 
 
 class PendingLimitError(ReplicatorError):
-    """As much waits for its upload as may."""
+    """The files that wait for their upload have reached the limit."""
 
 
 class _Access:
@@ -75,7 +75,7 @@ class _Access:
 
     def make_folder(self, path: Path) -> None:
         path.mkdir(0o700, exist_ok=True)
-        with suppress(PermissionError):  # of another owner
+        with suppress(PermissionError):  # the file has another owner
             path.chmod(0o700)
         self._give(path)
 
@@ -87,7 +87,7 @@ class _Access:
 
     def _give(self, path: Path | int) -> None:
         if os.geteuid() == 0:
-            with suppress(OSError):  # SQLite goes on, too: this may be the root of a container
+            with suppress(OSError):  # SQLite ignores this, too: the process may be the root of a container
                 os.chown(path, *self._owner)
 
 
@@ -103,7 +103,7 @@ class StateFolder:
         self._lock_fd: int | None = None
         self._lock_pid = 0
         self.id = ""
-        """Tells this folder from all others, copies of it included."""
+        """ID that tells this folder from all others, also from copies of it."""
         self.take()
 
     def take(self) -> None:
@@ -123,7 +123,7 @@ class StateFolder:
                 raise
 
     def is_held(self) -> bool:
-        """Whether the folder that is there is the one held; others may have removed that, and made another."""
+        """Whether the folder at the path is the held one; another program may have removed it and made a new one."""
         if self._lock_fd is None:
             return False
         with _translated(self._lock):
@@ -133,7 +133,7 @@ class StateFolder:
                 return False
 
     def close(self) -> None:
-        """Let others in. Idempotent."""
+        """Release the lock, so that another replicator may take the folder. Idempotent."""
         fd, self._lock_fd = self._lock_fd, None
         if fd is not None:
             if os.getpid() == self._lock_pid:  # a process forked from this one has the descriptor, too, and keeps it
@@ -166,14 +166,14 @@ class StateFolder:
             local_files.replace_synced(temp, self._state)
 
     def reset(self) -> None:
-        """Forget everything: the state, and with it what is pending."""
+        """Forget everything: the state and the pending files."""
         with _translated(self._state):
             self._state.unlink(missing_ok=True)
             local_files.fsync_folder(self.path)
         self.discard(self.pending())
 
     def add_pending(self, txid: int, parts: Iterable[bytes]) -> PendingFile:
-        """Write one LTX file; it is whole and on disk when this returns, or not there."""
+        """Write one LTX file; when this returns, it is whole and on disk; after an error, it does not exist."""
         target = self._pending / format_file_name(txid, txid)
         temp = target.with_suffix(".tmp")
         with _translated(target), local_files.removing_on_error(temp):
@@ -187,7 +187,7 @@ class StateFolder:
         return SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES, "w+b", dir=str(self._pending))
 
     def pending(self) -> list[PendingFile]:
-        """What waits for its upload, by TXID."""
+        """The files that wait for their upload, by TXID."""
         with _translated(self._pending):
             try:
                 files = [(parse_file_name(path.name), path) for path in self._pending.iterdir()]
@@ -205,7 +205,7 @@ class StateFolder:
             )
 
     def pending_bytes(self) -> int:
-        """How much waits for its upload."""
+        """Bytes of the files that wait for their upload."""
         sizes = []
         for file in self.pending():
             with suppress(FileNotFoundError):  # just uploaded
@@ -287,7 +287,7 @@ def fingerprint(path: Path) -> tuple[int, str]:
 
 
 def _checksum(fields: dict[str, Any]) -> int:
-    """Of a state's fields: a wrong digit would make a position, or a time, that seems right."""
+    """Checksum of a state's fields: a wrong digit would make a position, or a time, that seems right."""
     return zlib.crc32(json.dumps(fields).encode())
 
 

@@ -1,4 +1,4 @@
-"""What a replicator says of itself, and the clock that it stamps with. Plain values."""
+"""A replicator's status, and the clock that it stamps with. Plain values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 logger = logging.getLogger("litevfs.replicate")
 
 _LARGE_CLOCK_STEP_MS = 60_000
-"""The clock is said to be wrong when it is so far behind the newest file's time."""
+"""A warning says that the clock is wrong when it is so far behind the newest file's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ReplicatorStatus:
     snapshots: int  # files that hold the whole database
     last_snapshot_reason: str | None
     last_error: str | None  # of the threads' last attempt, None after a success
-    last_maintenance_error: str | None  # of a task that is to be tried again, None when there is none
+    last_maintenance_error: str | None  # of a task that will be tried again, None when there is none
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
     wal_frames: int  # in the WAL at the last sync
     has_lease: bool = False  # as far as is known here; False too where there is no lease
@@ -37,13 +37,13 @@ def unix_time_ms() -> int:
 
 
 class ClockWatch:
-    """Says, once, that the clock was set back far."""
+    """Warns, once, that the clock was set back far."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._is_behind = path, False
 
     def compare(self, behind_ms: int) -> None:
-        """The clock is so far behind the time of the newest file."""
+        """Note that the clock is `behind_ms` behind the time of the newest file."""
         was_behind, self._is_behind = self._is_behind, behind_ms > _LARGE_CLOCK_STEP_MS
         if self._is_behind and not was_behind:
             logger.warning(

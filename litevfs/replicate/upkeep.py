@@ -1,4 +1,4 @@
-"""What keeps a replica tidy beside a replicator. Owns no thread and no schedule (`maintenance.schedule`)."""
+"""Runs maintenance beside a replicator. Owns no thread and no schedule (`maintenance.schedule`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from litevfs.replica_clients.base import ReplicaClient
 
 
 class Upkeep:
-    """Maintenance, for one thread; what files it finds lost or damaged leads to a snapshot, by `request_snapshot`."""
+    """Maintenance, for one thread; asks `request_snapshot` for a snapshot when it finds files lost or damaged."""
 
     def __init__(self, client: ReplicaClient, request_snapshot: Callable[[str], None]) -> None:
         self._client, self._request_snapshot = client, request_snapshot
         self._mended: set[tuple[int | None, int | None, int | None]] = set()  # places that a snapshot was taken for
         self.error: str | None = None
-        """Of a task that is to be tried again, None when there is none."""
+        """Error of a task that will be tried again, None when there is none."""
 
     def run(
         self, config: MaintenanceConfig, closed: threading.Event, may_begin: Callable[[], bool], pause_s: float
     ) -> None:
-        """Do what is due, until `closed`; while it may not begin, ask again every `pause_s` seconds."""
+        """Run the tasks that are due, until `closed`; while they may not begin, check again every `pause_s` seconds."""
         maintenance = Maintenance(self._client, config)
         wait_s = 0.0
         while not closed.wait(wait_s):
@@ -30,7 +30,7 @@ class Upkeep:
                 wait_s = pause_s
                 continue
             try:
-                report = maintenance.run_due()  # logs what fails, and tries it again
+                report = maintenance.run_due()  # logs failures, and tries them again
             except StorageClosedError:
                 return
             self.error = maintenance.last_error
@@ -39,7 +39,7 @@ class Upkeep:
             wait_s = maintenance.next_due_in_s()
 
     def mend(self, error: Exception) -> None:
-        """Ask for a snapshot when files are lost or damaged; once for each place, lest it does not help."""
+        """Ask for a snapshot when files are lost or damaged; once for each place, in case it does not help."""
         if isinstance(error, TXIDGapError | LTXFormatError):
             place = (error.level, error.min_txid, error.max_txid)
             if place not in self._mended:

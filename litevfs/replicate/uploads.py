@@ -1,4 +1,4 @@
-"""The replica as the primary sees it: where it stands, whether that is our work, and uploads. Owns no thread."""
+"""The replica as the primary sees it: its position, whether our files made it, and uploads. Owns no thread."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _FEED_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class BeginReason:
-    """Why a new history has to begin, after what the replica holds."""
+    """Why a new history has to begin, after the replica's newest TXID."""
 
     text: str
-    is_ours: bool  # what the replica holds was made here; otherwise the database may have nothing to do with it
+    is_ours: bool  # the replica's files were made here; otherwise the database may have nothing to do with them
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class ReplicaPosition:
     files: tuple[LTXFileInfo, ...]  # of level 0, from the asked TXID on
     newest: LTXFileInfo | None  # the file with the greatest TXID on any level; None for an empty replica
     header: Header | None  # of that file; None too when it is damaged
-    problem: str | None  # why its files make no newest state; None when, by what is listed, they do
+    problem: str | None  # why its files make no newest state; None if, by the listing, they do
 
     @property
     def txid(self) -> int:
@@ -56,7 +56,7 @@ class ReplicaPosition:
 
 
 class Uploads:
-    """What is pending in `folder`, to the replica, one TXID after the other. For one thread at a time."""
+    """Uploads the pending files of `folder`, one TXID after the other. For one thread at a time."""
 
     def __init__(self, client: ReplicaClient, folder: StateFolder, guard: WriterGuard) -> None:
         self._client, self._folder, self._guard = client, folder, guard
@@ -69,14 +69,14 @@ class Uploads:
         """Whether the next file that holds the whole database goes to level 9 too."""
 
     def look(self, state: State | None, *, is_first: bool) -> tuple[ReplicaPosition, BeginReason | None]:
-        """What the replica holds, and why that cannot be continued from `state`; None when it can.
+        """The replica's position, and why that cannot be continued from `state`; None if it can.
 
-        `is_first`: the TXID on the replica is not known yet. What others wrote since it is raises ReplicaConflictError.
+        `is_first`: the TXID on the replica is not known yet. Once it is, files of others raise ReplicaConflictError.
         """
         pending = self._folder.pending()
         confirmed = self.txid
         if is_first:
-            # A file that waits may hold the whole database, and may have been due when the one who made it was killed.
+            # A pending file may hold the whole database, due for level 9 when the process that made it was killed.
             self.is_snapshot_due |= bool(pending)
             confirmed = 0 if state is None else pending[0].txid - 1 if pending else state.txid
         there = replica_position(self._client, confirmed)
@@ -89,7 +89,7 @@ class Uploads:
         self, there: ReplicaPosition, state: State | None, pending: list[PendingFile], confirmed: int, *, is_first: bool
     ) -> BeginReason | None:
         if state is None:
-            # Others can remove local state under a replicator that runs.
+            # Another program can remove local state under a replicator that runs.
             is_ours = 0 < there.txid <= self.txid
             return BeginReason(
                 "there is no local state to continue from" if there.newest else "the first sync", is_ours
@@ -107,10 +107,10 @@ class Uploads:
         return None if lost is None else BeginReason(lost, not is_first or self._guard.wrote_last(self._folder.id))
 
     def begin(self, txid: int) -> None:
-        """A new history begins after `txid`."""
+        """Note that a new history begins after `txid`."""
         self.txid, self.lost = txid, None
         self._guard.forget()
-        self.is_snapshot_due |= txid > 0  # so that nothing depends on older files, of which little is known
+        self.is_snapshot_due |= txid > 0  # so that no state depends on older files, of which little is known
 
     def run(self, newest: int, check_open: Callable[[], None]) -> None:
         """Upload everything up to TXID `newest`, unless `lost` says that it cannot be done.
@@ -131,7 +131,7 @@ class Uploads:
             self.lost = self._gone()
 
     def check(self) -> None:
-        """Where the storage keeps no conditions, see whether another writes: ReplicaConflictError, StorageError."""
+        """If the storage ignores conditions, check that no other writes. Raises ReplicaConflictError, StorageError."""
         if not self._guard.is_needed:
             return
         pending = {file.txid: file.path for file in self._folder.pending()}
@@ -143,7 +143,7 @@ class Uploads:
         self._guard.check(self.txid, is_ours)
 
     def _upload(self, file: PendingFile) -> str | None:
-        """Upload the file, if it is not there yet; why that cannot be done, None when it is done."""
+        """Upload the file, unless the replica has it; returns why that is impossible, or None when it is done."""
         if file.txid > self.txid + 1:
             return self._gone()
         if file.txid == self.txid + 1:
@@ -172,13 +172,13 @@ class Uploads:
 
 
 def replica_position(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
-    """Ask the replica; a second time before a problem is believed. Lists every level. Raises StorageError."""
+    """Ask the replica; a second time before reporting a problem. Lists every level. Raises StorageError."""
     position = _look(client, from_txid)
     return position if position.problem is None else _look(client, from_txid)
 
 
 def _look(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
-    # From level 0 up: what compaction and retention move while we look goes the same way, and is seen at its new place.
+    # From level 0 up: compaction moves transactions the same way, so a later listing shows what moves meanwhile.
     listed = [file for level in LEVELS for file in _list(client, level)]
     newest = max(listed, key=lambda file: file.max_txid, default=None)
     header, problem = None, _why_incomplete(listed)
@@ -222,7 +222,7 @@ def next_to(there: ReplicaPosition, client: ReplicaClient) -> int:
 def written_by_others(
     client: ReplicaClient, there: ReplicaPosition, state: State, pending: list[PendingFile]
 ) -> str | None:
-    """What the replica holds that was not made here, for an error; None when it is nothing.
+    """The replica's files that were not made here, for an error; None if there are none.
 
     Between the last upload that was confirmed and the newest TXID made here, the replica may hold any number of files:
     the confirmation of an upload can get lost.
@@ -233,7 +233,7 @@ def written_by_others(
 
 
 def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, confirmed: int) -> str | None:
-    """What the replica lacks that is on it as far as is known here, up to TXID `confirmed`; None when it is nothing."""
+    """The files up to TXID `confirmed` that were uploaded and that the replica lacks; None if there are none."""
     if there.txid < confirmed:
         if confirmed == state.txid and _is_there(client, state):
             raise TransientStorageError("a listing does not show what was uploaded before", key=client.url)
@@ -244,7 +244,7 @@ def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, co
 
 
 def _is_there(client: ReplicaClient, state: State) -> bool:
-    """Whether the newest file can be read, whatever a listing says; retention never takes it."""
+    """Whether the newest file can be read, whatever a listing says; retention never deletes it."""
     file = LTXFileInfo(0, state.txid, state.txid, state.file_size, 0)
     try:
         return client.read(file, state.file_size - TRAILER_SIZE, TRAILER_SIZE).hex() == state.file_trailer
@@ -276,10 +276,10 @@ def is_whole_database(file: PendingFile) -> bool:
 
 
 def upload(client: ReplicaClient, file: PendingFile) -> LTXFileInfo:
-    """Upload one file, to be the first of its TXID; how it lies there.
+    """Upload one file as the first of its TXID; returns it as the replica has it.
 
-    It may be there already, when the answer to an upload got lost. Raises ReplicaConflictError when it is another one,
-    which stays as it is, and StorageError.
+    The replica may have it already, if the answer to an upload got lost. Raises ReplicaConflictError if the replica has
+    another file of that TXID, which stays as it is, and StorageError.
     """
     with file.path.open("rb") as data:
         header = Header.unpack(data.read(HEADER_SIZE))
@@ -304,7 +304,7 @@ def _trailer(client: ReplicaClient, file: LTXFileInfo) -> str:
 def _read(client: ReplicaClient, file: LTXFileInfo, offset: int, size: int) -> bytes:
     try:
         return client.read(file, offset, size)
-    except StorageNotFoundError as exc:  # compaction and retention took it just now
+    except StorageNotFoundError as exc:  # compaction and retention just deleted it
         raise _changed(client.key(file)) from exc
 
 
@@ -313,7 +313,7 @@ def _changed(key: str) -> TransientStorageError:
 
 
 def _conflict(what: str, *, key: str) -> ReplicaConflictError:
-    """The error for a replica that somebody else writes to."""
+    """The error for a replica that another primary writes to."""
     return ReplicaConflictError(
         f"another writer uses this replica: {what}",
         key=key,

@@ -8,7 +8,7 @@ Source: "WAL-mode File Format" (https://www.sqlite.org/walformat.html) and "The 
 A frame counts when its salts are the file header's and its checksum, which runs through all frames before it, is right.
 A transaction counts when its last frame, the commit frame, counts. Frames are numbered from 1, as SQLite does.
 
-The file carries none of SQLite's locks, so opening and closing it by ordinary means disturbs nobody.
+The file carries none of SQLite's locks, so opening and closing it by ordinary means disturbs no other process.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class WALReader:
         return position if position is not None and position.is_in(header) else None
 
     def holds(self, header: WALHeader, position: WALPosition) -> bool:
-        """Whether everything up to `position` is still what it was when the position was taken."""
+        """Whether the frames up to `position` are still those from when the position was taken."""
         return position.is_in(header) and self.position(header, position.frame) == position
 
     def run_before_ended_at(self, header: WALHeader, frames: int, position: WALPosition) -> bool:
@@ -218,7 +218,7 @@ class WALReader:
             frame += count
 
     def _stored_position(self, header: WALHeader, frame: int) -> WALPosition | None:
-        """What `frame` says of itself, of whatever run it is; None past the end of the file."""
+        """The position that the header of `frame` states, of any run; None past the end of the file."""
         data = self._read(FRAME_HEADER_SIZE, _offset(header, frame))
         if len(data) < FRAME_HEADER_SIZE:
             return None
