@@ -1,1 +1,1 @@
-"""Compaction, retention and their timetable."""
+"""Compaction, retention and their schedule."""

@@ -1,8 +1,8 @@
-"""Files of a replica into fewer, larger ones: level by level, and whole states into snapshots. Needs no database.
+"""Merges a replica's files into fewer, larger ones: level by level, and whole states as snapshots. Needs no database.
 
 Source of the rules: Litestream 0.5, `store.go` and `compactor.go`: a compaction takes all files of one level that are
 newer than the newest of the next. Two may run at once: the same inputs give the same bytes under the same name, and
-files that overlap are normal for whoever reads a replica. Nothing here deletes; see `retention`.
+readers of a replica expect files that overlap. Nothing here deletes; see `retention`.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def compact_level(
     known: LTXFileInfo | None = None,
     temp_folder: str | None = None,
 ) -> LTXFileInfo | None:
-    """Make one file of `level`, 1 to 8, from what is new on the level below it (or on `source_level`).
+    """Make one file of `level`, 1 to 8, from the new files on the level below it (or on `source_level`).
 
-    Returns the new file, or None when there is nothing new. `known` is a file of `level` that was seen before; listing
+    Returns the new file, or None if there are no new files. `known` is a file of `level` that was seen before; listing
     starts there instead of at the beginning. Each input is read once, verified whole, and kept in `temp_folder` (the
     system's if None), together with the result, until that is stored. Memory: some megabytes, whatever the size of the
     database and the number of files.
 
-    Raises TXIDGapError when TXIDs between the two levels are nowhere in the replica, LTXFormatError for a damaged file,
-    StorageError, and ReplicatorError when there is no room for temporary files.
+    Raises TXIDGapError when no file of the replica holds TXIDs between the two levels, LTXFormatError for a damaged
+    file, StorageError, and ReplicatorError when there is no room for temporary files.
     """
     source = level - 1 if source_level is None else source_level
     if not 0 <= source < level < SNAPSHOT_LEVEL:
@@ -76,7 +76,7 @@ def compact_level(
 def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFileInfo | None:
     """Store the newest state of a replica as one file of level 9, made from the files it consists of.
 
-    Returns the new file, or None when the newest state is a snapshot already. Resources and errors are those of
+    Returns the new file, or None when the newest state is a snapshot file already. Resources and errors are those of
     `compact_level`; also ReplicaEmptyError.
     """
     return _compact(client, SNAPSHOT_LEVEL, _files_of_newest_state, temp_folder)
@@ -85,7 +85,7 @@ def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFil
 def store_as_snapshot(client: ReplicaClient, file: BinaryIO, page_index: IO[bytes]) -> LTXFileInfo:
     """Store `file` on level 9: one of level 0, verified, that holds the whole database. `page_index`: an empty file.
 
-    From then on, no file of an earlier TXID is needed for this state and those to come. Raises StorageError.
+    From then on, this state and later ones need no file of an earlier TXID. Raises StorageError.
     """
     fd = file.fileno()
     source = _read_ends(fd, 0, os.fstat(fd).st_size)
@@ -98,7 +98,7 @@ def store_as_snapshot(client: ReplicaClient, file: BinaryIO, page_index: IO[byte
 
 
 class _Parts(io.RawIOBase):
-    """Bytes that come in parts, as a file to upload."""
+    """A readable file over bytes that arrive in parts, for an upload."""
 
     def __init__(self, parts: Iterator[bytes]) -> None:
         self._parts = parts
@@ -120,7 +120,7 @@ class _Parts(io.RawIOBase):
 
 
 def newest_file(streamer: FileStreamer, level: int, known: LTXFileInfo | None = None) -> LTXFileInfo | None:
-    """The file of `level` that reaches furthest, None if there is none. Listing starts at `known`, if that is there."""
+    """The file of `level` that reaches furthest, None if there is none. Lists from `known` on if it still exists."""
     files = streamer.list_level(level, known.min_txid) if known else []
     return max(files or streamer.list_level(level), key=lambda file: file.max_txid, default=None)
 
@@ -133,8 +133,8 @@ def _new_files(streamer: FileStreamer, source: int, level: int, known: LTXFileIn
     chain = extend(covered, newer)
     if chain.files or not newer:
         return chain.files
-    # Nothing connects. An older file may reach over the hole (after two compactions at once), or files of other levels
-    # may hold what is missing here (a snapshot took the place of older files).
+    # No file connects. An older file may reach over the hole (after two compactions at once), or files of other levels
+    # may hold the missing TXIDs (a snapshot file replaced older files).
     everything = streamer.list_levels(LEVELS)
     candidates = [file for file in everything if file.level == source]
     chain = extend(covered, candidates)
@@ -147,7 +147,7 @@ def _new_files(streamer: FileStreamer, source: int, level: int, known: LTXFileIn
 
 
 def _past_damage(client: ReplicaClient, source: int, level: int, error: LTXFormatError) -> Choose | None:
-    """The files of level `source` after a snapshot that holds what files do that cannot be read, if there is one."""
+    """The files of level `source` after a snapshot file that covers the unreadable files, if there is one."""
     with FileStreamer(client) as streamer:
         base = newest_file(streamer, SNAPSHOT_LEVEL)
         newest = newest_file(streamer, level)
@@ -177,7 +177,7 @@ def _write_compacted(
     with _temporary_file(temp_folder) as spool, _temporary_file(temp_folder) as result:
         inputs = list(_spool(streamer, files, spool, temp_folder))
         while len(inputs) > _FILES_AT_ONCE:
-            first, *later = inputs  # the first is often a snapshot, by far the largest, and is merged once
+            first, *later = inputs  # the first is often a snapshot file, by far the largest, and is merged once
             groups = (later[i : i + _FILES_AT_ONCE] for i in range(0, len(later), _FILES_AT_ONCE))
             inputs = [first, *(_merge(group, spool, temp_folder) for group in groups)]
         header = _merge(inputs, result, temp_folder).header
@@ -204,7 +204,7 @@ class _SpooledFile:
 def _spool(
     streamer: FileStreamer, files: Sequence[LTXFileInfo], spool: BinaryIO, temp_folder: str | None
 ) -> Iterator[_SpooledFile]:
-    """Bring files into `spool`, one behind the other. What is read later is what was verified here."""
+    """Copy files into `spool`, one behind the other. Later reads get the bytes that were verified here."""
     start = 0
     for stream in streamer.stream(files):
         for data, _ in stream:
@@ -217,7 +217,7 @@ def _spool(
 
 
 def _merge(inputs: Sequence[_SpooledFile], into: BinaryIO, temp_folder: str | None) -> _SpooledFile:
-    """What `inputs` become, written to the end of `into`."""
+    """Write the file that `inputs` merge into to the end of `into`."""
     start = into.tell()
     with _temporary_file(temp_folder) as page_index, _no_room(temp_folder):
         into.writelines(compact(inputs, spool=page_index))
@@ -239,7 +239,7 @@ def _temporary_file(folder: str | None) -> Iterator[BinaryIO]:
     try:
         yield file
     finally:
-        with suppress(OSError):  # what it could not write yet, and is not needed any more
+        with suppress(OSError):  # unwritten bytes, which are no longer needed
             file.close()
 
 

@@ -1,11 +1,11 @@
-"""Which files of a replica may go, and their deletion. Plans are pure; nothing is deleted that is not proven spare.
+"""Which files of a replica may be deleted, and their deletion. Plans are pure; only files proved spare are deleted.
 
 Source of the rules: Litestream 0.5, `store.go` and `db.go`: level-0 files go some time after level 1 covers them, old
-snapshots go, and with them the files of lower levels that lead up to them. Stricter here: the newest snapshot that is
+snapshot files go, and with them the files of lower levels that lead up to them. Stricter here: the newest snapshot file
 older than the retention time stays, because every state within the retention time builds on it.
 
 A file dated later than now was written while a clock was wrong: its time says nothing. It counts as old, or it would
-stay until that time has come; only of a snapshot that no other has followed yet, old means more than that.
+stay until that time has come; only the newest snapshot file needs a time before the horizon for that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, Re
 logger = logging.getLogger("litevfs.retention")
 
 _CLOCK_DIFFERENCE_MS = 3_600_000
-"""A time may be so much later than now, and be that of a clock that is a little ahead."""
+"""A time up to so much later than now may come from a clock that is a little ahead."""
 
 
 def enforce_level_0_retention(
@@ -30,7 +30,7 @@ def enforce_level_0_retention(
 ) -> list[LTXFileInfo]:
     """Delete level-0 files written before `horizon_ms` (Unix epoch) that `level`, the next one in use, covers.
 
-    The newest level-0 file stays. Returns what was deleted, and raises StorageError when something could not be.
+    The newest level-0 file stays. Returns the deleted files; raises StorageError if a deletion failed.
     """
     with FileStreamer(client) as streamer:
         if len(streamer.list_level(0)) < 2:
@@ -42,10 +42,10 @@ def enforce_level_0_retention(
 def enforce_snapshot_retention(
     client: ReplicaClient, horizon_ms: int, *, now_ms: float = math.inf
 ) -> list[LTXFileInfo]:
-    """Delete what only states older than `horizon_ms` need: snapshots, and files of all levels below them.
+    """Delete files that only states older than `horizon_ms` need: snapshot files, and files of all levels below them.
 
     The newest file of every level stays, and the newest snapshot written before `horizon_ms`: the states since then
-    build on it. Returns what was deleted, and raises StorageError when something could not be.
+    build on it. Returns the deleted files; raises StorageError if a deletion failed.
     """
     with FileStreamer(client) as streamer:
         files = streamer.list_levels(LEVELS)
@@ -57,7 +57,7 @@ def plan_level_0_retention(
 ) -> list[LTXFileInfo]:
     """The oldest level-0 files, up to the first that is young, not covered by `level`, or the newest.
 
-    Of files that one compacted file covers, those before a young one stay too: its state is made of them.
+    Among files that one compacted file covers, those before a young one stay too: its state is made of them.
     """
     covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
     on_level_0 = sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))
@@ -102,7 +102,7 @@ def are_spare(
     horizon_ms: float = -math.inf,
     now_ms: float = math.inf,
 ) -> bool:
-    """Whether `files` can do without `doomed`.
+    """Whether `files` without `doomed` still make the states that must stay.
 
     The newest state must be the same, and every state at the end of a remaining file written after `horizon_ms` that
     can be made with all files must be one that can be made with the rest.

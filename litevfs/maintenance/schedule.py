@@ -1,7 +1,7 @@
-"""When to compact, take a snapshot and delete: Litestream's timetable, and one object that keeps to it. No thread.
+"""When to compact, write snapshot files and delete: Litestream's schedule, and one object that follows it. No thread.
 
-Windows are aligned to the clock, as Litestream's are: a level of 30 s is due once after every :00 and :30, for whoever
-looks first. Whether another process was first is read from the times of the files in the replica.
+Windows are aligned to the clock, as Litestream's are: a level of 30 s is due once after every :00 and :30, for the
+process that checks first. The times of the files in the replica show whether another process was first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULT_LEVELS: Mapping[int, float] = MappingProxyType({1: 30.0, 2: 300.0, 3: 36
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaintenanceConfig:
-    """What is done how often. Raises OptionError for what makes no sense."""
+    """Which tasks run how often. Raises OptionError for values that make no sense."""
 
     levels: Mapping[int, float] = field(
         default_factory=lambda: DEFAULT_LEVELS
@@ -41,7 +41,7 @@ class MaintenanceConfig:
     snapshot_interval_s: float = 86_400.0
     snapshot_retention_s: float = 86_400.0  # how far back states can be restored
     level_0_retention_s: float = 300.0  # how long a level-0 file lives at least
-    delete_files: bool = True  # False: retention is the storage's business, as by a lifecycle rule
+    delete_files: bool = True  # False: the storage deletes old files, as by a lifecycle rule
     temp_folder: str | None = None  # where compaction keeps its inputs and its result; None: the system's
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class MaintenanceConfig:
 
 @dataclass(frozen=True, slots=True)
 class MaintenanceReport:
-    """What one run did."""
+    """The results of one run."""
 
     written: tuple[LTXFileInfo, ...]
     deleted: tuple[LTXFileInfo, ...]
@@ -85,7 +85,7 @@ class _Task:
     error: Exception | None = None  # of the last run
 
     def is_due(self, now_s: float) -> bool:
-        # A clock that was set back must not stop everything until it is there again.
+        # A clock that was set back must not stop all tasks until it reaches the old time again.
         return now_s >= self.due_at_s or now_s < self.due_at_s - self.interval_s
 
 
@@ -95,7 +95,7 @@ class Maintenance:
     def __init__(self, client: ReplicaClient, config: MaintenanceConfig | None = None) -> None:
         self._client = client
         self.config = config = config or MaintenanceConfig()
-        self._newest: dict[int, LTXFileInfo] = {}  # by level, as last seen
+        self._newest: dict[int, LTXFileInfo] = {}  # by level, from the last listing
         self._tasks: list[_Task] = []
         source = 0
         for level, interval_s in config.levels.items():
@@ -124,26 +124,26 @@ class Maintenance:
 
     @property
     def last_error(self) -> str | None:
-        """What the first task whose last run failed says; None when there is none."""
+        """The error of the first task whose last run failed; None when there is none."""
         return next((f"{task.name}: {task.error}" for task in self._tasks if task.error), None)
 
     def next_due_in_s(self, now_s: float | None = None) -> float:
-        """Seconds until something is due; 0 when something is."""
+        """Seconds until a task is due; 0 when one is."""
         now_s = time.time() if now_s is None else now_s
         if any(task.is_due(now_s) for task in self._tasks):
             return 0.0
         return min(task.due_at_s for task in self._tasks) - now_s
 
     def run_due(self, now_s: float | None = None) -> MaintenanceReport:
-        """Do what is due at `now_s` (Unix time, now if None) and was not done by another process in this window.
+        """Run the tasks due at `now_s` (Unix time, now if None) that no other process has run in this window.
 
         A task that fails does not keep the others from running: its error is in the report, and it is due again after
-        RETRY_S. Raises StorageClosedError alone.
+        RETRY_S. Raises only StorageClosedError.
         """
         return self._run(now_s, everything=False)
 
     def run_all(self, now_s: float | None = None) -> MaintenanceReport:
-        """Do everything now, due or not: `litevfs compact`. Errors as in `run_due`."""
+        """Run all tasks now, due or not: `litevfs compact`. Errors as in `run_due`."""
         return self._run(now_s, everything=True)
 
     def _run(self, now_s: float | None, *, everything: bool) -> MaintenanceReport:
@@ -175,7 +175,7 @@ class Maintenance:
         return MaintenanceReport(tuple(written), tuple(deleted), tuple(errors))
 
     def _was_done(self, level: int, window_s: float, now_s: float) -> bool:
-        """Whether the newest file of `level` is of this window already. One from the future says nothing."""
+        """Whether the newest file of `level` is of this window already. A time in the future says nothing."""
         with FileStreamer(self._client) as streamer:
             newest = newest_file(streamer, level, self._newest.get(level))
         if newest is None:

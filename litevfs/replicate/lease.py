@@ -218,9 +218,7 @@ class Lease:
             self._etag = there.etag
             return
         self._etag = None
-        if (
-            record is None and is_gone_allowed
-        ):  # perhaps the whole replica was deleted; the next `hold` takes the lease again
+        if record is None and is_gone_allowed:  # perhaps deleted with the whole replica; the next `hold` takes it again
             raise TransientStorageError("the lease was removed", key=f"{self._url}: {LEASE_NAME}")
         raise self._held(record)
 
