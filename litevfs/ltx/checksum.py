@@ -57,7 +57,7 @@ class DatabaseChecksum:
         self._xor = value
 
     def toggle(self, pgno: int, page: Buffer) -> None:
-        """Add page `pgno` with content `page`, or take exactly that one out again."""
+        """Add page `pgno` with content `page`, or remove exactly that page again."""
         self._xor ^= page_checksum(pgno, page)
 
     @property

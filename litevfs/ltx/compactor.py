@@ -1,4 +1,4 @@
-"""Several contiguous LTX files into one: their frames merged in page order. Opens no file.
+"""Merges several contiguous LTX files into one: their frames in page order. Opens no file.
 
 Source: superfly/ltx, `compactor.go`. Frames are taken over as they are; each is decoded once, because the file checksum
 covers the pages.
@@ -38,7 +38,7 @@ class CompactionInput(Protocol):
 
 
 def compact(inputs: Sequence[CompactionInput], *, spool: IO[bytes] | None = None) -> Iterator[bytes]:
-    """The bytes, piece by piece, of the one file that does what `inputs`, oldest first, do in order.
+    """The bytes, piece by piece, of one file with the same effect as `inputs`, oldest first, in order.
 
     For each page the newest input wins; pages above the newest commit are dropped. The result carries checksums when
     all inputs do. Memory: one frame of each input; `spool` keeps the index of the result meanwhile (see `Encoder`).

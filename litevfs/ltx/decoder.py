@@ -181,8 +181,8 @@ class StreamDecoder:
     """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()  # what is not yet understood
-        self._needed = HEADER_SIZE  # bytes the buffer must have before more of it can be
+        self._buffer = bytearray()  # bytes that are not parsed yet
+        self._needed = HEADER_SIZE  # bytes the buffer must have before parsing can go on
         self._header: Header | None = None
         self._order: PageOrder
         self._index = _IndexCheck()
@@ -315,14 +315,14 @@ class _IndexCheck:
         self.missing = 0  # bytes of the index that are still to come
 
     def add(self, pgnos: list[int], sizes: list[int]) -> None:
-        """These pages come next, in frames of these sizes."""
+        """Note that these pages come next, in frames of these sizes."""
         self._pgnos.extend(pgnos)
         self._sizes.extend(sizes)
         if len(self._pgnos) >= self._CHUNK_PAGES:
             self._end_chunk()
 
     def expect(self) -> None:
-        """All frames are known, the index comes next."""
+        """Note that all frames are known, and the index comes next."""
         self._end_chunk()
         end = b"\0" + (self._size + 1).to_bytes(INDEX_SIZE_FIELD_SIZE, "big")
         self._wanted.update(end)
@@ -330,13 +330,13 @@ class _IndexCheck:
         self.is_expected = True
 
     def check(self, part: bytes) -> None:
-        """The next bytes of the index."""
+        """Take the next bytes of the index."""
         self._found.update(part)
         self.missing -= len(part)
 
     @property
     def is_right(self) -> bool:
-        """Whether what came is what was expected."""
+        """Whether the bytes of the index are the expected ones."""
         return self._wanted.digest() == self._found.digest()
 
     def _end_chunk(self) -> None:

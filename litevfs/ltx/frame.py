@@ -39,7 +39,7 @@ def decode_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
 
     Returns `page_size` bytes. Raises LTXFormatError when the frame is another page's, is damaged or does not hold
     exactly one page. Every page that is read passes here: the first lines are the fast way for a sound frame, and
-    whatever does not fit is looked at again, slowly.
+    the slow way checks every other frame again.
     """
     try:
         frame_pgno, flags, size = _unpack_frame_header(frame)
@@ -152,7 +152,7 @@ def checksummed_headers(frame: bytes | memoryview) -> bytes | memoryview:
 def frame_size(data: bytes, start: int) -> int | None:
     """Bytes of the frame (or end mark) at `start`, as its headers say; None when too few bytes are there to tell.
 
-    At most MAX_FRAME_SIZE; raises LTXFormatError for headers that no frame has. The frame is not looked at further.
+    At most MAX_FRAME_SIZE; raises LTXFormatError for headers that no frame has. Reads no more of the frame.
     """
     head = bytes(data[start : start + FRAME_HEADER_SIZE])
     if head[:PAGE_HEADER_SIZE] == END_OF_PAGES:
@@ -192,7 +192,7 @@ def _size_with_lz4_frame(data: bytes, start: int) -> int | None:
 def read_frames(read: Callable[[int, int], bytes], start: int) -> Iterator[tuple[int, bytes]]:
     """(pgno, frame) of the page block that begins at `start`, up to its end mark; `read(offset, size)` gives bytes.
 
-    Memory: _READ_BYTES. The frames are cut apart, not looked into. Raises LTXFormatError where there is no frame.
+    Memory: _READ_BYTES. The frames are separated, not decoded. Raises LTXFormatError where there is no frame.
     """
     data, position = read(start, _READ_BYTES), 0
     while True:
