@@ -1,1 +1,1 @@
-"""One SQLite library each: its offsets, locks and errors in front of a session."""
+"""Bindings of SQLite libraries, one each: offsets, locks and errors of a library in front of a session."""

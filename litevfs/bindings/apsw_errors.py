@@ -1,4 +1,4 @@
-"""Gives our errors their APSW parent, where they leave for the users of an APSW connection.
+"""Gives our errors their APSW parent when they reach the user of an APSW connection.
 
 `litevfs.errors` knows no SQLite library. An error that carries a SQLite code becomes an instance of a subclass of its
 own class and of APSW's class for that code, and stays the same object: cause, traceback and notes are kept. So

@@ -1,7 +1,7 @@
 """The VFS in APSW's SQLite library: its files in front of sessions.
 
 Everything that is not a replica's main database, temporary files and sorters above all, goes to the default VFS.
-Errors reach the caller as they are: APSW hands on the exception object, and SQLite gets the code it carries.
+Errors reach the caller unchanged: APSW hands on the exception object, and SQLite gets the code it carries.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ReplicaVFS(apsw.VFS):
         with apsw_errors():
             file = ReplicaFile(self._open_session(name))
         flags[1] = flags[0] & ~(apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE) | apsw.SQLITE_OPEN_READONLY
-        return file  # type: ignore[return-value]  # any object with the methods of a VFSFile will do
+        return file  # type: ignore[return-value]  # any object with the methods of a VFSFile works
 
     def _open_session(self, name: str | apsw.URIFilename | None) -> Session:
         options = Options.collect(_uri_parameters(name), self.keywords)
@@ -46,9 +46,9 @@ class ReplicaVFS(apsw.VFS):
             name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
         ):
             try:
-                session.lock(SHARED)  # SQLite will not, and would read pages of one state after the other
+                session.lock(SHARED)  # SQLite takes no lock, and would mix pages of different states
             except BaseException:
-                session.close()  # which SQLite will not either: it has no file yet
+                session.close()  # SQLite does not close it: it has no file yet
                 raise
         return session
 
@@ -76,7 +76,7 @@ def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
 
 
 class ReplicaFile:
-    """A session as APSW wants a file: what can be the session's own method is, so that no page costs a further call."""
+    """A session as an APSW file; its methods are the session's own where possible, so no page costs a further call."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -98,8 +98,8 @@ class ReplicaFile:
         pragma.result = answer
         return True
 
-    # What these raise is lost, as SQLite takes nothing but a number from them. So no Python code runs in them: a Ctrl-C
-    # that struck there would be lost, too, and the query go on.
+    # SQLite takes only a number from these methods, so an exception in them is lost. So no Python code runs in them: a
+    # Ctrl-C there would be lost, too, and the query would go on.
     xSectorSize = staticmethod(partial(int, 4096))  # noqa: N815 - bytes; SQLite's default
     xDeviceCharacteristics = staticmethod(partial(int, 0))  # noqa: N815 - no promise about writes
 

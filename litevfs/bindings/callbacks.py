@@ -1,10 +1,10 @@
-"""Python functions as C callbacks that neither raise nor go away.
+"""Python functions as C callbacks that neither raise nor get freed.
 
-What a callback of ctypes raises is printed, and C gets an undefined number in the place of a result: SQLite could take
-a page for read that was not. A function given to `c_callback` catches everything in a `try` that is all of its body.
-One place stays: Python runs signal handlers (Ctrl-C raises there) at the first instruction of a function, before any
-`try`, and a signal that came while SQLite was busy is handled at exactly that place. So `c_callback` makes that
-instruction one that handles none.
+ctypes prints what a callback raises, and C gets an undefined number in place of a result: SQLite could take
+a page as read that was not. A function given to `c_callback` catches everything in a `try` that is all of its body.
+One gap remains: Python runs signal handlers (Ctrl-C raises there) at the first instruction of a function, before any
+`try`, and it handles a signal that came while SQLite was busy exactly there. So `c_callback` replaces that
+instruction by one that handles no signal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AFTER_YIELD_FROM = 2
 def c_callback(prototype: type[Prototype], function: Callable[..., Any]) -> Prototype:
     """`function` as a C function pointer, for as long as the process lives.
 
-    SQLite may call it while the interpreter ends, when no name of it is left: it is never freed.
+    SQLite may call it while the interpreter ends, when no name refers to it any more: so it is never freed.
     """
     callback = prototype(_undisturbed(function))  # type: ignore[call-arg]
     keep_for_ever(callback)
@@ -43,13 +43,13 @@ def keep_for_ever(thing: object) -> None:
 
 
 def interrupt_soon() -> None:
-    """Let Ctrl-C strike once more, where SQLite has returned: a callback that it strikes only ends the statement."""
+    """Send Ctrl-C once more, after SQLite has returned: in a callback, Ctrl-C only ends the statement."""
     _thread.start_new_thread(_interrupt, ())
 
 
 def _interrupt() -> None:
-    time.sleep(0.001)  # not before the callback has returned; if it strikes the next one, that comes here again
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a real one wakes what sleeps
+    time.sleep(0.001)  # after the callback has returned; if it hits the next callback, that one sends it again
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)  # a real signal wakes a sleeping thread
 
 
 def _undisturbed(function: Callable[..., Any]) -> Callable[..., Any]:

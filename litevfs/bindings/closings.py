@@ -1,8 +1,8 @@
 """Tells when SQLite has closed a file, without a callback.
 
-SQLite may close a file while a Python exception is on its way (a cursor is dropped by what it raises through), and no
-callback of ctypes can be made then: the exception would be lost, and the interpreter crash. So C code closes the file.
-Each file stands on a FIFO; when SQLite's end of it is closed, its other end says so to a thread.
+SQLite may close a file while a Python exception propagates (it may drop the last reference to a cursor), and ctypes
+cannot call back then: the exception would be lost, and the interpreter would crash. So C code closes the file.
+Each file is opened on a FIFO; when SQLite closes its end, a thread notices that at the other end.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Closings(Generic[Key]):
     def __init__(self, closed: Callable[[Key], object]) -> None:
         self._closed = closed
         self._lock = threading.Lock()
-        self._keys: dict[int, Key] = {}  # by our end of each FIFO
+        self._keys: dict[int, Key] = {}  # by the descriptor of our end of each FIFO
         self._thread: threading.Thread | None = None
         self._wake = -1, -1
-        self.needs_thread = False  # after a fork
+        self.needs_thread = False  # a fork has ended the thread
         self._numbers = count(1)
         os.register_at_fork(before=self._before_fork, after_in_parent=self._lock_release, after_in_child=self._in_child)
 
@@ -45,7 +45,7 @@ class Closings(Generic[Key]):
         return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def watch(self, descriptor: int, key: Key) -> None:
-        """From now on; SQLite has opened the FIFO. The descriptor belongs to this object then."""
+        """Watch a FIFO that SQLite has opened. From now on the descriptor belongs to this object."""
         with self._lock:
             self._keys[descriptor] = key
             if self._thread is None:
@@ -65,7 +65,7 @@ class Closings(Generic[Key]):
             poll.register(wake, select.POLLIN)
             with self._lock:
                 for descriptor in self._keys:
-                    poll.register(descriptor, 0)  # POLLHUP comes unasked
+                    poll.register(descriptor, 0)  # POLLHUP is always reported
             gone = [descriptor for descriptor, event in poll.poll() if descriptor != wake and event]
             with self._lock:
                 keys = [self._keys.pop(descriptor) for descriptor in gone if descriptor in self._keys]
@@ -74,7 +74,7 @@ class Closings(Generic[Key]):
             for key in keys:
                 try:
                     self._closed(key)
-                except Exception:  # which must not keep the others from being closed
+                except Exception:  # must not keep other files from being closed
                     logger.exception("letting go of a replica failed")
             with self._lock:
                 if not self._keys:
@@ -115,7 +115,7 @@ class Closings(Generic[Key]):
         self.needs_thread = bool(self._keys)
 
     def watch_after_fork(self) -> None:
-        """Start the thread that a fork has ended, where `needs_thread` says so."""
+        """Start the thread that a fork has ended, if `needs_thread` says so."""
         with self._lock:
             if self._thread is None and self._keys:
                 self._start()

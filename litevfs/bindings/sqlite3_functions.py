@@ -35,12 +35,12 @@ class SQLFunctions:
         self._extension = c_callback(c.ExtensionFunction, self._make_extension())
 
     def add_to_every_connection(self) -> None:
-        """SQLite adds the functions to each connection that it opens from now on."""
+        """Let SQLite add the functions to each connection that it opens from now on."""
         if (code := self._library.sqlite3_auto_extension(self._extension)) != c.OK:
             logger.warning("no SQL functions, PRAGMAs only: SQLite takes no automatic extension (code %d)", code)
 
     def remove_from_new_connections(self) -> None:
-        """No connection that is opened from now on calls Python."""
+        """Let no connection that SQLite opens from now on call Python."""
         self._library.sqlite3_cancel_auto_extension(self._extension)
 
     def _session_of(self, database: int) -> Session | None:

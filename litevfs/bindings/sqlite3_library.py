@@ -85,7 +85,7 @@ class IOMethods(Structure):
     ]
 
 
-# Without letting go of the GIL: what they do takes less time than that.
+# These keep the GIL: releasing it would take longer than the calls.
 copy_bytes = PYFUNCTYPE(None, c_void_p, c_char_p, c_size_t)(ctypes.cast(ctypes.memmove, c_void_p).value or 0)
 """(to, from, count)"""
 fill_bytes = PYFUNCTYPE(None, c_void_p, c_int, c_size_t)(ctypes.cast(ctypes.memset, c_void_p).value or 0)

@@ -2,8 +2,8 @@
 
 A replica's file is an empty file of the default VFS in which a few methods are Python's: those that SQLite calls only
 while a statement runs. Unlocking and closing, which can happen while a Python exception is on its way, stay in C; a
-session learns of the one from SQLite's next question, of the other from `Closings`. Whatever else SQLite opens,
-temporary files above all, is a file of the default VFS and nothing else.
+session learns of unlocking from SQLite's next question, and of closing from `Closings`. All other files that SQLite
+opens, temporary files above all, are plain files of the default VFS.
 
 No callback raises. The error of a session is kept (`last_error`), logged, and SQLite gets the code that it carries.
 When the interpreter ends, each file that is still open gets its C methods back.
@@ -42,7 +42,7 @@ _errors = threading.local()
 
 
 def last_error() -> BaseException | None:
-    """What a callback ended with last in this thread, or None; SQLite itself tells a code only."""
+    """The error that a callback last ended with in this thread, or None; SQLite itself reports only a code."""
     return getattr(_errors, "last", None)
 
 
@@ -64,7 +64,7 @@ def register(name: str, keywords: dict[str, object], library: str | None) -> Non
 
 
 def connect(uri: str, vfs: str, arguments: dict[str, Any]) -> sqlite3.Connection:
-    """`sqlite3.connect` with these arguments. Raises the error of the session where there is one, from SQLite's."""
+    """`sqlite3.connect` with these arguments. Raises the session's error if there is one, from SQLite's."""
     _errors.last = None
     try:
         connection: sqlite3.Connection = sqlite3.connect(f"{uri}&vfs={quote(vfs)}", uri=True, **arguments)
@@ -91,23 +91,23 @@ class _Open:
     file: int  # the address of SQLite's file structure; another file's, once SQLite has closed this one
     session: Session
     has_no_locks: bool  # SQLite was told to take none (nolock, immutable)
-    database: int = 0  # SQLite's connection, once it is known
+    database: int = 0  # address of SQLite's connection, once known
 
 
 class Binding:
-    """What one SQLite library calls, and the files that it has open."""
+    """The callbacks of one SQLite library, and the files that it has open."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
         self._files: dict[int, _Open] = {}  # by the address of SQLite's file structure
-        self._reads: dict[int, Callable[[int, int], bytes]] = {}  # their `read`, as a page should cost one look-up
+        self._reads: dict[int, Callable[[int, int], bytes]] = {}  # the files' `read`: a page costs one look-up
         self._default = library.sqlite3_vfs_find(None)
         system = library.sqlite3_vfs_find(b"unix") or self._default
         self._system = system.contents
         self._open_default = self._default.contents.open
         self._access_default = self._default.contents.access
         self._is_over = False
-        self._methods: dict[int, c.IOMethods] = {}  # ours, by the address of those that a file has without us
+        self._methods: dict[int, c.IOMethods] = {}  # ours, by the address of the native methods they replace
         self._closings: Closings[_Open] = Closings(self._forget)
         self._read, self._file_size = self._make_read(), self._make_file_size()
         self._lock_file, self._file_control = self._make_lock(), self._make_file_control()
@@ -117,7 +117,7 @@ class Binding:
         atexit.register(self._end)
 
     def add(self, name: str, keywords: dict[str, object]) -> Named:
-        """Register the VFS under a name. Raises OptionError where another VFS has it."""
+        """Register the VFS under a name. Raises OptionError if another VFS has it."""
         library = self.library
         if library.sqlite3_vfs_find(name.encode()):
             raise OptionError(f"another VFS has the name {name!r}", hint="give this one another: register_stdlib(name)")
@@ -158,7 +158,7 @@ class Binding:
             full_pathname=c_callback(c.FullPathnameFunction, _full_pathname),
         )
         for field in ("delete", "dl_open", "dl_error", "dl_sym", "dl_close", "randomness", "sleep", "current_time"):
-            setattr(vfs, field, getattr(system, field))  # they do not look at the VFS that they are called for
+            setattr(vfs, field, getattr(system, field))  # they ignore the VFS that they are called for
         vfs.get_last_error = system.get_last_error
         vfs.current_time_int64 = system.current_time_int64
         keep_for_ever(vfs)
@@ -172,7 +172,7 @@ class Binding:
                 try:
                     if not flags & c.OPEN_MAIN_DB:
                         return int(open_default(default, name, file, flags, out_flags))
-                    c_void_p.from_address(file).value = None  # there is nothing to close yet
+                    c_void_p.from_address(file).value = None  # SQLite has nothing to close yet
                     self._open_replica(named, name, file)
                     if out_flags:
                         writing = c.OPEN_READWRITE | c.OPEN_CREATE
@@ -209,7 +209,7 @@ class Binding:
             raise
 
     def _open_empty(self, opened: _Open) -> None:
-        """Make it an empty file of the default VFS with our methods, of which `Closings` knows."""
+        """Open an empty file of the default VFS, give it our methods, and let `Closings` watch it."""
         path, descriptor = self._closings.make_fifo()
         file = opened.file
         try:
@@ -239,7 +239,7 @@ class Binding:
         def x_access(_: int, name: bytes, flags: int, result: int) -> int:
             try:
                 try:
-                    if name.endswith(_SIDE_FILES):  # a replica has none, whatever lies in the current folder
+                    if name.endswith(_SIDE_FILES):  # a replica has none, whatever files the current folder has
                         fill_bytes(result, 0, size)
                         return c.OK
                     return int(access_default(default, name, flags, result))
@@ -268,7 +268,7 @@ class Binding:
         return methods
 
     def session_now(self, file: int) -> Session | None:
-        """The session of a file, which has been told if its transaction is over."""
+        """The session of a file, unlocked first if its transaction is over."""
         if (opened := self._files.get(file)) is None:
             return None
         if opened.database and not opened.has_no_locks:
@@ -278,7 +278,7 @@ class Binding:
         return opened.session
 
     def _forget(self, opened: _Open) -> None:
-        """SQLite has closed a file. Another one may have its address by now."""
+        """Forget a file that SQLite has closed. Another file may have its address by now."""
         if self._files.get(opened.file) is opened:
             self._files.pop(opened.file)
             self._reads.pop(opened.file)
@@ -329,7 +329,7 @@ class Binding:
                         closings.watch_after_fork()
                     session = files[file].session
                     if level == SHARED:
-                        session.unlock(UNLOCKED)  # SQLite asks where it holds no lock; it has not told of the unlocking
+                        session.unlock(UNLOCKED)  # SQLite asks this only without a lock, so it has unlocked
                     session.lock(level)
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
@@ -357,7 +357,7 @@ class Binding:
                     argument[0] = library.allocate_text(answer)
                     return c.OK if argument[0] else c.NOMEM
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    code = self.fail(error, c.ERROR, file, level=logging.INFO)  # SQLite hands on its text
+                    code = self.fail(error, c.ERROR, file, level=logging.INFO)  # SQLite reports its text
                     argument[0] = library.allocate_text(str(error) or "interrupted")
                     return code
             except BaseException:  # noqa: BLE001 (one more Ctrl-C)
@@ -368,7 +368,7 @@ class Binding:
     # --- the end of the interpreter -----------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Let SQLite call no Python any more: before the interpreter takes itself apart, and with it the callbacks."""
+        """Let SQLite call no Python any more, before the interpreter ends and frees the callbacks."""
         self._is_over = True
         self._functions.remove_from_new_connections()
         keep_for_ever(list(self._files.values()))  # they end with the process, like their threads
