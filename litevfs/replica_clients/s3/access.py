@@ -1,4 +1,4 @@
-"""How to reach a bucket: credentials, endpoint, region and signatures, all of them botocore's. Sends nothing itself.
+"""How to reach a bucket: credentials, endpoint, region and signatures, all from botocore. Sends nothing itself.
 
 The URLs of reads and listings are cut from URLs that botocore presigns, so its rules for endpoints, access points and
 addressing styles hold for every request; only botocore's machinery around a request is left out.
@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_REGION = "us-east-1"
 _USER_AGENT = f"litevfs botocore/{botocore.__version__}"
 ADVISORY_S, MANDATORY_S = 15 * 60, 10 * 60
-"""So long before credentials expire, botocore looks for others; and takes those that there are for no good any more."""
-_LEAST_OFFSET_S = 5.0  # a smaller difference is none that a server minds
+"""So long before credentials expire, botocore looks for others, and no longer uses the present ones."""
+_LEAST_OFFSET_S = 5.0  # servers accept a smaller difference
 _CREDENTIALS_SERVICE = "the service that gives out credentials"
 _CREDENTIAL_ERRORS = (
     exceptions.CredentialRetrievalError,
@@ -58,9 +58,9 @@ _CREDENTIAL_ERRORS = (
 
 @dataclass(frozen=True, slots=True)
 class _Resolved:
-    """How to reach a bucket; replaced as a whole when the region turns out to be another."""
+    """How to reach a bucket; replaced as a whole when the region turns out to differ."""
 
-    credentials: Any  # refresh themselves; None: nothing is signed
+    credentials: Any  # they refresh themselves; None: requests are not signed
     bucket_url: str
     object_url: str  # ends with the prefix of the location
     region: str  # of the signature
@@ -68,11 +68,11 @@ class _Resolved:
 
 
 class S3Access:
-    """Access to the bucket of `location`. Everything is found out at the first use, once, from whatever thread.
+    """Access to the bucket of `location`. The first use, in any thread, finds out everything once.
 
-    Credentials are looked for again when the server says that those it got are no good any more. Explicit keys win over
+    When the server says that credentials are no longer valid, this looks for others. Explicit keys win over
     AWS_* in the environment, those over LITESTREAM_*, those over the rest of the AWS credential chain; `timeout_s`
-    bounds each wait for a service of that chain. An `anonymous` location needs none, and nothing is signed.
+    bounds each wait for a service of that chain. An `anonymous` location needs none, and its requests are not signed.
     """
 
     def __init__(
@@ -98,22 +98,22 @@ class S3Access:
 
     @property
     def endpoint(self) -> str:
-        """What errors call the server before a request was made."""
+        """The name of the server in errors before the first request."""
         return self._location.endpoint or "Amazon S3"
 
     def bucket_url(self) -> str:
-        """Where a listing is asked for; the query is to be added."""
+        """The URL of a listing, without its query."""
         return self._resolve().bucket_url
 
     def object_url(self, key: str) -> str:
-        """Where the object `key` lies, one of those below the prefix of the location, named by plain characters."""
+        """The URL of the object `key`, which lies below the location's prefix and has plain characters."""
         return self._resolve().object_url + key.removeprefix(self._location.prefix)
 
     def credentials(self, deadline: float | None = None) -> ReadOnlyCredentials | None:
-        """What to sign with now, None for nothing; refreshed where they can be and are about to expire.
+        """The credentials to sign with now, None for no signature; refreshed if possible when they are about to expire.
 
-        What gives them out may hang: with a `deadline` (`time.monotonic()`, seconds) they are looked for in a thread of
-        its own, which is waited for until then, and only if there are no good ones. Raises StorageTimeoutError.
+        Their source may hang: with a `deadline` (`time.monotonic()`, seconds) a separate thread looks for them, and the
+        caller waits for it until then, and only if there are no valid ones. Raises StorageTimeoutError.
         """
         if self._location.anonymous:
             return None
@@ -133,17 +133,17 @@ class S3Access:
         with self.translated(endpoint=_CREDENTIALS_SERVICE):
             try:
                 credentials: ReadOnlyCredentials = resolved.credentials.get_frozen_credentials()
-            except RuntimeError as exc:  # botocore's word for new ones that have expired
+            except RuntimeError as exc:  # botocore's error for new credentials that have expired
                 raise StoragePermissionError(f"no credentials: {exc}", hint=CREDENTIALS_HINT) from exc
         if credentials != next(iter(self._used[-1:]), None):
             self._used = (*self._used[-1:], credentials)
         return credentials
 
     def renew(self, refused: ReadOnlyCredentials | None, deadline: float | None = None) -> bool:
-        """Look for others by `deadline`, as the server did not take these; whether there are others now."""
+        """Look for other credentials by `deadline`, as the server refused these; whether there are others now."""
         if refused is None:
             return False
-        if self._used[-1:] == (refused,):  # else another thread has renewed them
+        if self._used[-1:] == (refused,):  # otherwise another thread has renewed them
             self._forget()
         return self.credentials(deadline) != refused
 
@@ -153,7 +153,7 @@ class S3Access:
     def headers(
         self, method: str, url: str, headers: dict[str, str], body: bytes, credentials: ReadOnlyCredentials | None
     ) -> dict[str, Any]:
-        """`headers`, those that each request has, and the signature, valid for some minutes."""
+        """`headers`, the headers of every request, and the signature, valid for some minutes."""
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         if self._location.requester_pays:
             headers["x-amz-request-payer"] = "requester"
@@ -173,7 +173,7 @@ class S3Access:
             )
 
     def set_clock(self, date: str | None) -> bool:
-        """Sign by the server's time from now on, as a Date header says it; whether that changes anything."""
+        """Sign by the server's time, from a Date header, from now on; returns whether that changes the clock."""
         try:
             offset_s = parsedate_to_datetime(date or "").timestamp() - time.time()
         except ValueError:
@@ -187,7 +187,7 @@ class S3Access:
         return True
 
     def follow(self, url: str, target: str) -> str | None:
-        """Where a redirect of a request of `url` leads, remembered for all others; None if it must not lead there.
+        """The URL that a redirect of `url` leads to, also for later requests; None if it must not lead there.
 
         Signatures and session tokens go where the redirect leads, so never from TLS to plain text.
         """
@@ -214,7 +214,7 @@ class S3Access:
                 self._resolved = replace(resolved, bucket_url=bucket_url, object_url=object_url)
 
     def return_home(self) -> None:
-        """Ask where the URL says again, as the address that a redirect led to fails."""
+        """Use the URL's own address again, as the address from a redirect fails."""
         with self._lock:
             if self._home is not None:
                 self._resolved, self._home = self._home, None
@@ -232,18 +232,18 @@ class S3Access:
                 logger.info("bucket %s is in region %s", self._location.bucket, region)
 
     def certificates(self) -> bool | str:
-        """Which authorities to trust: False for none asked, a path, or True for the usual ones."""
+        """Which authorities to trust: False for no check, a path, or True for the usual ones."""
         if self._location.skip_verify:
             return False
         with self.translated():
             return _new_session(self._timeout_s).get_config_variable("ca_bundle") or True
 
     def redacted(self, text: str) -> str:
-        """`text` without any secret: a server may repeat in an error what it was sent."""
+        """`text` without any secret: a server may repeat a request in an error."""
         secrets: list[str | None] = list(self._keys[1:]) if self._keys else []
         if self._location.sse:
             secrets.append(self._location.sse.key_base64)
-        for used in self._used:  # not those of now: to get them can fail, and this is for messages of failures
+        for used in self._used:  # not the present ones: to get them can fail, and this is for messages of failures
             secrets += [used.access_key, used.secret_key, used.token]
         for secret in secrets:
             if secret:
@@ -252,7 +252,7 @@ class S3Access:
 
     @contextmanager
     def translated(self, key: str | None = None, *, endpoint: str | None = None) -> Iterator[None]:
-        """Turn what botocore raises in this block, where `endpoint` is asked, into errors of ours."""
+        """Turn botocore's errors in this block into errors of ours; `endpoint` is the server of its requests."""
         try:
             yield
         except exceptions.ClientError as exc:
@@ -262,7 +262,7 @@ class S3Access:
                 self._forget()
             raise error_from_answer(
                 meta.get("HTTPStatusCode", 0),
-                "" if code.isdecimal() else code,  # a number is the status, for want of an S3 error
+                "" if code.isdecimal() else code,  # a number is the status of an answer without an S3 error
                 self.redacted(str(error.get("Message", ""))),
                 meta.get("HTTPHeaders", {}),
                 endpoint or self.endpoint,
@@ -274,7 +274,7 @@ class S3Access:
             # All requests to the bucket itself go over our own transport.
             kind = StorageError if isinstance(exc, exceptions.SSLError) else TransientStorageError
             raise kind(f"{_CREDENTIALS_SERVICE} does not answer: {self.redacted(str(exc))}", key=key) from exc
-        except ResponseParserError as exc:  # which is no BotoCoreError
+        except ResponseParserError as exc:  # not a BotoCoreError
             message = f"{self.endpoint} gave no answer of an S3 server: {self.redacted(str(exc))[:MESSAGE_LIMIT]}"
             raise StorageError(message, key=key, hint=NO_S3_HINT) from exc
         except exceptions.BotoCoreError as exc:
@@ -294,7 +294,7 @@ class S3Access:
         credentials = None if self._location.anonymous else self._find_credentials(session)
         location, bucket = self._location, self._location.bucket
         if location.endpoint and location.force_path_style and not bucket.startswith("arn:"):
-            # Nothing to find out. A client takes as long to make as all else that opening a replica takes.
+            # Needs no botocore client. To make one takes as long as the rest of opening a replica.
             bucket_url = f"{location.endpoint.rstrip('/')}/{bucket}"
             object_url = f"{bucket_url}/{quote(location.prefix, safe='/~')}"
             return _Resolved(credentials, bucket_url, object_url, self._region_name(session), "s3")
@@ -315,7 +315,7 @@ class S3Access:
         return credentials
 
     def _get_client(self) -> Any:
-        """A client of botocore's, which knows where buckets lie; with the lock held."""
+        """A botocore client, which knows the addresses of buckets. The caller holds the lock."""
         client = self._client
         if client is None:
             session = self._get_session()
@@ -332,7 +332,7 @@ class S3Access:
         return client
 
     def _get_session(self) -> botocore.session.Session:
-        """One for all, so that there is one set of credentials; with the lock held."""
+        """The one session, so that there is one set of credentials. The caller holds the lock."""
         session = self._session
         if session is None:
             session = self._session = _new_session(self._timeout_s)
@@ -353,7 +353,7 @@ def _url_and_scope(client: Any, operation: str, **parameters: str) -> tuple[str,
 
 
 def _environment_keys(scheme: str) -> tuple[str, str, str | None] | None:
-    """Alibaba's or LITESTREAM_* keys, with a session token where they are temporary; AWS_* are botocore's to find."""
+    """Alibaba's or LITESTREAM_* keys, with a session token if they are temporary; botocore finds AWS_*."""
     get = os.environ.get
     if scheme == "oss" and get("OSS_ACCESS_KEY_ID") and get("OSS_ACCESS_KEY_SECRET"):
         return get("OSS_ACCESS_KEY_ID", ""), get("OSS_ACCESS_KEY_SECRET", ""), get("OSS_SESSION_TOKEN")

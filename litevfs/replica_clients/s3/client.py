@@ -1,9 +1,8 @@
-"""Replicas in S3 and what speaks its protocol: `path/<level as 4 hex digits>/<min_txid>-<max_txid>.ltx`.
+"""Replicas in S3 and on servers that speak its protocol: `path/<level as 4 hex digits>/<min_txid>-<max_txid>.ltx`.
 
-Source of the layout: Litestream 0.5, `s3/replica_client.go`; the other layout is read too (see `layouts`). The
-timestamp of a file's LTX header is in the object's metadata. Owns what is asked of the server for each operation; how
-requests are signed and corrected is the matter of `requests`, what the answers mean that of `listing`, `ranges` and
-`errors`.
+Source of the layout: Litestream 0.5, `s3/replica_client.go`; the client reads the other layout too (see `layouts`). The
+timestamp of a file's LTX header is in the object's metadata. Owns the requests of each operation; `requests` signs
+and corrects them; `listing`, `ranges` and `errors` interpret the answers.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from litevfs.replica_clients.s3.ways import ServerWays, Way
 from litevfs.replica_clients.s3.writing import NO_CONDITIONS_STATUS, Writer
 
 BLOCK_SIZE = 1 << 16
-"""Bytes that cost hardly more to read than one byte."""
+"""To read so many bytes costs hardly more than to read one."""
 PART_SIZE = 32 << 20
 """Bytes of a part of a multipart upload, and of memory an upload takes; S3 allows 10,000 parts (here 320 GB)."""
 
@@ -54,11 +53,11 @@ MAX_UNKNOWN_BYTES = 1 << 30
 class S3ReplicaClient:
     """A replica in S3.
 
-    `url` is described in `s3.url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT is looked at. `read_timeout_s`
+    `url` is described in `s3.url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT counts. `read_timeout_s`
     bounds each wait for bytes from the server (which has to send them faster than a drip, see `http.connections`),
     `connect_timeout_s` that for a connection; `max_connections` are kept for parallel requests. Uploads of more than
-    `part_size` bytes (at least 5 MiB) go in parts. Nothing is sent, and no credential looked for, before the first
-    call. Raises OptionError for a time limit in which nothing can arrive.
+    `part_size` bytes (at least 5 MiB) go in parts. Before the first call, it sends nothing and looks for no
+    credential. Raises OptionError for a time limit in which nothing can arrive.
     """
 
     block_size = BLOCK_SIZE
@@ -100,7 +99,7 @@ class S3ReplicaClient:
         self._layout = self._location.layout
         self._is_layout_known = False
         self._layout_lock = threading.Lock()
-        self._looked_at = float("-inf")  # `time.monotonic()` of the last look at the whole replica
+        self._looked_at = float("-inf")  # `time.monotonic()` of the last listing of the whole replica
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -177,13 +176,13 @@ class S3ReplicaClient:
             self._layout, self._is_layout_known = layout, True
 
     def _look_for_layout(self, started: float) -> None:
-        """Look where the files lie, unless it was done after a listing began, at `started`, that found none."""
+        """List the whole replica to find its layout, unless that was done since `started`, as a listing was empty."""
         with self._layout_lock:
             if not self._is_layout_known and self._looked_at < started:
                 looked_at, prefix = time.monotonic(), self._location.prefix
                 page = self._list_page(prefix, None, None)
                 self._learn_layout(page)
-                if page.next_token is not None:  # other files lie there too, and may fill the page
+                if page.next_token is not None:  # other files below the prefix may fill the page
                     self._learn_layout(self._list_page(f"{prefix}ltx/", None, None))
                     self._learn_layout(self._list_page(f"{prefix}{GENERATIONS}/", None, None))
                 self._looked_at = looked_at
@@ -200,7 +199,7 @@ class S3ReplicaClient:
             try:
                 page = self._list_once(prefix, start_after, token, deadline, by_marker=True)
             except (AnswerError, StorageError):
-                raise refusal.error from None  # it was not for the version of the request
+                raise refusal.error from None  # the refusal was not about the version of the request
             self._ways.note(Way.LISTS_BY_MARKER)
         if page.is_v1:
             self._ways.note(Way.LISTS_BY_MARKER)
@@ -261,7 +260,7 @@ class S3ReplicaClient:
         """See `ReadsNamed.read_named`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._transport.check_open()
-        file = LTXFileInfo(level, min_txid, max_txid, size, 0)  # no larger, as far as it is known
+        file = LTXFileInfo(level, min_txid, max_txid, size, 0)  # its size is at most that, as far as known
         wanted, key = Wanted(file, 0, size), self.key(file)
         headers = {**self._sse_headers, **wanted.headers()}
         request = Request("GET", "GET", lambda: self._access.object_url(key), key, headers, deadline=deadline)
@@ -283,9 +282,9 @@ class S3ReplicaClient:
         return replace(file, size=total, modified_ms=_date_ms(date), etag=etag), data
 
     def _is_gone(self, key: str, deadline: float | None) -> bool:
-        """Whether a listing shows that an object, the read of which was refused, does not exist.
+        """Whether a listing shows that an object whose read was refused does not exist.
 
-        To credentials that may list some prefixes only, S3 answers 403 instead of 404 for what does not exist.
+        To credentials that may list only some prefixes, S3 answers 403 instead of 404 for a missing object.
         """
         try:
             return all(listed.key != key for listed in self._list_page(key, None, None, deadline).objects)
@@ -306,8 +305,8 @@ class S3ReplicaClient:
     ) -> LTXFileInfo:
         """See `ReplicaClient.write`. One request up to `part_size` bytes, a multipart upload beyond.
 
-        `exclusive` needs a server that knows `If-None-Match`, as Amazon's and MinIO do. One that says that it does not
-        is asked before each upload what is there; then two writers at the same moment can miss each other.
+        `exclusive` needs a server that knows `If-None-Match`, as Amazon's and MinIO do. If the server says
+        that it does not, the client checks before each upload; then two writers at the same moment can miss each other.
         """
         self._transport.check_open()
         name = format_file_name(min_txid, max_txid)
@@ -374,7 +373,7 @@ def rfc3339(timestamp_ms: int) -> str:
 
 @contextlib.contextmanager
 def _about(file: LTXFileInfo, key: str) -> Iterator[None]:
-    """Say in every storage error of this block which file it is about."""
+    """Add the file to every storage error of this block."""
     try:
         yield
     except StorageError as error:
@@ -383,7 +382,7 @@ def _about(file: LTXFileInfo, key: str) -> Iterator[None]:
 
 
 def _date_ms(date: str) -> int:
-    """A Date header in milliseconds since the Unix epoch; our own clock where the server gives none."""
+    """A Date header in milliseconds since the Unix epoch; our own clock if the server gives none."""
     try:
         return int(parsedate_to_datetime(date).timestamp() * 1000)
     except ValueError:

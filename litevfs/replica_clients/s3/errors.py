@@ -1,4 +1,4 @@
-"""What an S3 server's answer means: status and error code to the error of ours that says what to do. Does no I/O."""
+"""What an S3 server's answer means: from status and error code to our error, with a hint. Does no I/O."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _PERMISSION = {
     "TokenRefreshRequired",
 }
 STALE_CREDENTIALS = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"})
-"""Codes that say of credentials that they are no good any more: there may be newer ones."""
+"""Codes that say that credentials are no longer valid: there may be newer ones."""
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
 """Codes that say that the clocks of client and server differ."""
 _ARCHIVED = {"InvalidObjectState", "ObjectNotInActiveTierError"}
@@ -57,7 +57,7 @@ _WRONG_REGION = {
     "PermanentRedirect",
     "TemporaryRedirect",
 }
-_PERMANENT_STATUS = {501, 505, 507}  # of the server's own, no other try helps: not implemented, out of space
+_PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
 
 CREDENTIALS_HINT = (
     "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role of this machine, "
@@ -74,7 +74,7 @@ _HINTS = {
     "NoSuchBucket": "check the bucket's name, the endpoint and the region",
 }
 MESSAGE_LIMIT = 300  # characters
-# With a namespace or without, and as JSON, which some gateways before a server answer with.
+# With a namespace or without, and as JSON, which some gateways in front of a server send.
 _CODE = re.compile(
     rb'<(?:\w+:)?Code(?: [^>]*)?>\s*([A-Za-z0-9._-]{1,80})\s*</|"[Cc]ode"\s*:\s*"([A-Za-z0-9._-]{1,80})"'
 )
@@ -85,7 +85,7 @@ _CODE_HEADERS = ("x-amz-error-code", "x-minio-error-code", "x-error-code")
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """What an answer says of what is wrong; "" for what it does not say."""
+    """The fields of an error answer; "" for each missing one."""
 
     code: str
     message: str
@@ -94,7 +94,7 @@ class ErrorAnswer:
 
 
 def parse_error(body: bytes, headers: Mapping[str, str]) -> ErrorAnswer:
-    """What an error says, in its body or its headers (names in lower case); all is empty when it is no S3 error."""
+    """The fields of an error, from its body or headers (names in lower case); all empty if it is no S3 error."""
     code, message, region = _CODE.search(body), _MESSAGE.search(body), _REGION.search(body)
     named = next((headers[name] for name in _CODE_HEADERS if headers.get(name)), "")
     return ErrorAnswer(
@@ -110,7 +110,7 @@ def _found(match: re.Match[bytes] | None) -> str:
 
 
 def unzipped(body: bytes, headers: Mapping[str, str], limit: int = 1 << 20) -> bytes:
-    """`body` as it was before a proxy compressed it, though it was asked not to; cut off after `limit` bytes."""
+    """`body` before a proxy compressed it, against the request's headers; cut off after `limit` bytes."""
     if headers.get("content-encoding", "").lower() not in ("gzip", "x-gzip", "deflate"):
         return body
     try:
@@ -141,7 +141,7 @@ def error_from_answer(
     *,
     key: str | None = None,
 ) -> StorageError:
-    """The error to raise for an answer that is none of those hoped for."""
+    """The error to raise for an unexpected answer."""
     if code in _ARCHIVED:
         code = "InvalidObjectState"
         message = f"the object is archived: {message}"

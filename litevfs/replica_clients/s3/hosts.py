@@ -59,7 +59,7 @@ _AUTO_REGION_HOSTS = ("tigris.dev", "storage.dev", "r2.cloudflarestorage.com", "
 
 
 def parse_host(netloc: str) -> Host:
-    """What `netloc`, host and port of an `s3://` URL, means; a name that no provider has is a bucket of Amazon's."""
+    """What `netloc`, host and port of an `s3://` URL, means; any other name is a bucket of Amazon's."""
     host = netloc.lower()
     if host.startswith("arn:"):
         return Host(netloc)

@@ -1,8 +1,8 @@
 """S3 listings: query and XML answer. Pure; knows no client.
 
 Sources: Amazon S3 API reference, ListObjectsV2 and ListObjects. Servers differ in dates, in whether keys are encoded,
-in what they call the place to go on from, and in whether they know the second version at all; what can only mean one
-thing is understood.
+in the name of the next page's token, and in whether they know the second version at all; this module accepts every form
+that has one meaning only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 from litevfs.errors import StorageError
 
-_MAX_EMPTY_PAGES = 100  # S3 may give one; a server that gives nothing else must not keep us
-_FULL_PAGE = 1000  # keys of a page, where the server does not say whether there are more
+_MAX_EMPTY_PAGES = 100  # S3 may send one; a server that sends only those must not keep us for ever
+_FULL_PAGE = 1000  # keys of a full page, for servers that do not say whether there are more
 _ROOTS = {"ListBucketResult", "ListBucketV2Result", "ListObjectsResult", "ListObjectsV2Result"}
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d(?:\.\d+)?) ([+-]\d{4})( [A-Z]+)?")  # Go's time.String
 _EPOCH = re.compile(r"\d{9,13}(?:\.\d+)?")
@@ -40,7 +40,7 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One answer, with what asks for the next one (None after the last)."""
+    """One answer, with the token of the next one (None after the last)."""
 
     objects: list[ListedObject]
     next_token: Continuation | None
@@ -59,9 +59,9 @@ def list_query(prefix: str, start_after: str | None, token: Continuation | None,
 
 
 def parse_list_page(body: bytes, endpoint: str, prefix: str = "") -> ListPage:
-    """Raises StorageError when `body` is not the XML of a listing (a proxy's page, say).
+    """The page in `body`. Raises StorageError if that is not the XML of a listing (but a proxy's page, for example).
 
-    The keys asked for start with `prefix`, which tells whether the server encodes them.
+    All keys start with `prefix`, which shows whether the server encodes them.
     """
     try:
         root = ElementTree.fromstring(body.strip())
@@ -79,7 +79,7 @@ def parse_list_page(body: bytes, endpoint: str, prefix: str = "") -> ListPage:
 
 
 def _next(root: ElementTree.Element, objects: list[ListedObject], is_encoded: bool, prefix: str) -> Continuation | None:
-    """What asks for the next page; where the server gives no token, the last key does."""
+    """The token of the next page; the last key if the server gives no token."""
     is_truncated = _text(root, "IsTruncated").lower()
     token = _text(root, "NextContinuationToken")
     if is_truncated not in ("true", "1") and (is_truncated or not (token or len(objects) >= _FULL_PAGE)):
@@ -94,10 +94,10 @@ def _next(root: ElementTree.Element, objects: list[ListedObject], is_encoded: bo
 
 
 def all_pages(fetch: Callable[[Continuation | None], ListPage], endpoint: str) -> list[ListedObject]:
-    """The objects of all pages; `fetch` gets what asks for a page, None first.
+    """The objects of all pages; `fetch` gets the token of a page, None first.
 
-    A server (or a cache before it) that repeats a page would keep us here for ever: every page has to bring a new
-    token and, if it has keys, new ones. Raises StorageError otherwise.
+    A server (or a cache in front of it) that repeats a page would make this loop endless: every page has to have a
+    new token and, if it has keys, new ones. Raises StorageError otherwise.
     """
     found: dict[str, ListedObject] = {}
     tokens: set[Continuation] = set()
@@ -134,7 +134,7 @@ def _object(element: ElementTree.Element, is_encoded: bool, prefix: str) -> List
 
 
 def _decoded(key: str, is_encoded: bool, prefix: str) -> str:
-    """The key as it is: the reading that starts with the prefix asked for, as encoded as the server says first."""
+    """The real key: the decoding that starts with the requested prefix; tries the server's declared encoding first."""
     readings = [unquote_plus(key), unquote(key), key] if is_encoded else [key, unquote(key), unquote_plus(key)]
     for reading in readings:
         if reading.startswith(prefix):
@@ -145,7 +145,7 @@ def _decoded(key: str, is_encoded: bool, prefix: str) -> str:
 
 
 def _size(text: str) -> int:
-    """A size in bytes; written by some as a number with a fraction of zero."""
+    """A size in bytes; some servers write it with a fraction of zero."""
     whole, _, fraction = text.strip().partition(".")
     if not whole.isascii() or not whole.isdecimal() or fraction.strip("0"):
         raise ValueError(f"size {text!r}")

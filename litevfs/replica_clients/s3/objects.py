@@ -1,7 +1,7 @@
 """Small objects beside a replica in S3, with conditional writes. Knows no LTX files.
 
 Conditions (`If-None-Match: *`, `If-Match`) are S3's of 2024. Servers that do not know them say so in different ways, or
-ignore them: whoever depends on them has to try them first.
+ignore them: a caller that depends on them has to try them first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_object(
     headers: dict[str, str],
     is_gone: Callable[[], bool],
 ) -> SideObject | None:
-    """See `SideObjects.read_object`. `is_gone` tells whether an object, the read of which was refused, is not there."""
+    """See `SideObjects.read_object`. `is_gone` tells whether an object whose read was refused is missing."""
     try:
         url, response = requests.send(
             Request("GET", "GET", lambda: access.object_url(key), key, headers, is_gone=is_gone)
@@ -63,9 +63,9 @@ def put_object(
 
 
 def _raise_unmet(refusal: AnswerError, if_match: str | None, key: str) -> None:
-    """Raise what the refusal of a conditional write means, if it is about the condition."""
+    """Raise the error for a refused conditional write, if the refusal is about the condition."""
     status = refusal.status
-    if status in EXISTS_STATUS or (status == 404 and if_match):  # 404: there is nothing that could match
+    if status in EXISTS_STATUS or (status == 404 and if_match):  # 404: there is no object that could match
         raise StoragePreconditionError("the object is not as expected", key=key) from refusal.error
     if status in NO_CONDITIONS_STATUS:
         raise ConditionsUnsupportedError(f"the server answers {status} to conditions", key=key) from refusal.error

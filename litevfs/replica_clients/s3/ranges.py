@@ -1,4 +1,4 @@
-"""What the answer to a read of an S3 object gives: which bytes, by headers that fit what was asked for. Pure."""
+"""Which bytes the answer to a read of an S3 object has, by headers that must fit the request. Pure."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Wanted:
 
 
 def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -> int | None:
-    """The bytes the body must have, None where only its end tells.
+    """The bytes the body must have, None if only its end tells.
 
-    Raises StorageNotFoundError when the object is another than was listed, and StorageError when the answer is none to
-    what was asked for.
+    Raises StorageNotFoundError if the object is not the listed one, and StorageError if the answer does not fit the
+    request.
     """
     file, offset, size = wanted.file, wanted.offset, wanted.size
     etag = plain_etag(response.headers.get("ETag", ""))
@@ -65,13 +65,13 @@ def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -
 
 
 def total_size(response: BaseHTTPResponse, read: int) -> int:
-    """Bytes of the whole object, of which `read` came from its start on."""
+    """Bytes of the whole object, of which the first `read` have come."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     return int(match[3]) if match is not None and match[3] and match[3] != "*" else read
 
 
 def check_body(data: bytes, length: int | None, wanted: Wanted, endpoint: str) -> bytes:
-    """`data`, if it is all that the head of its answer promised. Raises TransientStorageError."""
+    """`data`, if it has all the bytes that the answer's headers promised. Raises TransientStorageError."""
     expected = length if length is not None else wanted.file.size or len(data)
     if len(data) != expected:
         raise TransientStorageError(f"the answer of {endpoint} broke off after {len(data)} of {expected} bytes")
@@ -79,7 +79,7 @@ def check_body(data: bytes, length: int | None, wanted: Wanted, endpoint: str) -
 
 
 def _content_length(headers: Mapping[str, str], endpoint: str) -> int | None:
-    """None where the body comes in chunks, or where the connection's end is its own."""
+    """The body's length; None if it comes in chunks, or ends with the connection."""
     text = headers.get("Content-Length", "").strip()
     if not text:
         return None

@@ -1,6 +1,6 @@
-"""Signed requests of a bucket, sent again once for each thing that an answer corrects. Knows no LTX files.
+"""Signed requests of a bucket, sent again once for each correction that an answer makes. Knows no LTX files.
 
-What an answer may correct: the region, the credentials, the clock, and the address (a redirect).
+An answer may correct the region, the credentials, the clock, and the address (a redirect).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _REDIRECTS = (301, 302, 307, 308)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a bucket."""
+    """One request to a bucket."""
 
     kind: str  # what it is counted as: LIST, GET, PUT, DELETE
     method: str
@@ -43,11 +43,11 @@ class Request:
     body: bytes | None = field(default=None, repr=False)
     expected: Collection[int] = (200, 206)
     deadline: float | None = None  # `time.monotonic()`, seconds
-    is_gone: Callable[[], bool] = lambda: False  # whether the object does not exist, where access to it is denied
+    is_gone: Callable[[], bool] = lambda: False  # whether the object is missing, if access is denied
 
 
 class AnswerError(Exception):
-    """Carries what a server answered beside the error of ours that it stands for."""
+    """Carries a server's answer beside our error for it."""
 
     def __init__(self, status: int, answer: ErrorAnswer, error: StorageError) -> None:
         super().__init__(status, answer.code)
@@ -55,7 +55,7 @@ class AnswerError(Exception):
 
 
 class SignedRequests:
-    """Requests by way of `access` over `transport`."""
+    """Sends requests, signed by `access`, over `transport`."""
 
     def __init__(self, access: S3Access, transport: Transport, ways: ServerWays) -> None:
         self._access = access
@@ -63,10 +63,10 @@ class SignedRequests:
         self._ways = ways
 
     def send(self, request: Request) -> tuple[str, BaseHTTPResponse]:
-        """Send it; the URL that answered, and the answer, whose body is for `Transport.read_body`.
+        """Send a request; returns the URL that answered, and the answer, whose body is for `Transport.read_body`.
 
-        The status is an expected one, or 416, whose body is read already. Raises the error that any other stands for:
-        where access is denied StorageNotFoundError if the object `is_gone()`.
+        The status is an expected one, or 416, whose body is read already. Raises the error for any other status:
+        if access is denied, StorageNotFoundError if the object `is_gone()`.
         """
         try:
             return self.try_to_send(request)
@@ -105,7 +105,7 @@ class SignedRequests:
         request: Request,
         corrected: set[str],
     ) -> tuple[str, str | None]:
-        """What was corrected by an answer ("" for nothing), and where to ask now (None: where it would be asked)."""
+        """The correction that an answer makes ("" for none), and the URL for the next try (None: unchanged)."""
         answer = refusal.answer
         if answer.region and answer.region != region and "region" not in corrected:
             self._access.use_region(answer.region)
@@ -128,7 +128,7 @@ class SignedRequests:
         timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
         body: bytes | io.BytesIO | None = request.body
         if request.body and len(request.body) > _PIECE_BYTES:
-            # A socket's time limit is for all that is sent at once: pieces make it one for a slow line.
+            # A socket's time limit covers one send: pieces make it suit a slow line.
             headers["Content-Length"] = str(len(request.body))
             body = io.BytesIO(request.body)
         try:
@@ -143,7 +143,7 @@ class SignedRequests:
         return self.refusal(response.status, parse_error(body, headers), headers, url, request.key)
 
     def refusal(self, status: int, answer: ErrorAnswer, headers: dict[str, str], url: str, key: str) -> AnswerError:
-        """The error that an answer stands for, without secrets."""
+        """The error for an answer, without secrets."""
         message = self._access.redacted(answer.message)
         error = error_from_answer(status, answer.code, message, headers, endpoint_of(url), key=key)
         return AnswerError(status, answer, error)
@@ -151,7 +151,7 @@ class SignedRequests:
     def call(self, request: Request, limit: int) -> tuple[dict[str, str], bytes]:
         """The headers (names in lower case) and the whole body of an answer to `request`.
 
-        An answer of success may hold an error: S3 begins some before it knows. Raises AnswerError.
+        A successful answer may contain an error: S3 begins some answers before it knows. Raises AnswerError.
         """
         url, response = self.try_to_send(request)
         headers = {name.lower(): value for name, value in response.headers.items()}

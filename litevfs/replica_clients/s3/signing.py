@@ -1,7 +1,7 @@
-"""Signature version 4 of a request to S3, by botocore. Signs only what no hop between may change.
+"""Signature version 4 of a request to S3, by botocore. Signs only headers that no hop may change.
 
 Source: Amazon S3 API reference, "Authenticating Requests (AWS Signature Version 4)": the host and all `x-amz-*` have to
-be signed. Proxies rewrite others (Google's rewrites Accept-Encoding), which must not make a signature wrong.
+be signed. Proxies rewrite others (Google's rewrites Accept-Encoding), so those are not signed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from botocore.credentials import ReadOnlyCredentials
 
 
 class _Signer(S3SigV4Auth):
-    """The time is handed in; headers that a hop may change are left out."""
+    """Signs with a given time, and without headers that a hop may change."""
 
     def __init__(self, credentials: ReadOnlyCredentials, service: str, region: str, offset_s: float) -> None:
         super().__init__(credentials, service, region)
@@ -29,7 +29,7 @@ class _Signer(S3SigV4Auth):
         return headers
 
     def add_auth(self, request: AWSRequest) -> None:
-        # botocore's own logs what is signed, a session token with it.
+        # botocore's own method logs the signed text, with a session token in it.
         now = datetime.now(UTC) + timedelta(seconds=self._offset_s)
         request.context["timestamp"] = now.strftime(SIGV4_TIMESTAMP)
         self._modify_request_before_signing(request)  # type: ignore[attr-defined]  # the stubs leave it out

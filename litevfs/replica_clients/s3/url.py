@@ -42,7 +42,7 @@ _NOT_NEEDED = (
     "concurrency",
     "partSize",
 )
-"""Litestream's for what is always right here, or for its own uploads: taken, and without effect."""
+"""Litestream's parameters for what is always so here, or for its own uploads: accepted, without effect."""
 _BY_FOLDED_NAME = {name.lower(): name for name in _PARAMETERS + _NOT_NEEDED}
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}", re.ASCII)
 # `arn:aws:s3:<region>:<account>:accesspoint/<name>` or `arn:aws:s3-outposts:...:outpost/<id>/accesspoint/<name>`; `:`
@@ -80,7 +80,7 @@ class S3Location:
     skip_verify: bool = False
     sse: SSECustomerKey | None = None
     scheme: str = "s3"  # or "oss"
-    anonymous: bool = False  # nothing is signed
+    anonymous: bool = False  # requests are not signed
     requester_pays: bool = False
     storage_class: str | None = None  # of what is written, as S3 names it
     kms_key_id: str | None = None  # of what is written
@@ -93,7 +93,7 @@ class S3Location:
 
     @property
     def write_headers(self) -> dict[str, str]:
-        """What the URL says of objects that are written."""
+        """The headers of written objects that the URL asks for."""
         headers = self.sse.headers() if self.sse else {}
         if self.storage_class:
             headers["x-amz-storage-class"] = self.storage_class
@@ -164,7 +164,7 @@ def parse_s3_url(url: str, default_endpoint: str | None = None) -> S3Location:
 
 
 def _is_path_style(endpoint: str | None, host: Host) -> bool:
-    """An endpoint of the user's own takes the bucket in the path, as Litestream has it; a provider's as it does."""
+    """A user's own endpoint takes the bucket in the path, as in Litestream; a provider's as the provider does."""
     return host.force_path_style if endpoint == host.endpoint else endpoint is not None
 
 

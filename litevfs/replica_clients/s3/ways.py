@@ -1,4 +1,4 @@
-"""What is found out about an S3 server by its answers, once for each client, and said in its status. Does no I/O."""
+"""How an S3 server differs, as its answers show to each client once; the status reports it. Does no I/O."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ServerWays:
         return way in self._known
 
     def note(self, way: Way) -> None:
-        """Know of `way` from now on; logged the first time."""
+        """Remember `way`; logs it the first time."""
         with self._lock:
             is_new = way not in self._known
             self._known = {*self._known, way}
@@ -41,6 +41,6 @@ class ServerWays:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All of them, in the order of `Way`."""
+        """The texts of all known ways, in the order of `Way`."""
         known = self._known
         return tuple(str(way) for way in Way if way in known)

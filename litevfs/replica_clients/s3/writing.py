@@ -1,6 +1,6 @@
 """Writes and deletes in an S3 bucket: uploads in one request or in parts, conditions, deletes of many keys.
 
-Sends what the oldest servers understand: Content-MD5 and no newer checksum, no `Expect`. Knows no LTX files.
+Sends only what the oldest servers understand: Content-MD5 and no newer checksum, no `Expect`. Knows no LTX files.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequ
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 
 NO_CONDITIONS_STATUS = frozenset({400, 405, 501})
-"""Answers of servers that refuse a condition as such; Amazon's own is 501 where it does not have one."""
+"""Answers of servers that do not support a condition; Amazon's own is 501."""
 EXISTS_STATUS = frozenset({304, 412})
 _BATCH = 1000  # keys S3 takes in one DeleteObjects
 _LIMIT_BYTES = 4 << 20  # of an answer
-_HEAD_BYTES = 1000  # of a page, where it says what it is
+_HEAD_BYTES = 1000  # of a page, enough to see what it is
 _UPLOAD_ID = re.compile(rb"<(?:\w+:)?UploadId(?: [^>]*)?>\s*([^<\s]+)\s*</")
 _ETAG = re.compile(rb"<(?:\w+:)?ETag(?: [^>]*)?>\s*(?:&quot;|&#34;|\")?([^<&\"\s]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a server says of an object that it has stored."""
+    """A server's answer about an object that it has stored."""
 
     size: int  # bytes
-    etag: str  # plain, "" when it says none
+    etag: str  # plain, "" if the answer has none
     date: str  # the server's
 
 
@@ -65,16 +65,16 @@ class Writer:
         self._requests = requests
         self._ways = ways
         self._part_size = part_size
-        self._headers = headers  # of what makes an object
-        self._sse_headers = sse_headers  # of each part of one
+        self._headers = headers  # headers of requests that make an object
+        self._sse_headers = sse_headers  # headers of each part of an object
 
     def store(
         self, key: str, stream: BinaryIO, metadata: dict[str, str], exists: Callable[[], bool] | None = None
     ) -> Stored:
-        """Store all of `stream` as the object `key`, in one step for who reads it.
+        """Store all of `stream` as the object `key`, in one step as readers see it.
 
-        With `exists`, only if there is none: raises StorageFileExistsError. A server that refuses the condition is
-        asked by `exists` before, from then on.
+        With `exists`, only if there is none: raises StorageFileExistsError. For a server that refuses the condition,
+        the writer calls `exists` before each upload from then on.
         """
         first = self._read_part(stream)
         headers = {**self._headers, **metadata}
@@ -102,7 +102,7 @@ class Writer:
         return Request("PUT", "POST", lambda: f"{self._access.object_url(key)}?{query}", key, headers, body, (200, 201))
 
     def _conditionally(self, request: Request, exists: Callable[[], bool] | None) -> tuple[dict[str, str], bytes]:
-        """The answer to a request that makes an object; with `exists`, none is made where there is one."""
+        """The answer to a request that makes an object; with `exists`, only if there is no such object."""
         if exists is None:
             return self._call(request)
         refused: AnswerError | None = None
@@ -119,7 +119,7 @@ class Writer:
         if exists():
             raise StorageFileExistsError("the object exists", key=request.key)
         answer = self._call(request)
-        if refused is not None:  # and without the condition it is taken
+        if refused is not None:  # the server accepts it without the condition
             self._ways.note(Way.NO_CONDITIONS)
         return answer
 
@@ -144,13 +144,13 @@ class Writer:
             while part:
                 query = f"?partNumber={len(etags) + 1}&{upload}"
                 answer, _ = self._call(self._put(key, part, self._sse_headers, query))
-                # What S3 takes for an ETag of a part, where the answer has none.
+                # S3 accepts this as the ETag of a part whose answer has none.
                 etags.append(answer.get("etag", "") or f'"{hashlib.md5(part, usedforsecurity=False).hexdigest()}"')
                 size += len(part)
                 part = self._read_part(rest)
             return self._complete(key, upload, etags, size, exists)
         except BaseException:
-            with contextlib.suppress(StorageError):  # the first failure is the one to tell
+            with contextlib.suppress(StorageError):  # report the first failure
                 self._call(self._delete_request(key, f"?{upload}"))
             raise
 
@@ -162,7 +162,7 @@ class Writer:
             for number, etag in enumerate(etags, start=1)
         )
         body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
-        if exists is not None and exists():  # some servers keep conditions of a PUT only, and ignore this one's
+        if exists is not None and exists():  # some servers keep the conditions of a PUT, and ignore this request's
             raise StorageFileExistsError("the object exists", key=key)
         answer, said = self._conditionally(self._post(key, upload, body, {}), exists)
         etag = _ETAG.search(said)
@@ -185,7 +185,7 @@ class Writer:
         return b"".join(pieces)
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete objects; one that does not exist is not an error. All are tried before an error is raised."""
+        """Delete objects; one that does not exist is not an error. Tries all before it raises an error."""
         errors: list[StorageError] = []
         for start in range(0, len(keys), _BATCH):
             errors += self._delete_batch(keys[start : start + _BATCH])
@@ -204,14 +204,14 @@ class Writer:
             is_of_kind = not isinstance(refusal.error, _NOT_OF_CONDITIONS)
             if not is_of_kind and (refusal.status != 404 or refusal.answer.code == "NoSuchBucket"):
                 raise refusal.error from None
-            errors = self._delete_each(keys)  # which tells whether it was for the request's kind
+            errors = self._delete_each(keys)  # shows whether the refusal was about the kind of request
             if errors:
                 return errors
             self._ways.note(Way.NO_BATCH_DELETE)
             return []
 
     def _delete_objects(self, keys: Sequence[str]) -> list[StorageError]:
-        """One request; the errors of single keys. Raises AnswerError when the request as such is refused."""
+        """Delete with one request; the errors of single keys. Raises AnswerError if the whole request is refused."""
         listed = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)
         body = f"<Delete><Quiet>true</Quiet>{listed}</Delete>".encode()
         headers = {"Content-MD5": _base64_md5(body), "Content-Type": "application/xml"}
@@ -231,7 +231,7 @@ class Writer:
         return [error for element in root.iterfind("{*}Error") if (error := self._error_of(element)) is not None]
 
     def _error_of(self, element: ElementTree.Element) -> StorageError | None:
-        """None for one that says nothing (B2 gives such for quiet success), and for a key that is not there."""
+        """The error of one key; None for an empty element (B2 sends some on success), and for a missing key."""
         code, key = element.findtext("{*}Code") or "", element.findtext("{*}Key") or ""
         message = self._access.redacted(element.findtext("{*}Message") or "")
         if code in ("NoSuchKey", "NoSuchVersion") or not (code or message):
@@ -259,7 +259,7 @@ class Writer:
 
 
 _NOT_OF_CONDITIONS = (TransientStorageError, StoragePermissionError, StorageNotFoundError)
-"""Errors that say nothing of whether the server knows what was asked for."""
+"""Errors that do not show whether the server supports the request."""
 
 
 def _base64_md5(body: bytes) -> str:
