@@ -45,9 +45,9 @@ _EXAMPLE = "abs://account@container/path"
 class AzureReplicaClient:
     """A replica in Azure Blob Storage.
 
-    `endpoint` in the URL takes the place of `https://<account>.blob.core.windows.net`; AZURE_STORAGE_ACCOUNT is the
-    account where the URL names none. `read_timeout_s` bounds each wait for the server. Nothing is sent, and no token
-    looked for, before the first call. Raises ReplicaURLError, and OptionError where `azure-identity` is missing.
+    `endpoint` in the URL replaces `https://<account>.blob.core.windows.net`; AZURE_STORAGE_ACCOUNT is the
+    account where the URL names none. `read_timeout_s` bounds each wait for the server. Before the first call, it sends
+    nothing and looks for no token. Raises ReplicaURLError, and OptionError if `azure-identity` is missing.
     """
 
     block_size = BLOCK_SIZE
@@ -177,7 +177,7 @@ class AzureReplicaClient:
     def _put_blocks(
         self, key: str, first: bytes, stream: BinaryIO, headers: dict[str, str]
     ) -> tuple[BaseHTTPResponse, int]:
-        """Upload in blocks, which are a blob once they are listed; those left behind go by themselves in a week."""
+        """Upload in blocks, which become a blob once they are listed; Azure deletes unlisted blocks after a week."""
         upload, size = uuid.uuid4().hex, 0
         names: list[str] = []
         for part, _ in parts_of(first, stream, self._part_size):

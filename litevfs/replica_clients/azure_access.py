@@ -1,4 +1,4 @@
-"""How requests to Azure Blob Storage are allowed: a SAS token, the account's key, or a token of Azure's own library.
+"""How requests to Azure Blob Storage are authorized: a SAS token, the account's key, or a token of Azure's own library.
 
 In Litestream's order and from its variables, then from those of Azure's command: LITESTREAM_AZURE_SAS_TOKEN or
 AZURE_STORAGE_SAS_TOKEN, LITESTREAM_AZURE_ACCOUNT_KEY or AZURE_STORAGE_KEY, then `azure-identity`'s default chain.
@@ -43,7 +43,7 @@ _SIGNED_HEADERS = (
 
 
 class AzureAccess:
-    """What is added to each request of one account. Raises OptionError for a key that is none, or a missing package."""
+    """Adds authorization to the requests of one account. Raises OptionError for a bad key or a missing package."""
 
     def __init__(self, account: str) -> None:
         self._account = account
@@ -71,7 +71,7 @@ class AzureAccess:
         return headers
 
     def renew(self, deadline: float | None) -> bool:
-        """Whether there is another token than the one that was refused."""
+        """Look for another token than the refused one; returns whether there is one."""
         return self._tokens is not None and self._tokens.renew(deadline)
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class AzureAccess:
 
 
 def string_to_sign(account: str, method: str, url: str, headers: dict[str, str]) -> str:
-    """What the account's key signs of a request."""
+    """The text of a request that the account's key signs."""
     folded = {name.lower(): value.strip() for name, value in headers.items()}
     if folded.get("content-length") == "0":
         folded["content-length"] = ""

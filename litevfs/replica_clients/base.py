@@ -78,21 +78,21 @@ class ReplicaClient(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of every socket and descriptor and end calls under way with StorageClosedError. Idempotent."""
+        """Close every socket and descriptor and end calls under way with StorageClosedError. Idempotent."""
         ...
 
 
 @runtime_checkable
 class ReadsNamed(Protocol):
-    """What a client may have besides: the read of a file that was not listed, which may not exist."""
+    """An optional part of a client: the read of a file that was not listed, and that may not exist."""
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
-        """The file of that name, and its bytes up to `size`; None where there is none. It makes one request.
+        """The file of that name, and its bytes up to `size`; None if there is none. Makes one request.
 
-        Of what is returned of the file, only `modified_ms` may differ from what a listing shows. Raises
-        StoragePermissionError where the storage does not say whether there is one; other errors are those of
+        Of the returned file, only `modified_ms` may differ from what a listing shows. Raises
+        StoragePermissionError if the storage does not say whether there is one; other errors are those of
         `ReplicaClient.read`.
         """
         ...
@@ -100,16 +100,16 @@ class ReadsNamed(Protocol):
 
 @runtime_checkable
 class ListsLevels(Protocol):
-    """What a client may have besides: the files of several levels in one request.
+    """An optional part of a client: the files of several levels in one request.
 
-    `litevfs.files.fetch` lists level by level where a client has it not, or where one answer has no room for all.
+    `litevfs.files.fetch` lists level by level if a client lacks this, or if one answer has no room for all files.
     """
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """(files, whether these are all): files of `level` whose own min_txid is at least `min_txid`, and every file of
         the levels above it, by (level, min_txid, max_txid) ascending.
 
-        It makes one request. Where one answer has no room for all files (S3: 1,000 names), the first of them come, and
+        Makes one request. If one answer has no room for all files (S3: 1,000 names), returns the first of them, and
         False. Errors are those of `ReplicaClient.list_files`.
         """
         ...
@@ -117,11 +117,11 @@ class ListsLevels(Protocol):
 
 @runtime_checkable
 class FindsWays(Protocol):
-    """What a client may have besides: a server whose ways differ from the usual, which the client works around."""
+    """An optional part of a client: which deviations of its server the client works around."""
 
     @property
     def workarounds(self) -> tuple[str, ...]:
-        """What was found out so far about the server and what is done about it, one text each; for people."""
+        """The deviations found so far and what the client does about each, one text each; for people."""
         ...
 
 
@@ -141,12 +141,12 @@ class SideObject:
 
 
 MAX_SIDE_OBJECT_BYTES = 1 << 20
-"""A larger one is cut off there: none that this package knows comes near."""
+"""A larger object is cut off there: no object that this package knows comes near."""
 
 
 @runtime_checkable
 class SideObjects(Protocol):
-    """What a client may have besides: small objects beside the levels, with conditional writes.
+    """An optional part of a client: small objects beside the levels, with conditional writes.
 
     `name` is a plain file name such as `lock.json`. The object lies where Litestream puts it: in the folder (or under
     the prefix) that holds the levels' folders, for a file replica beside `ltx/`. Each read sees the last write that
@@ -166,8 +166,8 @@ class SideObjects(Protocol):
         """Store the object in one step, and return its etag.
 
         With `if_match` only while the object has this etag, with `if_absent` only while there is none; at most one of
-        the two is given. Raises StoragePreconditionError when it is otherwise, ConditionsUnsupportedError where the
-        storage answers that it has no such conditions, and StorageError. A storage that ignores them in silence
+        the two is given. Raises StoragePreconditionError if the condition does not hold, ConditionsUnsupportedError if
+        the storage answers that it has no such conditions, and StorageError. A storage that ignores them in silence
         stores the object: see `keeps_conditions`.
         """
         ...

@@ -1,8 +1,7 @@
 """Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`. Owns open descriptors.
 
-Source of the layout: Litestream 0.5, `file/replica_client.go`; that of S3 is read and continued too (see `layouts`). A
-file's mtime is the timestamp of its LTX header.
-Knows nothing of what the files contain.
+Source of the layout: Litestream 0.5, `file/replica_client.go`; the client also reads and continues the layout of S3
+(see `layouts`). A file's mtime is the timestamp of its LTX header. Knows nothing of what the files contain.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _Key = tuple[int, int, int, str]
 
 
 class _Descriptor:
-    """An open file that closes with its last reference, so that dropping it never pulls it from under a reader."""
+    """An open file that closes with its last reference, so that eviction never closes it under a reader."""
 
     __slots__ = ("fd", "used")
 
@@ -109,7 +108,7 @@ class FileReplicaClient:
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
 
     def _finds_other_layout(self) -> bool:
-        """Whether the folders of levels, one of which was missed, turn out to be laid out as on S3."""
+        """Whether the folders of levels, one of which was missing, turn out to have the layout of S3."""
         if self._is_layout_known:
             return False
         try:
@@ -258,9 +257,9 @@ class FileReplicaClient:
         return descriptor
 
     def _with_room(self, call: Callable[[], T]) -> T:
-        """`call()`; where there is no descriptor to be had, once more without those that are only kept open.
+        """`call()`; if the process has no free descriptor, once more after closing those that are only kept open.
 
-        From then on fewer are kept, so that the process has some left for its other work.
+        From then on the client keeps fewer, so that the process has some left for its other work.
         """
         try:
             return call()
@@ -274,7 +273,7 @@ class FileReplicaClient:
         return call()
 
     def _evict(self) -> None:
-        """Second chance: the oldest descriptor goes unless it was read again, then it is as good as new."""
+        """Second chance: the oldest descriptor is closed, unless it was read again; then it counts as new."""
         while len(self._open) > self._max_open_files:
             key = next(iter(self._open))
             descriptor = self._open.pop(key)
@@ -299,7 +298,7 @@ class FileReplicaClient:
         with os.scandir(self._folder(level)) as entries:
             names = [entry.path for entry in entries if _TEMP_NAME.fullmatch(entry.name)]
         for path in names:
-            with suppress(OSError):  # its writer lives, or it is not ours to remove
+            with suppress(OSError):  # its writer lives, or we may not remove it
                 local_files.remove_leftover(path)
 
 
@@ -350,7 +349,7 @@ def _rename_to_new(temp_path: str, path: str) -> None:
 
 
 def _fsync_folder(folder: str) -> None:
-    with suppress(FileNotFoundError):  # nothing there, nothing to keep
+    with suppress(FileNotFoundError):  # no such file
         local_files.fsync_folder(folder)
 
 

@@ -1,7 +1,8 @@
 """Small objects beside a replica in a folder, with conditional writes. Knows no LTX files and no client.
 
-A condition and the write that it is for are one step for everyone who writes here: both happen under a lock (flock) on
-`.<name>.lock`. The lock is the system's, so it ends with its process. The etag is the SHA-256 of the content.
+A condition and its write are one step for every process that uses this module: both happen under a lock (flock) on
+`.<name>.lock`. The operating system holds the lock, so it ends with its process. The etag is the SHA-256 of the
+content.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def put_object(path: Path, data: bytes, *, if_match: str | None = None, if_absen
             if has_condition:
                 _check(path, if_match)
             temporary = path.with_name(f".{path.name}.tmp")
-            local_files.remove(temporary)  # which a crash has left
+            local_files.remove(temporary)  # a crash may have left it
             local_files.write_whole(path, data, temporary, is_synced=True)
     except ConditionsUnsupportedError:
         if has_condition:

@@ -1,8 +1,8 @@
 """Google's ordinary credentials (`google-auth`), with its requests sent over our own connections.
 
-Application default credentials, as every Google library takes them: the file that GOOGLE_APPLICATION_CREDENTIALS names
-(service account, workload identity federation, ...), what `gcloud auth application-default login` left, the metadata
-server of this machine.
+Application default credentials, as every Google library finds them: the file that GOOGLE_APPLICATION_CREDENTIALS names
+(service account, workload identity federation, ...), those that `gcloud auth application-default login` left, the
+metadata server of this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANSWER_LIMIT_BYTES = 1 << 20
 
 
 class _Answer:
-    """An HTTP answer, as google-auth looks at it."""
+    """An HTTP answer, as google-auth reads it."""
 
     def __init__(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
         self.status, self.headers, self.data = status, headers, data
@@ -46,7 +46,7 @@ def google_tokens(transport: Transport, timeout_s: float) -> Tokens:
     def request(
         url: str, method: str = "GET", body: bytes | None = None, headers: Any = None, timeout: Any = None, **_: Any
     ) -> _Answer:
-        if "/v1/projects/" in url:  # google-auth asks for the project of some credentials, which nothing here needs
+        if "/v1/projects/" in url:  # google-auth asks for the project of some credentials: not needed here
             return _Answer(404, {}, b"{}")
         try:
             response = transport.request("AUTH", method, url, dict(headers or {}), body)

@@ -2,7 +2,7 @@
 
 Source of the layout: Litestream 0.5, `gs/replica_client.go`; the timestamp of a file's LTX header is in the object's
 metadata. Speaks the JSON API over our own connections, which closing can end; credentials are Google's own library's
-(`google-auth`). Why not `obstore`: see `http.exchange`. Google's `google-cloud-storage` takes no part either: its
+(`google-auth`). Why not `obstore`: see `http.exchange`. Google's `google-cloud-storage` is not used either: its
 transport (requests) cannot be ended from another thread.
 """
 
@@ -46,8 +46,8 @@ class GSReplicaClient:
     """A replica in Google Cloud Storage.
 
     STORAGE_EMULATOR_HOST names another endpoint, which gets no credentials, as in Google's own libraries.
-    `read_timeout_s` bounds each wait for the server. Nothing is sent, and no credential looked for, before the first
-    call. An etag is the object's generation. Raises OptionError where `google-auth` is missing.
+    `read_timeout_s` bounds each wait for the server. Before the first call, it sends nothing and looks for no
+    credential. An etag is the object's generation. Raises OptionError if `google-auth` is missing.
     """
 
     block_size = BLOCK_SIZE
@@ -132,7 +132,7 @@ class GSReplicaClient:
             return b""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         key = self.key(file)
-        # Of the generation that was listed, also where the bucket keeps replaced ones.
+        # Read the generation that was listed, also if the bucket keeps replaced ones.
         version = {"generation": file.etag} if file.etag else {}
         url = self._object_url(key, alt="media", **version)
         with about(file, key):
@@ -201,7 +201,7 @@ class GSReplicaClient:
     def _put_parts(
         self, metadata: dict[str, Any], first: bytes, stream: BinaryIO, condition: dict[str, str]
     ) -> dict[str, Any]:
-        """Upload in parts; nothing is seen before the last. A session that is left behind ends by itself in a week."""
+        """Upload in parts; readers see nothing before the last. Google ends an abandoned session after a week."""
         headers = {"Content-Type": "application/json; charset=UTF-8"}
         url = self._upload_url("resumable", condition)
         response, _ = self._exchange.call(
@@ -209,7 +209,7 @@ class GSReplicaClient:
         )
         _check_condition(response.status)
         session = response.headers.get("Location", "")
-        if endpoint_of(session) != endpoint_of(url):  # our credentials go nowhere else
+        if endpoint_of(session) != endpoint_of(url):  # never send our credentials to another server
             raise StorageError(f"{endpoint_of(url)} wants an upload to go to {endpoint_of(session)}")
         sent = 0
         try:
@@ -232,7 +232,7 @@ class GSReplicaClient:
         try:
             self._exchange.call("DELETE", "DELETE", session, {}, expected=(200, 204, 404, 410, 499))
         except StorageError:
-            pass  # the first failure is the one to tell
+            pass  # report the first failure
 
     def _stored(self, url: str, method: str, headers: dict[str, str], body: bytes) -> dict[str, Any]:
         response, answer = self._exchange.call("PUT", method, url, headers, body=body, expected=(200, 201, 412))

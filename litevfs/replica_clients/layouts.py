@@ -1,7 +1,7 @@
 """Where the files of a level lie below a replica's root: the two layouts that Litestream 0.5 has, and its older one.
 
-Source: Litestream 0.5. S3 has `<level as 4 hex digits>/`, every other storage `ltx/<level in decimal>/`. A replica that
-was copied from one storage to another by some other program lies in the layout of the first. Pure; does no I/O.
+Source: Litestream 0.5. S3 has `<level as 4 hex digits>/`, every other storage `ltx/<level in decimal>/`. A replica
+that another program copied from one storage to another has the layout of the first. Pure; does no I/O.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS
 
 GENERATIONS = "generations"
-"""The folder that Litestream 0.3 keeps everything in."""
+"""The folder in which Litestream 0.3 keeps all its files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One way to lay out the levels."""
+    """One layout of the levels."""
 
     name: str
     folder: Callable[[int], str]  # a level's, below the root, with a slash at its end
@@ -34,9 +34,9 @@ class Layout:
 
 
 HEX = Layout("0000/", lambda level: f"{level:04x}/", "000a/")
-"""That of S3."""
+"""The layout of S3."""
 LTX_FOLDER = Layout("ltx/0/", lambda level: f"ltx/{level}/", "ltx/:")
-"""That of every other storage."""
+"""The layout of every other storage."""
 
 
 def layout_of(paths: Iterable[str], usual: Layout, where: str) -> Layout | None:
@@ -55,7 +55,7 @@ def layout_of(paths: Iterable[str], usual: Layout, where: str) -> Layout | None:
 
 
 def layout_of_folders(names: Collection[str], usual: Layout, where: str) -> Layout | None:
-    """As `layout_of`, by the names of what lies in the root, folders of levels that hold no file counting too."""
+    """As `layout_of`, by the names in the root; empty folders of levels count too."""
     other = LTX_FOLDER if usual is HEX else HEX
     for layout in (usual, other):
         if any(layout.folder(level).partition("/")[0] in names for level in LEVELS):

@@ -28,7 +28,7 @@ class StoredFile:
 class MemoryStore:
     """A folder of objects: `files` maps a key, `<level in decimal>/<name>`, to its content.
 
-    Each method is atomic, from many threads at once. `files` is there to be looked at; change it by `put` and `remove`.
+    Each method is atomic, from many threads at once. Tests may read `files`; change it by `put` and `remove`.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -39,12 +39,12 @@ class MemoryStore:
         self._versions = itertools.count(1)
 
     def put(self, key: str, data: bytes, modified_ms: int) -> StoredFile:
-        """Store `data` under `key`, replacing what was there."""
+        """Store `data` under `key`, replacing an older value."""
         with self._lock:
             return self._put(key, data, modified_ms)
 
     def put_new(self, key: str, data: bytes, modified_ms: int) -> StoredFile | None:
-        """Store `data` under `key`, or return None and change nothing when something is there."""
+        """Store `data` under `key`, or return None and change nothing if the key exists."""
         with self._lock:
             return None if key in self.files else self._put(key, data, modified_ms)
 
@@ -53,7 +53,7 @@ class MemoryStore:
         return stored
 
     def get(self, key: str) -> StoredFile | None:
-        """What lies under `key`, or None."""
+        """The file under `key`, or None."""
         with self._lock:
             return self.files.get(key)
 
@@ -89,7 +89,7 @@ _named_lock = threading.Lock()
 
 
 def memory_store(name: str) -> MemoryStore:
-    """The store of this process called `name`, made at its first use: what every client of `memory://name` shares."""
+    """The store of this process called `name`, made at its first use and shared by every client of `memory://name`."""
     with _named_lock:
         return _named.setdefault(name, MemoryStore(name))
 

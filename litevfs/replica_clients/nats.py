@@ -2,7 +2,7 @@
 
 Source of the layout: Litestream 0.5, `nats/replica_client.go`; of the object store: NATS architecture decision 20. An
 object is a message that describes it (its name, size and the `nuid` of its content) and messages with pieces of it, of
-any sizes. Owns these messages, and what is known of the pieces of a large object, so that a part of it can be read.
+any sizes. Owns these messages, and the known places of the pieces of a large object, so that it can read a part of it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from litevfs.replica_clients.nats_messages import Described, Pieces, all_of, fie
 from litevfs.replica_clients.times import rfc3339
 
 CHUNK_BYTES = 128 << 10
-"""Size of a piece of what is written, as NATS' own libraries choose it, and what is worth reading at once."""
-_AT_ONCE = 16  # messages on their way
+"""Size of a piece of a new object, as NATS' own libraries choose it, and of a read that is worth one request."""
+_AT_ONCE = 16  # messages under way
 _LIST_TRIES = 3
 _MAX_MAPS = 64  # large objects whose pieces are known
 _EXAMPLE = "nats://user@host/bucket"
@@ -74,7 +74,7 @@ class NATSReplicaClient:
         self._prefix = f"{path}/" if path else ""
         self._timeout_s = read_timeout_s
         self._maps: dict[str, Pieces] = {}
-        self._lock = threading.Lock()  # of the maps
+        self._lock = threading.Lock()  # guards the maps
         target = NATSTarget(
             f"{self._location.host}:{self._location.port or 4222}",
             self._location.user,
@@ -107,7 +107,7 @@ class NATSReplicaClient:
         return wanted, True
 
     async def _list(self, js: Any) -> list[LTXFileInfo]:
-        """All files. An object that is replaced while the server lists may be missing there: then once more."""
+        """All files. A listing may miss an object that is replaced meanwhile: then this lists once more."""
         described: dict[str, tuple[Described, int]] = {}
         last = (await js.stream_info(self._stream)).state.last_seq
         for _ in range(_LIST_TRIES):
@@ -131,7 +131,7 @@ class NATSReplicaClient:
         return LTXFileInfo(int(parts[1]), *txids, int(described.fields.get("size", 0)), modified_ms, described.nuid)
 
     async def _descriptions(self, js: Any) -> list[tuple[Described, int]]:
-        """What describes each object, deleted ones too, and when it was stored."""
+        """The description of each object, deleted ones too, and when it was stored."""
         subject = f"$O.{self._bucket}.M.>"
         found: list[tuple[Described, int]] = []
         policy = {"deliver_policy": last_per_subject()}
@@ -154,7 +154,7 @@ class NATSReplicaClient:
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request for an object of one piece; of a larger one the pieces are looked up
-        once, and those that are needed are asked for at the same time.
+        once, and the needed ones are requested at the same time.
         """
         self._connection.check_open()
         if size == 0:
@@ -215,7 +215,7 @@ class NATSReplicaClient:
         return await js.get_msg(self._stream, direct=True, **which)
 
     async def _described(self, js: Any, name: str) -> Described:
-        """What describes an object that is there. Raises nats-py's NotFoundError."""
+        """The description of an object that exists. Raises nats-py's NotFoundError."""
         described = await self._newest(js, name)
         if described is None or described.is_deleted:
             raise StorageNotFoundError("no such object")
@@ -242,7 +242,7 @@ class NATSReplicaClient:
         *,
         exclusive: bool = False,
     ) -> LTXFileInfo:
-        """See `ReplicaClient.write`. The object is there once what describes it is stored, after all its pieces."""
+        """See `ReplicaClient.write`. The object exists once its description is stored, after all its pieces."""
         self._connection.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
         key = self.key(file)
@@ -257,9 +257,9 @@ class NATSReplicaClient:
     def _store(
         self, name: str, stream: BinaryIO, headers: dict[str, list[str]], *, expected: int | None
     ) -> tuple[int, str, int]:
-        """(size, nuid, sequence number) of a new object. `expected` is the number of what it replaces, 0 of nothing.
+        """(size, nuid, sequence number) of a new object. `expected` is the number of the one it replaces, or 0.
 
-        Raises StoragePreconditionError when it is otherwise.
+        Raises StoragePreconditionError if another number is found.
         """
         before = self._connection.call(name, lambda js: self._newest(js, name))
         there = 0 if before is None or before.is_deleted else before.sequence
@@ -287,11 +287,11 @@ class NATSReplicaClient:
             condition = None if expected is None else before.sequence if before else 0
             sequence = self._connection.call(name, lambda js: self._describe(js, name, fields, condition))
         except BaseException:
-            with suppress(StorageError):  # the first failure is the one to tell
+            with suppress(StorageError):  # report the first failure
                 self._purge(name, nuid)
             raise
         if before is not None and before.nuid:
-            with suppress(StorageError):  # what is left takes room, and nothing finds it
+            with suppress(StorageError):  # left pieces only take room: no reader finds them
                 self._purge(name, before.nuid)
         return size, nuid, sequence
 
@@ -303,7 +303,7 @@ class NATSReplicaClient:
     async def _describe(self, js: Any, name: str, fields: dict[str, Any], expected: int | None) -> int:
         from nats.js.errors import APIError
 
-        headers = {"Nats-Rollup": "sub"}  # it takes the place of the one before
+        headers = {"Nats-Rollup": "sub"}  # the message replaces the one before
         if expected is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expected)
         body = json.dumps(fields, separators=(",", ":")).encode()

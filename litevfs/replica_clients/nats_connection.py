@@ -1,7 +1,7 @@
 """A NATS connection for threads: nats-py lives in an event loop of its own thread. Knows no LTX file.
 
-Every call has a limit, closing ends those under way, a connection that broke is made again by the next call, and so is
-that of the parent in the child of a fork.
+Every call has a time limit, and closing ends calls under way. The next call replaces a broken connection, and in the
+child of a fork the parent's connection.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ T = TypeVar("T")
 _CONNECT_TIMEOUT_S = 10
 _CLOSE_TIMEOUT_S = 0.5
 WRONG_SEQUENCE = 10071
-"""JetStream's error where the newest message of a subject is not the one that was expected."""
+"""JetStream's error if the newest message of a subject is not the expected one."""
 _AUTH_HINT = "user@ in the URL with LITEVFS_NATS_PASSWORD, LITEVFS_NATS_TOKEN, or creds= in the URL, a file"
 
 
 @dataclass(frozen=True, slots=True)
 class NATSTarget:
-    """Where to connect to, and as whom."""
+    """The server to connect to, and the user."""
 
     server: str  # host:port
     user: str
@@ -48,7 +48,7 @@ class NATSTarget:
 
 
 class NATSConnection:
-    """Runs coroutines that are given the JetStream context. Raises OptionError where `nats-py` is not installed."""
+    """Runs coroutines with the JetStream context. Raises OptionError if `nats-py` is not installed."""
 
     def __init__(self, target: NATSTarget, timeout_s: float) -> None:
         try:
@@ -69,7 +69,7 @@ class NATSConnection:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._connecting: asyncio.Lock | None = None  # of the loop
+        self._connecting: asyncio.Lock | None = None  # belongs to the loop
         self._client: Any = None  # used in the loop's thread only
 
     def check_open(self) -> None:
@@ -141,14 +141,14 @@ class NATSConnection:
             options |= {"user": target.user, "password": target.password}
 
         async def no_news(*_: Any) -> None:
-            """Errors reach whoever makes a call."""
+            """Ignore the error here: the caller of each call gets its own."""
 
         client = self._nats.NATS()
         try:
             await client.connect(
                 f"{'tls' if target.is_tls else 'nats'}://{target.server}",
                 connect_timeout=min(_CONNECT_TIMEOUT_S, max(1, round(self._timeout_s))),
-                allow_reconnect=False,  # the next call connects: until then nothing runs
+                allow_reconnect=False,  # the next call connects again
                 error_cb=no_news,
                 **options,
             )

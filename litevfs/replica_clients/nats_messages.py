@@ -1,4 +1,4 @@
-"""The messages of a NATS object store, and what is known of them. Sends nothing."""
+"""The messages of a NATS object store as values. Sends nothing."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Described:
 
     @property
     def is_deleted(self) -> bool:
-        """Whether it says that there is no such object any more."""
+        """Whether the message says that the object was deleted."""
         return bool(self.fields.get("deleted"))
 
     @property
     def nuid(self) -> str:
-        """What names the object's content."""
+        """The name of the object's content."""
         return str(self.fields.get("nuid", ""))
 
 
@@ -35,13 +35,13 @@ class Pieces:
 
 
 async def all_of(acknowledged: list[asyncio.Future[Any]]) -> None:
-    """Wait for what was published. Raises what one of them met."""
+    """Wait for the published messages. Raises the error of one of them."""
     while acknowledged:
         await acknowledged.pop(0)
 
 
 def fields_of(data: bytes | None) -> dict[str, Any]:
-    """What a description says; nothing for what is none."""
+    """The fields of a description; empty if it is none."""
     try:
         fields = json.loads(data or b"")
         if isinstance(fields, dict):

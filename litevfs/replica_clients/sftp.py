@@ -2,8 +2,8 @@
 
 Source of the layout: Litestream 0.5, `sftp/replica_client.go`: the path is relative to the folder that the user logs
 in to, and a file's time, in whole seconds, is the timestamp of its LTX header. The protocol (version 3) gives no finer
-time and no number of a file, so an etag is made of time and size: a file that takes another's place with the same of
-both is not told apart from it. Neither litevfs nor Litestream ever writes an LTX file a second time.
+time and no number of a file, so an etag is made of time and size: it does not tell a file from a replacement with
+the same time and size. Neither litevfs nor Litestream ever writes an LTX file a second time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EXAMPLE = "sftp://user@host/path"
 
 
 class SFTPReplicaClient:
-    """A replica on an SFTP server; the host's key has to be known, or is named in the URL.
+    """A replica on an SFTP server; the host's key has to be known, or given in the URL.
 
     Parameters of the URL: `keyPath` (a private key; else the agent's and those in ~/.ssh), `knownHosts` (a file; else
     ~/.ssh/known_hosts), `hostKey` (its type and base64), `absolute=true` (the path begins at the root). A password is
@@ -169,7 +169,7 @@ class SFTPReplicaClient:
             else:
                 _rename_over(sftp, temporary, key)
         except BaseException:
-            with suppress(Exception):  # the first failure is the one to tell
+            with suppress(Exception):  # report the first failure
                 channel.limit(time.monotonic() + self._timeout_s)
                 sftp.remove(temporary)
             raise
@@ -181,7 +181,7 @@ class SFTPReplicaClient:
         for count in range(1, len(parts) + 1):
             path = "/".join(parts[:count])
             if path:
-                with suppress(OSError):  # it is there, or the open that follows says what is wrong
+                with suppress(OSError):  # it exists, or the open that follows raises the error
                     sftp.mkdir(path)
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
@@ -258,7 +258,7 @@ def _rename_over(sftp: Any, temporary: str, key: str) -> None:
     except OSError as exc:
         if exc.errno is not None:
             raise
-        # A server without OpenSSH's extension: for a moment the file is not there.
+        # A server without OpenSSH's extension: for a moment the file does not exist.
         with suppress(FileNotFoundError):
             sftp.remove(key)
         sftp.rename(temporary, key)

@@ -1,7 +1,7 @@
 """One SSH connection and its SFTP channels, lent to one call at a time. Knows no LTX file.
 
 A channel of paramiko serves one thread, so parallel calls take several, up to what OpenSSH grants one connection.
-Closing shuts the socket down, which ends every call under way. After a fork the child connects anew.
+Closing shuts the socket down, which ends every call under way. After a fork the child makes its own connection.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AUTH_HINT = "keys come from the agent, ~/.ssh or keyPath= in the URL; a passwor
 
 @dataclass(frozen=True, slots=True)
 class SSHTarget:
-    """Whom to connect to, and how to tell that it is them."""
+    """The server to connect to, and how to verify it."""
 
     host: str
     port: int
@@ -51,13 +51,13 @@ class SSHTarget:
 
 
 class Channel:
-    """An SFTP channel, whose waits have a limit."""
+    """An SFTP channel whose waits have a time limit."""
 
     def __init__(self, sftp: Any) -> None:
         self.sftp = sftp
 
     def limit(self, deadline: float) -> None:
-        """Let each wait from now on end by `deadline`. Raises TimeoutError when that is over."""
+        """Let each wait from now on end by `deadline`. Raises TimeoutError if the deadline has passed."""
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("no time is left")
@@ -65,7 +65,7 @@ class Channel:
 
 
 class SFTPConnection:
-    """The channels to one server. Raises OptionError where `paramiko` is not installed."""
+    """The channels to one server. Raises OptionError if `paramiko` is not installed."""
 
     def __init__(self, target: SSHTarget, timeout_s: float) -> None:
         try:
@@ -95,7 +95,7 @@ class SFTPConnection:
 
     @contextmanager
     def channel(self, what: str, deadline: float | None = None) -> Iterator[Channel]:
-        """A channel for one call about `what`, which ends by `deadline`; what goes wrong with it is translated."""
+        """A channel for one call about `what`, which ends by `deadline`; translates the errors of the channel."""
         self.check_open()
         if os.getpid() != self._pid:
             self._forget()
@@ -111,9 +111,9 @@ class SFTPConnection:
         except StorageError as error:
             is_sound = not isinstance(error, TransientStorageError | StorageClosedError)
             if not is_sound and not isinstance(error, StorageTimeoutError):
-                self._drop_idle()  # the connection broke, and theirs is the same
+                self._drop_idle()  # the connection broke, and idle channels use the same one
             raise
-        except Exception:  # of the caller's own, such as a stream that fails: answers may still be under way
+        except Exception:  # an error of the caller, such as a failing stream: answers may still be under way
             raise
         finally:
             self._give_back(channel, is_sound=is_sound)
@@ -176,7 +176,7 @@ class SFTPConnection:
             old, self._sock, self._ssh, self._idle = self._ssh, sock, ssh, []
         if old is not None:
             old.close()
-        self.check_open()  # `close` may have come before it knew the socket
+        self.check_open()  # `close` may have run before it knew the socket
         self._load_host_keys(ssh)
         try:
             ssh.connect(
@@ -242,7 +242,7 @@ class SFTPConnection:
             if self._is_closed:
                 raise StorageClosedError("the replica client was closed during a call", key=what) from exc
             translated = self._error(exc, what)
-            if isinstance(translated, TransientStorageError) and time.monotonic() >= until:  # paramiko's words vary
+            if isinstance(translated, TransientStorageError) and time.monotonic() >= until:  # paramiko's messages vary
                 translated = StorageTimeoutError(translated.message, key=what)
             raise translated from exc
 
@@ -266,7 +266,7 @@ class SFTPConnection:
 
 
 def with_extension(handle: Any, name: str) -> None:
-    """Send an extended request about an open file, where the server knows it."""
+    """Send an extended request about an open file, if the server knows it."""
     request: Callable[..., Any] = handle.sftp._request  # paramiko has no public way to send one
     with suppress(OSError):
         request(200, name, handle.handle)

@@ -1,4 +1,4 @@
-"""Times as storages keep them beside a file: RFC 3339 with fractions, as Go writes it."""
+"""Times as storages keep them beside a file: RFC 3339 with fractions, as Go writes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rfc3339(timestamp_ms: int) -> str:
 
 
 def iso_ms(text: str, default: int = 0) -> int:
-    """The same back, milliseconds since the Unix epoch; `default` for what is no time."""
+    """Such a time in milliseconds since the Unix epoch; `default` for a text that is no time."""
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1000)
     except ValueError:

@@ -27,7 +27,7 @@ ENTRY_POINTS = "litevfs.replica_clients"
 
 
 class ClientFactory(Protocol):
-    """What makes the clients of a scheme."""
+    """Makes the clients of a scheme."""
 
     def __call__(self, url: str, *, read_timeout_s: float) -> ReplicaClient:
         """The client of `url`, made without any I/O. Raises ReplicaURLError for a URL it does not understand."""
@@ -60,11 +60,11 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
 
 
 def _installed_factory(scheme: str) -> ClientFactory | None:
-    """What an installed package offers for a scheme that is none of ours; registered from then on."""
+    """The factory of an installed package for a scheme that is none of ours; registered from then on."""
     for entry in entry_points(group=ENTRY_POINTS, name=scheme):
         try:
             factory: ClientFactory = entry.load()
-        except Exception as exc:  # whatever its import raises
+        except Exception as exc:  # the import of a foreign package may raise anything
             package = entry.dist.name if entry.dist else "a package"
             message = f"{package} offers {scheme}:// and cannot be imported: {type(exc).__name__}: {exc}"
             raise ReplicaURLError(message, hint="reinstall it, or look for a version that fits this litevfs") from exc
@@ -74,7 +74,7 @@ def _installed_factory(scheme: str) -> ClientFactory | None:
 
 
 def _scheme(url: str) -> str:
-    """As it is written; nothing for a path."""
+    """The scheme as written; empty for a path."""
     if url.startswith("file:"):  # with one slash too, as SQLite and browsers read it
         return "file"
     scheme, separator, _ = url.partition("://")
@@ -91,9 +91,9 @@ def canonical_url(url: str) -> str:
 
 
 def absolute_url(url: str) -> str:
-    """A URL that goes on meaning what `url` means now, whatever the current folder and the environment are later.
+    """A URL that keeps the meaning of `url` when the current folder and the environment change.
 
-    Unlike `canonical_url`, it leaves out nothing that `url` says. Raises ReplicaURLError.
+    Unlike `canonical_url`, it keeps every part of `url`. Raises ReplicaURLError.
     """
     scheme = _scheme(url).lower()
     if scheme in ("", "file"):
@@ -104,7 +104,7 @@ def absolute_url(url: str) -> str:
     from litevfs.replica_clients.s3.hosts import parse_host
 
     parts = urlsplit(url)
-    if parse_host(parts.netloc).endpoint:  # the provider's, which its host names
+    if parse_host(parts.netloc).endpoint:  # the endpoint is the provider's, which the host names
         return url
     parameters = parse_qsl(parts.query, keep_blank_values=True)
     named = [(name, value) for name, value in parameters if value or name.lower() != "endpoint"]

@@ -1,7 +1,7 @@
 """Replicas on a WebDAV server: `webdav://user@host/path`, over TLS `webdavs://`; `path/ltx/<level in decimal>/<name>`.
 
-Source of the layout: Litestream 0.5, `webdav/replica_client.go`; of the protocol: RFC 4918. A server keeps no time of a
-client's, so a file's time is when it was stored. Owns requests and the reading of their answers.
+Source of the layout: Litestream 0.5, `webdav/replica_client.go`; of the protocol: RFC 4918. A server keeps no time from
+a client, so a file's time is when it was stored. Owns requests and the reading of their answers.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from litevfs.replica_clients.http.xml import parse_xml
 from litevfs.replica_clients.location import parse_location
 
 BLOCK_SIZE = 1 << 16
-_SPOOL_BYTES = 8 << 20  # of an upload in memory; more of it goes through a temporary file
+_SPOOL_BYTES = 8 << 20  # bytes of an upload in memory; a larger one goes through a temporary file
 _COPY_BYTES = 1 << 20
 _PASSWORD = "LITEVFS_WEBDAV_PASSWORD"
-_MISSING_FOLDER = (403, 404, 409)  # what a PUT is told where the folder is not there: 409 by RFC 4918, 9.7.1
+_MISSING_FOLDER = (403, 404, 409)  # answers to a PUT if the folder does not exist: 409 by RFC 4918, 9.7.1
 _D = "{DAV:}"
 _PROPERTIES = (
     b'<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop>'
@@ -49,7 +49,7 @@ _PROPERTIES = (
 class WebDAVReplicaClient:
     """A replica on a WebDAV server, with basic authentication; the user's password is LITEVFS_WEBDAV_PASSWORD.
 
-    `read_timeout_s` bounds each wait for the server. Nothing is sent before the first call.
+    `read_timeout_s` bounds each wait for the server. Sends nothing before the first call.
     """
 
     block_size = BLOCK_SIZE
@@ -89,7 +89,7 @@ class WebDAVReplicaClient:
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`. One request, for the whole folder: WebDAV cannot begin within it."""
         self._exchange.transport.check_open()
-        found = {}  # rclone lists a file twice while it is replaced
+        found = {}  # rclone lists a file twice while it is being replaced
         for name, properties in self._properties(self._location.folder(level), "1"):
             txids = parse_file_name(name)
             if (
@@ -101,7 +101,7 @@ class WebDAVReplicaClient:
         return sorted(found.values(), key=lambda file: (file.min_txid, file.max_txid))
 
     def _properties(self, path: str, depth: str) -> list[tuple[str, ET.Element]]:
-        """(name, properties) of what lies at `path`; nothing where nothing does."""
+        """(name, properties) of each resource at `path`; empty if there is none."""
         url = self._url(path)
         headers = {"Depth": depth, "Content-Type": "application/xml", "Content-Length": str(len(_PROPERTIES))}
         response = self._exchange.send(
@@ -168,15 +168,15 @@ class WebDAVReplicaClient:
     ) -> LTXFileInfo:
         """See `ReplicaClient.write`. A `.tmp` beside the file is moved to its name at the end.
 
-        The server keeps no `timestamp_ms`. What a MOVE replaces is deleted first (RFC 4918, 9.9.3): where the server
-        keeps to the letter of that, neither file is there for a moment.
+        The server keeps no `timestamp_ms`. A MOVE deletes the file that it replaces first (RFC 4918, 9.9.3): on a
+        server that follows this literally, neither file exists for a moment.
         """
         self._exchange.transport.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
         key = self.key(file)
         temporary = f"{key}.{secrets.token_hex(8)}.tmp"
         with about(file, key), tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
-            # Its length goes first: many servers take no body without one.
+            # Send the length first: many servers accept no body without one.
             stream = open_stream(data)
             while piece := stream.read(_COPY_BYTES):
                 spool.write(piece)
@@ -185,7 +185,7 @@ class WebDAVReplicaClient:
                 self._put_making_folders(temporary, spool, size)
                 self._move(temporary, key, overwrite=not exclusive)
             except BaseException:
-                with suppress(StorageError):  # the first failure is the one to tell
+                with suppress(StorageError):  # report the first failure
                     self._delete(temporary)
                 raise
             for name, properties in self._properties(key, "0"):
@@ -197,7 +197,7 @@ class WebDAVReplicaClient:
         for expected in ((200, 201, 204, *_MISSING_FOLDER), (200, 201, 204)):
             body.seek(0)
             headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-            # An empty file is no body at all to urllib3.
+            # urllib3 takes an empty file for no body.
             response, _ = self._exchange.call(
                 "PUT", "PUT", self._url(path), headers, body=body if size else b"", expected=expected
             )
@@ -209,7 +209,7 @@ class WebDAVReplicaClient:
         parts = folder.split("/")
         for count in range(1, len(parts) + 1):
             path = "/".join(parts[:count])
-            with suppress(StorageError):  # it is there (405), or the PUT that follows says what is wrong
+            with suppress(StorageError):  # it exists (405), or the PUT that follows raises the error
                 self._exchange.call("PUT", "MKCOL", self._url(path) + "/", {}, expected=(201, 405))
 
     def _move(self, source: str, target: str, *, overwrite: bool) -> None:
