@@ -1,4 +1,4 @@
-"""What an HTTP answer means: its status as an error of ours, its body as the range that was asked for.
+"""What an HTTP answer means: its status as an error of ours, its body as the requested range.
 
 Knows HTTP (RFC 9110) and LTX file infos, and no storage's protocol.
 """
@@ -24,7 +24,7 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 
-_PERMANENT_STATUS = {501, 505, 507}  # of the server's own, no other try helps: not implemented, out of space
+_PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
 _SAID_LIMIT = 300  # characters
 _SKIP_BYTES = 1 << 20
 _MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
@@ -37,7 +37,7 @@ _UNSOUND_HINT = "a proxy or cache before the server, or the server, is at fault"
 
 
 def error_kind(status: int) -> type[StorageError]:
-    """The class of error that a status stands for."""
+    """The class of error for a status."""
     if status == 504:
         return StorageTimeoutError
     if status in (408, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
@@ -50,7 +50,7 @@ def error_kind(status: int) -> type[StorageError]:
 def error_of(
     response: BaseHTTPResponse, body: bytes, url: str, *, key: str | None = None, permission_hint: str | None = None
 ) -> StorageError:
-    """The error to raise for an answer that is none of those hoped for, whose body is read already."""
+    """The error to raise for an unexpected answer, whose body is read already."""
     kind = error_kind(response.status)
     said = _SAID.search(body)
     text = next(filter(None, said.groups()), b"").decode("utf-8", "replace")[:_SAID_LIMIT].strip() if said else ""
@@ -97,9 +97,9 @@ def range_header(offset: int, size: int | None) -> dict[str, str]:
 def read_range(
     transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, offset: int, size: int | None
 ) -> bytes:
-    """The bytes of `file` that were asked for, out of an answer of 200, 206 or 416, which is used up.
+    """The requested bytes of `file`, from an answer of 200, 206 or 416, which this reads to its end.
 
-    A server may ignore the range: what lies before it is read and thrown away. Raises StorageNotFoundError when the
+    A server may ignore the range: bytes before it are read and dropped. Raises StorageNotFoundError when the
     file is shorter than it was, StorageError for headers that lie.
     """
     if response.status == 416:
@@ -122,9 +122,9 @@ def read_range(
 def read_named(
     transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, size: int, etag: str
 ) -> tuple[LTXFileInfo, bytes]:
-    """What an answer to the range of the first `size` bytes tells of a file that was not listed, and these bytes."""
+    """A file that was not listed and its first `size` bytes, from the answer to a request for this range."""
     file = replace(file, size=0, modified_ms=date_ms(response.headers.get("Last-Modified")), etag=etag)
-    if response.status == 416:  # no range of an empty file can be had
+    if response.status == 416:  # an empty file has no range
         response.close()
         return file, b""
     total = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
@@ -144,7 +144,7 @@ def _least(file: LTXFileInfo, offset: int, size: int | None) -> int:
 def _place(
     response: BaseHTTPResponse, file: LTXFileInfo, offset: int, size: int | None, endpoint: str
 ) -> tuple[int, int | None]:
-    """(bytes to throw away, bytes to take then: None for all that come)."""
+    """(bytes to drop, bytes to take then: None for all that come)."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         message = f"{endpoint} sent a file in the encoding {encoding!r}, which was not asked for"
@@ -152,7 +152,7 @@ def _place(
     length = response.headers.get("Content-Length", "")
     known = int(length) if length.isdecimal() else None
     if response.status == 200:
-        # Without a length, its end is known by its chunks, or by what the listing said.
+        # Without a length, chunks or the listed size show the body's end.
         total = known if known is not None else file.size or None
         if total is None:
             return offset, size
@@ -181,7 +181,7 @@ def _skip(transport: Transport, response: BaseHTTPResponse, url: str, count: int
 
 @contextmanager
 def about(file: LTXFileInfo, key: str) -> Iterator[None]:
-    """Say in every storage error of this block which file it is about."""
+    """Add the file to every storage error of this block."""
     try:
         yield
     except StorageError as error:

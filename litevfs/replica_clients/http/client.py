@@ -1,11 +1,11 @@
-"""Replicas that a plain web server or a CDN serves, to be read only: `http://host/path`, `https://host/path`.
+"""Replicas that a plain web server or a CDN serves, read only: `http://host/path`, `https://host/path`.
 
-The files are found by `index.json` (see `http.index`), else by the listings that the server makes of its folders
+The client finds the files by `index.json` (see `http.index`), else by the listings that the server makes of its folders
 (nginx, Apache, `python -m http.server`), in Litestream's layout of files (`ltx/<level in decimal>/`) or of S3
-(`<level in 4 hex digits>/`). Owns which of these there is, and what is known of each file.
+(`<level in 4 hex digits>/`). Owns which of these exists, and what is known of each file.
 
-A cache between here and the server may answer with an index older than one seen before: then the newer one is kept.
-A file's ETag or Last-Modified is noted at its first read, and a later read that finds another says that it is gone.
+A cache in front of the server may answer with an index older than one seen before: then the client keeps the newer one.
+It notes a file's ETag or Last-Modified at the first read; a later read that finds another reports the file as gone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK_SIZE = 1 << 16
 _MAX_REDIRECTS = 5
-_MAX_KNOWN = 100_000  # files of which something is noted
+_MAX_KNOWN = 100_000  # files with a noted ETag or size
 _HEADS_AT_ONCE = 16
 _SETTLED_MS = 2000
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -48,7 +48,7 @@ _LIST_HINT = (
 class HTTPReplicaClient:
     """A replica at `http(s)://[user@]host[:port]/path`, read only; the user's password is LITEVFS_HTTP_PASSWORD.
 
-    `read_timeout_s` bounds each wait for the server. Nothing is sent before the first call.
+    `read_timeout_s` bounds each wait for the server. Sends nothing before the first call.
     """
 
     block_size = BLOCK_SIZE
@@ -70,13 +70,13 @@ class HTTPReplicaClient:
         if self._location.user:
             credentials = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
             self._headers = urllib3.make_headers(basic_auth=credentials)
-        self._lock = threading.Lock()  # of a fetch of the index, and of what was found out
+        self._lock = threading.Lock()  # guards the fetch of the index, and the findings below
         self._base: str | None = None  # where the levels' folders lie
         self._is_indexed = False
         self._index: Index | None = None  # the newest seen
         self._index_etag = ""
         self._index_fetched = 0.0  # `time.monotonic()` when the last fetch of it began
-        self._oldest_s = 0.0  # how much older than the newest seen an index was that a cache answered with
+        self._oldest_s = 0.0  # how much older than the newest index a cache's answer was, at most
         self._folders: dict[int, str] = {}
         self._known: dict[tuple[int, str], LTXFileInfo] = {}  # by HEAD, where there is no index
         self._versions: dict[LTXFileInfo, str] = {}  # ETag or Last-Modified at the first read
@@ -136,7 +136,7 @@ class HTTPReplicaClient:
         return sorted(files, key=lambda file: (file.min_txid, file.max_txid))
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
-        """See `ListsLevels.list_from`. One request where there is an index; without one each level is listed."""
+        """See `ListsLevels.list_from`. One request if there is an index; without one it lists each level."""
         self._exchange.transport.check_open()
         began = time.monotonic()
         base = self._find()
@@ -148,7 +148,7 @@ class HTTPReplicaClient:
         return own + [file for other in LEVELS if other > level for file in index.files.get(other, ())], True
 
     def _find(self) -> str:
-        """Where the folders of the levels are, found once; while there is none, looked for at each call."""
+        """The URL of the levels' folders, found once; while there are none, each call tries again."""
         if self._base is not None:
             return self._base
         fetching = time.monotonic()
@@ -171,7 +171,7 @@ class HTTPReplicaClient:
         return {level: name for name in names if (level := level_of(name)) is not None}
 
     def _newest_index(self, base: str, began: float) -> Index:
-        """An index asked for after `began` (`time.monotonic()`); calls at once share one."""
+        """An index requested after `began` (`time.monotonic()`); concurrent calls share one."""
         if not self._lock.acquire(timeout=2 * self._exchange.read_timeout_s):
             raise StorageTimeoutError("no listing within the time limit", key=f"{base}{INDEX_NAME}")
         try:
@@ -193,7 +193,7 @@ class HTTPReplicaClient:
             self._lock.release()
 
     def _get_index(self, base: str) -> Index | None:
-        """The index at `base`, None where there is none."""
+        """The index at `base`, None if there is none."""
         url = f"{base}{INDEX_NAME}"
         headers = {"Cache-Control": "no-cache"}
         if self._index is not None and self._index_etag:
@@ -209,13 +209,13 @@ class HTTPReplicaClient:
         return index
 
     def _names_in(self, folder: str) -> list[str] | None:
-        """What the server says lies in a folder; None where it is not there, or not told."""
+        """The names that the server lists in a folder; None if the folder is missing or not listed."""
         response, url = self._get("LIST", folder, {"Cache-Control": "no-cache"}, (200, 403, 404, 410))
         body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
         return names_in_page(body, response.headers.get("Content-Type", "")) if response.status == 200 else None
 
     def _describe(self, level: int, names: list[str]) -> list[LTXFileInfo]:
-        """What HEAD says of each file that is there; no request for one that is known."""
+        """Each file as HEAD describes it; makes no request for a known file."""
         new = [name for name in names if (level, name) not in self._known]
         if len(self._known) + len(new) > _MAX_KNOWN:
             self._known.clear()
@@ -325,7 +325,7 @@ class HTTPReplicaClient:
         folders = self._folders if index is None else index.folders
         base = self._base or f"{self._root}ltx/"
         folder = folders.get(file.level)
-        if folder is None:  # named as its neighbours are
+        if folder is None:  # named like its neighbours
             neighbour = next(iter(folders.values()), "0")
             parent = "ltx/" if neighbour.startswith("ltx/") else ""
             folder = parent + (f"{file.level:04x}" if len(neighbour) == 4 else str(file.level))
@@ -343,6 +343,6 @@ def _is_settled(response: BaseHTTPResponse) -> bool:
 
 
 def _version_of(response: BaseHTTPResponse) -> str:
-    """What differs when the content does, as far as the server says."""
+    """A text that differs when the content does, as far as the server tells."""
     etag, modified = plain_etag(response.headers.get("ETag")), response.headers.get("Last-Modified", "")
     return etag or modified

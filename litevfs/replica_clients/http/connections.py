@@ -1,4 +1,4 @@
-"""Connections of the S3 client that another thread can end, and whose answers come in time or not at all.
+"""HTTP connections that another thread can end, and whose answers come in time or not at all.
 
 urllib3 cannot wake a thread that waits in `recv`; so every socket is known from before it connects, and
 `LiveSockets.close` shuts them all down. Knows sockets and HTTP, nothing of S3, of URLs or of pools.
@@ -25,13 +25,13 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from litevfs.errors import StorageClosedError
 
 DRIP_BYTES_PER_S = 1 << 13
-"""A server that sends a GET's answer slower than this, beyond the first read timeout, is taken for one that hangs."""
+"""A server that sends a GET's answer slower than this, beyond the first read timeout, counts as hanging."""
 
 _TIMED_METHODS = ("GET", "PROPFIND")
 
 
 ANSWER_LIMIT_S = 15 * 60.0
-"""An answer to what writes or deletes takes at most so long from its first byte on."""
+"""An answer to a write or delete takes at most so long from its first byte on."""
 
 
 class LiveSockets:
@@ -39,7 +39,7 @@ class LiveSockets:
 
     def __init__(self) -> None:
         self.closed = False
-        self._lock = threading.RLock()  # the collector may end a forsaken answer in the middle of what it protects
+        self._lock = threading.RLock()  # the collector may end an abandoned answer under this lock
         self._handles: set[socket.socket] = set()
         self._pid = os.getpid()
 
@@ -49,7 +49,7 @@ class LiveSockets:
             raise StorageClosedError("the replica client is closed")
 
     def add(self, sock: socket.socket) -> socket.socket:
-        """Know a socket from now on; the handle to `remove` it by. Raises StorageClosedError after `close`."""
+        """Register a socket; returns the handle to `remove` it by. Raises StorageClosedError after `close`."""
         handle = sock.dup()
         with self._lock:
             if not self.closed:
@@ -59,13 +59,13 @@ class LiveSockets:
         raise StorageClosedError("the replica client is closed")
 
     def remove(self, handle: socket.socket) -> None:
-        """The socket has come to its end."""
+        """Forget a socket that is closed."""
         with self._lock:
             self._handles.discard(handle)
             handle.close()
 
     def close(self) -> None:
-        """Shut all of them down, which ends whatever waits for them. Idempotent."""
+        """Shut all of them down, which ends all waits for them. Idempotent."""
         with self._lock:
             self.closed = True
             handles, self._handles = self._handles, set()
@@ -83,7 +83,7 @@ def _shut_down(handle: socket.socket) -> None:
 
 
 class Limits(threading.local):
-    """What holds for the request that this thread makes: set before each, so that nothing is left of the one before."""
+    """The limits of the request that this thread makes: set before each, so that none remains of the one before."""
 
     is_total = False  # the socket's read timeout is one for the whole answer
 
@@ -108,7 +108,7 @@ class _TimedAnswer(http.client.HTTPResponse):
 
 
 class _TimedStream(io.RawIOBase):
-    """What comes from a socket in time; unless the limit `is_total`, bytes that come earn time for those after them."""
+    """The bytes that a socket gets in time; unless the limit `is_total`, each byte earns time for the next ones."""
 
     def __init__(
         self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, limit_s: float, *, is_total: bool
@@ -139,7 +139,7 @@ class _TimedStream(io.RawIOBase):
 class _Watched:
     """Mixin for urllib3 connections: makes their socket known to `sockets` from before it connects until its end."""
 
-    # What urllib3's connections have, for the type checker.
+    # Attributes of urllib3's connections, for the type checker.
     host: str
     port: int
     timeout: float | None
@@ -182,7 +182,7 @@ class _Watched:
             sys.audit("http.client.connect", self, self.host, self.port)
             sock.setblocking(False)
             begun = sock.connect_ex(address)
-            # From here on `LiveSockets.close` ends the wait for an answer. Before, its shutdown had nothing to end.
+            # From here on `LiveSockets.close` ends the wait for an answer. Before, its shutdown would have no effect.
             self._sockets.check_open()
             if begun:
                 _finish_connecting(sock, begun, timeout_s)

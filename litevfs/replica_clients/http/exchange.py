@@ -1,7 +1,7 @@
-"""Requests of one HTTP storage, with what signs them and which answers are hoped for. Knows no LTX file.
+"""Requests of one HTTP storage, with their signer and expected answers. Knows no LTX file.
 
 The storages that speak HTTP share this: Google, Azure, WebDAV and plain web servers. `obstore`, one library for three
-of them, was tried in its place and falls short in what this package promises: a call under way cannot be ended (it has
+of them, was tried instead and lacks what this package promises: a call under way cannot be ended (it has
 no `close`, and waits for its own time limit), and after a fork the child's first call never returns.
 """
 
@@ -17,13 +17,13 @@ from litevfs.replica_clients.http.answers import error_of
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport
 
 LIST_LIMIT_BYTES = 64 << 20
-"""Largest listing that is read."""
+"""Bytes of the largest listing that is read."""
 _ERROR_LIMIT_BYTES = 1 << 16
 
 Authorize = Callable[[str, str, dict[str, str], float | None], dict[str, str]]
 """(method, URL, headers, deadline) to the headers to send, signed."""
 Renew = Callable[[float | None], bool]
-"""Look for other credentials by a deadline, as the server refused those it got; whether there are any."""
+"""Looks for other credentials by a deadline, as the server refused the present ones; returns whether there are any."""
 
 
 class Exchange:
@@ -69,8 +69,8 @@ class Exchange:
     ) -> BaseHTTPResponse:
         """The answer, with a status that is `expected`; its body is for `read` or `Transport.read_body`.
 
-        One that says 401 is asked once more when there are other credentials. Raises the error that an unexpected
-        answer stands for, about `key`.
+        After a 401 it sends the request once more if there are other credentials. Raises the error for an unexpected
+        answer, about `key`.
         """
         headers = {"Accept-Encoding": "identity", "User-Agent": "litevfs", **headers}
         for is_first in (True, False):
@@ -86,7 +86,7 @@ class Exchange:
         raise AssertionError("the second answer is returned or raised")
 
     def read(self, response: BaseHTTPResponse, url: str, limit: int = _ERROR_LIMIT_BYTES) -> bytes:
-        """The answer's body, up to `limit` bytes; its connection is free again when that was all."""
+        """The answer's body, up to `limit` bytes; its connection is free again if the body ends there."""
         return self.transport.read_body(response, url, limit)
 
     def call(

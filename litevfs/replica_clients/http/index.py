@@ -7,8 +7,8 @@
 
 `written_ms` is when it was written, milliseconds since the Unix epoch, and grows from one index to the next. A key of
 `files` is the folder of a level, its number in decimal, or in four hex digits as in S3; a file is its name, its size
-in bytes, the storage's time of its write, and an opaque text that differs when the content does. Further members are
-passed over.
+in bytes, the storage's time of its write, and an opaque text that differs when the content does. Readers ignore
+further members.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Index:
 
 
 def write_index(files: Iterable[LTXFileInfo], written_ms: int, *, hex_levels: bool = False) -> bytes:
-    """The index of `files`; with `hex_levels` of those that lie as in S3."""
+    """The index of `files`; with `hex_levels`, in the layout of S3."""
     folders: dict[str, list[list[Any]]] = {}
     for file in sorted(files, key=lambda file: (file.level, file.min_txid, file.max_txid)):
         folder = f"{file.level:04x}" if hex_levels else f"ltx/{file.level}"
@@ -49,7 +49,7 @@ def write_index(files: Iterable[LTXFileInfo], written_ms: int, *, hex_levels: bo
 
 
 def parse_index(data: bytes, key: str) -> Index:
-    """The index that `data` is. Raises StorageError, about `key`, for anything else."""
+    """The index in `data`. Raises StorageError, about `key`, for anything else."""
     try:
         parsed = json.loads(data)
         if parsed["format"] != FORMAT:

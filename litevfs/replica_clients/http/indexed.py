@@ -22,7 +22,7 @@ from litevfs.replica_clients.http.index import INDEX_NAME, write_index
 logger = logging.getLogger(__name__)
 
 _LIST_AGAIN_S = 60.0
-"""So old a listing is made again before an index is written: other programs write and delete files, too."""
+"""A listing older than this is repeated before an index is written: other programs write and delete files, too."""
 _WRITTEN = re.compile(rb'"written_ms":\s*(\d{1,15})')
 _DELETE_TIMEOUT_S = 30.0
 _Key = tuple[int, int, int]
@@ -46,8 +46,8 @@ class IndexedReplicaClient:
         self._files: dict[_Key, LTXFileInfo] | None = None  # None until they are listed
         self._listed = 0.0  # monotonic
         self._recent: dict[_Key, LTXFileInfo | None] = {}  # written and (None) deleted since the last listing began
-        self._wanted = self._written = 0  # numbers of changes
-        self._written_ms: int | None = None  # of the newest index; None until that is looked at
+        self._wanted = self._written = 0  # counts of changes
+        self._written_ms: int | None = None  # of the newest index; None before it was read
         self._error: StorageError | None = None  # of the last try, if it failed
         self._is_closed = self._has_thread = False
 
@@ -111,12 +111,12 @@ class IndexedReplicaClient:
         return self._client.key(file)
 
     def update(self) -> None:
-        """Let an index be written, though nothing has changed."""
+        """Have an index written although no file has changed."""
         with self._change:
             self._want()
 
     def flush(self, timeout_s: float) -> None:
-        """Return when the index shows every change up to now. Raises StorageError when it does not within the time."""
+        """Return when the index shows every change up to now. Raises StorageError when `timeout_s` is over."""
         with self._change:
             wanted = self._wanted
             self._change.wait_for(lambda: self._written >= wanted or self._is_closed, timeout_s)
@@ -182,11 +182,11 @@ class IndexedReplicaClient:
         self._listed = time.monotonic()
         try:
             listed = {_key(file): file for level in LEVELS for file in self._client.list_files(level)}
-        except StorageNotFoundError:  # a folder that the first file will make
+        except StorageNotFoundError:  # the first file will make the folder
             listed = {}
         with self._change:
             self._files = listed
-            for key, file in self._recent.items():  # what the listing may have missed
+            for key, file in self._recent.items():  # changes that the listing may have missed
                 self._note(key, file)
 
     def _note(self, key: _Key, file: LTXFileInfo | None) -> None:

@@ -1,6 +1,6 @@
-"""Access tokens that a cloud gives out and that expire: fetched once for all that ask, renewed before their end.
+"""Access tokens of a cloud, which expire: fetched once for all callers, renewed before their end.
 
-Knows no cloud: `fetch` is its library's call, which may hang; nobody waits for it longer than their deadline, and
+Knows no cloud: `fetch` is its library's call, which may hang; no caller waits for it longer than its deadline, and
 closing ends every wait.
 """
 
@@ -15,14 +15,14 @@ from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 
 _RENEW_S = 5 * 60
-"""So long before its end a token is replaced, while it still serves."""
+"""A token is replaced so long before its end, while it is still valid."""
 _LIMIT_S = 30.0
 """Longest wait of a call that has no deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a request carries, and until when it is good: `time.time()`, seconds."""
+    """The token of a request, and until when it is valid: `time.time()`, seconds."""
 
     text: str
     expires_s: float
@@ -36,12 +36,12 @@ class Tokens:
         self._change = threading.Condition()
         self._token: Token | None = None
         self._error: LitevfsError | None = None  # of the last fetch, if it failed
-        self._fetches = 0  # that have ended
+        self._fetches = 0  # fetches that have ended
         self._is_fetching = False
         self._is_closed = False
 
     def get(self, deadline: float | None = None) -> str:
-        """A token that is good now. Raises what the fetch raised, StorageTimeoutError, StorageClosedError."""
+        """A token that is valid now. Raises what the fetch raised, StorageTimeoutError, StorageClosedError."""
         with self._change:
             token = self._token
             if token is not None and time.time() < token.expires_s:
@@ -51,7 +51,7 @@ class Tokens:
             return self._wait_for_next(deadline).text
 
     def renew(self, deadline: float | None = None) -> bool:
-        """Fetch once more, as the server refused the token; whether there is another now."""
+        """Fetch once more, as the server refused the token; returns whether there is another now."""
         with self._change:
             before = self._token
             try:

@@ -1,6 +1,6 @@
-"""HTTP for the S3 client: pooled connections that can be ended from another thread, foreign exceptions translated once.
+"""HTTP for storage clients: pooled connections that another thread can end, foreign exceptions translated once.
 
-Knows HTTP, TLS and proxies, nothing of S3; how a connection is ended is the matter of `s3_connections`.
+Knows HTTP, TLS and proxies, nothing of S3; `connections` knows how to end a connection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from litevfs.replica_clients.http.connections import HTTPConnection, HTTPSConnec
 
 _PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
 MAX_WAIT_S = 1e6
-"""A socket counts milliseconds in 31 bits; whoever waits for longer may ask again."""
+"""A socket counts milliseconds in 31 bits; a longer wait has to be made of several."""
 _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -45,7 +45,7 @@ _SOCKET_OPTIONS = [
 class Transport:
     """Sends HTTP requests over up to `max_connections` kept-alive connections (more parallel ones are not kept).
 
-    `verify` is asked at the first https connection: True for the usual certificates of authorities, a path to others,
+    `verify` is called at the first https connection: True for the usual certificates of authorities, a path to others,
     or False not to verify.
     """
 
@@ -92,7 +92,7 @@ class Transport:
                 method,
                 url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, "")),
                 body=body,  # type: ignore[arg-type]  # bytes or a file, whatever botocore prepared
-                headers=headers,  # a mapping: of text, or botocore's own
+                headers=headers,  # a mapping of text, or botocore's own
                 timeout=self._timeout if timeout_s is None else self._total_timeout(timeout_s),
                 retries=False,
                 redirect=False,
@@ -145,7 +145,7 @@ class Transport:
         except StorageError:
             raise
         except (HTTPError, OSError, ValueError, AttributeError) as exc:
-            # Neither of the last two is promised, but closing under a reader makes http.client raise them.
+            # The last two are not documented, but closing under a reader makes http.client raise them.
             if self._sockets.closed:
                 raise StorageClosedError("the replica client was closed during a request") from exc
             if not isinstance(exc, HTTPError | OSError):
@@ -192,7 +192,7 @@ def _proxy_manager(proxy: str, options: Mapping[str, Any]) -> urllib3.ProxyManag
     parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     headers = None
     if parts.username:
-        # The very bytes that the URL names: urllib3 encodes to Latin-1.
+        # Send exactly the bytes that the URL names: urllib3 encodes to Latin-1.
         user, password = (unquote(part, "latin-1") for part in (parts.username, parts.password or ""))
         headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
     return urllib3.ProxyManager(endpoint_of(parts.geturl()), proxy_headers=headers, **options)

@@ -1,4 +1,4 @@
-"""Whole files on their way to a storage, in parts of a bounded size. Knows streams, and no storage."""
+"""Splits uploads of whole files into parts of a bounded size. Knows streams, and no storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def open_stream(data: bytes | BinaryIO) -> BinaryIO:
-    """A stream of what is to be written."""
+    """A stream of the bytes to be written."""
     return io.BytesIO(data) if isinstance(data, bytes) else data
 
 

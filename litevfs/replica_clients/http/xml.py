@@ -1,4 +1,4 @@
-"""XML that a server sends: parsed, with nothing in it that could grow while it is. Knows no storage."""
+"""Parses XML from a server, and refuses entities, which could grow in the parser. Knows no storage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from litevfs.errors import StorageError
 
 
 def parse_xml(data: bytes, endpoint: str) -> ET.Element:
-    """The root of a document. Raises StorageError for another text, and for one that defines entities."""
+    """The root of a document. Raises StorageError for a text that is no XML, and for one that defines entities."""
     try:
         if b"<!DOCTYPE" in data[:4096]:
             raise ValueError("a document type")
