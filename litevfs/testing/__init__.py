@@ -1,1 +1,1 @@
-"""What others can test with too: the replica client conformance suite, faulty clients and HTTP, a real S3 server."""
+"""Test helpers for other projects too: the client conformance suite, faulty clients and HTTP, a real S3 server."""

@@ -4,10 +4,10 @@
         @pytest.fixture
         def replica(self): return MyReplica(...)
 
-The fixture's object (`ReplicaUnderTest`) makes clients of one empty replica, and looks at its storage past them: no
-answer of the client is checked against another answer of the client alone. The tests carry the marker `plan` with an
-ID of this project's test plan; with --strict-markers, register that marker. A client of a storage that can hang is
-given the fixture `hanging_client` too; `silent_endpoint` is a server for it.
+The fixture's object (`ReplicaUnderTest`) makes clients of one empty replica, and reads its storage without them: no
+test checks an answer of the client only against another answer of the client. The tests carry the marker `plan` with an
+ID of this project's test plan; with --strict-markers, register that marker. For a storage that can
+hang, override the fixture `hanging_client` too; `silent_endpoint` is a server for it.
 """
 
 # ruff: noqa: D102 - a test's name says its claim
@@ -56,7 +56,7 @@ _RANGES += [(0, 2**40), (65_536, 65_536)]
 
 
 class ReplicaClientConformance(WritingConformance, ObjectsConformance):
-    """What `litevfs.replica_clients.base` promises, as tests."""
+    """Tests of the promises of `litevfs.replica_clients.base`."""
 
     @pytest.fixture
     def client(self, replica: ReplicaUnderTest) -> Iterator[ReplicaClient]:
@@ -67,7 +67,8 @@ class ReplicaClientConformance(WritingConformance, ObjectsConformance):
 
     @pytest.fixture
     def hanging_client(self) -> Iterator[ReplicaClient]:
-        """A client whose storage takes every read and never answers; a suite of a client that can hang has its own."""
+        """A client whose storage accepts every read and never answers; overridden by suites of clients that can
+        hang."""
         pytest.skip("the storage of this client answers at once, or the suite has no fixture `hanging_client`")
 
     # --- listing ------------------------------------------------------------------------------------------------------

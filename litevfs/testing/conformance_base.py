@@ -1,4 +1,4 @@
-"""What the conformance suite of replica clients works on, and what all of its tests need. Holds no tests."""
+"""The objects that the conformance suite of replica clients tests, and helpers of its tests. Holds no tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ReplicaUnderTest(Protocol):
         ...
 
     def get(self, level: int, name: str) -> bytes | None:
-        """What lies there, or None."""
+        """The content of that file, or None."""
         ...
 
     def names(self, level: int) -> set[str]:
@@ -33,24 +33,24 @@ class ReplicaUnderTest(Protocol):
         ...
 
     def timestamp_ms(self, level: int, name: str) -> int:
-        """The time a file was written with, where the storage keeps it (mtime, metadata)."""
+        """The time a file was written with, if the storage keeps it (mtime, metadata)."""
         ...
 
 
 @contextmanager
 def silent_endpoint() -> Iterator[str]:
-    """`host:port` of a server on the loopback interface that takes connections and never answers."""
+    """`host:port` of a server on the loopback interface that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def file_name(min_txid: int, max_txid: int) -> str:
-    """Spelled out here, not by the code under test."""
+    """The name of a file, made here and not by the code under test."""
     return f"{min_txid:016x}-{max_txid:016x}.ltx"
 
 
 def txids_of(files: list[LTXFileInfo]) -> list[tuple[int, int]]:
-    """(min_txid, max_txid) of each."""
+    """(min_txid, max_txid) of each file."""
     return [(file.min_txid, file.max_txid) for file in files]
 
 

@@ -17,7 +17,7 @@ _NAME = "lock.json"
 
 
 class ObjectsConformance:
-    """What `SideObjects` promises. See `client_conformance` for how to run it."""
+    """Tests of the promises of `SideObjects`. See `client_conformance` for how to run it."""
 
     @pytest.fixture
     def objects(self, replica: ReplicaUnderTest) -> Iterator[SideObjects]:
@@ -32,7 +32,7 @@ class ObjectsConformance:
 
     @pytest.fixture
     def conditions(self, objects: SideObjects) -> SideObjects:
-        """The same, where its storage knows conditions."""
+        """The same client, if its storage knows conditions; else the test is skipped."""
         try:
             objects.put_object("probe.json", b"{}")
             objects.put_object("probe.json", b"{}", if_absent=True)

@@ -17,7 +17,7 @@ from litevfs.testing.conformance_base import TIMESTAMP_MS, WAIT_S, ReplicaUnderT
 
 
 class WritingConformance:
-    """What `ReplicaClient.write` promises. See `client_conformance` for how to run it."""
+    """Tests of the promises of `ReplicaClient.write`. See `client_conformance` for how to run it."""
 
     slow_upload_bytes = 300_000
     """Size of an upload that blocks half-way: enough that the client has sent something by then."""
@@ -76,7 +76,7 @@ class WritingConformance:
                     client.write(0, 1, 1, bytes([number]) * 1000, TIMESTAMP_MS, exclusive=True)
                 except StorageFileExistsError:
                     return False
-                except TransientStorageError:  # so a server may answer while it has not decided yet
+                except TransientStorageError:  # a server may answer so before it has decided
                     continue
                 return True
 
@@ -156,7 +156,7 @@ class _DripFeed(io.BytesIO):
 
 
 class _BlockingStream(io.BytesIO):
-    """Stops half-way, in the read that passes the middle, until it is told to go on."""
+    """Stops half-way, in the read that passes the middle, until the test lets it go on."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(data)
@@ -187,7 +187,7 @@ class _Readers:
     """List and read the one file of level 0 again and again, in threads."""
 
     most_failures = 3
-    """Of one reader, one after the other: what a server may answer while it is busy with the same file."""
+    """Errors in a row of one reader, which a server may send while it is busy with the same file."""
 
     def __init__(self, client: ReplicaClient) -> None:
         self.done = threading.Event()
@@ -196,14 +196,14 @@ class _Readers:
         self._change = threading.Condition()
 
     def wait_for_one_more(self) -> bool:
-        """Whether a read has succeeded since this was called: not in time, or not if a reader has failed."""
+        """Wait for a read that succeeds after this call; False if none does in time, or if a reader has failed."""
         with self._change:
             wanted = self._succeeded + 1
             self._change.wait_for(lambda: self._succeeded >= wanted or self.done.is_set(), WAIT_S)
             return self._succeeded >= wanted
 
     def read_until_done(self) -> list[bytes]:
-        """What was read. Fails where the file is not there, if only for a moment, or cannot be read for long."""
+        """The contents read. Fails if the file is missing, even for a moment, or is unreadable for long."""
         try:
             return self._read_until_done()
         except BaseException:

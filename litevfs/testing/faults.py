@@ -1,7 +1,7 @@
 """Which fault happens to which call of a storage, and when: seeded, by operation, switched on and off at any time.
 
-Knows nothing of what a fault should lead to, nor how a call is made (`faulty`). Everything is counted: what was asked
-for, when, and what went wrong.
+Knows nothing of what a fault should lead to, nor how a call is made (`faulty`). Counts everything: each call, its time,
+and its faults.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 ErrorKind = Literal["timeout", "transient", "permission", "not_found", "defect"]
 """Calls that fail: with StorageTimeoutError, TransientStorageError (as an HTTP 500 would; with `retry_after_s` a 429 or
-503), StoragePermissionError (trying again cannot help), StorageNotFoundError; a `defect` raises what no client may: the
+503), StoragePermissionError (retries cannot help), StorageNotFoundError; a `defect` raises what no client may: the
 `error` of the fault."""
 WaitKind = Literal["slow", "hang", "stuck"]
 """Calls that take time: `delay_s` and then the answer; until the client is closed or the faults are released, then
@@ -40,7 +40,7 @@ DataKind = Literal["partial", "corrupt"]
 WriteKind = Literal["lost_answer"]
 """Writes after which the file is stored, and that end with TransientStorageError all the same."""
 ListingKind = Literal["hide_newest", "show_deleted", "repeat"]
-"""Listings that hide the `files` newest of a level, still show what was deleted, or are the one before once more."""
+"""Listings that hide the `files` newest of a level, still show what was deleted, or repeat the listing before."""
 Kind = ErrorKind | WaitKind | DataKind | ListingKind | WriteKind
 
 _OPERATIONS_OF: dict[Kind, tuple[Operation, ...]] = {
@@ -59,14 +59,14 @@ ERRORS: dict[Kind, type[LitevfsError]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
-    """One thing that goes wrong.
+    """One kind of fault, and when it happens.
 
     Raises ValueError for an unknown kind, a probability outside 0 to 1, or a kind its operations cannot have.
     """
 
     kind: Kind
     probability: float = 1.0  # of each call, 0 to 1
-    operations: tuple[Operation, ...] = ()  # empty: `list` and `read`, or whichever the kind is about
+    operations: tuple[Operation, ...] = ()  # empty: `list` and `read`, or the operations that the kind is about
     count: int | None = None  # how often it happens before it is over; None: until it is removed
     delay_s: float = 0.0  # before the error or the answer; the wait ends when the client is closed
     jitter_s: float = 0.0  # up to so much more, evenly distributed
@@ -104,7 +104,7 @@ class Request:
 
 
 class Faults:
-    """What goes wrong at one replica's storage, shared by all clients of its URL. Safe to use from many threads."""
+    """The faults of one replica's storage, shared by all clients of its URL. Safe to use from many threads."""
 
     def __init__(self, url: str, *, seed: int = 0, block_size: int | None = None, log_size: int = 100_000) -> None:
         self.url = url  # of the faulty replica
@@ -118,31 +118,31 @@ class Faults:
         self._faults: dict[Fault, int | None] = {}  # how often each may still happen
         self._random = random.Random(seed)
         self._changed = threading.Condition()
-        self._generation = 0  # grows when what hangs is let go
+        self._generation = 0  # grows when hanging calls are released
         self._shown: dict[tuple[int, int], list[LTXFileInfo]] = {}  # last true answer, by (level, min_txid)
         self._ever: dict[tuple[int, int, int], LTXFileInfo] = {}  # every file ever listed
 
-    # --- what to do wrong ---------------------------------------------------------------------------------------------
+    # --- setting faults -----------------------------------------------------------------------------------------------
 
     def add(self, *faults: Fault) -> None:
-        """Let these happen too. For each call, those added first are rolled first; one that raises ends it."""
+        """Add faults. For each call, those added first are rolled first; one that raises ends the call."""
         with self._changed:
             for fault in faults:
                 self._faults[fault] = fault.count
 
     def remove(self, fault: Fault) -> None:
-        """Let this one happen no more; calls that hang in it go on hanging. Unknown ones are no error."""
+        """Remove a fault; calls that hang in it go on hanging. An unknown fault is no error."""
         with self._changed:
             self._faults.pop(fault, None)
 
     def clear(self) -> None:
-        """No more faults, and what hangs goes on with the answer it should have had."""
+        """Remove all faults, and release hanging calls: they go on with their right answers."""
         with self._changed:
             self._faults.clear()
         self.release()
 
     def release(self) -> None:
-        """Let every call that hangs or waits go on with the answer it should have had."""
+        """Let every call that hangs or waits go on with its right answer."""
         with self._changed:
             self._generation += 1
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class Faults:
                 raise TimeoutError(f"{self.waiting} calls wait after {timeout_s:g} s, not {calls}")
 
     def reset_counters(self) -> None:
-        """Count and log from nothing again."""
+        """Set all counts to 0 and clear the log."""
         with self._changed:
             self.calls.clear()
             self.injected.clear()
@@ -196,7 +196,7 @@ class Faults:
             return True
 
     def pause(self, fault: Fault, closed: threading.Event, deadline: float | None = None) -> bool:
-        """Wait as the fault says; False when that is longer than until `deadline` (`time.monotonic()`), where it ends.
+        """Wait as the fault says; False when the wait ended early at `deadline` (`time.monotonic()`, seconds).
 
         Raises StorageClosedError when the client is closed meanwhile.
         """
@@ -213,7 +213,7 @@ class Faults:
         return released or wait_s <= left_s
 
     def _wait(self, seconds: float, is_over: Callable[[], bool]) -> bool:
-        """Whether what hangs was let go, or `is_over`, within so many seconds."""
+        """Whether the call was released, or `is_over`, within so many seconds."""
         generation = self._generation
         self.waiting += 1
         self._changed.notify_all()
@@ -226,7 +226,7 @@ class Faults:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """A client was closed: those that wait have to look."""
+        """Wake all waits, because a client was closed: its calls have to end."""
         with self._changed:
             self._changed.notify_all()
 
@@ -242,14 +242,14 @@ class Faults:
         return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
     def remember_listing(self, level: int, min_txid: int, listed: list[LTXFileInfo]) -> list[LTXFileInfo]:
-        """Keep a true answer for later lies; returns the one before (this one if there is none)."""
+        """Keep a true answer for later faults; returns the one before (this one if there is none)."""
         with self._changed:
             for file in listed:
                 self._ever[(file.level, file.min_txid, file.max_txid)] = file
             return self._shown.setdefault((level, min_txid), listed)
 
     def note_told(self, level: int, min_txid: int, listed: list[LTXFileInfo]) -> None:
-        """The answer was told as it is: it is what `repeat` repeats from now on."""
+        """Note that the true answer was returned: `repeat` repeats it from now on."""
         with self._changed:
             self._shown[(level, min_txid)] = listed
 

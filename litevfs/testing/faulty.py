@@ -1,6 +1,6 @@
 """Storage that fails on purpose: a replica client around any other one, and a URL scheme that leads through it.
 
-What goes wrong is said in `faults`: seeded, by operation, switched on and off while connections are open.
+`faults` says what goes wrong: seeded, by operation, switched on and off while connections are open.
 
     with faulty_replica("memory://app", seed=7) as faults:
         connection = litevfs.connect(faults.url)            # faulty+memory://app
@@ -41,7 +41,7 @@ class FaultyReplicaClient:
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong."""
+        """The faults of this replica."""
         return self._faults
 
     @property
@@ -51,7 +51,7 @@ class FaultyReplicaClient:
 
     @property
     def block_size(self) -> int:
-        """The storage's own, or what the faults say."""
+        """The storage's own block size, or that of the faults."""
         return self._inner.block_size if self._faults.block_size is None else self._faults.block_size
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
@@ -60,7 +60,7 @@ class FaultyReplicaClient:
         return self._told(level, min_txid)
 
     def _told(self, level: int, min_txid: int) -> list[LTXFileInfo]:
-        """What a listing of a level says that is under way."""
+        """The answer to a listing of a level that is under way, with its faults."""
         faults = self._faults
         listed = self._inner.list_files(level, min_txid)
         before = faults.remember_listing(level, min_txid, listed)
@@ -125,7 +125,7 @@ class FaultyReplicaClient:
             self._inner.close()
 
     def _begin(self, request: Request, deadline: float | None = None) -> None:
-        """Count the call, let it wait, let it fail."""
+        """Count the call, and apply the faults that delay it or make it fail."""
         faults = self._faults
         faults.note(request)
         for fault in faults.roll(request.operation, request.level, get_args(WaitKind) + get_args(ErrorKind)):
@@ -165,7 +165,7 @@ def faulty_replica(
     """Within the block, `faults.url` (`faulty+` before the URL) leads to the replica at `inner_url` through its faults.
 
     With `reads_named`, its clients list all levels at once and read files by name, as those of S3 do. One seed, one
-    order of calls: the same faults. At the end of the block everything that hangs is let go. Raises
+    order of calls: the same faults. At the end of the block all hanging calls are released. Raises
     ReplicaURLError for a URL that cannot be opened, or that is faulty already.
     """
     canonical = _canonical(inner_url)

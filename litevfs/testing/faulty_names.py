@@ -1,4 +1,4 @@
-"""A faulty client that can do what clients may do besides: list all levels at once, read a file by its name."""
+"""A faulty client with the optional parts of clients: lists all levels at once, reads a file by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from litevfs.testing.faulty import FaultyReplicaClient
 class FaultyNamesClient(FaultyReplicaClient):
     """A `FaultyReplicaClient` with `ListsLevels` and `ReadsNamed`, whatever the client that it passes calls on to has.
 
-    A listing of all levels counts as one call that is of no level; it shows what faulty listings of each level show.
+    A listing of all levels counts as one call without a level; it shows what faulty listings of each level show.
     """
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
@@ -27,7 +27,7 @@ class FaultyNamesClient(FaultyReplicaClient):
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
-        """See `ReadsNamed.read_named`. The time of the write is known to a second."""
+        """See `ReadsNamed.read_named`. It gives the time of the write to a second."""
         try:
             self._begin(Request(time.monotonic(), "read", level, min_txid, 0, size))
         except StorageNotFoundError:

@@ -28,7 +28,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_client(s3_server: S3Server) -> Iterator[Any]:
-    """A plain boto3 client of the server, to look at it past the code under test."""
+    """A plain boto3 client of the server, to read it without the code under test."""
     client = s3_server.boto3_client()
     yield client
     client.close()

@@ -1,6 +1,6 @@
-"""What can go wrong with an HTTP request to an S3 server, and which request it happens to. Sends and receives nothing.
+"""Faults of HTTP requests to an S3 server, and which request each happens to. Sends and receives nothing.
 
-`HTTPProxy` (`s3_proxy`) puts it into effect. In JSON a fault is an object of the fields of `HTTPFault`, for
+`HTTPProxy` (`s3_proxy`) applies them. In JSON a fault is an object of the fields of `HTTPFault`, for
 `POST /_test/inject-fault`.
 """
 
@@ -27,25 +27,25 @@ S3_ERROR_CODES = {
     500: "InternalError",
     503: "SlowDown",
 }
-"""What S3 calls these answers (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)."""
+"""S3's codes for these answers (https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)."""
 _REASONS = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HTTPFault:
-    """One thing that goes wrong, and when. Several effects may go together.
+    """One fault, and when it happens. It may have several effects.
 
     Raises ValueError, also for a fault without any effect.
     """
 
-    status: int = 0  # answer with it and ask no server; 0: not
+    status: int = 0  # answer with this status and do not ask the server; 0: ask it
     code: str = ""  # S3's error code in that answer; by default the usual one of the status
     retry_after_s: int | None = None  # Retry-After header of that answer, seconds
     delay_ms: float = 0.0  # before the request goes on, milliseconds
     jitter_ms: float = 0.0  # up to so much more, evenly distributed, milliseconds
     drop_connection: Drop = ""  # instead of an answer, or in the middle of its body
     truncate_body_bytes: int | None = None  # the connection ends after so many bytes of the answer's body
-    corrupt_body: bool = False  # one bit of the answer's body is another
+    corrupt_body: bool = False  # one bit of the answer's body is flipped
     method: str = ""  # of the requests concerned; empty: all
     path: str = "*"  # of those, a shell pattern of the decoded path
     probability: float = 1.0  # of each of those, 0 to 1
@@ -78,7 +78,7 @@ class HTTPFault:
 
     @property
     def changes_body(self) -> bool:
-        """Whether the server is asked, and its answer does not arrive as it is."""
+        """Whether the fault changes the body of the server's answer."""
         return self.drop_connection == "body" or self.truncate_body_bytes is not None or self.corrupt_body
 
     def concerns(self, method: str, path: str) -> bool:
@@ -86,7 +86,7 @@ class HTTPFault:
         return self.method in {"", method} and fnmatchcase(unquote(path), self.path)
 
     def answer(self) -> bytes:
-        """The answer with `status`, as S3 gives it; the connection stays open."""
+        """The answer with `status`, as S3 sends it; the connection stays open."""
         code = self.code or S3_ERROR_CODES.get(self.status, "InternalError")
         body = f"<?xml version='1.0'?><Error><Code>{escape(code)}</Code><Message>injected fault</Message></Error>"
         retry_after = "" if self.retry_after_s is None else f"Retry-After: {self.retry_after_s}\r\n"
@@ -96,7 +96,7 @@ class HTTPFault:
 
 
 class HTTPFaults:
-    """The faults that are set, and how often each kind of effect happened. For any number of threads."""
+    """The faults that are set, and how often each kind of effect happened. Safe to use from many threads."""
 
     def __init__(self, *, seed: int | None = None) -> None:
         self._random = random.Random(seed)
@@ -105,12 +105,12 @@ class HTTPFaults:
         self.happened: Counter[HTTPFault] = Counter()
 
     def add(self, *faults: HTTPFault) -> None:
-        """Let these happen from now on, after those that were added before."""
+        """Add faults, after those that were added before."""
         with self._lock:
             self._left += [(fault, fault.count) for fault in faults]
 
     def clear(self) -> None:
-        """Let nothing more happen."""
+        """Remove all faults."""
         with self._lock:
             self._left.clear()
 

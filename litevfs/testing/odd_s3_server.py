@@ -1,6 +1,6 @@
 """An S3 server of one bucket in memory that answers as an `Oddity` says. Real HTTP; checks every signature by itself.
 
-It knows what replicas need: listings, reads of ranges, writes in one request, conditions, deletes.
+It supports what replicas need: listings, reads of ranges, writes in one request, conditions, deletes.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ class OddS3Server:
         self.oddity = oddity
         self.objects: dict[str, _Object] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
-        self.endpoint = ""  # what clients are told
-        self.home = ""  # where a redirect leads
-        self.keys = {ACCESS_KEY: (SECRET_KEY, SESSION_TOKEN)}  # those that are good: secret key, session token
-        self.expired: set[str] = set()  # access keys that were good once
+        self.endpoint = ""  # the address that clients get
+        self.home = ""  # the address that a redirect leads to
+        self.keys = {ACCESS_KEY: (SECRET_KEY, SESSION_TOKEN)}  # valid ones: secret key, session token
+        self.expired: set[str] = set()  # access keys that were valid once
         self._lock = threading.Lock()
 
     def put(self, key: str, data: bytes) -> None:
-        """Store an object past all oddities."""
+        """Store an object directly, without oddities."""
         self.objects[key] = _Object(data, time.time())
 
     # --- one request --------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class OddS3Server:
             return self._refusal(request) or self._do(request)
 
     def _refusal(self, request: _Request) -> _Answer | None:
-        """Why the request is not done, if it is not."""
+        """The answer that refuses the request, or None."""
         odd = self.oddity
         if odd.refuses_expect and "expect" in request.headers:
             return self._error(417, "ExpectationFailed")
@@ -338,7 +338,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

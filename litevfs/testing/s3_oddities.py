@@ -1,7 +1,7 @@
 """Ways in which servers that speak S3 differ from Amazon's, as users of such servers have reported them: one table.
 
-`OddS3Server` puts them into effect. A client is to work with each of them; those it cannot work with have errors to
-raise. Each oddity names where it was seen.
+`OddS3Server` applies them. A client has to work with each of them, or raise the right error for those it cannot work
+with. Each oddity names where it was seen.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Oddity:
     batch_delete: BatchDelete = "kept"
     refuses_expect: bool = False  # a request with `Expect` is answered with 417
     redirects: int = 0  # every request to the first address is answered with this status and a Location
-    says_region: bool = True  # of the bucket, in a header of an answer about the wrong region
+    says_region: bool = True  # an answer about the wrong region names the bucket's in a header
     region: str = "us-east-1"
     dates: DateForm = "iso"
     content_range: RangeForm = "whole"
     wants_payer: bool = False  # a request without x-amz-request-payer is denied
-    is_public: bool = False  # a signed request is refused: nobody is known here
+    is_public: bool = False  # a signed request is refused: the server knows no keys
     clock_s: float = 0.0  # how far the server's clock is ahead, seconds
     namespace: Namespace = "s3"
     keys: Keys = "encoded"
@@ -139,4 +139,4 @@ ODDITIES = (
         chunked=True,
     ),
 )
-"""Every one of them is to be worked with."""
+"""A client has to work with every one of them."""

@@ -1,6 +1,6 @@
-"""A reverse proxy that records HTTP requests, delays them and injects faults: to count, and to measure and test.
+"""A reverse proxy that records HTTP requests, delays them and injects faults, for tests and measurements.
 
-Forwards bytes as they are (the signed Host header too, so signatures stay valid), over kept-alive connections on both
+Forwards bytes unchanged (the signed Host header too, so signatures stay valid), over kept-alive connections on both
 sides: a delay is paid once per request, as on a network. Knows HTTP/1.1 framing and nothing of S3.
 
 Faults (`http_faults`) are set in Python, `proxy.faults`, or over HTTP: `POST /_test/inject-fault` takes one or a list
@@ -49,7 +49,7 @@ class HTTPProxy:
 
     `delay_s`, `bytes_per_s` and `faults` may be changed at any time.
 
-    `seed` makes what faults do at random repeatable, for requests that come one after the other.
+    `seed` makes random faults repeatable, for requests that come one after the other.
     """
 
     def __init__(self, upstream: str, *, delay_s: float = 0.0, seed: int | None = None) -> None:
@@ -124,7 +124,7 @@ class HTTPProxy:
                 while not self._closing.is_set() and self._exchange(from_client, upstream, from_server, client):
                     pass
         except OSError:
-            pass  # one side hung up: the other sees it when both sockets close
+            pass  # one side closed its connection: the other sees it when both sockets close
         finally:
             with self._lock:
                 self._sockets -= {client, upstream}
@@ -191,7 +191,7 @@ class HTTPProxy:
         return not is_end and headers.get("connection", "").lower() != "close"
 
     def _control(self, method: str, body: bytes) -> bytes:
-        """Set, show or clear faults; the answer."""
+        """Set, show or clear faults; returns the answer."""
         try:
             if method == "POST":
                 self.faults.add(*faults_of_json(json.loads(body)))
@@ -203,15 +203,15 @@ class HTTPProxy:
 
 
 class _Sink(Protocol):
-    """What takes bytes."""
+    """Accepts bytes."""
 
     def sendall(self, data: bytes, /) -> None:
-        """Take all of them."""
+        """Send all of them."""
         ...
 
 
 class _PacedSocket:
-    """A socket that sends no faster than the line lets it."""
+    """A socket that sends no faster than the line allows."""
 
     def __init__(self, sock: socket.socket, wait: Callable[[int], None]) -> None:
         self._socket = sock
@@ -227,7 +227,7 @@ class _PacedSocket:
 
 @contextmanager
 def running_s3_proxy(upstream: str, *, delay_s: float = 0.0, seed: int | None = None) -> Iterator[HTTPProxy]:
-    """An `HTTPProxy` before the endpoint `upstream` (`http://host:port`), closed at the end."""
+    """An `HTTPProxy` in front of the endpoint `upstream` (`http://host:port`), closed at the end."""
     proxy = HTTPProxy(upstream, delay_s=delay_s, seed=seed)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""A real S3 server on a loopback port, for tests and benchmarks: MinIO where its binary is found, else moto.
+"""A real S3 server on a loopback port, for tests and benchmarks: MinIO if its binary is found, else moto.
 
 Owns the server's process, its port and its data folder. Knows nothing of replicas.
 """
@@ -39,11 +39,11 @@ class S3Server:
         }
 
     def url(self, bucket: str, path: str = "", *, endpoint: str | None = None) -> str:
-        """The replica URL of `path` in `bucket`, on this server or at another `endpoint` (a proxy before it)."""
+        """The replica URL of `path` in `bucket`, on this server or at another `endpoint` (a proxy in front of it)."""
         return f"s3://{bucket}/{quote(path)}?endpoint={endpoint or self.endpoint}&region={_REGION}"
 
     def boto3_client(self, **options: Any) -> Any:
-        """A plain boto3 S3 client for this server, to look at it past the code under test. Close it after use."""
+        """A plain boto3 S3 client for this server, to read it without the code under test. Close it after use."""
         import boto3
         from botocore.config import Config
 
@@ -62,9 +62,9 @@ class S3Server:
 def running_s3_server(*, certs_dir: Path | None = None) -> Iterator[S3Server]:
     """An S3 server with no buckets, stopped and its data removed at the end.
 
-    LITEVFS_TEST_S3_SERVER names the MinIO binary, or says `moto`; without it `minio` is looked for on the PATH and
+    LITEVFS_TEST_S3_SERVER names the MinIO binary, or says `moto`; without it, this looks for `minio` on the PATH and
     in the cache folder of the project's checks. `certs_dir` (MinIO only) holds `public.crt` and `private.key`, and
-    makes the endpoint an https one. Raises RuntimeError when the server does not come up.
+    makes the endpoint an https one. Raises RuntimeError when the server does not start.
     """
     binary = find_minio()
     with tempfile.TemporaryDirectory(prefix="litevfs-s3-") as folder:

@@ -1,6 +1,6 @@
 """Programs that serve on a loopback port while a test runs: found, started, waited for, stopped.
 
-Knows nothing of what they serve. A program is looked for on the PATH and in the cache folder of the project's checks.
+Knows nothing of what they serve. Looks for a program on the PATH and in the cache folder of the project's checks.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _process(command: Sequence[str], environment: Mapping[str, str], log: Path) 
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # a Ctrl-C in the terminal is the test runner's; the fixture stops the server
+            start_new_session=True,  # Ctrl-C in the terminal goes to the test runner only; the fixture stops the server
         )
     try:
         yield process

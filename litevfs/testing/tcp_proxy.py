@@ -1,6 +1,6 @@
-"""A TCP proxy that delays, cuts connections, or lets nothing pass any more: for protocols that are not HTTP.
+"""A TCP proxy that delays, cuts connections, or holds all bytes back: for protocols that are not HTTP.
 
-Knows bytes and connections only; what speaks HTTP has `s3_proxy`, which counts requests, too.
+Knows bytes and connections only; for HTTP there is `s3_proxy`, which also counts requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HOLD_LIMIT_S = 60.0
 class TCPProxy:
     """Forwards to `upstream` from a free loopback port, `port`, until it is closed.
 
-    Bytes to the server wait `delay_s` seconds on their way, so that each request has a round trip of that.
+    Bytes to the server wait `delay_s` seconds on their way, so that each request has a round trip of that time.
     """
 
     def __init__(self, upstream: tuple[str, int], *, delay_s: float = 0.0) -> None:
@@ -56,7 +56,7 @@ class TCPProxy:
             _shut(sock)
 
     def hold(self) -> None:
-        """Let nothing pass from now on; connections stay."""
+        """Hold all bytes back from now on; connections stay open."""
         self._passing.clear()
 
     def _start(self, run: Callable[[], None]) -> None:
