@@ -18,7 +18,7 @@ from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.units import format_timestamp, parse_bool, parse_duration_s, parse_size_bytes, parse_timestamp_ms
 
 SQLITE_URI_PARAMETERS = frozenset({"mode", "cache", "immutable", "nolock", "psow", "modeof", "vfs"})
-"""Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); passed over."""
+"""Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); ignored."""
 
 
 def _parse_text(value: object) -> str:
@@ -45,8 +45,8 @@ def _option(
     litestream_env: str = "",
     secret: bool = False,
 ) -> Any:
-    """A row of the table. Connections share a replica only if `of_replica` says the same for each; None: of the
-    connection alone.
+    """A row of the table. Connections share a replica only if `of_replica` gives the same for each; None: the option
+    concerns the connection alone.
     """
     metadata = {
         "parse": parse,
@@ -68,7 +68,7 @@ class Options:
         "where the replica is: file:///path, s3://bucket/path, memory://name",
         litestream_env="LITESTREAM_REPLICA_URL",
         of_replica=lambda options: options.replica_url,
-        secret=True,  # as given, it may hold an encryption key
+        secret=True,  # the given text may contain an encryption key
     )
     poll_interval_s: float = _option(
         1.0,
@@ -162,16 +162,16 @@ class Options:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the connection sees one state for ever."""
+        """Whether the connection sees one fixed state."""
         return self.txid is not None or self.timestamp_ms is not None
 
     @property
     def is_polling(self) -> bool:
-        """Whether the connection wants new transactions to appear by themselves."""
+        """Whether a poller refreshes the replica for the connection."""
         return self.poll_interval_s > 0 and not self.is_fixed
 
     def of_replica(self) -> tuple[object, ...]:
-        """Equal for connections that can share a replica: what of their options makes it what it is."""
+        """The options that a shared replica depends on; equal for connections that can share one."""
         return tuple(spec.of_replica(self) for spec in SPECS if spec.of_replica is not None)
 
     @classmethod
@@ -183,7 +183,7 @@ class Options:
     ) -> Options:
         """Options from all sources, the first that names one winning: `uri`, `keywords`, `environ` (os.environ).
 
-        SQLite's own URI parameters are passed over. Raises OptionError for an unknown name or a bad value.
+        SQLite's own URI parameters are ignored. Raises OptionError for an unknown name or a bad value.
         """
         environ = os.environ if environ is None else environ
         check_names((n for n in uri if n not in SQLITE_URI_PARAMETERS), "URI parameter")
@@ -202,7 +202,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class OptionSpec:
-    """One row of the table: how an option is called, read and described."""
+    """One row of the table: an option's name, parser and description."""
 
     name: str
     field_name: str
