@@ -1,7 +1,8 @@
-"""The `litevfs` command: its parser, and how a run ends. What each command does is in `litevfs.commands`.
+"""The `litevfs` command: its parser, and its exit code. The commands are in `litevfs.commands`.
 
 Results go to stdout and everything else to stderr. Exit codes: 0 done, 1 failed or found a problem, 2 used wrongly,
-130 ended by Ctrl-C, 141 when whoever read the output went away. A mistake of the user's is one line, not a traceback.
+130 ended by Ctrl-C, 141 when the reader of the output went away. A user's mistake is reported in one line, not by a
+traceback.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (default: that of `sys.argv`); the exit code."""
+    """Run one command (default: that of `sys.argv`); returns the exit code."""
     _reopen_closed_streams()
     _never_fail_to_encode(sys.stdout, sys.stderr)
     try:
         try:
             args = build_parser().parse_args(arguments)
         finally:
-            sys.stdout.flush()  # of --help
+            sys.stdout.flush()  # the output of --help
         with _log_to_stderr(debug=_is_debugging(args)):
             return _run(args)
     except BrokenPipeError:
@@ -68,10 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; argparse's own prints every flag first."""
+    """Reports errors in one line; argparse's own parser prints every flag first."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Refuse what is not known here: argparse would have the parser of the whole command line do so."""
+        """Refuse unknown arguments here: argparse would leave that to the parser of the whole command line."""
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown[0])}")
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _is_debugging(args: argparse.Namespace) -> bool:
-    # The flag has no default: that of the command would take the place of what stands before the command.
+    # The flag has no default: the command's default would replace a value given before the command.
     return getattr(args, "debug", False)
 
 
@@ -117,7 +118,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _reopen_closed_streams() -> None:
-    """Nobody reads a stream that was closed by whoever started us (`>&-`); nor may a file of ours take its number."""
+    """Open closed standard streams (`>&-`) on the null device, so that no other file gets their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
@@ -137,7 +138,7 @@ def _flush_or_discard() -> None:
 
 
 def _discard_output() -> None:
-    """Nobody can take what is still buffered: keep the interpreter from trying at its end."""
+    """Drop the buffered output, which cannot be written: keep the interpreter from writing it at its end."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):  # not the real stream
         os.dup2(devnull, sys.stdout.fileno())

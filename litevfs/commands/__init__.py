@@ -26,7 +26,7 @@ from litevfs.commands import (
 
 
 class Command(Protocol):
-    """What a module here has."""
+    """The interface of a module of this package."""
 
     NAME: str
     HELP: str  # half a line, for the list of commands
@@ -37,7 +37,7 @@ class Command(Protocol):
         ...
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; 0, or 1 for a problem found. Raises LitevfsError and apsw.Error."""
+        """Run the command; returns 0, or 1 for a problem found. Raises LitevfsError and apsw.Error."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The program that a replicator is started with (`--exec`): hands signals on to it, and waits for its end."""
+"""The program that a replicator is started with (`--exec`): forwards signals to it, and waits for its end."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _PAUSE_S = 0.05
 
 
 class Child:
-    """One program, from construction to its end. Signals that arrive meanwhile go to it; its own may end it.
+    """One program, from construction to its end. Signals that arrive meanwhile are forwarded to it.
 
-    `patience_s`: so long after a signal that ends, it is killed. Raises OptionError for no command line,
+    `patience_s`: it is killed so long after a signal to end. Raises OptionError for an empty command line,
     ReplicatorError when it cannot be started. For the main thread.
     """
 
@@ -31,7 +31,7 @@ class Child:
         if not arguments:
             raise OptionError("--exec names no program")
         self._patience_s = patience_s
-        self.ends_at: float | None = None  # monotonic; None before a signal that ends
+        self.ends_at: float | None = None  # monotonic; None before a signal to end
         self._pause = threading.Event()  # never set
         self._previous = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
         try:
@@ -42,7 +42,7 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has, by itself or killed after `patience_s`."""
+        """Whether the program has ended, by itself or killed after `patience_s`."""
         if self.ends_at is not None and time.monotonic() > self.ends_at:
             self._process.kill()
         return self._process.poll() is not None
@@ -54,17 +54,17 @@ class Child:
         return code if code >= 0 else 128 - code
 
     def end(self) -> None:
-        """Ask it to end, and wait."""
+        """Ask the program to end, and wait."""
         self._hand_on(signal.SIGTERM, None)
         self.wait()
 
     def wait(self) -> None:
-        """Return when it has ended."""
+        """Return when the program has ended."""
         while not self.has_ended:
             self._pause.wait(_PAUSE_S)
 
     def restore_signals(self) -> None:
-        """From now on signals are ours again."""
+        """Handle signals in this process again."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

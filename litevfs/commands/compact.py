@@ -1,4 +1,4 @@
-"""`litevfs compact`: all the upkeep of a replica, once and now."""
+"""`litevfs compact`: all maintenance of a replica, once and now."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if not fetcher.retry(partial(fetcher.list_levels, LEVELS)):
             raise no_files_error()
         client = fetcher.client
-        report = Maintenance(client, config).run_all()  # errors are logged there
+        report = Maintenance(client, config).run_all()  # logs the errors
         if args.json:
             done = {"written": report.written, "deleted": report.deleted}
             fields = {what: [file_fields(file, client.key(file)) for file in files] for what, files in done.items()}

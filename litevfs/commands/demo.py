@@ -34,7 +34,7 @@ SYNC_INTERVAL_S = 0.1
 POLL_INTERVAL = "50ms"
 TRANSACTIONS = 6
 TIME_LIMIT_S = 5.0
-"""For one transaction to get from the database to the reader; it takes a fraction of a second."""
+"""Time limit for one transaction to get from the database to the reader; it takes a fraction of a second."""
 
 _SCHEMA = """
     CREATE TABLE customer (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
@@ -96,7 +96,7 @@ def _say(step: int, text: str) -> None:
 
 
 class _Demo:
-    """What is shown once everything runs."""
+    """The part of the demo after the start of primary and reader."""
 
     def __init__(self, primary: apsw.Connection, reader: apsw.Connection, url: str) -> None:
         self.primary, self.reader, self.url = primary, reader, url
@@ -104,7 +104,7 @@ class _Demo:
         self._lags_ms: list[float] = []
 
     def show(self) -> bool:
-        """All of it; whether the replica equals the database in the end."""
+        """Show all of it; returns whether the replica equals the database in the end."""
         first = self._follow()
         self._hold_a_transaction()
         self._go_back(first)
@@ -129,7 +129,7 @@ class _Demo:
         return first
 
     def _commit_and_wait(self, rows: int) -> float:
-        """Commit `rows` orders on the primary; milliseconds until the reader sees them."""
+        """Commit `rows` orders on the primary; returns the milliseconds until the reader sees them."""
         with self.primary:
             for _ in range(rows):
                 self._orders += 1

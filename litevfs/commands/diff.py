@@ -79,7 +79,7 @@ def _values(change: Change) -> Iterator[tuple[str, Value, Value]]:
 
 
 def as_object(change: Change) -> dict[str, object]:
-    """A change as JSON has it; blobs are written X'00FF'."""
+    """A change as a JSON object; blobs are written X'00FF'."""
     return {
         "table": change.table,
         "op": change.op,

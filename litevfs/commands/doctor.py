@@ -1,4 +1,4 @@
-"""`litevfs doctor`: tries what a reader and a primary need of a storage."""
+"""`litevfs doctor`: tests what a reader and a primary need of a storage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`litevfs dump`: what the header, the page index and the trailer of one LTX file say."""
+"""`litevfs dump`: the header, the page index and the trailer of one LTX file."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def pick_file(files: Iterable[LTXFileInfo], txid: int | None) -> LTXFileInfo:
 
 def _read(read: Callable[[int, int], bytes], file_size: int) -> tuple[Header, PageIndex, Trailer]:
     head = read(0, _HEAD_BYTES)
-    Header.unpack(head)  # says best what is wrong with a file that is no LTX file
+    Header.unpack(head)  # raises the clearest error for a file that is no LTX file
     tail = read(max(0, file_size - _TAIL_BYTES), _TAIL_BYTES)
     needed = tail_size_needed(tail, file_size)
     if needed > len(tail):

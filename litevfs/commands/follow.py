@@ -50,7 +50,7 @@ def _parse_txid(text: object) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    # Until the file holds a state, a signal ends this like a crash: what is half made is never seen.
+    # Until the file holds a state, a signal ends this like a crash: no reader sees a half-made file.
     with Follow(collect_options(args), args.path, overwrite=args.force) as followed, ended_by_sigterm() as ended:
         print(f"{args.path}: TXID {format_txid(followed.txid)}", flush=True)
         if args.once:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         files = fetcher.list_levels(LEVELS)
         states = list(reachable_txids(files).items())[::-1]
         if not states:
-            newest_state(files)  # raises the error that says why
+            newest_state(files)  # raises the error that explains it
         shown = states[: args.limit] if args.limit else states
         rows = _describe(fetcher, shown)
     if args.json:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(fetcher: Fetcher, states: list[tuple[int, LTXFileInfo]]) -> list[dict[str, object]]:
-    """What the header of the file that ends at each state says; many headers are read at once."""
+    """The header fields of the file that ends at each state; reads many headers in parallel."""
     rows: list[dict[str, object]] = []
     for start in range(0, len(states), _BATCH):
         batch = states[start : start + _BATCH]

@@ -1,4 +1,4 @@
-"""The flags of compaction and retention, for the commands that do them."""
+"""The flags of compaction and retention, for the commands that run them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`--metrics-addr`: what a replicator says of itself, over HTTP, for Prometheus and for health checks.
+"""`--metrics-addr`: a replicator's status over HTTP, for Prometheus and for health checks.
 
-`/metrics` has Litestream's names where the thing is the same, `litevfs_...` for the rest; `/healthz` answers 200 while
-what is committed reaches the replica in time, else 503 with the reason. Needs the extra `metrics`.
+`/metrics` has Litestream's names where the meaning is the same, `litevfs_...` for the rest; `/healthz` answers 200
+while commits reach the replica in time, else 503 with the reason. Needs the extra `metrics`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ except ImportError as _error:
     raise OptionError("--metrics-addr needs prometheus_client", hint="pip install 'litevfs[metrics]'") from _error
 
 _LATE_S = 60.0
-"""A replicator is not healthy when nothing has reached the replica for so long, and three sync intervals."""
+"""A replicator is not healthy when commits have waited for so long, and for three sync intervals."""
 
 
 def parse_address(text: object) -> tuple[str, int]:
@@ -41,7 +41,7 @@ def parse_address(text: object) -> tuple[str, int]:
 
 @contextmanager
 def serving(address: str, replicator: Replicator, sync_interval_s: float) -> Iterator[int]:
-    """Serve it at `address` until the block ends; the port. Raises OptionError when nothing can listen there."""
+    """Serve the status at `address` until the block ends; gives the port. Raises OptionError if that fails."""
     registry = CollectorRegistry()
     registry.register(_Collector(replicator))
     try:
@@ -141,6 +141,6 @@ def _handler(
             self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
-            """Requests are not logged."""
+            """Log no requests."""
 
     return Handler

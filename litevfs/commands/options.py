@@ -1,6 +1,6 @@
 """The options of `litevfs.options` as flags of a command: `poll_interval` is `--poll-interval`.
 
-Flags left out stay out, so that the environment and the defaults have their turn.
+A flag that is not given sets nothing, so that the environment and the defaults apply.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from litevfs.units import (
 )
 
 STORAGE_OPTIONS = frozenset({"read_timeout"})
-"""What a command that only reads files needs of the table."""
+"""The options that a command needs which only reads files."""
 _METAVARS: dict[Callable[[object], object], str] = {
     parse_duration_s: "DURATION",
     parse_size_bytes: "SIZE",
@@ -63,7 +63,7 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
         return
     metavar = _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
     parse = spec.parse
-    if parse is parse_timestamp_ms:  # what is relative to now means something on a command line only
+    if parse is parse_timestamp_ms:  # times relative to now are allowed only on a command line
         parse, text = _parse_moment, f"{text}: RFC 3339, or for example '5 minutes ago'"
     group.add_argument(flag, dest=spec.name, metavar=metavar, type=checked(parse), help=text)
 
@@ -88,14 +88,14 @@ def _parse_moment(text: object) -> str:
 
 
 def checked(parse: Callable[[object], object]) -> Callable[[str], str]:
-    """A type for argparse: the text as it is, refused at once when `parse` refuses it."""
+    """A type for argparse: the unchanged text, refused at once if `parse` refuses it."""
 
     def check(text: str) -> str:
         try:
             parsed = parse(text)
         except OptionError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
-        return str(parsed) if parse is _parse_moment else text  # "5 minutes ago" is meant from now on
+        return str(parsed) if parse is _parse_moment else text  # "5 minutes ago" counts from this moment
 
     return check
 
@@ -112,7 +112,7 @@ def collect_options(args: argparse.Namespace, url: str | None = None) -> Options
 
 
 def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
-    """A connection to `args.url` with the given options; `defaults` for those not given.
+    """A connection to `args.url` with the given options; `defaults` apply to those not given.
 
     Ctrl-C ends a running query: without a progress handler a query that reads no page would not notice the signal.
     """
@@ -133,9 +133,9 @@ def open_fetcher(args: argparse.Namespace, url: str | None = None) -> Iterator[F
 
 @contextmanager
 def _closed_by_signals(fetcher: Fetcher) -> Iterator[None]:
-    """A signal that ends the command ends requests under way too: threads are waited for, and a storage may be silent.
+    """Let a signal that ends the command end requests too: the command waits for threads, and a storage may be silent.
 
-    A signal that is ignored, or ends the process without Python's doing, stays as it is.
+    Leaves a signal unchanged that is ignored, or that ends the process without Python.
     """
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -148,7 +148,7 @@ def _closed_by_signals(fetcher: Fetcher) -> Iterator[None]:
 
 def _closing(fetcher: Fetcher, then: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        # In a thread: what is interrupted may hold a lock that closing needs.
+        # In a thread: the interrupted code may hold a lock that closing needs.
         threading.Thread(target=fetcher.close, name="litevfs-close").start()
         then(number, frame)
 

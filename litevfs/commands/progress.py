@@ -1,4 +1,4 @@
-"""A progress bar for a terminal: share, rate, time left. Knows nothing of what progresses.
+"""A progress bar for a terminal: share, rate, time left. Knows nothing of the work.
 
 with ProgressBar("restoring") as bar:
     litevfs.operations.restore.restore(url, path, progress=bar.update)
@@ -43,7 +43,7 @@ class ProgressBar:
             self._stream.flush()
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total` bytes are through."""
+        """Show that `done` of `total` bytes are done."""
         now = self._monotonic()
         if not self._is_shown or (self._drawn_at is not None and now - self._drawn_at < _INTERVAL_S and done < total):
             return

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     if args.watch:
         _watch(sql, args)
-    # One query needs nothing newer, but may ask for it.
+    # One query needs no newer state, but the user may ask for polling.
     with closing(connect(args, poll_interval="0")) as connection:
         _write(connection, sql, args)
     return 0
@@ -63,9 +63,9 @@ def _write(connection: apsw.Connection, sql: str, args: argparse.Namespace) -> N
 
 
 def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
-    """The results now and after each change of a table that they are made of, until KeyboardInterrupt.
+    """Print the results now and after each change of a table that they use, until KeyboardInterrupt.
 
-    On stderr, which TXID they are of.
+    Prints the TXID of each on stderr.
     """
     connection = connect(args)
     changed = threading.Event()
@@ -84,7 +84,7 @@ def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
 
 
 def tables_read(connection: apsw.Connection, sql: str) -> set[str]:
-    """The tables that the statements read, those behind views too; nothing where that is not to be known."""
+    """The tables that the statements read, those behind views too; empty if that cannot be known."""
     tables = set()
     remaining: str | None = sql
     while remaining:

@@ -1,4 +1,4 @@
-"""`litevfs replicate`: keeps a replica of a live database, and keeps it tidy, until it is told to stop."""
+"""`litevfs replicate`: keeps a replica of a live database, and maintains it, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ DESCRIPTION = (
 )
 _LAST_SYNC_TIMEOUT_S = 10.0
 _SYNC_SHARE = 0.4
-"""Of the time to shut down, the part that is kept for the last sync when the program of --exec takes long to end."""
+"""Part of the shutdown time that is kept for the last sync when the program of --exec takes long to end."""
 _SHORTEST_SYNC_S = 0.5
 _APPEARS_PAUSE_S = 0.1
 _WAIT_FOR_LEASE_S = 1.0
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
                 if args.exec is None:
                     return _replicate(args, client, options)
         except _Terminated:
-            return 128 + signal.SIGTERM  # before there was anything to finish
+            return 128 + signal.SIGTERM  # before there was a replicator to finish
         return _replicate_beside(args, client, options)
 
 
@@ -200,7 +200,7 @@ def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[st
         except ReplicatorRefusedError:
             raise
         except BaseException as end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one does not wait
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM does not wait
             _finish(replicator, parse_duration_s(args.shutdown_timeout))
             if not isinstance(end, _Terminated):
                 raise
@@ -208,7 +208,7 @@ def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[st
 
 
 def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
-    """Run the program of --exec; its exit code, or 1 when what it committed is not all on the replica."""
+    """Run the program of --exec; returns its exit code, or 1 if the replica lacks some of its commits."""
     timeout_s = parse_duration_s(args.shutdown_timeout)
     child = Child(args.exec, timeout_s * (1 - _SYNC_SHARE))
     try:
@@ -224,15 +224,15 @@ def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: 
         return child.exit_code
     finally:
         if not child.has_ended:
-            child.end()  # nothing of what it writes would be replicated
+            child.end()  # its writes would not be replicated
         child.restore_signals()
 
 
 def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any], child: Child) -> Replicator | None:
-    """Once the program has made its database; None when it ended before."""
+    """Open the replicator once the program has made its database; None if the program ended before."""
     ready_by: float | None = None
     while True:
-        has_ended = child.has_ended  # first: what it made by then is there
+        has_ended = child.has_ended  # first: files that it made before its end exist by now
         if not is_missing(path):
             ready_by = ready_by or time.monotonic() + _READY_TIMEOUT_S
             try:
@@ -267,7 +267,7 @@ def _start(replicator: Replicator, args: argparse.Namespace) -> None:
 
 
 def _restore(path: Path, client: ReplicaClient, lease_ttl_s: float | None) -> None:
-    """The newest state, once no other primary has the lease: what that one still writes would be missing."""
+    """Restore the newest state once no other primary has the lease: it would lack that primary's later writes."""
     if not is_missing(path):
         return
     closed = threading.Event()
@@ -293,7 +293,7 @@ def _restore(path: Path, client: ReplicaClient, lease_ttl_s: float | None) -> No
 
 
 def _finish(replicator: Replicator, timeout_s: float | None = None) -> None:
-    """The last sync. Raises ReplicatorError, which says how far it came, when it cannot be done."""
+    """Make the last sync. If that fails, raises ReplicatorError, which says how far it came."""
     try:
         replicator.sync(_LAST_SYNC_TIMEOUT_S if timeout_s is None else max(timeout_s, _SHORTEST_SYNC_S))
     except LitevfsError as error:

@@ -1,4 +1,4 @@
-"""Result sets to text, as they come: one writer for each output format. Knows neither replicas nor arguments.
+"""Writes result sets as text, row by row: one writer for each output format. Knows neither replicas nor arguments.
 
 In every format a blob is written as SQL writes it, X'00FF', and NULL cannot be taken for an empty text wherever the
 format can tell them apart: JSON has null, CSV leaves a field empty and writes an empty text as "".
@@ -21,27 +21,27 @@ Row = Sequence[Value]
 SAMPLE_ROWS = 1000
 """A table's columns are as wide as this many rows need, so that a result of any size takes little memory."""
 MAX_CELL_COLUMNS = 100
-"""Longer values are cut in tables; no other format leaves anything out."""
+"""Longer values are cut in tables; other formats write all values in full."""
 
 
 class ResultWriter(Protocol):
     """Takes any number of result sets: `begin`, each `row`, `end`."""
 
     def begin(self, columns: Sequence[str]) -> None:
-        """The next result set has these columns."""
+        """Begin the next result set, which has these columns."""
         ...
 
     def row(self, row: Row) -> None:
-        """One row of it."""
+        """Write one row of the result set."""
         ...
 
     def end(self) -> None:
-        """It is complete."""
+        """End the result set."""
         ...
 
 
 def value_text(value: Value, null: str = "") -> str:
-    """A value as text; numbers so that reading them gives the same number."""
+    """A value as text; a number is written so that reading it gives the same number."""
     if value is None:
         return null
     if isinstance(value, bytes):
@@ -104,7 +104,7 @@ class TableWriter:
 
 def _cell(value: Value) -> str:
     if isinstance(value, bytes):
-        value = value[:MAX_CELL_COLUMNS]  # more would be cut anyway
+        value = value[:MAX_CELL_COLUMNS]  # a longer value is cut anyway
     return cut(clean(value_text(value, "NULL")), MAX_CELL_COLUMNS)
 
 
@@ -113,7 +113,7 @@ def _is_number(value: Value) -> bool:
 
 
 class ListWriter:
-    """What the sqlite3 shell writes into a pipe: values with | between them."""
+    """The sqlite3 shell's format for pipes: values with | between them."""
 
     def __init__(self, out: TextIO, *, header: bool = False) -> None:
         self._out = out
@@ -161,7 +161,7 @@ def _csv_field(value: Value) -> str:
 
 
 class LinesWriter:
-    """One `column = value` a line, a blank line between rows."""
+    """One `column = value` per line, a blank line between rows."""
 
     def __init__(self, out: TextIO, *, header: bool = True) -> None:
         self._out = out
@@ -185,7 +185,7 @@ class LinesWriter:
 
 
 class JSONLinesWriter:
-    """One JSON object a row. Infinity is 9e999, which is JSON; columns of one name appear as often as there are."""
+    """One JSON object per row. Infinity is 9e999, which is JSON; columns of the same name are repeated."""
 
     def __init__(self, out: TextIO, *, header: bool = True) -> None:
         self._out = out
@@ -245,7 +245,7 @@ FORMATS: dict[str, _Factory] = {
 
 
 def make_writer(name: str, out: TextIO, header: bool | None) -> ResultWriter:
-    """The writer of a format; `header` None leaves the choice to it."""
+    """The writer of a format; with `header` None it chooses itself."""
     factory = FORMATS[name]
     return factory(out) if header is None else factory(out, header=header)
 

@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
         shell.bail = not shell.interactive
         shell.cmdloop(_intro(connection))  # type: ignore[no-untyped-call]
     except Exception as error:
-        if shell.interactive and isinstance(error, OSError):  # an interactive shell reports those of statements itself
+        if shell.interactive and isinstance(error, OSError):  # an interactive shell reports errors of statements itself
             logger.warning("the history of this session was not saved: %s", error)
             return 0
         if not getattr(error, "_handle_exception_saw_this", False):
             raise
-        return 1  # the shell has printed it
+        return 1  # the shell has printed the error
     finally:
         connection.close()
     sys.stdout.flush()

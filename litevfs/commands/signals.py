@@ -1,4 +1,4 @@
-"""How a command that goes on until it is told to end is told so."""
+"""The signal that ends a long-running command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[threading.Event]:
-    """Set at SIGTERM, which does not end the process meanwhile; Ctrl-C raises KeyboardInterrupt as everywhere."""
+    """An event that SIGTERM sets instead of ending the process; Ctrl-C raises KeyboardInterrupt as usual."""
     ended = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""`litevfs status`: opens a replica and says where it stands."""
+"""`litevfs status`: opens a replica and prints its status."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     with closing(connect(args, poll_interval="0")) as connection:
-        # The first read of a page shows that the state can be read at all.
+        # The first read of a page proves that the state can be read.
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
         status = json.loads(str(connection.pragma("litestream_status")))
     levels = _levels(args)

@@ -1,4 +1,4 @@
-"""Numbers and tables for people's eyes. Knows nothing of replicas."""
+"""Numbers and tables for people. Knows nothing of replicas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import apsw.unicode
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-"""As `litevfs.commands.progress.format_bytes` has them."""
+"""As in `litevfs.commands.progress.format_bytes`."""
 
 
 def format_age(seconds: float) -> str:

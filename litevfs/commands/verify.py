@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _findings_in_place(args: argparse.Namespace, txid: int) -> list[str]:
-    """SQLite's check of a state where it is: needs no room, and reads again what the cache cannot hold."""
+    """SQLite's check of a state in place: needs no disk space, and reads pages again that the cache cannot hold."""
     try:
         with closing(connect(args, poll_interval="0", txid=format_txid(txid))) as connection:
             return [str(line) for (line,) in connection.execute("PRAGMA integrity_check")]

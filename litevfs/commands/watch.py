@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_changes(args: argparse.Namespace, options: dict[str, Any], done: int, txid: int) -> int:
-    """Print what happened after `done` up to `txid`, or up to a later one where `txid` was compacted away."""
+    """Print the changes after `done` up to `txid`, or up to a later TXID if `txid` was compacted away."""
     feed_options = {name: value for name, value in options.items() if name != "poll_interval"}
     try:
         diff = litevfs.diff(args.url, done, txid, args.tables, **feed_options)
