@@ -1,1 +1,1 @@
-"""Doors for the tools of other projects; each imports its tool when it is used, and stands on the public API."""
+"""Integrations with tools of other projects; each imports its tool when used, and uses only the public API."""

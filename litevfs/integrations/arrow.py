@@ -1,8 +1,8 @@
 """Results as Arrow: a stream of record batches whose types hold for all rows, for pyarrow, polars, pandas and DuckDB.
 
-Owns which Arrow type a column has, and the way from SQLite's rows to columns. SQLite gives each value a type, Arrow
-each column, and a stream's types stand before its first row. So they come from what holds for all rows: the declared
-type, where SQLite's affinity keeps to it, and a look ahead at the types of all values elsewhere (see `arrow`).
+Owns the choice of a column's Arrow type, and the conversion of SQLite's rows to columns. SQLite gives each value a
+type, Arrow each column, and a stream states its types before its first row. So a type must hold for all rows: it is the
+declared type, if SQLite's affinity enforces it, otherwise a first run reads the types of all values (see `arrow`).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from litevfs.errors import OptionError, ResultTypeError
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32 << 20
-"""A batch ends at either, so wide rows need no more memory than narrow ones."""
+"""A batch ends at either limit, so wide rows need no more memory than narrow ones."""
 _PIECE_ROWS = 1000
-"""Rows that are Python objects at one time. More of them leave the processor's caches, and keep the collector busy."""
+"""Rows held as Python objects at a time. More would not fit the processor's caches, and would burden the collector."""
 
 _INTEGER, _REAL, _TEXT, _BLOB, _NULL = "integer", "real", "text", "blob", "null"
 _PYTHON_TYPES = {_INTEGER: (int,), _REAL: (int, float), _TEXT: (str,), _BLOB: (bytes,), _NULL: ()}
 _ARRAY_CODES = {_INTEGER: "q", _REAL: "d"}
 _EXACT = 2**53
-"""Up to here every integer is a real."""
+"""Up to here a real represents every integer exactly."""
 _ALLOWED = {kind: {*types, type(None)} for kind, types in _PYTHON_TYPES.items()}
 
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -86,7 +86,7 @@ class Column:
 
     @property
     def kind(self) -> str | None:
-        """The type that affinity keeps most values to; None: it does not say (NUMERIC, and expressions).
+        """The type to which affinity converts values; None if it does not tell (NUMERIC, and expressions).
 
         https://www.sqlite.org/datatype3.html#determination_of_column_affinity
         """
@@ -101,7 +101,7 @@ class Column:
 
 
 class ArrowResult:
-    """What `arrow` returns. Each consumer that takes the stream runs the statement, on the newest state it can see."""
+    """The result of `arrow`. Each consumer of the stream runs the statement, on the newest state it can see."""
 
     def __init__(
         self, connection: apsw.Connection, sql: str, parameters: Parameters, *, strict: bool, is_owner: bool
@@ -135,7 +135,7 @@ class ArrowResult:
             raise
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
-        """Arrow's PyCapsule interface: how pyarrow, polars, pandas and DuckDB take the stream."""
+        """Arrow's PyCapsule interface: pyarrow, polars, pandas and DuckDB read the stream by it."""
         return self.reader().__arrow_c_stream__(requested_schema)
 
     def __arrow_c_schema__(self) -> Any:
@@ -156,7 +156,7 @@ class ArrowResult:
     # --- types --------------------------------------------------------------------------------------------------------
 
     def _kinds(self) -> list[str]:
-        """The type of each column; of text that is to be made, `_TEXT`."""
+        """The type of each column; `_TEXT` for values to be converted to text."""
         declared = [column.kind for column in self._columns]
         if self._strict and None not in declared:
             return [kind for kind in declared if kind is not None]
@@ -165,7 +165,7 @@ class ArrowResult:
         return [self._kind(kind, found.get(i)) for i, kind in enumerate(declared)]
 
     def _kind(self, declared: str | None, found: tuple[str, str] | None) -> str:
-        """`found` holds the first and the last type of the values in the order of their names; None: not looked at."""
+        """`found` holds the first and the last type of the values in the order of their names; None: types unread."""
         if found is None:
             assert declared is not None
             return declared
@@ -214,7 +214,7 @@ class ArrowResult:
                 yield _joined(pyarrow, pieces, schema)
 
     def _pieces(self, kinds: list[str], schema: Any) -> Iterator[Any]:
-        """Batches of `_PIECE_ROWS`. A row is taken apart at once, so that no more than one of them exists."""
+        """Batches of `_PIECE_ROWS`. Each row is split into columns at once, so that only one row object exists."""
         pyarrow = _pyarrow()
         cursor = self._connection.execute(self._sql, self._parameters)
         values = chain.from_iterable(cursor)
@@ -250,7 +250,7 @@ class ArrowResult:
 
 
 class _Pin:
-    """Holds the state that a connection sees, for statements that follow each other; what it holds is a read lock."""
+    """Holds the state that a connection sees, for statements that follow each other, by a read lock."""
 
     def __init__(self, connection: apsw.Connection) -> None:
         schemas = (name.replace('"', '""') for name in connection.db_names() if name != "temp")
@@ -259,7 +259,7 @@ class _Pin:
         self._cursor.execute(" UNION ALL ".join(["SELECT 1", *reads, "SELECT 1"]))
 
     def close(self) -> None:
-        """Let the state go. Idempotent."""
+        """Release the state. Idempotent."""
         self._cursor.close(True)
 
     def __enter__(self) -> _Pin:
@@ -296,7 +296,7 @@ def _type(index: int) -> str:
 
 
 def _common_kind(first: str, last: str) -> str | None:
-    """The type of a column whose values have these types and, maybe, some between them by name; None: there is none."""
+    """The type of a column whose values have these types and, maybe, some between them by name; or None."""
     if first == last:
         return first
     return _REAL if (first, last) == (_INTEGER, _REAL) else None
@@ -319,7 +319,7 @@ def _schema(columns: list[Column], kinds: list[str]) -> Any:
 
 
 def _numbers(values: list[Any], kind: str) -> array[Any] | None:
-    """The values as the system's numbers, which takes a third of the time that Arrow needs; None: not all are ones.
+    """The values as the system's numbers, which takes a third of the time that Arrow needs; None if one does not fit.
 
     `array` refuses reals among integers, but rounds integers of 54 bits among reals.
     """
@@ -351,7 +351,7 @@ def _is_fit(value: object, kind: str) -> bool:
 
 
 def _as_text(value: Any) -> Any:
-    """What SQLite's CAST makes of it; a blob that is not UTF-8 stays one, and is no text."""
+    """The value as SQLite's CAST converts it to text; a blob that is not UTF-8 stays a blob."""
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -1,7 +1,7 @@
 """ASGI middlewares for reading your writes over HTTP, for FastAPI, Starlette, Quart, Django and others.
 
-The primary's application: `app.add_middleware(WriteBookmarks, txid=replicator.sync)`. The one that reads a replica:
-`app.add_middleware(ReadYourWrites, replica_url="s3://bucket/app")`.
+The primary's application: `app.add_middleware(WriteBookmarks, txid=replicator.sync)`. The application that reads a
+replica: `app.add_middleware(ReadYourWrites, replica_url="s3://bucket/app")`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 class WriteBookmarks:
     """Gives the answer to each write the TXID that holds it: header `litevfs-txid`, and a cookie.
 
-    `txid()` is called in a thread once the application answers a POST, PUT, PATCH or DELETE, and before the answer goes
-    out; `Replicator.sync` sends what was committed and returns its TXID. When that fails the answer has no bookmark.
+    The middleware calls `txid()` in a thread when the application answers a POST, PUT, PATCH or DELETE, before it sends
+    the answer; `Replicator.sync` uploads the commits and returns their TXID. If that fails, the answer has no bookmark.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class WriteBookmarks:
 class ReadYourWrites:
     """Lets a request whose bookmark the replica does not have yet wait, `timeout` seconds at most.
 
-    A request that comes too early is answered with 503 and says so; with `serve_stale=True` it goes on, and the answer
-    has the header `litevfs-stale`. Each answer says in `litevfs-txid` which transaction it has at least seen. `options`
-    have to be those of the application's own connections: only then do they share the replica.
+    If the wait fails, the answer is a 503 that says so; with `serve_stale=True` the request goes on, and its answer
+    has the header `litevfs-stale`. Each answer names in `litevfs-txid` a transaction that it has seen at least.
+    `options` have to be those of the application's own connections: only then do they share the replica.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ReadYourWrites:
         return send_and_close
 
     def close(self) -> None:
-        """Let go of the replica; done at the end of the application's lifespan. Idempotent."""
+        """Release the replica; the end of the application's lifespan calls this. Idempotent."""
         self._reader.close()
         self._threads.shutdown(wait=False)
 

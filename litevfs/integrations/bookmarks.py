@@ -1,7 +1,7 @@
-"""Read your writes over HTTP: what the middlewares of ASGI and WSGI share, and nothing that speaks either.
+"""Read your writes over HTTP: the shared part of the ASGI and WSGI middlewares; knows neither protocol.
 
 A bookmark is a TXID, which the primary's application puts into its answer to a write, in a header or a cookie. The
-application that reads a replica waits until it has that transaction before it answers.
+application that reads a replica waits until the replica has that transaction before it answers.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ COOKIE = "litevfs_txid"
 STALE_HEADER = "litevfs-stale"
 DEFAULT_TIMEOUT_S = 5.0
 MAX_WAITING = 16
-"""Requests that wait at one time, so that made-up bookmarks cannot use up all threads; others are told to come back."""
+"""Requests that may wait at a time, so that forged bookmarks cannot use up all threads; others have to come back."""
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 """Methods whose answers get a bookmark."""
 
 
 def find_bookmark(header: str | None, cookies: str | None, cookie: str | None) -> int | None:
-    """The TXID that a request wants to see. A header that is none raises OptionError, such a cookie is passed over."""
+    """The TXID that a request wants to see. A bad header raises OptionError; a bad cookie is ignored."""
     if header:
         return parse_txid(header.strip())
     if not cookies or cookie is None:
@@ -52,7 +52,7 @@ def cookie_text(cookie: str, txid: int, max_age_s: int) -> str:
 
 
 def current_bookmark(txid: Callable[[], int | None]) -> int | None:
-    """What `txid` says, or None where the storage cannot be reached: the write itself is done, and is not undone."""
+    """The result of `txid`, or None if the storage fails: the write itself is done, and stays."""
     try:
         return txid()
     except LitevfsError:
@@ -69,16 +69,16 @@ class ReplicaReader:
         self._options = options
         self._lock = threading.Lock()
         self._subscription: Subscription | None = None
-        self._process = 0  # that made it: a forked child has to make its own
+        self._process = 0  # the process that opened the replica: a forked child opens its own
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
     def has(self, txid: int) -> bool:
-        """Whether a transaction that begins now sees `txid`. Reads memory alone, after the first call."""
+        """Whether a transaction that begins now sees `txid`. Reads only memory, after the first call."""
         return self.txid >= txid
 
     @property
     def txid(self) -> int:
-        """What a transaction that begins now sees. Raises what `litevfs.connect` raises."""
+        """The TXID that a transaction that begins now sees. Raises what `litevfs.connect` raises."""
         with self._lock:
             if self._subscription is None or self._process != os.getpid():
                 self._subscription = subscribe(self._url, lambda _: None, **self._options)
@@ -86,7 +86,7 @@ class ReplicaReader:
             return self._subscription.txid
 
     def wait(self, txid: int) -> bool:
-        """Wait until a transaction sees `txid`; False: not in time, or too many wait. Blocks."""
+        """Wait until a transaction sees `txid`; False if it does not in time, or if too many wait. Blocks."""
         if not self._waiting.acquire(blocking=False):
             return False
         try:
@@ -102,14 +102,14 @@ class ReplicaReader:
         return True
 
     def why_not(self, txid: int) -> str:
-        """What to tell a request whose bookmark was not reached."""
+        """The message for a request whose bookmark was not reached."""
         return (
             f"the replica has not received transaction {format_txid(txid)} within {self._timeout_s:g} s; "
             "try again, or ask without the bookmark for the newest state there is\n"
         )
 
     def close(self) -> None:
-        """Let go of the replica. Idempotent; a later request opens it again."""
+        """Release the replica. Idempotent; a later request opens it again."""
         with self._lock:
             subscription, self._subscription = self._subscription, None
         if subscription is not None:
@@ -117,7 +117,7 @@ class ReplicaReader:
 
 
 def checked_reader(replica_url: str, timeout: float, options: dict[str, Any]) -> ReplicaReader:
-    """A reader that waits `timeout` seconds at most. Raises OptionError where connections would see a fixed state."""
+    """A reader that waits `timeout` seconds at most. Raises OptionError if connections would see a fixed state."""
     if {"txid", "timestamp"} & options.keys():
         raise OptionError("a fixed state never has a later transaction", hint="leave out txid and timestamp")
     return ReplicaReader(replica_url, timeout, options)

@@ -26,7 +26,7 @@ def read_table(
     parameters: Sequence[Any] = (),
     **options: Any,
 ) -> Any:
-    """A `dask.dataframe.DataFrame` of a table, read when it is computed, by whichever worker.
+    """A `dask.dataframe.DataFrame` of a table, which any worker reads when it is computed.
 
     The types (pandas' Arrow types) come from the declared ones, without reading a row; a column whose declared type
     does not say what it holds is text. Raises what `litevfs.partitions` raises, and OptionError without Dask.

@@ -2,7 +2,8 @@
 
     {"plugins": {"litevfs": {"databases": {"app": {"url": "s3://bucket/app", "poll_interval": "250ms"}}}}}
 
-Owns the database object that Datasette asks, the line under each page, and `?_txid=`: the page as of that transaction.
+Owns the database object that Datasette queries, the line under each page, and `?_txid=`: the page as of that
+transaction.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ _FOOTER = (
 )
 
 _txid: ContextVar[str | None] = ContextVar("litevfs_datasette_txid", default=None)
-"""What the request says in `?_txid=`."""
+"""The value of the request's `?_txid=`."""
 
 
 class ReplicaDatabase(Database):
     """A replica. Each thread of Datasette has a connection of its own; all of them share one replica."""
 
     def __init__(self, datasette: Any, url: str, options: Mapping[str, Any]) -> None:
-        super().__init__(datasette, is_mutable=True)  # rows come and go, though not by way of Datasette
+        super().__init__(datasette, is_mutable=True)  # rows change, though not through Datasette
         self._url = url
         self._options = dict(options)
         self._opened: list[Any] = []
 
     def connect(self, write: bool = False) -> Any:
-        """A connection; a write is refused by SQLite, which says that a replica is read-only."""
+        """A connection; SQLite refuses a write and says that a replica is read-only."""
         connection = self._open()
         self._opened.append(connection)
         return connection
@@ -64,7 +65,7 @@ class ReplicaDatabase(Database):
         return await (super().execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
 
     async def _execute_fn(self, fn: Callable[[Any], Any]) -> Any:
-        """What `execute` calls from Datasette 1.0 on."""
+        """Like `execute_fn`; `execute` calls this from Datasette 1.0 on."""
         return await (super()._execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
 
     async def _run_at_txid(self, fn: Callable[[Any], Any]) -> Any:
@@ -86,10 +87,10 @@ class ReplicaDatabase(Database):
 
     @property
     def mtime_ns(self) -> None:
-        """No file has it."""
+        """None: there is no file."""
 
     async def state(self) -> str:
-        """What stands under a page: which transaction it shows, and how old that may be."""
+        """The line under a page: which transaction it shows, and how old that may be."""
 
         def ask(connection: Any) -> str:
             ((txid, lag),) = connection.execute("SELECT litestream_txid(), litestream_lag()")
@@ -133,7 +134,7 @@ def extra_template_vars(database: str | None, datasette: Any) -> Callable[[], Aw
             return {}
         try:
             return {"litevfs_state": await found.state()}
-        except LitevfsError as error:  # the page has its own to show
+        except LitevfsError as error:  # the page shows its own error
             return {"litevfs_state": str(error)}
 
     return variables

@@ -1,7 +1,7 @@
-"""A table in pieces, for engines with several workers. Owns where a table is cut; what is read is Arrow's business.
+"""A table in pieces, for engines with several workers. Owns the places where a table is cut; `arrow` reads the rows.
 
-The cuts are keys on the table's interior pages, at one level of its B-tree: below each child lie about as many pages as
-below any other. So a few pages say where to cut a table of any size, and no row is read or counted.
+The cuts are keys on the table's interior pages, at one level of its B-tree: each child has about as many pages
+below it as any other. So a few pages show where to cut a table of any size, and no row is read or counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from litevfs.operations.table_trees import UnclearError, index_cells, is_leaf, p
 from litevfs.options import Options
 
 CHILDREN_A_PIECE = 4
-"""So many pieces of the tree for each piece of the table make these about equal."""
+"""With so many subtrees for each piece of the table, the pieces are about equal."""
 MAX_LEVELS = 20
 
 Key = None | int | float | str | bytes
@@ -41,10 +41,10 @@ class Partition:
     columns: tuple[str, ...]
     where: str | None  # SQL
     parameters: tuple[Key, ...]  # of `where`
-    key: str  # what the table is ordered by, as SQL writes it
+    key: str  # the key that orders the table, in SQL
     low: Key  # rows from here on; None: from the first one
     high: Key  # rows before this; None: to the last one
-    as_text: tuple[str, ...] = ()  # columns to be read as text: those whose declared type does not say what they hold
+    as_text: tuple[str, ...] = ()  # columns to be read as text, as their declared type does not tell
     options: tuple[tuple[str, Any], ...] = ()  # of `litevfs.connect`
 
     @property
@@ -68,7 +68,7 @@ class Partition:
     def connect(self) -> apsw.Connection:
         """A connection at the state of this piece.
 
-        Raises TXIDNotFoundError where retention has taken the files of that state meanwhile.
+        Raises TXIDNotFoundError if retention has deleted the files of that state meanwhile.
         """
         try:
             return connect(self.url, txid=format_txid(self.txid), **dict(self.options))
@@ -100,7 +100,7 @@ def partitions(
     parameters: Sequence[Key] = (),
     **options: Any,
 ) -> list[Partition]:
-    """Up to `count` pieces of a table that together are all its rows, of about equal size, all in one state.
+    """Up to `count` pieces of a table that together have all its rows, of about equal size, all in one state.
 
     The state is that after transaction `txid` (a number or hex digits), by default the newest. `columns` are those to
     read, `where` is a condition in SQL with `parameters`, `options` are those of `connect`. Each piece has `.txid` and

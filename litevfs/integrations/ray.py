@@ -48,18 +48,18 @@ def _datasource(pieces: Sequence[Partition], schema: Any) -> Any:
     from ray.data.datasource import Datasource, ReadTask
 
     class LitevfsDatasource(Datasource):
-        """Hands out the pieces."""
+        """Gives Ray one read task for each piece."""
 
         def get_name(self) -> str:
-            """What Ray shows."""
+            """The name that Ray shows."""
             return "litevfs"
 
         def estimate_inmemory_data_size(self) -> int | None:
-            """Not known: no row was read."""
+            """Unknown: no row was read."""
             return None
 
         def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[Any]:
-            """One task a piece, however many Ray would like."""
+            """One task for each piece, whatever `parallelism` says."""
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ReadTask(lambda piece=piece: [piece.read()], metadata, schema=schema) for piece in pieces]
 

@@ -5,7 +5,7 @@
     frame = spark.read.format("litevfs").option("url", "s3://bucket/app").option("table", "orders").load()
 
 The driver fixes the TXID when the frame is planned; every task reads that state. Filters that SQLite can apply are
-handed on to it.
+passed to it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OPERATORS = {
 
 
 def register(spark: SparkSession) -> None:
-    """Make the format known to a session, and let Spark hand filters on to it."""
+    """Make the format known to a session, and let Spark pass filters to it."""
     spark.conf.set("spark.sql.python.filterPushdown.enabled", "true")
     spark.dataSource.register(LitevfsDataSource)
 
@@ -47,11 +47,11 @@ class LitevfsDataSource(DataSource):
 
     @classmethod
     def name(cls) -> str:
-        """What stands in `format(...)`."""
+        """The name for `format(...)`."""
         return NAME
 
     def schema(self) -> StructType:
-        """From the declared types; a column whose declared type does not say what it holds is a string."""
+        """The schema by the declared types; a column whose declared type does not tell its values is a string."""
         columns = declared_columns(self._pieces(1)[0])
         return StructType([StructField(column.name, _TYPES[column.kind or "text"](), True) for column in columns])
 
@@ -82,7 +82,7 @@ class LitevfsDataSource(DataSource):
 
 @dataclass
 class Piece(InputPartition):
-    """What one task reads."""
+    """The rows that one task reads."""
 
     partition: Partition
 
@@ -95,7 +95,7 @@ class LitevfsReader(DataSourceReader):
         self._kinds = {column.name: column.kind for column in columns}
 
     def pushFilters(self, filters: list[Any]) -> Iterator[Any]:
-        """Take the comparisons of columns whose type SQLite keeps to; hand the others back."""
+        """Take the comparisons of columns whose type SQLite enforces; return the others to Spark."""
         for filter_ in filters:
             condition = self._condition(filter_)
             if condition is None:
@@ -119,14 +119,14 @@ class LitevfsReader(DataSourceReader):
             return None
         kind = self._kinds.get(attribute[0])
         is_number = kind in ("integer", "real") and type(value) in (int, float)
-        # Spark compares text byte by byte, and so does this whatever the column's collation is.
+        # Spark compares text byte by byte, and so does this statement, whatever the column's collation.
         is_text = kind == "text" and type(value) is str
         if is_number or is_text:
             return f"{quoted(attribute[0])} {operator} ?{' COLLATE BINARY' if is_text else ''}", value
         return None
 
     def partitions(self) -> list[InputPartition]:
-        """One task a piece."""
+        """One task for each piece."""
         return [Piece(piece) for piece in self._pieces]
 
     def read(self, partition: InputPartition) -> Iterator[Any]:

@@ -56,15 +56,15 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
     # --- transactions -------------------------------------------------------------------------------------------------
 
     def get_isolation_level_values(self, dbapi_conn: Any) -> Any:
-        """A transaction is serializable, or there is none."""
+        """Transactions are serializable, or there are none (AUTOCOMMIT)."""
         return ["SERIALIZABLE", "AUTOCOMMIT"]
 
     def set_isolation_level(self, dbapi_connection: Any, level: Any) -> None:
-        """AUTOCOMMIT: each statement sees the newest state."""
+        """With AUTOCOMMIT, each statement sees the newest state."""
         dbapi_connection.autocommit = level == "AUTOCOMMIT"
 
     def get_isolation_level(self, dbapi_connection: Any) -> Any:
-        """What `set_isolation_level` set."""
+        """The level that `set_isolation_level` set."""
         return "AUTOCOMMIT" if dbapi_connection.autocommit is True else "SERIALIZABLE"
 
     def detect_autocommit_setting(self, dbapi_conn: Any) -> bool:
@@ -74,14 +74,14 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
     # --- reflection ---------------------------------------------------------------------------------------------------
 
     def _get_table_pragma(self, connection: Any, pragma: str, table_name: str, schema: Any = None) -> Any:
-        """Tables come by themselves here, and SQLite looks for new ones at a SELECT, not at every PRAGMA."""
+        """Run a SELECT first: only then does SQLite always see tables that a refresh has brought."""
         connection.exec_driver_sql("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
         return super()._get_table_pragma(connection, pragma, table_name, schema=schema)
 
     # --- connections --------------------------------------------------------------------------------------------------
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """A closed connection; what a storage refuses may pass on the same one."""
+        """Whether the connection is closed; after a storage error, the same connection may work again."""
         return isinstance(e, self.import_dbapi().ProgrammingError) and "closed database" in str(e)
 
 
@@ -101,7 +101,7 @@ def split_query(query: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[st
 
 
 def replica_url(database: str, parameters: list[tuple[str, str]]) -> str:
-    """The replica URL as it stands in the URL of the engine. Raises OptionError for what was meant to be an option."""
+    """The replica URL as it stands in the URL of the engine. Raises OptionError for a misspelt option."""
     written = quote(database, safe=":/@!$&'()*+,;=~") if _UNQUOTES_DATABASE else database
     scheme = "file" if written.startswith("file:") else written.partition("://")[0] if "://" in written else ""
     if scheme.lower() in _WITHOUT_PARAMETERS:

@@ -10,7 +10,7 @@ from litevfs.integrations.arrow import Column
 
 
 def schema_of(columns: Sequence[Column]) -> Any:
-    """The `pyarrow.Schema` of these columns; those whose declared type does not say what they hold are text."""
+    """The `pyarrow.Schema` of these columns; those whose declared type does not tell their values are text."""
     try:
         import pyarrow
     except ImportError as error:
@@ -25,5 +25,5 @@ def schema_of(columns: Sequence[Column]) -> Any:
 
 
 def undeclared(columns: Sequence[Column]) -> tuple[str, ...]:
-    """The columns that have to be read as text, since their declared type does not say what they hold."""
+    """The columns that have to be read as text, since their declared type does not tell their values."""
     return tuple(column.name for column in columns if column.kind is None)

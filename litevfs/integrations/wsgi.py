@@ -1,7 +1,7 @@
 """WSGI middlewares for reading your writes over HTTP, for Flask, Django and others; see `litevfs.integrations.asgi`.
 
-The primary's application: `app.wsgi_app = WriteBookmarks(app.wsgi_app, txid=replicator.sync)`. The one that reads a
-replica: `app.wsgi_app = ReadYourWrites(app.wsgi_app, "s3://bucket/app")`.
+The primary's application: `app.wsgi_app = WriteBookmarks(app.wsgi_app, txid=replicator.sync)`. The application that
+reads a replica: `app.wsgi_app = ReadYourWrites(app.wsgi_app, "s3://bucket/app")`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ App = Callable[[Environment, StartResponse], Iterable[bytes]]
 
 
 class WriteBookmarks:
-    """Gives the answer to each write the TXID that holds it, in a header and a cookie; see that of `asgi`."""
+    """Gives the answer to each write the TXID that holds it, in a header and a cookie; see `asgi.WriteBookmarks`."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class WriteBookmarks:
 
 
 class ReadYourWrites:
-    """Lets a request whose bookmark the replica lacks wait, `timeout` seconds at most; see that of `asgi`."""
+    """Lets a request whose bookmark the replica lacks wait, `timeout` seconds at most; see `asgi.ReadYourWrites`."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class ReadYourWrites:
         return self._app(environ, start_marked)
 
     def close(self) -> None:
-        """Let go of the replica. Idempotent."""
+        """Release the replica. Idempotent."""
         self._reader.close()
 
 
