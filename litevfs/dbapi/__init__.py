@@ -4,7 +4,7 @@
     connection = litevfs.dbapi.connect("s3://bucket/app", poll_interval="250ms")
 
 Owns names, defaults and the translation of errors; rows come from APSW, pages from the VFS. The exceptions are those of
-`sqlite3`, so code that catches `sqlite3.OperationalError` works as it is.
+`sqlite3`, so code that catches `sqlite3.OperationalError` works unchanged.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from litevfs.dbapi.types import (
 
 apilevel = "2.0"
 threadsafety = 1
-"""Threads share the module, not connections. Connections to one replica share its memory, so one for each is cheap."""
+"""Threads share the module, not connections. Connections to one replica share its memory, so one a thread is cheap."""
 paramstyle = "qmark"
 sqlite_version = apsw.sqlite_lib_version()
 sqlite_version_info = tuple(int(part) for part in sqlite_version.split("."))

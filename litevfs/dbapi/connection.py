@@ -65,7 +65,7 @@ class Connection:
         check_same_thread: bool = True,
     ) -> None:
         self.apsw_connection = connection
-        """The connection of APSW that does the work."""
+        """The APSW connection below."""
         self.row_factory: Callable[[Any, Any], Any] | None = None
         self.text_factory: Callable[[bytes], Any] = str
         self._thread = threading.get_ident() if check_same_thread else None
@@ -97,7 +97,7 @@ class Connection:
 
     @property
     def isolation_level(self) -> str | None:
-        """What a change to a temporary or attached table begins a transaction with; None: it begins none."""
+        """The BEGIN mode of a change to a temporary or attached table; None: the change begins no transaction."""
         return self._isolation_level
 
     @isolation_level.setter
@@ -110,7 +110,8 @@ class Connection:
 
     @property
     def autocommit(self) -> bool | int:
-        """False: a transaction is always open; True: none but by BEGIN; LEGACY_TRANSACTION_CONTROL: `isolation_level`.
+        """False: a transaction is always open; True: only BEGIN opens one; LEGACY_TRANSACTION_CONTROL:
+        `isolation_level`.
 
         To set it ends the open transaction.
         """
@@ -119,7 +120,7 @@ class Connection:
     @autocommit.setter
     def autocommit(self, value: bool | int) -> None:
         self.commit()
-        if self._autocommit is False:  # commit has begun the next one
+        if self._autocommit is False:  # commit has begun the next transaction
             self._control("COMMIT")
         self._autocommit = value
         if value is False:
@@ -127,7 +128,7 @@ class Connection:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a transaction is open, and with it one TXID is seen until it ends."""
+        """Whether a transaction is open; until it ends, the connection sees one TXID."""
         self._check()
         return self.apsw_connection.in_transaction
 
@@ -147,7 +148,7 @@ class Connection:
                 self._control("BEGIN")
 
     def _begin_implicitly(self) -> None:
-        """Before a statement that changes rows, as `sqlite3` does."""
+        """Begin a transaction before a statement that changes rows, as `sqlite3` does."""
         if (
             self._autocommit == LEGACY_TRANSACTION_CONTROL
             and self._isolation_level is not None
@@ -170,7 +171,7 @@ class Connection:
             self.rollback()
 
     def close(self) -> None:
-        """Let go of the replica. Idempotent."""
+        """Close the connection and release the replica. Idempotent."""
         self._check_thread()
         self._closed = True
         self.apsw_connection.close(True)
@@ -186,7 +187,7 @@ class Connection:
     def create_function(
         self, name: str, narg: int, func: Callable[..., Any] | None, /, *, deterministic: bool = False
     ) -> None:
-        """Define (None: remove) a function for SQL. What it raises reaches the caller as it is."""
+        """Define (None: remove) a function for SQL. Its exceptions reach the caller unchanged."""
         self._do(lambda: self.apsw_connection.create_scalar_function(name, func, narg, deterministic=deterministic))
 
     def create_aggregate(self, name: str, n_arg: int, aggregate_class: Callable[[], Any] | None, /) -> None:

@@ -28,9 +28,9 @@ _adapters: dict[type, Callable[[Any], Any]] = {date: date.isoformat, datetime: l
 
 
 def register_adapter(type_: type, adapter: Callable[[Any], Any], /) -> None:
-    """Have parameters of exactly this type given to SQLite as what `adapter` makes of them, in this process.
+    """Pass parameters of exactly this type to SQLite as `adapter` converts them, in this process.
 
-    Dates and datetimes become ISO 8601 text unless something else is registered.
+    Dates and datetimes become ISO 8601 text unless another adapter is registered.
     """
     _adapters[type_] = adapter
 
@@ -58,7 +58,7 @@ class Cursor:
         self.rowcount = -1
         self.lastrowid: int | None = None
         self._closed = False
-        self._whole = ""  # the text whose only statement is to run; "": a script
+        self._whole = ""  # the text of the single statement to run; "": a script
         self._started = False
         self._changes = False
         self._convert: Callable[[tuple[Any, ...]], Any] | None = None
@@ -89,7 +89,7 @@ class Cursor:
         return self
 
     def executescript(self, script: str, /) -> Cursor:
-        """Commit, then run all statements of `script`, and throw away the rows they return."""
+        """Commit, then run all statements of `script`, and drop the rows they return."""
         self.connection.commit()
         self._begin("")
         self._run(lambda: [None for _ in self._cursor.execute(script)])
@@ -108,14 +108,14 @@ class Cursor:
         except (apsw.Error, LitevfsError) as error:
             raise translated(error) from error
         except KeyError as error:
-            if self._started:  # a function of the caller's own raised it
+            if self._started:  # a function of the caller raised it
                 raise
             raise ProgrammingError(f"You did not supply a value for binding parameter :{error.args[0]}.") from error
         except UnicodeDecodeError as error:
             raise _not_utf8(error) from error
 
     def _before_statement(self, cursor: apsw.Cursor, sql: str) -> None:
-        """The only time when an empty result has a description."""
+        """Check and describe the statement before its first row: later, an empty result has no description."""
         if self._whole and not self._started:
             if _blank_until(self._whole, len(sql)) < len(self._whole):
                 raise ProgrammingError("You can only execute one statement at a time.")
@@ -166,7 +166,7 @@ class Cursor:
         return rows[0]
 
     def _conversion(self) -> Callable[[tuple[Any, ...]], Any] | None:
-        """What is made of APSW's rows; None: nothing."""
+        """The conversion of APSW's rows; None if there is none."""
         row_factory = own_row_factory(self.row_factory)
         text_factory = self.connection.text_factory
         if text_factory is str:
@@ -184,7 +184,7 @@ class Cursor:
         """Does nothing: SQLite needs no sizes."""
 
     def close(self) -> None:
-        """Let go of the statement, and of the state that it reads. Idempotent."""
+        """End the statement, and release the state that it reads. Idempotent."""
         self.connection._check_thread()
         self._closed = True
         self._cursor.close(True)
@@ -202,7 +202,8 @@ class Cursor:
 
 
 def _tracer(reference: weakref.ref[Cursor]) -> Callable[[apsw.Cursor, str, object], bool]:
-    """What APSW calls before each statement. It does not keep the cursor: who drops that ends its read transaction."""
+    """The function that APSW calls before each statement. It does not keep the cursor alive, so dropping that ends
+    reads."""
 
     def trace(cursor: apsw.Cursor, sql: str, _: object) -> bool:
         if (own := reference()) is not None:

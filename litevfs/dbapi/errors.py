@@ -1,7 +1,7 @@
-"""PEP 249's exceptions, and what APSW and the VFS raise in terms of them.
+"""PEP 249's exceptions, and the translation of errors of APSW and the VFS into them.
 
 The classes are those of `sqlite3`, where Python has that module. A `LitevfsError` keeps its own class beside the one of
-PEP 249: what is raised is both, so `except litevfs.StaleReplicaError` and `except sqlite3.OperationalError` catch it.
+PEP 249: a raised error is both, so `except litevfs.StaleReplicaError` and `except sqlite3.OperationalError` catch it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _PARENT_OF_CODE = (
     | _by_code("CONSTRAINT MISMATCH", IntegrityError)
     | _by_code("MISUSE RANGE", InterfaceError)
 )
-"""What `sqlite3` raises for each primary result code; DatabaseError for those not listed."""
+"""The error of `sqlite3` for each primary result code; DatabaseError for those not listed."""
 
 _NAME_OF_CODE = {
     code: name
@@ -112,7 +112,7 @@ _HINTS = {
 
 
 def translated(error: Exception) -> Exception:
-    """What PEP 249 calls `error`, an exception of APSW or of this package; to be raised from it."""
+    """The PEP 249 exception for `error`, an exception of APSW or of this package; to be raised from it."""
     parent = _parent_of(error)
     if isinstance(error, LitevfsError):
         result = _rebuilt(plain_class(error), parent, error.args, error.__dict__)
@@ -121,7 +121,7 @@ def translated(error: Exception) -> Exception:
         result = parent("; ".join([str(error), *hints]))
     code = getattr(error, "extendedresult", None)
     if isinstance(code, int):
-        result.sqlite_errorcode = code  # type: ignore[attr-defined]  # as sqlite3 has them
+        result.sqlite_errorcode = code  # type: ignore[attr-defined]  # as in sqlite3
         result.sqlite_errorname = _NAME_OF_CODE.get(code, "")  # type: ignore[attr-defined]
     return result
 

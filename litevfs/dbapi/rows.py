@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Described(Protocol):
-    """What a row asks of its cursor."""
+    """The part of a cursor that a row needs."""
 
     @property
     def description(self) -> tuple[tuple[Any, ...], ...] | None:
@@ -57,7 +57,7 @@ class Row:
 
 
 def own_row_factory(factory: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any] | None:
-    """`sqlite3.Row` takes nothing but a cursor of `sqlite3`: who asks for it gets `Row`."""
+    """The factory to use: `Row` in place of `sqlite3.Row`, which accepts only a cursor of `sqlite3`."""
     if isinstance(factory, type) and factory.__module__ == "sqlite3" and factory.__name__ == "Row":
         return Row
     return factory
