@@ -28,7 +28,7 @@ except ImportError as _error:
     raise OptionError("--metrics-addr needs prometheus_client", hint="pip install 'litevfs[metrics]'") from _error
 
 _LATE_S = 60.0
-"""A replicator is not healthy when commits have waited for so long, and for three sync intervals."""
+"""A replicator is not healthy when no sync has succeeded for so long, and for three sync intervals."""
 
 
 def parse_address(text: object) -> tuple[str, int]:
