@@ -157,7 +157,7 @@ _HOMES = {
     "litevfs.replicate": "MaintenanceConfig Replicator",
 }
 """Where each public name lies; the errors lie in `litevfs.errors`. A module is imported when a name of it is first
-used, so that a process that only reads does not load the primary, nor one that reads a folder what S3 needs."""
+used, so that a process that only reads does not load the primary's modules, nor a reader of a folder those for S3."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 

@@ -1,4 +1,4 @@
-"""The public functions. They put the parts together and own nothing but the names registered with SQLite."""
+"""The public functions. They connect the parts and own only the names registered with SQLite."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
-_closing: set[object] = set()  # tasks, which an event loop does not keep
+_closing: set[object] = set()  # tasks, of which an event loop keeps no reference
 _SQLITE3_ARGUMENTS = (
     "timeout",
     "detect_types",
@@ -48,14 +48,14 @@ _SQLITE3_ARGUMENTS = (
 )
 READ_TIMEOUT_S = 30.0
 _FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
-"""The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: what is attached to it is writable."""
+"""The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: databases attached to it are writable."""
 
 
 @apsw_errors()
 def register(name: str = "litestream", **options: object) -> None:
     """Make the VFS known to SQLite as `name`, for every connection of this process. May be called again.
 
-    `options` become the defaults of connections opened through that name (see the README for all of them); a further
+    `options` become the defaults of connections opened through that name (see the README for all of them); another
     call replaces them for connections opened from then on. Raises OptionError for an unknown one.
     """
     check_names(options, "option")
@@ -72,22 +72,22 @@ def register(name: str = "litestream", **options: object) -> None:
 
 @apsw_errors()
 def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.Connection:
-    """A connection to the replica at `replica_url`; registers the VFS if that has not been done.
+    """A connection to the replica at `replica_url`; registers the VFS if needed.
 
     The replica is read-only; temporary tables and databases that are attached beside it are writable.
 
     Options are those of the URI, for example `poll_interval="250ms"`, `cache_size="50MB"`, `txid=...`. Raises
-    OptionError and ReplicaURLError for what makes no sense, ReplicaEmptyError when there is no state to read within
+    OptionError and ReplicaURLError for bad options, ReplicaEmptyError when there is no state to read within
     `open_timeout`, and StorageError when the storage does not answer or refuses.
     """
     return apsw.Connection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
 
 
 async def connect_async(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.AsyncConnection:
-    """`connect` for asyncio, trio and AnyIO: a connection of APSW's async mode, with a thread of its own that works.
+    """`connect` for asyncio, trio and AnyIO: a connection of APSW's async mode, with its own worker thread.
 
     `await connection.execute(...)`, then `async for row in cursor`; `await connection.async_run(litevfs.wait_for,
-    connection, txid)`. Close it with `await connection.aclose()`, or its thread keeps the process. Raises what
+    connection, txid)`. Close it with `await connection.aclose()`, or its thread keeps the process alive. Raises what
     `connect` raises, and OptionError where APSW has no async mode.
     """
     with apsw_errors():
@@ -101,12 +101,12 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
 
 
 async def _opened(opening: Awaitable[apsw.AsyncConnection]) -> apsw.AsyncConnection:
-    """Await it. When that is given up, the opening goes on and is then closed; APSW alone might leave its thread."""
+    """Await the connection. If the caller gives up, the opening ends first and is then closed, with APSW's thread."""
     import asyncio
 
     try:
         asyncio.get_running_loop()
-    except RuntimeError:  # another event loop than asyncio's
+    except RuntimeError:  # the event loop is not asyncio's
         return await opening
     task = asyncio.ensure_future(opening)
     try:
@@ -127,9 +127,10 @@ def register_stdlib(
 ) -> None:
     """Make the VFS known as `name` to the SQLite library that the standard library's `sqlite3` uses. Like `register`.
 
-    Then `sqlite3.connect("file:x.db?vfs=litestream&replica_url=...", uri=True)` opens a replica, and so does whatever
-    stands on `sqlite3`. `library` is the path of another SQLite library, or of an extension module that is linked to
-    one. Raises SQLiteLibraryError where the library cannot be reached (`litevfs.dbapi` needs none), and OptionError.
+    Then `sqlite3.connect("file:x.db?vfs=litestream&replica_url=...", uri=True)` opens a replica, and so does any
+    library on top of `sqlite3`. `library` is the path of another SQLite library, or of an extension module that is
+    linked to one. Raises SQLiteLibraryError if the library cannot be reached (`litevfs.dbapi` needs none), and
+    OptionError.
     """
     from litevfs.bindings import sqlite3_vfs  # loads ctypes and sqlite3
 
@@ -138,11 +139,11 @@ def register_stdlib(
 
 
 def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any) -> sqlite3.Connection:
-    """A `sqlite3.Connection` to the replica at `replica_url`; registers the VFS if that has not been done.
+    """A `sqlite3.Connection` to the replica at `replica_url`; registers the VFS if needed.
 
     Options are those of `connect`, and the keywords of `sqlite3.connect` (`check_same_thread`, `isolation_level`, ...).
     Raises what `connect` raises, from the error of `sqlite3`, and SQLiteLibraryError as `register_stdlib` does. An
-    error of a query is SQLite's alone: `last_error` has ours.
+    error of a query is SQLite's own: `last_error` returns ours.
     """
     if "replica_url" in options:
         raise OptionError("replica_url is given twice")
@@ -155,9 +156,9 @@ def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any)
 
 
 def last_error() -> BaseException | None:
-    """The error that SQLite was told last in this thread by the VFS of `register_stdlib`, or None.
+    """The last error that the VFS of `register_stdlib` reported to SQLite in this thread, or None.
 
-    `sqlite3` raises an error of its own with SQLite's words ("disk I/O error"); this one says what it comes from.
+    `sqlite3` raises its own error with SQLite's text ("disk I/O error"); this error names the cause.
     """
     binding = sys.modules.get("litevfs.bindings.sqlite3_vfs")
     return binding.last_error() if binding else None
@@ -170,7 +171,7 @@ def wait_for(
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
     Returns the TXID it will see. `timeout` is in seconds, `schema` names an attached replica. Raises StaleReplicaError
-    when the transaction has not arrived in time, and OptionError where the connection sees an earlier state for good or
+    when the transaction has not arrived in time, and OptionError if the connection sees a fixed earlier state or
     `schema` is no replica.
     """
     wanted = txid if isinstance(txid, int) else parse_txid(txid)
@@ -180,7 +181,7 @@ def wait_for(
     else:
         name = schema.replace('"', '""')
         answer = next(iter(connection.execute(f"PRAGMA \"{name}\".litestream_wait_txid = '{value}'")), (None,))[0]
-    if answer is None:  # what SQLite says to a PRAGMA that nobody knows
+    if answer is None:  # SQLite's answer to an unknown PRAGMA
         raise OptionError(f"schema {schema} of this connection is no replica", hint="schema= names an attached one")
     return parse_txid(str(answer))
 
@@ -191,10 +192,10 @@ def subscribe(
 ) -> Subscription:
     """Call `callback(txid)` for each new transaction of a replica, in order, once each, in a thread of its own.
 
-    With `tables`, only when one of these may have changed: a page of it did, or it was made or dropped; transactions
-    that are seen together then make one call, with the last TXID. Close the subscription (or leave its `with` block) to
-    end it. Options are those of `connect`; transactions that were compacted before they were seen are reported as one.
-    Raises what `connect` raises.
+    With `tables`, only when one of these may have changed: one of its pages changed, or it was made or dropped;
+    transactions of one refresh then make one call, with the last TXID. Close the subscription (or leave its `with`
+    block) to end it. Options are those of `connect`; transactions that were compacted before they were seen are
+    reported as one. Raises what `connect` raises.
     """
     from litevfs.operations.changed_sides import TableFilter
 
@@ -259,8 +260,8 @@ def verify(
     """Read every LTX file of a replica whole and check it, the chain they make, and the newest state's integrity.
 
     `replica` is a URL, a path or a client (which stays open). `progress` is called with (bytes read so far, bytes to
-    read in all). The report's `is_sound` says whether all is well, `findings.problems` what is not. Raises StorageError
-    and ReplicaURLError.
+    read in all). The report's `is_sound` says whether the replica is sound, `findings.problems` what is not. Raises
+    StorageError and ReplicaURLError.
     """
     from litevfs.files.fetch import Fetcher
     from litevfs.files.stream import client_of

@@ -1,8 +1,8 @@
 """The exception tree. Owns every error type of the package; knows nothing of what raises them.
 
 Everything derives from `LitevfsError`. An error that a query can meet carries `extendedresult`, the code that SQLite
-reports for it; a binding gives it the parent that the errors of its SQLite library have. Whether a failure may pass
-when tried again is a class, `TransientStorageError`, not a text.
+reports for it; a binding gives it the parent that the errors of its SQLite library have. Whether a retry may
+succeed is a class, `TransientStorageError`, not a text.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class LitevfsError(Exception):
         return self._render()
 
 
-# --- what a user asked for --------------------------------------------------------------------------------------------
+# --- requests of a user -----------------------------------------------------------------------------------------------
 
 
 class OptionError(LitevfsError, ValueError):
@@ -78,7 +78,7 @@ class ReplicaURLError(OptionError):
 
 
 class LTXFormatError(LitevfsError, ValueError):
-    """Bytes that are not a valid LTX file, or not the part of it that was asked for."""
+    """Bytes that are not a valid LTX file, or not the requested part of it."""
 
     extendedresult = _CORRUPT
 
@@ -88,14 +88,14 @@ class LTXChecksumError(LTXFormatError):
 
 
 class LTXMissingPagesError(LTXFormatError):
-    """An LTX file that makes the database larger and does not hold all of the new pages; so nothing else does."""
+    """An LTX file that makes the database larger and does not hold all of the new pages; so no file holds them."""
 
 
 # --- storage ----------------------------------------------------------------------------------------------------------
 
 
 class StorageError(LitevfsError, OSError):
-    """A replica client could not do what it was asked. Raised as it is when trying again cannot help."""
+    """A replica client could not do its task. This class itself means that a retry cannot help."""
 
     extendedresult = _IOERR_READ
 
@@ -109,7 +109,7 @@ class ReplicaFolderNotFoundError(StorageNotFoundError):
 
 
 class StorageFileExistsError(StorageError, FileExistsError):
-    """A file that was to be made, and not to replace any, is there already."""
+    """A file that was to be new exists already."""
 
 
 class StoragePreconditionError(StorageError):
@@ -117,7 +117,7 @@ class StoragePreconditionError(StorageError):
 
 
 class ConditionsUnsupportedError(StorageError):
-    """The storage knows no conditional writes: it refuses them, or its client has none to offer."""
+    """The storage knows no conditional writes: it refuses them, or its client does not support them."""
 
 
 class StoragePermissionError(StorageError, PermissionError):
@@ -127,7 +127,7 @@ class StoragePermissionError(StorageError, PermissionError):
 
 
 class TransientStorageError(StorageError, ConnectionError):
-    """May pass when tried again. `retry_after_s` is the pause in seconds the storage asked for, or None."""
+    """A retry may succeed. `retry_after_s` is the pause in seconds the storage asked for, or None."""
 
     retry_after_s: float | None = None
 
@@ -144,7 +144,7 @@ class StorageClosedError(StorageError):
 
 
 class ReplicaError(LitevfsError):
-    """A replica cannot serve what was asked for."""
+    """A replica cannot serve the request."""
 
     extendedresult = _IOERR_READ
 
@@ -160,7 +160,7 @@ class TXIDGapError(ReplicaError):
 
 
 class TXIDNotFoundError(ReplicaError, LookupError):
-    """The asked TXID or time lies outside what the replica still holds."""
+    """The requested TXID or time is outside the states that the replica still holds."""
 
     extendedresult = _CANTOPEN
 
@@ -182,11 +182,11 @@ class PageUnavailableError(ReplicaError):
 
 
 class StaleReplicaError(ReplicaError, TimeoutError):
-    """The replica could not be brought up to date within the time asked for."""
+    """The replica could not be brought up to date within the given time."""
 
 
 class ResultTypeError(LitevfsError, TypeError):
-    """A value of a result does not fit in the type of its column, where every column has one."""
+    """A value of a result does not fit in the type of its column, in a result whose columns all have one type."""
 
 
 # --- the primary ------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class ReplicatorLockedError(ReplicatorError):
 
 
 class ReplicaConflictError(ReplicatorError):
-    """The replica holds what somebody else wrote while this replicator was running. Nothing of it is overwritten."""
+    """The replica holds files that another writer stored while this replicator ran. It overwrites none of them."""
 
 
 class ReplicatorRefusedError(ReplicatorError):
@@ -209,11 +209,11 @@ class ReplicatorRefusedError(ReplicatorError):
 
 
 class UnrelatedDatabaseError(ReplicatorRefusedError):
-    """Nothing shows that the database is the newest state of the replica, or came from it. Nothing was written."""
+    """The database is not shown to be the newest state of the replica, or to come from it. Nothing was written."""
 
 
 class ReplicaFormatError(ReplicatorRefusedError):
-    """The replica is kept in a form that this version does not write, so it writes nothing beside it."""
+    """The replica is kept in a form that this version does not write, so it writes no files there."""
 
 
 class WALError(ReplicatorError):
@@ -224,11 +224,11 @@ class WALError(ReplicatorError):
 
 
 class RestoreError(LitevfsError, OSError):
-    """The restored database cannot be written, or does not pass the check that was asked for."""
+    """The restored database cannot be written, or fails the requested check."""
 
 
 class RestoreTargetExistsError(RestoreError, FileExistsError):
-    """There is a file where the restored database should go; nothing is ever overwritten."""
+    """A file exists at the path of the restored database; a restore never overwrites a file."""
 
 
 # --- a local copy that follows ----------------------------------------------------------------------------------------
@@ -239,4 +239,4 @@ class FollowError(LitevfsError, OSError):
 
 
 class FollowTargetError(FollowError):
-    """The file to keep current is not, or is no longer, what `litevfs.follow` made of it."""
+    """The file to keep current is not, or is no longer, the file that `litevfs.follow` made."""

@@ -1,7 +1,7 @@
 """Local files that are written whole: a locked temporary file, then its name, then both on the disk.
 
 The process that writes a temporary file holds a lock (flock) on it. The lock ends with the process, so it tells a file
-in the making from one that a crash has left. Every function raises OSError; what that means is for its caller to say.
+that is being written from one that a crash has left. Every function raises OSError; the caller translates it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ StrPath = str | os.PathLike[str]
 
 
 def lock(fd: int, patience_s: float = 0.0) -> None:
-    """Lock an open file for this process alone. Raises BlockingIOError when another has it all that time.
+    """Lock an open file for this process alone. Raises BlockingIOError if another process keeps it so long.
 
-    Raises another OSError where the file system has no locks.
+    Raises another OSError if the file system has no locks.
     """
     deadline = time.monotonic() + patience_s
     pause = threading.Event()  # never set
@@ -45,7 +45,7 @@ def lock(fd: int, patience_s: float = 0.0) -> None:
 def create_locked(path: StrPath, mode: int = 0o666) -> int | None:
     """The descriptor of a new, empty file with a lock on it (none where the file system has no locks).
 
-    None when another process takes the file for one that a crash has left: it has removed it, or is about to. Raises
+    None if another process took the file for one that a crash has left: it has removed it, or is about to. Raises
     FileExistsError.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -75,9 +75,9 @@ def create_temporary(start: str, end: str, mode: int = 0o666) -> tuple[int, str]
 
 
 def remove_leftover(path: StrPath) -> None:
-    """Remove a temporary file that a crash has left; one that is not there is no error.
+    """Remove a temporary file that a crash has left; a missing file is no error.
 
-    Raises BlockingIOError when a living process has the file, another OSError where that cannot be told.
+    Raises BlockingIOError when a living process has the file, another OSError if that is unknown.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -85,7 +85,7 @@ def remove_leftover(path: StrPath) -> None:
         return
     try:
         lock(fd)
-        # By now the name may be that of another file, whose writer has removed the one that is locked here.
+        # Another writer may have removed the file locked here, and made a new one of this name.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(fd)):
                 os.unlink(path)
@@ -97,7 +97,7 @@ def remove_leftover(path: StrPath) -> None:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write all of `data` where the descriptor stands."""
+    """Write all of `data` at the descriptor's position."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -136,25 +136,25 @@ def removing_on_error(path: StrPath) -> Iterator[None]:
 def rename_to_new(source: StrPath, target: StrPath) -> None:
     """Give a file its name, unless that is taken. Raises FileExistsError."""
     try:
-        os.link(source, target)  # unlike a rename, never takes the place of another file
+        os.link(source, target)  # unlike a rename, never replaces another file
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(target)) from error
-        os.replace(source, target)  # the best that such a file system can do
+        os.replace(source, target)  # the safest way on such a file system
     else:
         remove(source)
 
 
 def replace_synced(source: StrPath, target: StrPath) -> None:
-    """Give a file its name, in the place of what has it now; the name is on the disk when this returns."""
+    """Rename a file, and replace an existing one; the name is on the disk when this returns."""
     os.replace(source, target)
     fsync_folder(os.path.dirname(target))
 
 
 def remove(path: StrPath) -> None:
-    """Remove a file; one that is not there is no error."""
+    """Remove a file; a missing file is no error."""
     with suppress(FileNotFoundError):
         os.unlink(path)
 

@@ -1,4 +1,4 @@
-"""Durations, sizes, times and truth values: from the words that people write to numbers, and back."""
+"""Durations, sizes, times and truth values: from text to numbers, and back."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _SIZE_UNITS_BYTES = {
 }
 _DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|ms|s|m|h|d)")
 MAX_DURATION_S = 100 * 365 * 86400.0
-"""Longer waits are beyond what the system's clocks and locks take."""
+"""The system's clocks and locks accept no longer waits."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_TIMESTAMP_MS, _MAX_TIMESTAMP_MS = -62_135_596_800_000, 253_402_300_799_999
 """Years 1 to 9999."""
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
 _RELATIVE = re.compile(r"(\d+(?:\.\d*)?)\s*([a-zµ]+)\s+ago|-\s*(\d+(?:\.\d*)?)\s*([a-zµ]+)", re.IGNORECASE)
 _MAX_AGO_S = 1e15
-"""Before anything that could have been stored."""
+"""Earlier than any stored file."""
 _LONG_UNITS = {
     "second": "s",
     "sec": "s",
@@ -48,7 +48,7 @@ _LONG_UNITS = {
 def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
     """Seconds, from a number of seconds or text such as `1s`, `250ms`, `1h30m`, `0`. Raises OptionError.
 
-    More than `most_s` is refused: it has to be waited for.
+    More than `most_s` is refused, as a thread has to wait that long.
     """
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -59,7 +59,7 @@ def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
             seconds = float(text)
         elif text and "".join(parts := _DURATION.findall(text)) == text:
             seconds = sum(_one_duration_s(part) for part in parts)
-    if not 0 <= seconds <= most_s:  # NaN is not
+    if not 0 <= seconds <= most_s:  # NaN fails this
         raise OptionError(
             f"not a duration: {value!r}",
             hint="write for example 1s, 250ms, 1h30m, or seconds as a number; a hundred years are the most",
@@ -111,7 +111,7 @@ def parse_timestamp_ms(value: object) -> int:
 
 
 def format_timestamp(timestamp_ms: int) -> str:
-    """RFC 3339 in UTC with milliseconds; the nearest time that has a form there (an LTX header may say anything)."""
+    """RFC 3339 in UTC with milliseconds; the nearest time that has this form (an LTX header may hold any number)."""
     moment = _EPOCH + timedelta(milliseconds=min(max(timestamp_ms, _MIN_TIMESTAMP_MS), _MAX_TIMESTAMP_MS))
     return moment.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
 
