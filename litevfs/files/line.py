@@ -29,6 +29,8 @@ AT_ONCE = 32
 MIN_GAP_BYTES, MAX_GAP_BYTES = 1 << 12, 1 << 17
 MAX_REQUEST_BYTES = 1 << 20
 """One stream seldom fills a line that carries more than this in the time of a request."""
+MIN_REQUEST_BYTES, USUAL_REQUEST_BYTES, USUAL_WAIT_S = 1 << 16, 1 << 18, 0.1
+"""However short the latency is, a request costs something: the second size is the least where it comes in that time."""
 TRIPS_AHEAD, MIN_AHEAD_S = 8, 0.25
 """Read-ahead should keep the line busy for so long; a reader that needs other bytes waits no longer than that."""
 LARGE_BYTES = 1 << 15
@@ -83,7 +85,8 @@ class Line:
     @property
     def request_bytes(self) -> int:
         """A request for more than this is better made as several: its reader waits for all of it."""
-        return int(min(max(self.bytes_per_s * 2 * self.latency_s, 1 << 16), MAX_REQUEST_BYTES))
+        least = min(max(self.bytes_per_s * USUAL_WAIT_S, MIN_REQUEST_BYTES), USUAL_REQUEST_BYTES)
+        return int(min(max(self.bytes_per_s * 2 * self.latency_s, least), MAX_REQUEST_BYTES))
 
     @property
     def ahead_bytes(self) -> int:

@@ -19,7 +19,7 @@ from litevfs.files.frame_checks import frame_checks
 from litevfs.live.replica import Replica
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.encoder import encode_file
-from litevfs.ltx.format import Header
+from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo
@@ -54,7 +54,8 @@ def traced() -> Iterator[Callable[[], int]]:
 
 
 def numbered_file(number: int, pgnos: np.ndarray, commit: int) -> NumberedFile:
-    """File `number` brings transaction `number`, with frames of 2,000 bytes back to back."""
+    """File `number` brings transaction `number`, with frames of 2,000 bytes back to back; no file has the lock page."""
+    pgnos = pgnos[pgnos != lock_pgno(4096)]
     offsets = np.arange(len(pgnos), dtype=np.uint64) * np.uint64(2000) + np.uint64(100)
     index = PageIndex(pgnos.astype(np.uint32), offsets, np.full(len(pgnos), 2000, np.uint32))
     header = Header(page_size=4096, commit=commit, min_txid=number, max_txid=number, timestamp_ms=number)

@@ -162,7 +162,7 @@ def test_an_idle_reader_without_level_0_files_notices_a_replacement_at_the_next_
     with connected(url, poll_interval=0) as connection:
         assert rows(connection, QUERY) == old.rows(QUERY)
         new = replacement(make_primary, store, 4)
-        monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 0)
+        monkeypatch.setattr("litevfs.states.survey.INTERVAL_S", 0)
         assert_new_state_is_served(connection, new)
 
 
@@ -191,5 +191,5 @@ def test_a_vanished_replica_leaves_the_last_state_in_place_until_a_new_one_comes
             assert txid_of(connection) == 10
         assert rows(connection, QUERY) == old.rows(QUERY)
         new = replacement(make_primary, store, 6)
-        monkeypatch.setattr("litevfs.states.follower.RESYNC_INTERVAL_S", 0)
+        monkeypatch.setattr("litevfs.states.survey.INTERVAL_S", 0)
         assert_new_state_is_served(connection, new)
