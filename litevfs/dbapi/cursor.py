@@ -202,8 +202,7 @@ class Cursor:
 
 
 def _tracer(reference: weakref.ref[Cursor]) -> Callable[[apsw.Cursor, str, object], bool]:
-    """The function that APSW calls before each statement. It does not keep the cursor alive, so dropping that ends
-    reads."""
+    """The function that APSW calls before each statement. It keeps no reference: dropping the cursor ends its read."""
 
     def trace(cursor: apsw.Cursor, sql: str, _: object) -> bool:
         if (own := reference()) is not None:

@@ -1,1 +1,1 @@
-"""One replica in a process: its states as they come, who shares it, and what SQLite asks of it."""
+"""One replica in a process: its refreshes and states, its sharing by connections, and SQLite's view of it."""

@@ -1,4 +1,4 @@
-"""How a caller waits until a replica is at a TXID, or is sure that it is new enough. Owns no state and no thread."""
+"""How a caller waits until a replica is at a TXID, or is new enough. Owns no state and no thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("litevfs.live.replica")
 
 
 class Awaited(Protocol):
-    """What is asked of a replica."""
+    """The part of a replica that this module uses."""
 
     @property
     def url(self) -> str:
@@ -38,7 +38,7 @@ class Awaited(Protocol):
         ...
 
     def refresh_within(self, seconds: float) -> object:
-        """One refresh, for callers that share it. Raises what it raises, and StorageTimeoutError."""
+        """One refresh, which callers share. Raises the refresh's error, and StorageTimeoutError."""
         ...
 
     def wait_for_news(self, known: Snapshot | None, timeout_s: float) -> object:
@@ -49,7 +49,7 @@ class Awaited(Protocol):
 def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s: float) -> Snapshot:
     """The published state once it is at `txid` or later; asks for a refresh at once, then again and again.
 
-    Raises StaleReplicaError after `timeout_s` seconds, and a StorageError that trying again cannot help.
+    Raises StaleReplicaError after `timeout_s` seconds, and a StorageError that retries cannot help.
     """
     deadline = time.monotonic() + timeout_s
     late = f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s"
@@ -66,7 +66,7 @@ def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s
                 # A file half uploaded, for example, or deleted and still listed.
                 logger.info("while waiting for TXID %s: %s", format_txid(txid), error)
                 failure = error
-        newest = replica.snapshot  # also that of a refresh that failed later on
+        newest = replica.snapshot  # a refresh may publish states and fail later on
         if newest is not None and newest.txid >= txid:
             return newest
         raise failure or stale_error(replica, late, None)
@@ -89,7 +89,7 @@ def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s
 
 
 def stale_error(replica: Awaited, what: str, failure: LitevfsError | None) -> StaleReplicaError:
-    """The error of a caller that the replica is not new enough for; `failure`: of the last refresh, if it failed."""
+    """The error for a caller for whom the replica is too old; `failure`: of the last refresh, if it failed."""
     error = f"; the last look failed: {failure.message}" if failure else ""
     hint = failure.hint if failure else "check that the primary is running and replicating"
     txid = replica.snapshot.txid if replica.snapshot else None
@@ -97,7 +97,7 @@ def stale_error(replica: Awaited, what: str, failure: LitevfsError | None) -> St
 
 
 def may_pass(error: LitevfsError) -> bool:
-    """Whether building a state may go otherwise next time: also where a file has vanished since it was listed."""
+    """Whether building a state may succeed next time: also after a file has vanished since it was listed."""
     return is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
 
 

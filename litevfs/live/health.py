@@ -1,4 +1,4 @@
-"""How the looks for new transactions go: when, with what result, and what that makes of a replica. Knows no storage."""
+"""Notes when refreshes ran and with what result, and derives a replica's state from that. Knows no storage."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from litevfs.concurrency.clock import now_s
 logger = logging.getLogger("litevfs.live.replica")
 
 LATE_AFTER_S = 5.0
-"""A look that takes so long, or is due for so long, is not how it should be."""
+"""A refresh that takes so long, or is overdue for so long, puts the replica behind."""
 STALLED_AFTER_S = 30.0
 """A replica that could not be brought up to date for so long (and ten polls) is stalled."""
 
 
 class State(enum.StrEnum):
-    """Where a replica is in its life."""
+    """The state of a replica."""
 
     OPENING = "opening"  # no complete state yet
-    CURRENT = "current"  # the last look for new transactions succeeded, and the next one is not late
-    BEHIND = "behind"  # the last look failed, found what it could not use, or takes long or is overdue
-    STALLED = "stalled"  # behind for long: an operator should look
+    CURRENT = "current"  # the last refresh succeeded, and the next one is not late
+    BEHIND = "behind"  # the last refresh failed or found unusable files, or the next takes long or is overdue
+    STALLED = "stalled"  # behind for long: needs an operator
     CLOSED = "closed"
-    FIXED = "fixed"  # said to a connection that sees one state whatever the replica does: txid, timestamp, time travel
+    FIXED = "fixed"  # for a connection that stays at one state: txid, timestamp, time travel
 
 
 class Health:
-    """One replica's. One look at a time is noted; any thread may ask at any time. Times are those of `now_s`."""
+    """The health of one replica. Notes one refresh at a time; any thread may ask. Times are those of `now_s`."""
 
     def __init__(self, url: str) -> None:
-        self.errors = 0  # looks that failed
-        self.last_error: Exception | None = None  # of the last look, if it failed
+        self.errors = 0  # refreshes that failed
+        self.last_error: Exception | None = None  # of the last refresh, if it failed
         self._url = url
-        self._began: float | None = None  # the look under way
-        self._last_success: float | None = None  # when the last successful look began
-        self._last_proof: float | None = None  # when the last look began that can have missed nothing
+        self._began: float | None = None  # the start of the refresh under way
+        self._last_success: float | None = None  # when the last successful refresh began
+        self._last_proof: float | None = None  # when the last refresh began that cannot have missed a state
         self._failing_since: float | None = None
         self._said_stalled = False
 
@@ -54,7 +54,7 @@ class Health:
             self._last_proof = self._last_success
 
     def fail(self, error: Exception, state: State) -> None:
-        """It failed. Said once when that begins and once when it has lasted; status and lag show it all the while."""
+        """The refresh failed. Logs the first failure, and once more when it lasts; status and lag always show it."""
         self.errors += 1
         self.last_error = error
         self._began = None
@@ -69,23 +69,23 @@ class Health:
             logger.error("%s is stalled: %s", self._url, error)
 
     def forget_look(self) -> None:
-        """The thread that was looking is gone: it belongs to the process that has forked."""
+        """Forget the refresh under way: its thread runs in the parent process only."""
         self._began = None
 
     def lag_s(self) -> float | None:
-        """Since the last successful look began; None before the first."""
+        """Seconds since the last successful refresh began; None before the first."""
         return _since(self._last_success)
 
     def proof_age_s(self) -> float | None:
-        """Since the last look began that can have missed nothing; None before the first."""
+        """Seconds since the last refresh began that cannot have missed a state; None before the first."""
         return _since(self._last_proof)
 
     def look_s(self) -> float:
-        """How long the look under way has taken so far; 0 if there is none."""
+        """Seconds that the refresh under way has taken so far; 0 if there is none."""
         return _since(self._began) or 0.0
 
     def state(self, poll_interval_s: float) -> State:
-        """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 where the replica is not polled."""
+        """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 if no poller runs."""
         failing_s = _since(self._failing_since)
         overdue_s = max(0.0, (self.lag_s() or 0.0) - poll_interval_s) if poll_interval_s else 0.0
         trouble_s = max(failing_s or 0.0, overdue_s, self.look_s())

@@ -15,14 +15,14 @@ logger = logging.getLogger("litevfs.live.poller")
 
 
 LONGEST_PAUSE_S = 10.0
-"""Between looks at a replica that holds no complete newer state, though the storage answers: it may at any time."""
+"""Longest pause between refreshes while the storage answers but has no complete newer state: one may come any time."""
 
 
 class Poller:
     """Calls `refresh` every `interval_s` seconds until closed; after failures less often, never more often.
 
-    The callback returns False when its owner is gone, which ends the thread. Raises TransientStorageError when the
-    system has no thread to give.
+    The callback returns False when its owner is gone, which ends the thread. Raises TransientStorageError when no
+    thread can start.
     """
 
     close_timeout_s = 0.8
@@ -62,7 +62,7 @@ class Poller:
             except LitevfsError as error:
                 logger.debug("refresh failed: %s", error)
                 pause = backoff.after(error)
-                if not isinstance(error, StorageError):  # the storage is well, and may hold tomorrow what is missing
+                if not isinstance(error, StorageError):  # the storage answers, and may have the missing files later
                     pause = min(pause, LONGEST_PAUSE_S)
                 pause = max(self.interval_s, pause)
             except Exception:

@@ -1,4 +1,4 @@
-"""`PRAGMA litestream_...`: what each one answers. Knows no SQLite; a binding hands over name and value.
+"""`PRAGMA litestream_...`: the answer of each. Knows no SQLite; a binding passes name and value.
 
 Names and meanings are those of Litestream's VFS, so that users find what they know; `litestream_status`,
 `litestream_poll` and `litestream_wait_txid` are additions.
@@ -18,11 +18,11 @@ from litevfs.units import format_timestamp, parse_duration_s, parse_moment_ms
 
 PREFIX = "litestream_"
 DEFAULT_WAIT_S = 10.0
-"""How long `PRAGMA litestream_wait_txid` waits unless it says otherwise."""
+"""How long `PRAGMA litestream_wait_txid` waits by default."""
 
 
 def answer_pragma(session: Session, name: str, value: str | None) -> str | None:
-    """The one value that `PRAGMA name` or `PRAGMA name = value` returns, or None if it is not ours.
+    """The one value that `PRAGMA name` or `PRAGMA name = value` returns, or None if litevfs does not have that PRAGMA.
 
     Raises OptionError for a `litestream_` name or a value that makes no sense.
     """

@@ -22,7 +22,7 @@ from litevfs.replica_clients.urls import absolute_url, canonical_url
 logger = logging.getLogger("litevfs.live.registry")
 
 CLOSE_TIMEOUT_S = 0.9
-"""How long letting go of a replica waits for its end, which goes on in the background."""
+"""How long a release waits for the end of a replica, which goes on in the background."""
 
 _Key = tuple[object, ...]
 """See `Options.of_replica`."""
@@ -30,7 +30,7 @@ _Key = tuple[object, ...]
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """What a connection holds of a shared replica, from `ReplicaRegistry.acquire` to `release`."""
+    """A connection's hold on a shared replica, from `ReplicaRegistry.acquire` to `release`."""
 
     options: Options
     shared: Shared
@@ -44,7 +44,7 @@ class Lease:
 
 @dataclass(slots=True, eq=False)
 class Shared:
-    """A replica and who holds it."""
+    """A replica and the leases on it."""
 
     key: _Key
     replica: Replica | None = None  # while the first connection makes it
@@ -52,7 +52,7 @@ class Shared:
     making: threading.Lock = field(default_factory=threading.Lock)
 
     def poll_interval_s(self) -> float:
-        """The shortest interval that a connection asks for; 0: no connection wants news."""
+        """The shortest interval that a connection asks for; 0: no connection polls."""
         return min(
             (lease.options.poll_interval_s for lease in tuple(self.leases) if lease.options.is_polling), default=0
         )
@@ -62,17 +62,16 @@ class ReplicaRegistry:
     """Hands out shared replicas. Safe to use from many threads, from finalizers, and after a fork."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finalizer may need it in the middle of what it protects
+        self._lock = threading.RLock()  # a finalizer may need it while this thread holds it
         self._shared: dict[_Key, Shared] = {}
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
     def acquire(self, options: Options) -> Lease:
         """A hold on the replica at `options.replica_url`; `release` it.
 
-        Connections share a replica when all options are equal that make it what it is (`Options.of_replica`). Of the
-        others, the shortest poll interval and the largest cache count. Connections that do not poll have a replica of
-        their own, which no other connection moves on. The URL means what it means now, whatever the current folder is
-        later.
+        Connections share a replica when the options that it depends on are equal (`Options.of_replica`). Of the others,
+        the shortest poll interval and the largest cache apply. Connections that do not poll share a separate replica,
+        which no poller refreshes. The URL keeps its present meaning when the current folder changes.
         """
         options = replace(options, replica_url=absolute_url(options.replica_url))
         lease = Lease(options, Shared(_key(options)))
@@ -89,7 +88,7 @@ class ReplicaRegistry:
             raise
 
     def _join(self, lease: Lease) -> Shared:
-        """Put the lease on the list of those that hold a replica."""
+        """Add the lease to the holders of its replica."""
         new = lease.shared
         with self._lock:
             while True:
@@ -97,10 +96,10 @@ class ReplicaRegistry:
                 lease.shared.leases.add(lease)
                 if self._shared.get(new.key) is lease.shared:
                     return lease.shared
-                # A finalizer has just taken the last one before ours, and the replica is being closed.
+                # A finalizer has just released the last lease before this one, and the replica is being closed.
 
     def release(self, lease: Lease) -> None:
-        """Let go of what `acquire` handed out; the last one closes it. Returns within a second; idempotent."""
+        """Release a lease; the last release closes the replica. Returns within a second; idempotent."""
         shared = lease.shared
         with self._lock:
             if lease not in shared.leases:
@@ -117,7 +116,7 @@ class ReplicaRegistry:
             _in_background(partial(_slow_down, shared, shared.replica))
 
     def forget(self, lease: Lease) -> None:
-        """In a forked child: like `release`, where nothing of the replica is under way yet that would have to end."""
+        """In a forked child: like `release`, but without waiting, as the replica has no thread or request there yet."""
         with self._lock:
             lease.shared.leases.discard(lease)
             if not lease.shared.leases:
@@ -126,13 +125,13 @@ class ReplicaRegistry:
     def _after_fork_in_child(self) -> None:
         self._lock = threading.RLock()
         for key, shared in list(self._shared.items()):
-            if shared.replica is None:  # the thread that was making it is not in this process
+            if shared.replica is None:  # the thread that was making it runs in the parent only
                 del self._shared[key]
                 continue
             shared.making = threading.Lock()
             try:
                 shared.replica.restart_after_fork()
-            except Exception:  # which must not keep the others from going on
+            except Exception:  # must not keep the other replicas from restarting
                 logger.exception("%s cannot be read after the fork", shared.replica.url)
 
 
@@ -141,7 +140,7 @@ def _key(options: Options) -> _Key:
 
 
 def _slow_down(shared: Shared, replica: Replica) -> None:
-    """Poll no more often than a connection still wants; end the poller, unless one wants news meanwhile."""
+    """Poll only as often as a connection still wants; end the poller if no connection polls."""
     replica.slow_down(shared.poll_interval_s)
     while not shared.poll_interval_s():
         if (poller := replica.detach_poller()) is not None:
@@ -152,8 +151,8 @@ def _slow_down(shared: Shared, replica: Replica) -> None:
 
 
 def _in_background(work: Callable[[], object]) -> None:
-    """Do it in a thread of its own, and wait for that for a bounded time: it may need a lock that this thread holds."""
-    if sys.is_finalizing():  # no thread runs any more; what there is goes with the process
+    """Run `work` in its own thread, and wait for a bounded time: it may need a lock that this thread holds."""
+    if sys.is_finalizing():  # no thread runs any more; open replicas end with the process
         return
 
     def run() -> None:
@@ -165,7 +164,7 @@ def _in_background(work: Callable[[], object]) -> None:
     thread = threading.Thread(target=run, name="litevfs-close", daemon=True)
     try:
         thread.start()
-    except (RuntimeError, MemoryError):  # there are no more threads to be had
+    except (RuntimeError, MemoryError):  # no thread can start
         run()
     else:
         thread.join(CLOSE_TIMEOUT_S)

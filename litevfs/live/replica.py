@@ -1,4 +1,4 @@
-"""One replica in one process: the published snapshot, `refresh()` that moves it on, the status. Shared by connections.
+"""One replica in one process: the published snapshot, `refresh()` to newer ones, the status. Shared by connections.
 
 Readers take the published snapshot by one attribute read and keep it as long as they like; a refresh builds a new one
 and publishes it by one assignment. One refresh runs at a time.
@@ -48,11 +48,11 @@ T = TypeVar("T")
 RETRY_CAP_S = 0.5
 """Longest pause between tries of a call that a user waits for."""
 WAIT_BACKOFF_CAP_S = 1.0
-"""Longest pause between looks for an awaited TXID, where nothing polls."""
+"""Longest pause between refreshes for an awaited TXID, if no poller runs."""
 BESIDE_S = 2.0
-"""Where there is a state to read, a look for a newer one may keep a new connection waiting for so long."""
+"""If there is a state to read, a refresh may keep a new connection waiting for so long."""
 MIN_REFRESH_S = 1.0
-"""However soon a caller wants an answer, a storage gets this long to give one."""
+"""A storage gets at least this long to answer, however short a caller's time is."""
 JUST_NOW_S = 1.0
 """A state that was the newest so shortly ago is new enough to open."""
 
@@ -61,7 +61,7 @@ class Replica:
     """A live replica. `open()` it, read `snapshot` and `pages`, `close()` it."""
 
     def __init__(self, options: Options, *, clock: Callable[[], float] = now_s) -> None:
-        """`clock` gives the seconds that decide when all levels are looked at, and what a set-back replica is."""
+        """`clock` gives the seconds that decide when all levels are listed, and when a replica counts as set back."""
         self.options = options
         self.snapshot: Snapshot | None = None  # the published state
         self._open_storage()
@@ -72,7 +72,7 @@ class Replica:
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
         self._health = Health(self.url)
-        self._hydrate()  # last: before, no caller could close what this starts
+        self._hydrate()  # last: if `__init__` fails later, no caller could close the thread
 
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
@@ -100,10 +100,10 @@ class Replica:
         return self.fetcher.client.url
 
     def open(self, timeout_s: float) -> Snapshot:
-        """The newest state; waits up to `timeout_s` for a first complete one, then raises what was in the way.
+        """The newest state; waits up to `timeout_s` for a first complete one, then raises the last error.
 
-        Where others have the replica open, it is looked at again unless it is polled; if that fails or takes long,
-        theirs will do.
+        If other connections have the replica open, this refreshes it unless the poller has just done so; if that
+        fails or takes long, it returns the published state.
         """
         if self.snapshot is None:
             try:
@@ -121,11 +121,11 @@ class Replica:
         return self.snapshot
 
     def _first_look(self, timeout_s: float) -> None:
-        if self.snapshot is None:  # else another thread was faster
+        if self.snapshot is None:  # otherwise another thread was faster
             self._bounded_refresh.result(timeout_s)
 
     def _was_just_refreshed(self) -> bool:
-        """Whether the poller has looked a moment ago: connections that open together share one look."""
+        """Whether a refresh has just succeeded: connections that open together share one refresh."""
         age_s = self._health.lag_s()
         return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
 
@@ -153,22 +153,22 @@ class Replica:
                 self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
             elif interval_s < self._poller.interval_s:
                 self._poller.set_interval(interval_s)
-            self._interval_after_fork_s = 0.0  # not before there is a poller
+            self._interval_after_fork_s = 0.0  # only once there is a poller
 
     def slow_down(self, wanted_s: Callable[[], float]) -> None:
-        """Poll every `wanted_s()` seconds from now on if that is less often; who asked for more is gone."""
-        with self._published:  # a connection that comes after the question polls faster after the answer
+        """Poll every `wanted_s()` seconds from now on if that is less often, as a connection was closed."""
+        with self._published:  # a connection that opens after `wanted_s()` sets its shorter interval afterwards
             if self._poller is not None and (interval_s := wanted_s()) > self._poller.interval_s:
                 self._poller.set_interval(interval_s)
 
     def detach_poller(self) -> Poller | None:
-        """No connection wants news any more: the poller, to be closed by the caller, or None."""
+        """Give up the poller, as no connection polls any more; the caller closes it. None if there is none."""
         with self._published:
             poller, self._poller = self._poller, None
         return poller
 
     def close(self) -> None:
-        """End the poller and every request, let go of sockets and descriptors. Within a second; idempotent."""
+        """End the poller and every request, close sockets and descriptors. Within a second; idempotent."""
         self._closed = True
         self.fetcher.close()
         self.pages.close()
@@ -183,7 +183,7 @@ class Replica:
         Threads do not survive a fork, sockets would be shared with the parent, and a lock may be held for ever.
         """
         poller, self._poller = self._poller, None
-        if poller is not None:  # else this may be the child of a child, and the interval is known
+        if poller is not None:  # otherwise this may be the child of a child, which has noted the interval
             self._interval_after_fork_s = poller.interval_s
         hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
         self._health.forget_look()
@@ -201,10 +201,10 @@ class Replica:
     # --- refresh ------------------------------------------------------------------------------------------------------
 
     def refresh(self, *, thorough: bool = True) -> bool:
-        """Look for new transactions and publish the newest complete state. True if the state changed.
+        """List the new files and publish the newest complete state. True if the state changed.
 
-        Not `thorough` (see `Follower.follow`) is for a caller that comes back by itself. Raises what kept it from
-        getting there; whatever was complete before the trouble is published all the same.
+        `thorough=False` (see `Follower.follow`) is for a caller that refreshes again by itself. Raises the error that
+        kept it from the newest state, after publishing every complete state before that.
         """
         with self._refresh_lock:
             before = self.snapshot
@@ -215,7 +215,8 @@ class Replica:
                 try:
                     is_proof = self._look(thorough)
                 except StorageNotFoundError as error:
-                    # Retention took a file between the listing and the read, or Litestream set the time of a new one.
+                    # Retention deleted a file between the listing and the read, or Litestream set the time of a new
+                    # one.
                     logger.info("%s: looking again: %s", self.url, error)
                     is_proof = self._look(thorough)
             except Exception as error:
@@ -232,7 +233,7 @@ class Replica:
         return True
 
     def look_now(self) -> None:
-        """One look that begins now. Raises what it raises, and StorageTimeoutError after the read timeout."""
+        """One refresh that begins now. Raises the refresh's error, and StorageTimeoutError after the read timeout."""
         timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
         self._bounded_refresh.result(timeout_s, not_before=now_s())
 
@@ -261,13 +262,13 @@ class Replica:
             return self.snapshot.txid if self.snapshot else 0
 
     def remove_listener(self, listener: Callable[[int], None]) -> None:
-        """No more calls, but for one that may be under way. Idempotent."""
+        """Stop calling `listener`; one call may still be under way. Idempotent."""
         with self._published:
             if listener in self._listeners:
                 self._listeners.remove(listener)
 
     def wait_for(self, txid: int, timeout_s: float) -> Snapshot:
-        """The published state once it is at `txid` or later; looks for it at once, then with every poll.
+        """The published state once it is at `txid` or later; refreshes at once, then waits for polls.
 
         Raises StaleReplicaError after `timeout_s` seconds.
         """
@@ -278,7 +279,7 @@ class Replica:
         return self._bounded_refresh.result(max(seconds, MIN_REFRESH_S))
 
     def wait_for_news(self, known: Snapshot | None, timeout_s: float) -> None:
-        """Until another state than `known` is published, the replica is closed, or the time is over."""
+        """Wait until another state than `known` is published, the replica is closed, or the time is over."""
         with self._published:
             self._published.wait_for(lambda: self._closed or self.snapshot is not known, timeout_s)
 
@@ -305,7 +306,7 @@ class Replica:
     ) -> Snapshot:
         """The state after transaction `txid`, or as of a time (milliseconds since the Unix epoch); fixed.
 
-        Raises TXIDNotFoundError when the replica does not hold it. What may pass is tried again for `timeout_s` (the
+        Raises TXIDNotFoundError when the replica does not hold it. Transient errors are retried for `timeout_s` (the
         read timeout unless given), which bounds all of it.
         """
         timeout_s = self.options.read_timeout_s if timeout_s is None else timeout_s
@@ -317,8 +318,8 @@ class Replica:
     def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError, deadline: float) -> Snapshot:
         """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
 
-        Raises PageUnavailableError when nothing holds that version any more, and what keeps it from being looked for
-        until the deadline; one look may end later.
+        Raises PageUnavailableError if no file holds that version any more, and the error that stops the search until
+        the deadline; one listing may end later.
         """
 
         def find() -> Snapshot | None:
@@ -332,7 +333,7 @@ class Replica:
         return found
 
     def _alone(self, call: Callable[[], T]) -> Callable[[float], T]:
-        """`call` while no refresh runs, for so many seconds."""
+        """A function that makes `call` while no refresh runs, within so many seconds."""
 
         def unless_closed() -> T:
             if self._closed:
@@ -345,7 +346,7 @@ class Replica:
     def _persistently(
         self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]
     ) -> T:
-        """`call(seconds it may take)`, tried again after what may pass, until the time is over."""
+        """`call(seconds it may take)`, tried again after errors that may pass, until the time is over."""
 
         deadline = time.monotonic() + timeout_s
 
@@ -364,12 +365,12 @@ class Replica:
     # --- status -------------------------------------------------------------------------------------------------------
 
     def lag_s(self) -> float | None:
-        """Seconds since the last successful look for new transactions began; None before the first."""
+        """Seconds since the last successful refresh began; None before the first."""
         return self._health.lag_s()
 
     @property
     def state(self) -> State:
-        """Where the replica is in its life."""
+        """The replica's state, see `State`."""
         if self._closed:
             return State.CLOSED
         return State.OPENING if self.snapshot is None else self._health.state(self._poll_interval_s)
@@ -379,7 +380,7 @@ class Replica:
         return self._poller.interval_s if self._poller else 0.0
 
     def status(self) -> ReplicaStatus:
-        """Everything worth watching, as of now; never a credential."""
+        """All values worth monitoring, as of now; never a credential."""
         return collect_status(
             self.url, self.state, self.snapshot, self._poll_interval_s, self._health, self.fetcher, self.pages
         )

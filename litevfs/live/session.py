@@ -1,10 +1,10 @@
-"""One connection's view of a replica: what SQLite asks of a database file, answered. Knows no SQLite library.
+"""One connection's view of a replica: the answers to SQLite's calls on a database file. Knows no SQLite library.
 
-Taking the SHARED lock is taking the newest snapshot; SQLite holds that lock for exactly one read transaction. SQLite is
-told that the file is an unchanging-until-unlocked rollback-journal database: page 1 says so (see `PageSource`), and no
-connection ever holds a write lock.
+Taking the SHARED lock is taking the newest snapshot; SQLite holds that lock for exactly one read transaction. To SQLite
+the file is a rollback-journal database that does not change until it is unlocked: page 1 says so (see `PageSource`),
+and no connection ever holds a write lock.
 
-A binding (`litevfs.bindings`) hands SQLite's questions over as they come, and gives errors the shape of its library.
+A binding (`litevfs.bindings`) passes SQLite's calls on, and turns errors into those of its library.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ UNLOCKED, SHARED = 0, 1
 
 
 class Session:
-    """What one open database file of SQLite's sees. Used by one thread at a time; `close()` it.
+    """One database file that SQLite has open. Used by one thread at a time; `close()` it.
 
     `on_error(error)` is called with each LitevfsError before it is raised by `read`, `size`, `lock` or `unlock`.
     """
 
     def __init__(self, options: Options, on_error: Callable[[LitevfsError], object] | None = None) -> None:
         self.options = options
-        self.last_error: BaseException | None = None  # that a call of this session, or of its binding, ended with
+        self.last_error: BaseException | None = None  # the last error of a call of this session, or of its binding
         self._on_error = on_error
         self._lease = registry.acquire(options)
         self.replica: Replica = self._lease.replica
@@ -60,21 +60,21 @@ class Session:
         self._use_pages()
 
     def _use_pages(self) -> None:
-        """Read from the replica's page source from here on. It is another one after a fork."""
+        """Read from the replica's page source from here on. A forked child has a new one."""
         self._pages = self.replica.pages
         self._reads = self._pages.reads()
         self._read_page = self._reads.read
 
     @property
     def snapshot(self) -> Snapshot:
-        """What a read sees now: the transaction's snapshot, else what the next transaction would pin."""
+        """The snapshot that a read sees now: the transaction's, or the one that the next transaction would pin."""
         snapshot = self._pinned or self._view or self.replica.snapshot
         assert snapshot is not None
         return snapshot
 
     @property
     def fixed(self) -> Snapshot | None:
-        """What the next transaction will see if that is a fixed state; None: the newest."""
+        """The fixed state that the next transaction will see; None: the newest state."""
         return self._view
 
     def travel(self, view: Snapshot | None) -> None:
@@ -86,11 +86,11 @@ class Session:
         self._view = view
 
     def close(self) -> None:
-        """Let go of the replica. Idempotent."""
+        """Release the replica. Idempotent."""
         registry.release(self._lease)
 
     def __del__(self) -> None:
-        """Let go also where SQLite never got the file: Ctrl-C may strike between any two lines of opening it."""
+        """Release the replica also if SQLite never got the file: Ctrl-C may interrupt the opening at any line."""
         if hasattr(self, "_lease"):
             self.close()
 
@@ -104,7 +104,8 @@ class Session:
     def read(self, amount: int, offset: int) -> bytes:
         """`amount` bytes of the database from `offset` on, as of the snapshot; fewer past its end.
 
-        The arguments are in the order of APSW's `xRead`, so that this method can be it: a page costs one Python call.
+        The arguments are in the order of APSW's `xRead`, so that APSW can call this method directly: a page costs one
+        Python call.
         """
         snapshot = self._pinned or self.snapshot
         page_size = snapshot.page_size
@@ -124,7 +125,7 @@ class Session:
             raise
 
     def _schema_salt(self, snapshot: Snapshot) -> int:
-        """Not 0 in another history than the connection began in, where equal schema versions may be other schemas."""
+        """Not 0 in another history than the connection began in: there, equal schema versions may be other schemas."""
         return crc32(snapshot.epoch.to_bytes(8)) if snapshot.epoch != self._epoch else 0
 
     def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
@@ -146,7 +147,7 @@ class Session:
     # --- locks --------------------------------------------------------------------------------------------------------
 
     def lock(self, level: int) -> None:
-        """SHARED begins a read transaction: the newest snapshot is its state to the end. More is refused."""
+        """SHARED begins a read transaction: the newest snapshot is its state to the end. Higher levels are refused."""
         try:
             if level > SHARED:
                 raise self.read_only()
@@ -162,7 +163,7 @@ class Session:
             raise
 
     def unlock(self, level: int) -> None:
-        """UNLOCKED ends the read transaction. There is nothing between it and SHARED to fall back to."""
+        """UNLOCKED ends the read transaction. There is no level between it and SHARED."""
         if level > SHARED:
             error = ReplicaError(f"cannot unlock to level {level}: a replica is never locked for writing")
             self._note(error)
@@ -173,5 +174,5 @@ class Session:
 
     @staticmethod
     def read_only() -> ReplicaReadOnlyError:
-        """The error of whatever would write."""
+        """The error for any write."""
         return ReplicaReadOnlyError("a replica is read-only", hint="write to the primary database")

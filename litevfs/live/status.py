@@ -1,4 +1,4 @@
-"""What a replica says of itself: its state and what its parts count, put together into one value. Changes nothing."""
+"""A replica's status: its state and the counts of its parts in one value. Changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from litevfs.units import format_timestamp
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
-    """One look at a replica. Times are in seconds or RFC 3339, sizes in bytes; counters start with its first use."""
+    """The status of a replica at one moment. Times are in seconds or RFC 3339, sizes in bytes; counters start with its
+    first use."""
 
     url: str  # without credentials
     state: State
@@ -28,25 +29,25 @@ class ReplicaStatus:
     epoch: int  # how often the replica was replaced by another
     page_size: int  # bytes
     commit: int  # size of the database, pages
-    lag_s: float | None  # since the last successful look for new transactions began; None before the first
+    lag_s: float | None  # since the last successful refresh began; None before the first
     poll_interval_s: float  # 0: not polling
-    errors: int  # failed looks so far
-    last_error: str | None  # of the last look, if it failed
+    errors: int  # failed refreshes so far
+    last_error: str | None  # of the last refresh, if it failed
     cache_hits: int  # pages served from the page cache
     cache_hydrated: int  # pages served from the hydrated file
     cache_misses: int  # pages that had to be decoded
     cache_bytes: int  # memory of the caches
     disk_cache_hits: int  # blocks found in the folder `cache_dir`
-    disk_cache_misses: int  # blocks looked for there in vain
+    disk_cache_misses: int  # blocks not found there
     disk_cache_damaged: int  # blocks found damaged there, deleted, and read from storage
-    disk_cache_writing: bool  # false: there is no such folder, or it has failed and takes no more blocks
+    disk_cache_writing: bool  # false: there is no such folder, or a write to it failed
     index_bytes: int  # memory of the page map
     list_requests: int
     get_requests: int
     requests_usd_month: float | None  # at the pace since the first use, by `prices`; None where requests cost nothing
     bytes_read: int  # from storage
     retries: int  # requests made again after a passing failure
-    workarounds: list[str]  # how the storage's server differs from the usual, and what is done about it
+    workarounds: list[str]  # how the storage's server deviates, and what the client does about it
 
     def to_json(self) -> str:
         """One JSON object, the fields as above."""
@@ -102,7 +103,7 @@ def _usd_month(fetcher: Fetcher) -> float | None:
 
 
 def at_fixed_state(status: ReplicaStatus, snapshot: Snapshot) -> ReplicaStatus:
-    """The same replica as a connection sees it that stays at `snapshot`."""
+    """The status for a connection that stays at `snapshot`."""
     return replace(
         status,
         state=State.FIXED,

@@ -28,7 +28,7 @@ _open: weakref.WeakSet[Subscription] = weakref.WeakSet()
 class Subscription:
     """Calls `callback(txid)` for each TXID published after this object was made, in order, once each.
 
-    An exception of the callback is logged, and the next transaction is reported all the same. A subscription belongs to
+    An exception of the callback is logged, and the next transaction is reported anyway. A subscription belongs to
     the process that made it: in a forked child it is closed.
     """
 
@@ -67,7 +67,7 @@ class Subscription:
                 logger.exception("the callback of a subscription failed")
 
     def _differs(self, is_of_interest: IsOfInterest) -> bool:
-        """Whether the newest state is of interest, after the one that was compared last."""
+        """Whether the callback wants the newest state, compared with the state of the last comparison."""
         old, new = self._seen, self._replica.snapshot
         self._seen = new
         if old is None or new is None:
@@ -75,7 +75,7 @@ class Subscription:
         return (old.epoch, old.txid) != (new.epoch, new.txid) and is_of_interest(self._replica, old, new)
 
     def close(self) -> None:
-        """No more calls; waits a bounded time for one under way. Idempotent."""
+        """End the calls; waits a bounded time for one under way. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -88,7 +88,7 @@ class Subscription:
             registry.release(self._lease)
 
     def _end_in_child(self) -> None:
-        """The thread that would call back is the parent's; without it, what is published would be kept for ever."""
+        """Stop listening in a forked child: the thread is the parent's, and TXIDs would pile up without it."""
         self._closed = True
         self._replica.remove_listener(self._txids.put)
         registry.forget(self._lease)
@@ -108,4 +108,4 @@ def _after_fork_in_child() -> None:
             subscription._end_in_child()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)  # after `sharing`, which has renewed the locks by then
+os.register_at_fork(after_in_child=_after_fork_in_child)  # after the registry's handler, which renews locks
