@@ -1,1 +1,1 @@
-"""Retries, bounded calls, futures, threads and the clock: what every other room stands on."""
+"""Retries, bounded calls, futures, threads and the clock, for all other packages."""

@@ -1,4 +1,4 @@
-"""Calls that the one who waits for them can give up. Does not know what they do."""
+"""Calls that a waiting caller can give up. Does not know what they do."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TooLate = Callable[[float, float], LitevfsError]
 
 
 class Troubles:
-    """Notes why calls to one storage are tried again, to say so when a caller gives up waiting for them."""
+    """Notes why calls to one storage are retried, for the error of a caller that gives up waiting for them."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._last: tuple[float, LitevfsError] | None = None  # when, and what
 
     def note(self, error: LitevfsError) -> None:
-        """A call failed and will be made again."""
+        """Note that a call failed and will be retried."""
         self._last = (now_s(), error)
 
     def too_late(self, began: float, timeout_s: float) -> StorageTimeoutError:
-        """See `TooLate`: what was in the way since then, or that the storage has not answered at all."""
+        """See `TooLate`: names the last error since then, or says that the storage has not answered at all."""
         if self._last is None or self._last[0] < began:
             return StorageTimeoutError(_no_answer(began, timeout_s).message, key=self._url)
         last = self._last[1]
@@ -59,7 +59,7 @@ class _Running(Generic[T]):
 
 
 class SharedCall(Generic[T]):
-    """Makes `call()` once for all that ask while it runs. A call that all of them have given up runs to its own end."""
+    """Makes `call()` once for all callers that ask while it runs. A call that all of them give up runs to its end."""
 
     def __init__(self, call: Callable[[], T], name: str, too_late: TooLate = _no_answer) -> None:
         self._call = call
@@ -71,8 +71,8 @@ class SharedCall(Generic[T]):
     def result(self, timeout_s: float, *, not_before: float = -math.inf) -> T:
         """What the call returns or raises; `too_late` when it has not ended within `timeout_s`.
 
-        A call that began before `not_before` (`now_s()`, at most now) is waited for, but only a later one
-        counts. Raises TransientStorageError when the system has no thread to give.
+        This waits for a call that began before `not_before` (`now_s()`, at most now), but returns only the result of
+        a later one. Raises TransientStorageError when no thread can start.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -92,7 +92,7 @@ class SharedCall(Generic[T]):
             if running is None or running.future.done():
                 running = _Running()
                 start_thread(lambda: _settle(running.future, self._call), self._name)
-                self._running = running  # not before there is a thread that will end it
+                self._running = running  # only once there is a thread that will end it
             return running
 
 
@@ -101,15 +101,15 @@ def call_alone(
 ) -> T:
     """What `call()` returns or raises while it has the lock; `too_late` when that has not ended in time.
 
-    A call that is given up goes on to its own end, and has the lock until then. Raises TransientStorageError when the
-    system has no thread to give.
+    A call that is given up goes on to its end, and has the lock until then. Raises TransientStorageError when no
+    thread can start.
     """
     began = now_s()
     deadline = time.monotonic() + timeout_s
     future: Future[T] = Future()
 
     def call_locked() -> T:
-        # In the thread that makes the call: Ctrl-C in the one that waits neither leaves the lock locked nor opens it.
+        # In the thread that makes the call: so Ctrl-C in the waiting thread neither keeps nor releases the lock.
         if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise too_late(began, timeout_s)
         try:

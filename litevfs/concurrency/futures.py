@@ -1,4 +1,4 @@
-"""Results of calls that threads make for others: handed over once, taken in order. Knows no threads and no storage."""
+"""Results of calls that other threads make: set once, taken in order. Knows no threads and no storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def settle(future: Future[T], outcome: T | Exception) -> None:
-    """Hand a result, or an error, to the threads that wait for `future`; does nothing if it has one."""
+    """Give a result, or an error, to the threads that wait for `future`; does nothing if it has one."""
     with suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             future.set_exception(outcome)
@@ -24,7 +24,7 @@ def settle(future: Future[T], outcome: T | Exception) -> None:
 
 
 def result_of(future: Future[T]) -> T:
-    """What the call returned or raised. Raises StorageClosedError where its pool was shut down before it was made."""
+    """What the call returned or raised. Raises StorageClosedError if its pool was shut down before the call began."""
     try:
         return future.result()
     except CancelledError:
@@ -32,7 +32,7 @@ def result_of(future: Future[T]) -> T:
 
 
 def closed_error() -> StorageClosedError:
-    """For a read that the closing of its replica ended."""
+    """The error for a read that the closing of its replica ended."""
     return StorageClosedError("the replica was closed during a read")
 
 
@@ -41,7 +41,7 @@ def run_ahead(
 ) -> Generator[T, None, None]:
     """Results in order, with up to `at_once` calls under way; one after the other when there is no `submit`.
 
-    Raises the first call's error, and StorageClosedError where a pool was shut down under it.
+    Raises the first call's error, and StorageClosedError if the pool was shut down meanwhile.
     """
     if submit is None:
         yield from (call() for call in calls)

@@ -1,6 +1,6 @@
-"""When a call that failed is made again: one loop, and one policy for the pauses. Knows no storage.
+"""Retries of failed calls: one loop, and one policy for the pauses. Knows no storage.
 
-What is no call but a thread's own pace (the poller, uploads, a followed file) takes its pauses from `Backoff` too.
+Threads with a pace of their own (the poller, uploads, a followed file) take their pauses from `Backoff` too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ logger = logging.getLogger("litevfs.concurrency.retry")
 T = TypeVar("T")
 
 WITHIN_SHARE = 0.1
-"""Longest pause, as part of the time for all tries: what is drawn longer than the time that is left ends it early."""
+"""Longest pause, as part of the time for all tries: a pause longer than the time that is left ends the tries early."""
 
 
 class Backoff:
-    """Pauses between tries: full jitter, doubling up to a bound, never less than what the storage asked for."""
+    """Pauses between tries: full jitter, doubling up to a bound, never shorter than the storage asked for."""
 
     base_s = 0.05
     cap_s = 32.0
@@ -37,7 +37,7 @@ class Backoff:
 
     @classmethod
     def within(cls, timeout_s: float) -> Self:
-        """For tries that have so many seconds in all, to make some of them until the time is nearly over."""
+        """A Backoff for tries that have so many seconds in all, with pauses short enough to fit several tries."""
         return cls(min(cls.cap_s, timeout_s * WITHIN_SHARE), asked_cap_s=cls.cap_s)
 
     def next_s(self, retry_after_s: float | None = None) -> float:
@@ -62,7 +62,7 @@ def is_transient(error: LitevfsError) -> bool:
 
 
 def wait(seconds: float, error: LitevfsError) -> None:
-    """The pause of a call that nothing ends early."""
+    """Pause for `seconds`; nothing ends this early."""
     threading.Event().wait(seconds)
 
 
@@ -79,7 +79,7 @@ def retry(
     """What `call()` returns, made again after errors that may pass while the next try begins before `until`.
 
     `until` is a `time.monotonic()`. `pause(seconds, error)` waits so long or less; what it raises ends the tries. With
-    `after`, the error of a try that was made elsewhere, a pause comes first. With `tries_at_the_end`, a pause that
+    `after`, the error of a try that the caller made, a pause comes first. With `tries_at_the_end`, a pause that
     would take too long is cut, for one more try at `until`. Raises the last try's error.
     """
 
@@ -102,11 +102,11 @@ def retry(
 
 
 class LookAgain:
-    """Whether a run over many files may go otherwise when it looks at the replica again: a `may_pass` of `retry`.
+    """Whether a run over many files may succeed when it lists the replica again: a `may_pass` of `retry`.
 
-    So it is for files that vanished (compaction and retention replace them) and for files that came damaged: damage on
-    the way is gone at the second reading, and a gap between levels that were not listed at the same moment at the
-    second listing. What is there twice stays.
+    That is so for files that vanished (compaction and retention replace them) and for damaged ones: damage in transit
+    is gone at the second read, and a gap between levels that were not listed at the same moment at the second
+    listing. A failure that occurs twice is final.
     """
 
     attempts = 10
@@ -118,7 +118,7 @@ class LookAgain:
         self._seen: set[tuple[int | None, int | None, int | None]] = set()
 
     def __call__(self, error: LitevfsError) -> bool:
-        """Whether to look again after this error. The tenth error is the last, of whatever kind."""
+        """Whether to list again after this error. The tenth error of any kind is the last."""
         self._left -= 1
         place = (error.level, error.min_txid, error.max_txid)
         if not isinstance(error, self._kinds) or self._left == 0 or place in self._seen:

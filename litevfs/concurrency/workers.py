@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
-    """A daemon thread that makes the call. Raises TransientStorageError when the system has none to give."""
+    """A daemon thread that makes the call. Raises TransientStorageError when no thread can start."""
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         _start(thread)
@@ -30,7 +30,7 @@ def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
 
 
 def _start(thread: threading.Thread) -> None:
-    """Start it. Raises RuntimeError when the system has no thread to give, also where that is for want of memory."""
+    """Start the thread. Raises RuntimeError when the system cannot start one, also when memory is short."""
     try:
         thread.start()
     except MemoryError as error:
@@ -78,7 +78,7 @@ class WorkerPool:
         self._threads += 1
         try:
             _start(threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True))
-        except RuntimeError:  # the system has no more threads to give: the others will do, if there are any
+        except RuntimeError:  # no further thread can start: the running ones make the call, if there are any
             self._threads -= 1
             if not self._threads:
                 raise
@@ -106,6 +106,6 @@ def _make(future: Future[T], call: Callable[[], T]) -> None:
         result = call()
     except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
         future.set_exception(error)
-        del future  # whose error knows this frame: no circle of references
+        del future  # its error refers to this frame: avoid a reference cycle
     else:
         future.set_result(result)
