@@ -1,4 +1,4 @@
-"""The pages that differ between two snapshots, as both have them, and which tables they belong to."""
+"""The pages that differ between two snapshots, in both states, and the tables that they belong to."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from litevfs.states.snapshot import Snapshot
 logger = logging.getLogger("litevfs.operations.changed_sides")
 
 MAX_CHANGED_BYTES = 64_000_000
-"""Of pages that differ; above, it does not pay to look which rows they hold."""
+"""Most pages that may differ; with more, it does not pay to find out which rows they hold."""
 
 
 def read_sides(
     pages: PageSource, old: Snapshot, new: Snapshot, pgnos: Collection[int], *, is_remote: bool
 ) -> tuple[Side, Side] | None:
-    """The pages `pgnos` of both states; None where they are too many, or nothing links the two databases."""
+    """The pages `pgnos` of both states; None if they are too many, or the two databases are unrelated."""
     if old.page_size != new.page_size or not old.commit or not new.commit:
         return None
     if len(pgnos) * new.page_size > MAX_CHANGED_BYTES:
@@ -60,13 +60,13 @@ def _is_pointer_map(pgno: int, usable: int, lock_page: int) -> bool:
 
 
 class TableFilter:
-    """Says whether one of some tables may differ between two states of a replica; what is not clear may."""
+    """Tells whether one of some tables may differ between two states of a replica; yes when that is not clear."""
 
     def __init__(self, tables: Collection[str]) -> None:
         self._names = {name.lower() for name in tables}
 
     def __call__(self, replica: Replica, old: Snapshot, new: Snapshot) -> bool:
-        """Never raises: where the pages cannot be read, the tables may differ."""
+        """Never raises: if the pages cannot be read, the tables may differ."""
         try:
             return self._may_differ(replica, old, new)
         except (UnclearError, LitevfsError) as error:
@@ -83,7 +83,7 @@ class TableFilter:
             return True
         before, after = ({n: r for n, r in table_roots(side).items() if n in self._names} for side in sides)
         if before != after or len(after) < len(self._names) or unexplained_overflow(*sides):
-            return True  # what is no ordinary table, such as a virtual one, may have changed
+            return True  # a table that is not ordinary, such as a virtual one, may have changed
         return any(self._is_touched(sides, root) for root in after.values())
 
     def _is_touched(self, sides: tuple[Side, Side], root: int) -> bool:

@@ -1,7 +1,7 @@
-"""A whole replica from one storage to another: every file of every level, byte for byte. Owns order and resumption.
+"""Copies a whole replica to another storage: every file of every level, byte for byte. Owns order and resumption.
 
 Files go in the order of their first TXID, the longest first: whenever the copy stops, what has arrived is a consistent
-replica without gaps, and the next run goes on from there. Small files that others cover are written several at once.
+replica without gaps, and the next run goes on from there. Small files that others cover are written in parallel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Key = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
-    """What a copy did."""
+    """The results of a copy."""
 
     txid: int  # the newest TXID of the destination
     files: int  # copied
@@ -54,7 +54,7 @@ def copy_replica(
     """Copy all LTX files that `source` has now and `destination` does not have yet.
 
     Both are URLs, paths or clients (which stay open). Files keep level, name, content and timestamp; each is verified
-    whole while it passes, and arrives whole or not at all. Nothing is ever deleted or overwritten at the destination.
+    whole while it is copied, and arrives whole or not at all. The copy never deletes or overwrites a destination file.
     A file counts as present when one of its level, name and size is there.
 
     Raises ReplicaError when the destination holds another replica; ReplicaEmptyError and TXIDGapError for a source
@@ -69,7 +69,7 @@ def copy_replica(
 
 
 copy = copy_replica
-"""The same, by the name that stands beside `restore` and `verify` in the public interface."""
+"""`copy_replica` under its public name, beside `restore` and `verify`."""
 
 
 class _Copy:
@@ -101,9 +101,7 @@ class _Copy:
     def _list_destination(self) -> dict[_Key, LTXFileInfo]:
         try:
             return {_key(file): file for file in self._writer.list_levels(LEVELS)}
-        except (
-            StorageNotFoundError
-        ):  # a folder that the first file will make; if it is something else, writing will tell
+        except StorageNotFoundError:  # the first file makes the folder; any other cause shows when writing
             return {}
 
     def _copy_files(self, files: list[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> None:
@@ -179,7 +177,7 @@ class _Writes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Wait for the writes under way, which the client bounds. Raises their first error if `error` is None."""
+        """Wait for the writes under way, whose time the client bounds. Raises their first error if `error` is None."""
         try:
             while self._running:
                 try:
@@ -196,7 +194,7 @@ class _Writes:
         self._arrived(self._client.write(file.level, file.min_txid, file.max_txid, content, timestamp_ms))
 
     def start(self, file: LTXFileInfo, content: bytes, timestamp_ms: int) -> None:
-        """Write a file meanwhile. Raises the error of a write that was started before."""
+        """Start to write a file. Raises the error of a write that was started before."""
         if self._pool is None:
             self.make(file, io.BytesIO(content), timestamp_ms)
             return

@@ -1,7 +1,7 @@
-"""What differs between two states of a replica, row by row. Owns which tables are compared and how rows are matched.
+"""The differences between two states of a replica, row by row. Owns the choice of tables and the matching of rows.
 
 The page map and the B-trees (`table_trees`) say which rows can differ; SQLite reads those rows in both states, so
-values are SQLite's own. Where the pages do not tell, and for WITHOUT ROWID tables, SQLite compares all rows.
+values are SQLite's own. If the pages do not show them, and for WITHOUT ROWID tables, SQLite compares all rows.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class State:
         self.snapshot = snapshot
         self._connection = connection
         rows = connection.execute(f"SELECT type, name, sql, rootpage, tbl_name FROM {schema}.sqlite_schema").fetchall()
-        self.table_of = {str(r[1]): str(r[4]) for r in rows}  # of indexes and triggers
+        self.table_of = {str(r[1]): str(r[4]) for r in rows}  # the table of each index and trigger
         self.objects: dict[tuple[str, str], str] = {(str(r[0]), str(r[1])): str(r[2]) for r in rows if r[2]}
         self.virtual = {str(r[1]) for r in rows if r[0] == "table" and not r[3]}
         self._roots: dict[str, int] = {str(r[1]): int(r[3]) for r in rows if r[0] == "table" and r[3]}
@@ -100,7 +100,7 @@ class State:
         return Table(name, sql, self._roots[name], columns, key, has_rowid, is_column)
 
     def has_unique_index(self, name: str) -> bool:
-        """Whether two rows of a table can be in each other's way."""
+        """Whether two rows of a table can violate a constraint together."""
         return any(index[2] for index in self._connection.execute(f"PRAGMA {self.schema}.index_list({quoted(name)})"))
 
     def rows(self, table: Table, rowids: Sequence[int] | None = None) -> Iterator[tuple[Key, Row]]:
@@ -137,7 +137,7 @@ class Diff:
         self.tables = self._chosen(tables)
 
     def _chosen(self, tables: Collection[str] | None) -> list[str]:
-        """Names of the tables to compare, those of the newer state first. Raises OptionError for what is none."""
+        """Names of the tables to compare, those of the newer state first. Raises OptionError for no table."""
         known = list(dict.fromkeys([*self.new.tables, *self.old.tables]))
         if tables is None:
             return known
@@ -188,7 +188,7 @@ class Diff:
             yield from _merged(name, self.old.rows(old, batch), self.new.rows(new, batch))
 
     def _compared(self, old: Table, new: Table) -> Iterator[Change]:
-        """All rows of both states compared by SQLite: first what the older one has, then what is new."""
+        """All rows of both states compared by SQLite: first rows that the older one has, then new rows."""
         a, b = f"{self.old.schema}.{quoted(old.name)}", f"{self.new.schema}.{quoted(new.name)}"
         same_key = " AND ".join(f"a.{quoted(x)} = b.{quoted(y)}" for x, y in zip(old.key, new.key, strict=True))
         names = ", ".join(
@@ -229,7 +229,7 @@ class Diff:
             return None
 
     def _changed_sides(self) -> tuple[Side, Side] | None:
-        """The pages that differ, as both states have them; None where they do not tell which rows do."""
+        """The pages that differ, as both states have them; None if they do not show which rows do."""
         if self._sides == "unread":
             self._sides = self._read_sides()
         return self._sides
@@ -246,7 +246,7 @@ class Diff:
             return None
 
     def close(self) -> None:
-        """Let go of both states. Idempotent."""
+        """Release both states. Idempotent."""
         self._close()
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
-"""What a storage gives to a reader and to a primary, tried one thing after the other; what would mend what is missing.
+"""Tests what a storage permits to a reader and to a primary, one operation at a time, and says how to fix failures.
 
-Knows clients only by their protocol. What it writes lies in a folder of its own below the replica's, where neither
-litevfs nor Litestream looks for files, and is deleted at the end.
+Knows clients only by their protocol. It writes to a separate folder below the replica's, where neither litevfs nor
+Litestream looks for files, and deletes that at the end.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from litevfs.replica_clients.urls import open_replica_client
 from litevfs.units import format_bytes
 
 PROBE_BYTES = 4 << 20
-"""Written and read to measure throughput."""
+"""Bytes written and read to measure throughput."""
 _SAMPLE_BYTES = 1 << 20  # of a replica's own file
 _ROUND_TRIPS = 5
 _CLOCK_LIMIT_S = 5.0
-_PROBE_TIME_MS = 1_000_000_000_000  # 2001-09-09T01:46:40Z: no clock says so now
+_PROBE_TIME_MS = 1_000_000_000_000  # 2001-09-09T01:46:40Z: no clock shows that now
 
 
 class Outcome(enum.StrEnum):
@@ -49,7 +49,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried."""
+    """One check and its outcome."""
 
     role: str  # "reader" or "primary": who needs it
     name: str
@@ -59,9 +59,10 @@ class Check:
 
 
 def examine(url: str, *, read_timeout_s: float = 30.0, with_writes: bool = True) -> list[Check]:
-    """Try what a reader needs of the replica at `url`, and `with_writes` what a primary needs.
+    """Test what a reader needs of the replica at `url`, and `with_writes` what a primary needs.
 
-    A storage that fails is told in the checks. Raises ReplicaURLError for a URL that means nothing, and OptionError.
+    The checks report failures of the storage. Raises ReplicaURLError for a URL that no client understands, and
+    OptionError.
     """
     with closing(open_replica_client(url, read_timeout_s=read_timeout_s)) as client:
         examination = _Examination(url, client, read_timeout_s)
@@ -74,7 +75,7 @@ def examine(url: str, *, read_timeout_s: float = 30.0, with_writes: bool = True)
 
 
 def _probe_url(url: str) -> str:
-    """A place below the replica that nothing else uses."""
+    """The URL of a folder below the replica that no other program uses."""
     name = f"litevfs-doctor-{secrets.token_hex(8)}"
     if "://" not in url and not url.startswith("file:"):
         return str(Path(url) / name)
@@ -95,7 +96,7 @@ class _Examination:
     # --- what a reader needs ------------------------------------------------------------------------------------------
 
     def read(self) -> None:
-        """List the replica and read of its newest file."""
+        """List the replica and read from its newest file."""
         files: list[LTXFileInfo] = []
 
         def list_levels() -> tuple[Outcome, str]:
@@ -157,7 +158,7 @@ class _Examination:
     # --- what a primary needs -----------------------------------------------------------------------------------------
 
     def write(self, probe: ReplicaClient) -> None:
-        """Write, replace nothing, read back, delete: in the place of `probe`, which is empty, and is so at the end."""
+        """Write, replace no file, read back, delete: in the folder of `probe`, which is empty before and afterwards."""
         content = secrets.token_bytes(PROBE_BYTES)
         written: list[LTXFileInfo] = []
 
@@ -206,13 +207,13 @@ class _Examination:
     # --- both ---------------------------------------------------------------------------------------------------------
 
     def note_ways(self) -> None:
-        """Say what the client has found out about its server."""
+        """Report what the client has found out about its server."""
         if isinstance(self._client, FindsWays):
             for text in self._client.workarounds:
                 self.checks.append(Check("reader", "server", Outcome.NOTE, text))
 
     def _check(self, role: str, name: str, call: Callable[[], tuple[Outcome, str]], *, of: str = "") -> bool:
-        """Note how `call` ends, which needs the permission to `of` (default: `name`); whether it worked."""
+        """Note the outcome of `call`, which needs the permission to `of` (default: `name`); whether it worked."""
         try:
             outcome, detail = call()
         except LitevfsError as error:
@@ -279,7 +280,7 @@ def _try_delete(probe: ReplicaClient) -> tuple[Outcome, str]:
 
 
 def _remove_folder(probe: ReplicaClient) -> None:
-    """Remove the folder that a file replica leaves: its name is of this run alone."""
+    """Remove the folder that a file replica leaves: only this run uses its name."""
     if isinstance(probe, FileReplicaClient):
         shutil.rmtree(probe.root, ignore_errors=True)
 

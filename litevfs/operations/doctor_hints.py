@@ -1,4 +1,4 @@
-"""Which line of a storage's policy gives what was refused. Pure; knows the storages by the schemes of their URLs."""
+"""Which line of a storage's policy permits a refused action. Pure; knows the storages by the schemes of their URLs."""
 
 from __future__ import annotations
 

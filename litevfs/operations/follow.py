@@ -1,8 +1,8 @@
-"""A local SQLite file that is kept current: every program that reads SQLite opens it while it is followed.
+"""A local SQLite file that is kept current: every program that reads SQLite can open it meanwhile.
 
 Owns which pages go into the file and when; `followed_file` owns the file. Each step reads the pages that differ between
-the file's state and the replica's newest one, and puts them into the file in one transaction: the cost is that of what
-changed.
+the file's state and the replica's newest one, and puts them into the file in one transaction: the cost grows with
+the changes only.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Follow:
         if options.is_fixed:
             raise OptionError("a fixed state has nothing to follow", hint="litevfs restore makes a file of it")
         self.path = path.resolve()
-        self.last_error: Exception | None = None  # what keeps the file from the newest state, if something does
+        self.last_error: Exception | None = None  # the error that keeps the file from the newest state, if any
         self._options = options
-        self._snapshot: Snapshot | None = None  # the file's state, once this process has seen it
+        self._snapshot: Snapshot | None = None  # the file's state, once this process knows it
         self._changed = threading.Condition()
         self._closed = False
         self._has_news = False
@@ -68,7 +68,7 @@ class Follow:
         return self._file.state.txid
 
     def start(self) -> None:
-        """Go on following in a thread of its own, as often as the replica is polled."""
+        """Update the file from a separate thread, as often as the replica is polled."""
         self._replica.add_listener(self._note_news)
         self._replica.poll_every(self._options.poll_interval_s)
         self._note_news(0)
@@ -77,7 +77,7 @@ class Follow:
     def wait_for(self, txid: int | str, timeout: float = 10.0) -> int:
         """Wait until the file holds transaction `txid` (a number or hex digits) or a later one; returns which.
 
-        Raises StaleReplicaError after `timeout` seconds, or what ended the following.
+        Raises StaleReplicaError after `timeout` seconds, or the error that ended the thread.
         """
         wanted = parse_txid(txid) if isinstance(txid, str) else txid
         with self._changed:
@@ -93,7 +93,7 @@ class Follow:
         )
 
     def close(self) -> None:
-        """End following; the file stays, and a later `follow` goes on with it. Within a second; idempotent."""
+        """End following; the file stays, and a later `follow` continues with it. Within a second; idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -138,7 +138,7 @@ class Follow:
             return not self._closed
 
     def _try_update(self, backoff: Backoff) -> float | None:
-        """One step; how long to wait before the next if nothing new comes: None after a success."""
+        """Make one step; returns how long to wait for the next if there is no new state: None after a success."""
         try:
             self.update()
         except FollowTargetError as error:
@@ -161,8 +161,8 @@ class Follow:
     def update(self) -> int:
         """Bring the file to the newest state that the replica has published; returns its TXID.
 
-        Raises FollowTargetError where others wrote to the file, FollowError where readers or the disk are in the way,
-        and what reading the replica's pages raises; the file then holds the state that it held.
+        Raises FollowTargetError if another program wrote to the file, FollowError if readers or the disk prevent the
+        write, and the errors of reading the replica's pages; the file then still holds its state.
         """
         file, snapshot, done = self._file, self._replica.snapshot, self._snapshot
         assert file is not None
@@ -189,7 +189,7 @@ class Follow:
         return self._snapshot is None and (state.txid, state.timestamp_ms) == (snapshot.txid, snapshot.timestamp_ms)
 
     def _candidates(self, file: FollowedFile, snapshot: Snapshot) -> NDArray[np.int64] | None:
-        """Pages that may have to be written; None where nothing links the file's state to this one."""
+        """Pages that may have to be written; None if the file's state is of no known history."""
         known = self._snapshot
         if known is not None:
             return changed_pgnos(known, snapshot) if known.epoch == snapshot.epoch else None
@@ -201,7 +201,7 @@ class Follow:
         except LitevfsError as error:
             logger.info("the state of %s is not on the replica any more, all pages are compared: %s", self.path, error)
             return None
-        if known.timestamp_ms != state.timestamp_ms:  # another history's transaction of that number
+        if known.timestamp_ms != state.timestamp_ms:  # a transaction of another history with that TXID
             return None
         return pgnos_changed_since(snapshot, state.txid)
 
@@ -228,10 +228,11 @@ class Follow:
 def follow(replica_url: str, path: str | os.PathLike[str], *, overwrite: bool = False, **options: object) -> Follow:
     """Keep the SQLite file `path` at the newest state of a replica; every program may read it meanwhile.
 
-    Returns when the file holds a state, and goes on in a thread until `close()` (or the end of a `with` block). A file
-    that an earlier `follow` of the same replica left is gone on with: only what changed since is read. Every read
-    transaction of any reader sees exactly one TXID; after a crash at any moment the next reader finds the state before
-    or after. Readers wait while pages are written: let them set a busy timeout. `options` are those of `connect`.
+    Returns when the file holds a state, and goes on in a thread until `close()` (or the end of a `with` block). It
+    continues with a file that an earlier `follow` of the same replica left, and reads only the pages changed since.
+    Every read transaction of any reader sees exactly one TXID; after a crash at any moment the next reader finds the
+    state before or after. Readers wait while pages are written: let them set a busy timeout. `options` are those of
+    `connect`.
 
     Raises FollowTargetError when `path` is another database (`overwrite=True` takes it over) or was written since,
     FollowError when it cannot be written or another process follows to it, and what `connect` raises.

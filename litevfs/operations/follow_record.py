@@ -1,8 +1,8 @@
 """`<path>-follow`: which state of which replica a followed file holds. Owns that file and the lock on it.
 
-Before a transaction the record names the state before it and the one after it, afterwards that one alone; page 1 of
-the database says which of them is true. So a crash at any moment leaves a record that fits. One that a power failure
-tore costs a comparison with the whole replica, never a wrong row.
+Before a transaction the record names the state before it and the one after it, afterwards only the latter; page 1 of
+the database shows which of them is true. So a crash at any moment leaves a record that fits. A record that a power
+failure damaged costs a comparison with the whole replica, never a wrong row.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FollowedState:
 
 
 class FollowRecord:
-    """The record of one followed file, locked for one follower. Raises FollowError where another has it."""
+    """The record of one followed file, locked for one follower. Raises FollowError if another follower has it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,14 +53,14 @@ class FollowRecord:
             ) from error
 
     def close(self) -> None:
-        """Let go of the lock; the record stays. Idempotent."""
+        """Release the lock; the record stays. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open for long
             os.close(fd)
 
     def load(self) -> tuple[str, tuple[FollowedState, ...]] | None:
-        """The replica's URL and the states that the file may be in; None where there is no whole record."""
+        """The replica's URL and the states that the file may be in; None if there is no whole record."""
         try:
             record = json.loads(os.pread(self._fd, RECORD_BYTES, 0))
             states = (

@@ -1,8 +1,8 @@
-"""The database file of a follower: what it holds, and one whole state of it after another. Knows no replica.
+"""The database file of a follower: its state, and the step to the next whole state. Knows no replica.
 
 Owns the file, its record (`follow_record`), the check that no other program wrote to it, and page 1 as an ordinary
-rollback-journal database whose change counter grows with each state, so that readers notice. `page_transaction` owns
-how pages are replaced.
+rollback-journal database whose change counter grows with each state, so that readers notice. `page_transaction`
+replaces the pages.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from litevfs.operations.page_transaction import DatabaseFile, ReadersInTheWayErr
 
 RECORD_SUFFIX = "-follow"
 TEMPORARY_SUFFIX = "-following"
-"""Of the file that becomes the database once its first state is whole."""
+"""Suffix of the file that becomes the database once its first state is whole."""
 LOCK_TIMEOUT_S = 10.0
-"""How long one step waits for readers; then they are left alone for a while."""
+"""How long one step waits for readers; then it pauses for a while."""
 MEMORY_BYTES = 16_000_000
 """Changed pages beyond these wait in a temporary file."""
 _JOURNAL_VERSIONS = b"\x01\x01"
@@ -39,7 +39,7 @@ _EMPTY = FollowedState(txid=0, timestamp_ms=0, header_crc=crc32(b""))
 class FollowedFile:
     """The file at `path`, locked for one follower of the replica at `url`.
 
-    Raises FollowTargetError when another database lies there (unless `overwrite`), FollowError when it cannot be used.
+    Raises FollowTargetError when the path is another database (unless `overwrite`), FollowError when it cannot be used.
     """
 
     def __init__(self, path: Path, url: str, *, overwrite: bool = False) -> None:
@@ -71,7 +71,7 @@ class FollowedFile:
         return page_size_of(self.database.header)
 
     def close(self) -> None:
-        """Let go of the file; it stays, but for one that never got a whole state. Idempotent."""
+        """Close the file; it stays, unless it never got a whole state. Idempotent."""
         if (database := self._database) is not None:
             self._database = None
             database.close()
@@ -91,7 +91,7 @@ class FollowedFile:
         return is_taken
 
     def _begin_new(self) -> None:
-        """A file that gets its name with its first state: it is there whole or not at all."""
+        """Make a file that gets its name with its first state: it exists whole or not at all."""
         temporary = self.path.with_name(self.path.name + TEMPORARY_SUFFIX)
         with _translated(self.path):
             for leftover in (temporary, temporary.with_name(temporary.name + "-journal")):
@@ -115,7 +115,7 @@ class FollowedFile:
         self._schema_salt = self.state.schema_salt
 
     def recover(self) -> None:
-        """Roll back what a crash or a full disk left half written. Raises FollowError when SQLite cannot."""
+        """Roll back a transaction that a crash or a full disk left half written. Raises FollowError if that fails."""
         database = self.database
         if not database.journal_path.exists():
             return
@@ -130,12 +130,12 @@ class FollowedFile:
             raise FollowError(f"the database cannot be recovered: {error}", key=str(database.path)) from error
 
     def begin_other_database(self) -> None:
-        """What comes is not a later state of what the file holds: equal schema versions may be other schemas."""
+        """Note that the next state is no later one of the file's: equal schema versions may be other schemas."""
         if self.database.size:
             self._schema_salt = secrets.randbits(32) | 1
 
     def first_page(self, page: bytes, commit: int) -> bytes:
-        """Page 1 of an ordinary rollback-journal database of `commit` pages; differs from what the file has."""
+        """Page 1 of an ordinary rollback-journal database of `commit` pages; differs from the file's page 1."""
         patched = bytearray(page)
         counter = int.from_bytes(self.database.header[24:28], "big") + 1
         patched[18:20] = _JOURNAL_VERSIONS
@@ -148,8 +148,8 @@ class FollowedFile:
     def replace(self, pages: PageSpool, commit: int, txid: int, timestamp_ms: int) -> None:
         """Put `pages` into the file and make it `commit` pages long, in one transaction: the state after `txid`.
 
-        Raises FollowTargetError where another program wrote to the file, FollowError where readers or the disk are in
-        the way; the file then holds the state it held, or a journal that brings that back (`recover`).
+        Raises FollowTargetError if another program wrote to the file, FollowError if readers or the disk prevent the
+        write; the file then still holds its state, or a journal that restores it (`recover`).
         """
         database = self.database
         new = FollowedState(txid, timestamp_ms, crc32(pages.header), self._schema_salt)
@@ -206,7 +206,7 @@ class PageSpool:
         return len(self._pgnos)
 
     def add(self, pgno: int, page: bytes) -> None:
-        """Keep a page, once each."""
+        """Keep a page; call this once for each page."""
         if pgno == 1:
             self.header = page[:100]
         self._spool.write(page)

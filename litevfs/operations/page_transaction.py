@@ -1,11 +1,11 @@
-"""Pages of a SQLite database file replaced in one transaction, beside any readers. Owns the file's locks and journal.
+"""Replaces pages of a SQLite database file in one transaction, beside any readers. Owns the file's locks and journal.
 
 The file changes as SQLite itself changes one in rollback-journal mode: the old content of every page goes into
 `<path>-journal`, is synced, then the pages are written and synced, and the end of the journal is the commit. Any
 SQLite that opens the file after a crash finds the journal and rolls back. Sources: "File Locking And Concurrency"
 (https://www.sqlite.org/lockingv3.html), "The Rollback Journal" (https://www.sqlite.org/fileformat2.html, section 3).
 
-Readers go on while the journal is written (RESERVED lock) and wait for the time that the pages take (EXCLUSIVE lock).
+Readers go on while the journal is written (RESERVED lock) and wait while the pages are written (EXCLUSIVE lock).
 The locks are SQLite's bytes, taken as open file description locks where the system has them: those hold against other
 SQLite libraries in this process too, whose `fcntl` locks the kernel could not tell from ours.
 """
@@ -43,9 +43,9 @@ SECTOR_SIZE = 512
 _U32 = struct.Struct(">I")
 
 WAIT_FOR_READERS_S = 0.25
-"""How long new readers are kept waiting for one that holds the file, before they are let in again."""
+"""How long new readers have to wait for a reader that holds the file, before they are admitted again."""
 PAUSE_S = 0.002
-"""Between two tries to lock."""
+"""Pause between two tries to lock."""
 _BATCH_PAGES = 256
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -68,13 +68,13 @@ class DatabaseFile:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go of the file and of every lock. Idempotent."""
+        """Close the file and release every lock. Idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def rename(self, path: Path) -> None:
-        """Give the file another name in its folder, in the place of what has that name; no journal may be there."""
+        """Give the file another name in its folder, and replace a file of that name; there must be no journal."""
         self.path.rename(path)
         local_files.fsync_folder(path.parent)
         self.path = path
@@ -106,7 +106,7 @@ class DatabaseFile:
 
     @contextmanager
     def reserved(self, timeout_s: float) -> Iterator[None]:
-        """Hold the RESERVED lock: no other writer begins, readers go on. Raises ReadersInTheWayError (a writer is)."""
+        """Hold the RESERVED lock: no other writer begins, readers go on. Raises ReadersInTheWayError if that fails."""
         deadline = time.monotonic() + timeout_s
         self._lock_until(fcntl.F_WRLCK, RESERVED_BYTE, 1, deadline)
         try:
@@ -120,7 +120,7 @@ class DatabaseFile:
         """Write `pages`, (pgno, content) and the same at each call, and make the file `commit` pages long.
 
         Called under the RESERVED lock, which ends with it. Raises ReadersInTheWayError, with the file as it was, when
-        readers hold it for `timeout_s`; OSError, with a journal that undoes what was written, when the disk fails.
+        readers hold it for `timeout_s`; OSError, with a journal that undoes the writes, when the disk fails.
         """
         deadline = time.monotonic() + timeout_s
         self._write_journal([pgno for pgno, _ in pages()], page_size, commit)
@@ -179,7 +179,7 @@ class DatabaseFile:
             data = b"".join(batch)
             _write_all(fd, data, end)
             end += len(data)
-        # The count comes after what it counts is on the disk: a journal that lost its tail undoes nothing.
+        # Write the count when the records are on the disk: a journal that lost its tail must undo nothing.
         os.fsync(fd)
         local_files.fsync_folder(self.path.parent)
         _write_all(fd, _U32.pack(len(pgnos)), _RECORD_COUNT_AT)
@@ -228,7 +228,7 @@ class DatabaseFile:
 
 
 def page_size_of(header: bytes) -> int:
-    """Bytes of a page, from a database's first 100 bytes; 0 where they are no header."""
+    """Bytes of a page, from a database's first 100 bytes; 0 if they are no header."""
     if len(header) < HEADER_SIZE or not header.startswith(b"SQLite format 3\0"):
         return 0
     size = int.from_bytes(header[16:18], "big")

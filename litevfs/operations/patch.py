@@ -1,4 +1,4 @@
-"""A difference as SQL statements: run on the older state, they make the newer one of it. Knows how SQL is written."""
+"""A difference as SQL statements, which turn the older state into the newer one. Knows how to write SQL."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def patch_statements(diff: Diff) -> Iterator[str]:
     """SQL statements, one at a time without their semicolons, in one transaction.
 
     Rows keep their rowids. Deletes come before everything else, and rows of tables with unique indexes are replaced
-    rather than updated, so that no order of statements violates a constraint; triggers are taken off meanwhile. Raises
-    OptionError where a virtual table was made, changed or dropped: what that does is up to its module.
+    rather than updated, so that no order of statements violates a constraint; triggers are dropped meanwhile. Raises
+    OptionError if a virtual table was made, changed or dropped: only its module knows what that does.
     """
     schema = [change for change in diff.schema if not change.name.startswith("sqlite_stat")]
     _refuse_virtual(schema)
@@ -83,7 +83,7 @@ def _all_rows(diff: Diff, name: str) -> Iterator[str]:
 
 
 def _sequence(diff: Diff) -> Iterator[str]:
-    """AUTOINCREMENT's table, which inserts change: as it is in the newer state."""
+    """Statements that give AUTOINCREMENT's table, which inserts change, its content in the newer state."""
     table = diff.new.table("sqlite_sequence")
     if table is not None and "sqlite_sequence" in diff.tables:
         yield "DELETE FROM sqlite_sequence"

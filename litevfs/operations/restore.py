@@ -1,7 +1,7 @@
-"""A state of a replica into a database file of its own. Owns the file on disk until it is whole.
+"""Restores a state of a replica to a database file. Owns the file on disk until it is whole.
 
-The pages are written as they are in the replica, which is how they are on the primary: nothing is patched, so a
-database in WAL mode comes back as one. (Litestream's restore does the same.)
+The pages are written as they are in the replica, and so as they are on the primary: no page is patched, so a
+database in WAL mode is restored in WAL mode. (Litestream's restore does the same.)
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def restore(
 
     `replica` is a URL, a path or a client (which stays open). `txid` asks for the state after exactly this transaction
     (a number, or up to 16 hex digits), `timestamp` for the newest state at a time (RFC 3339 text, "5 minutes ago", or a
-    datetime, UTC if naive). Every file is verified whole; a damaged one is gone around, and logged, where others lead
+    datetime, UTC if naive). Every file is verified whole; a damaged one is left out, and logged, if others lead
     to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
-    which goes on any error and is replaced by the next restore after a crash. `integrity_check`
+    which is removed on any error and replaced by the next restore after a crash. `integrity_check`
     runs SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a
-    replicator to the same replica go on from there. With `force` a database that is there is replaced at the end, with
+    replicator to the same replica go on from there. With `force` an existing database is replaced at the end, with
     its WAL and journal, unless it is in use.
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
-    no others make up for; StorageError.
+    no others replace; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
     target_path = Path(path)
@@ -110,7 +110,7 @@ def restore_if_missing(
 ) -> RestoreResult | None:
     """As `restore`, of the newest state, unless there is a database or the replica is empty: None then.
 
-    An empty file, which keeps the place of a database, is none.
+    An empty file, a placeholder for a database, does not count as one.
     """
     if not is_missing(Path(path)):
         return None
@@ -122,7 +122,7 @@ def restore_if_missing(
 
 @contextmanager
 def _leaving_mark(target: RestoreTarget, client: ReplicaClient, result: RestoreResult) -> Iterator[None]:
-    """Leave it first, so that a replicator goes on from there, whatever an application has written by then."""
+    """Write the mark first, so that a replicator continues from there even if an application has written meanwhile."""
     try:
         write_restored(target.path, RestoredMark(client.url, result.txid, result.timestamp_ms, *target.identity()))
     except OSError as error:
@@ -136,7 +136,7 @@ def _leaving_mark(target: RestoreTarget, client: ReplicaClient, result: RestoreR
 
 
 FindState = Callable[[FileStreamer, list[LTXFileInfo]], int | None]
-"""The TXID that is asked for, given a listing; None for the newest."""
+"""The requested TXID, given a listing; None for the newest."""
 
 
 def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> FindState:
@@ -153,13 +153,13 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
 
 
 class _Restore:
-    """The attempts of one `restore`: again where a file vanished or came damaged, then without a damaged file."""
+    """The attempts of one `restore`: again after a file vanished or was damaged, then without the damaged file."""
 
     def __init__(
         self, streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
     ) -> None:
         self._streamer, self._find_state, self._target, self._progress = streamer, find_state, target, progress
-        self._damage: list[LTXFormatError] = []  # what is wrong with the files that are left out
+        self._damage: list[LTXFormatError] = []  # the errors of the files that are left out
         self._files: list[LTXFileInfo] = []
         self._chain: Chain | None = None  # of the last attempt, if it came so far
 
@@ -180,7 +180,7 @@ class _Restore:
             self._files = without(self._files, error) or self._files
         wanted = self._find_state(self._streamer, self._files) if self._files else None
         self._chain = newest_state(self._files, wanted)
-        # Pages of a damaged file can have landed anywhere, so nothing of an earlier attempt is kept.
+        # A damaged file may have put pages anywhere, so an earlier attempt is not kept.
         return apply_files(self._streamer, self._chain.files, self._target, self._progress)
 
 
@@ -193,8 +193,8 @@ def apply_files(
 ) -> RestoreResult:
     """Make the state of a chain of files, oldest first, in `target`: of each page the newest version stays.
 
-    `on_file` is told of each file that is sound and fits on those before it. Raises what `restore` does, but nothing is
-    read again.
+    `on_file` is called for each file that is sound and fits on those before it. Raises what `restore` raises, but does
+    not read any file again.
     """
     total = sum(file.size for file in files)
     done = 0
@@ -231,7 +231,7 @@ def _apply_file(
     for data, pages in stream:
         page_size = stream.header.page_size
         if before is None and not is_begun:
-            # A header that lies, or is damaged, must not fill the disk.
+            # A false or damaged header must not fill the disk.
             target.reserve(min(stream.header.commit * page_size, stream.file.size * _MOST_EXPANSION))
         elif before is not None and page_size != before.page_size:
             raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
@@ -243,8 +243,8 @@ def _apply_file(
 
 
 def integrity_findings(target: RestoreTarget) -> list[str]:
-    """What `PRAGMA integrity_check` says of a state that is whole, or why it cannot: ["ok"] is the good answer."""
-    path = quote(os.fsencode(target.temp_path.resolve()))  # SQLite takes names that are not UTF-8 so only
+    """The lines of `PRAGMA integrity_check` for a whole state, or why it fails: ["ok"] means sound."""
+    path = quote(os.fsencode(target.temp_path.resolve()))  # so SQLite also accepts names that are not UTF-8
     try:
         connection = apsw.Connection(
             f"file:{path}?immutable=1",  # no other process uses the file, and SQLite must make none beside it

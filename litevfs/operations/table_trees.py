@@ -2,8 +2,8 @@
 
 A row that differs lies on a leaf that differs, or on a leaf that only one of the two trees has; and the page above such
 a leaf, or one further up, differs. So it is enough to go down to the pages that differ, by a key of each, and to read
-whole only what hangs on one state's side alone. A row of which only overflow pages were written leaves its leaf as it
-is; such pages have to belong to a row that is looked at anyway, else the answer is "all rows".
+whole only the subtrees that one state alone has. A row of which only overflow pages were written leaves its leaf
+unchanged; such pages have to belong to a row that is compared anyway, else the answer is "all rows".
 
 Source: https://www.sqlite.org/fileformat2.html, sections 1.5 to 1.7.
 """
@@ -24,7 +24,7 @@ _HEADER = 100
 
 
 class UnclearError(Exception):
-    """The pages do not tell; all rows have to be compared."""
+    """The pages do not show which rows differ; all rows have to be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def changed_rows(old: Side, new: Side, root: int) -> set[int]:
             page = side.changed[pgno]
             if _kind(pgno, page) == LEAF_TABLE:
                 found |= {cell.rowid: cell for cell in leaf_cells(pgno, page, side.usable)}
-        for pgno in mine - others:  # hangs on this side's tree alone
+        for pgno in mine - others:  # belongs to this side's tree only
             found |= {cell.rowid: cell for cell in _all_cells(side, pgno)}
         cells.append(found)
     before, after = cells
@@ -249,11 +249,11 @@ def _overflow_of(pgno: int, page: bytes, usable: int) -> Iterator[int]:
                 yield int.from_bytes(page[start + local : start + local + 4], "big")
 
 
-# --- what others ask of a page ----------------------------------------------------------------------------------------
+# --- questions of other modules ---------------------------------------------------------------------------------------
 
 
 def is_leaf(pgno: int, page: bytes) -> bool:
-    """Whether it is the lowest page of a table or an index. Raises UnclearError where it is no B-tree page."""
+    """Whether it is a leaf of a table or an index. Raises UnclearError if it is no B-tree page."""
     kind = _kind(pgno, page)
     if kind not in (LEAF_TABLE, LEAF_INDEX, INTERIOR_TABLE, INTERIOR_INDEX):
         raise UnclearError(f"page {pgno} is no page of a table")

@@ -1,7 +1,7 @@
 """The database file that a restore makes: a temporary file beside it until it is whole. Knows no LTX.
 
-`<path>.tmp` is locked by the restore that writes it. What a crash leaves there is removed by the next restore; it is
-never written again, since after a crash at the very end it may be another name of the finished database.
+The restore that writes `<path>.tmp` locks it. The next restore removes a file that a crash left there; it never writes
+to that file, since after a crash at the very end it may be another name of the finished database.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _TEMPORARY_PREFIX = "litevfs-state-"
 class RestoreTarget:
     """The future database at `path`. As a context manager it removes its temporary file, unless published.
 
-    `mode` is that of the file, less the umask. With `replace` a database that is there gives way when it is published,
-    its WAL and journal before it; otherwise it is an error.
+    `mode` is that of the file, less the umask. With `replace`, `publish` replaces an existing database, and removes
+    its WAL and journal first; otherwise an existing database is an error.
     """
 
     def __init__(self, path: Path, *, mode: int = 0o666, replace: bool = False) -> None:
@@ -48,7 +48,7 @@ class RestoreTarget:
         self._mode, self._is_replacing = mode, replace
         self._fd = -1
         self._waiting: dict[int, bytes] = {}  # pages to write, by pgno: the newest version of each
-        self._run_start = self._run_end = 0  # of what was written last without a break, and is not on its way to disk
+        self._run_start = self._run_end = 0  # bytes written last in one run, and not yet sent to the disk
 
     def __enter__(self) -> Self:
         self._check_free()
@@ -72,7 +72,7 @@ class RestoreTarget:
             os.ftruncate(self._fd, 0)
 
     def reserve(self, size: int) -> None:
-        """Claim room for `size` bytes at once: faster than bit by bit, and a disk that is too small is known early."""
+        """Reserve room for `size` bytes at once: faster than bit by bit, and a disk that is too small fails early."""
         if size and hasattr(os, "posix_fallocate"):
             with self._translated():
                 os.posix_fallocate(self._fd, 0, size)
@@ -84,7 +84,7 @@ class RestoreTarget:
             self._write_waiting(page_size)
 
     def end(self, page_count: int, page_size: int) -> None:
-        """No more pages come: make the file `page_count` pages long, with zeros where none was written."""
+        """End the pages: make the file `page_count` pages long, with zeros where none was written."""
         self._write_waiting(page_size)
         with self._translated():
             os.ftruncate(self._fd, page_count * page_size)
@@ -137,7 +137,7 @@ class RestoreTarget:
     def _note_written(self, start: int, end: int) -> None:
         """Let the system start writing to the disk while pages still come in, so that little is left for the fsync.
 
-        Only what is written in one run, as a snapshot is: scattered pages are likely to be written again.
+        Only pages written in one run, as those of a snapshot file: scattered pages are likely to be written again.
         """
         if start != self._run_end:
             self._run_start = start
@@ -167,7 +167,7 @@ class RestoreTarget:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether no database is there: nothing, or an empty file that keeps its place, and no log beside it."""
+    """Whether there is no database: no file, or an empty file as a placeholder, and no log beside it."""
     return not any(_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal", "-journal"))
 
 
@@ -197,9 +197,9 @@ def check_unused(path: Path) -> None:
 
 
 def temporary_target() -> RestoreTarget:
-    """A target in the system's folder for temporary files, never to be published; those of killed processes go.
+    """A target in the system's folder for temporary files, never to be published; removes those of killed processes.
 
-    Raises RestoreError where there is no such folder.
+    Raises RestoreError if there is no such folder.
     """
     try:
         folder = Path(tempfile.gettempdir())
@@ -220,7 +220,7 @@ def _exists(path: Path) -> RestoreTargetExistsError:
 def _end_of_run(pgnos: Sequence[int], start: int) -> int:
     """The end of the numbers from `start` on that follow each other; they ascend."""
     first = pgnos[start]
-    if pgnos[-1] - first == len(pgnos) - 1 - start:  # nothing is left out
+    if pgnos[-1] - first == len(pgnos) - 1 - start:  # no number is left out
         return len(pgnos)
     end = start + 1
     while pgnos[end] - first == end - start:
@@ -229,14 +229,14 @@ def _end_of_run(pgnos: Sequence[int], start: int) -> int:
 
 
 def _create_locked(path: Path, mode: int) -> int:
-    """A new, empty file with an exclusive lock on it, in place of one that a crash has left."""
+    """A new, empty file with an exclusive lock on it; replaces one that a crash has left."""
     while True:
         try:
             fd = local_files.create_locked(path, mode)
         except FileExistsError:
             _remove_leftover(path)
             continue
-        if fd is not None:  # else another restore took it for a leftover before it was locked
+        if fd is not None:  # otherwise another restore took it for a leftover before it was locked
             return fd
 
 

@@ -1,6 +1,6 @@
-"""Is a replica sound? Reads every file whole, in bounded memory, and judges what the files make together.
+"""Checks whether a replica is sound: reads every file whole, in bounded memory, and judges the chain of files.
 
-Prints nothing and opens no database; `verify.py` does.
+Prints nothing and opens no database; `whole_check` and `litevfs verify` do.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PARALLEL_FILES = 8
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong. `level`, `key` are None where it is no single file's, TXIDs where it has none."""
+    """One fault. `level` and `key` are None if it concerns no single file, the TXIDs if it concerns none."""
 
     message: str
     level: int | None = None
@@ -59,7 +59,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """One file, read to its end. `problem` None: header and trailer are there and everything in between is sound."""
+    """One file, read to its end. `problem` None: the file has header and trailer, and is sound between them."""
 
     file: LTXFileInfo
     header: Header | None = None
@@ -71,7 +71,7 @@ class FileCheck:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a replica's files make together."""
+    """The verdict on a replica's files together."""
 
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]  # worth knowing, harmless
@@ -108,7 +108,7 @@ def check_newest_state(
     """Read the newest state into `target` and check its files on the way: each byte is read once for both.
 
     Returns the checks of those that are sound; and the state, or None where the files do not make it or there is no
-    room for it. What is not among the checks was not judged. Raises StorageError when the storage fails.
+    room for it. A file without a check was not judged. Raises StorageError when the storage fails.
     """
     checks: list[FileCheck] = []
 
@@ -128,7 +128,7 @@ def check_newest_state(
 
 
 def check_file(fetcher: Fetcher, file: LTXFileInfo) -> FileCheck:
-    """One file, read to its end. Read twice before it is called damaged: bytes can be damaged on their way."""
+    """One file, read to its end. Read twice before it counts as damaged: bytes can be damaged in transit."""
     check = _read_whole(fetcher, file)
     return _read_whole(fetcher, file) if check.problem and fetcher.is_remote else check
 
@@ -176,7 +176,7 @@ def _name(file: LTXFileInfo) -> tuple[int, int, int]:
 
 
 def judge(checks: Sequence[FileCheck]) -> Findings:
-    """What checked files make together: the chain of the newest state, holes, page sizes, database checksums."""
+    """The verdict on checked files: the chain of the newest state, holes, page sizes, database checksums."""
     problems = [check.problem for check in checks if check.problem]
     files = [check.file for check in checks]
     sound = {check.file: check for check in checks if check.problem is None}
@@ -200,7 +200,7 @@ def judge(checks: Sequence[FileCheck]) -> Findings:
 
 
 def _newest_fitting(sound: dict[LTXFileInfo, FileCheck]) -> tuple[Chain | None, list[Problem]]:
-    """The newest state that files make which fit on each other, and what those are that do not: they leave `sound`."""
+    """The newest state of files that fit together, and the problems of the others, which this takes out of `sound`."""
     problems: list[Problem] = []
     while txid := max(reachable_txids(list(sound)), default=0):
         chain = newest_state(sound, txid)
@@ -253,7 +253,7 @@ def _broken_checksum_chain(chain: Sequence[FileCheck]) -> Iterator[Problem]:
 
 
 def _holes(files: Iterable[LTXFileInfo]) -> Iterator[str]:
-    """TXIDs that a level does not hold between those that it does; harmless where another level has them."""
+    """TXIDs missing on a level between those that it holds; harmless if another level has them."""
     by_level: Mapping[int, list[LTXFileInfo]] = {level: [] for level in LEVELS if level != SNAPSHOT_LEVEL}
     for file in files:
         if file.level in by_level:

@@ -1,6 +1,6 @@
-"""One look at all of a replica: every file, the chain they make, and SQLite's own check of the newest state.
+"""The check of a whole replica: every file, the chain they make, and SQLite's own check of the newest state.
 
-Puts the parts of `operations.verify` together; each part is judged there.
+Combines the parts of `operations.verify`, which judges each part.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ logger = logging.getLogger("litevfs.operations.whole_check")
 Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read in all)."""
 CheckInPlace = Callable[[int], list[str]]
-"""TXID -> the lines of `PRAGMA integrity_check` of that state, read where it is."""
+"""TXID -> the lines of `PRAGMA integrity_check` of that state, read in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All there is to say of a replica."""
+    """The results of the check of a replica."""
 
     url: str
     files: int
@@ -71,7 +71,7 @@ def check_replica(fetcher: Fetcher, check_in_place: CheckInPlace | None, progres
 
 
 def _room(stack: ExitStack) -> RestoreTarget | None:
-    """Where the newest state can be put while it is checked, until the stack is closed."""
+    """A target for the newest state while it is checked, until the stack is closed."""
     try:
         return stack.enter_context(temporary_target())
     except RestoreError as error:
@@ -82,9 +82,9 @@ def _room(stack: ExitStack) -> RestoreTarget | None:
 def _check_files(
     fetcher: Fetcher, target: RestoreTarget | None, progress: Progress | None
 ) -> tuple[Report, Chain | None]:
-    """What the files are like; and the state that is in `target` now, if any."""
+    """The checks of the files, and the state that is in `target` now, if any."""
     started = time.monotonic()
-    # Lowest level first: what retention deletes first is read first.
+    # Lowest level first: files that retention deletes first are read first.
     files = fetcher.list_levels(LEVELS)
     total, done = sum(file.size for file in files), 0
 
