@@ -1,7 +1,7 @@
 """The VFS in APSW's SQLite library: its files in front of sessions.
 
 Everything that is not a replica's main database, temporary files and sorters above all, goes to the default VFS.
-Errors reach the caller unchanged: APSW hands on the exception object, and SQLite gets the code it carries.
+Errors reach the caller unchanged: APSW passes the exception object on, and SQLite gets the code it carries.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 from litevfs.errors import SQLiteLibraryError
 
 OLDEST_VERSION = 3_034_000
-"""Of SQLite, as a number: the first that says whether a transaction is open (`sqlite3_txn_state`)."""
+"""SQLite's version number: the first that tells whether a transaction is open (`sqlite3_txn_state`)."""
 TRANSIENT = -1
 """SQLITE_TRANSIENT: SQLite copies the bytes."""
 _DBAPI_HINT = "litevfs.dbapi is the same in the shape of sqlite3, on a SQLite library of its own"

@@ -1,7 +1,7 @@
 """The VFS in the SQLite library of the standard library's `sqlite3`: its files in front of sessions, by ctypes.
 
 A replica's file is an empty file of the default VFS in which a few methods are Python's: those that SQLite calls only
-while a statement runs. Unlocking and closing, which can happen while a Python exception is on its way, stay in C; a
+while a statement runs. Unlocking and closing, which can happen while a Python exception propagates, stay in C; a
 session learns of unlocking from SQLite's next question, and of closing from `Closings`. All other files that SQLite
 opens, temporary files above all, are plain files of the default VFS.
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 DENSE = 0.25
-"""From this part of wanted bytes on, whole blocks are worth keeping, where gaps of that size are worth reading over."""
+"""From this share of wanted bytes on, whole blocks are worth keeping, if gaps of that size are worth reading over."""
 DENSER = 0.6
-"""And from this part on where they are not."""
+"""The same share, if such gaps are not worth reading over."""
 
 DENSE_RANGES = 4
 """Fewer neighbours may be chance."""

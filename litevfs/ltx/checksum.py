@@ -29,7 +29,7 @@ class FileChecksum:
         self._crc = go_iso(data, self._crc)
 
     def copy(self) -> FileChecksum:
-        """The same state, to go on from independently."""
+        """An independent checksum that goes on from the same state."""
         other = FileChecksum()
         other._crc = self._crc
         return other

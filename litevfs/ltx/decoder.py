@@ -196,7 +196,7 @@ class StreamDecoder:
 
     @property
     def whole_from(self) -> int:
-        """Of a file that was fed to its end: see `litevfs.ltx.page_index.whole_from`."""
+        """See `litevfs.ltx.page_index.whole_from`; for a file that was fed to its end."""
         return self._order.whole_from
 
     def feed(self, data: bytes | memoryview) -> list[tuple[int, bytes]]:

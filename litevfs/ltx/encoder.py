@@ -76,7 +76,7 @@ class Encoder:
         return frame
 
     def frame(self, pgno: int, frame: bytes, page: bytes | memoryview) -> bytes:
-        """A frame of another file, taken over as it is; `page` is what `decode_frame(frame, pgno, ...)` returned."""
+        """A frame of another file, copied unchanged; `page` is what `decode_frame(frame, pgno, ...)` returned."""
         flags = int.from_bytes(frame[4:PAGE_HEADER_SIZE], "big")
         is_sized = flags == PAGE_FLAG_SIZE and len(frame) == FRAME_HEADER_SIZE + int.from_bytes(frame[6:10], "big")
         if frame[:4] != pgno.to_bytes(4, "big") or not (is_sized or flags == 0) or len(frame) > MAX_FRAME_SIZE:
@@ -109,7 +109,7 @@ class Encoder:
         yield trailer.pack()
 
     def _end_of_file(self) -> Iterator[bytes]:
-        """All between the last frame and the trailer."""
+        """The bytes between the last frame and the trailer."""
         yield END_OF_PAGES
         self._entries.seek(0)
         while part := self._entries.read(_SPOOL_READ_BYTES):

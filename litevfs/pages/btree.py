@@ -104,7 +104,7 @@ def _cell_pointers(page: bytes, start: int, header: int) -> np.ndarray[tuple[int
 
 
 def _index_entry(page: bytes, pointer: int) -> IndexEntry | None:
-    """None for an entry that overflows the page or does not end with an integer."""
+    """The entry at `pointer`; None if it overflows the page or does not end with an integer."""
     payload_size, payload = _varint(page, pointer)
     if payload + payload_size > len(page):
         return None

@@ -235,7 +235,7 @@ class Watcher:
         return plan + self._guess(scan)
 
     def _guess(self, scan: _Scan) -> list[int]:
-        """What a plan needs beyond the interior pages that are known.
+        """The pages that a plan needs beyond the known interior pages.
 
         The leaves below an interior page often lie between it and the next one. Where the two are not further apart
         than a page has children, all between them is planned, or each interior page would cost a round trip.
@@ -340,7 +340,7 @@ class Watcher:
         return []
 
     def _plan_lookups(self, leaf: _IndexLeaf) -> list[int]:
-        """What the look-ups of one more window need, and the interior pages of the window after it, to start that."""
+        """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
         leaf.window = min(leaf.window * LOOKUP_GROWTH, max(FIRST_WINDOW, self.max_window))
         start, leaf.end = leaf.end, self._within_key(leaf, leaf.end + leaf.window)
         return self._targets(leaf, range(start, self._within_key(leaf, leaf.end + leaf.window * LOOKUP_GROWTH)))

@@ -96,7 +96,7 @@ class NATSReplicaClient:
     # --- listing ------------------------------------------------------------------------------------------------------
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. The store tells of all its objects, whatever the level."""
+        """See `ReplicaClient.list_files`. The store lists all its objects, of every level."""
         found = self._connection.call(self._bucket, self._list)
         return [file for file in found if file.level == level and file.min_txid >= min_txid]
 

@@ -30,7 +30,7 @@ logger = logging.getLogger("litevfs.replicate")
 MOVE_UP_INTERVAL_S = 0.02
 """How long the replicator may block the application's own checkpoints: a few hundred transactions."""
 _MOVE_UP_FRAMES = 1000
-"""As many as SQLite lets gather before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
+"""So many frames SQLite lets the WAL have before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
 _SHORTEN_AFTER_S = 10.0
 """Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 

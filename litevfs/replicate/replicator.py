@@ -223,7 +223,7 @@ class Replicator:
         self._uploads.is_snapshot_due, self._wanted_snapshot = True, reason
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """End the threads and let go of the database. Idempotent.
+        """End the threads and close the database. Idempotent.
 
         Does not sync: call `sync` first if the last commits must be on the replica. The next replicator continues from
         here either way. A call that hangs in a client that was passed in is left to that client. The lease is given

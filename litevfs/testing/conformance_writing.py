@@ -149,7 +149,7 @@ class WritingConformance:
 
 
 class _DripFeed(io.BytesIO):
-    """Gives fewer bytes at a time than it is asked for, as pipes and sockets do."""
+    """Returns fewer bytes at a time than requested, as pipes and sockets do."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(-1 if size is None or size < 0 else min(size, 7001))

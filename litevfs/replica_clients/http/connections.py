@@ -224,7 +224,7 @@ class HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # boto
 
 
 class HTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]  # botocore's own overrides
-    """The same over TLS."""
+    """An `HTTPConnection` over TLS."""
 
     def connect(self) -> None:
         """Connect, and shake hands."""

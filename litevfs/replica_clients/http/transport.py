@@ -215,7 +215,7 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
 
 
 def _ssl_context(verify: bool | str) -> ssl.SSLContext:
-    """One for all connections: loading certificates costs milliseconds."""
+    """One TLS context for all connections: loading certificates costs milliseconds."""
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
     if verify:
         path = str(get_cert_path(verify))  # type: ignore[arg-type]  # the stubs know no path
