@@ -89,7 +89,7 @@ class Tokens:
             token = self._fetch()
         except StorageError as exc:
             error = exc
-        except Exception as exc:  # noqa: BLE001 - a library's own; whoever waits must hear of it
+        except Exception as exc:  # noqa: BLE001 - the library may raise anything, and the waiting callers get it
             error = TransientStorageError(f"credentials cannot be had: {type(exc).__name__}")
             error.__cause__ = exc
         with self._change:
