@@ -193,7 +193,7 @@ class Fetcher:
 
     def _pause(self, seconds: float, error: LitevfsError) -> None:
         if self._closed.is_set():
-            raise error
+            raise closed_error() from error
         logger.info("trying again in %.3f s: %s", seconds, error)
         self.troubles.note(error)
         with self._lock:
