@@ -11,6 +11,7 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from tests.primary import Primary
 from tests.scripted import ALL_LEVELS, Script
+from tests.support import wait_until
 
 INSERT = "INSERT INTO t VALUES(randomblob(300))"
 
@@ -80,6 +81,7 @@ def test_files_found_by_name_are_the_same_when_they_are_listed(world, clock):
     script.clear()
     poll(replica, clock, 40)
     assert dict(script.lists) == {ALL_LEVELS: 2}  # none of them followed by a look at what is unknown
+    wait_until(lambda: len(script.reads) >= 10, "the proofs, which no poll without news waits for")
     assert {(key, size) for key, _, size in script.reads} == {(f"0/{7:016x}-{7:016x}.ltx", 100)}
     assert len(script.reads) == 10  # for so long, the primary may be busy
 
