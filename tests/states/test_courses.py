@@ -116,8 +116,12 @@ NAMES = 3
             *(*FIRST, ("write", 9, 1, 1), ("keep_only", 9), ("refresh",)),
             *(*OTHER, ("refresh_by_old_levels", 1, 2, 5, 6, 7, 9), ("commit_one", 19)),
         ],
+        [
+            *(*FIRST, *SNAPSHOT, ("begin_another",), ("commit_one", 9), ("commit_one", 19)),
+            *(("write", 0, 2, 2), ("refresh_by_old_levels", 9)),
+        ],
     ],
-    ids=["goes on at once", "stays where it is", "ends earlier", "goes on from a snapshot"],
+    ids=["goes on at once", "stays where it is", "ends earlier", "goes on from a snapshot", "begins with its second"],
 )
 def test_a_look_that_mixes_listings_of_two_databases_mixes_no_state(steps, is_captured):
     """Level 9 as it was before a replacement, beside the new level 0."""
