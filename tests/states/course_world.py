@@ -6,7 +6,6 @@ leaves to chance, so that a course is its steps, and any of them can be left out
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from random import Random
@@ -16,14 +15,15 @@ from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_file_name
 from litevfs.options import Options
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
-from litevfs.states.lineage import SET_BACK_AFTER_S
 from litevfs.states.snapshot import Snapshot
-from litevfs.states.survey import INTERVAL_S
 from tests.scripted import Script
 from tests.states.databases import PAGE_SIZE, Captured, Database, MadeUp
 
+INTERVAL_S = 15.0
+"""How often a replica looks at all levels, as the docs say: not taken from the code that is tried."""
 SETTLING_LOOKS = 2
-LOOKS_AFTER_SET_BACK = SETTLING_LOOKS + math.ceil(SET_BACK_AFTER_S / INTERVAL_S)
+LOOKS_AFTER_SET_BACK = 4
+"""That transactions are gone is believed when it has lasted 30 s."""
 
 Step = tuple[str, *tuple[int, ...]]
 
