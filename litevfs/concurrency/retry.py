@@ -123,6 +123,8 @@ class LookAgain:
         place = (error.level, error.min_txid, error.max_txid)
         if not isinstance(error, self._kinds) or self._left == 0 or place in self._seen:
             return False
+        if isinstance(error, StorageNotFoundError) and error.min_txid is None:
+            return False  # not a file but the whole storage is missing: a folder, a bucket
         if isinstance(error, LTXFormatError | TXIDGapError):
             self._seen.add(place)
         logger.info("looking at the replica again: %s", error)

@@ -179,7 +179,9 @@ def test_a_run_looks_again_for_files_that_vanish_but_only_once_for_each_that_is_
 
 def test_a_run_looks_again_only_so_often_and_not_after_other_errors_unless_told():
     may_pass = LookAgain()
-    assert [may_pass(StorageNotFoundError("gone")) for _ in range(LookAgain.attempts)] == [True] * 9 + [False]
+    gone = StorageNotFoundError("gone", level=0, min_txid=3, max_txid=3)
+    assert [may_pass(gone) for _ in range(LookAgain.attempts)] == [True] * 9 + [False]
+    assert not LookAgain()(StorageNotFoundError("there is no such folder"))  # which no listing brings back
     assert not LookAgain()(TransientStorageError("busy"))
     may_pass = LookAgain(TransientStorageError)
     assert [may_pass(error) for error in busy(10)] == [True] * 9 + [False]
