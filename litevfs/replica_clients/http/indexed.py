@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StorageTimeoutError
-from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient, SideObjects
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient, SideObject, SideObjects
 from litevfs.replica_clients.http.index import INDEX_NAME, write_index
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,25 @@ class IndexedReplicaClient:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
+
+    # From Python 3.12 on, a protocol is looked for without `__getattr__`: these are for the lease.
+
+    @property
+    def keeps_conditions(self) -> bool:
+        """See `SideObjects.keeps_conditions`."""
+        return self._objects.keeps_conditions
+
+    def read_object(self, name: str) -> SideObject | None:
+        """See `SideObjects.read_object`."""
+        return self._objects.read_object(name)
+
+    def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
+        """See `SideObjects.put_object`."""
+        return self._objects.put_object(name, data, if_match=if_match, if_absent=if_absent)
+
+    def delete_object(self, name: str) -> None:
+        """See `SideObjects.delete_object`."""
+        self._objects.delete_object(name)
 
     @property
     def url(self) -> str:
