@@ -104,6 +104,21 @@ def test_days_of_snapshots_leave_those_that_a_day_back_needs() -> None:
     assert counts(client)[0] <= 2
 
 
+def test_where_deleting_is_the_storages_business_all_is_compacted_and_nothing_is_deleted() -> None:
+    history, client = History(seed=2), memory_client()
+    maintenance = Maintenance(client, MaintenanceConfig(delete_files=False))
+    deleted: list[LTXFileInfo] = []
+    client.delete = deleted.extend  # type: ignore[method-assign]
+    for hour in range(72):
+        now_s = START_S + hour * HOUR_S
+        history.timestamp_ms = lambda txid, now_s=now_s: now_s * 1000  # type: ignore[method-assign]
+        write(client, history, now_s)
+        assert maintenance.run_due(now_s + 1).errors == ()
+    assert deleted == []
+    assert counts(client)[0] == history.txid
+    assert len(client.list_files(9)) >= 3
+
+
 def test_second_process_finds_the_work_of_a_window_done() -> None:
     history, client = History(seed=3), memory_client()
     history.timestamp_ms = lambda txid: (START_S + 40 + txid) * 1000  # type: ignore[method-assign]
