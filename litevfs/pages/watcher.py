@@ -58,6 +58,7 @@ class _Scan:
     end: int  # position of that leaf there
     left: int = 0  # leaves planned and not read yet
     window: int = 0  # 0: not known to be a pattern
+    wanted: int = 0  # pages that the next guess has to have room for
     last: int = 0  # leaf planned last
     guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
@@ -182,7 +183,7 @@ class Watcher:
             plan = [] if self._index_leaf is None else self._go_on(self._index_leaf, pgno)
             for scan in self._scans.values():
                 if scan.end_in == pgno:
-                    plan += self._extend(scan)
+                    plan += self._extend(scan, at_once=True)
             return plan
 
     # --- scans and runs -----------------------------------------------------------------------------------------------
@@ -206,17 +207,22 @@ class Watcher:
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
-        return self._extend(scan)
+        return self._extend(scan, at_once=parent in scan.guessed)
 
     def _reach(self, scan: _Scan, parent: int) -> int:
         """How far in its interior page a scan may skip to: to the end of what is planned, or to the next leaf."""
         planned = scan.end if scan.end_in == parent else len(self._interior[parent].children)
         return max(planned, scan.position + 1)
 
-    def _extend(self, scan: _Scan) -> list[int]:
-        """The leaves of one more window, if it is time for that, or the interior page that leads to them."""
-        if not scan.window or scan.window - scan.left < min(self.step, scan.window - scan.window // 2):
+    def _extend(self, scan: _Scan, *, at_once: bool) -> list[int]:
+        """The leaves of one more window, if it is time for that, or the interior page that leads to them.
+
+        `at_once`: guesses have become known, so it is time however much is planned.
+        """
+        ahead = 0 if at_once else scan.left + sum(scan.guessed.values())
+        if not scan.window or scan.window - ahead < min(max(self.step, scan.wanted), scan.window - scan.window // 2):
             return []
+        scan.wanted = 0
         active = sum(1 for other in self._scans.values() if other.window) or 1
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
         plan: list[int] = []
@@ -252,6 +258,7 @@ class Watcher:
             if pgno not in scan.guessed:
                 room = scan.window - scan.left - guessed
                 if room < len(between) and (guessed or scan.left > scan.window // 2):
+                    scan.wanted = len(between)
                     break
                 plan += scan.add(between)
                 guessed += len(between)
