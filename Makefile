@@ -12,7 +12,8 @@ BENCHFLAGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-FAST = --ignore=tests/model --ignore=tests/stress --ignore=tests/peer --ignore=tests/chaos -m 'not chaos and not soak and not servers and not slow'
+SLOW_ROOMS = model stress peer chaos commands replicate maintenance operations integrations replica_clients
+FAST = $(SLOW_ROOMS:%=--ignore=tests/%) -m 'not chaos and not soak and not servers and not slow'
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 
@@ -28,7 +29,7 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTFLAGS)
 
-# What answers in under a minute: no random courses, no stress, no processes of their own.
+# What answers in under a minute: how a replica is read, without random courses, stress, servers and processes.
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(FAST) $(TESTFLAGS)
 

@@ -155,11 +155,15 @@ def _in_background(work: Callable[[], object]) -> None:
     if sys.is_finalizing():  # no thread runs any more; open replicas end with the process
         return
 
+    done = threading.Event()
+
     def run() -> None:
         try:
             work()
         except Exception:
             logger.exception("letting go of a replica failed")
+        finally:
+            done.set()
 
     thread = threading.Thread(target=run, name="litevfs-close", daemon=True)
     try:
@@ -167,7 +171,10 @@ def _in_background(work: Callable[[], object]) -> None:
     except (RuntimeError, MemoryError):  # no thread can start
         run()
     else:
-        thread.join(CLOSE_TIMEOUT_S)
+        # A thread that ends drops its own variables when it is none of `threading`'s any more. `join` would make a
+        # stand-in for it there, of which Python 3.13.0 complains at exit.
+        if done.wait(CLOSE_TIMEOUT_S) and threading.get_ident() in {known.ident for known in threading.enumerate()}:
+            thread.join()
 
 
 registry = ReplicaRegistry()
