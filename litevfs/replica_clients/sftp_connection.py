@@ -157,11 +157,18 @@ class SFTPConnection:
                 self._change.notify_all()
 
     def _new_channel(self, until: float) -> Channel:
-        ssh = self._ssh
+        ssh, paramiko = self._ssh, self._paramiko
         transport = None if ssh is None else ssh.get_transport()
-        if transport is None or not transport.is_active():
-            ssh = self._connect(until)
-            transport = ssh.get_transport()
+        if transport is not None and transport.is_active():
+            try:
+                return self._open_channel(transport, until)
+            except paramiko.ChannelException:  # the server answers, and refuses
+                raise
+            except (OSError, EOFError, paramiko.SSHException):
+                self.check_open()  # the connection broke, which paramiko's thread has not seen yet: make another
+        return self._open_channel(self._connect(until).get_transport(), until)
+
+    def _open_channel(self, transport: Any, until: float) -> Channel:
         session = transport.open_session(timeout=max(0.001, until - time.monotonic()))
         session.settimeout(max(0.001, until - time.monotonic()))
         session.invoke_subsystem("sftp")
@@ -173,12 +180,14 @@ class SFTPConnection:
         sock = socket.create_connection((target.host.strip("[]"), target.port), timeout_s)
         ssh = paramiko.SSHClient()
         with self._change:
-            old, self._sock, self._ssh, self._idle = self._ssh, sock, ssh, []
-        if old is not None:
-            old.close()
-        self.check_open()  # `close` may have run before it knew the socket
-        self._load_host_keys(ssh)
+            old_ssh, old_sock, self._sock, self._ssh, self._idle = self._ssh, self._sock, sock, ssh, []
+        if old_ssh is not None:
+            old_ssh.close()
+        if old_sock is not None:
+            old_sock.close()
         try:
+            self.check_open()  # `close` may have run before it knew the socket
+            self._load_host_keys(ssh)
             ssh.connect(
                 target.host.strip("[]"),
                 target.port,

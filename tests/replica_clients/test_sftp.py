@@ -133,6 +133,21 @@ def test_a_dropped_connection_is_transient_and_made_again(behind_proxy: tuple[SF
 
 
 @pytest.mark.servers
+def test_a_broken_connection_is_made_again_before_its_thread_has_seen_it(behind_proxy: tuple[SFTPReplica, TCPProxy]):
+    replica, proxy = behind_proxy
+    replica.put(0, file_name(1, 1), b"x")
+    client = replica.new_client()
+    (file,) = client.list_files(0)
+    transport = client._connection._ssh.get_transport()
+    proxy.drop()
+    with pytest.raises(TransientStorageError):
+        client.list_files(0)
+    transport.is_active = lambda: True  # as long as the thread that receives has not run
+    assert client.list_files(0) == [file]
+    client.close()
+
+
+@pytest.mark.servers
 def test_an_upload_that_breaks_off_leaves_what_was_there(behind_proxy: tuple[SFTPReplica, TCPProxy]):
     replica, proxy = behind_proxy
     client = replica.new_client()
