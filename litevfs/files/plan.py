@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from litevfs.errors import LitevfsError, ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
+from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import MAX_TXID, format_txid
 from litevfs.units import format_timestamp
@@ -109,22 +109,6 @@ def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFo
     else:
         hint = "no file begins with the first TXID, so there is no state; litevfs replicate --snapshot makes one"
     return TXIDNotFoundError("no such state in the replica", min_txid=target, hint=hint)
-
-
-def without(files: Sequence[LTXFileInfo], error: LitevfsError) -> list[LTXFileInfo] | None:
-    """The files without the damaged or missing one that `error` names; None if it names none of them.
-
-    So callers go around an unusable file: they plan again without it.
-    """
-    place = (error.level, error.min_txid, error.max_txid)
-    others = [file for file in files if (file.level, file.min_txid, file.max_txid) != place]
-    return None if len(others) == len(files) else others
-
-
-def around(files: Sequence[LTXFileInfo], error: LitevfsError, txid: int) -> list[LTXFileInfo] | None:
-    """As `without`, but None also if the other files do not lead to the state `txid`."""
-    others = without(files, error)
-    return others if others is not None and txid in reachable_txids(others) else None
 
 
 def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:

@@ -19,10 +19,10 @@ from typing import IO, BinaryIO
 from litevfs.concurrency.retry import Backoff, LookAgain, retry
 from litevfs.errors import (
     LitevfsError,
-    LTXFormatError,
     OptionError,
     ReplicatorError,
 )
+from litevfs.files.detours import Detours, is_unusable
 from litevfs.files.fetch import READ_BYTES
 from litevfs.files.plan import extend, gap_error, newest_state
 from litevfs.files.stream import FileStreamer
@@ -36,8 +36,8 @@ logger = logging.getLogger("litevfs.compaction")
 _FILES_AT_ONCE = 64
 """Files merged at once. Each takes a buffer (see `read_frames`), so that more are merged in groups first."""
 
-Choose = Callable[[FileStreamer], Sequence[LTXFileInfo]]
-"""Looks at the replica for the files to compact, oldest first."""
+Choose = Callable[[FileStreamer, Detours], Sequence[LTXFileInfo]]
+"""Lists the replica for the files to compact, oldest first, without those that are left out."""
 
 
 def compact_level(
@@ -55,22 +55,19 @@ def compact_level(
     system's if None), together with the result, until that is stored. Memory: some megabytes, whatever the size of the
     database and the number of files.
 
-    Raises TXIDGapError when no file of the replica holds TXIDs between the two levels, LTXFormatError for a damaged
-    file, StorageError, and ReplicatorError when there is no room for temporary files.
+    A damaged file is left out where others hold its transactions: the newest snapshot file, behind which the new file
+    begins then, or files of lower levels, which are compacted in its place. Raises TXIDGapError when no file of the
+    replica holds TXIDs between the two levels, LTXFormatError for a damaged file that no others replace,
+    StorageError, and ReplicatorError when there is no room for temporary files.
     """
     source = level - 1 if source_level is None else source_level
     if not 0 <= source < level < SNAPSHOT_LEVEL:
         raise OptionError(
             f"cannot compact level {source} into level {level}", hint=f"levels go up, from 0 to {SNAPSHOT_LEVEL - 1}"
         )
-    try:
-        return _compact(client, level, lambda streamer: _new_files(streamer, source, level, known), temp_folder)
-    except LTXFormatError as error:
-        choose = _past_damage(client, source, level, error)
-        if choose is None:
-            raise
-        logger.warning("leaving out of level %d what a snapshot makes up for: %s", level, error)
-    return _compact(client, level, choose, temp_folder)
+    return _compact(
+        client, level, lambda streamer, detours: _new_files(streamer, detours, source, level, known), temp_folder
+    )
 
 
 def snapshot(client: ReplicaClient, *, temp_folder: str | None = None) -> LTXFileInfo | None:
@@ -125,50 +122,61 @@ def newest_file(streamer: FileStreamer, level: int, known: LTXFileInfo | None = 
     return max(files or streamer.list_level(level), key=lambda file: file.max_txid, default=None)
 
 
-def _new_files(streamer: FileStreamer, source: int, level: int, known: LTXFileInfo | None) -> Sequence[LTXFileInfo]:
+def _new_files(
+    streamer: FileStreamer, detours: Detours, source: int, level: int, known: LTXFileInfo | None
+) -> Sequence[LTXFileInfo]:
     """The files of level `source` that lead on from what `level` covers."""
     newest = newest_file(streamer, level, known)
     covered = newest.max_txid if newest else 0
-    newer = streamer.list_level(source, covered + 1)
-    chain = extend(covered, newer)
-    if chain.files or not newer:
-        return chain.files
+    if not detours:
+        newer = streamer.list_level(source, covered + 1)
+        chain = extend(covered, newer)
+        if chain.files or not newer:
+            return chain.files
     # No file connects. An older file may reach over the hole (after two compactions at once), or files of other levels
     # may hold the missing TXIDs (a snapshot file replaced older files).
-    everything = streamer.list_levels(LEVELS)
-    candidates = [file for file in everything if file.level == source]
-    chain = extend(covered, candidates)
+    listed = streamer.list_levels(LEVELS)
+    usable = detours.usable(listed)
+    candidates = [file for file in usable if file.level == source]
+    if detours:  # what a snapshot file holds need not be compacted; of the rest, lower levels may hold what is unusable
+        snapshots = (file.max_txid for file in usable if file.level == SNAPSHOT_LEVEL and file.min_txid == 1)
+        last = max((file.max_txid for file in listed if file.level == source), default=0)
+        below = [file for file in usable if file.level <= source]
+        chain = extend(max(covered, max(snapshots, default=0)), below, last)
+    else:
+        chain = extend(covered, candidates)
     if chain.files or chain.gap is None:
         return chain.files
     last_missing = chain.gap[1]
-    if extend(covered, (file for file in everything if file.level != source)).txid < last_missing:
+    if extend(covered, (file for file in usable if file.level != source)).txid < last_missing:
         raise gap_error(chain.gap)
     return extend(last_missing, candidates).files
 
 
-def _past_damage(client: ReplicaClient, source: int, level: int, error: LTXFormatError) -> Choose | None:
-    """The files of level `source` after a snapshot file that covers the unreadable files, if there is one."""
-    with FileStreamer(client) as streamer:
-        base = newest_file(streamer, SNAPSHOT_LEVEL)
-        newest = newest_file(streamer, level)
-    if base is None or base.max_txid < max(error.max_txid or 0, newest.max_txid + 1 if newest else 0):
-        return None
-    covered = base.max_txid
-    return lambda streamer: extend(covered, streamer.list_level(source)).files
-
-
-def _files_of_newest_state(streamer: FileStreamer) -> Sequence[LTXFileInfo]:
-    files = newest_state(streamer.list_levels(LEVELS)).files
+def _files_of_newest_state(streamer: FileStreamer, detours: Detours) -> Sequence[LTXFileInfo]:
+    files = newest_state(detours.usable(streamer.list_levels(LEVELS))).files
     return () if len(files) == 1 and files[0].level == SNAPSHOT_LEVEL else files
 
 
 def _compact(client: ReplicaClient, level: int, choose: Choose, temp_folder: str | None) -> LTXFileInfo | None:
+    detours = Detours()
+    files: Sequence[LTXFileInfo] = ()
+
     def attempt() -> LTXFileInfo | None:
-        files = choose(streamer)
+        nonlocal files
+        files = choose(streamer, detours)
         return _write_compacted(streamer, files, level, temp_folder) if files else None
 
     with FileStreamer(client) as streamer:
-        return retry(attempt, Backoff(), may_pass=LookAgain())
+        while True:
+            try:
+                return retry(attempt, Backoff(), may_pass=LookAgain())
+            except LitevfsError as error:
+                if not is_unusable(error):
+                    raise
+                wanted = max((file.max_txid for file in files), default=0)
+                detours.leave_out(error, streamer.list_levels(LEVELS), wanted)
+                logger.warning("going around a file that is of no use: %s", error)
 
 
 def _write_compacted(

@@ -20,13 +20,15 @@ import apsw
 
 from litevfs.concurrency.retry import Backoff, LookAgain, retry
 from litevfs.errors import (
+    LitevfsError,
     LTXFormatError,
     LTXMissingPagesError,
     OptionError,
     ReplicaEmptyError,
     RestoreError,
 )
-from litevfs.files.plan import Chain, around, newest_state, state_at, without
+from litevfs.files.detours import Detours
+from litevfs.files.plan import Chain, newest_state, state_at
 from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
@@ -73,12 +75,12 @@ def restore(
 
     `replica` is a URL, a path or a client (which stays open). `txid` asks for the state after exactly this transaction
     (a number, or up to 16 hex digits), `timestamp` for the newest state at a time (RFC 3339 text, "5 minutes ago", or a
-    datetime, UTC if naive). Every file is verified whole; a damaged one is left out, and logged, if others lead
-    to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is `<path>.tmp`,
-    which is removed on any error and replaced by the next restore after a crash. `integrity_check`
-    runs SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a
-    replicator to the same replica go on from there. With `force` an existing database is replaced at the end, with
-    its WAL and journal, unless it is in use.
+    datetime, UTC if naive). Every file is verified whole; one that is damaged or stays gone is left out, and logged, if
+    others lead to the same TXID. `path` appears with all its content, on the disk, or not at all; until then there is
+    `<path>.tmp`, which is removed on any error and replaced by the next restore after a crash. `integrity_check` runs
+    SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a replicator
+    to the same replica go on from there. With `force` an existing database is replaced at the end, with its WAL and
+    journal, unless it is in use.
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
@@ -135,7 +137,7 @@ def _leaving_mark(target: RestoreTarget, client: ReplicaClient, result: RestoreR
         raise
 
 
-FindState = Callable[[FileStreamer, list[LTXFileInfo]], int | None]
+FindState = Callable[[FileStreamer, Sequence[LTXFileInfo]], int | None]
 """The requested TXID, given a listing; None for the newest."""
 
 
@@ -153,33 +155,32 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
 
 
 class _Restore:
-    """The attempts of one `restore`: again after a file vanished or was damaged, then without the damaged file."""
+    """The attempts of one `restore`: again after a file vanished or was damaged, then without that file."""
 
     def __init__(
         self, streamer: FileStreamer, find_state: FindState, target: RestoreTarget, progress: Progress | None
     ) -> None:
         self._streamer, self._find_state, self._target, self._progress = streamer, find_state, target, progress
-        self._damage: list[LTXFormatError] = []  # the errors of the files that are left out
-        self._files: list[LTXFileInfo] = []
+        self._detours = Detours()
+        self._files: Sequence[LTXFileInfo] = ()  # what the last attempt listed
         self._chain: Chain | None = None  # of the last attempt, if it came so far
 
     def run(self) -> RestoreResult:
         while True:
             try:
                 return retry(self._attempt, Backoff(), may_pass=LookAgain())
-            except LTXFormatError as error:
-                if self._chain is None or around(self._files, error, self._chain.txid) is None:
+            except LitevfsError as error:
+                if self._chain is None:
                     raise
-                logger.warning("going around a damaged file: %s", error)
-                self._damage.append(error)
+                self._detours.leave_out(error, self._files, self._chain.txid)
+                logger.warning("going around a file that is of no use: %s", error)
 
     def _attempt(self) -> RestoreResult:
         self._chain = None
         self._files = self._streamer.list_levels(LEVELS)
-        for error in self._damage:
-            self._files = without(self._files, error) or self._files
-        wanted = self._find_state(self._streamer, self._files) if self._files else None
-        self._chain = newest_state(self._files, wanted)
+        usable = self._detours.usable(self._files)
+        wanted = self._find_state(self._streamer, usable) if usable else None
+        self._chain = newest_state(usable, wanted)
         # A damaged file may have put pages anywhere, so an earlier attempt is not kept.
         return apply_files(self._streamer, self._chain.files, self._target, self._progress)
 

@@ -23,11 +23,11 @@ from litevfs.errors import (
     TXIDGapError,
     TXIDNotFoundError,
 )
+from litevfs.files.detours import MAX_DETOURS, Detours, is_unusable
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
-from litevfs.files.plan import Chain, around, extend, gap_error, newest_state, reachable_txids, state_at, without
+from litevfs.files.plan import Chain, extend, gap_error, newest_state, state_at
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
-from litevfs.ltx.names import format_txid
 from litevfs.states.lineage import Judge, Lineage, Look, Times
 from litevfs.states.next_files import NextFiles
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
@@ -41,8 +41,6 @@ FETCHED_AT_ONCE = 64
 """Files whose bytes are in memory at the same time: small files are read whole."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
-MAX_DETOURS = 8
-"""How many unusable files one refresh goes around."""
 _FIRST_VIEW_EPOCH = 1 << 32
 """A fixed view is a history of its own: nothing proves that it is the one of the live states."""
 _FIRST_VIEW_COUNTER = 1 << 31
@@ -123,7 +121,7 @@ class Follower:
                         self._names.keep_only([*self._seen, *snapshot.files.values()])
                     return anchor is not None
                 # The newest file may be on its way still. Of a file that others follow, no more bytes will come.
-                if not _is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
+                if not is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
                     raise failure
         began = self._survey.now()
         self._survey.not_done()
@@ -208,7 +206,7 @@ class Follower:
                 break
             file = _next_of(chain, snapshot)
             in_the_way.append((file, failure))
-            if not _is_unusable(failure):
+            if not is_unusable(failure):
                 break
             logger.info("going around a file that is of no use: %s", failure)
             files = [other for other in files if other != file]
@@ -243,21 +241,15 @@ class Follower:
         """The newest state, or the one at TXID `target`, made from nothing: without unusable files where
         others lead to the same TXID. See `newest_state` and `_apply`.
         """
+        detours = Detours(MAX_DETOURS)
         chain = newest_state(files, target)
-        for _ in range(MAX_DETOURS):
+        while True:
             try:
                 return self._apply(start, chain.files, known)
             except LitevfsError as error:
-                others = without(files, error)
-                if others is None or not _is_unusable(error):
-                    raise
-                if around(files, error, chain.txid) is None:
-                    earlier = max((txid for txid in reachable_txids(others) if txid < chain.txid), default=None)
-                    _name_earlier_state(error, earlier)
-                    raise
+                detours.leave_out(error, files, chain.txid)
                 logger.info("going around a file that is of no use: %s", error)
-            files, chain = others, newest_state(others, chain.txid)
-        return self._apply(start, chain.files, known)
+            chain = newest_state(detours.usable(files), chain.txid)
 
     def _apply(
         self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
@@ -375,15 +367,3 @@ class Follower:
 def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
     """The first file of the chain that the state does not contain."""
     return next(file for file in chain.files if file.max_txid > snapshot.txid)
-
-
-def _is_unusable(error: LitevfsError) -> bool:
-    """Whether the error says that a file is damaged or gone, not that the storage fails."""
-    return isinstance(error, LTXFormatError | StorageNotFoundError)
-
-
-def _name_earlier_state(error: LitevfsError, txid: int | None) -> None:
-    """Add to the error the earlier state that can be opened."""
-    if txid is not None:
-        advice = f"the state before can be opened with txid={format_txid(txid)}"
-        error.hint = f"{error.hint}; {advice}" if error.hint else advice

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.errors import LTXChecksumError, ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
-from litevfs.files.plan import around, extend, newest_state, without
+from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
+from litevfs.files.plan import extend, newest_state
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LTXFileInfo
 
@@ -225,29 +225,3 @@ def test_txids_at_the_end_of_their_range_stay_in_order():
     assert len(chain.files) == 4
     assert extend(MAX_TXID, files).files == ()
     assert newest_state(files, 2**63).txid == 2**63
-
-
-# --- around a file that is of no use ----------------------------------------------------------------------------------
-
-
-def about(f: LTXFileInfo) -> LTXChecksumError:
-    return LTXChecksumError("damaged", level=f.level, min_txid=f.min_txid, max_txid=f.max_txid)
-
-
-def test_the_way_around_a_file_is_the_plan_without_it():
-    files = [file(0, 1, 1), file(0, 2, 2), file(1, 1, 2), file(0, 3, 3)]
-    assert without(files, about(files[1])) == around(files, about(files[1]), 3) == [files[0], files[2], files[3]]
-    assert newest_state(around(files, about(files[1]), 3) or []).txid == 3
-
-
-def test_there_is_no_way_around_a_file_that_others_do_not_make_up_for():
-    files = [file(0, 1, 1), file(0, 2, 2), file(1, 1, 2), file(0, 3, 3)]
-    assert around(files, about(files[3]), 3) is None
-    assert around(files, about(files[3]), 2) == files[:3]
-
-
-def test_an_error_about_no_listed_file_leads_nowhere():
-    files = [file(0, 1, 1), file(1, 1, 2)]
-    for error in (about(file(0, 2, 2)), about(file(2, 1, 2)), LTXChecksumError("about no file")):
-        assert without(files, error) is None
-        assert around(files, error, 2) is None

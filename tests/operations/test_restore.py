@@ -317,7 +317,7 @@ def test_damaged_files_are_gone_around_where_others_lead_to_the_same_state(
     result = restore(client, tmp_path / "o.db", **wanted[how])
     assert result.txid == (7 if how == "newest" else 6)
     assert (tmp_path / "o.db").read_bytes() == history.images[result.txid]
-    warnings = [message for message in caplog.messages if message.startswith("going around a damaged file: ")]
+    warnings = [message for message in caplog.messages if message.startswith("going around a file that is of no use: ")]
     assert all(f"(level {level}, " in message for level, message in zip(damaged, warnings, strict=True))
 
     client.delete([file for file in client.list_files(0) if file.max_txid < 6])
