@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from _chart import bars
 from _harness import (
     PEER,
     ROWS,
@@ -65,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     megabytes = data.database.stat().st_size / 1e6
     title = f"Local reads, {megabytes:.0f} MB database, {rounds} rounds; a point query is one read transaction"
     report(title, results(samples, small=arguments.small), arguments)
+    against = {case: against_native(case, samples) for case in (*SCANS, HOT, RANDOM)}
+    bars(arguments, "local", title, against, "times SQLite's own time on the file", log=True)
+
+
+def against_native(case: str, samples: Samples) -> dict[str, float | None]:
+    """How many times that of native, in its faster journal mode, each one's median is."""
+    native = min(filter(None, (samples.median(case, name) for name in ("native", NATIVE_WAL))))
+    medians = {name: samples.median(case, name) for name in ("litevfs", PEER)}
+    return {name: value and value / native for name, value in medians.items()}
 
 
 def start_all(data: Dataset, stack: ExitStack) -> list[Competitor]:
