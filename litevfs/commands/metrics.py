@@ -7,7 +7,6 @@ while commits reach the replica in time, else 503 with the reason. Needs the ext
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import OptionError
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.status import ReplicatorStatus
+from litevfs.replicate.status import ReplicatorStatus, why_unhealthy
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -26,9 +25,6 @@ try:
     from prometheus_client.registry import Collector
 except ImportError as _error:
     raise OptionError("--metrics-addr needs prometheus_client", hint="pip install 'litevfs[metrics]'") from _error
-
-_LATE_S = 60.0
-"""A replicator is not healthy when no sync has succeeded for so long, and for three sync intervals."""
 
 
 def parse_address(text: object) -> tuple[str, int]:
@@ -107,17 +103,6 @@ def _seconds(status: ReplicatorStatus) -> float:
     return 0.0 if status.last_sync_ms is None else status.last_sync_ms / 1000
 
 
-def _why_unhealthy(status: ReplicatorStatus, sync_interval_s: float) -> str | None:
-    if status.last_error is not None:
-        return status.last_error
-    late_s = time.time() - _seconds(status)
-    if late_s > max(_LATE_S, 3 * sync_interval_s):
-        return (
-            f"nothing has reached the replica for {late_s:.0f} s" if status.last_sync_ms else "nothing was synced yet"
-        )
-    return None
-
-
 def _handler(
     registry: CollectorRegistry, replicator: Replicator, sync_interval_s: float
 ) -> Callable[..., BaseHTTPRequestHandler]:
@@ -128,7 +113,7 @@ def _handler(
             if self.path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif self.path == "/healthz":
-                why = _why_unhealthy(replicator.status, sync_interval_s)
+                why = why_unhealthy(replicator.status, sync_interval_s)
                 self._answer(200 if why is None else 503, "text/plain; charset=utf-8", f"{why or 'ok'}\n".encode())
             else:
                 self._answer(404, "text/plain", b"/metrics or /healthz\n")

@@ -38,9 +38,29 @@ _METAVARS: dict[Callable[[object], object], str] = {
 }
 
 
-def add_url(parser: argparse.ArgumentParser, name: str = "url") -> None:
+def add_url(parser: argparse.ArgumentParser, name: str = "url") -> argparse.Action:
     """The replica as a positional argument."""
-    parser.add_argument(name, metavar=name.upper(), help="the replica: file:///path, s3://bucket/path, or a folder")
+    text = "the replica: file:///path, s3://bucket/path, or a folder"
+    return parser.add_argument(name, metavar=name.upper(), help=text)
+
+
+class TakesPlaceOf(argparse.Action):
+    """A flag with values; where it is given, the `positionals` may be left out (they are None then).
+
+    Unlike positional arguments with `nargs="?"`, these may stand anywhere between flags.
+    """
+
+    def __init__(self, *args: Any, positionals: Collection[argparse.Action], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._positionals = positionals
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Note the values."""
+        setattr(namespace, self.dest, values)
+        for action in self._positionals:
+            action.required = False
 
 
 def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +19,9 @@ from typing import Any
 import litevfs
 from litevfs.commands.child import Child
 from litevfs.commands.maintenance import add_flags, config_of
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, checked, collect_options
+from litevfs.commands.options import STORAGE_OPTIONS, TakesPlaceOf, add_options, add_url, checked, collect_options
+from litevfs.commands.primary_status import describe, print_status
+from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
 from litevfs.errors import (
     LitevfsError,
@@ -63,8 +66,17 @@ class _Terminated(KeyboardInterrupt):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    parser.add_argument("database", type=Path, metavar="DATABASE", help="the SQLite database")
-    add_url(parser)
+    database = parser.add_argument("database", type=Path, metavar="DATABASE", help="the SQLite database")
+    url = add_url(parser)
+    parser.add_argument(
+        "--status",
+        nargs="+",
+        metavar="DATABASE",
+        action=TakesPlaceOf,
+        positionals=(database, url),
+        help="ask the replicators that run for these databases how they are, and end; exit code 1 if one does not run",
+    )
+    parser.add_argument("--json", action="store_true", help="with --status: a list of objects")
     parser.add_argument("--once", action="store_true", help="replicate what is there, print the TXID, and end")
     _add_container_flags(parser)
     _add_primary_flags(parser)
@@ -153,6 +165,8 @@ def _add_primary_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
+    if args.status is not None:
+        return print_status(args.status, as_json=args.json)
     if args.once and args.exec is not None:
         raise OptionError("--once and --exec are given", hint="--once ends by itself")
     options: dict[str, Any] = {
@@ -194,7 +208,7 @@ def _replicate_once(args: argparse.Namespace, client: ReplicaClient, options: di
 def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
     with Replicator(args.database, client, **options) as replicator:
         try:
-            with _metrics(args, replicator):
+            with _shown(args, replicator):
                 _start(replicator, args)
                 replicator.wait()
         except ReplicatorRefusedError:
@@ -215,7 +229,7 @@ def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: 
         replicator = _open_when_ready(args.database, client, options, child)
         if replicator is None:
             return child.exit_code
-        with replicator, _metrics(args, replicator):
+        with replicator, _shown(args, replicator):
             _start(replicator, args)
             while not child.has_ended:
                 replicator.wait(_APPEARS_PAUSE_S)
@@ -245,6 +259,15 @@ def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any],
         elif has_ended:
             return None
         threading.Event().wait(_APPEARS_PAUSE_S)
+
+
+@contextmanager
+def _shown(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
+    """Tell the status by the socket beside the database, and over HTTP if that is wanted."""
+    interval_s, started_ms = parse_duration_s(args.sync_interval), unix_time_ms()
+    with StatusServer() as server, _metrics(args, replicator):
+        server.add(replicator.path, partial(describe, replicator, interval_s, started_ms))
+        yield
 
 
 @contextmanager

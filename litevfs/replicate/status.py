@@ -9,6 +9,9 @@ from pathlib import Path
 
 logger = logging.getLogger("litevfs.replicate")
 
+_LATE_S = 60.0
+"""A replicator is not healthy when no sync has succeeded for so long, and for three sync intervals."""
+
 _LARGE_CLOCK_STEP_MS = 60_000
 """A warning says that the clock is wrong when it is so far behind the newest file's time."""
 
@@ -29,6 +32,18 @@ class ReplicatorStatus:
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
     wal_frames: int  # in the WAL at the last sync
     has_lease: bool = False  # as far as is known here; False too where there is no lease
+
+
+def why_unhealthy(status: ReplicatorStatus, sync_interval_s: float) -> str | None:
+    """Why commits do not reach the replica in time; None while they do."""
+    if status.last_error is not None:
+        return status.last_error
+    late_s = (unix_time_ms() - (status.last_sync_ms or 0)) / 1000
+    if late_s > max(_LATE_S, 3 * sync_interval_s):
+        return (
+            f"nothing has reached the replica for {late_s:.0f} s" if status.last_sync_ms else "nothing was synced yet"
+        )
+    return None
 
 
 def unix_time_ms() -> int:

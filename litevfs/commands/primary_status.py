@@ -1,0 +1,90 @@
+"""The status of a primary: the values that a replicator sends, and what `litevfs replicate --status` prints of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import litevfs
+from litevfs.commands.status_socket import ask
+from litevfs.commands.text import count, format_age, format_fields
+from litevfs.errors import ReplicatorError
+from litevfs.ltx.names import format_txid
+from litevfs.replicate.replicator import Replicator
+from litevfs.replicate.status import unix_time_ms, why_unhealthy
+from litevfs.units import format_bytes, format_timestamp, parse_timestamp_ms
+
+
+def describe(replicator: Replicator, sync_interval_s: float, started_ms: int) -> dict[str, object]:
+    """Status and health of a replicator: TXIDs as 16 hex digits, times as RFC 3339, sizes in bytes."""
+    status = replicator.status
+    why = why_unhealthy(status, sync_interval_s)
+    fields = asdict(status) | {"txid": format_txid(status.txid), "uploaded_txid": format_txid(status.uploaded_txid)}
+    last_sync_ms = fields.pop("last_sync_ms")
+    return {
+        "database": str(replicator.path),
+        "replica": replicator.client.url,
+        "pid": os.getpid(),
+        "version": litevfs.__version__,
+        "started": format_timestamp(started_ms),
+        "healthy": why is None,
+        "reason": why,
+        "last_sync": None if last_sync_ms is None else format_timestamp(last_sync_ms),
+        "lag_s": None if last_sync_ms is None else max(0, unix_time_ms() - last_sync_ms) / 1000,
+        **fields,
+    }
+
+
+def print_status(databases: Sequence[str], *, as_json: bool) -> int:
+    """Ask for each database and print what is told; returns 0 if every replicator told its status, else 1."""
+    told: list[dict[str, object]] = []
+    errors: list[ReplicatorError] = []
+    for database in databases:
+        try:
+            told.append(ask(database))
+        except ReplicatorError as error:
+            errors.append(error)
+            if as_json:
+                told.append({"database": error.key, "error": error.message})
+    if as_json:
+        print(json.dumps(told, indent=1))
+    elif told:
+        print("\n\n".join(_render(status) for status in told))
+    for refusal in errors:
+        print(f"litevfs: error: {refusal}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _render(status: dict[str, object]) -> str:
+    now_s = time.time()
+    waiting = int(str(status["pending_files"]))
+    fields = [
+        ("database", status["database"]),
+        ("replica", status["replica"]),
+        ("state", "healthy" if status["healthy"] else f"failing: {status['reason']}"),
+        ("TXID", f"{status['uploaded_txid']} on the replica, {status['txid']} made"),
+        ("waiting", f"{count(waiting, 'file')} to be uploaded" if waiting else "nothing"),
+        ("last sync", _age(status["last_sync"], now_s) or "none yet"),
+        ("lease", "held" if status["has_lease"] else "not held"),
+        (
+            "uploaded",
+            f"{count(int(str(status['files_uploaded'])), 'file')}, {format_bytes(int(str(status['bytes_uploaded'])))}",
+        ),
+        ("process", f"{status['pid']}, litevfs {status['version']}, started {_age(status['started'], now_s)}"),
+    ]
+    if status["last_snapshot_reason"]:
+        fields.append(("snapshot", status["last_snapshot_reason"]))
+    if status["last_maintenance_error"]:
+        fields.append(("upkeep", f"failing: {status['last_maintenance_error']}"))
+    return format_fields(fields)
+
+
+def _age(time_text: object, now_s: float) -> str | None:
+    if time_text is None:
+        return None
+    age_s = max(0.0, now_s - parse_timestamp_ms(time_text) / 1000)
+    return f"{time_text} ({format_age(age_s)})"
