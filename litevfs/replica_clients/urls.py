@@ -52,6 +52,7 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
     """
     scheme = _scheme(url)
     if not scheme:
+        _refuse_half_a_scheme(url)
         return FileReplicaClient(_path(url))
     factory = _factories.get(scheme.lower()) or _installed_factory(scheme.lower())
     if factory is None:
@@ -174,6 +175,14 @@ def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
     return HTTPReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
+def _refuse_half_a_scheme(path: str) -> None:
+    """Raise ReplicaURLError for `s3:/bucket/app`: a slip, and hardly a folder named `s3:`."""
+    scheme, colon, _ = path.partition(":")
+    if colon and scheme.lower() in _factories:
+        message = f"{scheme}: without two slashes after it"
+        raise ReplicaURLError(message, hint=f"write {scheme}://..., or ./{scheme}:... for a folder of that name")
 
 
 def _path(path: str) -> str:

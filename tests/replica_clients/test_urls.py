@@ -111,6 +111,8 @@ def test_memory_urls_share_a_store_by_name():
         ("https://host/db#x", r"no fragment.*%23"),
         ("gs://", "names no place"),
         ("gs://bucket/db?project=x", "unknown parameter 'project'"),
+        ("s3:/bucket/db", r"s3: without two slashes.*s3://"),
+        ("GS:bucket/db", r"without two slashes.*\./GS:"),
         ("s3://", r"not a bucket name.*s3://bucket/path"),
         ("s3:///db", "not a bucket name"),
         ("s3://b!/db", "not a bucket name"),
