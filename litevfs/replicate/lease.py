@@ -17,6 +17,7 @@ primary has claimed it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import socket
@@ -24,10 +25,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from litevfs.errors import (
     ConditionsUnsupportedError,
-    LitevfsError,
     OptionError,
     ReplicaConflictError,
     StorageError,
@@ -36,6 +37,8 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.base import SideObject, SideObjects
 from litevfs.units import format_timestamp, parse_timestamp_ms
+
+logger = logging.getLogger("litevfs.replicate")
 
 LEASE_NAME = "lock.json"
 PROBE_NAME = "lock-probe.json"
@@ -277,15 +280,13 @@ def _refuses(put: Callable[[], object], attempts: int) -> bool:
     return False
 
 
-def keep(lease: Lease, closed: threading.Event, tell: Callable[[LitevfsError], None]) -> None:
-    """Renew the lease, once it is held, until `closed`; `tell` gets the errors. Runs in its own thread."""
-    pause_s = lease.ttl_s / 10
-    while not closed.wait(pause_s):
-        pause_s = lease.ttl_s / 10
-        if not lease.is_held:
-            continue
+def keep(lease: Lease, closed: threading.Event, path: Path) -> float:
+    """Renew the lease if it is held and that is due; log an error. Returns the seconds until the next call."""
+    if lease.is_held:
         try:
             lease.hold()
-            pause_s = max(lease.renew_in_s, 0.01)
+            return max(lease.renew_in_s, 0.01)
         except (StorageError, ReplicaConflictError) as error:
-            tell(error)
+            if not closed.is_set():
+                logger.warning("%s: the lease was not renewed: %s", path, error)
+    return lease.ttl_s / 10

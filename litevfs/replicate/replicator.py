@@ -18,7 +18,7 @@ from functools import partial
 from types import TracebackType
 
 from litevfs.concurrency.retry import Backoff
-from litevfs.concurrency.workers import start_thread
+from litevfs.concurrency.turns import OwnThreads, Task, Threads, Turn
 from litevfs.errors import (
     LitevfsError,
     OptionError,
@@ -113,10 +113,13 @@ class Replicator:
         self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
         self._is_new_history_allowed = new_history
-        self._closed, self._has_captured, self._has_failed = threading.Event(), threading.Event(), threading.Event()
+        self._closed, self._has_failed = threading.Event(), threading.Event()
         self._refusal: ReplicatorRefusedError | None = None  # why the threads have ended
-        self._threads: dict[str, threading.Thread] = {}  # by name
-        self._maintenance = maintenance
+        self._tasks: dict[str, Task] = {}  # by name
+        self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `_begun` at the last capture
+        self._upload_backoff = Backoff()
+        self.shortest_pause_s = 0.0  # between two turns of the capture: many databases in a process share its time
+        self._is_maintained = maintenance is not None
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
         self._is_replica_known = False
         self._looked_at = 0.0  # the last listing of the replica; monotonic
@@ -137,7 +140,7 @@ class Replicator:
             undo.callback(self._folder.close)
             self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
             self._guard = open_guard(self.client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms)
-            self._upkeep = Upkeep(self.client, self.request_snapshot)
+            self._upkeep = Upkeep(self.client, maintenance, self.request_snapshot, self._may_maintain, sync_interval_s)
             self._uploads = Uploads(self.client, self._folder, self._guard)
             undo.pop_all()
 
@@ -169,22 +172,22 @@ class Replicator:
             has_lease=self._guard.lease is not None and self._guard.lease.is_held,
         )
 
-    def start(self) -> None:
-        """Sync from threads from now on, the first time at once.
+    def start(self, threads: Threads | None = None) -> None:
+        """Sync from threads from now on, the first time at once: threads of its own, or such that others use too.
 
         Failures are logged (see `status`) and tried again, long before the next sync if the interval is long. Raises
         TransientStorageError if a thread cannot start; another call starts the missing ones.
         """
         self._check_open()
-        loops = {"litevfs-replicate": self._run_captures, "litevfs-upload": self._run_uploads}
+        threads = threads or OwnThreads()
+        turns: dict[str, Turn] = {"litevfs-upload": self._upload_turn, "litevfs-replicate": self._capture_turn}
         if self._guard.lease is not None:
-            loops["litevfs-lease"] = partial(keep, self._guard.lease, self._closed, self._tell_lease)
-        if self._maintenance is not None:
-            upkeep, pause_s = partial(self._upkeep.run, self._maintenance, self._closed), self._sync_interval_s
-            loops["litevfs-maintain"] = partial(upkeep, self._may_maintain, pause_s)
-        for name, loop in loops.items():
-            if name not in self._threads:
-                self._threads[name] = start_thread(loop, name)
+            turns["litevfs-lease"] = partial(keep, self._guard.lease, self._closed, self.path)
+        if self._is_maintained:
+            turns["litevfs-maintain"] = self._upkeep.turn
+        for name, turn in turns.items():
+            if name not in self._tasks:
+                self._tasks[name] = threads.start(turn, name, self.client.url)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads."""
@@ -229,14 +232,14 @@ class Replicator:
         here either way. A call that hangs in a client that was passed in is left to that client. The lease is given
         back, unless an upload is under way: it expires then.
         """
-        for event in (self._closed, self._has_captured, self._has_failed):
-            event.set()
+        self._closed.set()
+        self._has_failed.set()
+        self._stop()
         deadline = time.monotonic() + timeout_s
         self._guard.release(self._upload_lock, timeout_s / 3)
         self._close_client()
-        for thread in self._threads.values():
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        for task in self._tasks.values():
+            task.join(max(0.0, deadline - time.monotonic()))
         with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S, to_close=True):
             self._capture.close()
             self._folder.close()
@@ -307,53 +310,51 @@ class Replicator:
         with self._holding(self._upload_lock, deadline):
             self._uploads.check()
 
-    # --- the lease ----------------------------------------------------------------------------------------------------
-
-    def _tell_lease(self, error: LitevfsError) -> None:
-        if not self._closed.is_set():
-            logger.warning("%s: the lease was not renewed: %s", self.path, error)
-
     # --- the threads --------------------------------------------------------------------------------------------------
 
-    def _run_captures(self) -> None:
-        next_sync, begun = time.monotonic(), 0
-        while not self._closed.wait(self._pause(next_sync)):
-            now = time.monotonic()
-            if now < next_sync and begun == self._begun:
-                self._attempt(self._settle)
-                continue
-            begun = self._begun
-            error = self._attempt(self._capture_if_known)
-            next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
-            self._capture_error = None if error is None else str(error)
-            self._has_captured.set()
+    def _capture_turn(self) -> float:
+        """Capture if a sync is due, else make way for checkpoints; returns the seconds until the next turn."""
+        now = time.monotonic()
+        if now < self._next_sync and self._captured_begun == self._begun:
+            self._attempt(self._settle)
+            return self._pause(self._next_sync)
+        self._captured_begun = self._begun
+        error = self._attempt(self._capture_if_known)
+        self._next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
+        self._capture_error = None if error is None else str(error)
+        if (uploads := self._tasks.get("litevfs-upload")) is not None:
+            uploads.wake()  # also after a capture that failed
+        return self._pause(self._next_sync)
 
-    def _run_uploads(self) -> None:
-        backoff = Backoff()
-        while not self._closed.is_set():
-            self._has_captured.clear()  # first: a capture from now on is for the next round
-            error = self._attempt(self._look_at_replica)
-            if error is None:
-                error = self._attempt(self._upload_pending)
-            if error is not None:
-                self._upload_error = str(error)
-                if isinstance(error, ReplicatorRefusedError):
-                    self._refusal = error
-                    self._has_failed.set()
-                    return
-                self._closed.wait(backoff.after(error))
-                continue
+    def _upload_turn(self) -> float | None:
+        """Upload what waits; returns the seconds until the next turn, None if that is due after the next capture."""
+        error = self._attempt(self._look_at_replica)
+        if error is None:
+            error = self._attempt(self._upload_pending)
+        if error is None:
             self._upload_error = None
-            backoff.reset()
-            if self._uploads.lost is None:  # otherwise the next listing of the replica begins a new history
-                self._has_captured.wait()  # set after every capture, also one that fails, and by `close`
+            self._upload_backoff.reset()
+            # Uploads that were lost: the next listing of the replica begins a new history.
+            return None if self._uploads.lost is None else 0.0
+        self._upload_error = str(error)
+        if isinstance(error, ReplicatorRefusedError):
+            self._refusal = error
+            self._has_failed.set()
+            self._stop()
+            return None
+        return self._upload_backoff.after(error)
+
+    def _stop(self) -> None:
+        for task in self._tasks.values():
+            task.stop()
 
     def _may_maintain(self) -> bool:
         return self._uploads.txid > 0 and (self._guard.lease is None or self._guard.lease.is_held)
 
     def _pause(self, next_sync: float) -> float:
         remaining = max(0.0, next_sync - time.monotonic())
-        return min(remaining, MOVE_UP_INTERVAL_S if self._capture.is_in_the_way else _SETTLE_INTERVAL_S)
+        pause_s = MOVE_UP_INTERVAL_S if self._capture.is_in_the_way else _SETTLE_INTERVAL_S
+        return min(remaining, max(pause_s, self.shortest_pause_s))
 
     def _settle(self, deadline: float) -> None:
         with self._holding(self._capture_lock, deadline):

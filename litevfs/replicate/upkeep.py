@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from litevfs.errors import LTXFormatError, StorageClosedError, TXIDGapError
@@ -11,32 +10,40 @@ from litevfs.replica_clients.base import ReplicaClient
 
 
 class Upkeep:
-    """Maintenance, for one thread; asks `request_snapshot` for a snapshot when it finds files lost or damaged."""
+    """Maintenance, for one thread at a time; asks for a snapshot when it finds files lost or damaged."""
 
-    def __init__(self, client: ReplicaClient, request_snapshot: Callable[[str], None]) -> None:
-        self._client, self._request_snapshot = client, request_snapshot
+    def __init__(
+        self,
+        client: ReplicaClient,
+        config: MaintenanceConfig | None,
+        request_snapshot: Callable[[str], None],
+        may_begin: Callable[[], bool],
+        pause_s: float,
+    ) -> None:
+        self._client, self._config, self._request_snapshot = client, config, request_snapshot
+        self._may_begin, self._pause_s = may_begin, pause_s
+        self._maintenance: Maintenance | None = None
         self._mended: set[tuple[int | None, int | None, int | None]] = set()  # places that a snapshot was taken for
         self.error: str | None = None
         """Error of a task that will be tried again, None when there is none."""
 
-    def run(
-        self, config: MaintenanceConfig, closed: threading.Event, may_begin: Callable[[], bool], pause_s: float
-    ) -> None:
-        """Run the tasks that are due, until `closed`; while they may not begin, check again every `pause_s` seconds."""
-        maintenance = Maintenance(self._client, config)
-        wait_s = 0.0
-        while not closed.wait(wait_s):
-            if not may_begin():
-                wait_s = pause_s
-                continue
-            try:
-                report = maintenance.run_due()  # logs failures, and tries them again
-            except StorageClosedError:
-                return
-            self.error = maintenance.last_error
-            for error in report.errors:
-                self.mend(error)
-            wait_s = maintenance.next_due_in_s()
+    def turn(self) -> float | None:
+        """Run the tasks that are due; returns the seconds until the next one is, None when the client is closed.
+
+        While they may not begin, it is to be asked again every `pause_s` seconds.
+        """
+        if not self._may_begin():
+            return self._pause_s
+        if self._maintenance is None:
+            self._maintenance = Maintenance(self._client, self._config)
+        try:
+            report = self._maintenance.run_due()  # logs failures, and tries them again
+        except StorageClosedError:
+            return None
+        self.error = self._maintenance.last_error
+        for error in report.errors:
+            self.mend(error)
+        return self._maintenance.next_due_in_s()
 
     def mend(self, error: Exception) -> None:
         """Ask for a snapshot when files are lost or damaged; once for each place, in case it does not help."""

@@ -76,7 +76,7 @@ def test_closing_waits_for_its_threads_and_wakes_those_that_wait(app, replicate)
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.pending_files == 0)
     replicator.close(timeout_s=60)
-    assert not any(thread.is_alive() for thread in replicator._threads.values())
+    assert all(task.join(0) for task in replicator._tasks.values())
 
 
 def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monkeypatch):
@@ -93,11 +93,11 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
         patch.setattr(
             "litevfs.replicate.replicator.time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
         )
-        for thread in replicator._threads.values():
-            patch.setattr(thread, "join", hang)
+        for task in replicator._tasks.values():
+            patch.setattr(task, "join", hang)
         replicator.close(timeout_s=1.0)
         assert joins == [1.0, 0.0, 0.0]
-        wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads.values()))
+    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
 
 
 def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
@@ -111,7 +111,7 @@ def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
     assert closing.is_alive()
     hanging.faults.clear()
     closing.join(60)
-    assert not any(thread.is_alive() for thread in replicator._threads.values())
+    assert all(task.join(0) for task in replicator._tasks.values())
 
 
 def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, monkeypatch, caplog):
@@ -126,7 +126,7 @@ def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, m
     monkeypatch.setattr(failing, "write", write_and_close)
     replicator.start()
     assert closed.wait(60)
-    wait_until(lambda: not any(thread.is_alive() for thread in replicator._threads.values()))
+    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
     assert "unexpected" not in caplog.text
 
 
@@ -176,7 +176,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
         replicator.sync(timeout_s=0)
     assert replicator.status.pending_files == 1
     may_answer.set()
-    wait_until(lambda: not any(thread.is_alive() for thread in late._threads.values()))
+    wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
     assert "closed" not in caplog.text  # which is no news
     assert replicator.status.pending_files == 1
     failing.fail_from = None
@@ -195,7 +195,7 @@ def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replica
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     hanging.faults.clear()
-    wait_until(lambda: not any(thread.is_alive() for thread in late._threads.values()))
+    wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
     assert replicator.status.pending_files == 1
     failing.fail_from = None
     assert replicator.sync() == 1

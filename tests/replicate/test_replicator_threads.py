@@ -193,7 +193,7 @@ def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replica
         replicator._look_at_replica(deadline)
 
     monkeypatch.setattr(replicator, "_capture_if_known", capture_and_begin)
-    monkeypatch.setattr(replicator, "_run_uploads", lambda: None)
+    monkeypatch.setattr(replicator, "_upload_turn", lambda: None)
     replicator.start()
     wait_until(lambda: replicator.status.txid == 1)
 
