@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     )
     from litevfs.integrations.arrow import arrow
     from litevfs.integrations.partitions import Partition, partitions
+    from litevfs.live.metrics import metrics, register_metrics
     from litevfs.live.subscription import Subscription
     from litevfs.operations.copy import copy, copy_replica
     from litevfs.operations.diff import Change, Diff, SchemaChange
@@ -131,9 +132,11 @@ __all__ = [
     "diff",
     "follow",
     "last_error",
+    "metrics",
     "open_replica_client",
     "partitions",
     "register",
+    "register_metrics",
     "register_stdlib",
     "restore",
     "subscribe",
@@ -147,6 +150,7 @@ _HOMES = {
     ),
     "litevfs.integrations.arrow": "arrow",
     "litevfs.integrations.partitions": "Partition partitions",
+    "litevfs.live.metrics": "metrics register_metrics",
     "litevfs.live.subscription": "Subscription",
     "litevfs.operations.copy": "copy copy_replica",
     "litevfs.operations.diff": "Change Diff SchemaChange",

@@ -30,6 +30,7 @@ class Health:
     """The health of one replica. Notes one refresh at a time; any thread may ask. Times are those of `now_s`."""
 
     def __init__(self, url: str) -> None:
+        self.refreshes = 0  # that began
         self.errors = 0  # refreshes that failed
         self.last_error: Exception | None = None  # of the last refresh, if it failed
         self._url = url
@@ -41,6 +42,7 @@ class Health:
 
     def begin(self) -> None:
         """A refresh begins."""
+        self.refreshes += 1
         self._began = now_s()
 
     def succeed(self, *, is_proof: bool) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from litevfs.live.counts import ClosedCounts, Counts, counts_of
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.replica_clients.urls import absolute_url, canonical_url
@@ -58,12 +59,22 @@ class Shared:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class OpenReplica:
+    """A replica that connections hold open."""
+
+    replica: Replica
+    connections: int
+    polls: bool
+
+
 class ReplicaRegistry:
     """Hands out shared replicas. Safe to use from many threads, from finalizers, and after a fork."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer may need it while this thread holds it
         self._shared: dict[_Key, Shared] = {}
+        self._closed = ClosedCounts()
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
     def acquire(self, options: Options) -> Lease:
@@ -108,6 +119,8 @@ class ReplicaRegistry:
             is_last = not shared.leases
             if is_last and self._shared.get(shared.key) is shared:
                 del self._shared[shared.key]
+            if is_last and shared.replica is not None:
+                self._closed.add(shared.replica)
         if shared.replica is None:
             return
         if is_last:
@@ -122,8 +135,20 @@ class ReplicaRegistry:
             if not lease.shared.leases:
                 self._shared.pop(lease.shared.key, None)
 
+    def survey(self) -> tuple[dict[str, list[OpenReplica]], dict[str, Counts]]:
+        """The open replicas by URL, and counts by URL, of those that were closed too."""
+        opened: dict[str, list[OpenReplica]] = {}
+        with self._lock:
+            counts = dict(self._closed.items())
+            for shared in self._shared.values():
+                if (replica := shared.replica) is not None:
+                    one = OpenReplica(replica, len(shared.leases), shared.poll_interval_s() > 0)
+                    opened.setdefault(replica.url, []).append(one)
+                    counts[replica.url] = counts.get(replica.url, Counts()) + counts_of(replica)
+        return opened, counts
+
     def _after_fork_in_child(self) -> None:
-        self._lock = threading.RLock()
+        self._lock, self._closed = threading.RLock(), ClosedCounts()
         for key, shared in list(self._shared.items()):
             if shared.replica is None:  # the thread that was making it runs in the parent only
                 del self._shared[key]

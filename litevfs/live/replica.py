@@ -71,7 +71,7 @@ class Replica:
         self._interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
-        self._health = Health(self.url)
+        self.health = Health(self.url)
         self._hydrate()  # last: if `__init__` fails later, no caller could close the thread
 
     def _open_storage(self, *, forked: bool = False) -> None:
@@ -110,7 +110,7 @@ class Replica:
                 self._persistently(self._first_look, timeout_s, may_begin)
             except LitevfsError as error:
                 raise self._open_error(error, timeout_s) from error
-        elif not self._was_just_refreshed() and self._health.look_s() <= BESIDE_S:
+        elif not self._was_just_refreshed() and self.health.look_s() <= BESIDE_S:
             try:
                 self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
             except StorageClosedError:
@@ -126,7 +126,7 @@ class Replica:
 
     def _was_just_refreshed(self) -> bool:
         """Whether a refresh has just succeeded: connections that open together share one refresh."""
-        age_s = self._health.lag_s()
+        age_s = self.health.lag_s()
         return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
 
     def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
@@ -186,7 +186,7 @@ class Replica:
         if poller is not None:  # otherwise this may be the child of a child, which has noted the interval
             self._interval_after_fork_s = poller.interval_s
         hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
-        self._health.forget_look()
+        self.health.forget_look()
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
         self._hydrate(lazily=True)
@@ -210,7 +210,7 @@ class Replica:
             before = self.snapshot
             if self._closed:
                 raise _closed_error()
-            self._health.begin()
+            self.health.begin()
             try:
                 try:
                     is_proof = self._look(thorough)
@@ -220,9 +220,9 @@ class Replica:
                     logger.info("%s: looking again: %s", self.url, error)
                     is_proof = self._look(thorough)
             except Exception as error:
-                self._health.fail(error, self.state)
+                self.health.fail(error, self.state)
                 raise
-            self._health.succeed(is_proof=is_proof)
+            self.health.succeed(is_proof=is_proof)
             return self.snapshot is not before
 
     def _look(self, thorough: bool) -> bool:
@@ -288,7 +288,7 @@ class Replica:
 
         The published state then contains everything that the storage held so long ago.
         """
-        age_s = self._health.proof_age_s()
+        age_s = self.health.proof_age_s()
         if age_s is not None and age_s <= max_staleness_s:
             return
         not_before = now_s() - max_staleness_s
@@ -366,14 +366,14 @@ class Replica:
 
     def lag_s(self) -> float | None:
         """Seconds since the last successful refresh began; None before the first."""
-        return self._health.lag_s()
+        return self.health.lag_s()
 
     @property
     def state(self) -> State:
         """The replica's state, see `State`."""
         if self._closed:
             return State.CLOSED
-        return State.OPENING if self.snapshot is None else self._health.state(self._poll_interval_s)
+        return State.OPENING if self.snapshot is None else self.health.state(self._poll_interval_s)
 
     @property
     def _poll_interval_s(self) -> float:
@@ -382,7 +382,7 @@ class Replica:
     def status(self) -> ReplicaStatus:
         """All values worth monitoring, as of now; never a credential."""
         return collect_status(
-            self.url, self.state, self.snapshot, self._poll_interval_s, self._health, self.fetcher, self.pages
+            self.url, self.state, self.snapshot, self._poll_interval_s, self.health, self.fetcher, self.pages
         )
 
 

@@ -17,6 +17,7 @@ from litevfs.errors import ReplicaURLError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
+from litevfs.replica_clients.tracing import traced
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
@@ -53,11 +54,11 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
     scheme = _scheme(url)
     if not scheme:
         _refuse_half_a_scheme(url)
-        return FileReplicaClient(_path(url))
+        return traced(FileReplicaClient(_path(url)))
     factory = _factories.get(scheme.lower()) or _installed_factory(scheme.lower())
     if factory is None:
         raise _unknown(scheme)
-    return factory(url, read_timeout_s=read_timeout_s)
+    return traced(factory(url, read_timeout_s=read_timeout_s))
 
 
 def _installed_factory(scheme: str) -> ClientFactory | None:
