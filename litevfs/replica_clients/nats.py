@@ -35,7 +35,7 @@ from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.uploads import open_stream, read_part
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.nats_connection import WRONG_SEQUENCE, NATSConnection, NATSTarget
-from litevfs.replica_clients.nats_messages import Described, Pieces, all_of, fields_of, last_per_subject
+from litevfs.replica_clients.nats_messages import Described, Pieces, fields_of, first_of, last_per_subject
 from litevfs.replica_clients.times import rfc3339
 
 CHUNK_BYTES = 128 << 10
@@ -43,6 +43,8 @@ CHUNK_BYTES = 128 << 10
 _AT_ONCE = 16  # messages under way
 _LIST_TRIES = 3
 _MAX_MAPS = 64  # large objects whose pieces are known
+Acknowledged = tuple["asyncio.Future[Any]", "asyncio.Future[None]"]
+"""A published piece: its acknowledgement, and what is done once its connection has ended."""
 _EXAMPLE = "nats://user@host/bucket"
 
 
@@ -267,12 +269,12 @@ class NATSReplicaClient:
             raise StoragePreconditionError("the object is another", key=name)
         nuid, digest, size, chunks = uuid.uuid4().hex, hashlib.sha256(), 0, 0
         try:
-            acknowledged: list[asyncio.Future[Any]] = []
+            acknowledged: list[Acknowledged] = []
             while piece := read_part(stream, CHUNK_BYTES):
                 digest.update(piece)
                 size, chunks = size + len(piece), chunks + 1
                 self._connection.call(name, partial(self._publish, nuid, piece, acknowledged))
-            self._connection.call(name, lambda js: all_of(acknowledged))
+            self._connection.call(name, lambda js: self._all_of(acknowledged))
             fields = {
                 "name": name,
                 "headers": headers,
@@ -295,10 +297,15 @@ class NATSReplicaClient:
                 self._purge(name, before.nuid)
         return size, nuid, sequence
 
-    async def _publish(self, nuid: str, piece: bytes, acknowledged: list[asyncio.Future[Any]], js: Any) -> None:
-        acknowledged.append(await js.publish_async(self._content(nuid), piece, stream=self._stream))
+    async def _publish(self, nuid: str, piece: bytes, acknowledged: list[Acknowledged], js: Any) -> None:
+        future = await js.publish_async(self._content(nuid), piece, stream=self._stream)
+        acknowledged.append((future, self._connection.lost))
         if len(acknowledged) >= _AT_ONCE:
-            await acknowledged.pop(0)
+            await first_of(*acknowledged.pop(0))
+
+    async def _all_of(self, acknowledged: list[Acknowledged]) -> None:
+        while acknowledged:
+            await first_of(*acknowledged.pop(0))
 
     async def _describe(self, js: Any, name: str, fields: dict[str, Any], expected: int | None) -> int:
         from nats.js.errors import APIError

@@ -25,6 +25,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.nats_messages import first_of
 
 T = TypeVar("T")
 
@@ -70,7 +71,8 @@ class NATSConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._connecting: asyncio.Lock | None = None  # belongs to the loop
-        self._client: Any = None  # used in the loop's thread only
+        self._client: Any = None  # used in the loop's thread only, as is `lost`
+        self.lost: asyncio.Future[None]  # done once the connection of the calls under way has ended
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""
@@ -127,10 +129,17 @@ class NATSConnection:
         assert self._connecting is not None
         async with self._connecting:
             if self._client is None or not self._client.is_connected:
-                self._client = await self._connect()
-        return await run(self._client.jetstream(timeout=self._timeout_s))
+                self.lost = asyncio.get_running_loop().create_future()
+                self._client = await self._connect(self.lost)
+            client, lost = self._client, self.lost
+        call = asyncio.ensure_future(run(client.jetstream(timeout=self._timeout_s)))
+        try:
+            return await first_of(call, lost)
+        finally:
+            call.cancel()
 
-    async def _connect(self) -> Any:
+    async def _connect(self, lost: asyncio.Future[None]) -> Any:
+        """A connected client; `lost` is done once its connection has ended."""
         target = self._target
         options: dict[str, Any] = {}
         if target.credentials_file:
@@ -155,6 +164,7 @@ class NATSConnection:
         except BaseException:
             await self._close_client(client)  # nats-py leaves the socket of a connection that failed open
             raise
+        client._reading_task.add_done_callback(lambda _: lost.set_result(None))  # its callbacks may not be called
         return client
 
     async def _close_client(self, client: Any) -> None:

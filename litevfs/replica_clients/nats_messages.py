@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,16 @@ class Pieces:
     starts: list[int]
 
 
-async def all_of(acknowledged: list[asyncio.Future[Any]]) -> None:
-    """Wait for the published messages. Raises the error of one of them."""
-    while acknowledged:
-        await acknowledged.pop(0)
+async def first_of(call: asyncio.Future[T], lost: asyncio.Future[None]) -> T:
+    """The result of `call`. Raises ConnectionResetError if its connection ends first, by which `lost` is done.
+
+    nats-py lets most calls under way wait for their time limit then, and cancels the others.
+    """
+    ends: set[asyncio.Future[Any]] = {call, lost}
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if not call.done() or call.cancelled():
+        raise ConnectionResetError("it ended during a call")
+    return await call
 
 
 def fields_of(data: bytes | None) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import os
 import posixpath
 import secrets
 import stat
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -26,15 +27,14 @@ from litevfs.errors import (
     StorageNotFoundError,
 )
 from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.uploads import open_stream
 from litevfs.replica_clients.location import parse_location
-from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget, with_extension
+from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget
 
 BLOCK_SIZE = 1 << 16
-_REQUEST_BYTES = 1 << 15  # the largest read that every server answers in one packet
-_REQUESTS_AT_ONCE = 64
+_PIECE_BYTES = 1 << 15  # of an upload
 _EXAMPLE = "sftp://user@host/path"
 
 
@@ -87,45 +87,92 @@ class SFTPReplicaClient:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`. Lists the whole folder: the protocol cannot begin within it."""
-        folder = self._root + self._location.folder(level)
-        with self._connection.channel(folder) as channel:
-            try:
-                entries = channel.sftp.listdir_attr(folder)
-            except FileNotFoundError:
-                return []
+        return [file for file in self._list([level]) if file.min_txid >= min_txid]
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. Lists the folders at the same time."""
+        files = self._list([other for other in LEVELS if other >= level])
+        return [file for file in files if file.level > level or file.min_txid >= min_txid], True
+
+    def _list(self, levels: Sequence[int]) -> list[LTXFileInfo]:
+        folders = [self._root + self._location.folder(level) for level in levels]
+        with self._connection.channel(folders[0]) as channel:
+            entries = channel.requests.list_folders(folders)
         found = []
-        for entry in entries:
-            txids = parse_file_name(entry.filename)
-            if txids is not None and txids[0] >= min_txid and not stat.S_ISDIR(entry.st_mode or 0):
-                found.append(_file_info(level, txids, entry))
-        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+        for level, own in zip(levels, entries, strict=True):
+            for entry in own:
+                txids = parse_file_name(entry.name)
+                if txids is not None and not stat.S_ISDIR(entry.attributes.st_mode or 0):
+                    found.append(_file_info(level, txids, entry.attributes))
+        return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
-        """See `ReplicaClient.read`. Three round trips: open, its attributes, its bytes; closing is not waited for."""
+        """See `ReplicaClient.read`. Two round trips, one if an earlier read has left the file open."""
         self._connection.check_open()
         if size == 0:
             return b""
         deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
         key = self.key(file)
         with about(file, key), self._connection.channel(key, deadline) as channel:
-            handle = channel.sftp.open(key, "rb", bufsize=0)
-            attributes = handle.stat()
-            if file.etag and _etag(attributes) != file.etag:
+            if file.etag and channel.requests.is_open(key):
+                read = self._read(channel, file, offset, size, deadline)
+                if read is not None:
+                    return read
+            channel.requests.open(key)
+            read = self._read(channel, file, offset, size, deadline)
+            if read is None:
                 raise StorageNotFoundError("the file was replaced since it was listed")
+            return read
+
+    def _read(
+        self, channel: Channel, file: LTXFileInfo, offset: int, size: int | None, deadline: float
+    ) -> bytes | None:
+        """The range of an open file; None if that is another file than was listed."""
+        key, at, length = self.key(file), offset, file.size
+        end = sys.maxsize if size is None else offset + size
+        pieces: list[bytes] = []
+        while True:
+            channel.limit(deadline)
+            count = max(0, min(end, length) - at)
+            attributes, piece = channel.requests.read(key, at, count)
+            if file.etag and _etag(attributes) != file.etag:
+                channel.requests.close(key)
+                return None
+            pieces.append(piece)
             length = int(attributes.st_size)
-            size = max(0, length - offset if size is None else min(size, length - offset))
-            pieces = []
-            while size:
+            at += len(piece)
+            if at >= min(end, length):
+                break
+            if count and not piece:
+                raise StorageNotFoundError("the file is shorter than it was when listed")
+        if not file.etag or (offset == 0 and at >= length):  # there is no more of it to read
+            channel.requests.close(key)
+        return b"".join(pieces)
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`. One round trip if there is no such file, two for one that is there."""
+        deadline = time.monotonic() + (self._timeout_s if timeout_s is None else timeout_s)
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self.key(file)
+        with about(file, key), self._connection.channel(key, deadline) as channel:
+            try:
+                channel.requests.open(key)
+            except FileNotFoundError:
+                return None
+            attributes, data = channel.requests.read(key, 0, size)
+            file = _file_info(level, (min_txid, max_txid), attributes)
+            while len(data) < min(size, file.size):
                 channel.limit(deadline)
-                count = min(size, _REQUESTS_AT_ONCE * _REQUEST_BYTES)
-                piece = _read_at(handle, offset, count)
+                _, piece = channel.requests.read(key, len(data), min(size, file.size) - len(data))
                 if not piece:
-                    raise StorageNotFoundError("the file is shorter than it was when listed")
-                pieces.append(piece)
-                offset, size = offset + len(piece), size - len(piece)
-            return b"".join(pieces)
+                    raise StorageNotFoundError("the file became shorter during the read")
+                data += piece
+            channel.requests.close(key)
+            return file, data
 
     def write(
         self,
@@ -156,11 +203,12 @@ class SFTPReplicaClient:
         try:
             with handle:
                 handle.set_pipelined(True)
-                while piece := stream.read(_REQUEST_BYTES):
+                while piece := stream.read(_PIECE_BYTES):
                     channel.limit(time.monotonic() + self._timeout_s)
                     handle.write(piece)
                 handle.set_pipelined(False)
-                with_extension(handle, "fsync@openssh.com")
+                with suppress(OSError):  # the server does not know it
+                    channel.requests.extended("fsync@openssh.com", handle.handle)
             if mtime_s is not None:
                 sftp.utime(temporary, (mtime_s, mtime_s))
             attributes = sftp.stat(temporary)
@@ -168,6 +216,7 @@ class SFTPReplicaClient:
                 _rename_to_new(sftp, temporary, key)
             else:
                 _rename_over(sftp, temporary, key)
+                self._connection.close_files()
         except BaseException:
             with suppress(Exception):  # report the first failure
                 channel.limit(time.monotonic() + self._timeout_s)
@@ -195,6 +244,7 @@ class SFTPReplicaClient:
     def _delete(self, key: str) -> None:
         with self._connection.channel(key) as channel, suppress(FileNotFoundError):
             channel.sftp.remove(key)
+            self._connection.close_files()
 
     # --- objects beside the levels ------------------------------------------------------------------------------------
 
@@ -232,13 +282,6 @@ class SFTPReplicaClient:
     def close(self) -> None:
         """See `ReplicaClient.close`."""
         self._connection.close()
-
-
-def _read_at(handle: Any, offset: int, size: int) -> bytes:
-    if size > _REQUEST_BYTES:
-        return bytes(next(handle.readv([(offset, size)], _REQUESTS_AT_ONCE)))
-    handle.seek(offset)
-    return bytes(handle.read(size))
 
 
 def _rename_to_new(sftp: Any, temporary: str, key: str) -> None:

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.sftp_requests import Requests
 
 _MAX_CHANNELS = 8  # OpenSSH grants a connection 10 sessions (MaxSessions)
 _CONNECT_TIMEOUT_S = 10.0
@@ -53,8 +54,10 @@ class SSHTarget:
 class Channel:
     """An SFTP channel whose waits have a time limit."""
 
-    def __init__(self, sftp: Any) -> None:
+    def __init__(self, sftp: Any, generation: int) -> None:
         self.sftp = sftp
+        self.requests = Requests(sftp)
+        self.generation = generation  # `SFTPConnection.generation` when its open files were opened
 
     def limit(self, deadline: float) -> None:
         """Let each wait from now on end by `deadline`. Raises TimeoutError if the deadline has passed."""
@@ -84,6 +87,7 @@ class SFTPConnection:
         self._change = threading.Condition()
         self._idle: list[Channel] = []
         self._lent = 0
+        self.generation = 0  # grows as files are replaced and deleted: then no open file is used any more
         self._ssh: Any = None
         self._sock: socket.socket | None = None
         self._is_connecting = False
@@ -95,17 +99,25 @@ class SFTPConnection:
 
     @contextmanager
     def channel(self, what: str, deadline: float | None = None) -> Iterator[Channel]:
-        """A channel for one call about `what`, which ends by `deadline`; translates the errors of the channel."""
+        """A channel for one call about `what`, which ends by `deadline`; translates the errors of the channel.
+
+        It is one that has the file `what` open, if there is such.
+        """
         self.check_open()
         if os.getpid() != self._pid:
             self._forget()
         until = time.monotonic() + self._timeout_s if deadline is None else deadline
         with self._translated(what, until):
-            channel = self._borrow(until)
+            if time.monotonic() >= until:
+                raise TimeoutError("no time is left")
+            channel = self._borrow(what, until)
         is_sound = False
         try:
             with self._translated(what, until if deadline is not None else math.inf):
                 channel.limit(until)
+                if channel.generation != self.generation:
+                    channel.generation = self.generation
+                    channel.requests.close_all()
                 yield channel
             is_sound = True
         except StorageError as error:
@@ -134,13 +146,19 @@ class SFTPConnection:
         if sock is not None:
             sock.close()
 
-    def _borrow(self, until: float) -> Channel:
+    def close_files(self) -> None:
+        """Let no call use a file that is open now: one was replaced or deleted."""
+        with self._change:
+            self.generation += 1
+
+    def _borrow(self, what: str, until: float) -> Channel:
         with self._change:
             while True:
                 self.check_open()
                 if self._idle:
                     self._lent += 1
-                    return self._idle.pop()
+                    places = range(len(self._idle) - 1, -1, -1)
+                    return self._idle.pop(next((i for i in places if self._idle[i].requests.is_open(what)), -1))
                 if not self._is_connecting and self._lent < _MAX_CHANNELS:
                     self._is_connecting = True
                     break
@@ -172,7 +190,7 @@ class SFTPConnection:
         session = transport.open_session(timeout=max(0.001, until - time.monotonic()))
         session.settimeout(max(0.001, until - time.monotonic()))
         session.invoke_subsystem("sftp")
-        return Channel(self._paramiko.SFTPClient(session))
+        return Channel(self._paramiko.SFTPClient(session), self.generation)
 
     def _connect(self, until: float) -> Any:
         target, paramiko = self._target, self._paramiko
@@ -260,10 +278,10 @@ class SFTPConnection:
         if isinstance(exc, paramiko.BadHostKeyException) or "not found in known_hosts" in str(exc):
             message = f"{where} does not show a host key that is known"
             return StoragePermissionError(message, key=what, hint=_HOST_KEY_HINT)
+        if isinstance(exc, TimeoutError) or "Authentication timeout" in str(exc):  # of a class that says "refused"
+            return StorageTimeoutError(f"no answer from {where} within the time limit", key=what)
         if isinstance(exc, paramiko.AuthenticationException) or "No authentication methods" in str(exc):
             return StoragePermissionError(f"{where} refuses to log in {self._target.user!r}", key=what, hint=_AUTH_HINT)
-        if isinstance(exc, TimeoutError):
-            return StorageTimeoutError(f"no answer from {where} within the time limit", key=what)
         number = exc.errno if isinstance(exc, OSError) else None
         if number == errno.ENOENT:
             return StorageNotFoundError("no such file", key=what)
@@ -272,10 +290,3 @@ class SFTPConnection:
         if number is None and isinstance(exc, OSError) and exc.args and str(exc) != "Socket is closed":
             return StorageError(f"{where} says: {exc}", key=what)
         return TransientStorageError(f"the connection to {where} broke: {exc or type(exc).__name__}", key=what)
-
-
-def with_extension(handle: Any, name: str) -> None:
-    """Send an extended request about an open file, if the server knows it."""
-    request: Callable[..., Any] = handle.sftp._request  # paramiko has no public way to send one
-    with suppress(OSError):
-        request(200, name, handle.handle)

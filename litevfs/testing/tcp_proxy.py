@@ -1,4 +1,4 @@
-"""A TCP proxy that delays, cuts connections, or holds all bytes back: for protocols that are not HTTP.
+"""A TCP proxy that delays, cuts connections, damages or holds back bytes: for protocols that are not HTTP.
 
 Knows bytes and connections only; for HTTP there is `s3_proxy`, which also counts requests.
 """
@@ -29,6 +29,9 @@ class TCPProxy:
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._left: int | None = None  # bytes that still pass before all connections end
+        self._sound: int | None = None  # bytes from the server that still pass before one is damaged
+        self._free: int | None = None  # bytes that still pass before all are held back
+        self.happened = 0  # connections that were cut and bytes that were damaged
         self._passing = threading.Event()
         self._passing.set()
         self._start(self._accept)
@@ -48,6 +51,11 @@ class TCPProxy:
         with self._lock:
             self._left = count
 
+    def corrupt_after(self, count: int) -> None:
+        """Flip one bit of the byte that follows so many more bytes from the server, all connections together."""
+        with self._lock:
+            self._sound = count
+
     def drop(self) -> None:
         """End all connections now."""
         with self._lock:
@@ -58,6 +66,18 @@ class TCPProxy:
     def hold(self) -> None:
         """Hold all bytes back from now on; connections stay open."""
         self._passing.clear()
+
+    def hold_after(self, count: int) -> None:
+        """As `hold`, once so many more bytes have passed, in both directions together."""
+        with self._lock:
+            self._free = count
+
+    def release(self) -> None:
+        """Let all bytes pass again, and forget what was to come."""
+        with self._lock:
+            self._left = self._sound = self._free = None
+        self.delay_s = 0.0
+        self._passing.set()
 
     def _start(self, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name="tcp-proxy", daemon=True)
@@ -91,7 +111,7 @@ class TCPProxy:
 
         def send() -> None:
             try:
-                while self._pass_one(waiting, target):
+                while self._pass_one(waiting, target, is_answer=not delayed):
                     pass
             except OSError:
                 pass
@@ -102,23 +122,44 @@ class TCPProxy:
         self._start(receive)
         self._start(send)
 
-    def _pass_one(self, waiting: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket) -> bool:
+    def _pass_one(
+        self, waiting: queue.SimpleQueue[tuple[float, bytes]], target: socket.socket, *, is_answer: bool
+    ) -> bool:
         due, data = waiting.get()
         if not data:
             return False
         remaining = due - time.monotonic()
         if remaining > 0:
             threading.Event().wait(remaining)
+        with self._lock:
+            if self._free is not None:
+                self._free -= len(data)
+                if self._free < 0:
+                    self._free = None
+                    self._passing.clear()
         self._passing.wait(_HOLD_LIMIT_S)
         with self._lock:
             is_over = self._left is not None and self._left < len(data)
             if self._left is not None:
                 self._left -= len(data)
+            self.happened += is_over
+            if is_answer:
+                data = self._damaged(data)
         if is_over:
             self.drop()
             return False
         target.sendall(data)
         return True
+
+    def _damaged(self, data: bytes) -> bytes:
+        place, self._sound = self._sound, None
+        if place is None:
+            return data
+        if place >= len(data):
+            self._sound = place - len(data)
+            return data
+        self.happened += 1
+        return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def _shut(sock: socket.socket) -> None:

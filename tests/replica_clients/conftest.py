@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.s3.client import S3ReplicaClient
+from litevfs.testing.conformance_base import ReplicaUnderTest
+from tests.replica_clients.stores import STORES, Proxy, Store, address_of, running_store
 
 
 @dataclass
@@ -142,3 +145,33 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, str]:
     ):
         monkeypatch.delenv(name, raising=False)
     return keys
+
+
+@pytest.fixture(scope="module", params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Each storage with its server, for tests that are marked `servers`."""
+    with running_store(request.param, tmp_path_factory.mktemp(request.param)) as store:
+        yield store
+
+
+@pytest.fixture
+def proxy(store: Store) -> Iterator[Proxy]:
+    """Before the server."""
+    with store.behind_proxy() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def replica(store: Store, proxy: Proxy) -> Iterator[ReplicaUnderTest]:
+    """An empty one, behind the proxy."""
+    replica = store.new_replica(address_of(proxy))
+    yield replica
+    if hasattr(replica, "http"):
+        replica.http.clear()
+
+
+@pytest.fixture
+def client(replica: ReplicaUnderTest) -> Iterator[ReplicaClient]:
+    client = replica.new_client()
+    yield client
+    client.close()

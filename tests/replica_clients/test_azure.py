@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import sys
-import uuid
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-import urllib3
 
-from litevfs.errors import OptionError, ReplicaURLError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.errors import OptionError, ReplicaURLError, StorageNotFoundError, StoragePermissionError
 from litevfs.replica_clients.azure import AzureReplicaClient
-from litevfs.replica_clients.azure_access import AzureAccess, string_to_sign
+from litevfs.replica_clients.azure_access import string_to_sign
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
-from litevfs.testing.http_faults import HTTPFault
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.replica_clients.interop import exchange
-from tests.replica_clients.store_faults import (
-    check_close_ends_a_read,
-    check_read_ends_in_time,
-    check_read_fault,
-    check_write_fault,
-    each_read_fault,
-)
+from tests.replica_clients.store_replicas import AZURE_PART_SIZE, AzureReplica
 from tests.replica_clients.store_servers import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite
-
-PART_SIZE = 200_000
 
 
 @pytest.fixture(scope="module")
@@ -50,54 +35,6 @@ def key(monkeypatch: pytest.MonkeyPatch) -> str:
     return AZURE_KEY
 
 
-class AzureReplica:
-    """Looks at the storage by requests of its own; only their signature is the client's."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
-        self.url = self.url_at(endpoint)
-        self.http = urllib3.PoolManager()
-        self._access = AzureAccess(AZURE_ACCOUNT)
-        self.request("PUT", "", "?restype=container")
-
-    def url_at(self, endpoint: str) -> str:
-        return f"abs://{AZURE_ACCOUNT}@{BUCKET}/{self.path}?endpoint={endpoint}"
-
-    def request(self, method: str, key: str, query: str = "", **headers: str) -> urllib3.BaseHTTPResponse:
-        body = headers.pop("body", "").encode("latin-1")
-        url = f"{self.endpoint}/{BUCKET}" + (f"/{quote(key)}" if key else "") + query
-        headers = {name.replace("_", "-"): value for name, value in headers.items()}
-        headers["Content-Length"] = str(len(body))
-        signed = self._access.authorize(method, url, headers, None)
-        return self.http.request(method, url, headers=signed, body=body)
-
-    def new_client(self) -> AzureReplicaClient:
-        return AzureReplicaClient(self.url, part_size=PART_SIZE)
-
-    def key(self, level: int, name: str) -> str:
-        return f"{self.path}/ltx/{level}/{name}"
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        body = data.decode("latin-1")
-        answer = self.request("PUT", self.key(level, name), x_ms_blob_type="BlockBlob", body=body)
-        assert answer.status == 201, answer.data
-
-    def get(self, level: int, name: str) -> bytes | None:
-        answer = self.request("GET", self.key(level, name))
-        return None if answer.status == 404 else answer.data
-
-    def names(self, level: int) -> set[str]:
-        prefix = self.key(level, "")
-        answer = self.request("GET", "", f"?restype=container&comp=list&prefix={quote(prefix, safe='')}")
-        names = [blob.findtext("Name") or "" for blob in ET.fromstring(answer.data).iterfind("Blobs/Blob")]
-        return {name.removeprefix(prefix) for name in names}
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        text = self.request("HEAD", self.key(level, name)).headers["x-ms-meta-litestreamtimestamp"]
-        return round(datetime.fromisoformat(text).timestamp() * 1000)
-
-
 @pytest.fixture
 def azure_replica(endpoint: str, key: str) -> Iterator[AzureReplica]:
     replica = AzureReplica(endpoint)
@@ -107,7 +44,7 @@ def azure_replica(endpoint: str, key: str) -> Iterator[AzureReplica]:
 
 @pytest.mark.servers
 class TestAzureReplicaClient(ReplicaClientConformance):
-    slow_upload_bytes = 2 * PART_SIZE + 10_000
+    slow_upload_bytes = 2 * AZURE_PART_SIZE + 10_000
 
     @pytest.fixture
     def replica(self, azure_replica: AzureReplica) -> AzureReplica:
@@ -119,41 +56,6 @@ class TestAzureReplicaClient(ReplicaClientConformance):
             client = AzureReplicaClient(f"abs://{AZURE_ACCOUNT}@{BUCKET}/silent?endpoint=http://{silent}")
             yield client
             client.close()
-
-
-@pytest.fixture
-def behind_proxy(azure_replica: AzureReplica) -> Iterator[tuple[AzureReplica, HTTPProxy]]:
-    with running_s3_proxy(azure_replica.endpoint.removesuffix(f"/{AZURE_ACCOUNT}")) as proxy:
-        azure_replica.url = azure_replica.url_at(f"{proxy.endpoint}/{AZURE_ACCOUNT}")
-        yield azure_replica, proxy
-
-
-@pytest.mark.servers
-@each_read_fault
-def test_faults_are_told_by_their_kind_and_pass(
-    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[AzureReplica, HTTPProxy]
-):
-    check_read_fault(*behind_proxy, fault, kind)
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
-def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[AzureReplica, HTTPProxy]):
-    check_write_fault(*behind_proxy, fault)
-
-
-@pytest.mark.servers
-def test_closing_ends_a_read_under_way(behind_proxy: tuple[AzureReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-
-
-@pytest.mark.servers
-def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[AzureReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    client = replica.new_client()
-    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-    client.close()
 
 
 @pytest.mark.servers

@@ -6,14 +6,10 @@ import json
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-import urllib3
 
 from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.replica_clients.base import LTXFileInfo
@@ -21,59 +17,16 @@ from litevfs.replica_clients.gs import GSReplicaClient
 from litevfs.replica_clients.urls import canonical_url
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
-from litevfs.testing.http_faults import HTTPFault
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.replica_clients.interop import exchange
-from tests.replica_clients.store_faults import (
-    check_close_ends_a_read,
-    check_read_ends_in_time,
-    check_read_fault,
-    check_write_fault,
-    each_read_fault,
-)
+from tests.replica_clients.store_replicas import GS_PART_SIZE, GSReplica
 from tests.replica_clients.store_servers import BUCKET, fake_gcs
-
-PART_SIZE = 256 << 10
 
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with fake_gcs(tmp_path_factory.mktemp("gcs")) as endpoint:
         yield endpoint
-
-
-class GSReplica:
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
-        self.url = f"gs://{BUCKET}/{self.path}"
-        self.objects = f"{endpoint}/storage/v1/b/{BUCKET}/o"
-        self.http = urllib3.PoolManager()
-
-    def new_client(self) -> GSReplicaClient:
-        return GSReplicaClient(self.url, part_size=PART_SIZE)
-
-    def key(self, level: int, name: str) -> str:
-        return f"{self.path}/ltx/{level}/{name}"
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        url = f"{self.endpoint}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name="
-        answer = self.http.request("POST", url + quote(self.key(level, name), safe=""), body=data)
-        assert answer.status == 200, answer.data
-
-    def get(self, level: int, name: str) -> bytes | None:
-        answer = self.http.request("GET", f"{self.objects}/{quote(self.key(level, name), safe='')}?alt=media")
-        return None if answer.status == 404 else answer.data
-
-    def names(self, level: int) -> set[str]:
-        prefix = self.key(level, "")
-        answer = json.loads(self.http.request("GET", f"{self.objects}?prefix={quote(prefix, safe='')}").data)
-        return {item["name"].removeprefix(prefix) for item in answer.get("items", ())}
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        answer = self.http.request("GET", f"{self.objects}/{quote(self.key(level, name), safe='')}")
-        text = json.loads(answer.data)["metadata"]["litestream-timestamp"]
-        return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 @pytest.fixture
@@ -86,7 +39,7 @@ def gs_replica(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[GSRep
 
 @pytest.mark.servers
 class TestGSReplicaClient(ReplicaClientConformance):
-    slow_upload_bytes = 2 * PART_SIZE + 10_000
+    slow_upload_bytes = 2 * GS_PART_SIZE + 10_000
 
     @pytest.fixture
     def replica(self, gs_replica: GSReplica) -> GSReplica:
@@ -106,34 +59,6 @@ def behind_proxy(gs_replica: GSReplica, monkeypatch: pytest.MonkeyPatch) -> Iter
     with running_s3_proxy(gs_replica.endpoint) as proxy:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.endpoint.removeprefix("http://"))
         yield gs_replica, proxy
-
-
-@pytest.mark.servers
-@each_read_fault
-def test_faults_are_told_by_their_kind_and_pass(
-    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[GSReplica, HTTPProxy]
-):
-    check_read_fault(*behind_proxy, fault, kind)
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
-def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[GSReplica, HTTPProxy]):
-    check_write_fault(*behind_proxy, fault)
-
-
-@pytest.mark.servers
-def test_closing_ends_a_read_under_way(behind_proxy: tuple[GSReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-
-
-@pytest.mark.servers
-def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[GSReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    client = replica.new_client()
-    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-    client.close()
 
 
 @pytest.mark.servers

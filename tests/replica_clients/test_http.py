@@ -12,63 +12,13 @@ import pytest
 
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.http.client import HTTPReplicaClient
 from litevfs.replica_clients.http.index import parse_index, write_index
 from litevfs.testing.client_conformance import ReplicaClientConformance
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name, txids_of
-from litevfs.testing.http_faults import HTTPFault
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from tests.replica_clients.store_faults import (
-    check_close_ends_a_read,
-    check_read_ends_in_time,
-    check_read_fault,
-    each_read_fault,
-)
+from litevfs.testing.s3_proxy import running_s3_proxy
+from tests.replica_clients.store_replicas import FolderReplica
 from tests.replica_clients.store_servers import QuietHandler, nginx, static_server
-
-
-class FolderReplica:
-    """A folder that a web server serves; `level_folder` names its layout, and `is_indexed` says how it is listed."""
-
-    def __init__(self, url: str, folder: Path, level_folder: str = "ltx/{}/", *, is_indexed: bool) -> None:
-        self.url, self.folder = url, folder
-        self._level_folder, self._is_indexed = level_folder, is_indexed
-        self._puts = 0
-        (folder / "ltx").mkdir(parents=True, exist_ok=True)
-        self.index()
-
-    def new_client(self) -> HTTPReplicaClient:
-        return HTTPReplicaClient(self.url)
-
-    def path(self, level: int, name: str) -> Path:
-        return self.folder / self._level_folder.format(level) / name
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        path = self.path(level, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        self._puts += 1  # the servers' versions have a resolution of a second
-        os.utime(path, (0, TIMESTAMP_MS // 1000 + self._puts))
-        self.index()
-
-    def index(self) -> None:
-        if self._is_indexed:
-            source = FileReplicaClient(self.folder)
-            files = [file for level in range(10) for file in source.list_files(level)]
-            (self.folder / "index.json").write_bytes(write_index(files, TIMESTAMP_MS + self._puts))
-            source.close()
-
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.path(level, name)
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        folder = self.path(level, "")
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        return self.path(level, name).stat().st_mtime_ns // 1_000_000
 
 
 class ReadOnlyConformance(ReplicaClientConformance):
@@ -273,31 +223,6 @@ def test_levels_listed_at_once_share_the_index(tmp_path: Path):
             assert sum(map(len, pool.map(client.list_files, range(10)))) == 1
         assert client.requests["LIST"] - before < 10
         client.close()
-
-
-@pytest.fixture
-def behind_proxy(tmp_path: Path) -> Iterator[tuple[FolderReplica, HTTPProxy]]:
-    with static_server(tmp_path) as endpoint, running_s3_proxy(endpoint) as proxy:
-        yield FolderReplica(f"{proxy.endpoint}/app", tmp_path / "app", is_indexed=True), proxy
-
-
-@each_read_fault
-def test_faults_are_told_by_their_kind_and_pass(
-    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[FolderReplica, HTTPProxy]
-):
-    check_read_fault(*behind_proxy, fault, kind)
-
-
-def test_closing_ends_a_read_under_way(behind_proxy: tuple[FolderReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-
-
-def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[FolderReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    client = replica.new_client()
-    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-    client.close()
 
 
 def test_a_redirect_is_followed_without_the_credentials_of_the_first_host(

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from litevfs.errors import (
     OptionError,
     ReplicaURLError,
-    StorageClosedError,
-    StorageError,
     StorageNotFoundError,
     StoragePermissionError,
-    StorageTimeoutError,
-    TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
-from litevfs.testing.tcp_proxy import TCPProxy
 from tests.replica_clients.interop import exchange
+from tests.replica_clients.store_replicas import NATSReplica
 from tests.replica_clients.store_servers import NATS_PASSWORD, NATS_USER, nats_server
 
 nats = pytest.importorskip("nats", reason="pip install litevfs[nats]")
@@ -44,66 +34,6 @@ from litevfs.replica_clients.nats import NATSReplicaClient  # noqa: E402 - after
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with nats_server(tmp_path_factory.mktemp("nats")) as port:
         yield port
-
-
-class NATSReplica:
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.bucket = f"replica-{uuid.uuid4().hex[:12]}"
-        self.url = f"nats://{NATS_USER}@127.0.0.1:{port}/{self.bucket}"
-        self.run(lambda js: js.create_object_store(self.bucket))
-
-    def run(self, call: Callable[[Any], Awaitable[Any]]) -> Any:
-        async def connected() -> Any:
-            client = await nats.connect(f"nats://127.0.0.1:{self.port}", user=NATS_USER, password=NATS_PASSWORD)
-            try:
-                return await call(client.jetstream())
-            finally:
-                await client.close()
-
-        return asyncio.run(connected())
-
-    def new_client(self) -> NATSReplicaClient:
-        return NATSReplicaClient(self.url)
-
-    def key(self, level: int, name: str) -> str:
-        return f"ltx/{level}/{name}"
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        async def put(js: Any) -> None:
-            await (await js.object_store(self.bucket)).put(self.key(level, name), data)
-
-        self.run(put)
-
-    def get(self, level: int, name: str) -> bytes | None:
-        async def get(js: Any) -> bytes | None:
-            try:
-                return (await (await js.object_store(self.bucket)).get(self.key(level, name))).data
-            except nats.js.errors.ObjectNotFoundError:
-                return None
-
-        return self.run(get)
-
-    def names(self, level: int) -> set[str]:
-        prefix = self.key(level, "")
-
-        async def names(js: Any) -> set[str]:
-            try:
-                listed = await (await js.object_store(self.bucket)).list()
-            except nats.js.errors.NotFoundError:
-                return set()
-            found = [info.name for info in listed if not info.deleted]
-            return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
-
-        return self.run(names)
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        async def timestamp(js: Any) -> str:
-            info = await (await js.object_store(self.bucket)).get_info(self.key(level, name))
-            (text,) = info.headers["Litestream-Timestamp"]
-            return text
-
-        return round(datetime.fromisoformat(self.run(timestamp)).timestamp() * 1000)
 
 
 @pytest.fixture
@@ -124,73 +54,6 @@ class TestNATSReplicaClient(ReplicaClientConformance):
             client = NATSReplicaClient(f"nats://{silent}/silent")
             yield client
             client.close()
-
-
-@pytest.fixture
-def behind_proxy(nats_replica: NATSReplica) -> Iterator[tuple[NATSReplica, TCPProxy]]:
-    with TCPProxy(("127.0.0.1", nats_replica.port)) as proxy:
-        nats_replica.url = nats_replica.url.replace(f":{nats_replica.port}/", f":{proxy.port}/")
-        yield nats_replica, proxy
-
-
-@pytest.mark.servers
-def test_a_dropped_connection_is_transient_and_made_again(behind_proxy: tuple[NATSReplica, TCPProxy]):
-    replica, proxy = behind_proxy
-    replica.put(0, file_name(1, 1), b"x" * 500_000)
-    client = replica.new_client()
-    (file,) = client.list_files(0)
-    assert len(client.read(file)) == 500_000
-    proxy.cut_after(100_000)
-    with pytest.raises(TransientStorageError) as caught:
-        client.read(file, timeout_s=3)
-    assert file_name(1, 1) in str(caught.value)
-    assert len(client.read(file)) == 500_000
-    client.close()
-
-
-@pytest.mark.servers
-def test_a_server_that_hangs_ends_no_later_than_asked_and_closing_ends_it(behind_proxy: tuple[NATSReplica, TCPProxy]):
-    replica, proxy = behind_proxy
-    replica.put(0, file_name(1, 1), b"x" * 500_000)
-    client = replica.new_client()
-    (file,) = client.list_files(0)
-    proxy.hold()
-    began = time.monotonic()
-    with pytest.raises(StorageTimeoutError):
-        client.read(file, timeout_s=0.3)
-    assert time.monotonic() - began < 5
-    raised: list[StorageError] = []
-
-    def read() -> None:
-        try:
-            client.read(file)
-        except StorageError as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    thread.join(0.3)
-    began = time.monotonic()
-    client.close()
-    thread.join(10)
-    assert time.monotonic() - began < 1.5
-    assert [type(error) for error in raised] == [StorageClosedError]
-
-
-@pytest.mark.servers
-def test_a_client_goes_on_in_the_child_of_a_fork_and_in_its_parent(nats_replica: NATSReplica):
-    nats_replica.put(0, file_name(1, 1), b"content")
-    client = nats_replica.new_client()
-    (file,) = client.list_files(0)
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if client.read(file) == b"content" else 1)
-        finally:
-            os._exit(2)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert client.read(file) == b"content"
-    client.close()
 
 
 @pytest.mark.servers

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
-import urllib3
 
 from litevfs.errors import ReplicaURLError, StorageError, StoragePermissionError
 from litevfs.replica_clients.base import LTXFileInfo
@@ -16,16 +13,8 @@ from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.replica_clients.webdav import WebDAVReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
-from litevfs.testing.http_faults import HTTPFault
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.replica_clients.interop import exchange
-from tests.replica_clients.store_faults import (
-    check_close_ends_a_read,
-    check_read_ends_in_time,
-    check_read_fault,
-    check_write_fault,
-    each_read_fault,
-)
+from tests.replica_clients.store_replicas import WebDAVReplica
 from tests.replica_clients.store_servers import WEBDAV_PASSWORD, WEBDAV_USER, rclone_webdav
 
 
@@ -34,50 +23,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("served")
     with rclone_webdav(folder, tmp_path_factory.mktemp("rclone")) as endpoint:
         yield endpoint, folder
-
-
-class WebDAVReplica:
-    def __init__(self, endpoint: str, folder: Path) -> None:
-        self.endpoint = endpoint
-        self.path = f"replicas/{uuid.uuid4().hex[:12]}"
-        self.folder = folder / self.path
-        self.url = self.url_at(endpoint)
-        self.http = urllib3.PoolManager()
-
-    def url_at(self, endpoint: str) -> str:
-        return f"webdav://{WEBDAV_USER}@{endpoint}/{self.path}"
-
-    def new_client(self) -> WebDAVReplicaClient:
-        return WebDAVReplicaClient(self.url)
-
-    def file(self, level: int, name: str) -> Path:
-        return self.folder / "ltx" / str(level) / name
-
-    def put(self, level: int, name: str, data: bytes) -> None:
-        parts = [*self.path.split("/"), "ltx", str(level)]
-        for count in range(1, len(parts) + 1):
-            self.request("MKCOL", "/".join(parts[:count]) + "/")
-        # Elsewhere first: a file is never there in part.
-        temporary, target = f"{self.path}/{uuid.uuid4().hex}", "/".join([*parts, quote(name)])
-        assert self.request("PUT", temporary, body=data) == 201
-        moved = self.request("MOVE", temporary, Destination=f"http://{self.endpoint}/{target}", Overwrite="T")
-        assert moved in (201, 204)
-
-    def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> int:
-        login = urllib3.make_headers(basic_auth=f"{WEBDAV_USER}:{WEBDAV_PASSWORD}")
-        url = f"http://{self.endpoint}/{path}"
-        return self.http.request(method, url, body=body, headers={**login, **headers}).status
-
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.file(level, name)
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        folder = self.file(level, "")
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        raise NotImplementedError("WebDAV keeps no time of a client's")
 
 
 @pytest.fixture
@@ -104,41 +49,6 @@ class TestWebDAVReplicaClient(ReplicaClientConformance):
             client = WebDAVReplicaClient(f"webdav://{silent}/silent")
             yield client
             client.close()
-
-
-@pytest.fixture
-def behind_proxy(webdav_replica: WebDAVReplica) -> Iterator[tuple[WebDAVReplica, HTTPProxy]]:
-    with running_s3_proxy(f"http://{webdav_replica.endpoint}") as proxy:
-        webdav_replica.url = webdav_replica.url_at(proxy.endpoint.removeprefix("http://"))
-        yield webdav_replica, proxy
-
-
-@pytest.mark.servers
-@each_read_fault
-def test_faults_are_told_by_their_kind_and_pass(
-    fault: HTTPFault, kind: type[StorageError], behind_proxy: tuple[WebDAVReplica, HTTPProxy]
-):
-    check_read_fault(*behind_proxy, fault, kind)
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("fault", [HTTPFault(status=503), HTTPFault(drop_connection="before")], ids=["503", "drop"])
-def test_a_failed_write_leaves_a_whole_file(fault: HTTPFault, behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
-    check_write_fault(*behind_proxy, fault)
-
-
-@pytest.mark.servers
-def test_closing_ends_a_read_under_way(behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    check_close_ends_a_read(replica, replica.new_client(), lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-
-
-@pytest.mark.servers
-def test_a_read_with_a_time_limit_ends_by_then(behind_proxy: tuple[WebDAVReplica, HTTPProxy]):
-    replica, proxy = behind_proxy
-    client = replica.new_client()
-    check_read_ends_in_time(replica, client, lambda: proxy.faults.add(HTTPFault(delay_ms=60_000)))
-    client.close()
 
 
 @pytest.mark.servers

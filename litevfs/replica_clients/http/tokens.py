@@ -6,6 +6,7 @@ closing ends every wait.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -33,15 +34,22 @@ class Tokens:
 
     def __init__(self, fetch: Callable[[], Token]) -> None:
         self._fetch = fetch
-        self._change = threading.Condition()
         self._token: Token | None = None
         self._error: LitevfsError | None = None  # of the last fetch, if it failed
         self._fetches = 0  # fetches that have ended
-        self._is_fetching = False
         self._is_closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without a fetch: at first, and in the child of a fork, which has no thread of its parent."""
+        self._pid = os.getpid()
+        self._change = threading.Condition()
+        self._is_fetching = False
 
     def get(self, deadline: float | None = None) -> str:
         """A token that is valid now. Raises what the fetch raised, StorageTimeoutError, StorageClosedError."""
+        if self._pid != os.getpid():
+            self._begin()
         with self._change:
             token = self._token
             if token is not None and time.time() < token.expires_s:

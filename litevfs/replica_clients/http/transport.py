@@ -60,11 +60,24 @@ class Transport:
         self._timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._max_connections = max_connections
         self._verify = verify
-        self._sockets = LiveSockets()
         self._limits = Limits()
+        self._counts: Counter[str] = Counter()
+        self._parents: list[object] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin without a connection: at first, and in the child of a fork, whose parent goes on using its own."""
+        self._pid = os.getpid()
+        self._sockets = LiveSockets()
         self._lock = threading.Lock()  # for _pools and _counts
         self._pools: dict[tuple[str, str], tuple[urllib3.HTTPConnectionPool, bool]] = {}
-        self._counts: Counter[str] = Counter()
+
+    def _leave_parent(self) -> None:
+        is_closed = self._sockets.closed
+        # Kept for good: their end would wait for locks that another thread of the parent may have held at the fork.
+        self._parents += [self._pools, self._sockets]
+        self._begin()
+        self._sockets.closed = is_closed
 
     @property
     def requests(self) -> dict[str, int]:
@@ -81,6 +94,8 @@ class Transport:
         constructor hold for each wait, and an answer to a GET has to come faster than a drip. Raises
         TransientStorageError, StorageTimeoutError, StorageClosedError, or StorageError for a bad certificate.
         """
+        if self._pid != os.getpid():
+            self._leave_parent()
         self.check_open()
         parts = urlsplit(url)
         with self.translated(url):

@@ -1,0 +1,33 @@
+"""What holds for every client with its real server, beside the conformance suite and the faults."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.testing.conformance_base import ReplicaUnderTest, file_name
+
+pytestmark = pytest.mark.servers
+
+
+def test_a_client_goes_on_in_the_child_of_a_fork_and_in_its_parent(replica: ReplicaUnderTest, client: ReplicaClient):
+    data = os.urandom(300_000)
+    replica.put(0, file_name(1, 1), data)
+    (file,) = client.list_files(0)
+    assert client.read(file, 7, 100) == data[7:107]
+    child = os.fork()
+    if child == 0:
+        try:
+            is_right = all(client.read(file, at, 50_000) == data[at : at + 50_000] for at in range(0, 300_000, 50_000))
+            is_right = is_right and client.list_files(0) == [file]
+            client.close()
+            os._exit(0 if is_right else 1)
+        finally:
+            os._exit(2)
+    for at in range(0, 300_000, 50_000):
+        assert client.read(file, at, 50_000) == data[at : at + 50_000]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert client.read(file) == data
+    assert client.list_files(0) == [file]
