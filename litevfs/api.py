@@ -247,7 +247,7 @@ def diff(
             "ATTACH ? AS older", (_uri(url, {**options, "txid": format_txid(old.txid)}) + f"&vfs={vfs}",)
         )
         states = State(connection, "older", old), State(connection, "main", new)
-        return Diff(connection, *states, replica.pages, tables, is_remote=replica.fetcher.is_remote, close=close)
+        return Diff(connection, *states, replica.pages, tables, close=close)
     except BaseException:
         close()
         raise
@@ -285,9 +285,7 @@ def verify(
 def find_view(replica: Replica, moment: int | str) -> Snapshot:
     """A fixed state: of a TXID (a number or hex digits), of a time, or "latest". Raises what `Replica.view` raises."""
     if moment == "latest":
-        replica.refresh()
-        assert replica.snapshot is not None
-        return replica.view(txid=replica.snapshot.txid)
+        return replica.view()
     try:
         txid = moment if isinstance(moment, int) else parse_txid(moment)
     except OptionError:

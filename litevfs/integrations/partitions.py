@@ -21,7 +21,7 @@ from litevfs.integrations.arrow import Column, arrow
 from litevfs.live.registry import registry
 from litevfs.ltx.names import format_txid
 from litevfs.operations.diff import quoted
-from litevfs.operations.table_trees import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
+from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options
 
 CHILDREN_A_PIECE = 4

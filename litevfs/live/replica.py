@@ -304,7 +304,7 @@ class Replica:
     def view(
         self, *, txid: int | None = None, timestamp_ms: int | None = None, timeout_s: float | None = None
     ) -> Snapshot:
-        """The state after transaction `txid`, or as of a time (milliseconds since the Unix epoch); fixed.
+        """The state after transaction `txid`, or as of a time (ms since the Unix epoch), or the newest; fixed.
 
         Raises TXIDNotFoundError when the replica does not hold it. Transient errors are retried for `timeout_s` (the
         read timeout unless given), which bounds all of it.

@@ -8,14 +8,8 @@ from collections.abc import Collection
 from litevfs.errors import LitevfsError
 from litevfs.live.replica import Replica
 from litevfs.ltx.format import lock_pgno
-from litevfs.operations.table_trees import (
-    Side,
-    UnclearError,
-    are_index_pages_touched,
-    is_table_touched,
-    table_roots,
-    unexplained_overflow,
-)
+from litevfs.operations.table_trees import is_table_touched, table_roots
+from litevfs.operations.tree_pages import Side, UnclearError, are_index_pages_touched, unexplained_overflow
 from litevfs.pages.bulk import read_pages
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import changed_pgnos
@@ -27,18 +21,16 @@ MAX_CHANGED_BYTES = 64_000_000
 """Most pages that may differ; with more, it does not pay to find out which rows they hold."""
 
 
-def read_sides(
-    pages: PageSource, old: Snapshot, new: Snapshot, pgnos: Collection[int], *, is_remote: bool
-) -> tuple[Side, Side] | None:
+def read_sides(pages: PageSource, old: Snapshot, new: Snapshot, pgnos: Collection[int]) -> tuple[Side, Side] | None:
     """The pages `pgnos` of both states; None if they are too many, or the two databases are unrelated."""
     if old.page_size != new.page_size or not old.commit or not new.commit:
         return None
     if len(pgnos) * new.page_size > MAX_CHANGED_BYTES:
         return None
-    return _side(pages, old, pgnos, is_remote=is_remote), _side(pages, new, pgnos, is_remote=is_remote)
+    return _side(pages, old, pgnos), _side(pages, new, pgnos)
 
 
-def _side(pages: PageSource, snapshot: Snapshot, pgnos: Collection[int], *, is_remote: bool) -> Side:
+def _side(pages: PageSource, snapshot: Snapshot, pgnos: Collection[int]) -> Side:
     first = pages.read(snapshot, 1)
     usable = snapshot.page_size - first[20]
     has_pointer_map = any(first[52:56])
@@ -48,8 +40,14 @@ def _side(pages: PageSource, snapshot: Snapshot, pgnos: Collection[int], *, is_r
         for pgno in pgnos
         if pgno <= snapshot.commit and not (has_pointer_map and _is_pointer_map(pgno, usable, lock_page))
     ]
-    changed = dict(read_pages(pages.read, snapshot, wanted, is_remote=is_remote))
-    return Side(lambda pgno: pages.read(snapshot, pgno), snapshot.commit, usable, changed)
+    changed = dict(read_pages(pages, snapshot, wanted))
+    return Side(
+        lambda pgno: pages.read(snapshot, pgno),
+        lambda pgnos: pages.announce(snapshot, pgnos),
+        snapshot.commit,
+        usable,
+        changed,
+    )
 
 
 def _is_pointer_map(pgno: int, usable: int, lock_page: int) -> bool:
@@ -78,7 +76,7 @@ class TableFilter:
             return True
         pgnos = {*changed_pgnos(old, new).tolist(), *range(new.commit + 1, old.commit + 1)}
         pgnos.discard(lock_pgno(new.page_size))
-        sides = read_sides(replica.pages, old, new, pgnos, is_remote=replica.fetcher.is_remote)
+        sides = read_sides(replica.pages, old, new, pgnos)
         if sides is None:
             return True
         before, after = ({n: r for n, r in table_roots(side).items() if n in self._names} for side in sides)

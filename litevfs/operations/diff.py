@@ -1,7 +1,7 @@
 """The differences between two states of a replica, row by row. Owns the choice of tables and the matching of rows.
 
 The page map and the B-trees (`table_trees`) say which rows can differ; SQLite reads those rows in both states, so
-values are SQLite's own. If the pages do not show them, and for WITHOUT ROWID tables, SQLite compares all rows.
+values are SQLite's own. If the pages do not show them, SQLite compares all rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import apsw
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.ltx.names import format_txid
 from litevfs.operations.changed_sides import read_sides
-from litevfs.operations.table_trees import Side, UnclearError, changed_rows, unexplained_overflow
+from litevfs.operations.index_trees import COLLATIONS, KeyColumn, KeyOrder, KeyValue, changed_keys
+from litevfs.operations.table_trees import changed_rows
+from litevfs.operations.tree_pages import Side, UnclearError, unexplained_overflow
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import pgnos_differing
 from litevfs.states.snapshot import Snapshot
@@ -64,8 +66,18 @@ class Table:
     root: int
     columns: tuple[str, ...]  # all but generated ones
     key: tuple[str, ...]  # column names, or the rowid under a name that no column has
-    has_rowid: bool
     rowid_is_column: bool  # INTEGER PRIMARY KEY
+    order: KeyOrder | None  # of a WITHOUT ROWID table
+
+    @property
+    def has_rowid(self) -> bool:
+        """Whether it is no WITHOUT ROWID table."""
+        return self.order is None
+
+    @property
+    def collates(self) -> tuple[str, ...]:
+        """What SQL adds to a comparison of each key column: the key's collation need not be the column's."""
+        return tuple(f" COLLATE {quoted(column.collation)}" for column in self.order.columns) if self.order else ("",)
 
 
 class State:
@@ -78,6 +90,7 @@ class State:
         rows = connection.execute(f"SELECT type, name, sql, rootpage, tbl_name FROM {schema}.sqlite_schema").fetchall()
         self.table_of = {str(r[1]): str(r[4]) for r in rows}  # the table of each index and trigger
         self.objects: dict[tuple[str, str], str] = {(str(r[0]), str(r[1])): str(r[2]) for r in rows if r[2]}
+        self.views = {str(r[1]) for r in rows if r[0] == "view"}
         self.virtual = {str(r[1]) for r in rows if r[0] == "table" and not r[3]}
         self._roots: dict[str, int] = {str(r[1]): int(r[3]) for r in rows if r[0] == "table" and r[3]}
         self.tables = [name for name in self._roots if not name.startswith("sqlite_stat")]
@@ -90,14 +103,22 @@ class State:
         columns = tuple(str(column[1]) for column in info if column[6] == 0)
         sql = "SELECT wr FROM pragma_table_list WHERE schema = ? AND name = ?"
         has_rowid = not self._connection.execute(sql, (self.schema, name)).fetchall()[0][0]
-        primary = sorted((int(str(column[5])), str(column[1])) for column in info if column[5])
-        key = (_rowid_name(name, columns),) if has_rowid else tuple(column for _, column in primary)
-        sql = self.objects.get(("table", name), "")
-        types = {str(column[1]): str(column[2]).upper() for column in info}
         indexes = self._connection.execute(f"PRAGMA {self.schema}.index_list({quoted(name)})").fetchall()
-        has_own_index = any(index[3] == "pk" for index in indexes)  # as for INTEGER PRIMARY KEY DESC
-        is_column = has_rowid and len(primary) == 1 and types[primary[0][1]] == "INTEGER" and not has_own_index
-        return Table(name, sql, self._roots[name], columns, key, has_rowid, is_column)
+        key_index = next((str(index[1]) for index in indexes if index[3] == "pk"), None)
+        sql = self.objects.get(("table", name), "")
+        if not has_rowid:
+            order = self._key_order(str(key_index))
+            key = tuple(column.name for column in order.columns)
+            return Table(name, sql, self._roots[name], columns, key, False, order)
+        primary = [str(column[2]).upper() for column in info if column[5]]
+        is_column = primary == ["INTEGER"] and key_index is None  # it has one as INTEGER PRIMARY KEY DESC
+        return Table(name, sql, self._roots[name], columns, (_rowid_name(name, columns),), is_column, None)
+
+    def _key_order(self, index: str) -> KeyOrder:
+        found = self._connection.execute(f"PRAGMA {self.schema}.index_xinfo({quoted(index)})").fetchall()
+        columns = tuple(KeyColumn(str(row[2]), str(row[4]).upper(), bool(row[3])) for row in found if row[5])
+        encoding = str(self._connection.pragma("encoding", schema=self.schema))
+        return KeyOrder(columns, {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(encoding, "utf-8"))
 
     def has_unique_index(self, name: str) -> bool:
         """Whether two rows of a table can violate a constraint together."""
@@ -112,6 +133,15 @@ class State:
         for row in _read(self._connection, table, sql, () if rowids is None else (json.dumps(rowids),)):
             yield _split(row, table)
 
+    def row(self, table: Table, key: Sequence[KeyValue]) -> tuple[Key, Row] | None:
+        """(key, row) of the row of a WITHOUT ROWID table with this key, if there is one."""
+        names = ", ".join([_columns("", table.key), _columns("", table.columns)])
+        same_key = " AND ".join(f"{quoted(name)} = ?{c}" for name, c in zip(table.key, table.collates, strict=True))
+        sql = f"SELECT {names} FROM {self.schema}.{quoted(table.name)} WHERE {same_key}"
+        for row in _read(self._connection, table, sql, tuple(key)):
+            return _split(row, table)
+        return None
+
 
 class Diff:
     """The differences between two states: iterate for the changed rows. Made by `litevfs.diff`; close it."""
@@ -124,14 +154,12 @@ class Diff:
         pages: PageSource,
         tables: Collection[str] | None,
         *,
-        is_remote: bool,
         close: Callable[[], None],
     ) -> None:
         self._connection = connection
         self.old, self.new = old, new
         self.from_txid, self.to_txid = old.snapshot.txid, new.snapshot.txid
         self._pages = pages
-        self._is_remote = is_remote
         self._close = close
         self._sides: tuple[Side, Side] | Literal["unread"] | None = "unread"
         self.tables = self._chosen(tables)
@@ -146,6 +174,8 @@ class Diff:
                 raise OptionError(
                     f"{name} is a virtual table", hint="its rows lie in shadow tables, which are compared"
                 )
+            if name not in known and name in self.old.views | self.new.views:
+                raise OptionError(f"{name} is a view", hint="its rows are those of tables: name these")
             if name not in known:
                 txids = f"{format_txid(self.from_txid)} and {format_txid(self.to_txid)}"
                 raise OptionError(f"no table {name} in the states {txids}", hint="tables: " + ", ".join(known))
@@ -175,22 +205,26 @@ class Diff:
     def changes(self, name: str) -> Iterator[Change]:
         """The rows of one table that differ; of a table that only one state has, all."""
         old, new = self.old.table(name), self.new.table(name)
-        if old is None or new is None or old.has_rowid != new.has_rowid or len(old.key) != len(new.key):
+        if old is None or new is None or old.collates != new.collates:
             yield from (Change(name, "delete", key, row, None) for key, row in (self.old.rows(old) if old else ()))
             yield from (Change(name, "insert", key, None, row) for key, row in (self.new.rows(new) if new else ()))
             return
-        rowids = self._candidates(old, new)
-        if rowids is None:
+        candidates = self._candidates(old, new)
+        if candidates is None:
             yield from self._compared(old, new)
             return
+        rowids, keys = candidates
         ordered = iter(sorted(rowids))
         while batch := list(islice(ordered, ROWS_A_QUERY)):
             yield from _merged(name, self.old.rows(old, batch), self.new.rows(new, batch))
+        for key in keys:
+            yield from _change(name, self.old.row(old, key), self.new.row(new, key))
 
     def _compared(self, old: Table, new: Table) -> Iterator[Change]:
         """All rows of both states compared by SQLite: first rows that the older one has, then new rows."""
         a, b = f"{self.old.schema}.{quoted(old.name)}", f"{self.new.schema}.{quoted(new.name)}"
-        same_key = " AND ".join(f"a.{quoted(x)} = b.{quoted(y)}" for x, y in zip(old.key, new.key, strict=True))
+        pairs = zip(old.key, new.key, new.collates, strict=True)
+        same_key = " AND ".join(f"a.{quoted(x)} = b.{quoted(y)}{collate}" for x, y, collate in pairs)
         names = ", ".join(
             _columns(*side) for side in (("a.", old.key), ("a.", old.columns), ("b.", new.key), ("b.", new.columns))
         )
@@ -215,15 +249,19 @@ class Diff:
             key, after = _split(row, new)
             yield Change(new.name, "insert", key, None, after)
 
-    def _candidates(self, old: Table, new: Table) -> set[int] | None:
-        """Rowids that may differ; None: all."""
-        if not (old.has_rowid and new.has_rowid and old.root == new.root and old.sql == new.sql):
+    def _candidates(self, old: Table, new: Table) -> tuple[set[int], list[list[KeyValue]]] | None:
+        """Rowids, or primary keys, of rows that may differ; None: all."""
+        if not (old.order == new.order and old.root == new.root and old.sql == new.sql):
+            return None
+        if new.order and not all(column.collation in COLLATIONS for column in new.order.columns):
             return None
         sides = self._changed_sides()
         if sides is None:
             return None
         try:
-            return changed_rows(*sides, new.root)
+            if new.order:
+                return set(), changed_keys(*sides, new.root, new.order)
+            return changed_rows(*sides, new.root), []
         except UnclearError as error:
             logger.info("all rows of %s are compared: %s", new.name, error)
             return None
@@ -238,7 +276,7 @@ class Diff:
         old, new = self.old.snapshot, self.new.snapshot
         if old.page_size != new.page_size or not old.commit or not new.commit:
             return None
-        sides = read_sides(self._pages, old, new, pgnos_differing(old, new), is_remote=self._is_remote)
+        sides = read_sides(self._pages, old, new, pgnos_differing(old, new))
         try:
             return None if sides is None or unexplained_overflow(*sides) else sides
         except UnclearError as error:
@@ -263,16 +301,21 @@ def _merged(name: str, old: Iterator[tuple[Key, Row]], new: Iterator[tuple[Key, 
     before, after = dict(old), dict(new)
     for key in sorted(before.keys() | after.keys(), key=lambda key: int(key[0] or 0)):
         a, b = before.get(key), after.get(key)
-        if a is None:
-            yield Change(name, "insert", key, None, b)
-        elif b is None:
-            yield Change(name, "delete", key, a, None)
-        elif not _same(a, b):
-            yield Change(name, "update", key, a, b)
+        yield from _change(name, None if a is None else (key, a), None if b is None else (key, b))
+
+
+def _change(name: str, old: tuple[Key, Row] | None, new: tuple[Key, Row] | None) -> Iterator[Change]:
+    """What became of one row, if it differs."""
+    if old is None and new is not None:
+        yield Change(name, "insert", new[0], None, new[1])
+    elif old is not None and new is None:
+        yield Change(name, "delete", old[0], old[1], None)
+    elif old is not None and new is not None and not _same(old[1], new[1]):
+        yield Change(name, "update", old[0], old[1], new[1])
 
 
 def _read(
-    connection: apsw.Connection, table: Table, sql: str, bindings: tuple[str, ...] = ()
+    connection: apsw.Connection, table: Table, sql: str, bindings: tuple[KeyValue, ...] = ()
 ) -> Iterator[tuple[Value, ...]]:
     try:
         yield from connection.execute(sql, bindings)

@@ -210,9 +210,9 @@ class Follow:
         page_size = snapshot.page_size
         database = file.database
         old_commit = database.size // page_size if file.page_size == page_size else 0
-        pages, is_remote = self._replica.pages, self._replica.fetcher.is_remote
+        pages = self._replica.pages
         wanted = candidates[candidates != 1].tolist()
-        for pgno, page in read_pages(pages.read_through, snapshot, wanted, is_remote=is_remote):
+        for pgno, page in read_pages(pages, snapshot, wanted, once=True):
             if self._closed:
                 raise FollowError("this follower is closed", key=str(self.path))
             if pgno > old_commit or database.read((pgno - 1) * page_size, page_size) != page:

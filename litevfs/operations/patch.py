@@ -110,7 +110,8 @@ def _assignments(change: Change) -> str:
 
 
 def _matches(table: Table, key: Key) -> str:
-    return " AND ".join(f"{quoted(name)} = {literal(value)}" for name, value in zip(table.key, key, strict=True))
+    parts = zip(table.key, key, table.collates, strict=True)
+    return " AND ".join(f"{quoted(name)} = {literal(value)}{collate}" for name, value, collate in parts)
 
 
 def literal(value: Value) -> str:
@@ -120,11 +121,19 @@ def literal(value: Value) -> str:
             return "NULL"
         case bytes():
             return f"X'{value.hex().upper()}'"
-        case str() if "\0" in value:
-            return f"CAST(X'{value.encode().hex().upper()}' AS TEXT)"
+        case str() if "\0" in value:  # in any encoding of the database
+            return _joined([literal(part) for part in value.split("\0")])
         case str():
             return "'" + value.replace("'", "''") + "'"
         case float() if not math.isfinite(value):
             return "9e999" if value > 0 else "-9e999"
         case _:
             return repr(value)
+
+
+def _joined(parts: list[str]) -> str:
+    """Texts with a NUL between them: a balanced expression, since SQLite limits how deep one is."""
+    if len(parts) == 1:
+        return parts[0]
+    middle = len(parts) // 2
+    return f"({_joined(parts[:middle])} || char(0) || {_joined(parts[middle:])})"

@@ -9,6 +9,7 @@ import numpy as np
 
 from litevfs.concurrency.futures import run_ahead
 from litevfs.concurrency.workers import WorkerPool
+from litevfs.pages.source import PageSource
 from litevfs.states.changes import in_storage_order
 from litevfs.states.snapshot import Snapshot
 
@@ -17,25 +18,29 @@ PARALLEL_CALLS = 8
 
 
 def read_pages(
-    read_page: Callable[[Snapshot, int], bytes], snapshot: Snapshot, pgnos: Iterable[int], *, is_remote: bool
+    pages: PageSource, snapshot: Snapshot, pgnos: Iterable[int], *, once: bool = False
 ) -> Iterator[tuple[int, bytes]]:
-    """(pgno, content) of each page, in storage order. Raises what `read_page` raises.
+    """(pgno, content) of each page, in storage order. Raises what `PageSource.read` raises.
 
-    `read_page` is `PageSource.read`, or `read_through` where no page will be read again soon.
+    `once`: past the page cache.
+
+    Where a request costs a round trip, pages that lie scattered are fetched alone, without their blocks.
     """
+    read_page = pages.read_through if once else pages.read
     ordered = in_storage_order(snapshot, np.fromiter(pgnos, np.int64)).tolist()
     runs = [ordered[start : start + PAGES_A_CALL] for start in range(0, len(ordered), PAGES_A_CALL)]
-    calls = (partial(_read_run, read_page, snapshot, run) for run in runs)
-    pool = WorkerPool(PARALLEL_CALLS, "litevfs-bulk") if is_remote and len(runs) > 1 else None
+    calls = (partial(_read_run, pages, read_page, snapshot, run) for run in runs)
+    pool = WorkerPool(PARALLEL_CALLS, "litevfs-bulk") if pages.is_remote and len(runs) > 1 else None
     try:
-        for pages in run_ahead(calls, None if pool is None else pool.submit, PARALLEL_CALLS):
-            yield from pages
+        for found in run_ahead(calls, None if pool is None else pool.submit, PARALLEL_CALLS):
+            yield from found
     finally:
         if pool is not None:
             pool.shutdown()
 
 
 def _read_run(
-    read_page: Callable[[Snapshot, int], bytes], snapshot: Snapshot, pgnos: list[int]
+    pages: PageSource, read_page: Callable[[Snapshot, int], bytes], snapshot: Snapshot, pgnos: list[int]
 ) -> list[tuple[int, bytes]]:
+    pages.announce(snapshot, pgnos)
     return [(pgno, read_page(snapshot, pgno)) for pgno in pgnos]

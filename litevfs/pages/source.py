@@ -175,6 +175,16 @@ class PageSource:
         if self._ahead is not None:
             self._ahead.start(snapshot, pgnos, watcher)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether a request to the storage costs a round trip."""
+        return self._blocks is not None
+
+    def announce(self, snapshot: Snapshot, pgnos: list[int]) -> None:
+        """Start fetching pages that the caller reads next, all of them."""
+        if self._ahead is not None:
+            self._ahead.start(snapshot, pgnos, Watcher(self._ahead.max_pages()))
+
     def _reads_in_order(self) -> Callable[[Snapshot, int], bytes]:
         """`read_through` for a reader that reads pages in the order of their numbers."""
         if self._ahead is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from litevfs.concurrency.clock import now_s
@@ -63,6 +64,7 @@ class Follower:
         self._numbers = itertools.count(1)
         self._view_epochs = itertools.count(_FIRST_VIEW_EPOCH)
         self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
+        self._last_view: tuple[Snapshot, tuple[LTXFileInfo, ...]] = empty_snapshot(), ()  # and what it was made of
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
         self._judge = Judge(fetcher, clock)
@@ -345,20 +347,29 @@ class Follower:
     # --- fixed states -------------------------------------------------------------------------------------------------
 
     def find_state(self, txid: int | None, timestamp_ms: int | None) -> tuple[list[LTXFileInfo], int]:
-        """(listing of all levels, TXID): the TXID itself, or that of the newest state not younger than the time.
+        """(listing of all levels, TXID): the TXID itself, or that of the newest state (not younger than the time).
 
         Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
         """
         files = self._survey.list_all(txid)
-        if txid is None:
-            assert timestamp_ms is not None
+        if txid is None and timestamp_ms is not None:
             txid = state_at(files, timestamp_ms, self._judge.read_time)
-        return files, txid
+        return files, newest_state(files).txid if txid is None else txid
 
     def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
-        """The state after transaction `txid` exactly. Raises TXIDNotFoundError when the files do not make it."""
-        start = empty_snapshot(epoch=next(self._view_epochs))
-        return self._as_view(self._make(start, files, txid)[0])
+        """The state after transaction `txid` exactly, a later one of the history of the view made last if its files
+        begin with all of that one's. Raises TXIDNotFoundError when the files do not make it.
+        """
+        chain = newest_state(files, txid).files
+        view, before = self._last_view
+        with suppress(LitevfsError):  # made from nothing, there may be a way around the file
+            if before and chain[: len(before)] == before:
+                view = self._as_view(self._apply(view, chain[len(before) :])[0])
+                self._last_view = view, chain
+                return view
+        view = self._as_view(self._make(empty_snapshot(epoch=next(self._view_epochs)), files, txid)[0])
+        self._last_view = view, chain if set(view.files.values()).issubset(chain) else ()
+        return view
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))

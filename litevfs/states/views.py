@@ -26,7 +26,10 @@ class OtherStates:
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
 
     def view(self, txid: int | None, timestamp_ms: int | None) -> Snapshot:
-        """The state after transaction `txid`, or as of a time. Raises TXIDNotFoundError if the replica lacks it."""
+        """The state after transaction `txid`, or as of a time, or without both the newest.
+
+        Raises TXIDNotFoundError if the replica lacks it.
+        """
         files, txid = self._follower.find_state(txid, timestamp_ms)
         view = self._views.get(txid)
         if view is None or not set(view.files.values()).issubset(files):

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
 from random import Random
-from typing import Any
 
-import apsw
 import pytest
 
 import litevfs
 from litevfs.errors import LitevfsError, OptionError, TXIDNotFoundError
 from litevfs.operations.patch import patch_statements
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
+from tests.operations.diff_oracle import check, numbers
 from tests.primary import Primary
-
-
-def numbers(count: int) -> str:
-    series = f"WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count})"
-    return f"({series} SELECT value FROM s)"
 
 
 @pytest.fixture
@@ -35,63 +28,6 @@ def url() -> Iterator[str]:
 def primary(url: str) -> Iterator[Primary]:
     with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://")))) as primary:
         yield primary
-
-
-def image_of(primary: Primary, txid: int) -> bytes:
-    image = primary.images[txid]
-    return image[:18] + b"\1\1" + image[20:]
-
-
-def opened(image: bytes) -> Any:
-    connection = apsw.Connection(":memory:", vfs=apsw.vfs_names()[0])
-    connection.deserialize("main", image)
-    return closing(connection)
-
-
-def content(connection: apsw.Connection) -> dict[str, Any]:
-    """Everything that SQL can see, rowids and types included."""
-    schema = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY 1, 2").fetchall()
-    tables = {}
-    for kind, name, _, sql in schema:
-        if kind == "table":
-            hidden = "WITHOUT ROWID" in str(sql)
-            order = "" if hidden else "rowid, "
-            rows = connection.execute(f'SELECT {order}* FROM "{name}" ORDER BY 1').fetchall()
-            tables[str(name)] = [tuple((type(value), value) for value in row) for row in rows]
-    return {"schema": schema, "tables": tables}
-
-
-def naive(old: apsw.Connection, new: apsw.Connection, table: str) -> set[tuple[Any, ...]]:
-    """(op, rowid) of every row that differs, by reading all of them."""
-    sides = []
-    for connection in (old, new):
-        rows = connection.execute(f'SELECT rowid, * FROM "{table}"').fetchall()
-        sides.append({row[0]: tuple((type(value), value) for value in row) for row in rows})
-    before, after = sides
-    return {
-        ("insert" if key not in before else "delete" if key not in after else "update", key)
-        for key in before.keys() | after.keys()
-        if before.get(key) != after.get(key)
-    }
-
-
-def check(primary: Primary, url: str, old_txid: int, new_txid: int) -> litevfs.Diff:
-    """The patch makes the new state of the old one; rowid tables that both have differ in just these rows."""
-    old_image, new_image = image_of(primary, old_txid), image_of(primary, new_txid)
-    with litevfs.diff(url, old_txid, new_txid) as diff, opened(old_image) as old, opened(new_image) as new:
-        changed_schema = {change.name for change in diff.schema}
-        for name in set(diff.old.tables) & set(diff.new.tables) - changed_schema:
-            table = diff.new.table(name)
-            assert table is not None
-            if table.has_rowid:
-                found = [(change.op, change.key[0]) for change in diff.changes(name)]
-                assert len(found) == len(set(found))
-                assert set(found) == naive(old, new, name), name
-        for statement in patch_statements(diff):
-            old.execute(statement).fetchall()
-        assert content(old) == content(new)
-        assert old.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    return diff
 
 
 def pages_read(diff: litevfs.Diff) -> int:

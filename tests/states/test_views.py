@@ -138,3 +138,45 @@ def test_a_fixed_state_is_hydrated_only_where_nothing_live_is():
         replica.view(txid=1)
         assert replica.pages.hydration._target is newest
         replica.close()
+
+
+def test_a_later_view_goes_on_from_the_one_before_it(world):
+    primary, script, _, _ = world
+    replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0))
+    try:
+        fourth = replica.view(txid=4)
+        read = replica.fetcher.counters.get
+        newest = replica.view()
+        assert (newest.txid, newest.epoch) == (6, fourth.epoch)
+        assert replica.fetcher.counters.get == read + 2
+        third = replica.view(txid=3)
+        assert third.epoch != newest.epoch
+        for view in (third, fourth, newest):
+            assert unread(replica, view, primary) == set()
+    finally:
+        replica.close()
+
+
+def test_views_share_no_history_with_those_of_a_replaced_file():
+    def course(script: Script, last: str) -> Primary:
+        primary = Primary(script.writer)
+        for sql in ("CREATE TABLE t(x)", "INSERT INTO t VALUES (1)", last):
+            primary.commit(sql)
+        return primary
+
+    with Script() as script:
+        first = course(script, "INSERT INTO t VALUES (2)")
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2))
+        try:
+            views = [replica.view(txid=txid) for txid in (2, 3)]
+            assert views[0].epoch == views[1].epoch
+            assert unread(replica, views[1], first) == set()
+            first.close()
+            first.delete(0, [3])
+            second = course(script, "INSERT INTO t VALUES (hex(randomblob(500)))")
+            view = replica.view(txid=3)
+            assert view.epoch != views[1].epoch
+            assert unread(replica, view, second) == set()
+            second.close()
+        finally:
+            replica.close()
