@@ -69,7 +69,7 @@ def _render(status: dict[str, object]) -> str:
         ("TXID", f"{status['uploaded_txid']} on the replica, {status['txid']} made"),
         ("waiting", f"{count(waiting, 'file')} to be uploaded" if waiting else "nothing"),
         ("last sync", _age(status["last_sync"], now_s) or "none yet"),
-        ("lease", "held" if status["has_lease"] else "not held"),
+        ("lease", _lease(status)),
         (
             "uploaded",
             f"{count(int(str(status['files_uploaded'])), 'file')}, {format_bytes(int(str(status['bytes_uploaded'])))}",
@@ -81,6 +81,14 @@ def _render(status: dict[str, object]) -> str:
     if status["last_maintenance_error"]:
         fields.append(("upkeep", f"failing: {status['last_maintenance_error']}"))
     return format_fields(fields)
+
+
+def _lease(status: dict[str, object]) -> str:
+    how = {
+        "conditions": " (by conditional writes)",
+        "read-back": " (by reading it back: the storage keeps no conditions)",
+    }
+    return ("held" if status["has_lease"] else "not held") + how.get(str(status["lease_protocol"]), "")
 
 
 def _age(time_text: object, now_s: float) -> str | None:

@@ -42,6 +42,13 @@ class WriterGuard:
         return self.lease is None or self.lease.last_folder == folder
 
     @property
+    def protocol(self) -> str | None:
+        """How the lease is kept: by "conditions" of the storage or by "read-back"; None: no lease, or not tried yet."""
+        if self.lease is None or self.lease.is_strict is None:
+            return None
+        return "conditions" if self.lease.is_strict else "read-back"
+
+    @property
     def is_needed(self) -> bool:
         """Whether `check` has anything to do: the storage ignores conditions."""
         return self.lease is not None and self.lease.is_held and self.lease.is_strict is False

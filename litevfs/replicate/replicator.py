@@ -19,12 +19,7 @@ from types import TracebackType
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.turns import OwnThreads, Task, Threads, Turn
-from litevfs.errors import (
-    LitevfsError,
-    OptionError,
-    ReplicatorError,
-    ReplicatorRefusedError,
-)
+from litevfs.errors import LitevfsError, OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
@@ -170,6 +165,7 @@ class Replicator:
             last_sync_ms=self._last_sync_ms,
             wal_frames=self._capture.wal_frames,
             has_lease=self._guard.lease is not None and self._guard.lease.is_held,
+            lease_protocol=self._guard.protocol,
         )
 
     def start(self, threads: Threads | None = None) -> None:

@@ -32,6 +32,9 @@ class ReplicatorStatus:
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica
     wal_frames: int  # in the WAL at the last sync
     has_lease: bool = False  # as far as is known here; False too where there is no lease
+    lease_protocol: str | None = (
+        None  # "conditions" or "read-back" (the storage keeps none); None: none, or not tried yet
+    )
 
 
 def why_unhealthy(status: ReplicatorStatus, sync_interval_s: float) -> str | None:

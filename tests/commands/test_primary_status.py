@@ -72,6 +72,7 @@ def test_a_running_replicator_tells_its_status_and_one_that_was_killed_does_not(
                 "uploaded_txid": "0000000000000001",
                 "pending_files": 0,
                 "has_lease": True,
+                "lease_protocol": "conditions",
             }.items()
         )
         assert status["lag_s"] < 60

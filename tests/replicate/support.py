@@ -13,11 +13,11 @@ import apsw
 
 from litevfs.errors import TransientStorageError
 from litevfs.ltx.decoder import LTXFile, decode_file
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 
 
-def files_of(client: FileReplicaClient) -> list[LTXFile]:
+def files_of(client: ReplicaClient) -> list[LTXFile]:
     """Every file of level 0, verified, by TXID; TXIDs run from 1 without a gap, one file each."""
     infos = client.list_files(0)
     assert [(info.min_txid, info.max_txid) for info in infos] == [(n, n) for n in range(1, len(infos) + 1)]
