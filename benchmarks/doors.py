@@ -10,11 +10,12 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.util import find_spec
 from typing import Any
 
 import apsw
+from _chart import bars
 from _harness import (
     ROWS,
     SMALL_ROWS,
@@ -39,8 +40,14 @@ TEXTS = "SELECT customer, note FROM orders"
 FETCHES, ARROW_NUMBERS, ARROW_TEXTS = "fetchall, numbers", "to Arrow, numbers", "to Arrow, text"
 ARROW_EXPRESSION = "to Arrow, an expression"
 NATIVE, ADBC, OURS = "sqlite3, local file", "ADBC, local file", "litevfs.arrow, local file"
-GOALS = {ARROW_NUMBERS: 2.0}
-"""At most so many times ADBC's time."""
+HOT, SCAN = "hot point query", "full scan"
+POINT_SQL, POINT_ID = "SELECT customer FROM orders WHERE id = ?", 77
+SCAN_SQL = "SELECT sum(amount), count(note) FROM orders"
+APSW, STDLIB = "litevfs.connect", "litevfs.connect_stdlib"
+JUDGED = {FETCHES: ("litevfs.dbapi", NATIVE), HOT: (STDLIB, APSW), SCAN: (STDLIB, APSW)}
+"""What is compared with what; everywhere else ours with ADBC."""
+GOALS = {ARROW_NUMBERS: 2.0, HOT: 1.3, SCAN: 1.3}
+"""At most so many times the other's time."""
 
 Door = Callable[[Dataset, str], Any]
 
@@ -55,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ARROW_TEXTS: (TEXTS, arrow_doors(), lambda table: table.num_rows),
     }
     samples = Samples()
+    measure_queries(data, samples, rounds=2 if arguments.small else 7, queries=300 if arguments.small else 5000)
     for _ in range(2 if arguments.small else 5):
         for case, (sql, doors, check) in cases.items():
             if not doors:  # of tools that are not installed
@@ -67,13 +75,38 @@ def main(argv: Sequence[str] | None = None) -> None:
                 answers[name] = digest(check(rows))
             assert_equal(case, answers)
     title = f"Doors, {data.rows:,} rows"
-    report(title, [result(case, samples, small=arguments.small) for case in cases if case in samples.all], arguments)
+    shown = [case for case in (HOT, SCAN, *cases) if case in samples.all]
+    report(title, [result(case, samples, small=arguments.small) for case in shown], arguments)
+    times = {case: {who: samples.median(case, who) for who in samples.all[case]} for case in shown}
+    queries = {case: {who: value and value * 1e6 for who, value in times[case].items()} for case in (HOT,)}
+    bars(arguments, "doors-hot", "The same row again and again, a transaction each", queries, "µs")
+    rows = {case: {who: value and value * 1e3 for who, value in times[case].items()} for case in shown if case != HOT}
+    bars(arguments, "doors", title, rows, "ms")
+
+
+def measure_queries(data: Dataset, samples: Samples, *, rounds: int, queries: int) -> None:
+    """Seconds of a query that SQLite answers from its own cache, and of a scan, on connections that stay open."""
+    with ExitStack() as stack:
+        connections: dict[str, Any] = {
+            NATIVE: stack.enter_context(closing(sqlite3.connect(data.database))),
+            APSW: stack.enter_context(closing(litevfs.connect(data.replica_url))),
+            STDLIB: stack.enter_context(closing(litevfs.connect_stdlib(data.replica_url))),
+            "litevfs.dbapi": stack.enter_context(closing(litevfs.dbapi.connect(data.replica_url))),
+        }
+        for _ in range(rounds):
+            for case, sql, parameters, count in ((HOT, POINT_SQL, (POINT_ID,), queries), (SCAN, SCAN_SQL, (), 1)):
+                answers = {}
+                for name, connection in connections.items():
+                    start = time.perf_counter()
+                    for _ in range(count):
+                        rows = connection.execute(sql, parameters).fetchall()
+                    samples.add(case, name, (time.perf_counter() - start) / count)
+                    answers[name] = digest(rows)
+                assert_equal(case, answers)
 
 
 def fetching_doors() -> dict[str, Door]:
-    doors: dict[str, Door] = {NATIVE: local_sqlite3, "litevfs.connect": apsw_door, "litevfs.dbapi": dbapi_door}
-    if hasattr(litevfs, "connect_stdlib"):
-        doors["litevfs.connect_stdlib"] = stdlib_door
+    doors: dict[str, Door] = {NATIVE: local_sqlite3, APSW: apsw_door, STDLIB: stdlib_door, "litevfs.dbapi": dbapi_door}
     if find_spec("sqlalchemy"):
         doors["SQLAlchemy"] = sqlalchemy_door
     return doors
@@ -170,7 +203,7 @@ def table_sums(table: Any) -> object:
 
 def result(case: str, samples: Samples, *, small: bool) -> Result:
     """A row of the table: times, and how many times the peer's ours is."""
-    ours, peer = ("litevfs.dbapi", NATIVE) if case == FETCHES else (OURS, ADBC)
+    ours, peer = JUDGED.get(case, (OURS, ADBC))
     medians = {name: samples.median(case, name) for name in samples.all[case]}
     mine, theirs = medians[ours], medians.get(peer)
     goal = GOALS.get(case)

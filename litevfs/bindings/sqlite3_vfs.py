@@ -36,8 +36,6 @@ from litevfs.options import Options, check_names
 
 logger = logging.getLogger("litevfs.bindings.sqlite3_vfs")
 
-_SIDE_FILES = (b"-journal", b"-wal")
-
 _errors = threading.local()
 
 
@@ -105,7 +103,6 @@ class Binding:
         system = library.sqlite3_vfs_find(b"unix") or self._default
         self._system = system.contents
         self._open_default = self._default.contents.open
-        self._access_default = self._default.contents.access
         self._is_over = False
         self._methods: dict[int, c.IOMethods] = {}  # ours, by the address of the native methods they replace
         self._closings: Closings[_Open] = Closings(self._forget)
@@ -154,7 +151,7 @@ class Binding:
             max_pathname=self._default.contents.max_pathname,
             name=named.name.encode(),
             open=self._make_open(named),
-            access=c_callback(c.AccessFunction, self._make_access()),
+            access=self._find_access(),
             full_pathname=c_callback(c.FullPathnameFunction, _full_pathname),
         )
         for field in ("delete", "dl_open", "dl_error", "dl_sym", "dl_close", "randomness", "sleep", "current_time"):
@@ -231,24 +228,27 @@ class Binding:
                 os.unlink(path)  # noqa: PTH108 - a FIFO
             raise
 
-    def _make_access(self) -> Callable[..., int]:
-        default, access_default = ctypes.addressof(self._default.contents), self._access_default
+    def _find_access(self) -> Any:
+        """A function that says "not there" of every file: a replica has no journal, whatever the current folder has.
 
+        SQLite asks twice a transaction. The VFS `memdb` has such a function, in C; where it is missing, Python answers.
+        """
+        memory = self.library.sqlite3_vfs_find(b"memdb")
+        if memory:
+            answer = c_int(1)
+            code = memory.contents.access(memory, b"/", 0, ctypes.addressof(answer))
+            if (code, answer.value) == (c.OK, 0):
+                return memory.contents.access
         fill_bytes, size = c.fill_bytes, ctypes.sizeof(c_int)
 
-        def x_access(_: int, name: bytes, flags: int, result: int) -> int:
+        def x_access(_: int, __: int, ___: int, result: int) -> int:
             try:
-                try:
-                    if name.endswith(_SIDE_FILES):  # a replica has none, whatever files the current folder has
-                        fill_bytes(result, 0, size)
-                        return c.OK
-                    return int(access_default(default, name, flags, result))
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR)
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
+                fill_bytes(result, 0, size)
+                return c.OK
+            except BaseException:  # noqa: BLE001 (Ctrl-C)
                 return c.IOERR
 
-        return x_access
+        return c_callback(c.AccessFunction, x_access)
 
     # --- files --------------------------------------------------------------------------------------------------------
 
@@ -327,10 +327,9 @@ class Binding:
                 try:
                     if closings.needs_thread:
                         closings.watch_after_fork()
-                    session = files[file].session
-                    if level == SHARED:
-                        session.unlock(UNLOCKED)  # SQLite asks this only without a lock, so it has unlocked
-                    session.lock(level)
+                    files[file].session.lock(
+                        level, level == SHARED
+                    )  # SQLite takes SHARED only without a lock: it has unlocked
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
                     return self.fail(error, c.IOERR, file)

@@ -146,11 +146,17 @@ class Session:
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
-    def lock(self, level: int) -> None:
-        """SHARED begins a read transaction: the newest snapshot is its state to the end. Higher levels are refused."""
+    def lock(self, level: int, after_unlock: bool = False) -> None:
+        """SHARED begins a read transaction: the newest snapshot is its state to the end. Higher levels are refused.
+
+        `after_unlock` is for a binding that is not told of unlocking: a transaction before is over.
+        """
         try:
             if level > SHARED:
                 raise self.read_only()
+            if after_unlock:
+                self._pinned = None
+                self._level = UNLOCKED
             if level > self._level:
                 self.replica.wake()
                 if self._max_staleness_s is not None and self._view is None:

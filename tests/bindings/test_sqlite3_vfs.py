@@ -16,6 +16,7 @@ import apsw
 import pytest
 
 import litevfs
+from litevfs.bindings import sqlite3_vfs
 from litevfs.bindings.sqlite3_library import Library
 from litevfs.errors import (
     OptionError,
@@ -99,6 +100,26 @@ def test_without_sqlites_locks_a_connection_still_sees_one_state(small, paramete
         primary.commit("INSERT INTO t VALUES(2)")
         one(con, "PRAGMA litestream_poll")
         assert one(con, "SELECT count(*) FROM t") == 1
+
+
+@pytest.mark.parametrize("memdb", [True, False], ids=["by memdb", "by Python"])
+def test_journals_in_the_current_folder_are_not_the_replicas(small, tmp_path, monkeypatch, memdb):
+    """A hot journal that lies there would be rolled back, a WAL be read; SQLite asks at every transaction."""
+    _, script = small
+    name = f"litestream-access-{memdb}"
+    litevfs.register_stdlib()
+    (library,) = {binding.library for binding in sqlite3_vfs._bindings.values() if binding}
+    if not memdb:  # as in a library that is built without it
+        find = library.sqlite3_vfs_find
+        monkeypatch.setattr(library, "sqlite3_vfs_find", lambda vfs: None if vfs == b"memdb" else find(vfs))
+    litevfs.register_stdlib(name)
+    monkeypatch.chdir(tmp_path)
+    for suffix in ("", "-journal", "-wal"):
+        (tmp_path / f"x.db{suffix}").write_bytes(b"not a journal" * 1000)
+    with closing(sqlite3.connect(f"file:x.db?vfs={name}&replica_url={quote(script.url)}", uri=True)) as con:
+        assert [one(con, "SELECT count(*) FROM t") for _ in range(2)] == [1, 1]
+        assert one(con, "PRAGMA journal_mode") == "delete"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_database_without_a_page_is_an_empty_database():
