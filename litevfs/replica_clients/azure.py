@@ -22,23 +22,25 @@ from litevfs.errors import (
     ReplicaURLError,
     StorageError,
     StorageFileExistsError,
-    StorageNotFoundError,
     StoragePreconditionError,
 )
-from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.azure_access import PERMISSION_HINT, AzureAccess
-from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
-from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_named, read_range
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import Exchange
+from litevfs.replica_clients.http.files import HTTPFiles, Page
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream, parts_of, read_part
 from litevfs.replica_clients.http.xml import parse_xml
+from litevfs.replica_clients.layouts import GENERATIONS
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.times import rfc3339
 
 BLOCK_SIZE = 1 << 16
 PART_SIZE = 16 << 20
 """Bytes of a block of an upload, and of memory an upload takes; Azure allows 50,000 blocks."""
+_STARTING_VERSION = "2026-02-06"
+"""The first version of the service whose List Blobs takes `startFrom`."""
 _EXAMPLE = "abs://account@container/path"
 
 
@@ -67,6 +69,14 @@ class AzureReplicaClient:
             permission_hint=PERMISSION_HINT,
         )
         self._part_size = part_size
+        self._can_start = True  # listings at a name, as far as is known
+        self._files = HTTPFiles(
+            self._exchange,
+            self._location,
+            url=self._url,
+            condition=lambda version: {"If-Match": f'"{version}"'},
+            has_old=self._has_old,
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -81,62 +91,64 @@ class AzureReplicaClient:
         """HTTP requests sent so far, by kind: LIST, GET, PUT (every request of an upload), DELETE."""
         return self._exchange.transport.requests
 
+    @property
+    def workarounds(self) -> tuple[str, ...]:
+        """See `FindsWays.workarounds`."""
+        if self._can_start:
+            return ()
+        return (f"listings do not start at a name (service version {_STARTING_VERSION}): whole levels are listed",)
+
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. One request per 5,000 files of the level: Azure cannot start within one."""
-        self._exchange.transport.check_open()
-        prefix = self._location.folder(level)
-        query = {"restype": "container", "comp": "list", "prefix": prefix, "delimiter": "/"}
+        """See `ReplicaClient.list_files`. One request per 5,000 files from `min_txid` on, of the level from its start
+        where the service cannot start at a name.
+        """
+        return self._files.list_files(level, min_txid, self._list_page)
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. The first 5,000 files."""
+        return self._files.list_from(level, min_txid, self._list_page)
+
+    def _list_page(self, prefix: str, level: int, min_txid: int, mark: str) -> Page:
+        """Files below `prefix`, where the service can from a level and a TXID on; Azure orders names as we levels."""
+        query = {"prefix": prefix} | ({"marker": mark} if mark else {})
+        status = 400
+        if self._can_start:
+            start = f"{self._location.folder(level)}{min_txid:016x}"
+            status, body, url = self._list({**query, "startFrom": start}, {"x-ms-version": _STARTING_VERSION}, 400)
+        if status == 400:
+            status, body, url = self._list(query, {})
+            self._can_start = False  # the service is older: it knows neither the parameter nor the version
+        root = parse_xml(body, endpoint_of(url))
         found = []
-        while True:
-            url = self._url("", query)
-            root = parse_xml(self._exchange.call("LIST", "GET", url, {}, key=self._location.host)[1], endpoint_of(url))
-            for blob in root.iterfind("Blobs/Blob"):
-                txids = parse_file_name((blob.findtext("Name") or "").removeprefix(prefix))
-                if txids is not None and txids[0] >= min_txid:
-                    found.append(_file_info(level, txids, blob))
-            marker = root.findtext("NextMarker") or ""
-            if not marker or marker == query.get("marker"):
-                return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
-            query["marker"] = marker
+        for blob in root.iterfind("Blobs/Blob"):
+            parsed = self._location.parse_key(blob.findtext("Name") or "")
+            if parsed is not None:
+                found.append(_file_info(parsed, blob))
+        return found, root.findtext("NextMarker") or ""
+
+    def _has_old(self) -> bool:
+        query = {"prefix": f"{self._location.prefix}{GENERATIONS}/", "maxresults": "1"}
+        _, body, url = self._list(query, {})
+        return parse_xml(body, endpoint_of(url)).find("Blobs/Blob") is not None
+
+    def _list(self, query: dict[str, str], headers: dict[str, str], *also: int) -> tuple[int, bytes, str]:
+        url = self._url("", {"restype": "container", "comp": "list", **query})
+        response, body = self._exchange.call(
+            "LIST", "GET", url, headers, expected=(200, *also), key=self._location.host
+        )
+        return response.status, body, url
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        self._exchange.transport.check_open()
-        if size == 0:
-            return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = self.key(file)
-        url = self._url(key)
-        headers = range_header(offset, size)
-        if file.etag:
-            headers["If-Match"] = f'"{file.etag}"'
-        with about(file, key):
-            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 412, 416), deadline=deadline)
-            if response.status == 412:
-                response.close()
-                raise StorageNotFoundError("the blob was replaced since it was listed")
-            return read_range(self._exchange.transport, response, url, file, offset, size)
+        return self._files.read(file, offset, size, timeout_s)
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`."""
-        self._exchange.transport.check_open()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
-        key = self.key(file)
-        url = self._url(key)
-        with about(file, key):
-            headers, expected = range_header(0, size), (200, 206, 404, 416)
-            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
-            if response.status == 404:
-                self._exchange.read(response, url)
-                return None
-            return read_named(
-                self._exchange.transport, response, url, file, size, plain_etag(response.headers.get("ETag"))
-            )
+        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
 
     def write(
         self,
@@ -199,24 +211,13 @@ class AzureReplicaClient:
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`. One request a file."""
-        self._exchange.transport.check_open()
-        for file in files:
-            with about(file, self.key(file)):
-                self._delete(self.key(file))
-
-    def _delete(self, key: str) -> None:
-        self._exchange.call("DELETE", "DELETE", self._url(key), {}, expected=(202, 404))
+        self._files.delete(files)
 
     # --- objects beside the levels ------------------------------------------------------------------------------------
 
     def read_object(self, name: str) -> SideObject | None:
         """See `SideObjects.read_object`. One request."""
-        self._exchange.transport.check_open()
-        key = f"{self._location.prefix}{name}"
-        url = self._url(key)
-        response = self._exchange.send("GET", "GET", url, {}, expected=(200, 404), key=key)
-        data = self._exchange.read(response, url, MAX_SIDE_OBJECT_BYTES)
-        return None if response.status == 404 else SideObject(data, plain_etag(response.headers.get("ETag")))
+        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request."""
@@ -234,8 +235,7 @@ class AzureReplicaClient:
 
     def delete_object(self, name: str) -> None:
         """See `SideObjects.delete_object`. One request."""
-        self._exchange.transport.check_open()
-        self._delete(f"{self._location.prefix}{name}")
+        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -265,10 +265,10 @@ def _endpoint(given: str | None, account: str) -> str:
     return given.rstrip("/")
 
 
-def _file_info(level: int, txids: tuple[int, int], blob: ET.Element) -> LTXFileInfo:
+def _file_info(parsed: tuple[int, int, int], blob: ET.Element) -> LTXFileInfo:
     size = blob.findtext("Properties/Content-Length") or ""
     if not size.isdecimal():
-        raise StorageError(f"a blob of level {level} is listed without its size")
+        raise StorageError(f"a blob of level {parsed[0]} is listed without its size")
     modified_ms = date_ms(blob.findtext("Properties/Last-Modified"))
     etag = plain_etag(blob.findtext("Properties/Etag") or blob.findtext("Properties/ETag"))
-    return LTXFileInfo(level, *txids, int(size), modified_ms, etag)
+    return LTXFileInfo(*parsed, int(size), modified_ms, etag)

@@ -61,7 +61,7 @@ class AzureAccess:
 
     def authorize(self, method: str, url: str, headers: dict[str, str], deadline: float | None) -> dict[str, str]:
         """The headers to send."""
-        headers = {**headers, "x-ms-version": API_VERSION, "x-ms-date": formatdate(usegmt=True)}
+        headers = {"x-ms-version": API_VERSION, **headers, "x-ms-date": formatdate(usegmt=True)}
         if self._tokens is not None:
             headers["Authorization"] = f"Bearer {self._tokens.get(deadline)}"
         elif self._key:

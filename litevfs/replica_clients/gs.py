@@ -18,17 +18,17 @@ from urllib.parse import quote, urlencode
 from litevfs.errors import (
     StorageError,
     StorageFileExistsError,
-    StorageNotFoundError,
     StoragePreconditionError,
 )
-from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
 from litevfs.replica_clients.google_tokens import PERMISSION_HINT, google_tokens
-from litevfs.replica_clients.http.answers import about, range_header, read_named, read_range
+from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.exchange import Exchange
+from litevfs.replica_clients.http.files import HTTPFiles, Page
 from litevfs.replica_clients.http.tokens import Tokens
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream, parts_of, read_part
+from litevfs.replica_clients.layouts import GENERATIONS
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.times import iso_ms, rfc3339
 
@@ -39,7 +39,6 @@ _ENDPOINT = "https://storage.googleapis.com"
 _BOUNDARY = "litevfs-9f1c2b7a53d84e06"
 _FIELDS = "items(name,size,generation,timeCreated),nextPageToken"
 _RESUME = 308
-_LEVELS = frozenset(map(str, LEVELS))
 
 
 class GSReplicaClient:
@@ -70,6 +69,17 @@ class GSReplicaClient:
         else:
             self._tokens = google_tokens(self._exchange.transport, read_timeout_s)
         self._part_size = part_size
+        self._files = HTTPFiles(
+            self._exchange,
+            self._location,
+            url=self._object_url,
+            # Read the generation that was listed, also if the bucket keeps replaced ones.
+            content_url=lambda key, version: self._object_url(
+                key, alt="media", **({"generation": version} if version else {})
+            ),
+            version_of=lambda response: response.headers.get("x-goog-generation", ""),
+            has_old=self._has_old,
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -86,82 +96,50 @@ class GSReplicaClient:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`. One request per 1,000 files from `min_txid` on."""
-        self._exchange.transport.check_open()
-        prefix = self._location.folder(level)
-        found: list[LTXFileInfo] = []
-        token: str | None = ""
-        while token is not None:
-            files, token = self._list_page(prefix, level, min_txid, token)
-            found += files
-        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+        return self._files.list_files(level, min_txid, self._list_page)
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`. The first 1,000 files, which are all that a usual replica has."""
-        self._exchange.transport.check_open()
-        files, token = self._list_page(f"{self._location.prefix}ltx/", level, min_txid, "")
-        return sorted(files, key=lambda file: (file.level, file.min_txid, file.max_txid)), token is None
+        return self._files.list_from(level, min_txid, self._list_page)
 
-    def _list_page(self, prefix: str, level: int, min_txid: int, token: str) -> tuple[list[LTXFileInfo], str | None]:
-        """Files below `prefix` from a level and a TXID on, and the token of the next page, None after the last.
+    def _list_page(self, prefix: str, level: int, min_txid: int, mark: str) -> Page:
+        """Files below `prefix` from a level and a TXID on.
 
         The names of levels have one digit, so Google's order of names is that of levels.
         """
         query = {"prefix": prefix, "maxResults": "1000", "fields": _FIELDS}
         query["startOffset"] = f"{self._location.folder(level)}{min_txid:016x}"
-        if token:
-            query["pageToken"] = token
-        url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
-        answer = _parsed(self._exchange.call("LIST", "GET", url, {}, key=f"{self._location.host}/{prefix}")[1], url)
+        if mark:
+            query["pageToken"] = mark
+        answer = self._list(query)
         found = []
         for item in answer.get("items", ()):
-            folder, _, name = str(item["name"]).removeprefix(f"{self._location.prefix}ltx/").rpartition("/")
-            txids = parse_file_name(name)
-            if txids is None or folder not in _LEVELS or (int(folder) == level and txids[0] < min_txid):
-                continue
-            created_ms = iso_ms(item["timeCreated"])
-            found.append(LTXFileInfo(int(folder), *txids, int(item["size"]), created_ms, str(item["generation"])))
-        following = answer.get("nextPageToken")
-        return found, str(following) if following and following != token else None
+            parsed = self._location.parse_key(str(item["name"]))
+            if parsed is not None:
+                created_ms = iso_ms(item["timeCreated"])
+                found.append(LTXFileInfo(*parsed, int(item["size"]), created_ms, str(item["generation"])))
+        return found, str(answer.get("nextPageToken") or "")
+
+    def _has_old(self) -> bool:
+        query = {"prefix": f"{self._location.prefix}{GENERATIONS}/", "maxResults": "1", "fields": _FIELDS}
+        return bool(self._list(query).get("items"))
+
+    def _list(self, query: dict[str, str]) -> dict[str, Any]:
+        url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
+        key = f"{self._location.host}/{query['prefix']}"
+        return _parsed(self._exchange.call("LIST", "GET", url, {}, key=key)[1], url)
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        self._exchange.transport.check_open()
-        if size == 0:
-            return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = self.key(file)
-        # Read the generation that was listed, also if the bucket keeps replaced ones.
-        version = {"generation": file.etag} if file.etag else {}
-        url = self._object_url(key, alt="media", **version)
-        with about(file, key):
-            headers = range_header(offset, size)
-            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 416), deadline=deadline)
-            generation = response.headers.get("x-goog-generation", "")
-            if file.etag and generation and generation != file.etag:
-                response.close()
-                raise StorageNotFoundError("the object was replaced since it was listed")
-            return read_range(self._exchange.transport, response, url, file, offset, size)
+        return self._files.read(file, offset, size, timeout_s)
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`."""
-        self._exchange.transport.check_open()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
-        key = self.key(file)
-        url = self._object_url(key, alt="media")
-        with about(file, key):
-            headers, expected = range_header(0, size), (200, 206, 404, 416)
-            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
-            if response.status == 404:
-                self._exchange.read(response, url)
-                return None
-            return read_named(
-                self._exchange.transport, response, url, file, size, response.headers.get("x-goog-generation", "")
-            )
+        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
 
     def write(
         self,
@@ -241,24 +219,13 @@ class GSReplicaClient:
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`. One request a file."""
-        self._exchange.transport.check_open()
-        for file in files:
-            with about(file, self.key(file)):
-                self._delete(self.key(file))
-
-    def _delete(self, key: str) -> None:
-        self._exchange.call("DELETE", "DELETE", self._object_url(key), {}, expected=(200, 204, 404))
+        self._files.delete(files)
 
     # --- objects beside the levels ------------------------------------------------------------------------------------
 
     def read_object(self, name: str) -> SideObject | None:
         """See `SideObjects.read_object`. One request."""
-        self._exchange.transport.check_open()
-        key = f"{self._location.prefix}{name}"
-        url = self._object_url(key, alt="media")
-        response = self._exchange.send("GET", "GET", url, {}, expected=(200, 404), key=key)
-        data = self._exchange.read(response, url, MAX_SIDE_OBJECT_BYTES)
-        return None if response.status == 404 else SideObject(data, response.headers.get("x-goog-generation", "0"))
+        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request."""
@@ -274,8 +241,7 @@ class GSReplicaClient:
 
     def delete_object(self, name: str) -> None:
         """See `SideObjects.delete_object`. One request."""
-        self._exchange.transport.check_open()
-        self._delete(f"{self._location.prefix}{name}")
+        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from litevfs.errors import ReplicaError
 from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import LEVELS
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 GENERATIONS = "generations"
 """The folder in which Litestream 0.3 keeps all its files."""
@@ -63,6 +63,23 @@ def layout_of_folders(names: Collection[str], usual: Layout, where: str) -> Layo
     if GENERATIONS in names:
         raise old_replica(where)
     return None
+
+
+class OldReplicaCheck:
+    """Refuses a replica of Litestream 0.3, where no LTX file is found. `look` says whether there is its folder.
+
+    It is called once, and not at all after a listing with files.
+    """
+
+    def __init__(self, where: str, look: Callable[[], bool]) -> None:
+        self._where, self._look = where, look
+        self._is_due = True
+
+    def check(self, files: Collection[LTXFileInfo]) -> None:
+        """Note what a listing found. Raises ReplicaError about an old replica, and what `look` raises."""
+        if self._is_due and not files and self._look():
+            raise old_replica(self._where)
+        self._is_due = False
 
 
 def old_replica(where: str) -> ReplicaError:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.ltx.names import parse_file_name
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
+_LEVELS = frozenset(map(str, LEVELS))
 _SAFE = "/-._~!$&'()*+,;=:@"
 
 
@@ -50,6 +52,12 @@ class Location:
     def key(self, file: LTXFileInfo) -> str:
         """Where `file` lies."""
         return f"{self.folder(file.level)}{file.name}"
+
+    def parse_key(self, key: str) -> tuple[int, int, int] | None:
+        """(level, min_txid, max_txid) of the file that lies there, None for any other key."""
+        folder, _, name = key.removeprefix(f"{self.prefix}ltx/").rpartition("/")
+        txids = parse_file_name(name)
+        return None if txids is None or folder not in _LEVELS else (int(folder), *txids)
 
 
 def parse_location(

@@ -29,19 +29,19 @@ from litevfs.errors import (
     StorageNotFoundError,
     StoragePreconditionError,
 )
-from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.ltx.names import format_file_name
+from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.uploads import open_stream, read_part
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.nats_connection import WRONG_SEQUENCE, NATSConnection, NATSTarget
-from litevfs.replica_clients.nats_messages import Described, Pieces, fields_of, first_of, last_per_subject
-from litevfs.replica_clients.times import rfc3339
+from litevfs.replica_clients.nats_listing import NATSListing
+from litevfs.replica_clients.nats_messages import Described, Pieces, fields_of, first_of
+from litevfs.replica_clients.times import iso_ms, rfc3339
 
 CHUNK_BYTES = 128 << 10
 """Size of a piece of a new object, as NATS' own libraries choose it, and of a read that is worth one request."""
 _AT_ONCE = 16  # messages under way
-_LIST_TRIES = 3
 _MAX_MAPS = 64  # large objects whose pieces are known
 Acknowledged = tuple["asyncio.Future[Any]", "asyncio.Future[None]"]
 """A published piece: its acknowledgement, and what is done once its connection has ended."""
@@ -86,6 +86,7 @@ class NATSReplicaClient:
             self._location.parameters.get("tls") == "true",
         )
         self._connection = NATSConnection(target, read_timeout_s)
+        self._listing = NATSListing(self._bucket, self._prefix, read_timeout_s)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -98,57 +99,17 @@ class NATSReplicaClient:
     # --- listing ------------------------------------------------------------------------------------------------------
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. The store lists all its objects, of every level."""
-        found = self._connection.call(self._bucket, self._list)
+        """See `ReplicaClient.list_files`. The first listing is of all objects, of every level, and the later ones of
+        what was stored since: one request if that is nothing.
+        """
+        found = self._connection.call(self._bucket, self._listing.list_files)
         return [file for file in found if file.level == level and file.min_txid >= min_txid]
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`."""
-        found = self._connection.call(self._bucket, self._list)
+        found = self._connection.call(self._bucket, self._listing.list_files)
         wanted = [f for f in found if f.level > level or (f.level == level and f.min_txid >= min_txid)]
         return wanted, True
-
-    async def _list(self, js: Any) -> list[LTXFileInfo]:
-        """All files. A listing may miss an object that is replaced meanwhile: then this lists once more."""
-        described: dict[str, tuple[Described, int]] = {}
-        last = (await js.stream_info(self._stream)).state.last_seq
-        for _ in range(_LIST_TRIES):
-            for one, modified_ms in await self._descriptions(js):
-                name = str(one.fields.get("name", ""))
-                if name not in described or described[name][0].sequence < one.sequence:
-                    described[name] = one, modified_ms
-            before, last = last, (await js.stream_info(self._stream)).state.last_seq
-            if last == before:
-                break
-        found = [file for one, modified_ms in described.values() if (file := self._file_of(one, modified_ms))]
-        return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
-
-    def _file_of(self, described: Described, modified_ms: int) -> LTXFileInfo | None:
-        parts = str(described.fields.get("name", "")).removeprefix(self._prefix).split("/")
-        txids = parse_file_name(parts[-1])
-        if described.is_deleted or txids is None or len(parts) != 3 or parts[0] != "ltx":
-            return None
-        if parts[1] not in map(str, LEVELS):
-            return None
-        return LTXFileInfo(int(parts[1]), *txids, int(described.fields.get("size", 0)), modified_ms, described.nuid)
-
-    async def _descriptions(self, js: Any) -> list[tuple[Described, int]]:
-        """The description of each object, deleted ones too, and when it was stored."""
-        subject = f"$O.{self._bucket}.M.>"
-        found: list[tuple[Described, int]] = []
-        policy = {"deliver_policy": last_per_subject()}
-        subscription = await js.subscribe(subject, stream=self._stream, ordered_consumer=True, **policy)
-        try:
-            info = await subscription.consumer_info()
-            left = info.num_pending + info.delivered.consumer_seq
-            while left:
-                message = await subscription.next_msg(timeout=self._timeout_s)
-                described = Described(message.metadata.sequence.stream, fields_of(message.data))
-                found.append((described, int(message.metadata.timestamp.timestamp() * 1000)))
-                left = message.metadata.num_pending
-        finally:
-            await subscription.unsubscribe()
-        return found
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -164,7 +125,31 @@ class NATSReplicaClient:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         key = self.key(file)
         with about(file, key):
-            return self._connection.call(key, lambda js: self._read(js, file, offset, size), deadline)
+            try:
+                return self._connection.call(key, lambda js: self._read(js, file, offset, size), deadline)
+            except StorageNotFoundError:
+                self._listing.known = None  # a file that is listed is gone without a mark: list all the next time
+                raise
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`. One request if there is no such object; one more for the content."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self.key(file)
+
+        async def read(js: Any) -> tuple[LTXFileInfo, bytes] | None:
+            described = await self._newest(js, key)
+            found = (
+                None
+                if described is None
+                else self._listing.file_of(described, iso_ms(str(described.fields.get("mtime"))))
+            )
+            return None if found is None else (found, await self._read(js, found, 0, size) if found.size else b"")
+
+        with about(file, key):
+            return self._connection.call(key, read, deadline)
 
     async def _read(self, js: Any, file: LTXFileInfo, offset: int, size: int | None) -> bytes:
         nuid, length = file.etag, file.size

@@ -57,10 +57,3 @@ def fields_of(data: bytes | None) -> dict[str, Any]:
     except ValueError:
         pass
     return {}
-
-
-def last_per_subject() -> Any:
-    """The policy of a consumer that begins with the newest message of each subject."""
-    from nats.js.api import DeliverPolicy
-
-    return DeliverPolicy.LAST_PER_SUBJECT

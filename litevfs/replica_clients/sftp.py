@@ -30,6 +30,7 @@ from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.uploads import open_stream
+from litevfs.replica_clients.layouts import GENERATIONS, OldReplicaCheck
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget
 
@@ -66,6 +67,7 @@ class SFTPReplicaClient:
             raise ReplicaURLError("absolute in an sftp URL is neither true nor false")
         self._root = "/" if options.get("absolute") == "true" else ""
         self._timeout_s = read_timeout_s
+        self._old = OldReplicaCheck(self._location.url, self._has_old)
         target = SSHTarget(
             self._location.host,
             self._location.port or 22,
@@ -104,7 +106,13 @@ class SFTPReplicaClient:
                 txids = parse_file_name(entry.name)
                 if txids is not None and not stat.S_ISDIR(entry.attributes.st_mode or 0):
                     found.append(_file_info(level, txids, entry.attributes))
+        self._old.check(found)
         return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
+
+    def _has_old(self) -> bool:
+        folder = f"{self._root}{self._location.prefix}{GENERATIONS}"
+        with self._connection.channel(folder) as channel:
+            return bool(channel.requests.list_folders([folder])[0])
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None

@@ -22,16 +22,18 @@ import urllib3
 from litevfs.errors import (
     StorageError,
     StorageFileExistsError,
-    StorageNotFoundError,
+    StoragePermissionError,
     StoragePreconditionError,
+    TransientStorageError,
 )
-from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
-from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_named, read_range
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
+from litevfs.replica_clients.http.files import HTTPFiles
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream
 from litevfs.replica_clients.http.xml import parse_xml
+from litevfs.replica_clients.layouts import GENERATIONS
 from litevfs.replica_clients.location import parse_location
 
 BLOCK_SIZE = 1 << 16
@@ -72,6 +74,7 @@ class WebDAVReplicaClient:
             authorize=lambda method, url, headers, deadline: {**own, **headers},
             permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
         )
+        self._files = HTTPFiles(self._exchange, self._location, url=self._url, has_old=self._has_old)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -88,20 +91,41 @@ class WebDAVReplicaClient:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`. One request, for the whole folder: WebDAV cannot begin within it."""
+        files, _ = self._list(self._location.folder(level), "1")
+        return [file for file in files if file.level == level and file.min_txid >= min_txid]
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. Raises StoragePermissionError if the server lists no folder with all below it
+        (RFC 4918, 9.1, allows that); those that list it without what is below show folders only.
+        """
+        try:
+            files, folders = self._list(f"{self._location.prefix}ltx/", "infinity")
+        except TransientStorageError:
+            raise
+        except StorageError as error:
+            raise StoragePermissionError(f"{error.message}: it lists folders one by one", key=error.key) from error
+        wanted = [file for file in files if file.level > level or (file.level, file.min_txid) >= (level, min_txid)]
+        return wanted, bool(files) or not folders
+
+    def _list(self, path: str, depth: str) -> tuple[list[LTXFileInfo], int]:
+        """The files at and below `path`, in order, and how many folders of levels there are."""
         self._exchange.transport.check_open()
-        found = {}  # rclone lists a file twice while it is being replaced
-        for name, properties in self._properties(self._location.folder(level), "1"):
-            txids = parse_file_name(name)
-            if (
-                txids is not None
-                and txids[0] >= min_txid
-                and properties.find(f"{_D}resourcetype/{_D}collection") is None
-            ):
-                found[txids] = _file_info(level, txids, properties)
-        return sorted(found.values(), key=lambda file: (file.min_txid, file.max_txid))
+        found, folders = {}, 0  # rclone lists a file twice while it is being replaced
+        for place, properties in self._properties(path, depth):
+            parsed = self._location.parse_key(f"{self._location.prefix}ltx/{place}")
+            if properties.find(f"{_D}resourcetype/{_D}collection") is not None:
+                folders += place.startswith("ltx/")
+            elif parsed is not None:
+                found[parsed] = _file_info(parsed, properties)
+        files = [found[parsed] for parsed in sorted(found)]
+        self._files.check_old(files)
+        return files, folders
+
+    def _has_old(self) -> bool:
+        return bool(self._properties(f"{self._location.prefix}{GENERATIONS}/", "0"))
 
     def _properties(self, path: str, depth: str) -> list[tuple[str, ET.Element]]:
-        """(name, properties) of each resource at `path`; empty if there is none."""
+        """(folder and name, properties) of each resource at `path`; empty if there is none."""
         url = self._url(path)
         headers = {"Depth": depth, "Content-Type": "application/xml", "Content-Length": str(len(_PROPERTIES))}
         response = self._exchange.send(
@@ -111,50 +135,25 @@ class WebDAVReplicaClient:
         found = []
         if response.status == 207:
             for answer in parse_xml(data, endpoint_of(url)).iterfind(f"{_D}response"):
-                name = posixpath.basename(unquote(urlsplit(answer.findtext(f"{_D}href") or "").path).rstrip("/"))
+                href = unquote(urlsplit(answer.findtext(f"{_D}href") or "").path).rstrip("/")
+                place = "/".join(href.split("/")[-2:])  # a proxy may serve the folders above under other names
                 for group in answer.iterfind(f"{_D}propstat"):
                     properties = group.find(f"{_D}prop")
                     if properties is not None and " 200 " in f"{group.findtext(f'{_D}status') or ' 200 '} ":
-                        found.append((name, properties))
+                        found.append((place, properties))
         return found
 
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        self._exchange.transport.check_open()
-        if size == 0:
-            return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = self.key(file)
-        url = self._url(key)
-        with about(file, key):
-            headers = range_header(offset, size)
-            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 416), deadline=deadline)
-            etag = plain_etag(response.headers.get("ETag"))
-            if file.etag and etag and etag != file.etag and response.status != 416:
-                response.close()
-                raise StorageNotFoundError("the file was replaced since it was listed")
-            return read_range(self._exchange.transport, response, url, file, offset, size)
+        return self._files.read(file, offset, size, timeout_s)
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`."""
-        self._exchange.transport.check_open()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
-        key = self.key(file)
-        url = self._url(key)
-        with about(file, key):
-            headers, expected = range_header(0, size), (200, 206, 404, 416)
-            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
-            if response.status == 404:
-                self._exchange.read(response, url)
-                return None
-            return read_named(
-                self._exchange.transport, response, url, file, size, plain_etag(response.headers.get("ETag"))
-            )
+        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
 
     def write(
         self,
@@ -186,11 +185,11 @@ class WebDAVReplicaClient:
                 self._move(temporary, key, overwrite=not exclusive)
             except BaseException:
                 with suppress(StorageError):  # report the first failure
-                    self._delete(temporary)
+                    self._files.delete_key(temporary)
                 raise
-            for name, properties in self._properties(key, "0"):
-                if name == format_file_name(min_txid, max_txid):
-                    return _file_info(level, (min_txid, max_txid), properties)
+            for place, properties in self._properties(key, "0"):
+                if place.endswith(f"/{file.name}"):
+                    return _file_info((level, min_txid, max_txid), properties)
         return LTXFileInfo(level, min_txid, max_txid, size, int(time.time() * 1000))
 
     def _put_making_folders(self, path: str, body: IO[bytes], size: int) -> None:
@@ -221,24 +220,13 @@ class WebDAVReplicaClient:
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`. One request a file."""
-        self._exchange.transport.check_open()
-        for file in files:
-            with about(file, self.key(file)):
-                self._delete(self.key(file))
-
-    def _delete(self, path: str) -> None:
-        self._exchange.call("DELETE", "DELETE", self._url(path), {}, expected=(200, 204, 404))
+        self._files.delete(files)
 
     # --- objects beside the levels ------------------------------------------------------------------------------------
 
     def read_object(self, name: str) -> SideObject | None:
         """See `SideObjects.read_object`. One request."""
-        self._exchange.transport.check_open()
-        path = f"{self._location.prefix}{name}"
-        url = self._url(path)
-        response = self._exchange.send("GET", "GET", url, {}, expected=(200, 404), key=path)
-        data = self._exchange.read(response, url, MAX_SIDE_OBJECT_BYTES)
-        return None if response.status == 404 else SideObject(data, plain_etag(response.headers.get("ETag")) or "0")
+        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request, two where the answer has no ETag."""
@@ -263,8 +251,7 @@ class WebDAVReplicaClient:
 
     def delete_object(self, name: str) -> None:
         """See `SideObjects.delete_object`. One request."""
-        self._exchange.transport.check_open()
-        self._delete(f"{self._location.prefix}{name}")
+        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -280,12 +267,12 @@ class WebDAVReplicaClient:
         return f"{self._origin}/{quote(path)}"
 
 
-def _file_info(level: int, txids: tuple[int, int], properties: ET.Element) -> LTXFileInfo:
+def _file_info(parsed: tuple[int, int, int], properties: ET.Element) -> LTXFileInfo:
     size = properties.findtext(f"{_D}getcontentlength") or ""
     if not size.isdecimal():
-        raise StorageError(f"a file of level {level} is listed without its size")
+        raise StorageError(f"a file of level {parsed[0]} is listed without its size")
     modified_ms = date_ms(properties.findtext(f"{_D}getlastmodified"))
-    return LTXFileInfo(level, *txids, int(size), modified_ms, _etag(properties))
+    return LTXFileInfo(*parsed, int(size), modified_ms, _etag(properties))
 
 
 def _etag(properties: ET.Element) -> str:

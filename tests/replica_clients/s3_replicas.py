@@ -23,6 +23,9 @@ class S3Replica:
     def put(self, level: int, name: str, data: bytes) -> None:
         self.raw.put_object(Bucket=self.bucket, Key=self.key(level, name), Body=data)
 
+    def put_path(self, path: str, data: bytes) -> None:
+        self.raw.put_object(Bucket=self.bucket, Key=f"{self.path}/{path}", Body=data)
+
     def get(self, level: int, name: str) -> bytes | None:
         try:
             return self.raw.get_object(Bucket=self.bucket, Key=self.key(level, name))["Body"].read()

@@ -63,8 +63,11 @@ class GSReplica:
         return f"{self.path}/ltx/{level}/{name}"
 
     def put(self, level: int, name: str, data: bytes) -> None:
+        self.put_path(f"ltx/{level}/{name}", data)
+
+    def put_path(self, path: str, data: bytes) -> None:
         url = f"{self.endpoint}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name="
-        answer = self.http.request("POST", url + quote(self.key(level, name), safe=""), body=data)
+        answer = self.http.request("POST", url + quote(f"{self.path}/{path}", safe=""), body=data)
         assert answer.status == 200, answer.data
 
     def get(self, level: int, name: str) -> bytes | None:
@@ -111,8 +114,11 @@ class AzureReplica:
         return f"{self.path}/ltx/{level}/{name}"
 
     def put(self, level: int, name: str, data: bytes) -> None:
+        self.put_path(f"ltx/{level}/{name}", data)
+
+    def put_path(self, path: str, data: bytes) -> None:
         body = data.decode("latin-1")
-        answer = self.request("PUT", self.key(level, name), x_ms_blob_type="BlockBlob", body=body)
+        answer = self.request("PUT", f"{self.path}/{path}", x_ms_blob_type="BlockBlob", body=body)
         assert answer.status == 201, answer.data
 
     def get(self, level: int, name: str) -> bytes | None:
@@ -148,7 +154,10 @@ class WebDAVReplica:
         return self.folder / "ltx" / str(level) / name
 
     def put(self, level: int, name: str, data: bytes) -> None:
-        parts = [*self.path.split("/"), "ltx", str(level)]
+        self.put_path(f"ltx/{level}/{name}", data)
+
+    def put_path(self, path: str, data: bytes) -> None:
+        *parts, name = f"{self.path}/{path}".split("/")
         for count in range(1, len(parts) + 1):
             self.request("MKCOL", "/".join(parts[:count]) + "/")
         # Elsewhere first: a file is never there in part.
@@ -194,6 +203,10 @@ class SFTPReplica:
     def path(self, level: int, name: str) -> Path:
         return self.folder / "ltx" / str(level) / name
 
+    def put_path(self, path: str, data: bytes) -> None:
+        (self.folder / path).parent.mkdir(parents=True)
+        (self.folder / path).write_bytes(data)
+
     def put(self, level: int, name: str, data: bytes) -> None:
         path = self.path(level, name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,8 +251,11 @@ class NATSReplica:
         return f"ltx/{level}/{name}"
 
     def put(self, level: int, name: str, data: bytes) -> None:
+        self.put_path(self.key(level, name), data)
+
+    def put_path(self, path: str, data: bytes) -> None:
         async def put(js: Any) -> None:
-            await (await js.object_store(self.bucket)).put(self.key(level, name), data)
+            await (await js.object_store(self.bucket)).put(path, data)
 
         self.run(put)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -93,6 +94,38 @@ def test_what_is_signed_is_what_the_reference_says():
         "GET\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:Fri, 26 Jun 2015 23:39:12 GMT\nx-ms-version:2015-02-21\n"
         "/myaccount/mycontainer\ncomp:metadata\nrestype:container\ntimeout:20"
     )
+
+
+def blobs(*names: str) -> bytes:
+    found = "".join(
+        f"<Blob><Name>{name}</Name><Properties><Content-Length>5</Content-Length><Etag>e</Etag></Properties></Blob>"
+        for name in names
+    )
+    body = f"<EnumerationResults><Blobs>{found}</Blobs><NextMarker/></EnumerationResults>".encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_listing_starts_at_the_txid_where_the_service_can(key: str, is_new: bool, scripted_server):
+    def answer(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if headers["x-ms-version"] >= "2026" and not is_new:
+            return b"HTTP/1.1 400 The value for one of the HTTP headers is not in the correct format.\r\n\r\n"
+        query = parse_qs(urlsplit(target).query)
+        start = query.get("startFrom", [""])[0]
+        names = [f"db/ltx/{level}/{file_name(txid, txid)}" for level in (0, 1) for txid in range(1, 6)]
+        return blobs(*(name for name in names if name >= start and name.startswith(query["prefix"][0])))
+
+    server = scripted_server(answer)
+    client = AzureReplicaClient(f"abs://account@container/db?endpoint={server.endpoint}")
+    assert [file.min_txid for file in client.list_files(0, 4)] == [4, 5]
+    files, are_all = client.list_from(0, 4)
+    assert ([(file.level, file.min_txid) for file in files], are_all) == (
+        [(0, 4), (0, 5), *((1, txid) for txid in range(1, 6))],
+        True,
+    )
+    assert len(server.requests) == (2 if is_new else 3)
+    assert bool(client.workarounds) is not is_new
+    client.close()
 
 
 def test_a_sas_token_is_sent_and_never_shown(key: str, monkeypatch: pytest.MonkeyPatch, scripted_server):

@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+import litevfs
+from litevfs.errors import ReplicaError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.testing.conformance_base import ReplicaUnderTest, file_name
 
@@ -31,3 +33,11 @@ def test_a_client_goes_on_in_the_child_of_a_fork_and_in_its_parent(replica: Repl
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert client.read(file) == data
     assert client.list_files(0) == [file]
+
+
+def test_a_replica_of_litestream_03_is_refused_by_name_without_a_wait(replica: ReplicaUnderTest):
+    if replica.url.startswith("http"):
+        pytest.skip("it has an index, and so LTX files")
+    replica.put_path("generations/b16ddcf5c697540f/snapshots/00000000.snapshot.lz4", b"x")
+    with pytest.raises(ReplicaError, match=r"Litestream 0\.3.*replicate the database with Litestream 0\.5"):
+        litevfs.connect(replica.url, open_timeout="1h")

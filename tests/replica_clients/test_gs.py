@@ -138,7 +138,7 @@ def test_a_token_that_is_refused_is_fetched_again(tmp_path: Path, monkeypatch: p
     assert client.list_files(0) == []
     assert client.list_files(0) == []
     client.close()
-    assert used == ["Bearer first", "Bearer first", "Bearer second"]
+    assert used == ["Bearer first", "Bearer first", "Bearer second", "Bearer second"]
 
 
 def test_refused_credentials_say_where_they_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_server):

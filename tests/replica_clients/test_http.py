@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.errors import ReplicaError, StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.client import HTTPReplicaClient
 from litevfs.replica_clients.http.index import parse_index, write_index
@@ -68,6 +68,7 @@ class TestListedByThePythonServer(ReadOnlyConformance):
 
 
 class TestIndexedBehindThePythonServer(ReadOnlyConformance):
+    test_reads_a_file_by_its_name_that_was_not_listed = None  # the index says which files there are
     test_rounds_of_open_read_close_leak_no_descriptor = None  # the server is in this process
     test_never_reads_new_content_as_the_file_listed_before = None  # an index is not the server's word of the file
 
@@ -253,3 +254,38 @@ def test_a_redirect_is_followed_without_the_credentials_of_the_first_host(
             assert all(Redirects.seen)
         assert watched.requests
         assert not any("authorization" in request.headers for request in watched.requests)
+
+
+def test_a_file_whose_name_is_known_is_read_where_there_is_no_index(tmp_path: Path):
+    with static_server(tmp_path) as endpoint:
+        listed = FolderReplica(f"{endpoint}/listed", tmp_path / "listed", is_indexed=False)
+        indexed = FolderReplica(f"{endpoint}/indexed", tmp_path / "indexed", is_indexed=True)
+        for replica in (listed, indexed):
+            replica.put(0, file_name(1, 1), b"one")
+        client = listed.new_client()
+        assert len(client.list_files(0)) == 1
+        before = client.requests
+        assert client.read_named(0, 2, 2, 100) is None
+        listed.put(0, file_name(2, 2), b"two")
+        found = client.read_named(0, 2, 2, 100)
+        assert found is not None
+        assert found[1] == b"two"
+        assert {kind: count - before.get(kind, 0) for kind, count in client.requests.items()} == {
+            **dict.fromkeys(before, 0),
+            "GET": 2,
+        }
+        assert found[0] in client.list_files(0)
+        client.close()
+        client = indexed.new_client()
+        with pytest.raises(StoragePermissionError, match="index"):
+            client.read_named(0, 2, 2, 100)
+        client.close()
+
+
+def test_a_replica_of_litestream_03_is_refused_by_name(tmp_path: Path):
+    (tmp_path / "app" / "generations").mkdir(parents=True)
+    with static_server(tmp_path) as endpoint:
+        client = HTTPReplicaClient(f"{endpoint}/app")
+        with pytest.raises(ReplicaError, match=r"Litestream 0\.3"):
+            client.list_files(0)
+        client.close()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,37 @@ class TestNATSReplicaClient(ReplicaClientConformance):
             client = NATSReplicaClient(f"nats://{silent}/silent")
             yield client
             client.close()
+
+
+@pytest.mark.servers
+def test_a_later_listing_asks_for_what_was_stored_since(nats_replica: NATSReplica):
+    client = nats_replica.new_client()
+    files = [client.write(0, txid, txid, b"x", TIMESTAMP_MS) for txid in range(1, 6)]
+    asked = []
+    descriptions = client._listing._descriptions
+
+    async def noted(js: Any, sequence: int) -> Any:
+        found = await descriptions(js, sequence)
+        asked.append((sequence, len(found)))
+        return found
+
+    client._listing._descriptions = noted
+    assert [file.min_txid for file in client.list_files(0)] == [1, 2, 3, 4, 5]
+    assert asked == [(0, 5)]
+    assert len(client.list_files(0)) == 5
+    assert len(asked) == 1  # nothing was stored
+    nats_replica.put(0, file_name(6, 6), b"new")
+    client.delete(files[:1])
+    assert [file.min_txid for file in client.list_files(0)] == [2, 3, 4, 5, 6]
+    assert asked[1][0] > 0
+    assert asked[1][1] == 2
+    # An object that goes without a mark is noticed when it is read.
+    subject = f"$O.{nats_replica.bucket}.>"
+    nats_replica.run(lambda js: js.purge_stream(f"OBJ_{nats_replica.bucket}", subject=subject))
+    with pytest.raises(StorageNotFoundError):
+        client.read(files[1])
+    assert client.list_files(0) == []
+    client.close()
 
 
 @pytest.mark.servers

@@ -101,6 +101,30 @@ def test_listings_are_read_as_other_servers_write_them(scripted_server):
     assert found == [(1, 7, ""), (2, 5, "a")]
 
 
+def level_folders(files: str = "") -> bytes:
+    is_folder = "<d:resourcetype><d:collection/></d:resourcetype>"
+    folders = "".join(
+        f"<d:response><d:href>/db/ltx/{name}</d:href><d:propstat><d:prop>{is_folder}</d:prop></d:propstat></d:response>"
+        for name in ("", "0/", "9/")
+    )
+    return listing(folders + files)
+
+
+def test_a_server_that_lists_no_folder_with_all_below_is_asked_for_each(scripted_server):
+    server = scripted_server(lambda *_: b"HTTP/1.1 403 X\r\nContent-Length: 0\r\n\r\n")
+    client = WebDAVReplicaClient(f"webdav://{server.endpoint.removeprefix('http://')}/db")
+    with pytest.raises(StoragePermissionError, match="one by one"):
+        client.list_from(0)
+    assert server.requests[0][2]["depth"] == "infinity"
+    missing = b"HTTP/1.1 404 X\r\nContent-Length: 0\r\n\r\n"
+    # As if it had been asked for the folder alone.
+    server.answer = lambda method, target, headers: missing if "generations" in target else level_folders()
+    assert client.list_from(0) == ([], False)
+    server.answer = lambda *_: listing("")
+    assert client.list_from(0) == ([], True)
+    client.close()
+
+
 def test_an_answer_that_is_no_listing_is_refused(scripted_server):
     for body in (b"<html>", b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>'):
         server = scripted_server(b"HTTP/1.1 207 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

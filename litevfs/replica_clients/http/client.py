@@ -25,9 +25,18 @@ from urllib3 import BaseHTTPResponse
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
-from litevfs.replica_clients.http.answers import about, date_ms, error_of, plain_etag, range_header, read_range
+from litevfs.replica_clients.http.answers import (
+    about,
+    date_ms,
+    error_of,
+    plain_etag,
+    range_header,
+    read_named,
+    read_range,
+)
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
+from litevfs.replica_clients.layouts import GENERATIONS, old_replica
 from litevfs.replica_clients.location import parse_location
 
 logger = logging.getLogger(__name__)
@@ -162,7 +171,10 @@ class HTTPReplicaClient:
             if folders:
                 self._folders, self._base = folders, base
                 return base
-        if self._names_in(self._root) is None:
+        names = self._names_in(self._root)
+        if names is not None and GENERATIONS in names:
+            raise old_replica(self.url)
+        if names is None:
             raise StorageNotFoundError("the server lists no replica there", key=self._root, hint=_LIST_HINT)
         return self._root
 
@@ -261,6 +273,29 @@ class HTTPReplicaClient:
                 response.close()
                 raise
             return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`; raises StoragePermissionError if there is an index.
+
+        An index that has not changed costs no more, and a cache may answer for long that a file is missing.
+        """
+        self._exchange.transport.check_open()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._find()
+        if self._is_indexed:
+            raise StoragePermissionError("the index says which files there are", key=self.url)
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self.key(file)
+        with about(file, key):
+            response, url = self._get("GET", key, range_header(0, size), (200, 206, 404, 410, 416), deadline)
+            if response.status in (404, 410):
+                self._exchange.read(response, url)
+                return None
+            found, data = read_named(self._exchange.transport, response, url, file, size, _version_of(response))
+        self._known[level, found.name] = found
+        return found, data
 
     def _check_version(self, file: LTXFileInfo, response: BaseHTTPResponse) -> None:
         version = _version_of(response)

@@ -1,0 +1,140 @@
+"""The files of one storage that speaks HTTP, and the objects beside them: listed by page, read, deleted.
+
+What varies is handed in: URLs, one page of a listing, and where an answer and a request carry a file's version (an
+ETag, a generation). Knows no storage's protocol.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from urllib3 import BaseHTTPResponse
+
+from litevfs.errors import StorageNotFoundError
+from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
+from litevfs.replica_clients.http.answers import about, plain_etag, range_header, read_named, read_range
+from litevfs.replica_clients.http.exchange import Exchange
+from litevfs.replica_clients.layouts import OldReplicaCheck
+from litevfs.replica_clients.location import Location
+
+Page = tuple[list[LTXFileInfo], str]
+"""Files, and the mark of the page that follows; empty after the last."""
+
+
+def etag_of(response: BaseHTTPResponse) -> str:
+    """The version of most storages."""
+    return plain_etag(response.headers.get("ETag"))
+
+
+class HTTPFiles:
+    """Those at `location`. The methods are as those of `ReplicaClient` and its optional parts."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        location: Location,
+        *,
+        url: Callable[[str], str],
+        content_url: Callable[[str, str], str] | None = None,
+        condition: Callable[[str], dict[str, str]] = lambda version: {},
+        version_of: Callable[[BaseHTTPResponse], str] = etag_of,
+        has_old: Callable[[], bool],
+    ) -> None:
+        """`url` is that of a key, `content_url` that of a key's content in a version (empty: the newest).
+
+        `condition` gives the headers that ask for a version; the answer may be 412 then. `has_old` is for
+        `OldReplicaCheck`.
+        """
+        self._exchange, self._location, self._url = exchange, location, url
+        self._content_url = content_url or (lambda key, version: url(key))
+        self._condition, self._version_of = condition, version_of
+        self._old = OldReplicaCheck(location.url, has_old)
+
+    def list_files(self, level: int, min_txid: int, page: Callable[[str, int, int, str], Page]) -> list[LTXFileInfo]:
+        """All pages of `page(prefix, level, min_txid, mark)`, which may begin earlier and go on further."""
+        self._exchange.transport.check_open()
+        found: list[LTXFileInfo] = []
+        before, mark = None, ""
+        while mark != before:  # a server that repeats itself is at its end
+            files, following = page(self._location.folder(level), level, min_txid, mark)
+            found += (file for file in files if file.level == level and file.min_txid >= min_txid)
+            before, mark = mark, following
+            if not mark:
+                break
+        self.check_old(found)
+        return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
+
+    def list_from(
+        self, level: int, min_txid: int, page: Callable[[str, int, int, str], Page]
+    ) -> tuple[list[LTXFileInfo], bool]:
+        """The first page of all levels."""
+        self._exchange.transport.check_open()
+        files, mark = page(f"{self._location.prefix}ltx/", level, min_txid, "")
+        wanted = [file for file in files if (file.level, file.min_txid) >= (level, min_txid) or file.level > level]
+        self.check_old(files)
+        return sorted(wanted, key=lambda file: (file.level, file.min_txid, file.max_txid)), not mark
+
+    def check_old(self, files: list[LTXFileInfo]) -> None:
+        """Raise ReplicaError for a replica of Litestream 0.3, where a listing has no files."""
+        self._old.check(files)
+
+    def read(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> bytes:
+        """One request; none for zero bytes."""
+        self._exchange.transport.check_open()
+        if size == 0:
+            return b""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        key = self._location.key(file)
+        url = self._content_url(key, file.etag)
+        headers = range_header(offset, size) | (self._condition(file.etag) if file.etag else {})
+        with about(file, key):
+            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 412, 416), deadline=deadline)
+            version = "" if response.status == 416 else self._version_of(response)
+            if response.status == 412 or (file.etag and version and version != file.etag):
+                response.close()
+                raise StorageNotFoundError("the file was replaced since it was listed")
+            return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, timeout_s: float | None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """One request."""
+        self._exchange.transport.check_open()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
+        key = self._location.key(file)
+        url = self._content_url(key, "")
+        with about(file, key):
+            headers, expected = range_header(0, size), (200, 206, 404, 416)
+            response = self._exchange.send("GET", "GET", url, headers, expected=expected, deadline=deadline)
+            if response.status == 404:
+                self._exchange.read(response, url)
+                return None
+            return read_named(self._exchange.transport, response, url, file, size, self._version_of(response))
+
+    def delete(self, files: Iterable[LTXFileInfo]) -> None:
+        """One request a file."""
+        self._exchange.transport.check_open()
+        for file in files:
+            key = self._location.key(file)
+            with about(file, key):
+                self.delete_key(key)
+
+    def delete_key(self, key: str) -> None:
+        """Delete what may be there."""
+        self._exchange.call("DELETE", "DELETE", self._url(key), {}, expected=(200, 202, 204, 404))
+
+    def read_object(self, name: str) -> SideObject | None:
+        """One request."""
+        self._exchange.transport.check_open()
+        key = f"{self._location.prefix}{name}"
+        url = self._content_url(key, "")
+        response = self._exchange.send("GET", "GET", url, {}, expected=(200, 404), key=key)
+        data = self._exchange.read(response, url, MAX_SIDE_OBJECT_BYTES)
+        return None if response.status == 404 else SideObject(data, self._version_of(response) or "0")
+
+    def delete_object(self, name: str) -> None:
+        """One request."""
+        self._exchange.transport.check_open()
+        self.delete_key(f"{self._location.prefix}{name}")
