@@ -103,13 +103,18 @@ def _identity_fetch() -> Callable[[], Token]:
         hint = "pip install litevfs[azure], or set LITESTREAM_AZURE_ACCOUNT_KEY or LITESTREAM_AZURE_SAS_TOKEN"
         raise OptionError("abs:// without a key or a SAS token needs the package azure-identity", hint=hint) from exc
     library: Any = azure.identity
-    found: list[Any] = []
+    found: list[Any] = []  # the library's credential
+    given: list[str] = []  # the newest token
 
     def fetch() -> Token:
         if not found:
             found.append(library.DefaultAzureCredential())
         try:
             token = found[0].get_token(_SCOPE)
+            if token.token in given:  # refused: the library keeps it until its end, a new credential does not
+                found[0] = library.DefaultAzureCredential()
+                token = found[0].get_token(_SCOPE)
+            given[:] = [token.token]
         except library.CredentialUnavailableError as exc:
             raise StoragePermissionError(f"no credentials: {_line(exc)}", hint=PERMISSION_HINT) from exc
         except Exception as exc:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ class ScriptedServer:
     """
 
     answer: Callable[[str, str, dict[str, str]], bytes | Iterable[bytes] | None]
+    context: ssl.SSLContext | None = None
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     connections: int = 0
     hanging: threading.Event = field(default_factory=threading.Event)  # a request is waiting for ever
@@ -31,7 +33,8 @@ class ScriptedServer:
 
     def __post_init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        scheme = "http" if self.context is None else "https"
+        self.endpoint = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self._sockets: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -61,6 +64,12 @@ class ScriptedServer:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
+        if self.context is not None:
+            try:
+                sock = self.context.wrap_socket(sock, server_side=True)
+            except OSError:
+                return
+            self._sockets.append(sock)
         with sock, sock.makefile("rb") as stream:
             try:
                 while self._serve_one(sock, stream):
@@ -103,8 +112,10 @@ def scripted_server() -> Iterator[Callable[..., ScriptedServer]]:
     """Starts a `ScriptedServer` with the given answer, closed after the test."""
     servers: list[ScriptedServer] = []
 
-    def start(answer: Callable[[str, str, dict[str, str]], bytes | None] | bytes) -> ScriptedServer:
-        servers.append(ScriptedServer(answer if callable(answer) else lambda *_: answer))
+    def start(
+        answer: Callable[[str, str, dict[str, str]], bytes | None] | bytes, context: ssl.SSLContext | None = None
+    ) -> ScriptedServer:
+        servers.append(ScriptedServer(answer if callable(answer) else lambda *_: answer, context))
         return servers[-1]
 
     yield start

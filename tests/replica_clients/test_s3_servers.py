@@ -11,7 +11,7 @@ import pytest
 
 from litevfs.operations.doctor import Outcome, examine
 from litevfs.testing.client_conformance import ReplicaClientConformance
-from litevfs.testing.s3_server import S3Server
+from litevfs.testing.s3_server import S3Server, running_s3_server
 from tests.replica_clients.s3_replicas import PART_SIZE, S3Replica
 from tests.servers import running_minio, running_rclone, running_versitygw
 
@@ -30,6 +30,14 @@ def versitygw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def moto() -> Iterator[S3Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITEVFS_TEST_S3_SERVER", "moto")
+        with running_s3_server() as server:
+            yield server
+
+
 @pytest.fixture
 def rclone(tmp_path: Path) -> Iterator[S3Server]:
     """Without buckets."""
@@ -37,7 +45,7 @@ def rclone(tmp_path: Path) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture(params=["minio", "versitygw", "rclone"])
+@pytest.fixture(params=["minio", "versitygw", "rclone", "moto"])
 def server(request: pytest.FixtureRequest) -> S3Server:
     return request.getfixturevalue(request.param)
 
