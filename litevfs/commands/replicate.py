@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 import signal
 import sys
 import threading
@@ -37,9 +36,11 @@ from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.http.indexed import IndexedReplicaClient
+from litevfs.replicate.database import database_path
 from litevfs.replicate.guard import open_guard
-from litevfs.replicate.lease import DEFAULT_TTL_S
+from litevfs.replicate.lease import DEFAULT_TTL_S, RESTORING
 from litevfs.replicate.replicator import Replicator
+from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
 from litevfs.units import parse_duration_s, parse_size_bytes
 
@@ -290,11 +291,21 @@ def _start(replicator: Replicator, args: argparse.Namespace) -> None:
 
 
 def _restore(path: Path, client: ReplicaClient, lease_ttl_s: float | None) -> None:
-    """Restore the newest state once no other primary has the lease: it would lack that primary's later writes."""
+    """Restore the newest state once no other primary has the lease: it would lack that primary's later writes.
+
+    Holds the state folder meanwhile: of two on this machine one restores, and the lease of one that is killed is taken
+    over at once.
+    """
     if not is_missing(path):
         return
+    with closing(StateFolder(database_path(path))) as folder:
+        if is_missing(path):
+            _restore_with_lease(path, client, folder.id, lease_ttl_s)
+
+
+def _restore_with_lease(path: Path, client: ReplicaClient, folder_id: str, lease_ttl_s: float | None) -> None:
     closed = threading.Event()
-    guard = open_guard(client, f"restore-{secrets.token_hex(8)}", closed, lease_ttl_s, unix_time_ms)
+    guard = open_guard(client, RESTORING + folder_id, closed, lease_ttl_s, unix_time_ms)
     is_told = False
     while True:
         try:

@@ -6,7 +6,8 @@ Litestream skips: `folder`, the ID of the state folder beside the database, and 
 that ends gives the lease back by letting it expire, so that the generation only grows and the last owner stays known.
 
 The lock of the state folder belongs to one process at a time. So a lease with the ID of our own folder belongs to a
-replicator that has ended in some way, and is taken over at once; a lease of another folder when it has expired.
+replicator that has ended in some way, and is taken over at once; a lease of another folder when it has expired. That of
+the restore before it has the prefix `restore-`: it does not vouch for what the folder's replicator wrote.
 
 Where the storage ignores conditions, or has none (`is_strict` is False), a claim counts when it is still there after a
 pause: a primary that overwrote it within that time has the lease. A primary that took more than half the pause between
@@ -41,6 +42,8 @@ from litevfs.units import format_timestamp, parse_timestamp_ms
 logger = logging.getLogger("litevfs.replicate")
 
 LEASE_NAME = "lock.json"
+RESTORING = "restore-"
+"""In `folder` before the ID: a primary that restores into this folder's database, and has written nothing."""
 PROBE_NAME = "lock-probe.json"
 DEFAULT_TTL_S = 30.0
 """Litestream's DefaultLeaseTTL."""
@@ -165,7 +168,7 @@ class Lease:
         began = time.monotonic()
         there = self._client.read_object(LEASE_NAME)
         before = self._parse(there)
-        if before is not None and before.folder != self._folder and before.expires_at_ms > self._clock_ms():
+        if before is not None and not self._is_own(before.folder) and before.expires_at_ms > self._clock_ms():
             raise self._held(before)
         if before is None or before.run != self._run:
             self.last_folder = None if before is None else before.folder
@@ -179,6 +182,10 @@ class Lease:
             if there is not None and now is not None and now.etag == there.etag:
                 self.is_strict = False  # the storage refuses a condition that holds
             return False
+
+    def _is_own(self, folder: str) -> bool:
+        """Whether a lease of this folder is that of our own, whose lock we hold."""
+        return folder.removeprefix(RESTORING) == self._folder.removeprefix(RESTORING)
 
     def _write(self, etag: str | None, *, is_new: bool = False) -> bool:
         began = time.monotonic()

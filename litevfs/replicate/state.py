@@ -69,8 +69,11 @@ class _Access:
     and robustFchown of os_unix.c)."""
 
     def __init__(self, database: Path) -> None:
-        status = database.stat()
-        self._mode = status.st_mode & 0o666 | 0o600
+        try:
+            status = database.stat()
+            self._mode = status.st_mode & 0o666 | 0o600
+        except FileNotFoundError:  # not restored yet
+            status, self._mode = database.parent.stat(), 0o600
         self._owner = (status.st_uid, status.st_gid)
 
     def make_folder(self, path: Path) -> None:
