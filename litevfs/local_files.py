@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 
 LOCK_PAUSE_S = 0.005
 """Pause between two tries to lock a file that another process has locked."""
+RESTS_AFTER_NS = 2_000_000_000
+"""A folder that has not changed for so long is at rest: the times of few file systems are coarser."""
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """What link() says on a file system without hard links."""
 
@@ -182,3 +184,18 @@ def fsync_folder(folder: StrPath) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def folder_stamp(path: StrPath) -> object | None:
+    """Equal for a folder at rest as long as no name comes or goes; None if it has changed a moment ago, or is gone.
+
+    A folder's time changes with each file that is renamed into it or deleted, but may be as coarse as the clock of its
+    file system, so a folder needs to be at rest.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if time.time_ns() - found.st_mtime_ns < RESTS_AFTER_NS:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -7,6 +7,7 @@ Precedence: URI parameter, keyword, environment, default.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -33,6 +34,17 @@ def _parse_txid_option(value: object) -> int:
             return value
         raise OptionError(f"not a TXID: {value!r}", hint="TXIDs are 1 to 2^64-1")
     return parse_txid(str(value))
+
+
+def parse_rate(value: object) -> float:
+    """A number above 0. Raises OptionError."""
+    try:
+        rate = float(str(value))
+    except ValueError:
+        rate = math.nan
+    if isinstance(value, bool) or not 0 < rate < math.inf:
+        raise OptionError(f"not a number above 0: {value!r}", hint="for example 100 requests a second, or 0.5")
+    return rate
 
 
 def _option(
@@ -158,6 +170,14 @@ class Options:
         "read every LTX file whole and verify its checksum before a page of it is used; by default only files up to "
         "1 MiB",
         of_replica=lambda options: options.verify,
+    )
+
+    max_requests_per_s: float | None = _option(
+        None,
+        parse_rate,
+        "requests a second of all replicas of the process that have this option together, shared fairly; no effect on "
+        "local replicas",
+        of_replica=lambda options: options.max_requests_per_s,
     )
 
     @property

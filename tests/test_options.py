@@ -115,6 +115,12 @@ def test_a_fixed_view_does_not_poll(fixed):
     assert not collect(fixed).is_polling
 
 
+@pytest.mark.parametrize("value", ["0", -1, "nan", "inf", "many", True])
+def test_a_rate_is_a_number_above_0(value):
+    with pytest.raises(OptionError, match="max_requests_per_s: not a number above 0"):
+        collect(keywords={"max_requests_per_s": value})
+
+
 def test_an_interval_of_zero_is_not_polling():
     assert not collect({"poll_interval": "0"}).is_polling
 
@@ -125,6 +131,7 @@ _VALUES = {
     "replica_url": st.text(min_size=1, max_size=30),
     "hydration_path": st.text(max_size=30),
     "cache_dir": st.text(max_size=30),
+    "max_requests_per_s": st.floats(0.001, 1e6) | st.integers(1, 10**6),
     "txid": st.integers(1, 2**64 - 1),
     "timestamp": st.integers(0, 253402300799_999).map(
         lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)

@@ -25,9 +25,10 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.files.fetched import FetchedFile, RequestCounters, check_name
+from litevfs.files.fetched import FetchedFile, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.line import line_to
+from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
 from litevfs.ltx.format import HEADER_SIZE, Header
@@ -68,10 +69,12 @@ class Fetcher:
         read_timeout_s: float,
         disk_cache: WriteBehind | None = None,
         verify: bool = False,
+        max_requests_per_s: float | None = None,
     ) -> None:
         self.client = client
         self.disk_cache = disk_cache
-        self.counters = RequestCounters()
+        self.requests = Requests(max_requests_per_s if client.block_size else None, read_timeout_s)
+        self.counters = self.requests.counters
         self.troubles = Troubles(client.url)
         self.line = line_to(client.url)
         self._read_timeout_s = read_timeout_s
@@ -90,7 +93,7 @@ class Fetcher:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """One listing of one level, not retried: the caller lists again with its next refresh."""
-        return self._counted_list(partial(self.client.list_files, level, min_txid))
+        return self._counted_list(partial(self.client.list_files, level, min_txid), f"level {level}")
 
     def list_from(self, level: int, min_txid: int = 1) -> list[LTXFileInfo] | None:
         """Files of `level` from `min_txid` on and all of the levels above it, in one request, not retried.
@@ -101,21 +104,15 @@ class Fetcher:
         if client is None:
             return None
         try:
-            files, are_all = self._counted_list(partial(client.list_from, level, min_txid))
+            files, are_all = self._counted_list(partial(client.list_from, level, min_txid), f"levels {level} to 9")
         except StoragePermissionError as error:  # perhaps only the wider prefix is forbidden
             logger.info("listing level by level from now on: %s", error)
             self._levels_client = None
             return None
         return files if are_all else None
 
-    def _counted_list(self, call: Callable[[], T]) -> T:
-        with self._lock:
-            self.counters.list += 1
-        try:
-            return self.line.trip(call)
-        except Exception:
-            self._count_error()
-            raise
+    def _counted_list(self, call: Callable[[], T], name: str) -> T:
+        return self.requests.list(lambda: self.line.trip(call), name)
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""
@@ -144,9 +141,10 @@ class Fetcher:
 
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
-        data = self.counted_get(lambda: self.line.carry(size, lambda: self._request(file, offset, size, deadline)), len)
+        carry = partial(self.line.carry, size, lambda: self._request(file, offset, size, deadline))
+        data = self.requests.get(carry, len, self.client.key(file), offset)
         if len(data) != size:
-            self._count_error()
+            self.requests.fail()
             raise TransientStorageError(
                 f"got {len(data)} of {size} bytes at offset {offset} of a file of {file.size} bytes",
                 level=file.level,
@@ -167,22 +165,6 @@ class Fetcher:
         """The time limit of one request that may be retried."""
         return self._read_timeout_s * REQUEST_SHARE
 
-    def counted_get(self, call: Callable[[], T], size_of: Callable[[T], int]) -> T:
-        """Make a request for bytes and count it; `size_of` gives the bytes in its answer."""
-        try:
-            result = call()
-        except Exception:
-            self._count_error()
-            raise
-        with self._lock:
-            self.counters.get += 1
-            self.counters.bytes_read += size_of(result)
-        return result
-
-    def _count_error(self) -> None:
-        with self._lock:
-            self.counters.errors += 1
-
     def retry(
         self, call: Callable[[], T], *, after: TransientStorageError | None = None, deadline: float | None = None
     ) -> T:
@@ -196,8 +178,7 @@ class Fetcher:
             raise closed_error() from error
         logger.info("trying again in %.3f s: %s", seconds, error)
         self.troubles.note(error)
-        with self._lock:
-            self.counters.retries += 1
+        self.requests.retry()
         if self._closed.wait(seconds):
             raise closed_error()
 
@@ -382,6 +363,7 @@ class Fetcher:
     def close(self) -> None:
         """End calls under way and release threads and sockets. Idempotent."""
         self._closed.set()
+        self.requests.close()
         self.client.close()
         with self._lock:
             pool, self._pool = self._pool, None

@@ -13,6 +13,7 @@ from litevfs.errors import LTXFormatError
 from litevfs.files.fetch import WHOLE_FILE_BYTES, Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.ltx.names import format_file_name
 from litevfs.replica_clients.base import ReadsNamed
 
 
@@ -45,7 +46,8 @@ def fetch_named(fetcher: Fetcher, txids: Sequence[int]) -> list[FetchedFile]:
 def _read(fetcher: Fetcher, txid: int) -> tuple[LTXFileInfo, bytes] | None:
     client = fetcher.client
     assert isinstance(client, ReadsNamed)
-    return fetcher.counted_get(
+    return fetcher.requests.get(
         lambda: client.read_named(0, txid, txid, WHOLE_FILE_BYTES, timeout_s=fetcher.request_timeout_s),
         lambda found: 0 if found is None else len(found[1]),
+        format_file_name(txid, txid),
     )

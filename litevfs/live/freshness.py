@@ -16,6 +16,7 @@ from litevfs.errors import (
     StaleReplicaError,
     StorageError,
     StorageNotFoundError,
+    StorageTimeoutError,
     TXIDGapError,
 )
 from litevfs.ltx.names import format_txid
@@ -104,3 +105,20 @@ def may_pass(error: LitevfsError) -> bool:
 def may_begin(error: LitevfsError) -> bool:
     """Whether there may be a first state next time."""
     return may_pass(error) or isinstance(error, ReplicaEmptyError | ReplicaFolderNotFoundError | TXIDGapError)
+
+
+def open_error(error: LitevfsError, url: str, timeout_s: float, *, verifies: bool) -> LitevfsError:
+    """The error for a caller who has waited so long for a first state, the last try for which ended with `error`."""
+    if isinstance(error, StorageTimeoutError) and verifies:
+        hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
+        return StorageTimeoutError(error.message, key=url, hint=hint)
+    if isinstance(error, ReplicaFolderNotFoundError):
+        what = f"no such replica folder, also after waiting {timeout_s:g} s"
+        return ReplicaFolderNotFoundError(what, key=error.key, hint=f"{error.hint}; open_timeout sets the wait")
+    if not isinstance(error, ReplicaEmptyError):
+        return error
+    return ReplicaEmptyError(
+        f"no LTX files on any level after waiting {timeout_s:g} s",
+        key=url,
+        hint="check the path, and that the primary replicates to it; open_timeout sets the wait",
+    )

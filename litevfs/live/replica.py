@@ -19,17 +19,14 @@ from litevfs.concurrency.retry import Backoff, is_transient, retry
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
-    ReplicaEmptyError,
     ReplicaError,
-    ReplicaFolderNotFoundError,
     StorageClosedError,
     StorageError,
     StorageNotFoundError,
-    StorageTimeoutError,
 )
 from litevfs.files.fetch import Fetcher
 from litevfs.files.write_behind import disk_cache_for
-from litevfs.live.freshness import may_begin, may_pass, stale_error, wait_for_txid
+from litevfs.live.freshness import may_begin, may_pass, open_error, stale_error, wait_for_txid
 from litevfs.live.health import Health, State
 from litevfs.live.poller import Poller
 from litevfs.live.status import ReplicaStatus, collect_status
@@ -81,7 +78,11 @@ class Replica:
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
         self.fetcher = Fetcher(
-            client, read_timeout_s=options.read_timeout_s, disk_cache=disk_cache, verify=options.verify
+            client,
+            read_timeout_s=options.read_timeout_s,
+            disk_cache=disk_cache,
+            verify=options.verify,
+            max_requests_per_s=options.max_requests_per_s,
         )
         self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh", self.fetcher.troubles.too_late)
         self.pages = PageSource(
@@ -109,7 +110,7 @@ class Replica:
             try:
                 self._persistently(self._first_look, timeout_s, may_begin)
             except LitevfsError as error:
-                raise self._open_error(error, timeout_s) from error
+                raise open_error(error, self.url, timeout_s, verifies=self.options.verify) from error
         elif not self._was_just_refreshed() and self.health.look_s() <= BESIDE_S:
             try:
                 self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
@@ -128,21 +129,6 @@ class Replica:
         """Whether a refresh has just succeeded: connections that open together share one refresh."""
         age_s = self.health.lag_s()
         return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
-
-    def _open_error(self, error: LitevfsError, timeout_s: float) -> LitevfsError:
-        if isinstance(error, StorageTimeoutError) and self.options.verify:
-            hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
-            return StorageTimeoutError(error.message, key=self.url, hint=hint)
-        if isinstance(error, ReplicaFolderNotFoundError):
-            what = f"no such replica folder, also after waiting {timeout_s:g} s"
-            return ReplicaFolderNotFoundError(what, key=error.key, hint=f"{error.hint}; open_timeout sets the wait")
-        if not isinstance(error, ReplicaEmptyError):
-            return error
-        return ReplicaEmptyError(
-            f"no LTX files on any level after waiting {timeout_s:g} s",
-            key=self.url,
-            hint="check the path, and that the primary replicates to it; open_timeout sets the wait",
-        )
 
     def poll_every(self, interval_s: float) -> None:
         """Poll from now on, at the shortest interval that any connection asks for (0: this one does not ask)."""

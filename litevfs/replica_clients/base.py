@@ -116,6 +116,18 @@ class ListsLevels(Protocol):
 
 
 @runtime_checkable
+class StampsLevels(Protocol):
+    """An optional part of a client: whether a level can have changed, for less than a listing of it costs."""
+
+    def stamp(self, level: int) -> object | None:
+        """Equal stamps, of which the first was taken before a listing: another listing shows the same names.
+
+        None if that cannot be told now, for example because the level has changed a moment ago. Raises no error.
+        """
+        ...
+
+
+@runtime_checkable
 class FindsWays(Protocol):
     """An optional part of a client: which deviations of its server the client works around."""
 

@@ -125,6 +125,10 @@ class FileReplicaClient:
         files = self.list_files(level, min_txid)
         return [*files, *(file for above in LEVELS[level + 1 :] for file in self.list_files(above))], True
 
+    def stamp(self, level: int) -> object | None:
+        """See `StampsLevels.stamp`."""
+        return local_files.folder_stamp(self._folder(level))
+
     def read(
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:

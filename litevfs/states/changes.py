@@ -32,7 +32,11 @@ def changed_pgnos(old: Snapshot, new: Snapshot) -> NDArray[np.int64]:
 
 def _changed_slots(before: Chunk | None, chunk: Chunk) -> NDArray[np.int64]:
     versions = chunk.version_array
-    return np.flatnonzero(versions if before is None else versions != before.version_array)
+    known = np.zeros_like(versions)
+    if before is not None:
+        both = min(len(known), len(before.versions))  # a last chunk may have grown
+        known[:both] = before.version_array[:both]
+    return np.flatnonzero(versions != known)
 
 
 def pgnos_changed_since(new: Snapshot, txid: int) -> NDArray[np.int64]:

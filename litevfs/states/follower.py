@@ -99,6 +99,9 @@ class Follower:
         it has published every state before that and found no way around.
         """
         began, is_due = self._survey.now(), self._survey.is_due()
+        known = self._survey.known(snapshot)
+        if known is not None and not (thorough or is_due):
+            return known
         was_asked = False
         if not thorough and self._names.is_usable and self._is_usual(snapshot):
             snapshot, was_asked = self._follow_by_name(snapshot, publish)
@@ -111,6 +114,7 @@ class Follower:
             level_0 = [file for file in files if file.level == 0]
             self._names.look_at(level_0, snapshot.txid, was_asked=was_asked)
             chain = extend(snapshot.txid, level_0)
+            self._survey.learn_from(chain.files)
             is_all = not chain.gap and all(file.max_txid <= chain.txid for file in files)
             is_usual = self._is_continuous(snapshot, level_0) and is_all and len(chain.files) <= MAX_STEPS
             if is_usual and self._is_usual(snapshot):
@@ -118,6 +122,7 @@ class Follower:
                 snapshot, failure = self._advance(snapshot, chain, publish)
                 self._note_position(level_0, snapshot)
                 if failure is None:
+                    self._survey.rest(snapshot, anchor is not None)
                     if is_due:
                         self._survey.done(began)
                         self._names.keep_only([*self._seen, *snapshot.files.values()])

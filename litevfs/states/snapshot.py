@@ -32,6 +32,8 @@ from litevfs.ltx.page_index import PageIndex, check_growth, whole_from
 CHUNK_BITS = 11
 CHUNK_PAGES = 1 << CHUNK_BITS
 CHUNK_MASK = CHUNK_PAGES - 1
+MIN_SLOTS = 16
+"""Of the last chunk."""
 FRAME_SIZE_BITS = 17
 """Enough for the largest frame (`MAX_FRAME_SIZE`)."""
 FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
@@ -78,7 +80,8 @@ class Versions:
 
 
 class Chunk:
-    """2,048 consecutive pages, in Python's own arrays: indexing them takes half as long as numpy's.
+    """2,048 consecutive pages, in Python's own arrays: indexing them takes half as long as numpy's. The last chunk of a
+    database has as few slots as it needs (see `_slots`).
 
     For whole ranges numpy gets a short-lived view: views that stay would take a twentieth of the content's memory.
     """
@@ -117,10 +120,29 @@ class Chunk:
         """An independent chunk with the same content."""
         return Chunk(self.versions[:], self.files[:], self.frames[:], self.checks[:])
 
+    def extended(self, slots: int) -> Chunk:
+        """An independent chunk of so many slots, those beyond the content of this one empty."""
+        room = _empty_chunk(slots - len(self.versions))
+        return Chunk(
+            self.versions + room.versions,
+            self.files + room.files,
+            self.frames + room.frames,
+            self.checks + room.checks,
+        )
 
-def _empty_chunk() -> Chunk:
-    u16, u32, u64 = ((code, bytes(CHUNK_PAGES * size)) for code, size in (("H", 2), ("I", 4), ("Q", 8)))
+
+def _empty_chunk(slots: int) -> Chunk:
+    u16, u32, u64 = ((code, bytes(slots * size)) for code, size in (("H", 2), ("I", 4), ("Q", 8)))
     return Chunk(array(*u32), array(*u32), array(*u64), array(*u16))
+
+
+def _slots(commit: int, number: int) -> int:
+    """Slots that chunk `number` has in a database of `commit` pages: a power of two for the last, all for the others.
+
+    A process may have thousands of small databases open, each of a few pages.
+    """
+    needed = commit - (number << CHUNK_BITS)
+    return min(CHUNK_PAGES, max(MIN_SLOTS, 1 << (needed - 1).bit_length()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +289,16 @@ class _Edit:
         wanted = (self._commit + CHUNK_PAGES - 1) >> CHUNK_BITS
         while len(self._chunks) > wanted:
             self._release(self._chunks.pop().file_array)
+        if self._chunks:
+            last = len(self._chunks) - 1
+            slots = _slots(self._commit, last)
+            if slots > len(self._chunks[last].versions):
+                self._own.add(last)
+                self._chunks[last] = self._chunks[last].extended(slots)
         while len(self._chunks) < wanted:
-            self._own.add(len(self._chunks))
-            self._chunks.append(_empty_chunk())
+            number = len(self._chunks)
+            self._own.add(number)
+            self._chunks.append(_empty_chunk(_slots(self._commit, number)))
         tail = self._commit & CHUNK_MASK
         if self._commit < self._base.commit and tail:
             chunk = self._writable(wanted - 1)

@@ -7,13 +7,14 @@ names, it lists levels one by one: each from its newest known file on, where the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from litevfs.errors import ReplicaError
 from litevfs.files.fetch import Fetcher
 from litevfs.files.plan import newest_state
-from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo, StampsLevels
+from litevfs.states.snapshot import Snapshot
 
 INTERVAL_S = 15.0
 """How often all levels are listed: a state that level 0 does not lead to is found no later."""
@@ -33,16 +34,36 @@ class Survey:
         as_known: Callable[[list[LTXFileInfo]], list[LTXFileInfo]] = lambda files: files,
     ) -> None:
         """`as_known` replaces listed files by the values already known of the same files."""
-        self._fetcher = fetcher
+        self.use(fetcher)
         self._clock = clock
         self._as_known = as_known
         self._last = -math.inf
         self._starts: dict[int, int] = {}  # level -> min_txid of the newest file known there
+        self._stamp: object = None  # of level 0, before the refresh under way
+        self._at_rest: tuple[Snapshot, object, bool] | None = None  # the state, the stamp, what its refresh returned
         self._is_large = False  # one listing does not hold all levels
 
     def use(self, fetcher: Fetcher) -> None:
         """Go on with another fetcher of the same replica."""
         self._fetcher = fetcher
+        self._stamps = fetcher.client if isinstance(fetcher.client, StampsLevels) else None
+
+    def known(self, snapshot: Snapshot) -> bool | None:
+        """What the last refresh returned, if level 0 is as it was then and it would return that again; else None."""
+        self._stamp = None if self._stamps is None else self._stamps.stamp(0)
+        at_rest = self._at_rest
+        is_known = at_rest is not None and at_rest[0] is snapshot and at_rest[1] == self._stamp is not None
+        self._at_rest = at_rest if is_known and not self.is_undone else None
+        return self._at_rest[2] if self._at_rest else None
+
+    def learn_from(self, news: Sequence[LTXFileInfo]) -> None:
+        """A listing has shown these new files. If the stamp did not: not every file system gives its folders times."""
+        if news and self._at_rest is not None:
+            self._stamps = None
+
+    def rest(self, snapshot: Snapshot, result: bool) -> None:
+        """A refresh has left nothing undone, and returned `result`."""
+        self._at_rest = snapshot, self._stamp, result
 
     def now(self) -> float:
         """The time by the clock, for `done`."""

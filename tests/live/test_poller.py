@@ -7,11 +7,11 @@ import itertools
 import threading
 import time
 import weakref
-from types import SimpleNamespace
 
 import pytest
 
 from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.scheduler import Scheduler
 from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.live.poller import Poller
 from litevfs.live.replica import Replica
@@ -38,25 +38,25 @@ class Refresh:
 def test_the_first_look_comes_after_one_interval():
     refresh = Refresh()
     started = time.monotonic()
-    poller = Poller(refresh, 0.05, "test")
-    assert poller._thread.name == "litevfs-poll test"
+    poller = Poller(refresh, 0.05)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("litevfs")] == ["litevfs-poll"]
     wait_until(lambda: refresh.times)
     poller.close()
     assert refresh.times[0] - started >= 0.049
 
 
 def test_closing_ends_the_thread_at_once_and_may_be_repeated():
-    poller = Poller(Refresh(), 3600.0, "test")
+    poller = Poller(Refresh(), 3600.0)
     started = time.monotonic()
     poller.close()
     poller.close()
     assert time.monotonic() - started < 60
-    assert not poller._thread.is_alive()
+    assert poller.is_over
 
 
 def test_a_shorter_interval_counts_from_now_on():
     refresh = Refresh()
-    poller = Poller(refresh, 3600.0, "test")
+    poller = Poller(refresh, 3600.0)
     poller.set_interval(0.01)
     wait_until(lambda: len(refresh.times) >= 3)
     poller.close()
@@ -66,27 +66,27 @@ def test_a_shorter_interval_counts_from_now_on():
 def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
     refresh = Refresh()
     refresh.answer = answer
-    poller = Poller(refresh, 0.005, "test")
-    poller._thread.join(5)
-    assert not poller._thread.is_alive()
+    poller = Poller(refresh, 0.005)
+    wait_until(lambda: poller.is_over)
+    assert poller.is_over
     assert len(refresh.times) == 1
 
 
 def test_closing_does_not_wait_for_a_look_that_hangs(monkeypatch):
     monkeypatch.setattr(Poller, "close_timeout_s", 0.01)
     looks, go_on = threading.Event(), threading.Event()
-    poller = Poller(lambda: looks.set() or go_on.wait(30), 0.001, "test")
+    poller = Poller(lambda: looks.set() or go_on.wait(30), 0.001)
     assert looks.wait(20)
     poller.close()
-    assert poller._thread.is_alive()
+    assert not poller.is_over
     go_on.set()
-    poller._thread.join(20)
-    assert not poller._thread.is_alive()
+    wait_until(lambda: poller.is_over, timeout_s=20)
+    assert poller.is_over
 
 
-def test_the_interval_is_from_look_to_look_however_long_one_takes(monkeypatch):
+def test_the_interval_is_from_look_to_look_however_long_one_takes():
     monotonic, hours, looks = time.monotonic, 0, 0
-    monkeypatch.setattr("litevfs.live.poller.time", SimpleNamespace(monotonic=lambda: monotonic() + hours * 3600))
+    scheduler = Scheduler("litevfs-poll", clock=lambda: monotonic() + hours * 3600)
 
     def take_an_hour() -> bool:
         nonlocal hours, looks
@@ -98,9 +98,9 @@ def test_the_interval_is_from_look_to_look_however_long_one_takes(monkeypatch):
         hours += 1
         poller.set_interval(3600.0)
 
-    poller = Poller(take_an_hour, 3600.0, "test")
+    poller = Poller(take_an_hour, 3600.0, scheduler=scheduler)
     wait_until(lambda: let_an_hour_pass() or looks)
-    poller._thread.join(20)
+    wait_until(lambda: poller.is_over, timeout_s=20)
     assert looks == 5
 
 
@@ -112,18 +112,20 @@ def test_a_poller_may_be_closed_by_its_own_look(caplog):
         pollers[0].close()
         return True
 
-    pollers.append(Poller(close, 0.001, "test"))
-    pollers[0]._thread.join(10)
-    assert not pollers[0]._thread.is_alive()
+    pollers.append(Poller(close, 0.001))
+    wait_until(lambda: pollers[0].is_over)
     assert "unexpectedly" not in caplog.text
 
 
 @pytest.mark.plan("E02")
 def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_time():
-    poller = Poller(Refresh(), 3600.0, "test")
+    looks = itertools.count()
+    scheduler = Scheduler("litevfs-poll", clock=lambda: next(looks) * 0.0)
+    poller = Poller(Refresh(), 3600.0, scheduler=scheduler)
     poller.set_interval(1800.0)
-    wait_until(lambda: not poller._wake.is_set())
+    time.sleep(0.05)
     poller.close()
+    assert next(looks) < 10
 
 
 @pytest.mark.slow
@@ -131,7 +133,7 @@ def test_a_changed_interval_is_waited_for_without_looking_at_the_clock_all_the_t
 def test_failures_slow_the_pace_down_and_a_success_restores_it():
     refresh = Refresh()
     refresh.answer = TransientStorageError("away")
-    poller = Poller(refresh, 0.001, "test")
+    poller = Poller(refresh, 0.001)
     wait_until(lambda: len(refresh.times) >= 6, timeout_s=20)
     assert refresh.times[5] - refresh.times[0] > 0.02  # at 1 ms each, five looks would take 5 ms
     refresh.answer = True
@@ -146,7 +148,7 @@ def test_whatever_fails_is_tried_again_after_a_pause(monkeypatch, caplog, failur
     monkeypatch.setattr(Backoff, "next_s", lambda self, retry_after_s=None: 0.1)
     refresh = Refresh()
     refresh.answer = failure
-    poller = Poller(refresh, 0.001, "test")
+    poller = Poller(refresh, 0.001)
     wait_until(lambda: len(refresh.times) >= 3)
     poller.close()
     assert min(b - a for a, b in itertools.pairwise(refresh.times)) >= 0.099
@@ -159,7 +161,7 @@ def test_failures_never_quicken_the_pace(monkeypatch, failure):
     monkeypatch.setattr(Backoff, "base_s", 0.0)  # as if chance had given no pause at all
     refresh = Refresh()
     refresh.answer = failure
-    poller = Poller(refresh, 0.05, "test")
+    poller = Poller(refresh, 0.05)
     wait_until(lambda: len(refresh.times) >= 4)
     poller.close()
     assert min(b - a for a, b in itertools.pairwise(refresh.times)) >= 0.049
@@ -175,7 +177,7 @@ def test_a_success_ends_what_failures_before_it_had_led_to(monkeypatch):
         refresh.answer = True if len(refresh.times) % 2 else TransientStorageError("away for a moment")
         return refresh()
 
-    poller = Poller(take_turns, 0.001, "test")
+    poller = Poller(take_turns, 0.001)
     try:
         wait_until(lambda: len(refresh.times) >= 80, timeout_s=20)
     finally:
@@ -188,7 +190,7 @@ def test_a_pause_the_storage_asked_for_is_kept():
     error = TransientStorageError("slow down")
     error.retry_after_s = 0.2
     refresh.answer = error
-    poller = Poller(refresh, 0.001, "test")
+    poller = Poller(refresh, 0.001)
     wait_until(lambda: len(refresh.times) >= 3)
     poller.close()
     assert refresh.times[1] - refresh.times[0] >= 0.19
@@ -201,9 +203,8 @@ def test_a_replica_that_nobody_holds_is_not_kept_alive_by_its_poller():
         replica = Replica(Options(replica_url=script.url))
         replica.refresh()
         replica.poll_every(0.005)
-        thread = replica._poller._thread
+        poller = replica._poller
         reference = weakref.ref(replica)
         del replica
         wait_until(lambda: gc.collect() * 0 + (reference() is None), "the replica to go")
-        thread.join(5)
-        assert thread not in threading.enumerate()
+        wait_until(lambda: poller.is_over, "the end of the polls")

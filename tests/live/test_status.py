@@ -14,7 +14,7 @@ from litevfs.live.replica import Replica
 from litevfs.live.status import ReplicaStatus
 from litevfs.options import Options
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.states.snapshot import CHUNK_PAGES
+from litevfs.states.snapshot import MIN_SLOTS
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one
@@ -50,7 +50,7 @@ def test_counters_after_a_known_workload(block_size):
         status = replica.status()
         assert (status.cache_misses, status.cache_hits) == (3, 3)
         assert status.cache_bytes > 0
-        assert status.index_bytes == 18 * CHUNK_PAGES
+        assert status.index_bytes == 18 * MIN_SLOTS
         assert 0 <= status.lag_s < 5
         replica.close()
         assert replica.status().state == State.CLOSED

@@ -14,6 +14,7 @@ from litevfs.errors import LTXFormatError, LTXMissingPagesError, PageUnavailable
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.states.changes import changed_pgnos
 from litevfs.states.snapshot import (
     CHUNK_PAGES,
     FRAME_SIZE_BITS,
@@ -98,6 +99,7 @@ def check(snapshot: Snapshot, history: History, born_by_version: dict[tuple[int,
     assert set(snapshot.files) == set(uses)
     assert len(snapshot.chunks) == (snapshot.commit + CHUNK_PAGES - 1) // CHUNK_PAGES
     assert snapshot.index_bytes() <= 18 * len(snapshot.chunks) * CHUNK_PAGES
+    assert all(len(chunk.versions) == CHUNK_PAGES for chunk in snapshot.chunks[:-1])
 
 
 _transactions = st.lists(
@@ -183,6 +185,23 @@ def test_a_database_may_shrink_to_nothing_and_come_back():
     state = empty_snapshot().apply(numbered(history, 1, 1, 1)).apply(numbered(history, 2, 2, 2))
     assert (state.size_bytes, state.chunks, state.files, dict(state.uses)) == (0, (), {}, {})
     assert state.apply(numbered(history, 3, 3, 3)).missing_pages() == 0
+
+
+@pytest.mark.plan("L04")
+def test_the_map_of_a_small_database_is_small_and_grows_with_it():
+    state = empty_snapshot()
+    sizes = [1, 2, 16, 17, 100, 2047, 2048, 2049, 3000, 4097]
+    for txid, commit in enumerate(sizes, 1):
+        first = state.commit + 1
+        pgnos = np.unique(np.array([1, *range(first, commit + 1)], np.uint32))
+        index = PageIndex(pgnos, pgnos.astype(np.uint64) * 100 + txid, np.full(len(pgnos), 100, np.uint32))
+        header = Header(PAGE_SIZE, commit, txid, txid, timestamp_ms=0)
+        newer = state.apply(NumberedFile(txid, LTXFileInfo(0, txid, txid, 10**6, 0), header, index))
+        assert changed_pgnos(state, newer).tolist() == pgnos.tolist()
+        assert newer.index_bytes() <= 18 * max(16, 2 * commit)
+        assert [newer.file_number(pgno) for pgno in (1, first, commit)] == [txid] * 3
+        assert newer.missing_pages() == 0
+        state = newer
 
 
 @pytest.mark.plan("L04")
