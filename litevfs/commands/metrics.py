@@ -7,7 +7,7 @@ while commits reach the replica in time, else 503 with the reason. Needs the ext
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -36,12 +36,15 @@ def parse_address(text: object) -> tuple[str, int]:
 
 
 @contextmanager
-def serving(address: str, replicator: Replicator, sync_interval_s: float) -> Iterator[int]:
+def serving(
+    address: str, replicators: Replicator | Callable[[], Sequence[Replicator]], sync_interval_s: float
+) -> Iterator[int]:
     """Serve the status at `address` until the block ends; gives the port. Raises OptionError if that fails."""
+    ask = replicators if callable(replicators) else lambda: (replicators,)
     registry = CollectorRegistry()
-    registry.register(_Collector(replicator))
+    registry.register(_Collector(ask))
     try:
-        server = _Server(parse_address(address), _handler(registry, replicator, sync_interval_s))
+        server = _Server(parse_address(address), _handler(registry, ask, sync_interval_s))
     except OSError as error:
         raise OptionError(f"cannot listen at {address}: {error.strerror or error}") from error
     thread = start_thread(server.serve_forever, "litevfs-metrics")
@@ -60,36 +63,45 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Collector(Collector):
-    def __init__(self, replicator: Replicator) -> None:
-        self._replicator = replicator
+    def __init__(self, replicators: Callable[[], Sequence[Replicator]]) -> None:
+        self._replicators = replicators
 
     def collect(self) -> Iterable[Metric]:
-        status, path = self._replicator.status, self._replicator.path
-        kind = urlsplit(self._replicator.client.url).scheme
-        wal = path.with_name(path.name + "-wal")
-        gauges = [
-            ("litestream_db_size", "The current size of the database file, bytes", _size(path)),
-            ("litestream_wal_size", "The current size of the WAL file, bytes", _size(wal)),
-            ("litestream_txid", "The newest TXID made", status.txid),
-            ("litevfs_uploaded_txid", "The newest TXID known to be on the replica", status.uploaded_txid),
-            ("litevfs_pending_files", "LTX files that wait for their upload", status.pending_files),
-            ("litevfs_snapshots", "Times that the whole database was captured", status.snapshots),
-            ("litevfs_last_sync_timestamp_seconds", "Everything committed before is there", _seconds(status)),
-            ("litevfs_has_lease", "Whether this primary has the lease", float(status.has_lease)),
-            ("litevfs_failing", "Whether the last attempt failed", float(status.last_error is not None)),
-            ("litevfs_maintenance_failing", "Whether upkeep fails", float(status.last_maintenance_error is not None)),
-        ]
-        for name, text, value in gauges:
-            family = GaugeMetricFamily(name, text, labels=["db"])
-            family.add_metric([str(path)], value)
-            yield family
-        counts = [("total", "number", status.files_uploaded), ("bytes", "bytes", status.bytes_uploaded)]
-        for end, text, value in counts:  # without a type: that of a counter would lengthen the name
+        gauges: dict[str, GaugeMetricFamily] = {}
+        totals: dict[str, list[int]] = {}  # by kind of replica: uploads, bytes
+        for replicator in self._replicators():
+            status, path = replicator.status, replicator.path
+            for name, text, value in _gauges(path, status):
+                family = gauges.setdefault(name, GaugeMetricFamily(name, text, labels=["db"]))
+                family.add_metric([str(path)], value)
+            total = totals.setdefault(urlsplit(replicator.client.url).scheme, [0, 0])
+            total[0] += status.files_uploaded
+            total[1] += status.bytes_uploaded
+        yield from gauges.values()
+        for index, (end, text) in enumerate((("total", "number"), ("bytes", "bytes"))):
+            # Without a type: that of a counter would lengthen the name.
             operations = UntypedMetricFamily(
                 f"litestream_replica_operation_{end}", f"Uploads, {text}", labels=["replica_type", "operation"]
             )
-            operations.add_metric([kind, "PUT"], value)
+            for kind, total in totals.items():
+                operations.add_metric([kind, "PUT"], total[index])
             yield operations
+
+
+def _gauges(path: Path, status: ReplicatorStatus) -> list[tuple[str, str, float]]:
+    wal = path.with_name(path.name + "-wal")
+    return [
+        ("litestream_db_size", "The current size of the database file, bytes", _size(path)),
+        ("litestream_wal_size", "The current size of the WAL file, bytes", _size(wal)),
+        ("litestream_txid", "The newest TXID made", status.txid),
+        ("litevfs_uploaded_txid", "The newest TXID known to be on the replica", status.uploaded_txid),
+        ("litevfs_pending_files", "LTX files that wait for their upload", status.pending_files),
+        ("litevfs_snapshots", "Times that the whole database was captured", status.snapshots),
+        ("litevfs_last_sync_timestamp_seconds", "Everything committed before is there", _seconds(status)),
+        ("litevfs_has_lease", "Whether this primary has the lease", float(status.has_lease)),
+        ("litevfs_failing", "Whether the last attempt failed", float(status.last_error is not None)),
+        ("litevfs_maintenance_failing", "Whether upkeep fails", float(status.last_maintenance_error is not None)),
+    ]
 
 
 def _size(path: Path) -> float:
@@ -103,8 +115,17 @@ def _seconds(status: ReplicatorStatus) -> float:
     return 0.0 if status.last_sync_ms is None else status.last_sync_ms / 1000
 
 
+def _why_any_unhealthy(replicators: Sequence[Replicator], sync_interval_s: float) -> str | None:
+    reasons = {one.path: why_unhealthy(one.status, sync_interval_s) for one in replicators}
+    failing = [(path, why) for path, why in reasons.items() if why is not None]
+    if not failing:
+        return None
+    path, why = failing[0]
+    return why if len(reasons) == 1 else f"{len(failing)} of {len(reasons)} databases: {path}: {why}"
+
+
 def _handler(
-    registry: CollectorRegistry, replicator: Replicator, sync_interval_s: float
+    registry: CollectorRegistry, replicators: Callable[[], Sequence[Replicator]], sync_interval_s: float
 ) -> Callable[..., BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
@@ -113,7 +134,7 @@ def _handler(
             if self.path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif self.path == "/healthz":
-                why = why_unhealthy(replicator.status, sync_interval_s)
+                why = _why_any_unhealthy(replicators(), sync_interval_s)
                 self._answer(200 if why is None else 503, "text/plain; charset=utf-8", f"{why or 'ok'}\n".encode())
             else:
                 self._answer(404, "text/plain", b"/metrics or /healthz\n")

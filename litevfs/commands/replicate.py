@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import litevfs
@@ -20,6 +19,8 @@ from litevfs.commands.child import Child
 from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, TakesPlaceOf, add_options, add_url, checked, collect_options
 from litevfs.commands.primary_status import describe, print_status
+from litevfs.commands.replicate_many import add_many_flags, refuse_flags_of_many, run_many
+from litevfs.commands.signals import Terminated, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
 from litevfs.errors import (
@@ -61,14 +62,11 @@ _READY_TIMEOUT_S = 10.0
 """How long a program may take from making its database to switching it to WAL mode."""
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: the ordinary end of a service."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
-    database = parser.add_argument("database", type=Path, metavar="DATABASE", help="the SQLite database")
+    database = parser.add_argument("database", metavar="DATABASE", help="the SQLite database")
     url = add_url(parser)
+    add_many_flags(parser, database, url)
     parser.add_argument(
         "--status",
         nargs="+",
@@ -170,6 +168,31 @@ def run(args: argparse.Namespace) -> int:
         return print_status(args.status, as_json=args.json)
     if args.once and args.exec is not None:
         raise OptionError("--once and --exec are given", hint="--once ends by itself")
+    options = replicator_options(args)
+    if args.config is not None or args.dir is not None:
+        return run_many(args, options)
+    refuse_flags_of_many(args)
+    args.database = Path(args.database)
+    storage = collect_options(args)
+    client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
+    if args.index:
+        client = IndexedReplicaClient(client)
+    with closing(client):
+        try:
+            with sigterm_raises():
+                if args.restore_if_missing:
+                    _restore(args.database, client, options["lease_ttl_s"])
+                if args.once:
+                    return _replicate_once(args, client, options)
+                if args.exec is None:
+                    return _replicate(args, client, options)
+        except Terminated:
+            return 128 + signal.SIGTERM  # before there was a replicator to finish
+        return _replicate_beside(args, client, options)
+
+
+def replicator_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say for `Replicator`. Raises OptionError."""
     options: dict[str, Any] = {
         "sync_interval_s": parse_duration_s(args.sync_interval),
         "switch_to_wal": args.wal,
@@ -180,22 +203,7 @@ def run(args: argparse.Namespace) -> int:
     }
     if not args.hold_writers:
         options["truncate_pages"] = None
-    storage = collect_options(args)
-    client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
-    if args.index:
-        client = IndexedReplicaClient(client)
-    with closing(client):
-        try:
-            with _sigterm_raises():
-                if args.restore_if_missing:
-                    _restore(args.database, client, options["lease_ttl_s"])
-                if args.once:
-                    return _replicate_once(args, client, options)
-                if args.exec is None:
-                    return _replicate(args, client, options)
-        except _Terminated:
-            return 128 + signal.SIGTERM  # before there was a replicator to finish
-        return _replicate_beside(args, client, options)
+    return options
 
 
 def _replicate_once(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
@@ -217,7 +225,7 @@ def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[st
         except BaseException as end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM does not wait
             _finish(replicator, parse_duration_s(args.shutdown_timeout))
-            if not isinstance(end, _Terminated):
+            if not isinstance(end, Terminated):
                 raise
     return 0
 
@@ -347,15 +355,3 @@ def _how_far(replicator: Replicator) -> str:
         f"{count(status.pending_files, 'file')} to be uploaded" if status.pending_files else "the last look failed"
     )
     return f"{there}, {waiting}"
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

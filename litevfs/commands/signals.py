@@ -1,4 +1,4 @@
-"""The signal that ends a long-running command."""
+"""The signal that ends a long-running command: as an event, or as an exception."""
 
 from __future__ import annotations
 
@@ -20,5 +20,23 @@ def ended_by_sigterm() -> Iterator[threading.Event]:
     previous = signal.signal(signal.SIGTERM, note)
     try:
         yield ended
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the ordinary end of a service."""
+
+
+@contextmanager
+def sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in the main thread."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, previous)

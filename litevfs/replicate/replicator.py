@@ -12,17 +12,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.turns import OwnThreads, Task, Threads, Turn
-from litevfs.errors import LitevfsError, OptionError, ReplicatorError, ReplicatorRefusedError
+from litevfs.errors import OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.replicate.attempts import attempt, holding
 from litevfs.replicate.begin import refuse_unrelated
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
 from litevfs.replicate.database import SourceDatabase, database_path
@@ -39,8 +41,6 @@ logger = logging.getLogger("litevfs.replicate")
 _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
 
-_LOCK_TIMEOUT_S = 60.0
-"""How long a thread waits for the work of another thread."""
 _RETRY_S = 1.0
 """A failed capture is repeated so much later, or at the next sync, if that comes first."""
 _CLOSE_GRACE_S = 10.0
@@ -183,7 +183,7 @@ class Replicator:
             turns["litevfs-maintain"] = self._upkeep.turn
         for name, turn in turns.items():
             if name not in self._tasks:
-                self._tasks[name] = threads.start(turn, name, self.client.url)
+                self._tasks[name] = threads.start(turn, name, self._group(name))
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads."""
@@ -214,6 +214,12 @@ class Replicator:
             if time.monotonic() > deadline:
                 raise ReplicatorError("no time was left to begin anew", key=str(self.path))
 
+    def upload(self, timeout_s: float = 30.0) -> None:
+        """Upload what was captured, capturing nothing more: the end for a database that is gone. Raises as `sync`."""
+        deadline = time.monotonic() + timeout_s
+        if self._is_replica_known:
+            retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
+
     def request_snapshot(self, reason: str = "a snapshot was asked for") -> None:
         """The next sync takes the whole database, and stores it as a snapshot on level 9 too.
 
@@ -236,7 +242,7 @@ class Replicator:
         self._close_client()
         for task in self._tasks.values():
             task.join(max(0.0, deadline - time.monotonic()))
-        with self._holding(self._capture_lock, deadline + _CLOSE_GRACE_S, to_close=True):
+        with holding(self._capture_lock, deadline + _CLOSE_GRACE_S, self.path, None):
             self._capture.close()
             self._folder.close()
 
@@ -340,6 +346,11 @@ class Replicator:
             return None
         return self._upload_backoff.after(error)
 
+    def _group(self, task: str) -> str:
+        """What a task depends on: its database, or its storage's server."""
+        parts = urlsplit(self.client.url)
+        return str(self.path) if task == "litevfs-replicate" or not parts.netloc else f"{parts.scheme}://{parts.netloc}"
+
     def _stop(self) -> None:
         for task in self._tasks.values():
             task.stop()
@@ -361,17 +372,7 @@ class Replicator:
             self._capture_step(deadline)
 
     def _attempt(self, action: Callable[[float], object]) -> Exception | None:
-        """Run `action`; log its error and return it. The threads outlive every error."""
-        try:
-            action(time.monotonic() + _LOCK_TIMEOUT_S)
-        except LitevfsError as exc:
-            if not self._closed.is_set():
-                logger.warning("%s: %s", self.path, exc)
-            return exc
-        except Exception as exc:  # a mistake of ours or of a client; replication goes on once it no longer occurs
-            logger.exception("%s: unexpected error", self.path)
-            return exc
-        return None
+        return attempt(action, self.path, self._closed)
 
     # --- shared -------------------------------------------------------------------------------------------------------
 
@@ -383,14 +384,5 @@ class Replicator:
         if self._owns_client:
             self.client.close()
 
-    @contextmanager
-    def _holding(self, lock: threading.Lock, deadline: float, *, to_close: bool = False) -> Generator[None]:
-        """Raises ReplicatorError once closed: the database, and the folder, may be another replicator's then."""
-        if not lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise ReplicatorError("another thread is still busy with this replicator", key=str(self.path))
-        try:
-            if not to_close:
-                self._check_open()
-            yield
-        finally:
-            lock.release()
+    def _holding(self, lock: threading.Lock, deadline: float) -> AbstractContextManager[None]:
+        return holding(lock, deadline, self.path, self._closed)

@@ -1,0 +1,299 @@
+"""Many databases in one process: which there are, one replicator each, a few threads for all. Writes to no replica.
+
+Databases of a folder come and go: a new file that matches is opened, one that is gone is closed, after what was
+captured of it has been uploaded. What one database meets (no WAL mode, a lock, a storage that is silent) is logged,
+tried again, and delays no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.turns import SharedThreads, Task, Turn
+from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorRefusedError
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replicate.config.model import DatabaseEntry, Place
+from litevfs.replicate.replicator import Replicator
+
+logger = logging.getLogger("litevfs.replicate")
+
+WATCH_INTERVAL_S = 1.0
+_SETTLE_S = 0.001
+"""Between two turns of a capture at least, times the number of databases: together they take a bounded share."""
+_HEADER = b"SQLite format 3\x00"
+_LAST_UPLOAD_S = 10.0
+
+
+class FleetThreads:
+    """The threads of a fleet, by what they may have to wait for: a disk, a storage, a lease, maintenance.
+
+    At most 40 while nothing hangs; twice as many, and one more for each kind, if everything does.
+    """
+
+    def __init__(self) -> None:
+        self._kinds = {
+            "litevfs-replicate": SharedThreads(4, "litevfs-captures"),
+            "litevfs-upload": SharedThreads(24, "litevfs-uploads"),
+            "litevfs-lease": SharedThreads(4, "litevfs-leases"),
+            "litevfs-maintain": SharedThreads(4, "litevfs-upkeep"),
+            "litevfs-open": SharedThreads(4, "litevfs-opening"),
+        }
+
+    def start(self, turn: Turn, name: str, group: str = "") -> Task:
+        """See `Threads`. The name says which threads."""
+        return self._kinds[name].start(turn, name, group)
+
+    def close(self, timeout_s: float) -> None:
+        """End them all."""
+        deadline = time.monotonic() + timeout_s
+        for threads in self._kinds.values():
+            threads.close(max(0.0, deadline - time.monotonic()))
+
+
+class Member:
+    """One database of a fleet: opens its replicator as soon as that can be done, and closes it."""
+
+    def __init__(self, path: Path, places: tuple[Place, ...], entry: DatabaseEntry, fleet: Fleet) -> None:
+        self.path, self.places, self._entry, self._fleet = path, places, entry, fleet
+        self._backoff = Backoff()
+        self._lock = threading.Lock()  # of opening and closing
+        self._is_leaving = False
+        self._clients: list[ReplicaClient] = []
+        self.replicator: Replicator | None = None
+        self.error: str | None = None
+        """Why there is no replicator."""
+        self.task = fleet.threads.start(self._open, "litevfs-open", str(path))
+
+    def leave(self, *, timeout_s: float = _LAST_UPLOAD_S, is_gone: bool) -> None:
+        """Close it, after a last sync, or, for a file that is gone, the last upload. Raises ReplicatorError."""
+        self._is_leaving = True
+        self.task.stop()
+        self.task.join(timeout_s)
+        with self._lock:
+            replicator, self.replicator = self.replicator, None
+        if replicator is None:
+            if not is_gone and self.error is not None:
+                raise ReplicatorError(f"not replicated: {self.error}", key=str(self.path))
+            return
+        try:
+            if is_gone:
+                replicator.upload(timeout_s)
+            else:
+                replicator.sync(timeout_s)
+        except LitevfsError as exc:
+            raise ReplicatorError(f"the last sync failed: {exc}", key=str(self.path)) from exc
+        finally:
+            self._close(replicator)
+
+    def _open(self) -> float | None:
+        """A turn: open the replicator, or look whether it was refused."""
+        with self._lock:
+            if self._is_leaving:
+                return None
+            try:
+                if self.replicator is None:
+                    self.replicator = self._opened()
+                    self.replicator.shortest_pause_s = self._fleet.shortest_pause_s
+                    self.replicator.start(self._fleet.threads)
+                self.replicator.wait(0.0)
+            except ReplicatorRefusedError as exc:  # an operator has to decide
+                self.error = str(exc)
+                logger.error("%s: not replicated: %s", self.path, exc)
+                self._close(self.replicator)
+                self.replicator = None
+                return None
+            except (LitevfsError, OSError) as exc:
+                if str(exc) != self.error:
+                    logger.warning("%s: not replicated yet: %s", self.path, exc)
+                self.error = str(exc)
+                return self._backoff.after(exc)
+            self.error = None
+            self._backoff.reset()
+            return 5.0
+
+    def _opened(self) -> Replicator:
+        self._clients = [place.open() for place in self.places]
+        try:
+            if self._entry.restore_if_missing and self._fleet.restore is not None:
+                self._fleet.restore(self.path, self._clients[0])
+            if not _begins_as_database(self.path):
+                raise ReplicatorError("not a database, or not yet", key=str(self.path))
+            return Replicator(self.path, self._clients[0], **self._entry.options)
+        except BaseException:
+            self._close(None)
+            raise
+
+    def _close(self, replicator: Replicator | None) -> None:
+        if replicator is not None:
+            replicator.close()
+        for client in self._clients:
+            client.close()
+        self._clients = []
+
+
+class Fleet:
+    """Replicates what `entries` name, until `close`. `restore` restores a database that is missing, where asked to."""
+
+    def __init__(
+        self,
+        entries: Sequence[DatabaseEntry],
+        *,
+        restore: Callable[[Path, ReplicaClient], object] | None = None,
+        watch_interval_s: float = WATCH_INTERVAL_S,
+    ) -> None:
+        self.restore = restore
+        self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
+        self.threads = FleetThreads()
+        self.members: dict[Path, Member] = {}
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._watching: Task | None = None
+        self._is_first = True
+
+    @property
+    def shortest_pause_s(self) -> float:
+        """See `Replicator`: a thousand databases look after checkpoints once a second each."""
+        return _SETTLE_S * len(self.members)
+
+    def start(self) -> None:
+        """Open what there is now, and go on opening and closing what comes and goes."""
+        self.refresh()
+        if any(entry.watch or entry.pattern is None for entry in self._entries):
+            self._watching = self.threads.start(self._watch, "litevfs-open", "watch")
+
+    def refresh(self) -> None:
+        """Look which databases there are. Raises OSError for a folder that cannot be read."""
+        with self._lock:
+            if self._closed.is_set():
+                return
+            found: dict[Path, tuple[DatabaseEntry, tuple[Place, ...]]] = {}
+            for entry in self._entries:
+                if self._is_first or entry.watch or entry.pattern is None:
+                    found.update((path, (entry, places)) for path, places in _databases(entry))
+                else:
+                    found.update((path, (entry, m.places)) for path, m in self.members.items() if m._entry is entry)
+            gone = [path for path in self.members if path not in found]
+            for path in gone:
+                self._let_go(self.members.pop(path))
+            for path, (entry, places) in found.items():
+                if path not in self.members:
+                    self.members[path] = Member(path, places, entry, self)
+            if not self._is_first:
+                for member in self.members.values():
+                    if member.replicator is not None:
+                        member.replicator.shortest_pause_s = self.shortest_pause_s
+            self._is_first = False
+
+    def wait_until_open(self, timeout_s: float) -> None:
+        """Return when each database has a replicator, or an error, or after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        pause = threading.Event()  # never set
+        members = list(self.members.values())
+        while any(one.replicator is None and one.error is None for one in members) and time.monotonic() < deadline:
+            pause.wait(0.02)
+
+    def close(self, timeout_s: float) -> list[str]:
+        """End, after a last sync of every database within `timeout_s`; returns what failed."""
+        self._closed.set()
+        if self._watching is not None:
+            self._watching.stop()
+            self._watching.join(timeout_s)
+        with self._lock:
+            errors = self._each(timeout_s, lambda member, left_s: member.leave(timeout_s=left_s, is_gone=False))
+            self.members.clear()
+        self.threads.close(1.0)
+        return errors
+
+    def _watch(self) -> float:
+        try:
+            self.refresh()
+        except (OSError, LitevfsError) as exc:
+            logger.warning("databases are not looked for: %s", exc)
+        return self._watch_interval_s
+
+    def _let_go(self, member: Member) -> None:
+        logger.info("%s: the database is gone", member.path)
+
+        def leave() -> None:
+            try:
+                member.leave(is_gone=True)
+            except LitevfsError as exc:
+                logger.warning("%s", exc)
+            task.stop()
+
+        task = self.threads.start(leave, "litevfs-open", str(member.path))
+
+    def _each(self, timeout_s: float, act: Any) -> list[str]:
+        """Do this for every member, some at a time, within `timeout_s`; returns the errors."""
+        deadline = time.monotonic() + timeout_s
+        waiting, errors = list(self.members.values()), []
+        lock, threads = threading.Lock(), []
+
+        def work() -> None:
+            while True:
+                with lock:
+                    if not waiting:
+                        return
+                    member = waiting.pop()
+                try:
+                    act(member, max(0.5, deadline - time.monotonic()))
+                except (LitevfsError, OSError) as exc:
+                    errors.append(str(exc))
+
+        for _ in range(min(16, len(waiting))):
+            thread = threading.Thread(target=work, name="litevfs-last-sync", daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join(max(0.0, deadline + 1.0 - time.monotonic()))
+        errors += [f"no time was left for {member.path}" for member in waiting]
+        waiting.clear()
+        return errors
+
+
+def _databases(entry: DatabaseEntry) -> Iterator[tuple[Path, tuple[Place, ...]]]:
+    """The databases of an entry, with their places: that of a folder, and the path in it."""
+    if entry.pattern is None:
+        yield entry.path, entry.places
+        return
+    for path in _files(entry.path, entry.pattern, recursive=entry.recursive):
+        relative = PurePosixPath(path.relative_to(entry.path).as_posix())
+        yield path, tuple(place.below(relative) for place in entry.places)
+
+
+def _files(folder: Path, pattern: str, *, recursive: bool) -> Iterator[Path]:
+    with os.scandir(folder) as listed:
+        entries = sorted(listed, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if recursive and not entry.name.endswith("-litevfs"):
+                with suppress(FileNotFoundError, PermissionError):
+                    yield from _files(Path(entry.path), pattern, recursive=True)
+        elif fnmatchcase(entry.name, pattern) and _is_database(entry):
+            yield Path(entry.path)
+
+
+def _is_database(entry: os.DirEntry[str]) -> bool:
+    """Whether the file may be a database. Its content is left alone: to close it would drop SQLite's locks on it."""
+    try:
+        return entry.is_file() and entry.stat().st_size >= len(_HEADER)
+    except OSError:
+        return False
+
+
+def _begins_as_database(path: Path) -> bool:
+    """Whether the file begins like a database; for one that this process has not open. Lets SQLite tell of errors."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_HEADER)) in (_HEADER, b"")
+    except OSError:
+        return True

@@ -1,0 +1,172 @@
+"""`litevfs replicate --config` and `--dir` as processes, and the same configuration given to Litestream."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from litevfs.operations.restore import restore
+from tests.peer import litestream_binary as litestream
+from tests.replicate.support import wait_until
+from tests.replicate.test_fleet import insert, make
+
+pytestmark = pytest.mark.slow
+LIMIT_S = 30.0
+
+
+@contextmanager
+def running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=LIMIT_S)
+
+
+def ours(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "litevfs", "replicate", *map(str, arguments)]
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and what it said, after SIGTERM."""
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=LIMIT_S)
+    return process.returncode, said
+
+
+def has_files(folder: Path) -> bool:
+    return any(folder.glob("ltx/0/*.ltx"))
+
+
+def count(path: Path) -> int:
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    (rows,) = db.execute("SELECT count(*) FROM t").fetchone()
+    db.close()
+    return int(rows)
+
+
+def config(root: Path) -> Path:
+    """A configuration for the databases below `root`, as either program takes it."""
+    path = root / "litestream.yml"
+    path.write_text(
+        f"""\
+levels:
+  - interval: 1s
+l0-retention: 10m
+snapshot:
+  interval: 1h
+dbs:
+  - path: {root}/app.db
+    replica:
+      url: file://{root}/replicas/app
+      sync-interval: 100ms
+  - dir: {root}/tenants
+    pattern: "*.db"
+    recursive: true
+    watch: true
+    replica:
+      type: file
+      path: {root}/replicas/tenants
+      sync-interval: 100ms
+"""
+    )
+    return path
+
+
+@pytest.mark.skipif(not litestream.LITESTREAM, reason="there is no litestream on the PATH")
+@pytest.mark.parametrize("program", ["litestream", "litevfs"])
+def test_one_configuration_makes_replicas_that_the_other_program_restores(tmp_path: Path, program: str):
+    pytest.importorskip("yaml", reason="needs the extra `config` (pip install 'litevfs[config]')")
+    paths = {"app": make(tmp_path / "app.db"), "tenants/x/one.db": make(tmp_path / "tenants" / "x" / "one.db")}
+    file = config(tmp_path)
+    command = (
+        ours("--config", file) if program == "litevfs" else [litestream.LITESTREAM, "replicate", "-config", str(file)]
+    )
+    with running(command) as process:
+        wait_until(lambda: all(has_files(tmp_path / "replicas" / name) for name in paths), LIMIT_S)
+        paths["tenants/two.db"] = make(tmp_path / "tenants" / "two.db")
+        wait_until(lambda: has_files(tmp_path / "replicas" / "tenants/two.db"), LIMIT_S)
+        for path in paths.values():
+            insert(path, rows=2)
+        code, said = ended(process)
+    assert code == 0, said
+    for number, name in enumerate(paths):
+        url, target = f"file://{tmp_path}/replicas/{name}", tmp_path / f"restored{number}.db"
+        if program == "litevfs":
+            litestream.restore(url, target)
+        else:
+            restore(url, target)
+        assert count(target) == 3, name
+
+
+def test_a_watched_folder_is_replicated_until_sigterm_with_a_last_sync(tmp_path: Path):
+    make(tmp_path / "tenants" / "one.db")
+    command = ours("--dir", tmp_path / "tenants", "--watch", "--sync-interval", "1h", tmp_path / "replicas")
+    with running(command) as process:
+        wait_until(lambda: has_files(tmp_path / "replicas" / "one.db"), LIMIT_S)
+        new = make(tmp_path / "tenants" / "two.db")
+        wait_until(lambda: has_files(tmp_path / "replicas" / "two.db"), LIMIT_S)
+        insert(new)
+        code, said = ended(process)
+    assert code == 0, said
+    restore(str(tmp_path / "replicas" / "two.db"), tmp_path / "restored.db")
+    assert count(tmp_path / "restored.db") == 2
+
+
+def test_a_program_beside_a_folder_ends_it_with_its_code(tmp_path: Path):
+    path = make(tmp_path / "tenants" / "one.db")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sqlite3, sys\n"
+        f"db = sqlite3.connect({str(path)!r}, timeout=20)\n"
+        "db.execute('INSERT INTO t VALUES (1)'); db.commit(); sys.exit(7)\n"
+    )
+    run = f"{sys.executable} {program}"
+    done = subprocess.run(
+        ours("--dir", tmp_path / "tenants", tmp_path / "replicas", "--exec", run, "--shutdown-timeout", "20s"),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 7, done.stderr
+    restore(str(tmp_path / "replicas" / "one.db"), tmp_path / "restored.db")
+    assert count(tmp_path / "restored.db") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--config", "none.yml"], 2, "cannot read none.yml: No such file"),
+        (["--config", "bad.yml"], 2, "bad.yml:3: dbs[0].replcia: no such key; did you mean replica?"),
+        (["--config", "bad.yml", "--dir", "."], 2, "--config is given beside a database or --dir"),
+        (["--dir", "none", "replicas"], 2, "there is no folder none"),
+        (["--dir", "."], 2, "DATABASE"),
+        (["--dir", ".", "one", "two"], 2, "--dir needs one URL"),
+        (["--dir", ".", "ftp://x"], 2, "ftp"),
+        (["app.db", "replicas", "--watch"], 2, "--watch is given without --dir"),
+        (["--dir", ".", "replicas", "--once"], 1, "app.db"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_exit_code(tmp_path: Path, monkeypatch, capsys, arguments, code, told):
+    pytest.importorskip("yaml", reason="needs the extra `config` (pip install 'litevfs[config]')")
+    from litevfs.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yml").write_text("dbs:\n  - path: a.db\n    replcia: {url: /a}\n")
+    sqlite3.connect("app.db").execute("CREATE TABLE t (a)").connection.close()  # not in WAL mode
+    try:
+        ended_with = main(["replicate", *arguments])
+    except SystemExit as end:
+        ended_with = end.code
+    assert ended_with == code
+    assert told in capsys.readouterr().err
