@@ -39,6 +39,7 @@ STORAGES = {
 } | {"azure", "google", "nats"}  # what those that are not installed here are imported as
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 METRICS = {distribution_name(name) for name in EXTRAS["metrics"]}
+CONFIG = {distribution_name(name) for name in EXTRAS["config"]}
 TOOLS = {distribution_name(name) for extra in ("integrations", "engines") for name in EXTRAS[extra]}
 
 
@@ -83,6 +84,8 @@ def test_package_imports_nothing_that_it_does_not_require():
                 allowed |= STORAGES
             if source in METRICS_SOURCES:  # loaded by `--metrics-addr` and `litevfs.metrics` alone
                 allowed |= METRICS
+            if source == "litevfs/replicate/config/document.py":  # loaded by `--config` alone
+                allowed |= CONFIG
             if package not in sys.stdlib_module_names and not names & allowed:
                 foreign.add(f"{source}: {package}")
     assert not foreign

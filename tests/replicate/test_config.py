@@ -125,9 +125,11 @@ def test_each_kind_of_replica_becomes_a_url(tmp_path: Path, monkeypatch, replica
     assert [place.url for place in config.entries[0].places] == [url]
 
 
-def test_several_replicas_are_several_places(tmp_path: Path):
-    config = config_of(tmp_path, "dbs:\n  - path: a.db\n    replicas:\n      - path: /one\n      - url: s3://two/a\n")
-    assert [place.url for place in config.entries[0].places] == ["/one", "s3://two/a"]
+def test_a_list_of_one_replica_is_that_replica_and_more_are_a_mistake(tmp_path: Path):
+    config = config_of(tmp_path, "dbs:\n  - path: a.db\n    replicas:\n      - path: /one\n")
+    assert [place.url for place in config.entries[0].places] == ["/one"]
+    text = "dbs:\n  - path: a.db\n    replicas:\n      - path: /one\n      - url: s3://two/a\n"
+    assert "3: dbs[0].replicas: a database has one replica" in "; ".join(mistakes(tmp_path, text))
 
 
 def test_variables_are_replaced_as_litestream_does_unless_told_not_to(tmp_path: Path, monkeypatch):

@@ -138,6 +138,8 @@ def _places(section: Section, shared: _Shared, sync_s: list[float | None]) -> tu
     if single is not None and several:
         section.mistake("replicas", "given beside replica")
     found = [single] if single is not None else several
+    if len(found) > 1:
+        section.mistake("replicas", "a database has one replica; a copy of it can be kept by `litevfs copy`")
     if not found:
         section.mistake("replica", "the entry says no replica")
     places = []
