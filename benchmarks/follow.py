@@ -72,7 +72,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="seconds instead of a minute")
     arguments = parser.parse_args()
-    seconds = 4.0 if arguments.small else 40.0
+    seconds = 2.0 if arguments.small else 40.0
     titles = (f"{name:>{width}}" for name, width in COUNTS)
     print(f"{'':12} {'states':>7} {'lag median':>11} {'lag p95':>9}", *titles)
     for name in ("litevfs", "litestream"):

@@ -48,10 +48,10 @@ def main() -> int:
     parser.add_argument("--small", action="store_true", help="seconds instead of minutes")
     parser.add_argument("--size", type=int, help="size of the largest database, MB")
     arguments = parser.parse_args()
-    largest = arguments.size or (16 if arguments.small else 1000)
+    largest = arguments.size or (4 if arguments.small else 1000)
     print(f"{'database':>10} {'LTX':>9} {'copy':>11} {'restore':>11} {'ratio':>7} {'goal':>7} {'peak':>9} {'goal':>9}")
     met = True
-    for size_mb in sorted({1, 8, largest // 10 or 1, largest}):
+    for size_mb in sorted({1, min(8, largest), largest // 10 or 1, largest}):
         with tempfile.TemporaryDirectory(prefix="litevfs-bench-") as folder:
             met &= measure(Path(folder), size_mb)
     print("all goals met" if met else "goals missed")

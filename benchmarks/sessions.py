@@ -19,7 +19,7 @@ from s3 import BUCKET, DELAY_S, KEY, PATH, SMALL_ROWS, upload
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from litevfs.testing.s3_server import running_s3_server
 
-SESSIONS, SMALL_SESSIONS = 20, 2
+SESSIONS, SMALL_SESSIONS = 20, 1
 QUERIES = range(3, 9)
 FREE_BYTES = 8_000_000
 TEMPLATES = (

@@ -8,11 +8,14 @@ import sys
 import pytest
 
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
+from tests.fast_folder import use_fast_folder
 from tests.support import Clock
 
 __all__ = ["s3_client", "s3_server", "s3_url"]
 
 pytest_plugins = ["tests.plan_plugin", "tests.leak_check", "pytester"]
+
+use_fast_folder()
 
 # Threads take turns fifty times as often as usual: more can come between any two steps, and a writer that lets go of
 # the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.

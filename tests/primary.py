@@ -9,7 +9,6 @@ replicator does not know. Histories that no replicator makes are in `made.py`.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,12 +20,10 @@ from litevfs.ltx import compact, decode_file
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replicate import Replicator
+from tests.fast_folder import fast_folder
 
 START_MS = 1_767_225_600_000
 """2026-01-01T00:00:00Z; transaction n is n seconds later."""
-
-_MEMORY_FILE_SYSTEM = Path("/dev/shm")
-_ROOM_BYTES = 1 << 30
 
 Bindings = Sequence[Any] | dict[str, Any] | None
 
@@ -41,7 +38,7 @@ class Primary:
         self.start_ms = START_MS
         self.images: dict[int, bytes] = {0: b""}  # the whole database after each transaction
         self._captured = MemoryReplicaClient(MemoryStore("captured"))
-        self._folder = TemporaryDirectory(prefix="litevfs-primary-", dir=_fast_folder())
+        self._folder = TemporaryDirectory(prefix="litevfs-primary-", dir=fast_folder())
         self.con = self._connection()
         self.con.execute(f"PRAGMA page_size={page_size}; PRAGMA auto_vacuum={auto_vacuum}")
         self.con.execute("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF")
@@ -146,12 +143,3 @@ class Primary:
         """One page as it was after `txid`."""
         image = self.images[self.txid if txid is None else txid]
         return image[(pgno - 1) * self.page_size : pgno * self.page_size]
-
-
-def _fast_folder() -> str | None:
-    """Where the system keeps files in memory, if it does and there is room; None: where it keeps temporary files."""
-    try:
-        has_room = shutil.disk_usage(_MEMORY_FILE_SYSTEM).free > _ROOM_BYTES
-    except OSError:
-        return None
-    return str(_MEMORY_FILE_SYSTEM) if has_room else None

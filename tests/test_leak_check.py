@@ -28,10 +28,11 @@ PRELUDE = """
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Runs tests given as text under the leak check, in a process of their own."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    pytester.makeini("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\nleak_grace_s = 1")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest('pytest_plugins = ["tests.leak_check"]')
 
-    def run(text: str) -> pytest.RunResult:
+    def run(text: str, *, grace_s: float = 10) -> pytest.RunResult:
+        pytester.makeini(f"[pytest]\naddopts = --strict-markers\nfilterwarnings = error\nleak_grace_s = {grace_s}")
         pytester.makepyfile(test_suite=PRELUDE + text)
         return pytester.runpytest_subprocess()
 
@@ -39,47 +40,60 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_thread_left_behind_fails_its_test(run):
-    result = run("""
+    result = run(
+        """
     def test_leaves_a_thread(): start("stray")
     def test_after_it(): pass
-    """)
+    """,
+        grace_s=0.1,
+    )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_leaves_a_thread*", "left behind: thread 'stray' is alive"])
 
 
 def test_daemon_of_the_package_left_behind_fails_and_a_foreign_daemon_does_not(run):
-    result = run("""
+    result = run(
+        """
     def test_leaves_a_poller(): start("litevfs-poller", daemon=True)
     def test_leaves_a_foreign_daemon(): start("foreign", daemon=True)
-    """)
+    """,
+        grace_s=0.1,
+    )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["left behind: thread 'litevfs-poller' is alive"])
 
 
 @needs_proc
 def test_descriptor_left_behind_fails_its_test_and_is_named(run):
-    result = run("""
+    result = run(
+        """
     def test_leaves_a_file(tmp_path): os.open(tmp_path / "stray.txt", os.O_CREAT | os.O_RDWR)
     def test_after_it(): pass
-    """)
+    """,
+        grace_s=0.1,
+    )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["left behind: descriptor * is open: */stray.txt"])
 
 
 @needs_proc
 def test_fixture_that_does_not_clean_up_fails_its_test(run):
-    result = run("""
+    result = run(
+        """
     @pytest.fixture
     def pipe(): return os.pipe()
 
     def test_uses_it(pipe): pass
-    """)
+    """,
+        grace_s=0.1,
+    )
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(["left behind: descriptor * is open: pipe:*; descriptor * is open: pipe:*"])
 
 
 def test_what_a_wider_fixture_opens_is_not_held_against_a_test(run):
-    result = run("""
+    result = run(
+        """
     @pytest.fixture(scope="session")
     def server():
         start("litevfs-server")
@@ -99,7 +113,9 @@ def test_what_a_wider_fixture_opens_is_not_held_against_a_test(run):
     def test_leaves_its_own_beside_them(client): start("litevfs-own")
     def test_starts_late(request): request.getfixturevalue("late")
     def test_after_it(): pass
-    """)
+    """,
+        grace_s=0.1,
+    )
     result.assert_outcomes(passed=4, errors=1)
     result.stdout.fnmatch_lines(["left behind: thread 'litevfs-own' is alive"])
 

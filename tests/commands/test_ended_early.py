@@ -34,7 +34,7 @@ os._exit(code)
 """
 """A command that is killed when it has done something for so many seconds, unless it has ended."""
 
-KILLS = [4, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+KILLS = [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
 
 
 def run_to_the_end(*arguments: object) -> float:
@@ -86,7 +86,7 @@ def temporary_files(folder: Path) -> list[Path]:
 def test_killed_compactions_lose_nothing_and_the_next_one_goes_on(
     tmp_path: Path, replica: FileReplicaClient, kills: int
 ) -> None:
-    history = History(seed=1, page_size=4096, start_pages=300, most_pages=300)
+    history = History(seed=1, page_size=4096, start_pages=150, most_pages=150)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     compact = ["compact", tmp_path / "replica", "--level-0-retention", "0", "--snapshot-retention", "0"]
@@ -116,7 +116,7 @@ def test_killed_compactions_lose_nothing_and_the_next_one_goes_on(
 def test_killed_copies_leave_a_replica_without_gaps_and_the_next_one_goes_on(
     tmp_path: Path, replica: FileReplicaClient, kills: int
 ) -> None:
-    history = History(seed=2, page_size=4096, start_pages=300, most_pages=300).run(24)
+    history = History(seed=2, page_size=4096, start_pages=150, most_pages=150).run(24)
     history.upload_all(replica)
     copied = tmp_path / "copied"
     copy = ["copy", tmp_path / "replica", copied]

@@ -321,11 +321,12 @@ def test_another_process_with_the_same_folder_asks_s3_for_nothing_but_listings(i
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.plan("D15", "D01")
-def test_a_reader_killed_at_any_moment_leaves_a_folder_that_is_right(in_s3, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_a_reader_killed_at_any_moment_leaves_a_folder_that_is_right(in_s3, tmp_path, kills):
     url, expected = in_s3
     rng = random.Random(15)
     kept = 0
-    for seed in range(1, 7):
+    for seed in range(1, kills + 1):
         with start_reader(url, tmp_path, seed) as reader:
             try:
                 assert reader.stdout is not None

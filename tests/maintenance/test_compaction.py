@@ -293,7 +293,7 @@ def peak_bytes_of_compaction(folder: Path, count: int) -> int:
 def test_memory_of_compaction_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     """As after an outage, or where nothing was compacted for a day."""
     few = peak_bytes_of_compaction(tmp_path / "few", 128)
-    assert peak_bytes_of_compaction(tmp_path / "many", 768) < few + 2_000_000  # a buffer for each takes 170 MB more
+    assert peak_bytes_of_compaction(tmp_path / "many", 384) < few + 2_000_000  # a buffer for each takes 70 MB more
 
 
 def test_more_files_than_are_merged_at_once_become_one_that_does_the_same() -> None:

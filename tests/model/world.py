@@ -27,6 +27,7 @@ from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
+from tests.fast_folder import fast_folder
 from tests.model.oracle import Oracle, newest_txid, reachable_txids
 from tests.model.primary import Application
 from tests.model.reader import Reader, is_excused
@@ -39,7 +40,6 @@ RETRY_FIRST_S = 0.001
 TIMETABLE = MaintenanceConfig(
     levels={1: 30.0, 2: 300.0}, snapshot_interval_s=1800.0, snapshot_retention_s=600.0, level_0_retention_s=60.0
 )
-_SHARED_MEMORY = Path("/dev/shm")  # fsync costs nothing there
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,7 @@ class World:
         self.readers: dict[int, Reader] = {}  # by slot
         self._restored = 0
         with ExitStack() as stack:
-            shared_memory = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="litevfs-model-", dir=shared_memory))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="litevfs-model-", dir=fast_folder()))
             self.folder = Path(folder)
             stack.callback(self.oracle.close)
             stack.enter_context(_no_waiting())

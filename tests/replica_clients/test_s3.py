@@ -94,7 +94,7 @@ def test_a_path_may_have_any_characters(s3_server: S3Server, s3_client: Any, s3_
     client.close()
 
 
-@pytest.mark.slow
+@pytest.mark.servers  # a thousand writes: what a listing of several pages is, `test_s3_answers.py` shows in small
 def test_lists_more_files_than_a_page_holds_and_starts_after_the_old_ones(
     s3_server: S3Server, replica: S3Replica, client: S3ReplicaClient
 ):

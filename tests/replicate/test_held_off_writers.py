@@ -53,10 +53,13 @@ def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way
 
 
 @pytest.mark.slow
-def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicate, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("frames", [2000, pytest.param(8000, marks=pytest.mark.soak)])
+def test_writers_are_held_off_for_the_last_few_frames_only(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch, frames: int
+):
     """What the checkpoint that holds them off has to copy does not grow with what they wrote since the last sync."""
     app.execute("PRAGMA wal_autocheckpoint=0")
-    replicator = replicate(app, truncate_pages=2000)
+    replicator = replicate(app, checkpoint_pages=frames // 8, truncate_pages=frames // 4)
     replicator.sync()
     database = replicator._capture._database
     hand_over, left, is_held_off = database.hand_over, [], False
@@ -66,8 +69,8 @@ def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicat
         nonlocal is_held_off
         with hand_over(writer=writer) as transaction:
             if writer:
-                _, frames, backfilled = app.checkpoint("NOOP")
-                left.append(frames - backfilled)
+                _, there, backfilled = app.checkpoint("NOOP")
+                left.append(there - backfilled)
             elif not is_held_off:
                 app.insert(5)
             is_held_off = writer
@@ -76,7 +79,7 @@ def test_writers_are_held_off_for_the_last_few_frames_only(app, client, replicat
     monkeypatch.setattr(database, "hand_over", watched)
     for _ in range(3):
         app.insert()  # from the second round on, that starts the WAL over
-        while app.checkpoint("NOOP")[1] < 8000:
+        while app.checkpoint("NOOP")[1] < frames:
             app.insert(200)
         replicator.sync()
     monkeypatch.undo()

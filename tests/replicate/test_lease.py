@@ -289,7 +289,12 @@ def test_requests_of_a_lease_are_few(clock):
 # --- with a replicator ------------------------------------------------------------------------------------------------
 
 
+ONE_OF_EACH = pytest.mark.parametrize("client", [MemoryReplicaClient, Ignoring], indirect=True)
+"""A storage that keeps conditions and one that does not: what a replicator makes of the lease is the same otherwise."""
+
+
 @pytest.mark.slow
+@ONE_OF_EACH
 def test_a_second_replicator_gets_a_conflict_and_goes_on_when_the_first_is_closed(make_app, client):
     one, other = make_app("one.db"), make_app("other.db")
     with Replicator(other.path, client, new_history=True) as second:
@@ -304,6 +309,7 @@ def test_a_second_replicator_gets_a_conflict_and_goes_on_when_the_first_is_close
 
 
 @pytest.mark.slow
+@ONE_OF_EACH
 def test_a_replicator_that_lost_its_lease_hears_of_it_by_its_next_sync(make_app, client):
     one, other = make_app("one.db"), make_app("other.db")
     with Replicator(one.path, client) as first, Replicator(other.path, client, new_history=True) as second:

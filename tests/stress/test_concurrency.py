@@ -154,7 +154,7 @@ def large(make_primary: MakePrimary) -> Primary:
 
 @pytest.mark.plan("L01")
 @pytest.mark.parametrize(
-    ("readers", "seconds"), [(20, 0.0), pytest.param(100, 10.0, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
+    ("readers", "seconds"), [(12, 0.0), pytest.param(100, 10.0, marks=[pytest.mark.soak, pytest.mark.timeout(300)])]
 )
 def test_readers_see_whole_states_while_a_writer_never_stops(large, url, readers, seconds):
     """One row in 500 holds the transaction's number, so a mix of two states gives two numbers."""
