@@ -37,14 +37,18 @@ WaitKind = Literal["slow", "hang", "stuck"]
 StorageClosedError; the same, deaf to `close` and to time limits, as a library that hangs in a system call."""
 DataKind = Literal["partial", "corrupt"]
 """Reads that answer with fewer bytes than asked for, or with one bit flipped."""
+ActKind = Literal["act", "act_after"]
+"""Calls beside which something else happens: the `action` of the fault is called with the request before the storage is
+asked, or after it has answered. What it raises ends the call."""
 WriteKind = Literal["lost_answer"]
 """Writes after which the file is stored, and that end with TransientStorageError all the same."""
-ListingKind = Literal["hide_newest", "show_deleted", "repeat"]
-"""Listings that hide the `files` newest of a level, still show what was deleted, or repeat the listing before."""
-Kind = ErrorKind | WaitKind | DataKind | ListingKind | WriteKind
+ListingKind = Literal["hide", "hide_newest", "show_deleted", "repeat"]
+"""Listings that hide the files within `txids`, or the `files` newest of a level; that still show what was deleted; that
+repeat the listing before."""
+Kind = ErrorKind | WaitKind | ActKind | DataKind | ListingKind | WriteKind
 
 _OPERATIONS_OF: dict[Kind, tuple[Operation, ...]] = {
-    **dict.fromkeys(get_args(ErrorKind) + get_args(WaitKind), ("list", "read")),
+    **dict.fromkeys(get_args(ErrorKind) + get_args(WaitKind) + get_args(ActKind), ("list", "read")),
     **dict.fromkeys(get_args(DataKind), ("read",)),
     **dict.fromkeys(get_args(ListingKind), ("list",)),
     **dict.fromkeys(get_args(WriteKind), ("write",)),
@@ -61,7 +65,8 @@ ERRORS: dict[Kind, type[LitevfsError]] = {
 class Fault:
     """One kind of fault, and when it happens.
 
-    Raises ValueError for an unknown kind, a probability outside 0 to 1, or a kind its operations cannot have.
+    Raises ValueError for an unknown kind, a probability outside 0 to 1, a kind its operations cannot have, or a kind
+    without what it needs.
     """
 
     kind: Kind
@@ -74,6 +79,8 @@ class Fault:
     files: int = 1  # how many `hide_newest` hides
     error: Exception = field(default_factory=lambda: ZeroDivisionError("injected fault: a defect"))  # of a `defect`
     levels: tuple[int, ...] = ()  # of the files or listings concerned; empty: all
+    txids: tuple[int, int] | None = None  # first and last of the files read, written or hidden; None: all
+    action: Callable[[Request], None] | None = None  # of `act` and `act_after`
 
     def __post_init__(self) -> None:
         if self.kind not in _OPERATIONS_OF:
@@ -84,11 +91,21 @@ class Fault:
         possible = OPERATIONS if about == ("list", "read") else about
         if not set(self.operations) <= set(possible):
             raise ValueError(f"{self.kind} cannot happen to {self.operations}")
+        if (self.kind in get_args(ActKind) and self.action is None) or (self.kind == "hide" and self.txids is None):
+            raise ValueError(f"{self.kind} needs {'txids' if self.kind == 'hide' else 'an action'}")
 
-    def concerns(self, operation: Operation, level: int | None) -> bool:
-        """Whether the fault can happen to this operation on a file or listing of this level (None: on several)."""
+    def concerns(self, operation: Operation, level: int | None, txids: tuple[int, int] | None = None) -> bool:
+        """Whether the fault can happen to this operation on a file or listing of this level (None: on several).
+
+        `txids`: first and last of the file that is read or written; None for other operations.
+        """
         operations = self.operations or _OPERATIONS_OF[self.kind]
-        return operation in operations and (not self.levels or level in self.levels)
+        is_there = operation in operations and (not self.levels or level in self.levels)
+        return is_there and (txids is None or self.holds(*txids))
+
+    def holds(self, min_txid: int, max_txid: int) -> bool:
+        """Whether all TXIDs from one to another are concerned."""
+        return self.txids is None or (self.txids[0] <= min_txid and max_txid <= self.txids[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +118,12 @@ class Request:
     min_txid: int  # of the file, or where the listing starts
     offset: int = 0  # bytes, of a read
     size: int | None = None  # bytes, of a read; None: to the end
+    max_txid: int = 0  # of the file that is read or written; 0 for other calls
+
+    @property
+    def txids(self) -> tuple[int, int] | None:
+        """First and last TXID of the file that is read or written; None for other calls."""
+        return (self.min_txid, self.max_txid) if self.max_txid else None
 
 
 class Faults:
@@ -173,11 +196,17 @@ class Faults:
         with self._changed:
             self.open_clients += change
 
-    def roll(self, operation: Operation, level: int | None, kinds: Iterable[Kind]) -> Iterator[Fault]:
-        """The faults of these kinds that happen to this call, each counted as it is taken."""
+    def roll(self, request: Request, kinds: Iterable[Kind], level: int | None = None) -> Iterator[Fault]:
+        """The faults of these kinds that happen to this call, each counted as it is taken.
+
+        `level`: the one whose part of a listing of several levels is judged; None: that of the call.
+        """
         kinds = frozenset(kinds)
+        level = request.level if level is None else level
         with self._changed:
-            candidates = [f for f in self._faults if f.kind in kinds and f.concerns(operation, level)]
+            candidates = [
+                f for f in self._faults if f.kind in kinds and f.concerns(request.operation, level, request.txids)
+            ]
         for fault in candidates:
             if self._happens(fault):
                 yield fault

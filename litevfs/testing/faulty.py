@@ -56,20 +56,25 @@ class FaultyReplicaClient:
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
         """See `ReplicaClient.list_files`."""
-        self._begin(Request(time.monotonic(), "list", level, min_txid))
-        return self._told(level, min_txid)
+        request = Request(time.monotonic(), "list", level, min_txid)
+        self._begin(request)
+        answer = self._told(request, level, min_txid)
+        self._end(request)
+        return answer
 
-    def _told(self, level: int, min_txid: int) -> list[LTXFileInfo]:
+    def _told(self, request: Request, level: int, min_txid: int) -> list[LTXFileInfo]:
         """The answer to a listing of a level that is under way, with its faults."""
         faults = self._faults
         listed = self._inner.list_files(level, min_txid)
         before = faults.remember_listing(level, min_txid, listed)
         answer = listed
-        for fault in faults.roll("list", level, get_args(ListingKind)):
+        for fault in faults.roll(request, get_args(ListingKind), level):
             if fault.kind == "repeat":
                 return before
             if fault.kind == "show_deleted":
                 answer = faults.ever_listed(level, min_txid)
+            elif fault.kind == "hide":
+                answer = [f for f in answer if not fault.holds(f.min_txid, f.max_txid)]
             else:
                 newest = sorted(answer, key=lambda f: (f.max_txid, f.min_txid))[-fault.files :]
                 answer = [f for f in answer if f not in newest]
@@ -81,11 +86,13 @@ class FaultyReplicaClient:
     ) -> bytes:
         """See `ReplicaClient.read`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        self._begin(Request(time.monotonic(), "read", file.level, file.min_txid, offset, size), deadline)
+        request = Request(time.monotonic(), "read", file.level, file.min_txid, offset, size, file.max_txid)
+        self._begin(request, deadline)
         left_s = None if deadline is None else deadline - time.monotonic()
         data = self._inner.read(file, offset, size, timeout_s=left_s)
-        for fault in self._faults.roll("read", file.level, get_args(DataKind)):
+        for fault in self._faults.roll(request, get_args(DataKind)):
             data = self._faults.damage(fault.kind, data)
+        self._end(request)
         return data
 
     def write(
@@ -99,18 +106,21 @@ class FaultyReplicaClient:
         exclusive: bool = False,
     ) -> LTXFileInfo:
         """See `ReplicaClient.write`."""
-        request = Request(time.monotonic(), "write", level, min_txid)
+        request = Request(time.monotonic(), "write", level, min_txid, max_txid=max_txid)
         self._begin(request)
         written = self._inner.write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
-        for fault in self._faults.roll("write", level, get_args(WriteKind)):
+        for fault in self._faults.roll(request, get_args(WriteKind)):
             raise _error(fault, request, TransientStorageError)
+        self._end(request)
         return written
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`."""
         files = list(files)
-        self._begin(Request(time.monotonic(), "delete", None, min((f.min_txid for f in files), default=0)))
+        request = Request(time.monotonic(), "delete", None, min((f.min_txid for f in files), default=0))
+        self._begin(request)
         self._inner.delete(files)
+        self._end(request)
 
     def key(self, file: LTXFileInfo) -> str:
         """See `ReplicaClient.key`."""
@@ -128,7 +138,9 @@ class FaultyReplicaClient:
         """Count the call, and apply the faults that delay it or make it fail."""
         faults = self._faults
         faults.note(request)
-        for fault in faults.roll(request.operation, request.level, get_args(WaitKind) + get_args(ErrorKind)):
+        for fault in faults.roll(request, (*get_args(WaitKind), *get_args(ErrorKind), "act")):
+            if fault.action is not None:
+                fault.action(request)
             in_time = faults.pause(fault, self._closed, deadline)
             if not in_time:
                 raise _error(fault, request, StorageTimeoutError)
@@ -138,6 +150,12 @@ class FaultyReplicaClient:
                 raise _error(fault, request, ERRORS[fault.kind])
         if self._closed.is_set():
             raise StorageClosedError(f"the client of {self.url} is closed")
+
+    def _end(self, request: Request) -> None:
+        """Let happen what happens after the answer to a call."""
+        for fault in self._faults.roll(request, ("act_after",)):
+            if fault.action is not None:
+                fault.action(request)
 
 
 def _error(fault: Fault, request: Request, error_type: type[LitevfsError]) -> LitevfsError:

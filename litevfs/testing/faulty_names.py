@@ -20,16 +20,20 @@ class FaultyNamesClient(FaultyReplicaClient):
 
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`."""
-        self._begin(Request(time.monotonic(), "list", None, min_txid))
-        files = self._told(level, min_txid)
-        return [*files, *(file for above in LEVELS[level + 1 :] for file in self._told(above, 1))], True
+        request = Request(time.monotonic(), "list", None, min_txid)
+        self._begin(request)
+        files = self._told(request, level, min_txid)
+        files = [*files, *(file for above in LEVELS[level + 1 :] for file in self._told(request, above, 1))]
+        self._end(request)
+        return files, True
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`. It gives the time of the write to a second."""
+        request = Request(time.monotonic(), "read", level, min_txid, 0, size, max_txid)
         try:
-            self._begin(Request(time.monotonic(), "read", level, min_txid, 0, size))
+            self._begin(request)
         except StorageNotFoundError:
             return None
         listed = [
@@ -41,6 +45,7 @@ class FaultyNamesClient(FaultyReplicaClient):
             data = self._inner.read(listed[0], 0, size, timeout_s=timeout_s)
         except StorageNotFoundError:
             return None
-        for fault in self._faults.roll("read", level, get_args(DataKind)):
+        for fault in self._faults.roll(request, get_args(DataKind)):
             data = self._faults.damage(fault.kind, data)
+        self._end(request)
         return replace(listed[0], modified_ms=listed[0].modified_ms // 1000 * 1000), data

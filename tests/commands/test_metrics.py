@@ -11,23 +11,14 @@ from pathlib import Path
 import apsw
 import pytest
 
-from litevfs.errors import OptionError, TransientStorageError
-from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.errors import OptionError
 from litevfs.replicate import Replicator
+from tests.replicate.support import failing_client, refuse_writes
 
 pytest.importorskip("prometheus_client", reason="needs the extra `metrics` (pip install 'litevfs[metrics]')")
 from prometheus_client.parser import text_string_to_metric_families
 
 from litevfs.commands.metrics import parse_address, serving
-
-
-class Failing(FileReplicaClient):
-    is_failing = False
-
-    def write(self, *args, **options):
-        if self.is_failing:
-            raise TransientStorageError("no room")
-        return super().write(*args, **options)
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -41,7 +32,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_the_uploads(tmp_path: Path):
-    path, client = tmp_path / "app.db", Failing(tmp_path / "replica")
+    path, client = tmp_path / "app.db", failing_client(tmp_path / "replica")
     with closing(apsw.Connection(str(path))) as app, closing(client):
         app.execute("PRAGMA journal_mode=WAL").fetchall()
         app.execute("CREATE TABLE t (a)")
@@ -63,7 +54,7 @@ def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_
             assert found["litestream_replica_operation_total"] == (put, 1)
             assert found["litestream_replica_operation_bytes"] == (put, size)
             assert found["litevfs_has_lease"] == (db, 1)
-            client.is_failing = True
+            refuse_writes(client)
             replicator.start()
             app.execute("INSERT INTO t VALUES (1)")
             wait = threading.Event()
@@ -72,7 +63,7 @@ def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_
                 if status == 503:
                     break
                 wait.wait(0.02)
-            assert (status, "no room" in text) == (503, True)
+            assert (status, "injected fault" in text) == (503, True)
             assert get(port, "/other")[0] == 404
 
 

@@ -1,4 +1,4 @@
-"""Whole files read ahead: what becomes of the reading when whoever asked for it ends. What is read: see `restore`."""
+"""Whole files read ahead: what becomes of it when the process ends. What is read: see `restore`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,19 @@ def test_a_storage_that_hangs_does_not_keep_the_process_from_ending():
     """As while a replica is compacted: the application that replicates may end at any time."""
     program = """
         import threading
-        from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
         from litevfs.files.stream import FileStreamer
+        from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
+        from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 
-        begun = threading.Event()
-
-        class HangingClient(MemoryReplicaClient):
-            block_size = 1 << 16  # as one whose requests cost a round trip
-
-            def list_files(self, level, min_txid=1):
-                begun.set()
-                threading.Event().wait()
+        faults = Faults("faulty://hangs", block_size=1 << 16)  # as one whose requests cost a round trip
+        faults.add(Fault("stuck", operations=("list",)))
 
         def list_two_levels():
-            with FileStreamer(HangingClient(MemoryStore())) as streamer:
+            with FileStreamer(FaultyReplicaClient(MemoryReplicaClient(MemoryStore()), faults)) as streamer:
                 streamer.list_levels([0, 1])
 
         threading.Thread(target=list_two_levels, daemon=True).start()
-        assert begun.wait(20)
+        faults.wait_until_waiting(timeout_s=20)
         print("the end")
     """
     done = subprocess.run(

@@ -30,10 +30,9 @@ from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.maintenance.retention import enforce_level_0_retention
 from litevfs.operations.copy import copy_replica
 from litevfs.operations.restore import restore
-from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
-from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, Request
 from tests.histories import START_MS, History, content, image_after, read_pages
 from tests.support import in_threads
 
@@ -316,20 +315,11 @@ def test_damage_on_the_way_and_transient_failures_are_overcome() -> None:
 
 
 def test_a_gap_in_one_listing_is_looked_at_again() -> None:
-    class OnceBehind(MemoryReplicaClient):
-        behind = 2  # a compaction lists the level below again when nothing of it leads on
-
-        def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-            files = super().list_files(level, min_txid)
-            if level == 0 and self.behind:
-                self.behind -= 1
-                files = [file for file in files if file.max_txid != 1]
-            return files
-
-    client = OnceBehind(MemoryStore("compaction"))
-    History(seed=14).run(4).upload_all(client)
-    compact_level(client, 1)
-    assert client.behind == 0
+    client, faults = memory_client(History(seed=14).run(4)), Faults("faulty://compaction")
+    # Twice: a compaction lists the level below again when nothing of it leads on.
+    faults.add(Fault("hide", levels=(0,), txids=(1, 1), count=2))
+    compact_level(FaultyReplicaClient(client, faults), 1)
+    assert faults.injected["hide"] == 2
     assert names(client, 1) == [(1, 4)]
 
 
@@ -337,19 +327,15 @@ def test_a_gap_in_one_listing_is_looked_at_again() -> None:
 def test_inputs_that_vanish_are_looked_for_again() -> None:
     history = History(seed=12).run(9)
 
-    class Vanishing(MemoryReplicaClient):
-        def read(
-            self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-        ) -> bytes:
-            if file.min_txid == 5 and file.level == 0 and not self.list_files(9):
-                inner = MemoryReplicaClient(self.store)
-                snapshot(inner)  # another process was faster
-                inner.delete([f for f in inner.list_files(0) if f.max_txid < 9])
-            return super().read(file, offset, size, timeout_s=timeout_s)
+    client, faults = memory_client(history), Faults("faulty://compaction")
 
-    client = Vanishing(MemoryStore("vanishing"))
-    history.upload_all(client)
-    compact_level(client, 1)
+    def be_faster(request: Request) -> None:
+        """Another process makes a snapshot, and deletes what it holds."""
+        snapshot(client)
+        client.delete([f for f in client.list_files(0) if f.max_txid < 9])
+
+    faults.add(Fault("act", operations=("read",), txids=(5, 5), count=1, action=be_faster))
+    compact_level(FaultyReplicaClient(client, faults), 1)
     assert names(client, 1) == [(9, 9)]
     check_every_file(client, history)
 

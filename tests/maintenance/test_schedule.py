@@ -10,6 +10,7 @@ import apsw
 import pytest
 
 import litevfs
+from litevfs.concurrency.turns import OwnThreads, Task, Turn
 from litevfs.errors import OptionError, StorageClosedError, TransientStorageError
 from litevfs.maintenance.schedule import RETRY_S, Maintenance, MaintenanceConfig
 from litevfs.operations.restore import restore
@@ -17,9 +18,9 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replicate.replicator import Replicator
-from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, Request
 from tests.histories import START_MS, History
-from tests.replicate.support import FailingClient
+from tests.replicate.support import failing_client, refuse_writes
 from tests.support import wait_until
 
 HOUR_S = 3600
@@ -239,29 +240,37 @@ def test_a_started_replicator_keeps_its_replica_compacted(tmp_path: Path) -> Non
             assert reader.execute(query).get == app.execute(query).get
 
 
-def test_the_thread_begins_with_the_first_file_and_waits_until_something_is_due(tmp_path: Path, monkeypatch) -> None:
+class NotedTurns(OwnThreads):
+    """Notes what each turn of the maintenance says: when the next one is due, in seconds."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float | None] = []
+
+    def start(self, turn: Turn, name: str, group: str = "") -> Task:
+        def noted() -> float | None:
+            pause_s = turn()
+            if name == "litevfs-maintain":
+                self.pauses.append(pause_s)
+            return pause_s
+
+        return super().start(noted, name, group)
+
+
+def test_the_thread_begins_with_the_first_file_and_waits_until_something_is_due(tmp_path: Path) -> None:
     """A window that found an empty replica would count as done: nothing would be compacted before the next."""
-    client, path, waits = FailingClient(tmp_path / "replica"), tmp_path / "app.db", []
-    client.fail_from = 1
-    client.root.mkdir()
+    client, path, turns = failing_client(tmp_path / "replica"), tmp_path / "app.db", NotedTurns()
+    refuse_writes(client)
+    (tmp_path / "replica").mkdir()
     with closing(apsw.Connection(str(path))) as app:
         app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
         config = MaintenanceConfig(levels={1: 86_400.0})
         with Replicator(path, client, sync_interval_s=0.02, maintenance=config) as replicator:
-            wait = replicator._closed.wait
-
-            def wait_noted(timeout: float | None = None) -> bool:
-                if threading.current_thread().name == "litevfs-maintain":
-                    waits.append(timeout)
-                return wait(timeout)
-
-            monkeypatch.setattr(replicator._closed, "wait", wait_noted)
-            replicator.start()
-            wait_until(lambda: len(waits) > 3)
-            assert waits[:4] == [0.0, 0.02, 0.02, 0.02]
-            client.fail_from = None
+            replicator.start(turns)
+            wait_until(lambda: len(turns.pauses) > 3)
+            assert turns.pauses[:3] == [0.02, 0.02, 0.02]
+            client.faults.clear()
             wait_until(lambda: client.list_files(1))
-            wait_until(lambda: waits[-1] not in (0.0, 0.02))
+            wait_until(lambda: turns.pauses[-1] > 1)
     client.close()
 
 
@@ -329,21 +338,18 @@ def test_the_thread_outlives_an_error_of_any_kind_and_the_status_has_it(tmp_path
             wait_until(lambda: replicator.status.last_maintenance_error is None)
 
 
-def test_the_thread_ends_quietly_when_somebody_closed_the_client(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    class ClosedToMaintenance(FileReplicaClient):
-        def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-            if threading.current_thread().name == "litevfs-maintain":
-                raise StorageClosedError("the client is closed")
-            return super().list_files(level, min_txid)
+def test_the_thread_waits_quietly_when_the_client_was_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def close_to_maintenance(request: Request) -> None:
+        if threading.current_thread().name == "litevfs-maintain":
+            raise StorageClosedError("the client is closed")
 
-    client, path = ClosedToMaintenance(tmp_path / "replica"), tmp_path / "app.db"
+    client, path, turns = failing_client(tmp_path / "replica"), tmp_path / "app.db", NotedTurns()
+    client.faults.add(Fault("act", operations=("list",), action=close_to_maintenance))
     with closing(apsw.Connection(str(path))) as app:
         app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
         with Replicator(path, client, sync_interval_s=0.02, maintenance=MaintenanceConfig()) as replicator:
-            replicator.start()
-            wait_until(lambda: sum(thread.is_alive() for thread in replicator._threads.values()) == 3)
+            replicator.start(turns)
+            wait_until(lambda: None in turns.pauses)
             assert replicator.sync() == 1
     client.close()
     assert caplog.text == ""

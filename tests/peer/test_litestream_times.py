@@ -16,9 +16,8 @@ import pytest
 
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.encoder import encode_file
-from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.replica_clients.urls import register_scheme
+from litevfs.testing.faulty import Fault, faulty_replica
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, txid_of
@@ -105,23 +104,20 @@ def test_a_snapshot_that_arrives_before_its_last_transaction_is_of_the_same_hist
     assert "the replica was replaced" not in caplog.text
 
 
-class LateTimes(FileReplicaClient):
-    """A replica whose newest file gets its time, as Litestream's client sets it, just after it was listed."""
-
-    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        files = super().list_files(level, min_txid)
-        for file in files:
-            path = Path(self.key(file))
-            timestamp_ns = decode_file(path.read_bytes()).header.timestamp_ms * 1_000_000
-            if path.stat().st_mtime_ns != timestamp_ns:
-                os.utime(path, ns=(timestamp_ns, timestamp_ns))
-        return files
+def set_times(client: FileReplicaClient) -> None:
+    """Give each file its time, as Litestream's client does just after its rename."""
+    for file in client.list_files(0):
+        path = Path(client.key(file))
+        timestamp_ns = decode_file(path.read_bytes()).header.timestamp_ms * 1_000_000
+        if path.stat().st_mtime_ns != timestamp_ns:
+            os.utime(path, ns=(timestamp_ns, timestamp_ns))
 
 
 @pytest.mark.parametrize("when", ["open", "poll"])
 def test_a_file_that_gets_its_time_after_it_was_listed_is_read(tmp_path: Path, when: str) -> None:
-    register_scheme("late-times", lambda url, **_: LateTimes(tmp_path))
-    with closing(FileReplicaClient(tmp_path)) as client, Primary(client) as primary:
+    faulty = faulty_replica(f"file://{tmp_path}")
+    with faulty as faults, closing(FileReplicaClient(tmp_path)) as client, Primary(client) as primary:
+        faults.add(Fault("act_after", operations=("list",), action=lambda _: set_times(client)))
 
         def commit(sql: str) -> None:
             """Write a file as it is between Litestream's rename and its change of the time."""
@@ -131,7 +127,7 @@ def test_a_file_that_gets_its_time_after_it_was_listed_is_read(tmp_path: Path, w
         primary.commit("CREATE TABLE t (a)")
         if when == "open":
             commit("INSERT INTO t VALUES ('x')")
-        with connected(f"late-times://{tmp_path}", poll_interval=0) as reader:
+        with connected(faults.url, poll_interval=0) as reader:
             if when == "poll":
                 commit("INSERT INTO t VALUES ('x')")
                 one(reader, "PRAGMA litestream_poll")

@@ -12,7 +12,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import SourceDatabase
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
-from tests.replicate.support import FailingClient
+from tests.replicate.support import failing_client
 
 
 class Application:
@@ -118,7 +118,7 @@ def client(tmp_path: Path):
 
 @pytest.fixture
 def failing(tmp_path: Path):
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     yield client
     client.close()
 

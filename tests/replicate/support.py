@@ -11,10 +11,12 @@ from typing import Any
 
 import apsw
 
-from litevfs.errors import TransientStorageError
 from litevfs.ltx.decoder import LTXFile, decode_file
-from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+from litevfs.ltx.names import MAX_TXID
+from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from litevfs.testing.faulty_objects import FaultyObjectsClient
 
 
 def files_of(client: ReplicaClient) -> list[LTXFile]:
@@ -76,36 +78,23 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
         threading.Event().wait(0.005)
 
 
-class FailingClient(FileReplicaClient):
-    """Fails as told: writes while `failures` are left, before or after (`lose_answer`) the file is stored; writes of
-    TXIDs from `fail_from` on; listings while `fail_listings`."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.failures: list[Exception] = []
-        self.lose_answer = False
-        self.fail_from: int | None = None
-        self.fail_listings = False
-        self.writes: list[int] = []
-
-    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        if self.fail_listings:
-            raise TransientStorageError("listing refused")
-        return super().list_files(level, min_txid)
-
-    def write(
-        self, level: int, min_txid: int, max_txid: int, data: Any, timestamp_ms: int, *, exclusive: bool = False
-    ) -> LTXFileInfo:
-        self.writes.append(max_txid)
-        if self.fail_from is not None and max_txid >= self.fail_from:
-            raise TransientStorageError("write refused")
-        if self.failures and not self.lose_answer:
-            raise self.failures.pop(0)
-        info = super().write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
-        if self.failures:
-            raise self.failures.pop(0)
-        return info
+def failing_client(root: Path) -> FaultyObjectsClient:
+    """A client of a replica in a folder, for faults."""
+    inner = FileReplicaClient(root)
+    return FaultyObjectsClient(inner, Faults(inner.url))
 
 
-def transient(count: int) -> list[Exception]:
-    return [TransientStorageError(f"failure {n}") for n in range(count)]
+def refuse_writes(client: FaultyReplicaClient, first_txid: int = 1) -> None:
+    """From now on, only files before that TXID can be stored; `client.faults.clear()` ends it."""
+    client.faults.clear()
+    client.faults.add(Fault("transient", operations=("write",), txids=(first_txid, MAX_TXID)))
+
+
+def fail_writes(client: FaultyReplicaClient, count: int = 1) -> None:
+    """Let the next writes fail, before anything is stored."""
+    client.faults.add(Fault("transient", operations=("write",), count=count))
+
+
+def written(client: FaultyReplicaClient) -> list[int]:
+    """The last TXID of each file that was to be stored, in order."""
+    return [request.max_txid for request in client.faults.requests.copy() if request.operation == "write"]

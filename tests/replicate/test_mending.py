@@ -29,7 +29,7 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
-from tests.replicate.support import FailingClient, rebuilt, source_bytes, wait_until
+from tests.replicate.support import failing_client, rebuilt, refuse_writes, source_bytes, wait_until
 
 
 def synced(app, replicator: Replicator, syncs: int) -> Replicator:
@@ -172,14 +172,14 @@ def test_a_compaction_of_just_the_newest_txid_is_not_taken_for_the_file_of_anoth
 
 
 def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(app, tmp_path: Path, replicate, caplog):
-    client = FailingClient(tmp_path / "waiting")
+    client = failing_client(tmp_path / "waiting")
     replicator = synced(app, replicate(app, client), 1)
-    client.fail_from = 2
+    refuse_writes(client, 2)
     app.insert()
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     replicator.close()
-    client.fail_from = None
+    client.faults.clear()
     other = encode_file(Header(4096, 2, 2, 2, 1), [(1, bytes(4096))])
     client.write(0, 2, 2, other, 1)
     replicator = replicate(app, client)
@@ -264,22 +264,15 @@ def test_a_snapshot_can_be_asked_for(app, client, replicate, tmp_path: Path):
 def test_a_snapshot_whose_upload_failed_is_uploaded_later(app, tmp_path: Path, replicate, *, restarted: bool):
     """Also by the next replicator, after one that was killed with the file on level 0 but not yet on level 9."""
 
-    class NoSnapshots(FailingClient):
-        is_failing = True
-
-        def write(self, level: int, *args: object, **options: object):
-            if level == 9 and self.is_failing:
-                raise TransientStorageError("no snapshots now")
-            return super().write(level, *args, **options)
-
-    client = NoSnapshots(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
+    client.faults.add(Fault("transient", operations=("write",), levels=(9,)))
     replicator = synced(app, replicate(app, client), 3)
     flip_a_bit(path_of(client, 0, 2))
     replicator.request_snapshot()
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     assert [file.max_txid for file in client.list_files(0)] == [1, 2, 3, 4]
-    client.is_failing = False
+    client.faults.clear()
     if restarted:
         replicator.close()
         replicator = replicate(app, client)
@@ -447,14 +440,14 @@ def test_a_running_thread_says_so_again_and_again_and_goes_on_when_the_other_is_
 @pytest.fixture
 def waiting(app, tmp_path: Path, replicate):
     """A replica at TXID 1, and files of TXIDs 2 to 4 that wait; (client, replicator, folder of the files)."""
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     replicator = synced(app, replicate(app, client), 1)
-    client.fail_from = 1
+    refuse_writes(client)
     for _ in range(3):
         app.insert()
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
-    client.fail_from = None
+    client.faults.clear()
     yield client, replicator, app.path.with_name(".app.db-litevfs") / "pending"
     client.close()
 

@@ -28,6 +28,7 @@ from litevfs.replicate import Replicator
 from tests.replicate.support import (
     assert_replicated,
     files_of,
+    refuse_writes,
     wait_until,
 )
 
@@ -50,12 +51,12 @@ def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app,
     """Which may run already: nothing keeps it out any more."""
     replicator = replicate(app, failing)
     replicator.sync()
-    failing.fail_from = 2
+    refuse_writes(failing, 2)
     for _ in range(3):
         app.insert()
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
-    failing.fail_from = None
+    failing.faults.clear()
     write = failing.write
 
     def write_and_close(*args: Any, **options: Any) -> LTXFileInfo:
@@ -171,7 +172,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
         assert is_asked.wait(20)
     late.close(timeout_s=0)
     replicator = replicate(app, failing)
-    failing.fail_from = 1
+    refuse_writes(failing)
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     assert replicator.status.pending_files == 1
@@ -179,7 +180,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
     wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
     assert "closed" not in caplog.text  # which is no news
     assert replicator.status.pending_files == 1
-    failing.fail_from = None
+    failing.faults.clear()
     assert replicator.sync() == 1
     assert_replicated(failing, app.path)
 
@@ -191,13 +192,13 @@ def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replica
     hanging.faults.wait_until_waiting()
     late.close(timeout_s=0)
     replicator = replicate(app, failing)
-    failing.fail_from = 1
+    refuse_writes(failing)
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     hanging.faults.clear()
     wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
     assert replicator.status.pending_files == 1
-    failing.fail_from = None
+    failing.faults.clear()
     assert replicator.sync() == 1
     assert replicator.status.snapshots == 0
     assert_replicated(failing, app.path)

@@ -16,7 +16,8 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from tests.replicate.support import FailingClient, assert_replicated, files_of, states, transient
+from litevfs.testing.faulty import Fault
+from tests.replicate.support import assert_replicated, fail_writes, failing_client, files_of, states, written
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 
@@ -437,38 +438,38 @@ def test_a_state_with_a_flipped_bit_leads_to_a_snapshot(app, client):
 
 @pytest.mark.plan("D01", "D03")
 def test_files_that_waited_at_the_end_are_uploaded_first_and_in_order(app, tmp_path: Path):
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     with Replicator(app.path, client) as replicator:
         replicator.sync()
         for _ in range(3):
-            client.failures = transient(1)
+            fail_writes(client)
             app.insert()
-            with pytest.raises(Exception, match="failure 0"):
+            with pytest.raises(Exception, match="injected fault"):
                 replicator.sync(timeout_s=0)
         assert replicator.status.pending_files == 3
     assert len(files_of(client)) == 1
-    client.writes.clear()
+    client.faults.reset_counters()
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 4
         assert replicator.status.snapshots == 0
-    assert client.writes == [2, 3, 4]
+    assert written(client) == [2, 3, 4]
     assert_replicated(client, app.path)
     client.close()
 
 
 def test_an_upload_whose_answer_was_lost_is_done_again(app, tmp_path: Path):
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     with Replicator(app.path, client) as replicator:
         replicator.sync()
-        client.failures, client.lose_answer = transient(1), True
+        client.faults.add(Fault("lost_answer", count=1))
         app.insert()
-        with pytest.raises(Exception, match="failure 0"):
+        with pytest.raises(Exception, match="injected fault"):
             replicator.sync(timeout_s=0)
         before = files_of(client)[1].data
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 2
         assert replicator.status.snapshots == 0
-    assert client.writes == [1, 2, 2]
+    assert written(client) == [1, 2, 2]
     assert files_of(client)[1].data == before
     client.close()
 

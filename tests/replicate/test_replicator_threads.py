@@ -20,15 +20,18 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import ReadTransaction
 from litevfs.replicate.uploads import ReplicaPosition
+from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
     assert_replicated,
+    fail_writes,
     files_of,
     opened,
     rebuilt,
+    refuse_writes,
     source_bytes,
     states,
-    transient,
     wait_until,
+    written,
 )
 
 
@@ -62,14 +65,14 @@ def test_idle_threads_write_nothing(app, client, replicate):
 def test_the_threads_outlive_failures_and_says_what_they_were(app, failing, replicate, caplog):
     caplog.set_level(logging.WARNING, "litevfs")
     replicator = replicate(app, failing, sync_interval_s=0.01)
-    failing.fail_from = 1
+    refuse_writes(failing)
     replicator.start()
-    wait_until(lambda: len(failing.writes) >= 3)
+    wait_until(lambda: len(written(failing)) >= 3)
     app.insert()
     wait_until(lambda: replicator.status.txid == 2)
-    assert "refused" in replicator.status.last_error
-    assert "refused" in caplog.text
-    failing.fail_from = None
+    assert "injected fault" in replicator.status.last_error
+    assert "injected fault" in caplog.text
+    failing.faults.clear()
     wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
     assert_replicated(failing, app.path)
 
@@ -79,13 +82,13 @@ def test_an_upload_that_failed_is_tried_again_long_before_the_next_sync(app, fai
     caplog.set_level(logging.WARNING, "litevfs")
     replicator = replicate(app, failing, sync_interval_s=3600)
     if what == "listing":
-        failing.fail_listings = True
+        failing.faults.add(Fault("transient", operations=("list",)))
     else:
-        failing.fail_from = 1
+        refuse_writes(failing)
     replicator.start()
-    wait_until(lambda: "refused" in (replicator.status.last_error or ""))
+    wait_until(lambda: "injected fault" in (replicator.status.last_error or ""))
     assert "not known" not in caplog.text  # where the replica stands: no capture is tried before
-    failing.fail_listings, failing.fail_from = False, None
+    failing.faults.clear()
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
     assert_replicated(failing, app.path)
 
@@ -115,13 +118,11 @@ def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_anew_after_a_s
         return 0.01
 
     monkeypatch.setattr(Backoff, "next_s", next_s)
-    slow_down = TransientStorageError("slow down")
-    slow_down.retry_after_s = 7.0
     replicator = replicate(app, failing, sync_interval_s=0.01)
-    failing.failures = [slow_down, slow_down]
+    failing.faults.add(Fault("transient", operations=("write",), count=2, retry_after_s=7.0))
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.last_error is None)
-    failing.failures = transient(1)
+    fail_writes(failing)
     app.insert()
     wait_until(lambda: replicator.status.uploaded_txid == 2)
     assert asked == [(1, 7.0), (2, 7.0), (1, None)]
@@ -130,13 +131,13 @@ def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_anew_after_a_s
 def test_captures_go_on_in_a_pause_between_uploads_and_do_not_shorten_it(app, failing, replicate, monkeypatch):
     monkeypatch.setattr(Backoff, "next_s", lambda self, retry_after_s=None: 3600.0)
     replicator = replicate(app, failing, sync_interval_s=0.01)
-    failing.fail_from = 1
+    refuse_writes(failing)
     replicator.start()
-    wait_until(lambda: failing.writes)
+    wait_until(lambda: written(failing))
     for txid in range(2, 6):
         app.insert()
         wait_until(lambda txid=txid: replicator.status.txid == txid)
-    assert failing.writes == [1]
+    assert written(failing) == [1]
 
 
 def test_an_error_of_any_kind_is_told_with_its_traceback_and_outlived(app, failing, replicate, monkeypatch, caplog):
@@ -302,13 +303,13 @@ def test_a_replica_that_cannot_be_asked_at_the_start_does_not_stop_captures(app,
         first.sync()
         app.insert(20)
         first.sync()
-    failing.fail_listings = True
+    failing.faults.add(Fault("transient", operations=("list",)))
     replicator = replicate(app, failing, sync_interval_s=0.01)
     replicator.start()
     app.insert()
     wait_until(lambda: replicator.status.txid == 3)
     assert replicator.status.uploaded_txid == 0
-    failing.fail_listings = False
+    failing.faults.clear()
     wait_until(lambda: replicator.status.uploaded_txid == 3)
     assert replicator.status.snapshots == 0
     assert_replicated(failing, app.path)

@@ -16,20 +16,23 @@ from litevfs.errors import (
 )
 from litevfs.replicate.state import State
 from litevfs.replicate.uploads import retry_transient
+from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
     assert_replicated,
+    fail_writes,
     files_of,
+    refuse_writes,
     source_bytes,
     states,
-    transient,
+    written,
 )
 
 
 def test_a_transient_failure_is_tried_again_until_the_sync_is_done(app, failing, replicate):
     replicator = replicate(app, failing)
-    failing.failures = transient(4)
+    fail_writes(failing, 4)
     assert replicator.sync() == 1
-    assert failing.writes == [1] * 5
+    assert written(failing) == [1] * 5
     assert_replicated(failing, app.path)
     assert replicator.status.last_sync_ms is not None
 
@@ -39,7 +42,7 @@ def test_a_transient_failure_is_tried_again_until_the_sync_is_done(app, failing,
 )
 def test_a_lasting_failure_is_raised_and_the_file_waits(app, failing, replicate, failure: LitevfsError, timeout_s):
     replicator = replicate(app, failing)
-    failing.failures = [failure]
+    failing.faults.add(Fault("defect", operations=("write",), count=1, error=failure))
     with pytest.raises(type(failure)) as caught:
         replicator.sync(timeout_s)
     assert caught.value is failure
@@ -51,7 +54,7 @@ def test_a_lasting_failure_is_raised_and_the_file_waits(app, failing, replicate,
 @pytest.mark.plan("D03")
 def test_when_only_the_first_files_of_several_arrive_the_replica_is_the_last_whole_txid(app, failing, replicate):
     replicator = replicate(app, failing)
-    failing.fail_from = 1
+    refuse_writes(failing)
     expected = []
     for _ in range(5):
         app.insert()
@@ -59,12 +62,12 @@ def test_when_only_the_first_files_of_several_arrive_the_replica_is_the_last_who
             replicator.sync(timeout_s=0)
         expected.append(source_bytes(app.path))
     for first_missing in range(2, 6):
-        failing.fail_from = first_missing
+        refuse_writes(failing, first_missing)
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
         assert [data for _, data in states(files_of(failing))] == expected[: first_missing - 1]
         assert replicator.status.uploaded_txid == first_missing - 1
-    failing.fail_from = None
+    failing.faults.clear()
     assert replicator.sync() == 5
     assert [data for _, data in states(files_of(failing))] == expected
 
@@ -72,13 +75,13 @@ def test_when_only_the_first_files_of_several_arrive_the_replica_is_the_last_who
 def test_captures_go_on_and_the_wal_stays_small_while_uploads_fail(app, failing, replicate):
     replicator = replicate(app, failing, checkpoint_pages=30)
     replicator.sync()
-    failing.fail_from = 1
+    refuse_writes(failing)
     for _ in range(20):
         app.insert(10, 3000)
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
     assert app.path.with_name("app.db-wal").stat().st_size < 100 * 4120
-    failing.fail_from = None
+    failing.faults.clear()
     replicator.sync()
     assert replicator.status.snapshots == 1
     assert_replicated(failing, app.path)
@@ -119,7 +122,7 @@ def test_a_file_that_could_not_be_removed_after_its_upload_is_not_uploaded_again
     app.insert()
     assert replicator.status.pending_files == 1
     assert replicator.sync() == 3
-    assert failing.writes == [1, 2, 3]
+    assert written(failing) == [1, 2, 3]
     assert replicator.status.pending_files == 0
 
 

@@ -17,7 +17,7 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
 from tests.replicate.conftest import Application
-from tests.replicate.support import FailingClient, assert_replicated, transient, wait_until
+from tests.replicate.support import assert_replicated, fail_writes, failing_client, wait_until
 
 
 def state_folder(app: Application) -> Path:
@@ -39,7 +39,7 @@ def modes(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 @pytest.mark.parametrize("was_open_to_all", [False, True])
 def test_nobody_can_read_the_state_who_cannot_read_the_database(app, tmp_path: Path, mode: int, was_open_to_all: bool):
-    client, folder = FailingClient(tmp_path / "replica"), state_folder(app)
+    client, folder = failing_client(tmp_path / "replica"), state_folder(app)
     app.path.chmod(mode)
     if was_open_to_all:
         (folder / "pending").mkdir(0o755, parents=True)
@@ -48,8 +48,8 @@ def test_nobody_can_read_the_state_who_cannot_read_the_database(app, tmp_path: P
         with Replicator(app.path, client) as replicator:
             replicator.sync()
             app.insert()
-            client.failures = transient(1)
-            with pytest.raises(Exception, match="failure 0"):
+            fail_writes(client)
+            with pytest.raises(Exception, match="injected fault"):
                 replicator.sync(timeout_s=0)
             assert len(list(folder.rglob("*.ltx"))) == 1
             assert modes(folder) == {"folder": 0o700, "file": mode}
@@ -162,12 +162,12 @@ def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeyp
 
 
 def test_nothing_is_left_of_a_state_that_was_forgotten(app, tmp_path: Path):
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     with Replicator(app.path, client) as replicator:
         replicator.sync()
         app.insert()
-        client.failures = transient(1)
-        with pytest.raises(Exception, match="failure 0"):
+        fail_writes(client)
+        with pytest.raises(Exception, match="injected fault"):
             replicator.sync(timeout_s=0)
     state = StateFolder(app.path)
     assert state.load() is not None
@@ -199,13 +199,13 @@ def test_a_folder_that_was_removed_is_made_again_and_nothing_is_lost(app, client
 
 
 def test_files_that_waited_in_a_folder_that_was_removed_leave_no_gap(app, tmp_path: Path):
-    client = FailingClient(tmp_path / "replica")
+    client = failing_client(tmp_path / "replica")
     with Replicator(app.path, client) as replicator:
         replicator.sync()
         for _ in range(3):
             app.insert()
-            client.failures = transient(1)
-            with pytest.raises(Exception, match="failure 0"):
+            fail_writes(client)
+            with pytest.raises(Exception, match="injected fault"):
                 replicator.sync(timeout_s=0)
         shutil.rmtree(state_folder(app))
         app.insert()

@@ -13,7 +13,7 @@ from litevfs.errors import ReplicaFormatError, TransientStorageError, UnrelatedD
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from tests.replicate.support import assert_replicated, rebuilt, wait_until
+from tests.replicate.support import assert_replicated, rebuilt, refuse_writes, wait_until
 
 
 @pytest.fixture
@@ -224,13 +224,13 @@ def test_more_than_may_wait_is_captured_later_as_the_whole_database(app, failing
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app, failing, max_pending_bytes=5_000, checkpoint_pages=10)
     replicator.sync()
-    failing.fail_from = 2
+    refuse_writes(failing, 2)
     for _ in range(10):
         app.insert(1, 5_000)
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
     assert replicator.status.pending_files == 1
-    failing.fail_from = None
+    failing.faults.clear()
     assert replicator.sync() == 3
     assert replicator.status.snapshots == 1
     assert_replicated(failing, app.path)

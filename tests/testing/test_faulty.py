@@ -16,9 +16,10 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.replica_clients.base import ReplicaClient
-from litevfs.replica_clients.memory import drop_memory_store, memory_store
+from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store, memory_store
 from litevfs.testing.client_conformance import ReplicaClientConformance
-from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_replica
+from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, Request, faulty_replica
+from litevfs.testing.faulty_objects import FaultyObjectsClient
 from tests.primary import Primary
 from tests.replica_clients.test_memory import MemoryReplica
 from tests.support import connected, one, wait_until
@@ -366,3 +367,72 @@ def test_a_client_with_a_defect_raises_what_no_client_may(faults: Faults, client
     with pytest.raises(OSError, match="as it comes"):
         client.write(1, 1, 1, CONTENT, 1)
     client.write(1, 1, 1, CONTENT, 1)
+
+
+# --- faults of single files, and what happens beside a call -----------------------------------------------------------
+
+
+def test_a_fault_of_some_txids_happens_to_their_files_only(faults: Faults, client: ReplicaClient):
+    filled(client)
+    first, second, third = client.list_files(0)
+    faults.add(Fault("transient", operations=("read", "write"), txids=(2, 2)))
+    for sound in (first, third):
+        assert client.read(sound) == CONTENT
+        client.write(0, sound.min_txid, sound.max_txid, CONTENT, 1)
+    with pytest.raises(TransientStorageError):
+        client.read(second)
+    with pytest.raises(TransientStorageError):
+        client.write(0, 2, 2, CONTENT, 1)
+    client.write(1, 1, 2, CONTENT, 1)  # holds more than them
+    assert [request.txids for request in faults.requests][-1] == (1, 2)
+
+
+def test_files_are_hidden_from_listings_by_their_txids(faults: Faults, client: ReplicaClient):
+    filled(client)
+    faults.add(Fault("hide", txids=(1, 2), count=2))
+    assert [txids(client), txids(client), txids(client)] == [[3], [3], [1, 2, 3]]
+    with pytest.raises(ValueError, match="needs txids"):
+        Fault("hide")
+
+
+def test_something_happens_just_before_a_call_or_just_after_it(faults: Faults, client: ReplicaClient, inner_url: str):
+    inner = litevfs.open_replica_client(inner_url)
+    filled(client, 1)
+
+    def write_next(request: Request) -> None:
+        last = inner.list_files(0)[-1].max_txid
+        inner.write(0, last + 1, last + 1, CONTENT, 1)
+
+    before = Fault("act", operations=("list",), action=write_next)
+    faults.add(before)
+    assert txids(client) == [1, 2]
+    faults.remove(before)
+    faults.add(Fault("act_after", operations=("list",), action=write_next))
+    assert txids(client) == [1, 2]
+    assert len(inner.list_files(0)) == 3
+    with pytest.raises(ValueError, match="needs an action"):
+        Fault("act")
+
+
+def test_what_an_action_raises_ends_the_call(faults: Faults, client: ReplicaClient):
+    def refuse(request: Request) -> None:
+        raise StoragePermissionError(f"no {request.operation}")
+
+    faults.add(Fault("act", operations=("write",), action=refuse, count=1))
+    with pytest.raises(StoragePermissionError, match="no write"):
+        filled(client, 1)
+    filled(client, 1)
+
+
+def test_objects_beside_the_levels_are_passed_on():
+    inner = MemoryReplicaClient(MemoryStore("objects"))
+    client = FaultyObjectsClient(inner, Faults(inner.url))
+    etag = client.put_object("lock.json", b"{}", if_absent=True)
+    there = client.read_object("lock.json")
+    assert there is not None
+    assert (there.data, there.etag, client.keeps_conditions) == (b"{}", etag, inner.keeps_conditions)
+    client.delete_object("lock.json")
+    assert inner.read_object("lock.json") is None
+    client.close()
+    with pytest.raises(TypeError, match="keeps no objects"):
+        FaultyObjectsClient(FaultyReplicaClient(inner, Faults(inner.url)), Faults(inner.url))
