@@ -162,7 +162,7 @@ class Bench:
             assert_equal(case.name, {"SQLite": self._expected[case.name], name: answers})
 
     def idle(self, name: str, window_s: float) -> None:
-        """Requests a second of connections that nobody uses."""
+        """Requests a second of idle connections."""
         with self._competitor(name) as competitor:
             competitor.call("open", count=IDLE_CONNECTIONS)
             self._proxy.clear()
@@ -241,7 +241,7 @@ class Bench:
         return self._result(IDLE, values, "60 GET + 4 LIST a minute", met)
 
     def _cost(self, name: str) -> tuple[float, float, float] | None:
-        """(LIST a second, GET a second, US dollars a month) of connections that nobody uses."""
+        """(LIST a second, GET a second, US dollars a month) of idle connections."""
         lists, gets = (self._requests.median(IDLE, f"{name} {kind}") for kind in ("LIST", "GET"))
         if lists is None or gets is None:
             return None

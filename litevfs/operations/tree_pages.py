@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from litevfs.pages import btree
 from litevfs.pages.btree import INTERIOR_INDEX as INTERIOR_INDEX
 from litevfs.pages.btree import INTERIOR_TABLE as INTERIOR_TABLE
 from litevfs.pages.btree import LEAF_INDEX as LEAF_INDEX
@@ -138,18 +139,11 @@ def page_kind(pgno: int, page: bytes) -> int:
 
 
 def varint(page: bytes, position: int) -> tuple[int, int]:
-    """(value, position after it), signed. Raises UnclearError at the end of the page."""
+    """See `btree.varint`. Raises UnclearError at the end of the page."""
     try:
-        value = 0
-        for i in range(8):
-            byte = page[position + i]
-            value = value << 7 | byte & 0x7F
-            if byte < 0x80:
-                return value, position + i + 1
-        value = value << 8 | page[position + 8]
+        return btree.varint(page, position)
     except IndexError:
         raise UnclearError("a number that leaves its page") from None
-    return value - (1 << 64) if value >= 1 << 63 else value, position + 9
 
 
 def content_size(kind: int) -> int:

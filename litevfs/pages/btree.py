@@ -40,7 +40,7 @@ class Interior:
     def keys(self) -> list[int]:
         """Rowids between the children (of table pages), decoded when first asked for."""
         if self._keys is None:
-            self._keys = [_varint(self.page, pointer + 4)[0] for pointer in self.pointers]
+            self._keys = [varint(self.page, pointer + 4)[0] for pointer in self.pointers]
         return self._keys
 
     def child_for(self, rowid: int) -> int:
@@ -56,7 +56,7 @@ def parse_interior(pgno: int, page: bytes) -> Interior | None:
     pointers = _cell_pointers(page, start, _INTERIOR_HEADER)
     if not len(pointers) or int(pointers.max()) + 4 > len(page):
         return None
-    if page[start] == INTERIOR_TABLE and not all(_has_varint(page, p + 4) for p in _near_the_end(page, pointers)):
+    if page[start] == INTERIOR_TABLE and not all(_hasvarint(page, p + 4) for p in _near_the_end(page, pointers)):
         return None
     cells = np.frombuffer(page, np.uint8)[pointers[:, None] + np.arange(4)]
     left = cells.astype(np.uint32) @ np.array([1 << 24, 1 << 16, 1 << 8, 1], np.uint32)
@@ -70,7 +70,7 @@ def _near_the_end(page: bytes, pointers: np.ndarray[tuple[int], np.dtype[np.int6
     return near
 
 
-def _has_varint(page: bytes, position: int) -> bool:
+def _hasvarint(page: bytes, position: int) -> bool:
     """Whether a varint that begins here, not far from the page's end, ends in the page."""
     return any(byte < 0x80 for byte in page[position : position + _MAX_VARINT - 1])
 
@@ -105,14 +105,14 @@ def _cell_pointers(page: bytes, start: int, header: int) -> np.ndarray[tuple[int
 
 def _index_entry(page: bytes, pointer: int) -> IndexEntry | None:
     """The entry at `pointer`; None if it overflows the page or does not end with an integer."""
-    payload_size, payload = _varint(page, pointer)
+    payload_size, payload = varint(page, pointer)
     if payload + payload_size > len(page):
         return None
-    header_size, position = _varint(page, payload)
-    first_type, position = _varint(page, position)
+    header_size, position = varint(page, payload)
+    first_type, position = varint(page, position)
     last_type = -1
     while position < payload + header_size:
-        last_type, position = _varint(page, position)
+        last_type, position = varint(page, position)
     body, end = payload + header_size, payload + payload_size
     key = (first_type, page[body : body + _content_size(first_type)])
     if last_type in {8, 9}:
@@ -127,7 +127,7 @@ def _content_size(serial_type: int) -> int:
     return (serial_type - 12) // 2 if serial_type >= 12 else _FIXED_SIZES[serial_type]
 
 
-def _varint(page: bytes, position: int) -> tuple[int, int]:
+def varint(page: bytes, position: int) -> tuple[int, int]:
     """(value, position after it) of a big-endian varint of 1 to 9 bytes, as a signed 64-bit number."""
     value = 0
     for i in range(8):

@@ -47,7 +47,7 @@ database (https://www.sqlite.org/wal.html#walresetbug), and the replicator is on
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
 """Wait for the write lock: its owner may be waiting for our read transaction."""
-_BUSY_HINT = "an application with PRAGMA locking_mode=EXCLUSIVE shares its database with nobody, not even a replicator"
+_BUSY_HINT = "with PRAGMA locking_mode=EXCLUSIVE an application keeps all others from its database, a replicator too"
 _READ_ONLY_HINT = (
     "the replicator needs permission to write the database and the files -wal and -shm beside it, "
     "so run it as the user that the application runs as"

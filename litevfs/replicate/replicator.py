@@ -212,7 +212,7 @@ class Replicator:
             if txid and self._uploads.lost is None and self._begun == begun:
                 return txid
             if time.monotonic() > deadline:
-                raise ReplicatorError("no time was left to begin anew", key=str(self.path))
+                raise ReplicatorError("no time was left to begin again", key=str(self.path))
 
     def upload(self, timeout_s: float = 30.0) -> None:
         """Upload what was captured, capturing nothing more: the end for a database that is gone. Raises as `sync`."""
@@ -281,7 +281,7 @@ class Replicator:
         timestamp_ms = there.header.timestamp_ms if there.header else 0
         txid = next_to(there, self.client)
         if txid:
-            logger.warning("%s: beginning anew after TXID %016x of the replica: %s", self.path, txid, reason)
+            logger.warning("%s: beginning again after TXID %016x of the replica: %s", self.path, txid, reason)
         with self._holding(self._capture_lock, deadline):
             self._capture.begin(self.client.url, txid, timestamp_ms, page_size, reason)
             self._captured_ms = None

@@ -29,7 +29,7 @@ from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.files.plan import Chain, extend, gap_error, newest_state, state_at
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
-from litevfs.states.lineage import Judge, Lineage, Look, Times
+from litevfs.states.lineage import Judge, Lineage, Times, Verdict
 from litevfs.states.next_files import NextFiles
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.states.survey import Survey
@@ -134,8 +134,8 @@ class Follower:
         self._survey.not_done()
         files = self._survey.list_all()
         is_of_use = bool(extend(snapshot.txid, files).files) or not self._is_at_home(snapshot, files)
-        look = self._judge.judge(snapshot, self._seen, files, closely=is_of_use)
-        failure = self._resync(snapshot, look, publish)
+        verdict = self._judge.judge(snapshot, self._seen, files, closely=is_of_use)
+        failure = self._resync(snapshot, verdict, publish)
         if failure is not None:
             raise failure
         self._survey.done(began)
@@ -173,30 +173,30 @@ class Follower:
         covered = [file for file in files if file.max_txid <= snapshot.txid]
         return self._anchor in covered and all(file in self._seen for file in covered)
 
-    def _resync(self, snapshot: Snapshot, look: Look, publish: Publish) -> LitevfsError | None:
+    def _resync(self, snapshot: Snapshot, verdict: Verdict, publish: Publish) -> LitevfsError | None:
         """Bridge gaps, and move away from a replica that was replaced and from files that have vanished.
 
         Returns the error that kept the follower from the newest state, after it has published what it could.
         """
-        if look.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
-            self._build_anew(snapshot, look, publish)
+        if verdict.lineage in {Lineage.OTHER, Lineage.UNKNOWN}:
+            self._start_over(snapshot, verdict, publish)
             return None
-        snapshot, failure = self._advance_around(snapshot, look.files, publish)
-        proved_txid = snapshot.txid if look.lineage is Lineage.SAME else look.proved_txid
-        snapshot = self._move_to_compacted_files(snapshot, look.files, proved_txid, publish)
-        self._note_position(look.files, snapshot)
+        snapshot, failure = self._advance_around(snapshot, verdict.files, publish)
+        proved_txid = snapshot.txid if verdict.lineage is Lineage.SAME else verdict.proved_txid
+        snapshot = self._move_to_compacted_files(snapshot, verdict.files, proved_txid, publish)
+        self._note_position(verdict.files, snapshot)
         return failure
 
-    def _build_anew(self, old: Snapshot, look: Look, publish: Publish) -> None:
-        if look.lineage is Lineage.OTHER:
+    def _start_over(self, old: Snapshot, verdict: Verdict, publish: Publish) -> None:
+        if verdict.lineage is Lineage.OTHER:
             logger.warning("the replica was replaced or set back; serving what it holds now")
         else:
-            logger.info("nothing links the known state to what the replica holds now; reading it anew")
+            logger.info("nothing links the known state to what the replica holds now; reading it from the beginning")
         start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
-        snapshot, times = self._make(start, look.files, known=old)
+        snapshot, times = self._make(start, verdict.files, known=old)
         publish(snapshot, [snapshot.txid])
         self._judge.begin(times)
-        self._note_position(look.files, snapshot)
+        self._note_position(verdict.files, snapshot)
 
     def _advance_around(
         self, snapshot: Snapshot, files: list[LTXFileInfo], publish: Publish
@@ -332,9 +332,9 @@ class Follower:
         is_proved = False
         if published is not None:
             try:
-                look = self._judge.judge(published, self._seen, files, closely=True)
-                is_proved = published.epoch == wanted.epoch and wanted.txid <= look.proved_txid
-                failure = self._resync(published, look, publish)
+                verdict = self._judge.judge(published, self._seen, files, closely=True)
+                is_proved = published.epoch == wanted.epoch and wanted.txid <= verdict.proved_txid
+                failure = self._resync(published, verdict, publish)
             except LitevfsError as error:
                 failure = error
             if isinstance(failure, StorageClosedError):

@@ -39,7 +39,7 @@ class Lineage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Verdict:
     """A listing of all levels, and what it has to do with a state."""
 
     files: list[LTXFileInfo]
@@ -79,7 +79,7 @@ class Judge:
 
     def judge(
         self, snapshot: Snapshot, seen: Iterable[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool
-    ) -> Look:
+    ) -> Verdict:
         """What a listing of all levels has to do with `snapshot`; `seen` are files of its history beside its own.
 
         `closely` is for callers that go on to read the listed files: a known file then proves something only if storage
@@ -93,16 +93,16 @@ class Judge:
                 "the replica holds no LTX files any more", hint="is it being replaced, or was its path emptied?"
             )
         ours = {*snapshot.files.values(), *seen}
-        look = self._compare(snapshot, ours, files, closely=closely)
-        if look.lineage is not Lineage.STALE or self._is_still_there(snapshot, ours):
+        verdict = self._compare(snapshot, ours, files, closely=closely)
+        if verdict.lineage is not Lineage.STALE or self._is_still_there(snapshot, ours):
             self._missing_since = None
-            return look
+            return verdict
         now = self._clock()
         self._missing_since = now if self._missing_since is None else self._missing_since
         if now - self._missing_since >= SET_BACK_AFTER_S:
-            return replace(look, lineage=Lineage.OTHER, proved_txid=0)
+            return replace(verdict, lineage=Lineage.OTHER, proved_txid=0)
         if self._is_remade(snapshot, files):
-            return replace(look, lineage=Lineage.UNKNOWN, proved_txid=0)
+            return replace(verdict, lineage=Lineage.UNKNOWN, proved_txid=0)
         newest = max(file.max_txid for file in files)
         raise ReplicaError(
             "the newest transactions are gone from the replica",
@@ -111,26 +111,28 @@ class Judge:
             hint="was it set back, or replaced by an older one? what it holds is served if that lasts",
         )
 
-    def _compare(self, snapshot: Snapshot, ours: set[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool) -> Look:
+    def _compare(
+        self, snapshot: Snapshot, ours: set[LTXFileInfo], files: list[LTXFileInfo], *, closely: bool
+    ) -> Verdict:
         evidence = [f for f in files if f in ours or self._can_tell(f, snapshot)]
         if any(f.max_txid == snapshot.txid and f.level != SNAPSHOT_LEVEL and f not in evidence for f in files):
-            return Look(files, Lineage.UNKNOWN, 0)  # its history is unknown, and the next file would connect to it
+            return Verdict(files, Lineage.UNKNOWN, 0)  # its history is unknown, and the next file would connect to it
         proved = 0
         for file in sorted(evidence, key=lambda f: (f.max_txid, -f.level), reverse=True)[:MAX_EVIDENCE]:
             found = self._is_ours(file, is_known=file in ours, closely=closely)
             if found:
                 proved = max(proved, file.max_txid)
             elif found is not None and file.level != SNAPSHOT_LEVEL:
-                return Look(files, Lineage.OTHER, 0)
+                return Verdict(files, Lineage.OTHER, 0)
             if proved == snapshot.txid:
-                return Look(files, Lineage.SAME, proved)
+                return Verdict(files, Lineage.SAME, proved)
         if any(file.max_txid > snapshot.txid for file in files):
-            return Look(files, Lineage.UNKNOWN, 0)
+            return Verdict(files, Lineage.UNKNOWN, 0)
         # It leads no further than the state: a stale listing, unless its newest transaction is younger than ours.
         newest = max((f for f in files if f.level != SNAPSHOT_LEVEL), key=lambda f: f.max_txid, default=None)
         if newest is None or newest in ours or newest.max_txid <= proved or not self._is_younger(newest, snapshot):
-            return Look(files, Lineage.STALE, proved)
-        return Look(files, Lineage.OTHER, 0)
+            return Verdict(files, Lineage.STALE, proved)
+        return Verdict(files, Lineage.OTHER, 0)
 
     def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
         return self.read_time(file) > snapshot.timestamp_ms

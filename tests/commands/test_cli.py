@@ -192,7 +192,7 @@ def test_a_full_disk_is_an_error_in_one_line():
         ("<&-", ["shell", REPLICA], 0, "", ""),
     ],
 )
-def test_a_stream_that_was_closed_before_the_command_began_is_one_that_nobody_reads_or_fills(
+def test_a_stream_that_was_closed_before_the_command_began_is_one_that_no_process_reads_or_fills(
     closed: str, arguments: list[str], code: int, stdout: str, stderr: str
 ):
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Ctrl-C while SQLite is in our VFS: it reaches whoever runs the query, wherever it strikes."""
+"""Ctrl-C while SQLite is in our VFS: it reaches the code that runs the query, wherever it strikes."""
 
 from __future__ import annotations
 

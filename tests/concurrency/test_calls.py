@@ -19,7 +19,7 @@ from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
 
 
-def test_what_the_call_returns_or_raises_reaches_whoever_asks():
+def test_what_the_call_returns_or_raises_reaches_each_caller():
     assert SharedCall(lambda: True, "test-call").result(10) is True
 
     def fail() -> bool:
@@ -177,21 +177,21 @@ def test_a_call_that_is_given_up_keeps_the_lock_to_its_end():
     lock, go_on = threading.Lock(), threading.Event()
     with pytest.raises(StorageTimeoutError):
         call_alone(lambda: go_on.wait(10), lock, 0.01, "test")
-    with pytest.raises(StorageTimeoutError):  # and nobody waits for longer than asked to get it
+    with pytest.raises(StorageTimeoutError):  # and no caller waits for longer than asked to get it
         call_alone(lambda: True, lock, 0.01, "test")
     go_on.set()
     assert call_alone(lambda: True, lock, 10, "test") is True
     assert not lock.locked()
 
 
-def test_an_error_reaches_whoever_waits_and_the_lock_is_free():
+def test_an_error_reaches_the_callers_that_wait_and_the_lock_is_free():
     lock = threading.Lock()
     with pytest.raises(ZeroDivisionError):
         call_alone(lambda: 1 // 0, lock, 10, "test")
     assert not lock.locked()
 
 
-def test_ctrl_c_at_any_moment_leaves_the_lock_to_nobody():
+def test_ctrl_c_at_any_moment_leaves_the_lock_free():
     for lock in interrupted_everywhere(threading.Lock, lambda lock: call_alone(lambda: True, lock, 10, "test")):
         wait_until(lambda: not lock.locked(), "the lock")  # noqa: B023 (run at once)
         assert call_alone(lambda: True, lock, 10, "test") is True

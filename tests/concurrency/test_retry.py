@@ -52,7 +52,7 @@ class Failing:
 
 
 @pytest.mark.plan("E04")
-def test_pauses_double_up_to_the_bound_and_start_anew_after_a_success(monkeypatch):
+def test_pauses_double_up_to_the_bound_and_start_again_after_a_success(monkeypatch):
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     backoff = Backoff()
     pauses = [backoff.after(TransientStorageError("busy")) for _ in range(14)]

@@ -173,7 +173,7 @@ def test_readers_that_want_the_same_block_at_once_share_one_request():
 
 
 @pytest.mark.plan("L02")
-def test_a_failed_request_is_tried_again_by_whoever_waits_and_blocks_nobody_after():
+def test_a_failed_request_is_tried_again_by_each_reader_that_waits_and_blocks_no_later_one():
     with World() as world:
         failures = [TransientStorageError("busy")] * 2
 
@@ -239,10 +239,10 @@ def test_threads_read_right_bytes_while_blocks_come_and_go():
         assert world.blocks.cache.size_bytes <= 12 * (BLOCK + 200)
 
 
-# --- requests that nobody ends ----------------------------------------------------------------------------------------
+# --- requests that do not end -----------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_nobody_waiting():
+def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_no_thread_waiting():
     worlds = []
 
     def make() -> World:
@@ -279,7 +279,7 @@ def test_without_threads_to_be_had_a_scan_reads_for_itself(monkeypatch: pytest.M
 
 
 def test_a_request_that_takes_too_long_is_not_waited_for_by_readers_with_a_time_limit():
-    """The reader makes its own request, and so does whoever comes after it; only the one that hangs goes on hanging."""
+    """The reader makes its own request, and so does the next reader; only the one that hangs goes on hanging."""
     with World(read_timeout_s=1.5) as world:
         hanging, go_on = threading.Event(), threading.Event()
 

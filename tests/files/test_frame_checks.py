@@ -393,7 +393,7 @@ def test_what_passed_is_kept_in_the_folder_and_verified_again_from_there(remote,
 @pytest.mark.plan("L02")
 @pytest.mark.parametrize("place", [30, 2_000_000, -3000], ids=["header", "a page", "index"])
 def test_damaged_bytes_in_the_folder_are_read_from_storage_instead(remote, tmp_path, place):
-    """They came damaged when nobody verified them; the folder's own checksums know no better."""
+    """They came damaged when no reader verified them; the folder's own checksums know no better."""
     place %= remote.file.size
     remote.script.on_read = damaging(place, 1)
     with remote.fetcher(folder=tmp_path, verify=False) as fetcher:

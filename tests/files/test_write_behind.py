@@ -80,7 +80,7 @@ def test_the_thread_lives_only_while_there_is_something_to_write(disk):
 
 
 @pytest.mark.plan("D09")
-def test_a_slow_disk_makes_nobody_wait_and_takes_bounded_memory(disk, tmp_path):
+def test_a_slow_disk_makes_no_reader_wait_and_takes_bounded_memory(disk, tmp_path):
     cache = WriteBehind(disk, max_waiting_bytes=10 * BLOCK)
     begun = time.monotonic()
     for block in range(10_000):

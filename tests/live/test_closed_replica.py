@@ -51,7 +51,7 @@ def closed_during(call: Callable[[], Any], replica: Replica, script: Script) -> 
         yield future
 
 
-def test_a_look_that_comes_to_its_end_after_the_close_publishes_nothing(world):
+def test_a_refresh_that_comes_to_its_end_after_the_close_publishes_nothing(world):
     _, script, replica = world
     heard: list[int] = []
     replica.add_listener(heard.append)
@@ -62,7 +62,7 @@ def test_a_look_that_comes_to_its_end_after_the_close_publishes_nothing(world):
     assert heard == []
 
 
-def test_whoever_waits_for_a_look_is_told_of_the_close(world):
+def test_a_caller_that_waits_for_a_refresh_is_told_of_the_close(world):
     _, script, replica = world
     with closed_during(lambda: replica.wait_for(2, 60), replica, script) as wait, pytest.raises(StorageClosedError):
         wait.result(20)
@@ -79,7 +79,7 @@ def test_nothing_is_asked_of_the_storage_after_the_close(world):
     assert script.reads == []
 
 
-def test_whoever_pauses_between_two_looks_is_woken_by_the_close(world):
+def test_a_caller_that_pauses_between_two_refreshes_is_woken_by_the_close(world):
     _, _, replica = world
     replica.refresh()
     pausing = threading.Event()

@@ -120,7 +120,7 @@ def test_a_child_of_a_process_with_a_hydrated_replica_reads_and_follows_every_re
         wait_until(lambda: one(con, "PRAGMA litestream_hydration_progress") == "100.0", "hydration")
 
         def follow() -> None:
-            assert one(con, "PRAGMA litestream_hydration_file") == ""  # nobody has read anything yet
+            assert one(con, "PRAGMA litestream_hydration_file") == ""  # no connection has read anything yet
             assert "cannot be read after the fork" not in caplog.text
             assert rows(con, "SELECT count(*) FROM t") in ([(1,)], [(2,)])  # the parent commits meanwhile
             for connection in (con, beside):

@@ -33,7 +33,7 @@ def seen(*, is_proof: bool = True) -> Health:
         (0, 10**6, State.CURRENT),
     ],
 )
-def test_a_look_that_is_due_for_long_is_trouble_where_somebody_polls(clock, poll_interval_s, after_s, state):
+def test_a_refresh_that_is_due_for_long_is_trouble_where_a_poller_runs(clock, poll_interval_s, after_s, state):
     health = seen()
     clock.now_s += after_s
     assert health.state(poll_interval_s) is state
@@ -41,7 +41,7 @@ def test_a_look_that_is_due_for_long_is_trouble_where_somebody_polls(clock, poll
 
 @pytest.mark.plan("E06")
 @pytest.mark.parametrize("health", [lambda: Health("url"), seen], ids=["the first", "a later one"])
-def test_a_look_that_takes_long_is_trouble_until_it_ends(clock, health):
+def test_a_refresh_that_takes_long_is_trouble_until_it_ends(clock, health):
     health = health()
     health.begin()
     for after_s, state in ((LATE_AFTER_S, State.CURRENT), (1, State.BEHIND), (STALLED_AFTER_S, State.STALLED)):
@@ -72,7 +72,7 @@ def test_failures_are_trouble_from_the_first_one_on(clock):
     assert (health.errors, health.last_error) == (2, AWAY)
 
 
-def test_ages_are_told_from_when_a_look_began_and_only_a_look_that_missed_nothing_is_a_proof(clock):
+def test_ages_are_told_from_when_a_refresh_began_and_only_a_refresh_that_missed_nothing_is_a_proof(clock):
     health = Health("url")
     assert (health.lag_s(), health.proof_age_s()) == (None, None)
     for is_proof, proof_age_s in ((True, 3), (False, 3 + 10 + 3)):
@@ -89,7 +89,7 @@ def test_what_is_said_of_trouble_is_said_each_time_that_it_begins_and_lasts(cloc
     health = Health("url")
     health.fail(AWAY, State.OPENING)
     health.succeed(is_proof=True)
-    assert not caplog.records  # whoever opens is told by the error
+    assert not caplog.records  # the caller is told by the error
     for _ in range(2):
         health.begin()
         health.succeed(is_proof=True)
@@ -98,7 +98,7 @@ def test_what_is_said_of_trouble_is_said_each_time_that_it_begins_and_lasts(cloc
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "INFO", "WARNING", "ERROR"]
 
 
-def test_a_look_that_closing_ended_is_no_trouble(clock, caplog):
+def test_a_refresh_that_closing_ended_is_no_trouble(clock, caplog):
     caplog.set_level(logging.DEBUG, "litevfs")
     health = seen()
     health.fail(AWAY, State.CLOSED)

@@ -35,7 +35,7 @@ class Refresh:
         return bool(self.answer)
 
 
-def test_the_first_look_comes_after_one_interval():
+def test_the_first_refresh_comes_after_one_interval():
     refresh = Refresh()
     started = time.monotonic()
     poller = Poller(refresh, 0.05)
@@ -72,7 +72,7 @@ def test_an_owner_that_is_gone_or_closed_ends_the_thread(answer):
     assert len(refresh.times) == 1
 
 
-def test_closing_does_not_wait_for_a_look_that_hangs(monkeypatch):
+def test_closing_does_not_wait_for_a_refresh_that_hangs(monkeypatch):
     monkeypatch.setattr(Poller, "close_timeout_s", 0.01)
     looks, go_on = threading.Event(), threading.Event()
     poller = Poller(lambda: looks.set() or go_on.wait(30), 0.001)
@@ -84,7 +84,7 @@ def test_closing_does_not_wait_for_a_look_that_hangs(monkeypatch):
     assert poller.is_over
 
 
-def test_the_interval_is_from_look_to_look_however_long_one_takes():
+def test_the_interval_is_from_look_to_refresh_however_long_one_takes():
     monotonic, hours, looks = time.monotonic, 0, 0
     scheduler = Scheduler("litevfs-poll", clock=lambda: monotonic() + hours * 3600)
 
@@ -104,7 +104,7 @@ def test_the_interval_is_from_look_to_look_however_long_one_takes():
     assert looks == 5
 
 
-def test_a_poller_may_be_closed_by_its_own_look(caplog):
+def test_a_poller_may_be_closed_by_its_own_refresh(caplog):
     pollers: list[Poller] = []
 
     def close() -> bool:
@@ -197,7 +197,7 @@ def test_a_pause_the_storage_asked_for_is_kept():
     assert refresh.times[2] - refresh.times[1] >= 0.19
 
 
-def test_a_replica_that_nobody_holds_is_not_kept_alive_by_its_poller():
+def test_a_replica_that_no_connection_holds_is_not_kept_alive_by_its_poller():
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         replica = Replica(Options(replica_url=script.url))

@@ -137,7 +137,7 @@ def test_a_replica_polls_no_more_often_than_those_who_are_left_want(world):
     registry.release(leases[5.0].pop())
 
 
-def test_a_replica_polls_as_often_as_somebody_wants_who_comes_while_it_slows_down(world, monkeypatch):
+def test_a_replica_polls_as_often_as_a_connection_wants_that_comes_while_it_slows_down(world, monkeypatch):
     script, registry = world
     slow, fast = (registry.acquire(options(script, poll_interval_s=interval_s)) for interval_s in (9.0, 1.0))
     replica = slow.replica
@@ -171,7 +171,7 @@ def test_nothing_polls_for_fixed_views_alone(world):
     assert replica.status().state == "closed"
 
 
-def test_polling_goes_on_for_whoever_comes_while_it_is_being_ended(world, monkeypatch):
+def test_polling_goes_on_for_a_connection_that_comes_while_it_is_being_ended(world, monkeypatch):
     script, registry = world
     live, fixed = registry.acquire(options(script)), registry.acquire(options(script, txid=1))
     replica = live.replica
@@ -193,7 +193,7 @@ def test_polling_goes_on_for_whoever_comes_while_it_is_being_ended(world, monkey
     registry.release(fixed)
 
 
-def test_nothing_polls_for_whoever_came_and_went_while_polling_was_being_ended(world, monkeypatch):
+def test_nothing_polls_for_a_connection_that_came_and_went_while_polling_was_being_ended(world, monkeypatch):
     script, registry = world
     live, fixed = registry.acquire(options(script)), registry.acquire(options(script, txid=1))
     replica = live.replica
@@ -217,7 +217,7 @@ def test_nothing_polls_for_whoever_came_and_went_while_polling_was_being_ended(w
     registry.release(fixed)
 
 
-def test_a_replica_that_was_let_go_is_made_anew(world):
+def test_a_replica_that_was_let_go_is_made_again(world):
     script, registry = world
     first = registry.acquire(options(script))
     registry.release(first)

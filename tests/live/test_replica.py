@@ -449,7 +449,7 @@ def test_a_fixed_connection_that_travels_to_the_latest_state_sees_it_or_is_told_
                 assert rows(con, LEDGER)[0][3] == 0
 
 
-def test_a_connection_without_polling_opens_at_the_newest_state_whoever_else_is_there():
+def test_a_connection_without_polling_opens_at_the_newest_state_whatever_others_are_there():
     with Script() as script, Primary(script.writer) as primary:
         start_ledger(primary)
         with connected(script.url, poll_interval=0) as first:
@@ -465,7 +465,7 @@ def test_a_live_connection_opens_at_the_newest_state_though_a_fixed_one_kept_the
         with connected(script.url, txid=1):
             with connected(script.url, poll_interval="60s") as live:
                 assert rows(live, LEDGER)[0][3] == 0
-            next_version(primary)  # nobody polls
+            next_version(primary)  # no poller is there
             with connected(script.url, poll_interval="60s") as live:
                 assert rows(live, LEDGER)[0][3] == 1
 

@@ -76,7 +76,7 @@ def test_a_storage_that_does_not_exist_is_told_at_once(faulty, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["permission", "not_found", "transient"])
-def test_a_further_connection_opens_at_the_state_at_hand_when_its_own_look_fails(faulty, kind):
+def test_a_further_connection_opens_at_the_state_at_hand_when_its_own_refresh_fails(faulty, kind):
     primary, faults = faulty
     with connected(faults.url, poll_interval=0) as first:
         faults.add(Fault(kind, operations=("list",)))
@@ -85,7 +85,7 @@ def test_a_further_connection_opens_at_the_state_at_hand_when_its_own_look_fails
         assert faults.injected[kind]
 
 
-def test_a_damaged_newest_file_keeps_nobody_from_opening_but_the_first(faulty):
+def test_a_damaged_newest_file_keeps_only_the_first_from_opening(faulty):
     primary, faults = faulty
     with connected(faults.url, poll_interval=0) as first:
         primary.client.write(0, 5, 5, b"", 0)

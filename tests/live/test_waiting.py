@@ -23,7 +23,7 @@ INSERT = "INSERT INTO t VALUES(1)"
 
 @pytest.fixture
 def world():
-    """A primary with one transaction, its storage, and a replica of it that nobody polls."""
+    """A primary with one transaction, its storage, and a replica of it that no poller polls."""
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         replica = Replica(Options(replica_url=script.url, read_timeout_s=5))
@@ -33,7 +33,7 @@ def world():
 
 
 @pytest.mark.plan("L03")
-def test_a_transaction_has_arrived_though_the_look_that_found_it_failed_at_a_later_one(world):
+def test_a_transaction_has_arrived_though_the_refresh_that_found_it_failed_at_a_later_one(world):
     primary, _, replica = world
     primary.commit(INSERT)
     primary.run(INSERT)
@@ -44,7 +44,7 @@ def test_a_transaction_has_arrived_though_the_look_that_found_it_failed_at_a_lat
 
 
 @pytest.mark.plan("L12")
-def test_waiting_ends_though_every_look_finds_news(world):
+def test_waiting_ends_though_every_refresh_finds_news(world):
     """A writer that never stops, and a TXID that is far away."""
     primary, script, replica = world
     looks = []
@@ -62,7 +62,7 @@ def test_waiting_ends_though_every_look_finds_news(world):
 
 
 @pytest.mark.plan("E02")
-def test_waiting_without_a_poller_looks_again_after_pauses(world):
+def test_waiting_without_a_poller_refreshes_again_after_pauses(world):
     _, script, replica = world
     script.clear()
     with pytest.raises(StaleReplicaError):
@@ -72,7 +72,7 @@ def test_waiting_without_a_poller_looks_again_after_pauses(world):
 
 @pytest.fixture
 def patient(world):
-    """Somebody who waits for the second transaction, and was told by the storage to come back in an hour."""
+    """A caller that waits for the second transaction, and was told by the storage to come back in an hour."""
     _, script, replica = world
     replica.poll_every(3600)
     looks = []
@@ -101,7 +101,7 @@ def test_waiting_ends_when_the_replica_is_closed(world, patient):
 
 
 @pytest.mark.plan("E04")
-def test_waiting_ends_when_somebody_else_finds_the_transaction(world, patient):
+def test_waiting_ends_when_another_caller_finds_the_transaction(world, patient):
     primary, _, replica = world
     primary.commit(INSERT)
     replica.refresh()
@@ -109,7 +109,7 @@ def test_waiting_ends_when_somebody_else_finds_the_transaction(world, patient):
 
 
 @pytest.mark.plan("L29")
-def test_a_look_that_listed_before_somebody_asked_is_no_look_of_his(world):
+def test_a_refresh_that_listed_before_a_caller_asked_is_not_its_own(world):
     """`litestream_time = latest` sees what was there when it was said, though another look is under way."""
     primary, script, replica = world
     has_listed, may_go_on = threading.Event(), threading.Event()

@@ -256,7 +256,7 @@ def test_no_page_makes_a_frame_that_readers_would_refuse():
 
 
 @pytest.mark.parametrize("path", sorted(ORDERS.glob("*.ltx")), ids=lambda path: path.stem[-4:])
-def test_files_of_litestream_are_encoded_anew_to_files_that_verify_and_hold_the_same_pages(path: Path) -> None:
+def test_files_of_litestream_are_encoded_again_to_files_that_verify_and_hold_the_same_pages(path: Path) -> None:
     theirs = decode_file(path.read_bytes())
     ours = decode_file(encode_file(theirs.header, theirs.pages()))
     assert ours.header == theirs.header  # the checksum can differ: it covers the sizes of the compressed pages

@@ -253,7 +253,7 @@ def test_deletion_that_is_refused_is_an_error() -> None:
 
 
 class Everything:
-    """A writer, and until it is done compactors, retention and somebody who restores, all on one replica."""
+    """A writer, and until it is done compactors, retention and restores, all on one replica."""
 
     def __init__(self, history: History, folder: Path) -> None:
         self.history = history

@@ -125,7 +125,7 @@ class Application:
         self._run(sql)
 
     def _rollback(self, random: Random) -> None:
-        """Changes that nobody ever sees."""
+        """Changes that no reader ever sees."""
         self._run("SAVEPOINT s")
         for kind in random.choices(("insert", "delete", "blobs", "schema"), k=2):
             getattr(self, f"_{kind}")(random)
@@ -161,7 +161,7 @@ class Application:
             self._run(random.choice(("COMMIT", "COMMIT", "ROLLBACK")))
 
     def _reader_begins(self, random: Random) -> None:
-        """Somebody reads one state for long: no checkpoint gets past it."""
+        """A reader keeps one state for long: no checkpoint gets past it."""
         self._reader_ends(random)
         self._reader.execute("BEGIN").fetchall()
         self._reader.execute("SELECT count(*) FROM sqlite_schema").fetchall()

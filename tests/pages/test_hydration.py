@@ -136,7 +136,7 @@ def test_a_disk_that_was_full_is_tried_again_with_the_next_state(world, monkeypa
     con.close()
 
 
-def test_a_file_that_somebody_cut_off_is_not_read_past_its_end(world):
+def test_a_file_that_was_cut_off_is_not_read_past_its_end(world):
     primary, script = world
     with connected(script.url, poll_interval=0, hydration_enabled=True, cache_size=0) as con:
         wait_until(lambda: progress(con) == 100, "hydration")

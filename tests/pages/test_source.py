@@ -264,7 +264,7 @@ def open_replica(script: Script, read_timeout_s: float = 5.0) -> Replica:
     return replica
 
 
-def test_a_page_read_ahead_that_does_not_come_is_read_by_whoever_needs_it(remote):
+def test_a_page_read_ahead_that_does_not_come_is_read_by_the_reader_that_needs_it(remote):
     primary, script = remote
     replica = open_replica(script, read_timeout_s=1.5)
     hanging, go_on = threading.Event(), threading.Event()
@@ -288,7 +288,7 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_whoever_needs_it(remote
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_nobody_waiting(remote):
+def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_no_thread_waiting(remote):
     primary, script = remote
     replicas = []
 

@@ -1,6 +1,6 @@
 """Litestream's own program, run as a process: restore, list, replicate. Knows nothing of litevfs.
 
-Everything here has a time limit, and a process that was started is ended by whoever started it.
+Everything here has a time limit, and a process that was started is ended by the code that started it.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def test_a_level_that_litestream_leaves_empty_is_looked_at_once_the_others_leave
 
 
 class Untouchable(tuple):  # type: ignore[type-arg]
-    """A page map that nobody may look at."""
+    """A page map that no code may look at."""
 
     def _refuse(self, *_: object) -> Any:
         raise AssertionError("the page map was read")

@@ -218,7 +218,7 @@ def test_a_slow_server_is_waited_for_and_not_asked_twice(url: str, primary: Prim
 
 @pytest.mark.plan("F06")
 @pytest.mark.parametrize("when", ["before", "body"])
-def test_a_connection_that_breaks_is_made_anew(when: Any, url: str, primary: Primary, proxy: HTTPProxy):
+def test_a_connection_that_breaks_is_made_again(when: Any, url: str, primary: Primary, proxy: HTTPProxy):
     proxy.faults.add(HTTPFault(drop_connection=when, path=FILES, count=2))
     with connected(url, poll_interval=0) as connection:
         assert rows(connection, QUERY) == primary.rows(QUERY)

@@ -230,7 +230,7 @@ def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_befor
     _, frames, backfilled = app.checkpoint("NOOP")
     assert frames == backfilled
     app.insert()
-    assert app.checkpoint("NOOP")[1] < frames  # it began the WAL anew
+    assert app.checkpoint("NOOP")[1] < frames  # it started the WAL over
     replicator.sync()
     assert_replicated(client, app.path)
     assert replicator.status.snapshots == 1

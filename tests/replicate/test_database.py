@@ -68,7 +68,7 @@ def backup(app, tmp_path: Path) -> Path:
 # --- which files it is ------------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_was_restored_into_the_same_file_is_replicated_anew(app, client, backup: Path):
+def test_a_database_that_was_restored_into_the_same_file_is_replicated_again(app, client, backup: Path):
     app.execute("PRAGMA wal_autocheckpoint=0")
     with Replicator(app.path, client, checkpoint_pages=5) as replicator:
         replicator.sync()
@@ -142,7 +142,7 @@ def test_the_files_stay_the_same_whatever_the_application_does(app):
     assert source.was_replaced()  # nothing is open on it any more
 
 
-def test_a_database_that_goes_away_while_it_is_opened_is_not_made_anew(app, monkeypatch: pytest.MonkeyPatch):
+def test_a_database_that_goes_away_while_it_is_opened_is_not_made_again(app, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("litevfs.replicate.database._refuse_other_sqlite", lambda path, file: path.unlink())
     with pytest.raises(ReplicatorError, match="unable to open database file"):
         SourceDatabase(app.path)
@@ -287,7 +287,7 @@ def test_counts_go_with_the_header_they_were_read_with(app, monkeypatch: pytest.
         assert source.wal_state(wal).header == header
 
 
-def test_nobody_waits_for_ever_for_what_sqlite_says(app, monkeypatch: pytest.MonkeyPatch):
+def test_no_caller_waits_for_ever_for_what_sqlite_says(app, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("litevfs.replicate.database._BUSY_TIMEOUT_MS", 10)
     with closing(SourceDatabase(app.path)) as source:
         monkeypatch.setattr(source, "_checkpoint", lambda mode: None)
@@ -299,7 +299,7 @@ def test_nobody_waits_for_ever_for_what_sqlite_says(app, monkeypatch: pytest.Mon
 # --- the locks of others ----------------------------------------------------------------------------------------------
 
 
-def test_a_database_that_its_application_shares_with_nobody_is_refused_with_a_hint(app, client, sleeps: list[int]):
+def test_a_database_that_its_application_does_not_share_is_refused_with_a_hint(app, client, sleeps: list[int]):
     app.execute("PRAGMA locking_mode=EXCLUSIVE")
     app.insert()
     with pytest.raises(ReplicatorError, match=r"database is locked .*hint: .*locking_mode=EXCLUSIVE"):
@@ -356,7 +356,7 @@ def test_no_checkpoint_of_ours_waits_for_a_reader_while_it_holds_off_writers(app
 def test_the_write_lock_is_waited_for_a_moment_only_and_not_at_all_to_see_who_has_it(
     app, stuck_in_checkpoint, sleeps: list[int]
 ):
-    """Whoever has it may be waiting for the transaction that is held here."""
+    """The connection that has it may be waiting for the transaction that is held here."""
     with closing(SourceDatabase(app.path)) as source:
         app.insert()
         with source.hand_over():

@@ -160,7 +160,7 @@ def test_it_is_renewed_when_that_is_due_and_only_then(lease_of, client, clock):
     assert lease.renew_in_s > 10
 
 
-def test_a_lease_that_expired_while_nobody_wanted_it_is_still_ours(lease_of, clock):
+def test_a_lease_that_expired_while_no_other_wanted_it_is_still_ours(lease_of, clock):
     lease = lease_of("a")
     lease.hold()
     clock.now_ms += 10 * 30_000

@@ -185,11 +185,11 @@ def test_a_waiting_file_whose_txid_another_wrote_meanwhile_begins_a_new_history(
     replicator = replicate(app, client)
     with pytest.raises(UnrelatedDatabaseError, match="holds another file of TXID 0000000000000002"):
         replicator.sync()
-    assert "beginning anew" not in caplog.text
+    assert "beginning again" not in caplog.text
     replicator.close()
     replicator = replicate(app, client, new_history=True)
     assert replicator.sync() == 3
-    assert "beginning anew after TXID 0000000000000002 of the replica: " in caplog.text
+    assert "beginning again after TXID 0000000000000002 of the replica: " in caplog.text
     assert "holds another file of TXID 0000000000000002" in (replicator.status.last_snapshot_reason or "")
     assert client.read(client.list_files(0, 2)[0]) == other
     client.close()
@@ -345,7 +345,7 @@ def test_two_primaries_of_one_replica_never_mix(make_app, client, replicate, tmp
     assert_restores_to_the_source(client, one, tmp_path)
 
 
-def test_a_sync_during_which_a_thread_begins_anew_ends_when_that_is_on_the_replica(
+def test_a_sync_during_which_a_thread_begins_again_ends_when_that_is_on_the_replica(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch
 ):
     replicator = replicate(app, look_interval_s=0.0)
@@ -485,16 +485,16 @@ def test_a_waiting_file_that_is_lost_or_damaged_is_made_up_for_by_the_whole_data
     assert_restores_to_the_source(client, app, tmp_path)
 
 
-def test_a_sync_that_has_no_time_to_begin_anew_says_so(app, waiting, tmp_path: Path):
+def test_a_sync_that_has_no_time_to_begin_again_says_so(app, waiting, tmp_path: Path):
     client, replicator, folder = waiting
     (folder / f"{2:016x}-{2:016x}.ltx").unlink()
-    with pytest.raises(ReplicatorError, match="no time was left to begin anew"):
+    with pytest.raises(ReplicatorError, match="no time was left to begin again"):
         replicator.sync(timeout_s=0)
     assert replicator.sync() == 2
     assert_restores_to_the_source(client, app, tmp_path)
 
 
-def test_the_thread_begins_anew_as_well_and_at_once(app, waiting, tmp_path: Path, replicate):
+def test_the_thread_begins_again_as_well_and_at_once(app, waiting, tmp_path: Path, replicate):
     client, replicator, folder = waiting
     replicator.close()
     (folder / f"{3:016x}-{3:016x}.ltx").unlink()

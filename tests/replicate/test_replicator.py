@@ -345,7 +345,7 @@ def test_writers_that_wait_for_no_lock_and_never_pause_can_be_let_alone(app, cli
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_started", [False, True])
-def test_a_wal_file_that_was_huge_is_shortened_when_nobody_writes(
+def test_a_wal_file_that_was_huge_is_shortened_when_no_writer_is_there(
     app, client, replicate, monkeypatch: pytest.MonkeyPatch, is_started: bool
 ):
     """Not at once: the system may take longer for that than any checkpoint, and writers would be held off so long."""

@@ -156,7 +156,7 @@ def test_a_process_ends_without_closing_its_replicator(tmp_path: Path):
 def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_replicator(
     app, failing, replicate, monkeypatch, caplog
 ):
-    """It found nothing to continue from, and would begin anew."""
+    """It found nothing to continue from, and would begin again."""
     is_asked, may_answer = threading.Event(), threading.Event()
     answer = failing.list_files
 
@@ -186,7 +186,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
 
 
 def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replicator(app, hanging, failing, replicate):
-    """Which may be about to upload it, and would have to begin anew without it."""
+    """Which may be about to upload it, and would have to begin again without it."""
     late = replicate(app, hanging)
     late.start()
     hanging.faults.wait_until_waiting()

@@ -107,7 +107,7 @@ def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, cli
     assert_replicated(client, app.path)
 
 
-def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_anew_after_a_success(
+def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_again_after_a_success(
     app, failing, replicate, monkeypatch
 ):
     asked: list[tuple[int, float | None]] = []

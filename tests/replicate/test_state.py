@@ -38,7 +38,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 @pytest.mark.parametrize("was_open_to_all", [False, True])
-def test_nobody_can_read_the_state_who_cannot_read_the_database(app, tmp_path: Path, mode: int, was_open_to_all: bool):
+def test_no_user_can_read_the_state_who_cannot_read_the_database(app, tmp_path: Path, mode: int, was_open_to_all: bool):
     client, folder = failing_client(tmp_path / "replica"), state_folder(app)
     app.path.chmod(mode)
     if was_open_to_all:
@@ -92,7 +92,7 @@ def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
     assert (done.stdout, done.stderr) == ("in again\n", "")
 
 
-def test_a_forked_process_that_closes_its_copy_lets_nobody_in(app, tmp_path: Path):
+def test_a_forked_process_that_closes_its_copy_lets_no_other_in(app, tmp_path: Path):
     program = """if True:
         import os, sys
         from litevfs.errors import ReplicatorLockedError
@@ -248,7 +248,7 @@ def test_only_one_goes_on_when_another_took_the_place_of_a_folder_that_was_remov
 
 
 def test_a_capture_that_finds_its_folder_gone_keeps_no_wal_and_says_so_even_when_nothing_is_new(app, client):
-    """As while an upload hangs, when nobody looks whether the folder can be made again."""
+    """As while an upload hangs, when no thread looks whether the folder can be made again."""
     app.db.set_busy_timeout(0)
     app.execute("PRAGMA wal_autocheckpoint=0")
     with Replicator(app.path, client) as replicator:

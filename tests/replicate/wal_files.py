@@ -66,7 +66,7 @@ def slow_commits(wal: bytes) -> list[Commit]:
 
 
 def sqlite_database(path: Path, *, page_size: int = 4096, auto_vacuum: int = 0) -> sqlite3.Connection:
-    """A new database in WAL mode that nobody checkpoints by itself."""
+    """A new database in WAL mode that no commit checkpoints."""
     db = sqlite3.connect(path, isolation_level=None)
     db.execute(f"PRAGMA page_size={page_size}")
     db.execute(f"PRAGMA auto_vacuum={auto_vacuum}")

@@ -123,7 +123,7 @@ NAMES = 3
     ],
     ids=["goes on at once", "stays where it is", "ends earlier", "goes on from a snapshot", "begins with its second"],
 )
-def test_a_look_that_mixes_listings_of_two_databases_mixes_no_state(steps, is_captured):
+def test_a_refresh_that_mixes_listings_of_two_databases_mixes_no_state(steps, is_captured):
     """Level 9 as it was before a replacement, beside the new level 0."""
     run_course(steps, PLAIN, is_captured=is_captured)
 

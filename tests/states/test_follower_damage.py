@@ -215,7 +215,7 @@ def test_a_state_is_not_opened_around_a_file_that_cannot_be_read_just_now(world)
     [(StorageNotFoundError, 6), (TransientStorageError, 6), (TransientStorageError, 4)],
     ids=["the newest is not yet there", "the newest does not come", "one before does not come"],
 )
-def test_a_file_that_may_come_still_costs_no_look_at_all_levels(behind, error, txid):
+def test_a_file_that_may_come_still_costs_no_refresh_at_all_levels(behind, error, txid):
     _, script, replica = behind
     fail(script, error, 0, txid)
     script.clear()

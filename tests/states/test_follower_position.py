@@ -70,7 +70,7 @@ LEFT = pytest.mark.parametrize("left", [[], [1, 2, 3, 4], [1, 2, 3, 5]], ids=["n
 @pytest.mark.plan("L08", "D05")
 @LEFT
 def test_a_full_snapshot_in_place_of_the_newest_file_is_served_at_once(world, left):
-    """By a primary that spares only the snapshot, or by somebody who cleaned up by hand."""
+    """By a primary that spares only the snapshot, or by an operator who cleaned up by hand."""
     primary, _, replica = world
     replica.refresh()
     old = replica.snapshot
@@ -199,7 +199,7 @@ def test_a_gap_is_not_forgotten_by_the_next_poll(level_1_world, clock):
     assert replica.snapshot.txid == 8
 
 
-def test_time_travel_does_not_put_off_the_look_at_all_levels(level_1_world, clock):
+def test_time_travel_does_not_put_off_the_refresh_at_all_levels(level_1_world, clock):
     primary, _, replica = level_1_world
     replica.refresh()
     primary.run(INSERT)
@@ -232,7 +232,7 @@ def test_a_clock_that_stepped_back_makes_no_stale_listing_a_replacement():
 
 
 @pytest.mark.plan("L10")
-def test_after_a_look_at_all_levels_polls_ask_for_level_0_alone(level_1_world):
+def test_after_a_refresh_at_all_levels_polls_ask_for_level_0_alone(level_1_world):
     _, script, replica = level_1_world
     script.clear()
     replica.refresh()
@@ -264,7 +264,7 @@ def test_many_new_files_are_read_one_by_one_only_up_to_a_limit(world, monkeypatc
 
 
 @pytest.mark.plan("L04")
-def test_a_state_of_many_files_looks_for_compacted_ones_as_they_double(monkeypatch):
+def test_a_state_of_many_files_refreshes_for_compacted_ones_as_they_double(monkeypatch):
     monkeypatch.setattr("litevfs.states.follower.MIN_FILES", 4)
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")

@@ -102,7 +102,7 @@ def test_a_replaced_replica_that_is_already_compacted_is_never_mixed(world):
 
 @pytest.mark.plan("E03")
 def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(world):
-    """Somebody restored the primary to an earlier state: the newest files go, other ones take their TXIDs."""
+    """The primary was restored to an earlier state: the newest files go, other ones take their TXIDs."""
     primary, script, replica = world
     for _ in range(4):
         insert(primary)
@@ -336,8 +336,8 @@ def test_a_damaged_newest_file_does_not_keep_pages_from_being_found_elsewhere(wo
     assert pages_are_right(primary, replica)
 
 
-def test_a_transaction_that_passes_level_0_between_two_looks_is_seen_by_whoever_asks(world, clock):
-    """The poller may take 15 seconds where level 0 is empty, but not somebody who wants to know now."""
+def test_a_transaction_that_passes_level_0_between_two_refreshes_is_seen_by_a_caller_that_asks(world, clock):
+    """The poller may take 15 seconds where level 0 is empty, but not a caller that wants to know now."""
     primary, script, replica = world
     primary.compact(1, 1, 1)
     primary.delete(0)
@@ -375,7 +375,7 @@ def test_after_a_fork_nothing_is_read_over_the_parents_client(world):
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
-def test_files_that_were_copied_anew_are_the_same_replica(world, level):
+def test_files_that_were_copied_again_are_the_same_replica(world, level):
     """A replica that was moved or restored keeps its names and content; times and etags are new."""
     primary, script, replica = world
     for _ in range(3):

@@ -42,7 +42,7 @@ def position(replica: Replica) -> tuple[int, int]:
 
 
 @pytest.mark.plan("L13", "E01")
-def test_a_look_at_all_levels_without_news_reads_nothing(world):
+def test_a_refresh_at_all_levels_without_news_reads_nothing(world):
     primary, script, replica = world
     primary.compact(1, 1, 6)
     primary.delete(0)
@@ -172,7 +172,7 @@ def test_after_a_set_back_the_next_one_has_to_last_as_long(world, clock):
 
 
 @pytest.mark.plan("L29", "E01")
-def test_a_listing_is_old_though_the_newest_file_was_copied_anew(world):
+def test_a_listing_is_old_though_the_newest_file_was_copied_again(world):
     primary, script, replica = world
     primary.upload(6)
     hide_from(4, script)
@@ -181,7 +181,7 @@ def test_a_listing_is_old_though_the_newest_file_was_copied_anew(world):
 
 
 @pytest.mark.plan("E01", "E02")
-def test_a_look_reads_a_handful_of_headers_however_many_listed_files_are_gone(world):
+def test_a_refresh_reads_a_handful_of_headers_however_many_listed_files_are_gone(world):
     primary, script, replica = world
     for _ in range(20):
         primary.commit(INSERT)
@@ -279,7 +279,7 @@ def test_a_snapshot_made_later_that_ends_earlier_is_not_believed_at_once_beside_
 
 
 @pytest.mark.plan("E03")
-def test_of_several_snapshots_that_are_all_there_is_the_newest_tells_that_the_replica_was_made_anew(world):
+def test_of_several_snapshots_that_are_all_there_is_the_newest_tells_that_the_replica_was_made_again(world):
     primary, script, replica = world
     primary.delete_all()
     with other_database(primary, script) as other:

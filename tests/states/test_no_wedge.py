@@ -117,7 +117,7 @@ def test_a_damaged_file_ahead_is_told_until_another_one_makes_up_for_it(world, c
 @pytest.mark.parametrize(
     ("max_names", "expected"), [(1000, {-1: 4, 0: 56}), (7, {-1: 4, 0: 60})], ids=["usual", "many files"]
 )
-def test_four_listings_a_minute_look_at_all_levels(clock, max_names, expected):
+def test_four_listings_a_minute_refresh_at_all_levels(clock, max_names, expected):
     with Script(lists_levels=True, max_names=max_names) as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
         for _ in range(9):

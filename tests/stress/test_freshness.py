@@ -189,7 +189,7 @@ def test_one_connection_may_refuse_what_another_reads(primary, faults):
         assert rows(relaxed, "SELECT a FROM t") == [(1,)]
 
 
-def test_a_look_that_listed_before_the_transaction_began_does_not_make_it_fresh(primary, faults):
+def test_a_refresh_that_listed_before_the_transaction_began_does_not_make_it_fresh(primary, faults):
     with (
         connected(faults.url, poll_interval=0, max_staleness=0) as strict,
         connected(faults.url, poll_interval=0) as other,
@@ -215,7 +215,7 @@ def _stack_of(thread: threading.Thread) -> str:
     return "".join(traceback.format_stack(frame)) if frame else ""
 
 
-def test_staleness_counts_from_the_beginning_of_a_look(primary, faults):
+def test_staleness_counts_from_the_beginning_of_a_refresh(primary, faults):
     """What was committed while a look read its files is not in it, however recently it ended."""
     replica = Replica(Options(replica_url=faults.url))
     try:
@@ -287,7 +287,7 @@ def test_transactions_compacted_before_they_were_seen_are_told_as_one(primary, u
 
 
 @pytest.mark.plan("K07")
-def test_a_subscriber_that_raises_or_is_slow_delays_nobody_and_misses_nothing(primary, url):
+def test_a_subscriber_that_raises_or_is_slow_delays_no_other_and_misses_nothing(primary, url):
     heard: list[int] = []
     go_on = threading.Event()
 

@@ -260,7 +260,7 @@ def test_what_has_to_list_keeps_its_bound_while_a_listing_hangs(primary, faults,
         assert rows(connection, "SELECT a FROM t") == [(1,), (2,)]
 
 
-def test_a_look_that_hangs_is_no_current_state(primary, faults, monkeypatch):
+def test_a_refresh_that_hangs_is_no_current_state(primary, faults, monkeypatch):
     replica = Replica(Options(replica_url=faults.url))
     try:
         replica.open(10)

@@ -177,7 +177,7 @@ class SumReader:
 
 @pytest.mark.plan("D05")
 def test_readers_of_files_that_vanish_all_the_time_see_states_of_the_primary_only(primary, storage):
-    """Retention deletes every file as soon as it is compacted; what a reader finds gone, it finds elsewhere or anew."""
+    """Retention deletes every file as soon as it is compacted; a reader finds what is gone elsewhere."""
     sums = {primary.txid: 0}
     readers = [SumReader(storage.url, sums) for _ in range(2)]
     previous = step = 0

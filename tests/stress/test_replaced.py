@@ -141,7 +141,7 @@ def test_a_replacement_with_another_page_size_is_noticed(old, make_primary, stor
 
 
 def test_an_equal_schema_version_of_another_database_is_no_equal_schema(old, make_primary, store, url):
-    """SQLite reads the schema anew when its version has changed, and these two have the same."""
+    """SQLite reads the schema again when its version has changed, and these two have the same."""
     with connected(url, poll_interval=0) as connection:
         assert rows(connection, QUERY) == old.rows(QUERY)
         store.files.clear()
@@ -155,7 +155,7 @@ def test_an_equal_schema_version_of_another_database_is_no_equal_schema(old, mak
         assert rows(connection, "SELECT * FROM t") == [("new", 7)]
 
 
-def test_an_idle_reader_without_level_0_files_notices_a_replacement_at_the_next_look_at_all_levels(
+def test_an_idle_reader_without_level_0_files_notices_a_replacement_at_the_next_refresh_at_all_levels(
     old, make_primary, store, url, monkeypatch
 ):
     compacted(old, store, (9, 1, 10))

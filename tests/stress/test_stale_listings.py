@@ -203,7 +203,7 @@ def test_a_file_that_is_listed_after_its_deletion_never_makes_a_reader_ask_witho
 
 
 @pytest.mark.plan("L29", "D05")
-def test_a_further_connection_opens_although_its_look_at_the_storage_finds_a_file_gone(primary, faults):
+def test_a_further_connection_opens_although_its_refresh_at_the_storage_finds_a_file_gone(primary, faults):
     with connected(faults.url, poll_interval="1h") as first:
         txid = primary.commit("INSERT INTO t VALUES (50, 'late')")
         faults.add(Fault("not_found", operations=("read",), count=1))

@@ -52,7 +52,7 @@ def test_opening_lasts_until_the_first_complete_state(replica, primary: Primary,
     assert replica.status().errors == 3
 
 
-def test_a_failed_look_is_behind_long_failure_is_stalled_success_is_current(replica, primary, faults, clock):
+def test_a_failed_refresh_is_behind_long_failure_is_stalled_success_is_current(replica, primary, faults, clock):
     primary.commit("CREATE TABLE t (a)")
     replica.refresh()
     assert replica.state is State.CURRENT
@@ -155,7 +155,7 @@ def test_states_are_the_same_from_every_thread(replica, primary):
     assert seen == [State.CURRENT]
 
 
-def test_a_look_that_fails_for_want_of_memory_is_behind_too(replica, primary, monkeypatch):
+def test_a_refresh_that_fails_for_want_of_memory_is_behind_too(replica, primary, monkeypatch):
     primary.commit("CREATE TABLE t (a)")
     replica.refresh()
     primary.commit("INSERT INTO t VALUES (1)")
