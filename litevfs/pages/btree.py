@@ -56,7 +56,7 @@ def parse_interior(pgno: int, page: bytes) -> Interior | None:
     pointers = _cell_pointers(page, start, _INTERIOR_HEADER)
     if not len(pointers) or int(pointers.max()) + 4 > len(page):
         return None
-    if page[start] == INTERIOR_TABLE and not all(_hasvarint(page, p + 4) for p in _near_the_end(page, pointers)):
+    if page[start] == INTERIOR_TABLE and not all(_has_varint(page, p + 4) for p in _near_the_end(page, pointers)):
         return None
     cells = np.frombuffer(page, np.uint8)[pointers[:, None] + np.arange(4)]
     left = cells.astype(np.uint32) @ np.array([1 << 24, 1 << 16, 1 << 8, 1], np.uint32)
@@ -70,7 +70,7 @@ def _near_the_end(page: bytes, pointers: np.ndarray[tuple[int], np.dtype[np.int6
     return near
 
 
-def _hasvarint(page: bytes, position: int) -> bool:
+def _has_varint(page: bytes, position: int) -> bool:
     """Whether a varint that begins here, not far from the page's end, ends in the page."""
     return any(byte < 0x80 for byte in page[position : position + _MAX_VARINT - 1])
 

@@ -25,7 +25,7 @@ from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
 from litevfs.operations.restore import restore
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
@@ -39,8 +39,8 @@ def synced(app, replicator: Replicator, syncs: int) -> Replicator:
     return replicator
 
 
-def path_of(client: FileReplicaClient, level: int, first: int, last: int | None = None) -> Path:
-    return client.root / "ltx" / str(level) / f"{first:016x}-{last or first:016x}.ltx"
+def path_of(client: ReplicaClient, level: int, first: int, last: int | None = None) -> Path:
+    return Path(client.key(LTXFileInfo(level, first, last or first, 0, 0)))
 
 
 def flip_a_bit(path: Path) -> None:
