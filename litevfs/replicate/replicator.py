@@ -184,6 +184,8 @@ class Replicator:
         for name, turn in turns.items():
             if name not in self._tasks:
                 self._tasks[name] = threads.start(turn, name, self._group(name))
+        if self._closed.is_set():  # by a turn, or by another thread: it has not stopped those that came after
+            self._stop()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads."""
@@ -240,7 +242,7 @@ class Replicator:
         deadline = time.monotonic() + timeout_s
         self._guard.release(self._upload_lock, timeout_s / 3)
         self._close_client()
-        for task in self._tasks.values():
+        for task in list(self._tasks.values()):
             task.join(max(0.0, deadline - time.monotonic()))
         with holding(self._capture_lock, deadline + _CLOSE_GRACE_S, self.path, None):
             self._capture.close()
@@ -352,7 +354,7 @@ class Replicator:
         return str(self.path) if task == "litevfs-replicate" or not parts.netloc else f"{parts.scheme}://{parts.netloc}"
 
     def _stop(self) -> None:
-        for task in self._tasks.values():
+        for task in list(self._tasks.values()):
             task.stop()
 
     def _may_maintain(self) -> bool:

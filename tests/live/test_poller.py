@@ -84,7 +84,7 @@ def test_closing_does_not_wait_for_a_refresh_that_hangs(monkeypatch):
     assert poller.is_over
 
 
-def test_the_interval_is_from_look_to_refresh_however_long_one_takes():
+def test_the_interval_is_from_refresh_to_refresh_however_long_one_takes():
     monotonic, hours, looks = time.monotonic, 0, 0
     scheduler = Scheduler("litevfs-poll", clock=lambda: monotonic() + hours * 3600)
 

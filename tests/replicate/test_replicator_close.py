@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from litevfs.concurrency.turns import OwnThreads, Task, Turn
 from litevfs.errors import (
     LitevfsError,
     OptionError,
@@ -129,6 +130,19 @@ def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, m
     assert closed.wait(60)
     wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
     assert "unexpected" not in caplog.text
+
+
+def test_threads_that_start_while_another_closes_the_replicator_end(app, replicate):
+    class ClosedMeanwhile(OwnThreads):
+        def start(self, turn: Turn, name: str, group: str = "") -> Task:
+            task = super().start(turn, name, group)
+            replicator.close()
+            return task
+
+    replicator = replicate(app, maintenance=MaintenanceConfig())
+    replicator.start(ClosedMeanwhile())
+    assert len(replicator._tasks) == 4
+    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
 
 
 @pytest.mark.slow
