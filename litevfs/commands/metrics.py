@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import OptionError
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.status import ReplicatorStatus, why_unhealthy
+from litevfs.replicate.status import CheckResult, ReplicatorStatus, why_unhealthy
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -71,7 +71,7 @@ class _Collector(Collector):
         totals: dict[str, list[int]] = {}  # by kind of replica: uploads, bytes
         for replicator in self._replicators():
             status, path = replicator.status, replicator.path
-            for name, text, value in _gauges(path, status):
+            for name, text, value in _gauges(path, status) + _check_gauges(replicator.last_check):
                 family = gauges.setdefault(name, GaugeMetricFamily(name, text, labels=["db"]))
                 family.add_metric([str(path)], value)
             total = totals.setdefault(urlsplit(replicator.client.url).scheme, [0, 0])
@@ -101,6 +101,20 @@ def _gauges(path: Path, status: ReplicatorStatus) -> list[tuple[str, str, float]
         ("litevfs_has_lease", "Whether this primary has the lease", float(status.has_lease)),
         ("litevfs_failing", "Whether the last attempt failed", float(status.last_error is not None)),
         ("litevfs_maintenance_failing", "Whether upkeep fails", float(status.last_maintenance_error is not None)),
+    ]
+
+
+def _check_gauges(check: CheckResult | None) -> list[tuple[str, str, float]]:
+    if check is None:
+        return []
+    return [
+        (
+            "litevfs_verify_timestamp_seconds",
+            "When the replica was last compared with the database",
+            check.time_ms / 1000,
+        ),
+        ("litevfs_verify_txid", "The TXID that was restored and compared", check.txid),
+        ("litevfs_verify_failing", "Whether it was not the database", float(check.problem is not None)),
     ]
 
 

@@ -23,6 +23,7 @@ from litevfs.commands.replicate_many import add_many_flags, refuse_flags_of_many
 from litevfs.commands.signals import Terminated, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
+from litevfs.concurrency.turns import OwnThreads
 from litevfs.errors import (
     LitevfsError,
     OptionError,
@@ -33,6 +34,7 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.ltx.names import format_txid
+from litevfs.operations.checkup import Checkup
 from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
@@ -95,6 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics-addr",
         metavar="HOST:PORT",
         help="serve /metrics for Prometheus and /healthz there, for example 127.0.0.1:9090 (extra: litevfs[metrics])",
+    )
+    parser.add_argument(
+        "--verify-interval",
+        type=checked(parse_duration_s),
+        metavar="DURATION",
+        help="so often, restore the newest state from the replica and compare it with the database, for example 24h",
     )
     parser.add_argument("--wal", action="store_true", help="switch a database in rollback mode to WAL mode")
     parser.add_argument(
@@ -274,9 +282,23 @@ def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any],
 def _shown(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
     """Tell the status by the socket beside the database, and over HTTP if that is wanted."""
     interval_s, started_ms = parse_duration_s(args.sync_interval), unix_time_ms()
-    with StatusServer() as server, _metrics(args, replicator):
+    with StatusServer() as server, _metrics(args, replicator), _checked(args, replicator):
         server.add(replicator.path, partial(describe, replicator, interval_s, started_ms))
         yield
+
+
+@contextmanager
+def _checked(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
+    """Compare the replica with the database now and then, if that is wanted."""
+    if args.verify_interval is None:
+        yield
+        return
+    turn = Checkup(replicator, parse_duration_s(args.verify_interval)).turn
+    checking = OwnThreads().start(turn, "litevfs-verify")
+    try:
+        yield
+    finally:
+        checking.stop()
 
 
 @contextmanager

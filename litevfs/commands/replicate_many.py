@@ -18,7 +18,9 @@ from litevfs.commands.child import Child
 from litevfs.commands.options import TakesPlaceOf, collect_options
 from litevfs.commands.signals import Terminated, ended_by_sigterm, sigterm_raises
 from litevfs.commands.text import count
+from litevfs.concurrency.turns import Turn
 from litevfs.errors import OptionError, ReplicatorError
+from litevfs.operations.checkup import Checkup
 from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
@@ -117,7 +119,14 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
     if config.shutdown_timeout_s is not None and args.shutdown_timeout == _DEFAULT_TIMEOUT:
         timeout_s = config.shutdown_timeout_s
     command = args.exec if args.exec is not None else config.exec
-    fleet = Fleet(config.entries, restore=_restore)
+    check = None
+    if args.verify_interval is not None:
+        interval_s = parse_duration_s(args.verify_interval)
+
+        def check(replicator: Replicator) -> Turn:
+            return Checkup(replicator, interval_s).turn
+
+    fleet = Fleet(config.entries, restore=_restore, check=check)
     if args.once:
         return _once(fleet, timeout_s)
     if command is not None:

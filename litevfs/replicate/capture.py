@@ -116,6 +116,17 @@ class Capture:
         self._let_go()
         return result
 
+    def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
+        """Capture what is new; returns the TXID, and what `use` makes of the database in its state."""
+        self.step()  # takes the whole database, if that is due
+        with translated(self._path), WALReader(self._database.wal_path) as wal:
+            with self._database.hand_over() as transaction:
+                state = self._database.wal_state(wal)
+                self._capture_changes(wal, state)
+                result = use(read_database(wal, state, transaction, self._database.page_size))
+            self._begin_hold(state, stands_at_end=False)
+        return self._known_state().txid, result
+
     def settle(self) -> None:
         """Between steps: let checkpoints of the application finish that only wait for our read transaction to move."""
         if self.state is None or self.reason is not None or not self._hold.is_held:
@@ -176,11 +187,7 @@ class Capture:
             self._keep_wal_small(wal, before)
 
     def _quiet_s(self, frames: int) -> float:
-        """For how long there was no write, as when a checkpoint of the application waits for our read mark.
-
-        Such a checkpoint holds off writers first, so the WAL does not grow until it gives up; to wait for the next step
-        would make the writers wait as well.
-        """
+        """For how long there was no write, as while a checkpoint that holds writers off waits for our read mark."""
         now = time.monotonic()
         if frames != self._seen_frames:
             self._seen_frames, self._seen_at = frames, now
@@ -353,14 +360,7 @@ class Capture:
         self._database.flush()
 
     def _make_way(self, wal: WALReader) -> None:
-        """Let a checkpoint of the application pass that has been waiting for our read mark all the time.
-
-        Such a checkpoint looks at how far the reader in one of SQLite's five places is, and if not far enough, waits
-        until the place is free, even when a reader that is has taken it meanwhile. If we take it, the checkpoint would
-        wait until it gives up, and hold off all writers so long: each new transaction takes the place of the one
-        before. It is rare, as it must begin just when we hand over. So a later check is enough, and a second one to be
-        sure: frames written while we hold nothing may be lost in a WAL that was emptied, which costs a whole copy.
-        """
+        """Let a checkpoint of the application pass that waits for our read mark all the time (see `limits`)."""
         if self._look_at is None or time.monotonic() < self._look_at:
             return
         self._look_at = None

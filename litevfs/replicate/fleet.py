@@ -68,6 +68,7 @@ class Member:
         self._lock = threading.Lock()  # of opening and closing
         self._is_leaving = False
         self._clients: list[ReplicaClient] = []
+        self._checking: Task | None = None
         self.replicator: Replicator | None = None
         self.error: str | None = None
         """Why there is no replicator."""
@@ -104,6 +105,9 @@ class Member:
                     self.replicator = self._opened()
                     self.replicator.shortest_pause_s = self._fleet.shortest_pause_s
                     self.replicator.start(self._fleet.threads)
+                    if self._fleet.check is not None:
+                        turn = self._fleet.check(self.replicator)
+                        self._checking = self._fleet.threads.start(turn, "litevfs-maintain", str(self.path))
                 self.replicator.wait(0.0)
             except ReplicatorRefusedError as exc:  # an operator has to decide
                 self.error = str(exc)
@@ -133,6 +137,9 @@ class Member:
             raise
 
     def _close(self, replicator: Replicator | None) -> None:
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.stop()
         if replicator is not None:
             replicator.close()
         for client in self._clients:
@@ -141,16 +148,18 @@ class Member:
 
 
 class Fleet:
-    """Replicates what `entries` name, until `close`. `restore` restores a database that is missing, where asked to."""
+    """Replicates what `entries` name, until `close`. `restore` restores a database that is missing, where
+    asked to; `check` makes the turns that check its replica."""
 
     def __init__(
         self,
         entries: Sequence[DatabaseEntry],
         *,
         restore: Callable[[Path, ReplicaClient], object] | None = None,
+        check: Callable[[Replicator], Turn] | None = None,
         watch_interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
-        self.restore = restore
+        self.restore, self.check = restore, check
         self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
         self.threads = FleetThreads()
         self.members: dict[Path, Member] = {}

@@ -1,4 +1,12 @@
-"""When a capture checkpoints, stops for a while, or lets other checkpoints pass. Plain values."""
+"""When a capture checkpoints, stops for a while, or lets other checkpoints pass. Plain values.
+
+Why checkpoints of the application have to be let pass: such a checkpoint looks at how far the reader in one of SQLite's
+five places is, and if not far enough, waits until the place is free, even when a reader that is has taken it meanwhile.
+If the capture takes it, the checkpoint waits until it gives up, and holds off all writers so long: each new transaction
+takes the place of the one before. It is rare, as it must begin just when the capture hands over. So a later check is
+enough, and a second one to be sure: frames written while the capture holds nothing may be lost in a WAL that was
+emptied, which costs a whole copy.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from types import TracebackType
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from litevfs.concurrency.retry import Backoff
@@ -24,17 +25,20 @@ from litevfs.errors import OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate.attempts import attempt, holding
+from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
 from litevfs.replicate.begin import refuse_unrelated
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
+from litevfs.replicate.content import Content
 from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.guard import open_guard
 from litevfs.replicate.lease import DEFAULT_TTL_S, keep
 from litevfs.replicate.limits import WALLimits
 from litevfs.replicate.state import PendingLimitError, StateFolder
-from litevfs.replicate.status import ClockWatch, ReplicatorStatus, unix_time_ms
+from litevfs.replicate.status import CheckResult, ClockWatch, ReplicatorStatus, unix_time_ms
 from litevfs.replicate.upkeep import Upkeep
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
+
+T = TypeVar("T")
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -113,6 +117,7 @@ class Replicator:
         self._tasks: dict[str, Task] = {}  # by name
         self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `_begun` at the last capture
         self._upload_backoff = Backoff()
+        self.last_check: CheckResult | None = None  # see `operations.checkup`
         self.shortest_pause_s = 0.0  # between two turns of the capture: many databases in a process share its time
         self._is_maintained = maintenance is not None
         self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
@@ -221,6 +226,11 @@ class Replicator:
         deadline = time.monotonic() + timeout_s
         if self._is_replica_known:
             retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
+
+    def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
+        """Capture what is new; returns the TXID, and what `use` makes of the database in just that state."""
+        with self._holding(self._capture_lock, time.monotonic() + LOCK_TIMEOUT_S):
+            return self._capture.read_captured(use)
 
     def request_snapshot(self, reason: str = "a snapshot was asked for") -> None:
         """The next sync takes the whole database, and stores it as a snapshot on level 9 too.

@@ -37,6 +37,15 @@ class ReplicatorStatus:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What a comparison of the replica with the database showed."""
+
+    txid: int  # the state that was compared
+    time_ms: int  # when it had ended; Unix milliseconds
+    problem: str | None  # what differs; None when all pages are the same
+
+
 def why_unhealthy(status: ReplicatorStatus, sync_interval_s: float) -> str | None:
     """Why commits do not reach the replica in time; None while they do."""
     if status.last_error is not None:
