@@ -40,7 +40,15 @@ def assert_was_worth_it(happened: dict[str, int]) -> None:
         assert happened[f"integrity checked after {event}"] > 0, event
     for kind in CHANGES:
         assert happened[f"change: {kind}"] > 0, kind
-    for what in ("restored", "travelled", "files deleted", "syncs that failed"):  # a hundred times each
+    # A hundred times each, the last two less often.
+    for what in (
+        "restored",
+        "travelled",
+        "files deleted",
+        "syncs that failed",
+        "syncs without local state",
+        "syncs refused",
+    ):
         assert happened[what] > 0, what
 
 

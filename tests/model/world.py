@@ -19,7 +19,7 @@ from typing import Any
 
 import litevfs
 from litevfs.concurrency.retry import Backoff
-from litevfs.errors import LitevfsError, StorageError
+from litevfs.errors import LitevfsError, StorageError, UnrelatedDatabaseError
 from litevfs.live import replica
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.maintenance.retention import enforce_level_0_retention, enforce_snapshot_retention
@@ -85,6 +85,7 @@ class World:
         self.now_ms = START_MS
         self.readers: dict[int, Reader] = {}  # by slot
         self._restored = 0
+        self._is_state_lost = False  # since the last sync
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="litevfs-model-", dir=fast_folder()))
             self.folder = Path(folder)
@@ -164,7 +165,7 @@ class World:
 
     def sync(self) -> None:
         """Everything that is committed gets a TXID and is in the storage."""
-        txid = self.replicator.sync()
+        txid = self._synced()
         self._record(txid)
         assert self.newest == txid
 
@@ -172,7 +173,7 @@ class World:
         """A sync during which a fault happens, or (None) the answer to an upload gets lost."""
         self.primary_faults.add(Fault("lost_answer", count=1) if fault is None else fault)
         try:
-            self._record(self.replicator.sync(timeout_s=0))
+            self._record(self._synced(timeout_s=0))
         except StorageError:
             self.counts["syncs that failed"] += 1
             made = self.replicator.status.txid
@@ -180,6 +181,23 @@ class World:
                 self._record(made)
         finally:
             self.primary_faults.clear()
+
+    def _synced(self, timeout_s: float = 30.0) -> int:
+        """Sync. A database that is refused gets its way by a new history, as an operator would say."""
+        try:
+            txid = self.replicator.sync(timeout_s)
+        except UnrelatedDatabaseError:
+            newest = self.newest
+            assert self._is_state_lost, "refused, though the local state shows where it came from"
+            assert self.app.image() != self.oracle.images.get(newest), "refused, though it is the newest state"
+            self.counts["syncs refused"] += 1
+            self.replicator.close()
+            self.replicator = self._new_replicator(new_history=True)
+            assert self.newest == newest, "a refusal has written something"
+            txid = self.replicator.sync(timeout_s)
+        self.counts["syncs without local state"] += self._is_state_lost
+        self._is_state_lost = False
+        return txid
 
     def _record(self, txid: int) -> None:
         self.oracle.record(txid, self.app.image(), self.now_ms)
@@ -189,19 +207,20 @@ class World:
         self.replicator.close()
         if lose_state:
             shutil.rmtree(self.folder / ".app.db-litevfs")
+            self._is_state_lost = True
             self.oracle.forget_after(self.newest)
         for kind, n in meanwhile:
             self.app.affair(kind, n)
         self.replicator = self._new_replicator()
 
-    def _new_replicator(self) -> Replicator:
+    def _new_replicator(self, *, new_history: bool = False) -> Replicator:
         return Replicator(
             self.app.path,
             self.writer,
             checkpoint_pages=40,
             truncate_pages=80,
             look_interval_s=0,
-            new_history=True,  # once local state is lost, and more written, nothing shows that it came from there
+            new_history=new_history,
             clock_ms=lambda: self.now_ms,
         )
 
