@@ -233,6 +233,8 @@ class GSReplicaClient:
         generation = "0" if if_absent else if_match
         condition = {} if generation is None else {"ifGenerationMatch": generation}
         key = f"{self._location.prefix}{name}"
+        if if_match is not None and not if_match.isdecimal():  # an etag of another storage
+            raise StoragePreconditionError("the object is another", key=key)
         try:
             answer = self._put({"name": key, "cacheControl": "no-cache"}, data, condition)
         except StorageFileExistsError as exc:

@@ -340,6 +340,8 @@ class NATSReplicaClient:
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`."""
+        if if_match is not None and not if_match.isdecimal():  # an etag of another storage
+            raise StoragePreconditionError("the object is another", key=f"{self._prefix}{name}")
         expected = 0 if if_absent else None if if_match is None else int(if_match)
         return str(self._store(f"{self._prefix}{name}", open_stream(data), {}, expected=expected)[2])
 

@@ -74,6 +74,7 @@ class WebDAVReplicaClient:
             authorize=lambda method, url, headers, deadline: {**own, **headers},
             permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
         )
+        self._made: set[str] = set()  # folders that are known to exist
         self._files = HTTPFiles(self._exchange, self._location, url=self._url, has_old=self._has_old)
 
     def __repr__(self) -> str:
@@ -193,6 +194,11 @@ class WebDAVReplicaClient:
         return LTXFileInfo(level, min_txid, max_txid, size, int(time.time() * 1000))
 
     def _put_making_folders(self, path: str, body: IO[bytes], size: int) -> None:
+        """Store a body that may be large: a server that lacks the folder ends the connection while it is sent."""
+        folder = posixpath.dirname(path)
+        if folder not in self._made:
+            self._make_folders(folder)
+        self._made.discard(folder)  # until this has succeeded
         for expected in ((200, 201, 204, *_MISSING_FOLDER), (200, 201, 204)):
             body.seek(0)
             headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
@@ -201,10 +207,15 @@ class WebDAVReplicaClient:
                 "PUT", "PUT", self._url(path), headers, body=body if size else b"", expected=expected
             )
             if response.status not in _MISSING_FOLDER:
+                self._made.add(folder)
                 return
-            self._make_folders(posixpath.dirname(path))
+            self._make_folders(folder)
 
     def _make_folders(self, folder: str) -> None:
+        with suppress(StorageError):
+            response, _ = self._exchange.call("PUT", "MKCOL", self._url(folder) + "/", {}, expected=(201, 405, 409))
+            if response.status != 409:  # a folder above is missing
+                return
         parts = folder.split("/")
         for count in range(1, len(parts) + 1):
             path = "/".join(parts[:count])

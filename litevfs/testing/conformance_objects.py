@@ -74,6 +74,8 @@ class ObjectsConformance:
         second = conditions.put_object(_NAME, b"second", if_match=first)
         with pytest.raises(StoragePreconditionError):
             conditions.put_object(_NAME, b"third", if_match=first)
+        with pytest.raises(StoragePreconditionError):
+            conditions.put_object(_NAME, b"third", if_match="0123456789abcdef-of-another-storage")
         assert conditions.read_object(_NAME) == SideObject(b"second", second)
         conditions.delete_object(_NAME)
         with pytest.raises(StoragePreconditionError):

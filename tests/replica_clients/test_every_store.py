@@ -8,6 +8,7 @@ import pytest
 
 import litevfs
 from litevfs.errors import ReplicaError
+from litevfs.operations.doctor import Outcome, examine
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.testing.conformance_base import ReplicaUnderTest, file_name
 
@@ -41,3 +42,19 @@ def test_a_replica_of_litestream_03_is_refused_by_name_without_a_wait(replica: R
     replica.put_path("generations/b16ddcf5c697540f/snapshots/00000000.snapshot.lz4", b"x")
     with pytest.raises(ReplicaError, match=r"Litestream 0\.3.*replicate the database with Litestream 0\.5"):
         litevfs.connect(replica.url, open_timeout="1h")
+
+
+def test_the_doctor_says_how_a_lease_is_kept_and_leaves_nothing(replica: ReplicaUnderTest):
+    scheme = replica.url.partition(":")[0]
+    if scheme == "http":
+        pytest.skip("a web server's replica is read only")
+    checks = examine(replica.url)
+    assert [check for check in checks if check.outcome is Outcome.FAILED] == []
+    (lease,) = [check for check in checks if check.name == "lease"]
+    if scheme in ("sftp", "webdav"):
+        assert lease.outcome is Outcome.NOTE
+        assert "reads it back" in lease.detail
+    else:
+        assert lease.outcome is Outcome.OK
+    assert replica.names(0) == set()
+    assert {check.name for check in checks if check.outcome is Outcome.OK} >= {"write", "condition", "delete"}

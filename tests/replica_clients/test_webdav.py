@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,16 @@ class TestWebDAVReplicaClient(ReplicaClientConformance):
             client = WebDAVReplicaClient(f"webdav://{silent}/silent")
             yield client
             client.close()
+
+
+@pytest.mark.servers
+def test_a_large_file_is_the_first_in_its_folder(webdav_replica: WebDAVReplica):
+    """The server answers that there is no folder, and ends the connection, before it has read the file."""
+    data = os.urandom(20_000_000)
+    client = webdav_replica.new_client()
+    for level in (9, 0):
+        assert client.read(client.write(level, 1, 1, data, TIMESTAMP_MS)) == data
+    client.close()
 
 
 @pytest.mark.servers
