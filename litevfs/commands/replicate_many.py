@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from litevfs.commands.child import Child
 from litevfs.commands.options import TakesPlaceOf, collect_options
+from litevfs.commands.primary_status import describe
 from litevfs.commands.signals import Terminated, ended_by_sigterm, sigterm_raises
+from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
 from litevfs.concurrency.turns import Turn
 from litevfs.errors import OptionError, ReplicatorError
@@ -27,11 +30,12 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import Config, DatabaseEntry, Place
 from litevfs.replicate.fleet import Fleet
 from litevfs.replicate.replicator import Replicator
+from litevfs.replicate.status import unix_time_ms
 from litevfs.units import parse_duration_s
 
 _PAUSE_S = 0.1
-_FILES_A_DATABASE = 14
-"""Descriptors, measured with 200 databases: those of three connections, and what a sync opens."""
+_FILES_A_DATABASE = 15
+"""Descriptors, measured with 200 databases: of three connections, what a sync opens, the socket for the status."""
 _SYNC_SHARE = 0.4
 _DEFAULT_TIMEOUT = "10s"
 
@@ -126,11 +130,23 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
         def check(replicator: Replicator) -> Turn:
             return Checkup(replicator, interval_s).turn
 
-    fleet = Fleet(config.entries, restore=_restore, check=check)
     if args.once:
-        return _once(fleet, timeout_s)
-    if command is not None:
-        return _beside(args, config, fleet, command, timeout_s)
+        return _once(Fleet(config.entries, restore=_restore), timeout_s)
+    with StatusServer() as server:
+
+        def opened(replicator: Replicator) -> None:
+            server.add(replicator.path, partial(describe, replicator, replicator.sync_interval_s, unix_time_ms()))
+
+        def closing(replicator: Replicator) -> None:
+            server.remove(replicator.path)
+
+        fleet = Fleet(config.entries, restore=_restore, check=check, opened=opened, closing=closing)
+        if command is not None:
+            return _beside(args, config, fleet, command, timeout_s)
+        return _until_a_signal(args, config, fleet, timeout_s)
+
+
+def _until_a_signal(args: argparse.Namespace, config: Config, fleet: Fleet, timeout_s: float) -> int:
     code = 0
     with ended_by_sigterm() as ended:
         try:

@@ -105,6 +105,7 @@ class Member:
                     self.replicator = self._opened()
                     self.replicator.shortest_pause_s = self._fleet.shortest_pause_s
                     self.replicator.start(self._fleet.threads)
+                    self._fleet.opened(self.replicator)
                     if self._fleet.check is not None:
                         turn = self._fleet.check(self.replicator)
                         self._checking = self._fleet.threads.start(turn, "litevfs-maintain", str(self.path))
@@ -141,6 +142,7 @@ class Member:
         if checking is not None:
             checking.stop()
         if replicator is not None:
+            self._fleet.closing(replicator)
             replicator.close()
         for client in self._clients:
             client.close()
@@ -149,7 +151,7 @@ class Member:
 
 class Fleet:
     """Replicates what `entries` name, until `close`. `restore` restores a database that is missing, where
-    asked to; `check` makes the turns that check its replica."""
+    asked to; `check` makes the turns that check its replica; `opened` and `closing` hear of each replicator."""
 
     def __init__(
         self,
@@ -157,9 +159,12 @@ class Fleet:
         *,
         restore: Callable[[Path, ReplicaClient], object] | None = None,
         check: Callable[[Replicator], Turn] | None = None,
+        opened: Callable[[Replicator], None] = lambda replicator: None,
+        closing: Callable[[Replicator], None] = lambda replicator: None,
         watch_interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
         self.restore, self.check = restore, check
+        self.opened, self.closing = opened, closing
         self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
         self.threads = FleetThreads()
         self.members: dict[Path, Member] = {}

@@ -108,7 +108,7 @@ class Replicator:
             )
         limits = WALLimits(checkpoint_pages, truncate_pages, max_pending_bytes)
         self.path = database_path(path)
-        self._sync_interval_s = sync_interval_s
+        self.sync_interval_s = sync_interval_s
         self._look_interval_s = look_interval_s
         self._clock_ms = clock_ms
         self._is_new_history_allowed = new_history
@@ -334,7 +334,7 @@ class Replicator:
             return self._pause(self._next_sync)
         self._captured_begun = self._begun
         error = self._attempt(self._capture_if_known)
-        self._next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
+        self._next_sync = now + (self.sync_interval_s if error is None else min(self.sync_interval_s, _RETRY_S))
         self._capture_error = None if error is None else str(error)
         if (uploads := self._tasks.get("litevfs-upload")) is not None:
             uploads.wake()  # also after a capture that failed

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from litevfs.commands.status_socket import ask, socket_path
 from litevfs.operations.restore import restore
 from tests.peer import litestream_binary as litestream
 from tests.replicate.support import wait_until
@@ -109,15 +110,18 @@ def test_one_configuration_makes_replicas_that_the_other_program_restores(tmp_pa
 
 
 def test_a_watched_folder_is_replicated_until_sigterm_with_a_last_sync(tmp_path: Path):
-    make(tmp_path / "tenants" / "one.db")
+    one = make(tmp_path / "tenants" / "one.db")
     command = ours("--dir", tmp_path / "tenants", "--watch", "--sync-interval", "1h", tmp_path / "replicas")
     with running(command) as process:
         wait_until(lambda: has_files(tmp_path / "replicas" / "one.db"), LIMIT_S)
         new = make(tmp_path / "tenants" / "two.db")
         wait_until(lambda: has_files(tmp_path / "replicas" / "two.db"), LIMIT_S)
+        wait_until(lambda: all(socket_path(path).exists() for path in (one, new)), LIMIT_S)
+        assert [ask(path)["pid"] for path in (one, new)] == [process.pid] * 2
         insert(new)
         code, said = ended(process)
     assert code == 0, said
+    assert not socket_path(one).exists()
     restore(str(tmp_path / "replicas" / "two.db"), tmp_path / "restored.db")
     assert count(tmp_path / "restored.db") == 2
 
