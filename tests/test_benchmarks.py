@@ -16,15 +16,15 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_JSON = {"local", "memory", "replicate", "s3"}  # each has a test of its own
+WITH_JSON = {"follow", "local", "memory", "replicate", "s3"}  # each has a test of its own
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
-def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(name: str, folder: Path, *arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
     """The script as `make bench` runs it, with a folder for temporary files of its own, so that nothing is cached."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--small", *arguments]
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout_s)
 
 
 def measured(name: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -83,6 +83,34 @@ def test_memory_of_the_page_map_is_within_its_limit(tmp_path: Path) -> None:
     judged = [result for result in results.values() if result["met"] is not None]
     assert len(judged) == 3
     assert all(result["met"] for result in judged), results
+
+
+def followed(folder: Path, *arguments: str, timeout_s: float = 100) -> dict[str, Any]:
+    """What the readers of the file that litevfs follows have counted."""
+    done = run("follow", folder, "--folder", "--json", "results.json", *arguments, timeout_s=timeout_s)
+    assert done.returncode == 0, done.stderr
+    counted: dict[str, Any] = json.loads((folder / "results.json").read_text())[0]
+    assert counted[""] == "litevfs"
+    return counted
+
+
+SOUND = {"torn": 0, "back": 0, "corrupt": 0, "errors": 0, "missing at the end": 0, "integrity check at the end": "ok"}
+
+
+@pytest.mark.soak  # .ci/run runs the script
+def test_follow_counts_what_readers_see(tmp_path: Path) -> None:
+    counted = followed(tmp_path)
+    assert counted.items() >= SOUND.items(), counted
+    assert counted["looks"] > 10
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+def test_readers_of_a_follower_that_is_killed_hundreds_of_times_see_whole_states_only(tmp_path: Path) -> None:
+    counted = followed(tmp_path, "--transactions", "10000", timeout_s=1400)
+    assert counted.items() >= SOUND.items(), counted
+    assert counted["kills"] > 200
+    assert counted["checks"] > 100
 
 
 @pytest.mark.soak

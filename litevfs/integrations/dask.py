@@ -24,6 +24,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     where: str | None = None,
     parameters: Sequence[Any] = (),
+    hold: bool = False,
     **options: Any,
 ) -> Any:
     """A `dask.dataframe.DataFrame` of a table, which any worker reads when it is computed.
@@ -36,7 +37,15 @@ def read_table(
     except ImportError as error:
         raise OptionError("this needs Dask's data frames", hint="pip install 'litevfs[engines]'") from error
     pieces = partitions(
-        replica_url, table, npartitions, txid=txid, columns=columns, where=where, parameters=parameters, **options
+        replica_url,
+        table,
+        npartitions,
+        txid=txid,
+        columns=columns,
+        where=where,
+        parameters=parameters,
+        hold=hold,
+        **options,
     )
     described = declared_columns(pieces[0])
     pieces = [replace(piece, as_text=undeclared(described)) for piece in pieces]

@@ -17,12 +17,15 @@ import apsw
 
 from litevfs.api import connect, find_view
 from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.files.stream import client_of
 from litevfs.integrations.arrow import Column, arrow
 from litevfs.live.registry import registry
+from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
+from litevfs.maintenance.compaction import snapshot
 from litevfs.operations.diff import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
-from litevfs.options import Options
+from litevfs.options import Options, check_names
 
 CHILDREN_A_PIECE = 4
 """With so many subtrees for each piece of the table, the pieces are about equal."""
@@ -98,6 +101,7 @@ def partitions(
     columns: Sequence[str] | None = None,
     where: str | None = None,
     parameters: Sequence[Key] = (),
+    hold: bool = False,
     **options: Any,
 ) -> list[Partition]:
     """Up to `count` pieces of a table that together have all its rows, of about equal size, all in one state.
@@ -105,28 +109,37 @@ def partitions(
     The state is that after transaction `txid` (a number or hex digits), by default the newest. `columns` are those to
     read, `where` is a condition in SQL with `parameters`, `options` are those of `connect`. Each piece has `.txid` and
     `.read()` -> `pyarrow.Table`. A column whose declared type does not say what it holds has in each piece the type of
-    its values there. Raises OptionError for a table or column that does not exist, for views and virtual tables, and
-    what `connect` raises.
+    its values there.
+
+    `hold` stores the newest state as a snapshot file on the replica, which the primary's snapshot retention keeps (a
+    day by default), though compaction and level-0 retention go on; it takes one reading and writing of the whole
+    database, and the right to write. Raises OptionError for a table or column that does not exist, for views and
+    virtual tables, and what `connect` raises; with `hold` also what writing to the storage raises.
     """
     if count < 1:
         raise OptionError(f"not a number of pieces: {count}", hint="1 or more")
     url = os.fspath(replica_url)
+    if hold and txid is not None:
+        raise OptionError("only the newest state can be held", hint="leave out txid=")
+    if hold:
+        check_names(options, "option")
+        txid = _hold(url)
     lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
     try:
         replica = lease.replica
-        snapshot = find_view(replica, "latest" if txid is None else txid)
-        connection = connect(url, txid=format_txid(snapshot.txid), **options)
+        view = find_view(replica, "latest" if txid is None else txid)
+        connection = connect(url, txid=format_txid(view.txid), **options)
         try:
             described = _Table(connection, table, columns)
         finally:
             connection.close(True)
-        cuts = described.cuts(lambda pgno: replica.pages.read(snapshot, pgno), snapshot.commit, count)
+        cuts = described.cuts(lambda pgno: replica.pages.read(view, pgno), view.commit, count)
         bounds = [None, *cuts, None]
         return [
             Partition(
                 replica.url,
                 described.name,
-                snapshot.txid,
+                view.txid,
                 described.columns,
                 where,
                 tuple(parameters),
@@ -139,6 +152,14 @@ def partitions(
         ]
     finally:
         registry.release(lease)
+
+
+def _hold(url: str) -> int:
+    """Store the newest state as a snapshot file, unless it is one; its TXID."""
+    with client_of(url) as client:
+        written = snapshot(client)
+        files = [written] if written else client.list_files(SNAPSHOT_LEVEL)
+        return max(file.max_txid for file in files)
 
 
 def declared_columns(partition: Partition) -> list[Column]:

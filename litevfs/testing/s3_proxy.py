@@ -58,6 +58,7 @@ class HTTPProxy:
             raise ValueError(f"not an http endpoint: {upstream}")
         self.delay_s = delay_s  # seconds between a request's arrival and its forwarding
         self.bytes_per_s = 0.0  # of the answers, all connections together; 0: no limit
+        self.answered_bytes = 0  # of all answers since the start or the last `clear`, heads included
         self._line_free_at = 0.0  # time.monotonic(), seconds
         self.faults = HTTPFaults(seed=seed)
         self._upstream = (parts.hostname, parts.port or 80)
@@ -78,9 +79,10 @@ class HTTPProxy:
             return list(self._requests)
 
     def clear(self) -> None:
-        """Forget the requests seen so far."""
+        """Forget the requests and bytes seen so far."""
         with self._lock:
             self._requests.clear()
+            self.answered_bytes = 0
 
     def close(self) -> None:
         """Stop listening, drop all connections, end all threads."""
@@ -171,7 +173,9 @@ class HTTPProxy:
         return _relay_answer(method, from_server, _PacedSocket(client, self._wait_for_line))
 
     def _wait_for_line(self, size: int) -> None:
-        """Wait until `size` more bytes have passed the line that all connections share."""
+        """Wait until `size` more bytes of an answer have passed the line that all connections share."""
+        with self._lock:
+            self.answered_bytes += size
         if self.bytes_per_s:
             with self._lock:
                 self._line_free_at = max(self._line_free_at, time.monotonic()) + size / self.bytes_per_s

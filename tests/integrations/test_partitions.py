@@ -10,6 +10,8 @@ import pytest
 
 import litevfs
 from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.maintenance.compaction import compact_level
+from litevfs.maintenance.retention import enforce_level_0_retention
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from tests.primary import Primary
 
@@ -114,6 +116,25 @@ def test_what_retention_took_is_said(primary, url):
     primary.delete(0)
     with pytest.raises(TXIDNotFoundError, match="was cut up in is not on the replica any more"):
         piece.read()
+
+
+def test_a_state_that_is_held_outlives_level_0_retention(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    txid = primary.commit(f"INSERT INTO t SELECT value, randomblob(100) FROM {numbers(500)}")
+    pieces = litevfs.partitions(url, "t", 3, hold=True)
+    assert {piece.txid for piece in pieces} == {txid}
+    for _ in range(2):
+        primary.commit("DELETE FROM t WHERE id % 2")
+        primary.commit("INSERT INTO t (x) VALUES (1)")
+    compact_level(primary.client, 1)
+    assert len(enforce_level_0_retention(primary.client, 2**62)) > 4
+    with pytest.raises(TXIDNotFoundError):
+        litevfs.partitions(url, "t", 1, txid=txid + 1)
+    assert sum(piece.read().num_rows for piece in pieces) == 500
+    again = litevfs.partitions(url, "t", 1, hold=True)
+    assert again[0].txid == litevfs.partitions(url, "t", 1, hold=True)[0].txid == primary.txid
+    with pytest.raises(OptionError, match="only the newest state can be held"):
+        litevfs.partitions(url, "t", 1, txid=txid, hold=True)
 
 
 def test_bad_input_is_refused_with_what_to_do(primary, url):
