@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 import apsw
 
+from litevfs.commands.terminal import draw_table, null, number
 from litevfs.commands.text import clean, cut, pad, width
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 Value = None | int | float | str | bytes
 Row = Sequence[Value]
@@ -51,8 +55,44 @@ def value_text(value: Value, null: str = "") -> str:
     return str(value)
 
 
+class TerminalTableWriter:
+    """Tables on a terminal, of SAMPLE_ROWS rows each; control characters are escaped and long values cut."""
+
+    def __init__(self, out: TextIO, *, header: bool = True) -> None:
+        self._out = out
+        self._header = header
+
+    def begin(self, columns: Sequence[str]) -> None:
+        """See `ResultWriter`."""
+        self._columns = [clean(name) for name in columns]
+        self._rows: list[Row] = []
+        self._is_first = True
+
+    def row(self, row: Row) -> None:
+        """See `ResultWriter`."""
+        self._rows.append(row)
+        if len(self._rows) == SAMPLE_ROWS:
+            self._draw()
+
+    def end(self) -> None:
+        """See `ResultWriter`."""
+        if self._rows or self._is_first:
+            self._draw()
+
+    def _draw(self) -> None:
+        rows = [[self._cell(value) for value in row] for row in self._rows]
+        self._out.write(draw_table(self._columns, rows, header=self._header) + "\n")
+        self._rows, self._is_first = [], False
+
+    @staticmethod
+    def _cell(value: Value) -> Text | str:
+        if value is None:
+            return null()
+        return number(_cell(value)) if _is_number(value) else _cell(value)
+
+
 class TableWriter:
-    """Aligned columns for people; control characters are escaped and long values cut."""
+    """Aligned columns in plain text; control characters are escaped and long values cut."""
 
     def __init__(self, out: TextIO, *, header: bool = True) -> None:
         self._out = out
@@ -245,8 +285,8 @@ FORMATS: dict[str, _Factory] = {
 
 
 def make_writer(name: str, out: TextIO, header: bool | None) -> ResultWriter:
-    """The writer of a format; with `header` None it chooses itself."""
-    factory = FORMATS[name]
+    """The writer of a format; with `header` None it chooses itself. A table on a terminal is drawn."""
+    factory = TerminalTableWriter if name == "table" and out.isatty() else FORMATS[name]
     return factory(out) if header is None else factory(out, header=header)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
 import apsw.unicode
+
+from litevfs.commands.terminal import draw_table, number
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 """As in `litevfs.commands.progress.format_bytes`."""
@@ -56,9 +59,15 @@ def pad(text: str, columns: int, *, right: bool) -> str:
 
 
 def format_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A small table; numbers, and text that starts with a digit and ends with a unit, to the right."""
+    """A small table; numbers, and text that starts with a digit and ends with a unit, to the right.
+
+    Where standard output is a terminal, the table is drawn for it.
+    """
     cells = [[clean(str(value)) for value in row] for row in rows]
     right = [all(_is_number(row[i]) for row in cells) if cells else False for i in range(len(columns))]
+    if sys.stdout.isatty():
+        drawn = ([number(c) if r else c for c, r in zip(row, right, strict=True)] for row in cells)
+        return draw_table(columns, drawn)
     widths = [max(map(width, [name, *(row[i] for row in cells)])) for i, name in enumerate(columns)]
     lines = [columns, ["-" * w for w in widths], *cells]
     return "\n".join(

@@ -1,8 +1,13 @@
+"""The progress bar: on a terminal it is drawn and taken off again, elsewhere nothing is written."""
+
 from __future__ import annotations
 
 import io
+import threading
 
-from litevfs.commands.progress import ProgressBar, render
+import pytest
+
+from litevfs.commands.progress import ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -10,28 +15,54 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_line_shows_share_rate_and_time_left() -> None:
-    line = render(30_000_000, 120_000_000, 2.0)
-    assert line == "[########......................]  25.0 %  30.0 MB of 120.0 MB  15.0 MB/s  ETA 00:06"
-    assert render(1, 8_000_000, 1.0).endswith("1 B/s  ETA 2222:13:19")
-    assert render(0, 10, 0.0).endswith("ETA --:--")
-    assert "100.0 %" in render(0, 0, 1.0)
+SHOW_CURSOR, HIDE_CURSOR, ERASE_LINE = "\x1b[?25h", "\x1b[?25l", "\x1b[2K"
 
 
-def test_terminal_gets_at_most_ten_lines_a_second_and_the_last_one_and_is_left_clean() -> None:
-    terminal, times = Terminal(), iter(n / 100 for n in range(1000))
-    with ProgressBar("restoring", terminal, monotonic=lambda: next(times)) as bar:
-        for done in range(101):
-            bar.update(done, 100)
-    drawn = terminal.getvalue().split("\r\x1b[K")[1:]
-    assert 9 <= len(drawn) <= 13
-    assert drawn[-2].startswith("restoring [##############################] 100.0 %")
-    assert drawn[-1] == ""
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    return Terminal()
 
 
-def test_nothing_is_written_where_no_terminal_is() -> None:
+def test_a_terminal_sees_share_bytes_and_rate_and_is_left_clean(terminal: Terminal) -> None:
+    with ProgressBar("restoring", terminal) as bar:
+        bar.update(30_000_000, 120_000_000)
+        bar.update(60_000_000, 120_000_000)
+    drawn = terminal.getvalue()
+    assert "restoring" in drawn
+    assert " 50.0 %" in drawn
+    assert "60.0/120.0 MB" in drawn
+    assert drawn.rindex(SHOW_CURSOR) > drawn.rindex(HIDE_CURSOR)
+    assert drawn.endswith(ERASE_LINE)
+
+
+def test_an_error_in_the_work_leaves_the_terminal_clean_too(terminal: Terminal) -> None:
+    def work(bar: ProgressBar) -> None:
+        bar.update(1, 2)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), ProgressBar("restoring", terminal) as bar:
+        work(bar)
+    assert SHOW_CURSOR in terminal.getvalue()
+    assert terminal.getvalue().endswith(ERASE_LINE)
+
+
+def test_threads_report_to_one_bar(terminal: Terminal) -> None:
+    with ProgressBar("copying", terminal) as bar:
+        threads = [threading.Thread(target=bar.update, args=(done, 100)) for done in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert "copying" in terminal.getvalue()
+
+
+def test_nothing_is_written_where_no_terminal_is_nor_before_the_first_report(terminal: Terminal) -> None:
     stream = io.StringIO()
     with ProgressBar("restoring", stream) as bar:
         bar.update(1, 2)
         bar.update(2, 2)
-    assert stream.getvalue() == ""
+    with ProgressBar("restoring", terminal):
+        pass
+    assert (stream.getvalue(), terminal.getvalue()) == ("", "")
