@@ -150,9 +150,9 @@ def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any)
     arguments = {name: options.pop(name) for name in _SQLITE3_ARGUMENTS if name in options}
     check_names(options, "option")
     register_stdlib(vfs)
-    from litevfs.bindings import sqlite3_vfs
+    from litevfs.bindings import sqlite3_connection
 
-    return sqlite3_vfs.connect(_uri(replica_url, options), vfs, arguments)
+    return sqlite3_connection.connect(_uri(replica_url, options), vfs, arguments)
 
 
 def last_error() -> BaseException | None:

@@ -15,14 +15,12 @@ import atexit
 import ctypes
 import logging
 import os
-import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 from litevfs.bindings import sqlite3_library as c
 from litevfs.bindings.callbacks import c_callback, interrupt_soon, keep_for_ever
@@ -44,6 +42,11 @@ def last_error() -> BaseException | None:
     return getattr(_errors, "last", None)
 
 
+def forget_error() -> None:
+    """Let `last_error` begin again."""
+    _errors.last = None
+
+
 def register(name: str, keywords: dict[str, object], library: str | None) -> None:
     """Make the VFS known to a SQLite library as `name`; None is the one of `sqlite3`. See `litevfs.register_stdlib`."""
     check_names(keywords, "option")
@@ -59,19 +62,6 @@ def register(name: str, keywords: dict[str, object], library: str | None) -> Non
         _bindings[found.identity] = binding
         _registered[library, name] = binding.add(name, dict(keywords))
     found.check_vfs(name)
-
-
-def connect(uri: str, vfs: str, arguments: dict[str, Any]) -> sqlite3.Connection:
-    """`sqlite3.connect` with these arguments. Raises the session's error if there is one, from SQLite's."""
-    _errors.last = None
-    try:
-        connection: sqlite3.Connection = sqlite3.connect(f"{uri}&vfs={quote(vfs)}", uri=True, **arguments)
-    except sqlite3.Error as error:
-        own = last_error()
-        if own is None:
-            raise
-        raise own from error
-    return connection
 
 
 class Named:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -206,3 +209,35 @@ def test_importing_the_package_loads_neither_ctypes_binding_nor_its_library():
         print([name for name in sys.modules if "litevfs.bindings.sqlite3" in name], litevfs.last_error())
     """)
     assert done.stdout == "[] None\n"
+
+
+def test_a_killed_process_leaves_no_file_and_the_next_one_reads_right(tmp_path):
+    """SIGKILL amid statements, of connections that share a cache on disk, with sorters and FIFOs in use."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    head = f"import litevfs, sqlite3, threading\nurl = {str(ORDERS)!r}\n" + textwrap.dedent(f"""
+        con = [litevfs.connect_stdlib(url, cache_dir={str(tmp_path / "cache")!r}, cache_size=0) for _ in range(8)]
+        cursors = [one.execute("SELECT note, random() AS r FROM orders ORDER BY r, note") for one in con]
+        rows = [next(cursor) for cursor in cursors]
+        print("ready", flush=True)
+        while True:
+            for one in con:
+                one.execute("SELECT count(note), sum(total_cents) FROM orders").fetchall()
+    """)
+    environment = os.environ | {"TMPDIR": str(folder), "SQLITE_TMPDIR": str(folder)}
+    for wait_s in (0, 0.02):
+        with subprocess.Popen(
+            [sys.executable, "-c", head], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            threading.Event().wait(wait_s)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert list(folder.iterdir()) == []
+    done = run(f"""
+        con = litevfs.connect_stdlib(url, cache_dir={str(tmp_path / "cache")!r})
+        print(con.execute("SELECT count(*), sum(total_cents) FROM orders").fetchone())
+        print(con.execute("PRAGMA integrity_check").fetchone())
+    """)
+    assert done.stdout == "(2667, 121035373)\n('ok',)\n"

@@ -256,6 +256,25 @@ def test_an_error_in_a_query_is_sqlites_and_ours_is_kept_and_logged(small, caplo
         assert one(con, "SELECT count(*) FROM t") == 101
 
 
+def test_serialize_raises_for_a_page_that_cannot_be_read(small):
+    """SQLite would return zeros in its place, without a word."""
+    primary, script = small
+    primary.commit(fill("INSERT INTO t SELECT hex(randomblob(1000))", 1, 100))
+    with opened(script.url, poll_interval=0, cache_size=0) as con:
+        con.execute("PRAGMA cache_size=0")
+
+        def fail(*_: object) -> bytes:
+            raise StoragePermissionError("refused", key="the key")
+
+        script.on_read = fail
+        with pytest.raises(StoragePermissionError):
+            con.serialize()
+        script.on_read = None
+        with closing(sqlite3.connect(":memory:")) as copy:
+            copy.deserialize(con.serialize())
+            assert one(copy, "SELECT count(*) FROM t") == 101
+
+
 # --- the library ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,194 @@
+"""Bad input at every door: the error is typed, and its message says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+import litevfs
+import litevfs.dbapi
+from litevfs.live.registry import registry
+from tests.support import wait_until
+
+ORDERS = str(Path(__file__).parents[1] / "fixtures" / "orders" / "replica")
+
+
+class Door:
+    """One way to read a replica: opens it, runs SQL, closes."""
+
+    def __init__(self, connect: Callable[..., Any], url: str, options: dict[str, Any]) -> None:
+        self.connection = connect(url, **options)
+
+    def run(self, sql: str) -> list[Any]:
+        return list(self.connection.execute(sql).fetchall())
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class SQLAlchemyDoor(Door):
+    def __init__(self, connect: Callable[..., Any], url: str, options: dict[str, Any]) -> None:
+        query = f"?{urlencode(options)}" if options else ""
+        self.engine = connect(f"litevfs:///{url}{query}")
+        self.connection = self.engine.connect()
+
+    def run(self, sql: str) -> list[Any]:
+        return list(self.connection.exec_driver_sql(sql).all())
+
+    def close(self) -> None:
+        self.connection.close()
+        self.engine.dispose()
+
+
+class ArrowDoor(Door):
+    """Each query opens the replica."""
+
+    def __init__(self, connect: Callable[..., Any], url: str, options: dict[str, Any]) -> None:
+        self.connect, self.url, self.options = connect, url, options
+        self.run("SELECT 1 AS one")
+
+    def run(self, sql: str) -> list[Any]:
+        with self.connect(self.url, sql, **self.options) as result:
+            return list(result.reader().read_all().to_pylist())
+
+    def close(self) -> None:
+        pass
+
+
+class AsyncDoor(Door):
+    def __init__(self, connect: Callable[..., Any], url: str, options: dict[str, Any]) -> None:
+        self.runner = asyncio.Runner()
+
+        async def opened() -> Any:
+            return await connect(url, **options)
+
+        try:
+            super().__init__(lambda *_: self.runner.run(opened()), url, {})
+        except BaseException:
+            self.runner.close()
+            raise
+
+    def run(self, sql: str) -> list[Any]:
+        async def rows() -> list[Any]:
+            return [row async for row in await self.connection.execute(sql)]
+
+        return list(self.runner.run(rows()))
+
+    def close(self) -> None:
+        async def closed() -> None:
+            if (waiting := self.connection.close()) is not None:
+                await waiting
+
+        self.runner.run(closed())
+
+
+def sqlalchemy_engine(url: str) -> Any:
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="needs SQLAlchemy: pip install 'litevfs[integrations]'")
+    return sqlalchemy.create_engine(url)
+
+
+def arrow(*arguments: Any, **options: Any) -> Any:
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'litevfs[arrow]'")
+    return litevfs.arrow(*arguments, **options)
+
+
+DOORS: dict[str, tuple[type[Door], Callable[..., Any]]] = {
+    "connect": (Door, litevfs.connect),
+    "connect_stdlib": (Door, litevfs.connect_stdlib),
+    "dbapi": (Door, litevfs.dbapi.connect),
+    "SQLAlchemy": (SQLAlchemyDoor, sqlalchemy_engine),
+    "arrow": (ArrowDoor, arrow),
+    "connect_async": (AsyncDoor, litevfs.connect_async),
+}
+OPENINGS = {
+    "unknown option": (ORDERS, {"pol_interval": "1s"}, "did you mean poll_interval"),
+    "wrong value": (ORDERS, {"poll_interval": "soon"}, "write for example 1s, 250ms"),
+    "wrong URL": ("s5://bucket/app", {}, "did you mean s3://"),
+    "missing replica": ("/nowhere/at/all", {"open_timeout": "10ms"}, "check the path"),
+}
+CLOSED = {
+    "connect": "connection has been closed",
+    "connect_stdlib": "closed database",
+    "dbapi": "open another connection with litevfs.dbapi.connect",
+    "SQLAlchemy": "Connection is closed",
+    "connect_async": "connection has been closed",
+}
+OTHER_THREAD = {
+    "connect_stdlib": "can only be used in that same thread",
+    "dbapi": "open one for each thread",
+}
+"""At the other doors any thread may use a connection, one at a time."""
+
+
+def opened(door: str, url: str = ORDERS, **options: Any) -> Door:
+    kind, connect = DOORS[door]
+    return kind(connect, url, options)
+
+
+@pytest.fixture(autouse=True)
+def _released():
+    yield
+    wait_until(lambda: not registry._shared, "the end of all connections")
+
+
+@pytest.mark.parametrize("case", OPENINGS)
+@pytest.mark.parametrize("door", DOORS)
+def test_what_cannot_be_opened_says_what_to_do(door, case):
+    url, options, says = OPENINGS[case]
+    with pytest.raises(Exception, match=says) as caught:
+        opened(door, url, **options)
+    ours = getattr(caught.value, "orig", caught.value)  # SQLAlchemy wraps the error of its driver
+    assert isinstance(ours, litevfs.LitevfsError)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_write_is_refused_and_the_door_goes_on(door):
+    reading = opened(door)
+    says = {"arrow": "pass one SELECT"}.get(door, "readonly database")
+    for sql in ("UPDATE orders SET note = ''", "CREATE TABLE other (x)", "DELETE FROM orders"):
+        with pytest.raises(Exception, match=says):
+            reading.run(sql)
+    if door in ("connect_stdlib", "dbapi", "SQLAlchemy"):  # these began a transaction before the statement
+        reading.connection.rollback()
+    assert len(reading.run("SELECT 1 AS one")) == 1
+    reading.close()
+    if isinstance(reading, AsyncDoor):
+        reading.runner.close()
+
+
+@pytest.mark.parametrize("door", CLOSED)
+def test_a_closed_connection_says_that_it_is_closed(door):
+    reading = opened(door)
+    reading.close()
+    with pytest.raises(Exception, match=CLOSED[door]):
+        reading.run("SELECT 1 AS one")
+    if isinstance(reading, AsyncDoor):
+        reading.runner.close()
+
+
+@pytest.mark.parametrize("door", sorted(DOORS.keys() - {"connect_async"}))
+def test_another_thread_is_served_or_told_what_to_do(door):
+    reading = opened(door)
+    found: list[Any] = []
+
+    def read() -> None:
+        try:
+            found.extend(reading.run("SELECT 1 AS one"))
+        except Exception as error:  # noqa: BLE001 - handed to the test
+            found.append(str(error))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join()
+    reading.close()
+    if door in OTHER_THREAD:
+        assert OTHER_THREAD[door] in found[0]
+    else:
+        assert len(found) == 1
+        assert "thread" not in str(found[0])
