@@ -71,9 +71,10 @@ def all_pgnos(snapshot: Snapshot) -> NDArray[np.int64]:
 
 
 def in_storage_order(snapshot: Snapshot, pgnos: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same pages in the order in which they lie in the LTX files: for read-ahead, a scan."""
+    """The same pages, given in any order, in that in which they lie in the LTX files: for read-ahead, a scan."""
     if not len(pgnos):
         return pgnos
+    pgnos = np.sort(pgnos)  # so that those of one chunk follow one another
     files = np.empty(len(pgnos), np.uint32)
     frames = np.empty(len(pgnos), np.uint64)
     slots = pgnos - 1

@@ -14,7 +14,7 @@ from litevfs.errors import LTXFormatError, LTXMissingPagesError, PageUnavailable
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.states.changes import changed_pgnos
+from litevfs.states.changes import changed_pgnos, in_storage_order
 from litevfs.states.snapshot import (
     CHUNK_PAGES,
     FRAME_SIZE_BITS,
@@ -329,3 +329,17 @@ def test_the_last_place_that_the_map_can_name_is_named():
 def test_a_file_with_a_frame_past_what_the_map_can_name_is_refused():
     with pytest.raises(LTXFormatError, match="128 TiB"):
         empty_snapshot().apply(one_frame(MAX_FRAME_OFFSET, 100))
+
+
+@pytest.mark.parametrize("order", ["ascending", "descending", "scattered"])
+def test_pages_in_any_order_are_put_into_that_of_the_files(order: str):
+    """Of more pages than a chunk has, by two files: the second wrote each third page again."""
+    count = 2 * CHUNK_PAGES + 10
+    history = history_of((count, set(range(1, count + 1))), (count, set(range(1, count + 1, 3))))
+    snapshot = empty_snapshot()
+    for txid in (1, 2):
+        snapshot = snapshot.apply(numbered(history, txid, txid, txid))
+    pgnos = np.arange(1, count + 1, dtype=np.int64)
+    given_pgnos = {"ascending": pgnos, "descending": pgnos[::-1], "scattered": pgnos * 7919 % count + 1}[order]
+    found = in_storage_order(snapshot, given_pgnos).tolist()
+    assert found == sorted(given_pgnos.tolist(), key=lambda pgno: (snapshot.file_number(pgno), snapshot.place(pgno)[1]))
