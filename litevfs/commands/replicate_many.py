@@ -131,7 +131,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
             return Checkup(replicator, interval_s).turn
 
     if args.once:
-        return _once(Fleet(config.entries, restore=_restore), timeout_s)
+        return _once(Fleet(config.entries, restore=_restore, own_process=True), timeout_s)
     with StatusServer() as server:
 
         def opened(replicator: Replicator) -> None:
@@ -140,7 +140,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
         def closing(replicator: Replicator) -> None:
             server.remove(replicator.path)
 
-        fleet = Fleet(config.entries, restore=_restore, check=check, opened=opened, closing=closing)
+        fleet = Fleet(config.entries, restore=_restore, check=check, opened=opened, closing=closing, own_process=True)
         if command is not None:
             return _beside(args, config, fleet, command, timeout_s)
         return _until_a_signal(args, config, fleet, timeout_s)

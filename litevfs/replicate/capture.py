@@ -170,7 +170,7 @@ class Capture:
     def _reopen(self) -> None:
         self._let_go()
         self._database.close()
-        self._database = SourceDatabase(self._path, switch_to_wal=self._database.switch_to_wal)
+        self._database = self._database.again()
         self._hold = Hold(self._database)
         self.reason = "the database file was replaced by another"
 

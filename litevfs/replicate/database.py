@@ -94,18 +94,20 @@ class SourceDatabase:
     """Three connections to one database in WAL mode. Not safe to use from two threads at once.
 
     Links in `path` are resolved, as SQLite does. `switch_to_wal` switches a database in rollback mode to WAL mode;
-    without it, or when that fails, the database is refused. Raises ReplicatorError.
+    without it, or when that fails, the database is refused. `own_process`: no other SQLite is in this process, which is
+    then not looked for. Raises ReplicatorError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False, own_process: bool = False) -> None:
         _refuse_old_sqlite()
         self.path = Path(path).resolve()
         self.wal_path = self.path.with_name(self.path.name + "-wal")
         file = self._stat()
         self.inode = file.st_ino
-        self.switch_to_wal = switch_to_wal
+        self.switch_to_wal, self.own_process = switch_to_wal, own_process
         _warn_of_links(self.path, file)
-        _refuse_other_sqlite(self.path, file)
+        if not own_process:
+            _refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
         self._file: apsw.VFSFile | None = None  # opened through SQLite, which closes it when that drops no lock
         self._pause = threading.Event()  # never set
@@ -115,6 +117,9 @@ class SourceDatabase:
                 self._file = apsw.VFSFile("", str(self.path), [_MAIN_DB, 0])
                 self._admin.set_busy_timeout(0)
                 self._check_journal_mode(switch_to_wal)
+                for connection in self._connections:
+                    # No cache: pages are read past it, and SQLite would set aside room for 20 of them (pcache1.c).
+                    connection.execute("PRAGMA cache_size=1; PRAGMA shrink_memory")
                 self.page_size = int(_value(self._admin, "PRAGMA page_size"))
                 self._check_writable()
             self._files = [_identity(file), *self._companions()]
@@ -129,6 +134,10 @@ class SourceDatabase:
             self._file = None
         while self._connections:
             self._connections.pop().close(True)  # forced: all open statements are ours
+
+    def again(self) -> SourceDatabase:
+        """The database that is at the path now, opened as this one was."""
+        return SourceDatabase(self.path, switch_to_wal=self.switch_to_wal, own_process=self.own_process)
 
     def was_replaced(self) -> bool:
         """Whether this is not, or no longer, open on the database at `path`. Raises ReplicatorError when there is none.

@@ -132,7 +132,7 @@ class Member:
                 self._fleet.restore(self.path, self._clients[0])
             if not _begins_as_database(self.path):
                 raise ReplicatorError("not a database, or not yet", key=str(self.path))
-            return Replicator(self.path, self._clients[0], **self._entry.options)
+            return Replicator(self.path, self._clients[0], own_process=self._fleet.own_process, **self._entry.options)
         except BaseException:
             self._close(None)
             raise
@@ -161,9 +161,10 @@ class Fleet:
         check: Callable[[Replicator], Turn] | None = None,
         opened: Callable[[Replicator], None] = lambda replicator: None,
         closing: Callable[[Replicator], None] = lambda replicator: None,
+        own_process: bool = False,
         watch_interval_s: float = WATCH_INTERVAL_S,
     ) -> None:
-        self.restore, self.check = restore, check
+        self.restore, self.check, self.own_process = restore, check, own_process
         self.opened, self.closing = opened, closing
         self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
         self.threads = FleetThreads()

@@ -44,7 +44,6 @@ logger = logging.getLogger("litevfs.replicate")
 
 _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
-
 _RETRY_S = 1.0
 """A failed capture is repeated so much later, or at the next sync, if that comes first."""
 _CLOSE_GRACE_S = 10.0
@@ -65,19 +64,17 @@ class Replicator:
     is shortened once there was no write for ten seconds. With None, writers are never held off: the WAL grows
     for as long as they never pause. Local state lies beside the database, in the folder `.<name>-litevfs`.
 
-    With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files, in a
-    thread of its own (see `MaintenanceConfig`).
+    With `maintenance`, a started replicator also compacts the replica, takes snapshots and deletes old files. Every
+    `look_interval_s` seconds, at a sync, it lists the replica. If another program removed files, it begins again with
+    the whole database; if another wrote files, it raises ReplicaConflictError until that program stops. It never
+    replaces a file of another program.
 
-    Every `look_interval_s` seconds, at a sync, the replicator lists the replica. If another program removed files, it
-    begins again with the whole database; if another program wrote files, it raises ReplicaConflictError until that
-    program stops. It never replaces a file of another program.
-
-    Without local state, a database may continue a replica only if it is the replica's newest state or came from it
-    (`begin.py`); otherwise `sync` raises UnrelatedDatabaseError, and the threads end. `new_history` lets any
-    database be the newest state. One primary has the lease of a replica (`lease.py`) for `lease_ttl_s` seconds after it
-    last renewed it; others get ReplicaConflictError. Without a lease (None, or a client that keeps no objects besides),
-    two primaries notice each other when one meets a file of the other. `max_pending_bytes` bounds the files that wait
-    for their upload: beyond it nothing is captured, and later the whole database.
+    Without local state, a database continues a replica only if it is the replica's newest state or came from it
+    (`begin.py`); otherwise `sync` raises UnrelatedDatabaseError. `new_history` lets any database do so. One primary has
+    the lease of a replica (`lease.py`) for `lease_ttl_s` seconds after it last renewed it; others get
+    ReplicaConflictError. Without a lease (None, or a client that keeps no objects besides), two primaries notice each
+    other when one meets a file of the other. `max_pending_bytes` bounds the files that wait for their upload: beyond it
+    nothing is captured, later the whole database. `own_process`: no SQLite but APSW's is in this process.
 
     `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
     the time of the TXID before is used.
@@ -100,6 +97,7 @@ class Replicator:
         new_history: bool = False,
         lease_ttl_s: float | None = DEFAULT_TTL_S,
         max_pending_bytes: int | None = None,
+        own_process: bool = False,
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0 or (lease_ttl_s is not None and lease_ttl_s <= 0):
@@ -134,7 +132,9 @@ class Replicator:
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
         with ExitStack() as undo:
             undo.callback(self._close_client)
-            database = SourceDatabase(self.path, switch_to_wal=switch_to_wal)  # before its folder is made
+            database = SourceDatabase(
+                self.path, switch_to_wal=switch_to_wal, own_process=own_process
+            )  # before its folder
             undo.callback(database.close)
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
@@ -336,7 +336,7 @@ class Replicator:
         error = self._attempt(self._capture_if_known)
         self._next_sync = now + (self.sync_interval_s if error is None else min(self.sync_interval_s, _RETRY_S))
         self._capture_error = None if error is None else str(error)
-        if (uploads := self._tasks.get("litevfs-upload")) is not None:
+        if uploads := self._tasks.get("litevfs-upload"):
             uploads.wake()  # also after a capture that failed
         return self._pause(self._next_sync)
 
