@@ -9,6 +9,7 @@ import apsw
 
 import litevfs
 from litevfs.errors import LitevfsError, PageUnavailableError
+from tests.model.stdlib import StdlibConnection
 
 if TYPE_CHECKING:
     from tests.model.world import Site, World
@@ -34,15 +35,16 @@ QUERIES: tuple[tuple[str, Callable[[int], tuple[Any, ...]]], ...] = (
 class Reader:
     """A connection at one site. `view` is the TXID it has travelled to or was opened at, None for the newest state."""
 
-    def __init__(self, world: World, site: Site, *, txid: int | None = None) -> None:
-        self.world, self.site = world, site
+    def __init__(self, world: World, site: Site, *, txid: int | None = None, door: str = "apsw") -> None:
+        self.world, self.site, self.door = world, site, door
         self.is_fixed = txid is not None
         self.view = txid
         self.pinned: int | None = None  # TXID of the transaction that is open
         self._last = 0  # TXID of the last transaction that saw the newest state
         options = site.options if txid is None else site.options | {"txid": txid, "hydration_enabled": False}
         open_timeout_s = 30 if site.is_calm else 0  # as long as a busy machine may need
-        self.connection = litevfs.connect(site.url, poll_interval=0, open_timeout=open_timeout_s, **options)
+        connect = StdlibConnection if door == "sqlite3" else litevfs.connect
+        self.connection: Any = connect(site.url, poll_interval=0, open_timeout=open_timeout_s, **options)
 
     def close(self) -> None:
         """End the transaction, and close."""
@@ -134,6 +136,7 @@ class Reader:
                 self._read_after_loss(read)
             return
         self.world.counts["reads"] += 1
+        self.world.counts[f"reads by {self.door}"] += 1
         if not was_open:
             self.commit()
 

@@ -46,6 +46,7 @@ def assert_was_worth_it(happened: dict[str, int]) -> None:
         "travelled",
         "files deleted",
         "syncs that failed",
+        "reads by sqlite3",
         "syncs without local state",
         "syncs refused",
     ):

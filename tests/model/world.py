@@ -31,6 +31,7 @@ from tests.fast_folder import fast_folder
 from tests.model.oracle import Oracle, newest_txid, reachable_txids
 from tests.model.primary import Application
 from tests.model.reader import Reader, is_excused
+from tests.model.stdlib import wait_for_closings
 
 START_MS = 1_767_225_600_000
 """2026-01-01T00:00:00Z: when a world begins."""
@@ -40,6 +41,8 @@ RETRY_FIRST_S = 0.001
 TIMETABLE = MaintenanceConfig(
     levels={1: 30.0, 2: 300.0}, snapshot_interval_s=1800.0, snapshot_retention_s=600.0, level_0_retention_s=60.0
 )
+DOORS = ("apsw", "apsw", "sqlite3", "sqlite3")
+"""By slot: at each site, readers through both share the replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,7 @@ class World:
         for reader in self.readers.values():
             reader.close()
         self.readers.clear()
+        wait_for_closings()
 
     # --- what the oracle says -----------------------------------------------------------------------------------------
 
@@ -291,7 +295,7 @@ class World:
             self.close_reader(slot)
         newest = self.newest
         try:
-            reader = Reader(self, site, txid=txid)
+            reader = Reader(self, site, txid=txid, door=DOORS[slot % len(DOORS)])
         except LitevfsError as error:
             if site.is_calm:
                 assert isinstance(error, litevfs.TXIDNotFoundError), repr(error)
@@ -300,6 +304,7 @@ class World:
             self.counts[f"open: {type(error).__name__}{'' if site.is_calm else ' (faults)'}"] += 1
             return
         self.readers[slot] = reader
+        self.counts[f"opened by {reader.door}"] += 1
         if site.is_calm:
             assert txid is None or txid in self.reachable(), f"opened TXID {txid}, which the storage does not hold"
             if txid is None:
