@@ -28,7 +28,7 @@ MAX_THREADS = 24
 """Calls under way at once, those that were given up not counted."""
 PLACE_THREADS = 16
 """Calls of one place under way at once."""
-GIVEN_UP_S = 1.0
+GIVEN_UP_S = 2.0
 """A call that takes longer hangs: it no longer counts."""
 MAX_HANGING = 4
 """Calls of one place that may hang at once; its other calls then wait for one of them to end."""
@@ -251,24 +251,27 @@ class Scheduler:
 
     def _work(self, generation: set[Repeated]) -> None:
         self._threads.add(threading.current_thread())
-        is_warm = False
-        while (repeated := self._next(is_warm)) is not None:
-            is_warm = True
+        done: tuple[Repeated, float | None] | None = None
+        while (repeated := self._next(generation, done)) is not None:
             pause_s = None
             try:
                 repeated.last = self._clock()  # this thread may have waited since
                 pause_s = repeated.call()
-            except Exception:
+            except BaseException:  # a thread that ended here would be counted for ever
                 logger.exception("a repeated call failed, and is not made again")
-            finally:
-                with self._changed:
-                    if self._live is generation:  # else this process was forked meanwhile
-                        self._end(repeated, pause_s)
+            done = repeated, pause_s
             del repeated
 
-    def _next(self, is_warm: bool) -> Repeated | None:
-        """The call to make now; waits for it. None: the thread is needed no more."""
+    def _next(self, generation: set[Repeated], done: tuple[Repeated, float | None] | None) -> Repeated | None:
+        """The call to make now, after the one that is `done`; waits for it. None: the thread is needed no more.
+
+        Between two calls a thread is either counted as running or as waiting: else another one would be started.
+        """
         with self._changed:
+            if done is not None and self._live is generation:  # else this process was forked meanwhile
+                self._end(*done)
+            is_warm = done is not None
+            del done
             while self._live:
                 if self._watching < 2:
                     repeated = self._watch(is_warm)

@@ -29,6 +29,10 @@ class Chain:
     txid: int  # state after the last file; where the chain started from if it is empty
     gap: tuple[int, int] | None  # (first, last) TXID that no file holds although later ones exist
 
+    def next_after(self, txid: int) -> LTXFileInfo:
+        """The first file that a state at `txid` does not contain."""
+        return next(file for file in self.files if file.max_txid > txid)
+
 
 def extend(covered: int, files: Iterable[LTXFileInfo], target: int = MAX_TXID) -> Chain:
     """The files that lead on from the state `covered` (0: from nothing), never past `target`.

@@ -28,6 +28,7 @@ from litevfs.files.fetch import Fetcher
 from litevfs.files.write_behind import disk_cache_for
 from litevfs.live.freshness import may_begin, may_pass, open_error, stale_error, wait_for_txid
 from litevfs.live.health import Health, State
+from litevfs.live.keeper import Keeper, first_state
 from litevfs.live.poller import Poller
 from litevfs.live.status import ReplicaStatus, collect_status
 from litevfs.ltx.names import format_txid
@@ -77,6 +78,7 @@ class Replica:
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
+        self._keeper = Keeper(options.cache_dir, client.url, verify=options.verify) if disk_cache else None
         self.fetcher = Fetcher(
             client,
             read_timeout_s=options.read_timeout_s,
@@ -160,6 +162,8 @@ class Replica:
         self.pages.close()
         if (poller := self.detach_poller()) is not None:
             poller.close()
+        if self._keeper is not None:
+            self._keeper.close()
         with self._published:
             self._published.notify_all()
 
@@ -209,14 +213,24 @@ class Replica:
                 self.health.fail(error, self.state)
                 raise
             self.health.succeed(is_proof=is_proof)
+            if self.snapshot is not before and self.snapshot is not None:
+                self._note(self.snapshot)
             return self.snapshot is not before
 
     def _look(self, thorough: bool) -> bool:
         if self.snapshot is not None:
             return self._follower.follow(self.snapshot, self._publish, thorough=thorough)
-        newest = self._follower.open_newest()
+        hydration = self.pages.hydration
+        known = (hydration and hydration.known) or (self._keeper and self._keeper.load()) or None
+        newest = first_state(self._follower, known)
         self._publish(newest, [newest.txid])
         return True
+
+    def _note(self, snapshot: Snapshot) -> None:
+        """Leave what is known now to a later process, where it may lie."""
+        for place in (self._keeper, self.pages.hydration):
+            if place is not None:
+                place.note(self._follower.known(snapshot, is_verified=self.options.verify))
 
     def look_now(self) -> None:
         """One refresh that begins now. Raises the refresh's error, and StorageTimeoutError after the read timeout."""

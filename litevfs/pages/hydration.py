@@ -3,6 +3,8 @@
 The file is laid out like the database. Beside it, in memory, stands the version of each page in it (see `Snapshot`): a
 reader takes a page from the file only if it is the version its own snapshot has, and checks again after reading. So the
 file may move on under a reader at any time; the reader then goes to the LTX files for its older version.
+
+A file with a path of its own outlives the process: a record beside it (`hydrated`) lets the next one go on from it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import weakref
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +28,10 @@ from numpy.typing import NDArray
 from litevfs import local_files
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, OptionError, StorageClosedError
+from litevfs.ltx.checksum import page_checksum
+from litevfs.pages import hydrated
+from litevfs.pages.hydrated import Hydrated
+from litevfs.states.record import Known
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.pages.hydration")
@@ -31,6 +39,8 @@ logger = logging.getLogger("litevfs.pages.hydration")
 TEMP_PREFIX = "litevfs-hydration-"
 LET_GO_S = 2.0
 """How long a replica that is being closed may still have the file at `hydration_path`."""
+SAVE_PAUSE_S = 30.0
+"""Between two records; pages that came later are fetched again if this process is killed."""
 ReadPage = Callable[[Snapshot, int], bytes]
 
 
@@ -43,10 +53,16 @@ class Hydration:
 
     close_timeout_s = 0.8
 
-    def __init__(self, path: str | None, read_page: ReadPage, *, lazily: bool = False) -> None:
+    def __init__(self, path: str | None, read_page: ReadPage, *, url: str = "", lazily: bool = False) -> None:
+        """`url` is the replica's, canonical: a record of another one is not trusted."""
         self._read_page = read_page
+        self._url = url
+        self._left: Hydrated | None = None  # by an earlier process, until it is used
+        self._known: Known | None = None  # the last state that a refresh has ended with
+        self._sums = np.zeros(0, np.uint64)  # of the pages in the file, if it is to last
+        self._saved = time.monotonic()
         self._wanted_path = path
-        self._awaits_read = lazily
+        self._awaits_read = self._wanted_lazily = lazily
         self.path = ""  # of the file, once there is one
         self._fd = -1
         # Of the pages in the file: which history they are of, and their versions (0: not there).
@@ -81,9 +97,23 @@ class Hydration:
         is_whole = len(page) == snapshot.page_size and not self._closed
         return page if is_whole and self._has(snapshot, version, pgno) else None
 
+    def lacks(self, snapshot: Snapshot, pgnos: list[int]) -> list[int]:
+        """Those of the pages that the file does not have as the snapshot has them."""
+        return [pgno for pgno in pgnos if not self._has(snapshot, snapshot.version(pgno), pgno)]
+
     def _has(self, snapshot: Snapshot, version: int, pgno: int) -> bool:
         epoch, versions = self._held
         return epoch == snapshot.epoch and pgno <= len(versions) and bool(versions[pgno - 1] == version)
+
+    @property
+    def known(self) -> Known | None:
+        """What the process knew that left the file: only a state that goes on from it can use the file's pages."""
+        left = self._left
+        return None if left is None else left.known
+
+    def note(self, known: Known) -> None:
+        """A refresh has ended with this."""
+        self._known = known
 
     def follow(self, snapshot: Snapshot) -> None:
         """Bring the file to this state, in the background."""
@@ -121,6 +151,10 @@ class Hydration:
         try:
             if path:
                 self._fd, self.path = _open_at(path, patience_s)
+                self._left = None if self._wanted_lazily else _load(path, self._url)
+                if self._left is None:
+                    hydrated.forget(path)
+                    os.ftruncate(self._fd, 0)
             else:
                 self._fd, self.path = _open_temporary()
                 # Also if the owner does not close this before the process ends.
@@ -149,6 +183,7 @@ class Hydration:
             # Here and not in `close`, which waits for a bounded time: this thread must not write to another file that
             # got the descriptor's number meanwhile.
             self._closed = True
+            self._save()
             self._close_file()
 
     def _close_file(self) -> None:
@@ -169,7 +204,11 @@ class Hydration:
                 done = self._target
             assert done is not None
             try:
+                if self._left is not None:
+                    self._take_over(done, self._left)
+                    self._left = None
                 self._copy(done)
+                self._save_now_and_then()
             except StorageClosedError:
                 return  # the replica is being closed, its storage before this
             except (LitevfsError, OSError) as error:
@@ -184,6 +223,7 @@ class Hydration:
         if epoch == target.epoch:
             kept = min(len(have), len(versions))
             have[:kept] = versions[:kept]
+        self._sums = _resized(self._sums, len(wanted))
         have[have != wanted] = 0  # readers must not read a page that is about to be overwritten
         self._held = (target.epoch, have)
         stale = np.flatnonzero((have == 0) & (wanted != 0))
@@ -194,9 +234,64 @@ class Hydration:
             page = self._read_page(target, slot + 1)
             if os.pwrite(self._fd, page, slot * target.page_size) != len(page):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            if self._wanted_path:
+                self._sums[slot] = page_checksum(slot + 1, page)
+                self._save_now_and_then()
             have[slot] = wanted[slot]
             self._copied += 1
         os.ftruncate(self._fd, target.size_bytes)
+
+    # --- what lasts ---------------------------------------------------------------------------------------------------
+
+    def _take_over(self, target: Snapshot, left: Hydrated) -> None:
+        """Find the pages of the file that are what `target` has, if its history is that of the record."""
+        known = left.known.snapshot
+        if target.versions is not known.versions or target.epoch != known.epoch:
+            return
+        wanted, _ = _page_map(target)
+        have = np.zeros(len(wanted), np.uint32)
+        both = min(len(wanted), len(left.versions))
+        same = np.flatnonzero((left.versions[:both] == wanted[:both]) & (wanted[:both] != 0))
+        sums = _resized(left.sums, len(wanted))
+        for slot in same.tolist():
+            if self._closed:
+                return
+            page = os.pread(self._fd, target.page_size, slot * target.page_size)
+            if len(page) == target.page_size and page_checksum(slot + 1, page) == int(sums[slot]):
+                have[slot] = wanted[slot]
+        self._sums = sums
+        self._held = (target.epoch, have)
+        logger.info("%s has %d of %d pages", self.path, np.count_nonzero(have), len(wanted))
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved >= SAVE_PAUSE_S:
+            self._save()
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        known, (epoch, versions) = self._known, self._held
+        if not self._wanted_path or known is None or known.snapshot.epoch != epoch or self._fd < 0:
+            return
+        try:
+            hydrated.save(self.path, self._url, Hydrated(known, versions, self._sums))
+        except OSError as error:
+            logger.info("%s will not outlive this process: %s", self.path, error)
+
+
+def _resized(values: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+    """A copy of so many values, those at the end 0 or cut off."""
+    result = np.zeros(count, np.uint64)
+    kept = min(count, len(values))
+    result[:kept] = values[:kept]
+    return result
+
+
+def _load(path: str, url: str) -> Hydrated | None:
+    try:
+        return hydrated.load(path, url)
+    except (OSError, ValueError, KeyError, TypeError, zlib.error) as error:
+        logger.info("the record beside %s is of no use: %s", path, error)
+        return None
 
 
 def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.uint64], NDArray[np.uint32]]]:
@@ -210,16 +305,12 @@ def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.
 
 
 def _open_at(path: str, patience_s: float) -> tuple[int, str]:
-    """An empty file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing.
-
-    The content that an earlier replica left there is not trusted.
-    """
+    """A file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing."""
     fd = -1
     try:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             local_files.lock(fd, patience_s)
-            os.ftruncate(fd, 0)
             return fd, path
         except BaseException:
             if fd >= 0:

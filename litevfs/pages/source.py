@@ -95,7 +95,9 @@ class PageSource:
 
     def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
         """From now on, copy the states that are published into a local file and read from there what it has."""
-        self.hydration = self.hydration or Hydration(path, self._reads_in_order(), lazily=lazily)
+        self.hydration = self.hydration or Hydration(
+            path, self._reads_in_order(), url=self._fetcher.client.url, lazily=lazily
+        )
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""
@@ -173,6 +175,8 @@ class PageSource:
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         if self._ahead is not None:
+            if self.hydration is not None:
+                pgnos = self.hydration.lacks(snapshot, pgnos)
             self._ahead.start(snapshot, pgnos, watcher)
 
     @property

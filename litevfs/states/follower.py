@@ -31,6 +31,7 @@ from litevfs.files.plan import Chain, extend, gap_error, newest_state, state_at
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.states.lineage import Judge, Lineage, Times, Verdict
 from litevfs.states.next_files import NextFiles
+from litevfs.states.record import Known
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.states.survey import Survey
 
@@ -91,6 +92,23 @@ class Follower:
         self._survey.done(began)
         return snapshot
 
+    def resume(self, known: Known) -> Snapshot:
+        """The newest state, from what an earlier process knew: one listing, and what is new since.
+
+        Raises what `follow` raises; then `open_newest` still opens the replica.
+        """
+        self._numbers = itertools.count(1 + max(known.snapshot.files, default=0))
+        self._judge.begin(known.times)
+        self._anchor, self._seen = known.anchor, set(known.seen)
+        self._survey.resume()
+        states = [known.snapshot]
+        self.follow(known.snapshot, lambda snapshot, _: states.append(snapshot), thorough=True)
+        return states[-1]
+
+    def known(self, snapshot: Snapshot, *, is_verified: bool) -> Known:
+        """What a later process may `resume` from; `snapshot` is the newest state."""
+        return Known(snapshot, self._anchor, frozenset(self._seen), self._judge.times, is_verified)
+
     def follow(self, snapshot: Snapshot, publish: Publish, *, thorough: bool = False) -> bool:
         """Publish every state that leads on from `snapshot`, the newest last. False if a state may have been missed.
 
@@ -128,7 +146,7 @@ class Follower:
                         self._names.keep_only([*self._seen, *snapshot.files.values()])
                     return anchor is not None
                 # The newest file may be on its way still. Of a file that others follow, no more bytes will come.
-                if not is_unusable(failure) or _next_of(chain, snapshot) is chain.files[-1]:
+                if not is_unusable(failure) or chain.next_after(snapshot.txid) is chain.files[-1]:
                     raise failure
         began = self._survey.now()
         self._survey.not_done()
@@ -211,7 +229,7 @@ class Follower:
             snapshot, failure = self._advance(snapshot, chain, publish)
             if failure is None:
                 break
-            file = _next_of(chain, snapshot)
+            file = chain.next_after(snapshot.txid)
             in_the_way.append((file, failure))
             if not is_unusable(failure):
                 break
@@ -378,8 +396,3 @@ class Follower:
 
     def _as_view(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, change_counter=next(self._view_counters))
-
-
-def _next_of(chain: Chain, snapshot: Snapshot) -> LTXFileInfo:
-    """The first file of the chain that the state does not contain."""
-    return next(file for file in chain.files if file.max_txid > snapshot.txid)

@@ -73,6 +73,11 @@ class Judge:
         while len(self._times) > MAX_TIMES:
             self._times.popitem(last=False)
 
+    @property
+    def times(self) -> Times:
+        """Those remembered, oldest first."""
+        return dict(self._times)
+
     def is_in_order(self) -> None:
         """Note that the newest known file is where it should be."""
         self._missing_since = None

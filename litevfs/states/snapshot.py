@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,10 +54,16 @@ class Versions:
 
     FIRST_FAR = 1 << 31
 
-    def __init__(self) -> None:
-        self._base: int | None = None
-        self._far: list[int] = []
-        self._far_codes: dict[int, int] = {}
+    def __init__(self, base: int | None = None, far: Sequence[int] = ()) -> None:
+        """With the `content` of others, the same codes."""
+        self._base = base
+        self._far = list(far)
+        self._far_codes = {txid: self.FIRST_FAR + i for i, txid in enumerate(far)}
+
+    @property
+    def content(self) -> tuple[int | None, tuple[int, ...]]:
+        """What the codes follow from: the first TXID seen, and those too far from it."""
+        return self._base, tuple(self._far)
 
     def code(self, txid: int) -> int:
         """The code of a TXID. Only the builder of snapshots calls this, one thread at a time."""
@@ -81,7 +88,7 @@ class Versions:
 
 class Chunk:
     """2,048 consecutive pages, in Python's own arrays: indexing them takes half as long as numpy's. The last chunk of a
-    database has as few slots as it needs (see `_slots`).
+    database has as few slots as it needs (see `slots_of`).
 
     For whole ranges numpy gets a short-lived view: views that stay would take a twentieth of the content's memory.
     """
@@ -122,7 +129,7 @@ class Chunk:
 
     def extended(self, slots: int) -> Chunk:
         """An independent chunk of so many slots, those beyond the content of this one empty."""
-        room = _empty_chunk(slots - len(self.versions))
+        room = empty_chunk(slots - len(self.versions))
         return Chunk(
             self.versions + room.versions,
             self.files + room.files,
@@ -131,12 +138,13 @@ class Chunk:
         )
 
 
-def _empty_chunk(slots: int) -> Chunk:
+def empty_chunk(slots: int) -> Chunk:
+    """A chunk of so many slots, of pages that no file holds."""
     u16, u32, u64 = ((code, bytes(slots * size)) for code, size in (("H", 2), ("I", 4), ("Q", 8)))
     return Chunk(array(*u32), array(*u32), array(*u64), array(*u16))
 
 
-def _slots(commit: int, number: int) -> int:
+def slots_of(commit: int, number: int) -> int:
     """Slots that chunk `number` has in a database of `commit` pages: a power of two for the last, all for the others.
 
     A process may have thousands of small databases open, each of a few pages.
@@ -291,14 +299,14 @@ class _Edit:
             self._release(self._chunks.pop().file_array)
         if self._chunks:
             last = len(self._chunks) - 1
-            slots = _slots(self._commit, last)
+            slots = slots_of(self._commit, last)
             if slots > len(self._chunks[last].versions):
                 self._own.add(last)
                 self._chunks[last] = self._chunks[last].extended(slots)
         while len(self._chunks) < wanted:
             number = len(self._chunks)
             self._own.add(number)
-            self._chunks.append(_empty_chunk(_slots(self._commit, number)))
+            self._chunks.append(empty_chunk(slots_of(self._commit, number)))
         tail = self._commit & CHUNK_MASK
         if self._commit < self._base.commit and tail:
             chunk = self._writable(wanted - 1)

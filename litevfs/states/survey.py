@@ -81,6 +81,10 @@ class Survey:
         """Note that a refresh of all levels has begun; until it is `done`, the next one has to list them again."""
         self._last = -math.inf
 
+    def resume(self) -> None:
+        """An earlier process has listed all levels, a while ago: the next refresh goes on from there."""
+        self._last = self._clock() - INTERVAL_S
+
     @property
     def is_undone(self) -> bool:
         """Whether the last refresh with all levels left something undone: the obstacle may still be there."""

@@ -278,7 +278,7 @@ PLACES = {
     "decoding an index": ("litevfs.ltx.decoder", "decode_page_index"),
     "verifying a file": ("litevfs.files.fetch", "decode_file"),
     "numpy, in a snapshot": ("litevfs.states.snapshot.np", "unique"),
-    "a new chunk": ("litevfs.states.snapshot", "_empty_chunk"),
+    "a new chunk": ("litevfs.states.snapshot", "empty_chunk"),
 }
 
 
