@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         UnrelatedDatabaseError,
         WALError,
     )
+    from litevfs.explain import IOReport, IORequest, explain_io
     from litevfs.integrations.arrow import arrow
     from litevfs.integrations.partitions import Partition, partitions
     from litevfs.live.metrics import metrics, register_metrics
@@ -83,6 +84,8 @@ __all__ = [
     "Follow",
     "FollowError",
     "FollowTargetError",
+    "IOReport",
+    "IORequest",
     "LTXChecksumError",
     "LTXFormatError",
     "LTXMissingPagesError",
@@ -130,6 +133,7 @@ __all__ = [
     "copy",
     "copy_replica",
     "diff",
+    "explain_io",
     "follow",
     "last_error",
     "metrics",
@@ -148,6 +152,7 @@ _HOMES = {
     "litevfs.api": (
         "connect connect_async connect_stdlib diff last_error register register_stdlib subscribe verify wait_for"
     ),
+    "litevfs.explain": "IOReport IORequest explain_io",
     "litevfs.integrations.arrow": "arrow",
     "litevfs.integrations.partitions": "Partition partitions",
     "litevfs.live.metrics": "metrics register_metrics",

@@ -142,7 +142,7 @@ class Fetcher:
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
         carry = partial(self.line.carry, size, lambda: self._request(file, offset, size, deadline))
-        data = self.requests.get(carry, len, self.client.key(file), offset)
+        data = self.requests.get(carry, len, f"{file.level}/{file.name}", offset)
         if len(data) != size:
             self.requests.fail()
             raise TransientStorageError(

@@ -49,5 +49,5 @@ def _read(fetcher: Fetcher, txid: int) -> tuple[LTXFileInfo, bytes] | None:
     return fetcher.requests.get(
         lambda: client.read_named(0, txid, txid, WHOLE_FILE_BYTES, timeout_s=fetcher.request_timeout_s),
         lambda found: 0 if found is None else len(found[1]),
-        format_file_name(txid, txid),
+        f"0/{format_file_name(txid, txid)}",
     )

@@ -1,0 +1,243 @@
+"""What a query costs of requests: runs it on a fresh view of a replica, and says why each request was made.
+
+Owns the report. Listens to the requests of one replica and to the pages that SQLite reads; changes neither.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import apsw
+
+from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
+from litevfs.bindings.apsw_vfs import ReplicaFile, ReplicaVFS
+from litevfs.errors import OptionError
+from litevfs.files.requests import Request
+from litevfs.live.registry import registry
+from litevfs.live.session import Session
+from litevfs.options import Options, check_names
+from litevfs.states.snapshot import Snapshot
+
+OPENING, NEEDED, USED, UNUSED = "opening", "needed", "read ahead, used", "read ahead for nothing"
+"""Why a request was made."""
+LATENCIES_S = (0.004, 0.025, 0.1)
+_UNBOUNDED = itertools.count(10**9)
+"""Ceilings that bound nothing: connections share a replica only if they have the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class IORequest:
+    """One request. Times are seconds since opening began."""
+
+    began_s: float
+    took_s: float
+    kind: str  # "LIST" or "GET"
+    name: str  # of the file, or what was listed
+    offset: int
+    size_bytes: int  # of the answer
+    why: str  # OPENING, NEEDED, USED or UNUSED
+
+
+@dataclass(frozen=True, slots=True)
+class IOReport:
+    """The requests of a query on a fresh view, in the order in which they began."""
+
+    requests: tuple[IORequest, ...]
+    rows: int  # of the result
+    opened_s: float  # when the view was open
+    total_s: float  # when the last row was there
+    latency_s: float  # of a request, as measured
+
+    @property
+    def rounds(self) -> int:
+        """Requests that had to wait for one another: how often the line's latency had to be waited for."""
+        depths: list[int] = []
+        for i, request in enumerate(self.requests):
+            before = [depths[j] for j, other in enumerate(self.requests[:i]) if _ended(other) <= request.began_s]
+            depths.append(1 + max(before, default=0))
+        return max(depths, default=0)
+
+    def count(self, why: str | None = None) -> tuple[int, int]:
+        """(requests, bytes) made for this reason, or in all."""
+        found = [request for request in self.requests if why in (None, request.why)]
+        return len(found), sum(request.size_bytes for request in found)
+
+    def estimate_s(self, latency_s: float) -> float:
+        """How long opening and the query would take at another latency, if nothing else changed."""
+        return max(0.0, self.total_s - self.rounds * self.latency_s) + self.rounds * latency_s
+
+    def __str__(self) -> str:
+        lines = [f"{'at':>9} {'took':>9} {'':4} {'bytes':>10}  {'why':22}  what"]
+        lines += [
+            f"{r.began_s * 1e3:6.1f} ms {r.took_s * 1e3:6.1f} ms {r.kind:4} {r.size_bytes:>10,}  {r.why:22}  "
+            + r.name
+            + (f" from {r.offset:,}" if r.kind == "GET" else "")
+            for r in self.requests
+        ]
+        lines.append("")
+        for why in (OPENING, NEEDED, USED, UNUSED):
+            requests, size = self.count(why)
+            lines.append(f"{why:22} {requests:>6} requests {size:>12,} bytes")
+        requests, size = self.count()
+        lines.append(f"{'in all':22} {requests:>6} requests {size:>12,} bytes, {self.rounds} one after another")
+        lines.append(
+            f"{self.rows} rows; open after {self.opened_s * 1e3:.1f} ms, done after {self.total_s * 1e3:.1f} ms"
+        )
+        estimates = (f"{self.estimate_s(s) * 1e3:.0f} ms at {s * 1e3:g} ms a request" for s in LATENCIES_S)
+        lines.append("estimated: " + ", ".join(estimates))
+        return "\n".join(lines)
+
+
+def _ended(request: IORequest) -> float:
+    return request.began_s + request.took_s
+
+
+@apsw_errors()
+def explain_io(
+    replica_url: str | os.PathLike[str], sql: str, parameters: Sequence[object] = (), **options: object
+) -> IOReport:
+    """Run a query on a fresh view of a remote replica, and return the requests that opening and the query made.
+
+    The view shares no cache with other connections of the process; options are those of `connect`. A replica in a
+    folder or in memory makes no requests for pages. Raises what `connect` and the query raise.
+    """
+    for name in ("poll_interval", "max_requests_per_s", "hydration_enabled"):
+        if name in options:
+            raise OptionError(f"explain_io sets {name} itself")
+    check_names(options, "option")
+    keywords = {**options, "replica_url": os.fspath(replica_url), "poll_interval": 0}
+    keywords["max_requests_per_s"] = next(_UNBOUNDED)
+    lease = registry.acquire(Options.collect({}, keywords))
+    try:
+        recorder = _Recorder()
+        lease.replica.fetcher.requests.observer = recorder.add
+        vfs = _RecordingVFS(f"litevfs-explain-{keywords['max_requests_per_s']}", keywords, recorder)
+        try:
+            rows, opened_s = _run(vfs.name, recorder, sql, parameters)
+            total_s = recorder.now_s()
+        finally:
+            vfs.unregister()
+            lease.replica.fetcher.requests.observer = None
+        latency_s = lease.replica.fetcher.line.latency_s
+        return IOReport(recorder.explained(), rows, opened_s, total_s, latency_s)
+    finally:
+        registry.release(lease)
+
+
+def _run(vfs: str, recorder: _Recorder, sql: str, parameters: Sequence[object]) -> tuple[int, float]:
+    """(rows of the result, seconds until the view was open)."""
+    connection = apsw.Connection("explain", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
+    with closing(connection):
+        recorder.is_opening = False
+        opened_s = recorder.now_s()
+        return sum(1 for _ in connection.execute(sql, tuple(parameters))), opened_s
+
+
+class _Recorder:
+    """The requests of a replica, and the pages that SQLite reads of it."""
+
+    def __init__(self) -> None:
+        self.is_opening = True
+        self._began = time.monotonic()
+        self._reader = threading.get_ident()
+        self._requests: list[tuple[Request, str]] = []
+        self._read: dict[str, set[tuple[int, int]]] = {}  # file name -> (offset, end) of frames that SQLite has read
+
+    def now_s(self) -> float:
+        """Seconds since opening began."""
+        return time.monotonic() - self._began
+
+    def add(self, request: Request) -> None:
+        """See `Observer`."""
+        is_needed = threading.get_ident() == self._reader
+        self._requests.append((request, OPENING if self.is_opening else NEEDED if is_needed else ""))
+
+    def read(self, snapshot: Snapshot, pgno: int) -> None:
+        """SQLite reads a page."""
+        number = snapshot.file_number(pgno)
+        if number:
+            _, offset, size = snapshot.place(pgno)
+            file = snapshot.files[number]
+            self._read.setdefault(f"{file.level}/{file.name}", set()).add((offset, offset + size))
+
+    def explained(self) -> tuple[IORequest, ...]:
+        """The requests by their begin, with the reason of each."""
+        return tuple(
+            IORequest(
+                request.began - self._began,
+                request.took_s,
+                request.kind,
+                request.name,
+                request.offset,
+                request.size_bytes,
+                why or (USED if self._is_used(request) else UNUSED),
+            )
+            for request, why in sorted(self._requests, key=lambda made: made[0].began)
+        )
+
+    def _is_used(self, request: Request) -> bool:
+        end = request.offset + request.size_bytes
+        return any(start < end and stop > request.offset for start, stop in self._read.get(request.name, ()))
+
+
+class _RecordingSession(Session):
+    """A session that tells which pages SQLite reads."""
+
+    recorder: _Recorder
+
+    def read(self, amount: int, offset: int) -> bytes:
+        """See `Session.read`."""
+        snapshot = self.snapshot
+        if snapshot.page_size:
+            self.recorder.read(snapshot, offset // snapshot.page_size + 1)
+        return super().read(amount, offset)
+
+
+class _RecordingVFS(ReplicaVFS):
+    """Opens the one replica, with a session that tells what is read."""
+
+    def __init__(self, name: str, keywords: dict[str, object], recorder: _Recorder) -> None:
+        self._recorder = recorder
+        super().__init__(name, keywords)
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+        """See `ReplicaVFS.xOpen`."""
+        if not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
+            return apsw.VFSFile("", name, flags)
+        with apsw_errors():
+            session = _RecordingSession(Options.collect({}, self.keywords), make_apsw_error)
+        session.recorder = self._recorder
+        return ReplicaFile(session)  # type: ignore[return-value]  # any object with the methods of a VFSFile works
+
+
+def draw(report: IOReport, path: str | os.PathLike[str]) -> None:
+    """Draw the timeline to a PNG file. Raises OptionError without matplotlib (the extra `charts`)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError("no matplotlib to draw with", hint="pip install 'litevfs[charts]'") from error
+    colors = {OPENING: "#b0b0b0", NEEDED: "#ff7f0e", USED: "#1f77b4", UNUSED: "#8c564b"}
+    figure = Figure(figsize=(8.0, 1.5 + 0.12 * len(report.requests)), dpi=110)
+    axes = figure.subplots()
+    for why, color in colors.items():
+        bars = [(i, r) for i, r in enumerate(report.requests) if r.why == why]
+        axes.barh(
+            [i for i, _ in bars],
+            [r.took_s * 1e3 for _, r in bars],
+            left=[r.began_s * 1e3 for _, r in bars],
+            color=color,
+            label=f"{why}: {report.count(why)[0]}",
+        )
+    axes.invert_yaxis()
+    axes.set_xlabel("ms since opening began")
+    axes.set_ylabel("request")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(Path(path))
