@@ -43,6 +43,13 @@ def run(args: argparse.Namespace) -> int:
     with ended_by_sigterm() as ended, litevfs.subscribe(args.url, news.put, **options) as subscription:
         newest = subscription.txid
         done = parse_txid(args.from_) if args.from_ else newest
+        if done > newest:
+            raise TXIDNotFoundError(
+                f"the newest TXID is {format_txid(newest)}",
+                min_txid=done,
+                key=args.url,
+                hint="was the replica replaced or set back since? leave out --from to begin with what comes next",
+            )
         if done < newest:
             done = _print_changes(args, options, done, newest)
         while not args.once and not ended.is_set():

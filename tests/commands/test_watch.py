@@ -16,6 +16,9 @@ import pytest
 import litevfs
 from litevfs.cli import main
 from litevfs.commands.query import tables_read
+from litevfs.maintenance.compaction import compact_level
+from litevfs.maintenance.retention import enforce_level_0_retention
+from litevfs.replica_clients.urls import open_replica_client
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,6 +88,21 @@ def test_transactions_that_were_compacted_meanwhile_come_as_one(replicator, tmp_
     assert main(["watch", url, "--from", "1", "--once"]) == 0
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert objects[-1] == {"txid": f"{4:016x}", "changes": 3}
+
+
+def test_a_feed_cannot_go_on_from_a_state_that_is_gone_or_never_was(replicator, tmp_path, capsys):
+    application, primary = replicator
+    url = str(tmp_path / "replica")
+    for number in range(4):
+        application.execute("INSERT INTO t VALUES (?, 0)", (number,))
+        primary.sync()
+    assert main(["watch", url, "--from", "9", "--once"]) == 1
+    assert "the newest TXID is 0000000000000005" in capsys.readouterr().err
+    with closing(open_replica_client(url)) as client:
+        compact_level(client, 1)
+        enforce_level_0_retention(client, 2**62)
+    assert main(["watch", url, "--from", "2", "--once"]) == 1
+    assert "0000000000000005" in capsys.readouterr().err
 
 
 def test_which_tables_a_query_reads(replicator, tmp_path):

@@ -163,6 +163,25 @@ def test_what_else_differs_is_named(primary, url):
     check(primary, url, old, primary.txid)
 
 
+def test_a_table_that_only_one_state_has_differs_in_all_its_rows(primary, url):
+    old = primary.commit("CREATE TABLE a (x); CREATE TABLE b (x); INSERT INTO b VALUES (1), (2)")
+    primary.commit("DROP TABLE b; CREATE TABLE c (k PRIMARY KEY, x) WITHOUT ROWID; INSERT INTO c VALUES ('k', 3)")
+    with litevfs.diff(url, old, tables=["b", "c"]) as diff:
+        found = [(change.table, change.op, change.key) for change in diff]
+    assert sorted(found) == [("b", "delete", (1,)), ("b", "delete", (2,)), ("c", "insert", ("k",))]
+
+
+def test_a_state_that_retention_took_is_an_error_that_names_those_there_are(primary, url):
+    for sql in ("CREATE TABLE t (x)", "INSERT INTO t VALUES (1)", "DELETE FROM t", "INSERT INTO t VALUES (2)"):
+        primary.commit(sql)
+    primary.compact(9, 1, 3)
+    primary.delete(0, [1, 2, 3])
+    for old, new in ((2, 4), (1, 2)):
+        with pytest.raises(TXIDNotFoundError, match="0000000000000003"):
+            litevfs.diff(url, old, new)
+    check(primary, url, 3, 4)
+
+
 def test_bad_input_is_refused_with_what_to_do(primary, url):
     primary.commit("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
     primary.commit("CREATE VIRTUAL TABLE f USING fts5 (body); INSERT INTO f VALUES ('words')")
