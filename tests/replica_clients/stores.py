@@ -26,12 +26,14 @@ from tests.replica_clients.store_replicas import (
 )
 
 Proxy = HTTPProxy | TCPProxy
-_SETTINGS = (
-    "STORAGE_EMULATOR_HOST",
-    *("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
-    *("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY", "LITESTREAM_S3_ENDPOINT"),
-    *("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT"),
-)
+_SETTINGS: dict[str, tuple[str, ...]] = {
+    "s3": (
+        *("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+        *("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY", "LITESTREAM_S3_ENDPOINT"),
+    ),
+    "abs": (*("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT"),),
+}
+"""Of the environment, that would lead a client elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ STORES: dict[str, Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[St
 def running_store(scheme: str, work: Path) -> Iterator[Store]:
     """The storage, with what its clients need in the environment. Skips where its server or package is missing."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in _SETTINGS:
+        for name in _SETTINGS.get(scheme, ()):
             patch.delenv(name, raising=False)
         with STORES[scheme](work, patch) as store:
             yield store

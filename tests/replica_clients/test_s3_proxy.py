@@ -43,11 +43,12 @@ def test_delays_each_request_once_and_parallel_ones_together(s3_server: S3Server
         for _ in range(4):
             client.read(file, 0, 10)
         assert time.monotonic() - started >= 4 * 0.05
+        proxy.delay_s = 0.2  # much more than what a loaded machine adds to all of them
         with ThreadPoolExecutor(8) as pool:
             started = time.monotonic()
             list(pool.map(lambda _: client.read(file, 0, 10), range(32)))
             elapsed = time.monotonic() - started
-        assert 4 * 0.05 <= elapsed < 32 * 0.05
+        assert 4 * 0.2 <= elapsed < 32 * 0.2
         client.close()
 
 
