@@ -12,7 +12,7 @@ BENCHFLAGS ?=
 
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
-SLOW_ROOMS = model stress peer chaos commands replicate maintenance operations integrations replica_clients
+SLOW_ROOMS = model stress peer chaos commands operations integrations replica_clients
 FAST = $(SLOW_ROOMS:%=--ignore=tests/%) -m 'not chaos and not soak and not servers and not slow'
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
@@ -29,7 +29,8 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTFLAGS)
 
-# What answers in under a minute: how a replica is read, without random courses, stress, servers and processes.
+# What answers in under a minute: how a replica is read, written and compacted, without random courses, stress, servers
+# and processes.
 test-fast: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(FAST) $(TESTFLAGS)
 
