@@ -59,6 +59,8 @@ COLUMNS = (
 """(name, program, whether each reader keeps its connection)."""
 LEVELS = {1: 3.0, 2: 30.0}  # compaction, s: often, since many transactions come in short time
 SNAPSHOT_EVERY_S = 60.0
+CATCH_UP_S = 20.0
+"""How long the last transaction may take to arrive in both files."""
 BUCKET, PATH = "follow", "app"
 FOLDER = Path(__file__).resolve().parent
 
@@ -148,7 +150,7 @@ def run(folder: Path, count: int, *, in_folder: bool) -> tuple[list[Followed], f
                 replicator.sync()
         seconds = time.monotonic() - began
         control.write_text("quiet again")  # a follower goes on from where the last kill left it
-        time.sleep(5 if count > 1000 else 2)
+        wait_until_all_is_there(followed, count)
         control.write_text("stop")
         for one in followed:
             one.answers = [json.loads(reader.communicate(timeout=120)[0]) for reader in one.readers]
@@ -305,10 +307,27 @@ def note_cost(followed: list[Followed]) -> None:
             one.requests, one.read_bytes = len(one.proxy.requests), one.proxy.answered_bytes
 
 
+def wait_until_all_is_there(followed: list[Followed], count: int) -> None:
+    """Until the first two files hold the last transaction, or for CATCH_UP_S."""
+    deadline = time.monotonic() + CATCH_UP_S
+    while time.monotonic() < deadline and any(missing_in(one, count) for one in followed[:2]):
+        time.sleep(0.2)
+
+
+def missing_in(one: Followed, count: int) -> int:
+    """How many transactions a new connection does not see."""
+    mode = "rw" if one.program == "litevfs" else "ro"
+    try:
+        with closing(sqlite3.connect(f"file:{one.path}?mode={mode}", uri=True, timeout=30)) as connection:
+            return int(count + 1 - (connection.execute("SELECT max(id) FROM note").fetchone()[0] or 0))
+    except sqlite3.DatabaseError:
+        return count + 1
+
+
 def look_at_the_end(one: Followed, count: int) -> None:
+    one.missing = missing_in(one, count)
     try:
         with closing(sqlite3.connect(one.path, timeout=30)) as connection:
-            one.missing = count + 1 - (connection.execute("SELECT max(id) FROM note").fetchone()[0] or 0)
             one.is_sound = connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     except sqlite3.DatabaseError as error:
         print(f"{one.name}'s file at the end: {error}")
