@@ -3,8 +3,8 @@
     python -c "from litevfs.testing.kills import kill_at; kill_at(7, '/data'); ..."
 
 Steps are the changes to files in a folder that Python code makes: opening for writing, writing (half of the bytes get
-there), truncating, syncing, renaming, linking, removing, making folders. What SQLite writes is not counted: to survive
-a kill there is its own business.
+there), truncating, syncing, renaming, linking, removing, making folders. If wanted, sending to a server without TLS is
+a step, too (half of it gets there). What SQLite writes is not counted: to survive a kill there is its own business.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -23,9 +24,10 @@ _EVENTS = frozenset({"open", "os.rename", "os.link", "os.remove", "os.mkdir", "o
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
-def kill_at(step: int, folder: str | os.PathLike[str]) -> None:
+def kill_at(step: int, folder: str | os.PathLike[str], *, sends: bool = False) -> None:
     """From now on, count the steps of this process in `folder`, and end it by SIGKILL before number `step` (from 1).
 
+    `sends`: count what is sent over the network, too.
     There is no way back: Python cannot remove the hook.
     """
     root = os.fsencode(Path(folder).resolve()) + b"/"
@@ -39,6 +41,8 @@ def kill_at(step: int, folder: str | os.PathLike[str]) -> None:
             _die()
 
     _count_writes(root, is_due)
+    if sends:
+        _count_sends(is_due)
     sys.addaudithook(hook)
 
 
@@ -66,6 +70,19 @@ def _count_writes(root: bytes, is_due: Callable[[], bool]) -> None:
 
     for name, halves in (("fsync", False), ("ftruncate", False), ("write", True), ("pwrite", True)):
         setattr(os, name, counted(getattr(os, name), halves=halves))
+
+
+def _count_sends(is_due: Callable[[], bool]) -> None:
+    sendall = socket.socket.sendall
+
+    def count(sock: socket.socket, data: Any, *flags: int) -> None:
+        if sock.family in (socket.AF_INET, socket.AF_INET6) and is_due():
+            view = memoryview(data).cast("B")
+            sendall(sock, view[: len(view) // 2], *flags)
+            _die()
+        sendall(sock, data, *flags)
+
+    setattr(socket.socket, "sendall", count)  # noqa: B010 (mypy takes an assignment for a mistake)
 
 
 def _is_file_in(root: bytes, fd: int) -> bool:

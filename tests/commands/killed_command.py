@@ -3,7 +3,7 @@
     python -m tests.commands.killed_command
 
 A line of standard input is a JSON object: `arguments` of the command, `kill_at` (the step, 0 for none), `folder`, whose
-changes are the steps, `log`. The answer is the exit code; -9 for one that was killed.
+changes are the steps, `sends` (whether requests are steps, too), `log`. The answer is the exit code, -9 if killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(order: dict[str, Any]) -> NoReturn:
         for stream in (1, 2):
             os.dup2(log, stream)
         if order["kill_at"]:
-            kill_at(order["kill_at"], order["folder"])
+            kill_at(order["kill_at"], order["folder"], sends=order["sends"])
         code = main(order["arguments"])
     finally:
         sys.stdout.flush()

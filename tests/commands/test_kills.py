@@ -12,18 +12,22 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apsw
 import pytest
 
 from litevfs.maintenance.compaction import compact_level
+from litevfs.operations.copy import copy_replica
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.testing.s3_server import S3Server
+from tests.servers import running_minio
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
@@ -43,6 +47,7 @@ class World:
 
     folder: Path
     command: subprocess.Popen[str]
+    server: S3Server | None = None  # where the replica is instead, each time at another place
 
     @property
     def database(self) -> Path:
@@ -52,13 +57,20 @@ class World:
     def replica(self) -> Path:
         return self.folder / "replica"
 
+    @property
+    def url(self) -> str:
+        """Where the replica is."""
+        place = (self.folder / "place").read_text() if self.server else ""
+        return self.server.url("kills", place) if self.server else str(self.replica)
+
     def start(self, *flags: object, kill_at: int = 0) -> int:
         """The exit code of one start of `litevfs replicate`."""
-        arguments = ["replicate", self.database, self.replica, "--no-compact", *flags]
+        arguments = ["replicate", self.database, self.url, "--no-compact", *flags]
         order = {"arguments": [str(part) for part in arguments], "kill_at": kill_at, "folder": str(self.folder)}
         assert self.command.stdin is not None
         assert self.command.stdout is not None
-        self.command.stdin.write(json.dumps(order | {"log": str(self.folder.parent / "log")}) + "\n")
+        order |= {"sends": self.server is not None, "log": str(self.folder.parent / "log")}
+        self.command.stdin.write(json.dumps(order) + "\n")
         self.command.stdin.flush()
         return int(self.command.stdout.readline())
 
@@ -66,11 +78,15 @@ class World:
         """Take back everything that happened since `other` was copied."""
         shutil.rmtree(self.folder)
         shutil.copytree(other, self.folder)
+        if self.server is not None:
+            (self.folder / "place").write_text(uuid.uuid4().hex)
+            if self.replica.exists():
+                copy_replica(str(self.replica), self.url)
 
     def replicated(self) -> list[str]:
         """The rows of the newest state, whose file is sound."""
         target = self.folder / "check.db"
-        restore(str(self.replica), target, integrity_check=True)
+        restore(self.url, target, integrity_check=True)
         found = rows(target)
         for path in self.folder.glob(".check*"):
             path.unlink()
@@ -93,13 +109,23 @@ def write(path: Path, *values: str) -> None:
             db.execute("INSERT INTO t VALUES (?)", (value,))
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    """An empty disk, and a replica of three states, the first two compacted, of a database that is gone."""
+@contextmanager
+def killed_commands() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         [sys.executable, "-m", "tests.commands.killed_command"],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     ) as command:  # fmt: skip
+        try:
+            yield command
+        finally:
+            command.kill()
+            command.communicate()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An empty disk, and a replica of three states, the first two compacted, of a database that is gone."""
+    with killed_commands() as command:
         world = World(tmp_path / "world", command)
         (world.folder / "disk").mkdir(parents=True)
         client, before = FileReplicaClient(world.replica), tmp_path / "before" / "app.db"
@@ -110,11 +136,7 @@ def world(tmp_path: Path) -> Iterator[World]:
                 compact_level(client, 1)
                 write(before, value, "y" * 20_000)
             replicator.sync()
-        try:
-            yield world
-        finally:
-            command.kill()
-            command.communicate()
+        yield world
 
 
 def nothing(world: World) -> None:
@@ -185,7 +207,31 @@ def run(world: World, name: str, every: int) -> int:
 
 @pytest.mark.slow
 def test_a_restore_that_is_killed_leaves_nothing_half(world: World):
-    assert run(world, "restore", every=23) > 23
+    assert run(world, "restore", every=33) > 33
+
+
+@pytest.fixture
+def on_minio(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The same world; what the replica is, lies in MinIO."""
+    (tmp_path / "minio").mkdir()
+    with running_minio(tmp_path / "minio") as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"):
+            monkeypatch.delenv(name, raising=False)
+        with closing(server.boto3_client()) as raw:
+            raw.create_bucket(Bucket="kills")
+        with killed_commands() as command:  # with this environment
+            yield replace(world, command=command, server=server)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("name", "every"), [("restore", 1), ("first", 3), ("refused", 5), ("exec", 5)])
+def test_no_upload_that_is_cut_off_leads_to_a_wrong_next_start(on_minio: World, name: str, every: int):
+    steps = run(on_minio, name, every=every)
+    print(f"{name} with MinIO: {steps} steps, killed before every {every}")
+    assert steps > 10
 
 
 @pytest.mark.soak

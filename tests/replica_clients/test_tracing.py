@@ -115,8 +115,7 @@ def test_each_storage_request_is_a_span_with_level_txids_bytes_and_outcome(tmp_p
     client.close()
 
 
-@pytest.mark.slow
-@pytest.mark.s3
+@pytest.mark.servers
 def test_spans_of_s3_hold_no_credentials(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("opentelemetry.sdk", reason="needs OpenTelemetry's SDK (pip install opentelemetry-sdk)")
     keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_SESSION_TOKEN": SESSION_TOKEN}
