@@ -43,6 +43,7 @@ class Requests:
         self._attributes: Any = paramiko.SFTPAttributes
         self._int64: Any = paramiko.sftp.int64
         self._answers: dict[int, tuple[int, Any]] = {}
+        self._first = 0  # number of the first request of this call: answers to earlier ones are of no more use
         self._handles: OrderedDict[str, bytes] = OrderedDict()
 
     # --- files --------------------------------------------------------------------------------------------------------
@@ -53,6 +54,7 @@ class Requests:
 
     def open(self, path: str) -> None:
         """Open the file. Raises FileNotFoundError."""
+        self._begin()
         self.close(path)
         self._handles[path] = self._opened(self._send(_OPEN, path, _READ_FLAG, self._attributes()))
         while len(self._handles) > _MAX_HANDLES:
@@ -74,8 +76,8 @@ class Requests:
 
         The bytes are `size` at most, and fewer if the file or this round trip has no more.
         """
-        self._handles.move_to_end(path)
-        handle = self._handles[path]
+        self._begin()
+        handle = self._handles.pop(path)  # kept only if the server still knows it
         asked = self._send(_FSTAT, handle)
         reads = []
         end = offset + min(size, _READS_AT_ONCE * _REQUEST_BYTES)
@@ -83,7 +85,9 @@ class Requests:
             count = min(_REQUEST_BYTES, end - start)
             reads.append((self._send(_READ, handle, self._int64(start), count), count))
         attributes = self._attributes._from_msg(self._answer(asked, _ATTRS))
-        return attributes, b"".join(self._pieces(reads))
+        data = b"".join(self._pieces(reads))
+        self._handles[path] = handle
+        return attributes, data
 
     def _pieces(self, reads: Sequence[tuple[int, int]]) -> Iterator[bytes]:
         """The answers up to the first that is short; the others are heard, too."""
@@ -99,6 +103,7 @@ class Requests:
 
     def list_folders(self, folders: Sequence[str]) -> list[list[Entry]]:
         """The entries of each folder; none of one that does not exist. Two round trips for a few hundred names."""
+        self._begin()
         asked = [self._send(_OPENDIR, folder) for folder in folders]
         handles: dict[int, bytes] = {}
         failed: OSError | None = None
@@ -139,7 +144,12 @@ class Requests:
 
     def extended(self, name: str, *arguments: str | bytes) -> None:
         """Send a request that extends the protocol. Raises OSError, also if the server does not know it."""
+        self._begin()
         self._answer(self._send(_EXTENDED, name, *arguments), _STATUS)
+
+    def _begin(self) -> None:
+        self._answers.clear()
+        self._first = self._sftp.request_number
 
     def _send(self, kind: int, *arguments: Any) -> int:
         return int(self._sftp._async_request(self, kind, *arguments))  # paramiko has no public way to send one
@@ -149,7 +159,8 @@ class Requests:
 
     def _async_response(self, kind: int, message: Any, number: int) -> None:
         """paramiko calls this with the answer to a request of `_send`."""
-        self._answers[number] = kind, message
+        if number >= self._first:
+            self._answers[number] = kind, message
 
     def _opened(self, number: int) -> bytes:
         return bytes(self._answer(number, _HANDLE).get_string())
