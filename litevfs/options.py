@@ -110,6 +110,12 @@ class Options:
         name="cache_dir_size",
         of_replica=lambda options: bool(options.cache_dir) and options.cache_dir_size_bytes,
     )
+    cache_dir_compress: bool = _option(
+        False,
+        parse_bool,
+        "keep more in that folder by compressing it (the extra `compress`); reading from it takes longer",
+        of_replica=lambda options: bool(options.cache_dir) and options.cache_dir_compress,
+    )
     hydration_enabled: bool = _option(
         False,
         parse_bool,

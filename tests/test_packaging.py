@@ -67,7 +67,14 @@ def test_license_is_the_whole_apache_license():
     assert "END OF TERMS AND CONDITIONS" in text
 
 
-METRICS_SOURCES = ("litevfs/commands/metrics.py", "litevfs/live/metrics.py", "litevfs/live/prometheus.py")
+OF_ONE_SOURCE = {
+    "litevfs/commands/metrics.py": METRICS,  # these three: loaded by `--metrics-addr` and `litevfs.metrics` alone
+    "litevfs/live/metrics.py": METRICS,
+    "litevfs/live/prometheus.py": METRICS,
+    "litevfs/replicate/config/document.py": CONFIG,  # by `--config`
+    "litevfs/files/compressed.py": {"zstandard"},  # by `cache_dir_compress`
+    "litevfs/explain.py": CHARTS,  # by `explain-io --png`
+}
 
 
 def test_package_imports_nothing_that_it_does_not_require():
@@ -83,12 +90,7 @@ def test_package_imports_nothing_that_it_does_not_require():
                 allowed |= TOOLS
             if source.startswith("litevfs/replica_clients/"):
                 allowed |= STORAGES
-            if source in METRICS_SOURCES:  # loaded by `--metrics-addr` and `litevfs.metrics` alone
-                allowed |= METRICS
-            if source == "litevfs/replicate/config/document.py":  # loaded by `--config` alone
-                allowed |= CONFIG
-            if source == "litevfs/explain.py":  # loaded by `explain-io --png` alone
-                allowed |= CHARTS
+            allowed |= OF_ONE_SOURCE.get(source, set())
             if package not in sys.stdlib_module_names and not names & allowed:
                 foreign.add(f"{source}: {package}")
     assert not foreign

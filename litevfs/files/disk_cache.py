@@ -48,6 +48,7 @@ TEMP_LIFE_S = 60.0
 # Every file: magic, key (sha256), checksum of key and block, then the block; its length follows from the key.
 _HEADER = struct.Struct(">8s32sQ")
 _MAGIC = b"LVFSBLK1"
+_MAGIC_COMPRESSED = b"LVFSBLK2"  # the block in a smaller form
 _BLOCK_NAME = re.compile(r"[0-9a-f]{64}\.block")
 _TEMP_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{16}\.tmp")
 
@@ -65,12 +66,15 @@ class DiskCounters:
 class DiskCache:
     """The blocks of one replica's LTX files in a folder. Safe to use from many threads and processes."""
 
-    def __init__(self, folder: str, limit_bytes: int, *, url: str, block_size: int) -> None:
-        """`url` is the replica's, canonical; it is not written to disk. Touches nothing yet, see `prepare`."""
+    def __init__(self, folder: str, limit_bytes: int, *, url: str, block_size: int, compresses: bool = False) -> None:
+        """`url` is the replica's, canonical; it is not written to disk. Touches nothing yet, see `prepare`.
+
+        With `compresses`, new blocks are kept compressed; blocks are found in either form.
+        """
         self.counters = DiskCounters()
         self.block_size = block_size
         self._replica = hashlib.sha256(b"litevfs\0" + url.encode(errors="surrogatepass") + b"\0")
-        self._folder = _Folder(folder, limit_bytes, self.counters)
+        self._folder = _Folder(folder, limit_bytes, self.counters, compresses=compresses)
 
     @property
     def is_writing(self) -> bool:
@@ -123,8 +127,9 @@ class DiskCache:
 class _Folder:
     """Bytes by key (32 bytes) in files, under a limit."""
 
-    def __init__(self, path: str, limit_bytes: int, counters: DiskCounters) -> None:
+    def __init__(self, path: str, limit_bytes: int, counters: DiskCounters, *, compresses: bool) -> None:
         self.has_failed = False
+        self._compresses = compresses
         self._path = os.path.abspath(path)  # noqa: PTH100 (a str: joined at every read)
         self._counters = counters
         self._groups = _group_count(limit_bytes)
@@ -136,6 +141,8 @@ class _Folder:
     def prepare(self, block_size: int) -> None:
         """Make the folder and write a block of this size to it as a test. Raises OptionError."""
         path = self._file_path(secrets.token_bytes(32))
+        if self._compresses and not _can_compress():
+            raise OptionError("cache_dir_compress needs zstandard", hint="pip install 'litevfs[compress]'")
         try:
             os.makedirs(self._path, 0o700, exist_ok=True)  # noqa: PTH103 (str)
             self._write_file(path, secrets.token_bytes(block_size))
@@ -162,7 +169,13 @@ class _Folder:
         finally:
             os.close(fd)
         data = content[_HEADER.size :]
-        if len(data) == size and content[: _HEADER.size] == _header(key, data):
+        if content.startswith(_MAGIC_COMPRESSED):
+            if not _can_compress():
+                return None  # another process keeps blocks so, and this one lacks zstandard
+            whole = _whole(key, content, size)
+            if whole is not None:
+                return whole
+        elif len(data) == size and content[: _HEADER.size] == _header(key, data):
             return data
         logger.info("%s is damaged: deleting it", path)
         self._counters.damaged += 1
@@ -173,11 +186,12 @@ class _Folder:
         """Keep the bytes if there is room for them. The first failure is logged, and ends all writing."""
         if self.has_failed:
             return
-        group, cost = (key[0] >> 4) * self._groups // SHARDS, _allocated(_HEADER.size + len(data))
+        content = _packed(key, data) if self._compresses else _header(key, data) + data
+        group, cost = (key[0] >> 4) * self._groups // SHARDS, _allocated(len(content))
         try:
             if self._make_room(group, cost):
                 try:
-                    self._write_file(self._file_path(key), _header(key, data) + data)
+                    self._write_file(self._file_path(key), content)
                 finally:
                     with self._lock:
                         self._on_their_way[group] -= cost
@@ -284,11 +298,39 @@ def _allocated(size: int) -> int:
     return max(1, -(-size // ALLOCATION_BYTES)) * ALLOCATION_BYTES
 
 
-def _header(key: bytes, data: bytes) -> bytes:
+def _header(key: bytes, data: bytes, magic: bytes = _MAGIC) -> bytes:
     checksum = FileChecksum()
     checksum.update(key)
     checksum.update(data)
-    return _HEADER.pack(_MAGIC, key, checksum.value)
+    return _HEADER.pack(magic, key, checksum.value)
+
+
+def _can_compress() -> bool:
+    try:
+        from litevfs.files import compressed  # noqa: F401 (loads zstandard)
+    except ImportError:
+        return False
+    return True
+
+
+def _packed(key: bytes, data: bytes) -> bytes:
+    """The content of a block's file: in the smaller form if that saves disk space."""
+    from litevfs.files.compressed import compress
+
+    smaller = compress(data)
+    if _allocated(_HEADER.size + len(smaller)) < _allocated(_HEADER.size + len(data)):
+        return _header(key, smaller, _MAGIC_COMPRESSED) + smaller
+    return _header(key, data) + data
+
+
+def _whole(key: bytes, content: bytes, size: int) -> bytes | None:
+    """The block of `size` bytes in the smaller form; None if it is damaged."""
+    from litevfs.files.compressed import decompress
+
+    smaller = content[_HEADER.size :]
+    if content[: _HEADER.size] != _header(key, smaller, _MAGIC_COMPRESSED):
+        return None
+    return decompress(smaller, size)
 
 
 def _touch(fd: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from litevfs.files.disk_cache import DiskCache, DiskCounters
+from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 
 MAX_WAITING_BYTES = 1 << 23
@@ -138,14 +139,20 @@ class WriteBehind:
             self._waiting_bytes -= len(data)
 
 
-def disk_cache_for(client: ReplicaClient, folder: str, limit_bytes: int, *, prepare: bool) -> WriteBehind | None:
-    """Blocks of a client's replica in `folder`; None without a folder, or where reading costs next to nothing.
+def disk_cache_for(client: ReplicaClient, options: Options, *, prepare: bool) -> WriteBehind | None:
+    """Blocks of a client's replica in `cache_dir`; None without a folder, or where reading costs next to nothing.
 
     With `prepare`, the folder is made, and tried: raises OptionError if it cannot hold a block.
     """
-    if not folder or not client.block_size:
+    if not options.cache_dir or not client.block_size:
         return None
-    cache = DiskCache(folder, limit_bytes, url=client.url, block_size=client.block_size)
+    cache = DiskCache(
+        options.cache_dir,
+        options.cache_dir_size_bytes,
+        url=client.url,
+        block_size=client.block_size,
+        compresses=options.cache_dir_compress,
+    )
     if prepare:
         cache.prepare()
     return WriteBehind(cache)

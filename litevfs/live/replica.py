@@ -77,7 +77,7 @@ class Replica:
         self._published = threading.Condition()
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
-        disk_cache = disk_cache_for(client, options.cache_dir, options.cache_dir_size_bytes, prepare=not forked)
+        disk_cache = disk_cache_for(client, options, prepare=not forked)
         self._keeper = Keeper(options.cache_dir, client.url, verify=options.verify) if disk_cache else None
         self.fetcher = Fetcher(
             client,

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,20 @@ ON_DISK = 4096
 FILE = LTXFileInfo(9, 1, 0xABC, 100_000 * BLOCK + 17, 1_767_225_600_000, '"an/etag"')
 
 
+needs_zstandard = pytest.mark.skipif(
+    find_spec("zstandard") is None, reason="needs the extra `compress` (pip install 'litevfs[compress]')"
+)
+
+
 def content(block: int, size: int = BLOCK) -> bytes:
     """What block `block` of the file holds."""
     return random.Random(block).randbytes(size)
 
 
-def make(folder: Path, *, limit: int = 1 << 24, url: str = URL, block_size: int = BLOCK) -> DiskCache:
-    cache = DiskCache(str(folder), limit, url=url, block_size=block_size)
+def make(
+    folder: Path, *, limit: int = 1 << 24, url: str = URL, block_size: int = BLOCK, compresses: bool = False
+) -> DiskCache:
+    cache = DiskCache(str(folder), limit, url=url, block_size=block_size, compresses=compresses)
     cache.prepare()
     return cache
 
@@ -313,3 +321,75 @@ def test_a_sound_block_under_the_name_of_another_is_not_served(tmp_path):
     second.write_bytes(first.read_bytes())
     assert cache.get(FILE, 1) is None
     assert cache.get(FILE, 0) == content(0)
+
+
+# --- compressed -------------------------------------------------------------------------------------------------------
+
+LARGE = 1 << 16
+WORDS = random.Random(7).choices([b"order ", b"customer ", b"2026-01-01 ", b"paid "], k=LARGE)
+TEXT = b"".join(WORDS)[:LARGE]
+TEXT_FILE = replace(FILE, size=1000 * LARGE)
+
+
+@needs_zstandard
+def test_compressed_blocks_come_back_and_take_less_room(tmp_path):
+    plain = make(tmp_path / "plain", block_size=LARGE)
+    packed = make(tmp_path / "packed", block_size=LARGE, compresses=True)
+    for cache in (plain, packed):
+        for block in range(20):
+            cache.put(TEXT_FILE, block, TEXT)
+        assert all(cache.get(TEXT_FILE, block) == TEXT for block in range(20))
+    assert bytes_on_disk(tmp_path / "packed") < bytes_on_disk(tmp_path / "plain") / 2
+
+
+@needs_zstandard
+def test_blocks_of_either_form_are_found_whatever_the_option_says(tmp_path):
+    plain = make(tmp_path, block_size=LARGE)
+    packed = make(tmp_path, block_size=LARGE, compresses=True)
+    plain.put(TEXT_FILE, 1, TEXT)
+    packed.put(TEXT_FILE, 2, TEXT)
+    for cache in (plain, packed):
+        assert cache.get(TEXT_FILE, 1) == cache.get(TEXT_FILE, 2) == TEXT
+
+
+@needs_zstandard
+def test_a_block_that_does_not_get_smaller_is_kept_as_it_is(tmp_path):
+    cache = make(tmp_path, block_size=LARGE, compresses=True)
+    data = random.Random(1).randbytes(LARGE)
+    cache.put(TEXT_FILE, 0, data)
+    assert cache.get(TEXT_FILE, 0) == data
+    assert files_in(tmp_path)[0].read_bytes().endswith(data)
+
+
+@needs_zstandard
+def test_every_damage_of_a_compressed_block_is_noticed(tmp_path):
+    cache = make(tmp_path, block_size=LARGE, compresses=True)
+    cache.put(TEXT_FILE, 0, TEXT)
+    path = files_in(tmp_path)[0]
+    content = path.read_bytes()
+    for damaged in (content[:-1], content + b"x", content[:100], *(flip(content, at) for at in range(0, 200, 7))):
+        path.write_bytes(damaged)
+        assert cache.get(TEXT_FILE, 0) is None
+        assert not path.exists()
+    cache.put(TEXT_FILE, 0, TEXT)
+    assert cache.get(TEXT_FILE, 0) == TEXT
+
+
+def flip(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@needs_zstandard
+def test_a_process_without_zstandard_leaves_compressed_blocks_alone(tmp_path, monkeypatch):
+    cache = make(tmp_path, block_size=LARGE, compresses=True)
+    cache.put(TEXT_FILE, 0, TEXT)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "zstandard", None)
+        patch.delitem(sys.modules, "litevfs.files.compressed")
+        patch.delattr("litevfs.files.compressed", raising=False)
+        other = make(tmp_path, block_size=LARGE)
+        assert other.get(TEXT_FILE, 0) is None
+        assert other.counters.damaged == 0
+        with pytest.raises(OptionError, match="cache_dir_compress needs zstandard"):
+            make(tmp_path, compresses=True)
+    assert cache.get(TEXT_FILE, 0) == TEXT

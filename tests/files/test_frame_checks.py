@@ -31,6 +31,7 @@ from litevfs.files.write_behind import disk_cache_for
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
+from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
@@ -114,7 +115,7 @@ class World:
         self, *, folder: Path | None = None, verify: bool = True, read_timeout_s: float = 5.0
     ) -> Iterator[Fetcher]:
         client = ScriptedClient(self.script)
-        disk_cache = disk_cache_for(client, str(folder or ""), 1 << 30, prepare=True)
+        disk_cache = disk_cache_for(client, Options(cache_dir=str(folder or "")), prepare=True)
         with closing(Fetcher(client, read_timeout_s=read_timeout_s, disk_cache=disk_cache, verify=verify)) as fetcher:
             yield fetcher
             wait_until(lambda: not any(t.name == "litevfs-disk-cache" for t in threading.enumerate()), "the last block")

@@ -12,6 +12,7 @@ import pytest
 from litevfs.errors import OptionError
 from litevfs.files.disk_cache import DiskCache
 from litevfs.files.write_behind import WriteBehind, disk_cache_for
+from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from tests.interrupts import interrupted_everywhere
@@ -231,7 +232,7 @@ def test_ranges_are_kept_and_found_by_their_whole_blocks(disk, tmp_path):
 
 def test_where_reading_costs_nothing_there_is_no_folder(tmp_path):
     folder = tmp_path / "folder"
-    assert disk_cache_for(MemoryReplicaClient(MemoryStore()), str(folder), 1 << 20, prepare=True) is None
+    assert disk_cache_for(MemoryReplicaClient(MemoryStore()), Options(cache_dir=str(folder)), prepare=True) is None
     assert not folder.exists()
 
 
@@ -241,6 +242,6 @@ def test_a_folder_is_tried_only_when_asked(tmp_path):
     client.block_size = BLOCK
     file.touch()
     with pytest.raises(OptionError):
-        disk_cache_for(client, str(file), 1 << 20, prepare=True)
-    cache = disk_cache_for(client, str(file), 1 << 20, prepare=False)
+        disk_cache_for(client, Options(cache_dir=str(file)), prepare=True)
+    cache = disk_cache_for(client, Options(cache_dir=str(file)), prepare=False)
     assert cache.get(FILE, 0) is None
