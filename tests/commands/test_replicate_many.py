@@ -18,6 +18,7 @@ from tests.peer import litestream_binary as litestream
 from tests.replicate.support import wait_until
 from tests.replicate.test_fleet import insert, make
 
+processes = pytest.mark.servers  # too long for every run
 pytestmark = pytest.mark.slow
 LIMIT_S = 30.0
 
@@ -83,6 +84,7 @@ dbs:
     return path
 
 
+@processes
 @pytest.mark.skipif(not litestream.LITESTREAM, reason="there is no litestream on the PATH")
 @pytest.mark.parametrize("program", ["litestream", "litevfs"])
 def test_one_configuration_makes_replicas_that_the_other_program_restores(tmp_path: Path, program: str):
@@ -109,6 +111,7 @@ def test_one_configuration_makes_replicas_that_the_other_program_restores(tmp_pa
         assert count(target) == 3, name
 
 
+@processes
 def test_a_watched_folder_is_replicated_until_sigterm_with_a_last_sync(tmp_path: Path):
     one = make(tmp_path / "tenants" / "one.db")
     command = ours("--dir", tmp_path / "tenants", "--watch", "--sync-interval", "1h", tmp_path / "replicas")
@@ -126,6 +129,7 @@ def test_a_watched_folder_is_replicated_until_sigterm_with_a_last_sync(tmp_path:
     assert count(tmp_path / "restored.db") == 2
 
 
+@processes
 def test_a_program_beside_a_folder_ends_it_with_its_code(tmp_path: Path):
     path = make(tmp_path / "tenants" / "one.db")
     program = tmp_path / "program.py"

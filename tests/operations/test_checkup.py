@@ -119,6 +119,7 @@ def test_metrics_say_when_and_whether_it_was_the_database(replicator):
 
 
 @pytest.mark.slow
+@pytest.mark.servers  # processes: too long for every run
 @pytest.mark.parametrize("many", [False, True])
 def test_the_command_checks_now_and_then(tmp_path: Path, many: bool):
     (tmp_path / "dbs").mkdir()
