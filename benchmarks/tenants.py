@@ -116,11 +116,11 @@ def lags(commits: dict[Path, list[float]], replicas: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="20 databases at most, for a few seconds")
-    parser.add_argument("--seconds", type=float, help="how long commits are made [20; 3 with --small]")
+    parser.add_argument("--seconds", type=float, help="how long commits are made [20; 2 with --small]")
     parser.add_argument("--databases", type=int, nargs="*", help="how many [1 100 1000; 1 20 with --small]")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     args = parser.parse_args()
-    seconds = args.seconds or (3.0 if args.small else 20.0)
+    seconds = args.seconds or (2.0 if args.small else 20.0)
     results = []
     for count in args.databases or ([1, 20] if args.small else [1, 100, 1000]):
         results.append(run(count, seconds))

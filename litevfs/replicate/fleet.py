@@ -79,8 +79,12 @@ class Member:
         self._is_leaving = True
         self.task.stop()
         self.task.join(timeout_s)
-        with self._lock:
+        if not self._lock.acquire(timeout=max(0.0, timeout_s)):
+            raise ReplicatorError("it is still being opened", key=str(self.path))
+        try:
             replicator, self.replicator = self.replicator, None
+        finally:
+            self._lock.release()
         if replicator is None:
             if not is_gone and self.error is not None:
                 raise ReplicatorError(f"not replicated: {self.error}", key=str(self.path))
