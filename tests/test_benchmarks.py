@@ -16,7 +16,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-WITH_JSON = {"follow", "local", "memory", "replicate", "s3"}  # each has a test of its own
+WITH_JSON = {"follow", "local", "memory", "replicate", "s3", "scan_out"}  # each has a test of its own
 SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
 
 
@@ -111,6 +111,13 @@ def test_readers_of_a_follower_that_is_killed_hundreds_of_times_see_whole_states
     assert counted.items() >= SOUND.items(), counted
     assert counted["kills"] > 200
     assert counted["checks"] > 100
+
+
+@pytest.mark.soak  # clusters take their time to start, and .ci/run runs the script
+@pytest.mark.timeout(600)
+def test_scan_out_reads_the_same_rows_everywhere(tmp_path: Path) -> None:
+    done = run("scan_out", tmp_path, timeout_s=500)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.soak
