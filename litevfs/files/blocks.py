@@ -64,10 +64,10 @@ class BlockReader:
         self._under_way: dict[int, _Request] = {}
         self._lock = threading.RLock()  # a request that ends at once may lead to the next one
 
-    def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float) -> bytes:
+    def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
         """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
 
-        Raises what `Fetcher.read` raises.
+        More bytes, up to `most`, if they lie in the same block as the last of these. Raises what `Fetcher.read` raises.
         """
         alone = self._range_alone(_range_key(number, offset), deadline)
         if alone is not None and len(alone) == size:
@@ -76,9 +76,9 @@ class BlockReader:
         first, last = offset // block_size, (offset + size - 1) // block_size
         start = offset - first * block_size
         if first == last:
-            return self._block(number, file, first, deadline)[start : start + size]
+            return self._block(number, file, first, deadline)[start : start + max(size, most)]
         joined = b"".join([self._block(number, file, block, deadline) for block in range(first, last + 1)])
-        return joined[start : start + size]
+        return joined[start : start + max(size, most)]
 
     def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
         """Keep bytes of the start of a file that were read anyway."""

@@ -87,6 +87,28 @@ class ByteCache:
             else:
                 self._entries[key] = value
 
+    def put_all(self, values: dict[int, bytes]) -> int:
+        """Keep the bytes under all these keys, which together are small beside the limit. Returns how many are new."""
+        with self._lock:
+            new = {key: value for key, value in values.items() if key not in self}
+            cost = sum(map(len, new.values())) + len(new) * ENTRY_OVERHEAD_BYTES
+            if cost > self.limit_bytes:
+                return 0
+            self._make_room(cost)
+            self._size_bytes += cost  # see `put` for the order
+            self._entries.update(new)
+        return len(new)
+
+    def _make_room(self, cost: int) -> None:
+        """Evict what `_evict` would, in few steps for each entry where none was put ahead."""
+        entries, freed = self._entries, 0
+        excess = self._size_bytes - (self.limit_bytes - cost)
+        while not self._ahead and entries and freed < excess:
+            freed += len(entries.popitem(last=False)[1]) + ENTRY_OVERHEAD_BYTES
+        self._size_bytes -= freed
+        while self._size_bytes > self.limit_bytes - cost and (entries or self._ahead):
+            self._evict()
+
     def drop(self, key: int) -> None:
         """Forget the bytes, if they are there."""
         with self._lock:

@@ -23,6 +23,7 @@ from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.reads import Reads, WatchedReads
+from litevfs.pages.runs import MAX_RUN_BYTES, Runs, run_from
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import (
     CHUNK_BITS,
@@ -40,6 +41,9 @@ logger = logging.getLogger("litevfs.pages.source")
 
 BLOCK_SHARE = 0.7
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
+
+RUNS_IN_CACHE = 8
+"""Runs of pages that the page cache has room for, at least."""
 
 MAX_MOVES = 8
 """How many other files one read tries for a page: meanwhile, retention may delete the next file too."""
@@ -61,11 +65,16 @@ Or a clear error, soon after the deadline (`time.monotonic()`, seconds) at the l
 class PageCounters:
     """Where the pages that SQLite asked for came from."""
 
-    hits: int = 0
+    hits: int = 0  # less than 0 while pages decoded along with others are not read yet
     misses: int = 0
     hydrated: int = 0
     reread: int = 0
     relocated: int = 0
+
+    def decoded_along(self, count: int) -> None:
+        """Count pages decoded with another one as misses: their first read, which is about to come, is no hit."""
+        self.misses += count
+        self.hits -= count
 
 
 class PageSource:
@@ -91,6 +100,7 @@ class PageSource:
         self._ahead = ReadAhead(self._blocks, self._cache) if self._blocks and prefetch else None
         self._client_read = fetcher.client.read
         self.hydration: Hydration | None = None
+        self._runs = Runs()
         self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
 
     def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
@@ -209,16 +219,23 @@ class PageSource:
             page = self.hydration.get(snapshot, version, pgno)
         if page is None:
             self.counters.misses += 1
-            page = self.read_through(snapshot, pgno, deadline)
+            count = self._runs.length_from(pgno, self._run_bytes // snapshot.page_size)
+            page = self.read_through(snapshot, pgno, deadline, keep=count)
         else:
             self.counters.hydrated += 1
         self._cache.put(page_key(snapshot, version, pgno), page)
         return page
 
-    def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None) -> bytes:
+    @property
+    def _run_bytes(self) -> int:
+        return min(MAX_RUN_BYTES, self._cache.limit_bytes // RUNS_IN_CACHE)
+
+    def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None, *, keep: int = 1) -> bytes:
         """Like `read`, past the page cache: for callers that read every page once.
 
-        Ends by `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
+        With `keep`, so many pages from `pgno` on are worth keeping in the page cache, where that costs no request more;
+        `pgno` itself is not kept. Ends by `deadline`, one read timeout from now if that is not given (see
+        `Fetcher.deadline`).
         """
         gone: StorageNotFoundError | None = None
         for _ in range(1 + MAX_MOVES):
@@ -227,7 +244,7 @@ class PageSource:
                     deadline = self._fetcher.deadline() if deadline is None else deadline
                     snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
                     self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
-                return self._read_from(snapshot, pgno, deadline)
+                return self._read_from(snapshot, pgno, deadline, keep)
             except StorageNotFoundError as error:  # the page's file, or another one that vanished meanwhile
                 gone = error
                 self._gone.add(snapshot.file_number(pgno))
@@ -235,7 +252,7 @@ class PageSource:
         assert gone is not None
         raise gone
 
-    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None) -> bytes:
+    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, keep: int) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
         slot = (pgno - 1) & CHUNK_MASK
         number = chunk.files[slot]
@@ -243,15 +260,23 @@ class PageSource:
         file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
+        run = run_from(snapshot, pgno, keep) if keep > 1 else None
+        most = size if run is None else run.end - offset
         try:
             if self._blocks is not None:
                 deadline = self._fetcher.deadline() if deadline is None else deadline
-                data = self._blocks.read(number, file, offset, size, deadline)
+                data = self._blocks.read(number, file, offset, size, deadline, most=most)
             else:
-                data = self._client_read(file, offset, size)
+                data = self._client_read(file, offset, most)
                 self._fetcher.counters.get += 1
-                self._fetcher.counters.bytes_read += size
-            return decode_page(snapshot, pgno, data)
+                self._fetcher.counters.bytes_read += most
+            if run is not None:
+                pages = run.decode(snapshot, data, offset)
+                page = pages.pop(page_key(snapshot, run.versions[0], pgno), None)
+                self.counters.decoded_along(self._cache.put_all(pages))
+                if page is not None:
+                    return page
+            return decode_page(snapshot, pgno, data[:size])
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
 

@@ -41,6 +41,8 @@ GROWTH = 8
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_SCANS = 8
+RESTS = 32
+"""At least so often, in leaves, a scan's place is noted."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
 GUESS_PAGES = 2048
@@ -60,6 +62,8 @@ class _Scan:
     window: int = 0  # 0: not known to be a pattern
     wanted: int = 0  # pages that the next guess has to have room for
     last: int = 0  # leaf planned last
+    rests_until: int = 0  # reads of the leaves before this position change no plan, and are not looked at
+    seen: int = 0  # position of the one of them read last
     guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
 
@@ -128,7 +132,8 @@ class Watcher:
         """Note that the pages planned last are not fetched."""
         with self._lock:
             for parent, scan in self._scans.items():
-                scan.end_in, scan.end, scan.left = parent, scan.position + 1, 0
+                scan.end_in, scan.end, scan.left = parent, max(scan.position, scan.seen) + 1, 0
+                scan.rests_until = 0
                 scan.guessed.clear()
                 scan.planned.clear()
                 scan.window = min(scan.window, FIRST_WINDOW // GROWTH)
@@ -145,8 +150,13 @@ class Watcher:
 
     def before_read(self, pgno: int) -> list[int]:
         """The connection is about to read page `pgno`."""
-        if pgno not in self._parents:
+        place = self._parents.get(pgno)
+        if place is None:
             return []
+        scan = self._scans.get(place[0])
+        if scan is not None and scan.position < place[1] < scan.rests_until and self._index_leaf is None:
+            scan.seen = place[1]
+            return []  # most reads of a scan end here
         with self._lock:
             parent = self._parents.get(pgno)  # `learn` may have dropped it
             return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
@@ -207,7 +217,18 @@ class Watcher:
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
-        return self._extend(scan, at_once=parent in scan.guessed)
+        plan = self._extend(scan, at_once=parent in scan.guessed)
+        rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, self._due(scan) - self._short(scan))
+        scan.rests_until, scan.seen = min(position + rests, self._reach(scan, parent)), position
+        return plan
+
+    def _due(self, scan: _Scan) -> int:
+        """By how many pages a plan has to fall short of its window until it is extended."""
+        return min(max(self.step, scan.wanted), scan.window - scan.window // 2)
+
+    @staticmethod
+    def _short(scan: _Scan) -> int:
+        return scan.window - scan.left - sum(scan.guessed.values())
 
     def _reach(self, scan: _Scan, parent: int) -> int:
         """How far in its interior page a scan may skip to: to the end of what is planned, or to the next leaf."""
@@ -219,8 +240,7 @@ class Watcher:
 
         `at_once`: guesses have become known, so it is time however much is planned.
         """
-        ahead = 0 if at_once else scan.left + sum(scan.guessed.values())
-        if not scan.window or scan.window - ahead < min(max(self.step, scan.wanted), scan.window - scan.window // 2):
+        if not scan.window or (not at_once and self._short(scan) < self._due(scan)):
             return []
         scan.wanted = 0
         active = sum(1 for other in self._scans.values() if other.window) or 1
@@ -276,7 +296,7 @@ class Watcher:
                 del self._scans[before]
                 end_in, end = (parent, 0) if scan.end_in == before else (scan.end_in, scan.end)
                 left = scan.left - (len(self._interior[before].children) - 1 - scan.position)
-                return replace(scan, position=-1, end_in=end_in, end=end, left=max(0, left))
+                return replace(scan, position=-1, rests_until=0, seen=-1, end_in=end_in, end=end, left=max(0, left))
         return None
 
     def follow_run(self, pgno: int) -> list[int]:

@@ -37,7 +37,7 @@ class Exchange:
         renew: Renew = lambda deadline: False,
         permission_hint: str | None = None,
         connect_timeout_s: float = 10.0,
-        max_connections: int = 32,
+        max_connections: int = 48,
         verify: Callable[[], bool | str] = lambda: True,
     ) -> None:
         if read_timeout_s <= 0:

@@ -1,0 +1,120 @@
+"""Pages that are decoded at once, because reads follow each other in the order of their numbers. Does no I/O.
+
+A scan reads most leaves of a tree in that order, and in storage frames lie in it. What is decoded ahead costs processor
+time and no bytes: a run is at most twice as long as the one before it, and only goes on where that one was read to its
+end, so at most half of the work is in vain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import compress
+
+from litevfs.files.frame_checks import frame_check
+from litevfs.ltx.frame import decode_usual
+from litevfs.states.snapshot import (
+    CHUNK_BITS,
+    CHUNK_MASK,
+    CHUNK_PAGES,
+    EPOCH_SHIFT,
+    FRAME_SIZE_BITS,
+    FRAME_SIZE_MASK,
+    PGNO_BITS,
+    Snapshot,
+)
+
+MAX_RUN_BYTES = 1 << 17
+"""Bytes of pages that are decoded at once."""
+MAX_GAP_BYTES = 1 << 14
+"""A run ends where so many bytes of other frames lie between two of its pages."""
+REMEMBERED = 8
+"""Runs that scans, which take turns, may go on with."""
+
+
+class Runs:
+    """How many pages a read that missed the page cache is worth. Threads may share it: it holds hints only."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[tuple[int, int], ...] = ()  # (page after the run, its length), the newest first
+
+    def length_from(self, pgno: int, most: int) -> int:
+        """Pages to decode, from `pgno` on: 1, or twice as many as in the run that ended before it, but not over `most`.
+
+        Reads may leave out pages after a run, up to half its length: those of other trees lie between.
+        """
+        ends = self._ends
+        length = 1
+        for i, (end, before) in enumerate(ends):
+            if 0 <= pgno - end <= before >> 1:
+                length = max(1, min(2 * before, most))
+                ends = ends[:i] + ends[i + 1 :]
+                break
+        self._ends = ((pgno + length, length), *ends[: REMEMBERED - 1])
+        return length
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive pages of one file, in the order of their frames."""
+
+    pgnos: list[int]
+    versions: list[int]
+    checks: list[int]
+    offsets: list[int]  # in the file, bytes
+    sizes: list[int]
+
+    @property
+    def end(self) -> int:
+        """Where in the file the last frame ends."""
+        return self.offsets[-1] + self.sizes[-1]
+
+    def decode(self, snapshot: Snapshot, data: bytes, start: int) -> dict[int, bytes]:
+        """Pages by cache key, from `data`, which is what lies at `start` of the file: as far as it has sound frames.
+
+        What is damaged is for the read of that page to tell.
+        """
+        if any(self.checks):
+            for i, (check, at, size) in enumerate(zip(self.checks, self.offsets, self.sizes, strict=True)):
+                if check and check != frame_check(data[at - start : at - start + size]):
+                    return self._decode(snapshot, data, start, i)
+        return self._decode(snapshot, data, start, len(self.pgnos))
+
+    def _decode(self, snapshot: Snapshot, data: bytes, start: int, count: int) -> dict[int, bytes]:
+        starts = [offset - start for offset in self.offsets[:count]]
+        pages = decode_usual(data, starts, self.sizes, self.pgnos, snapshot.page_size)
+        epoch = snapshot.epoch << EPOCH_SHIFT
+        keys = [epoch | version << PGNO_BITS | pgno for version, pgno in zip(self.versions, self.pgnos, strict=True)]
+        return dict(zip(keys, pages, strict=False))
+
+
+def run_from(snapshot: Snapshot, pgno: int, count: int) -> Run:
+    """Up to `count` pages from `pgno` on that the snapshot has in one file, not far from each other; `pgno` is one.
+
+    The run ends with the chunk of the page map.
+    """
+    chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
+    first = (pgno - 1) & CHUNK_MASK
+    end = min(first + count, CHUNK_PAGES)
+    number = chunk.files[first]
+    same = [file == number for file in chunk.files[first:end]]
+    frames = list(compress(chunk.frames[first:end], same))
+    offsets = [frame >> FRAME_SIZE_BITS for frame in frames]
+    sizes = [frame & FRAME_SIZE_MASK for frame in frames]
+    near = _near(offsets, sizes)
+    return Run(
+        list(compress(range(pgno, pgno + end - first), same))[:near],
+        list(compress(chunk.versions[first:end], same))[:near],
+        list(compress(chunk.checks[first:end], same))[:near],
+        offsets[:near],
+        sizes[:near],
+    )
+
+
+def _near(offsets: list[int], sizes: list[int]) -> int:
+    """How many of these frames follow each other without a large gap."""
+    end = offsets[0]
+    for i, offset in enumerate(offsets):
+        if not 0 <= offset - end <= MAX_GAP_BYTES:
+            return i
+        end = offset + sizes[i]
+    return len(offsets)
