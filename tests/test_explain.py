@@ -95,6 +95,7 @@ def test_the_command_prints_the_requests_the_sums_and_the_estimates(script, caps
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `charts` (pip install 'litevfs[charts]')")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.may_leak("matplotlib keeps the files of its fonts open")
 def test_the_command_draws_the_requests(script, tmp_path, capsys):
     assert main(["explain-io", script.url, "SELECT count(*) FROM t", "--png", str(tmp_path / "io.png")]) == 0
     assert (tmp_path / "io.png").read_bytes().startswith(b"\x89PNG")

@@ -123,7 +123,13 @@ class FileReplicaClient:
     def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
         """See `ListsLevels.list_from`."""
         files = self.list_files(level, min_txid)
-        return [*files, *(file for above in LEVELS[level + 1 :] for file in self.list_files(above))], True
+        folders = [self._folder(above) for above in LEVELS[level + 1 :]]
+        try:  # one call instead of a failing one for each level that most replicas lack
+            names = set(os.listdir(os.path.dirname(folders[0]))) if folders else set()  # noqa: PTH120, PTH208
+            there = [i for i, folder in enumerate(folders, level + 1) if os.path.basename(folder) in names]  # noqa: PTH119
+        except OSError:
+            there = list(LEVELS[level + 1 :])
+        return [*files, *(file for above in there for file in self.list_files(above))], True
 
     def stamp(self, level: int) -> object | None:
         """See `StampsLevels.stamp`."""
