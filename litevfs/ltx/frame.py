@@ -27,7 +27,8 @@ LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 FRAME_HEADER_SIZE = PAGE_HEADER_SIZE + PAGE_SIZE_FIELD_SIZE
 """Bytes before the LZ4 block of a frame that has PAGE_FLAG_SIZE."""
 _VERSION_2_PAGE_HEADER_SIZE = 4
-_READ_BYTES = 1 << 18
+READ_BYTES = 1 << 18
+"""Read at once of a page block, unless the caller says otherwise."""
 _AT_ONCE_BYTES = 1 << 20
 _FRAME_HEADER = struct.Struct(">IHI")
 _unpack_frame_header = _FRAME_HEADER.unpack_from
@@ -211,17 +212,19 @@ def _size_with_lz4_frame(data: bytes, start: int) -> int | None:
     return position - start
 
 
-def read_frames(read: Callable[[int, int], bytes], start: int) -> Iterator[tuple[int, bytes]]:
+def read_frames(
+    read: Callable[[int, int], bytes], start: int, at_once: int = READ_BYTES
+) -> Iterator[tuple[int, bytes]]:
     """(pgno, frame) of the page block that begins at `start`, up to its end mark; `read(offset, size)` gives bytes.
 
-    Memory: _READ_BYTES. The frames are separated, not decoded. Raises LTXFormatError where there is no frame.
+    Memory: `at_once` bytes, or a frame. Frames are separated, not decoded. Raises LTXFormatError if there is none.
     """
-    data, position = read(start, _READ_BYTES), 0
+    data, position = read(start, at_once), 0
     while True:
         size = frame_size(data, position)
         if size is None or position + size > len(data):
             start += position
-            data, position = read(start, max(_READ_BYTES, MAX_FRAME_SIZE)), 0
+            data, position = read(start, max(at_once, MAX_FRAME_SIZE)), 0
             size = frame_size(data, position)
             if size is None or size > len(data):
                 raise LTXFormatError("LTX page block does not end with six zero bytes", hint="the file is truncated")

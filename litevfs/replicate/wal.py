@@ -108,8 +108,9 @@ class WALChanges:
 class WALReader:
     """Reads one WAL file, which others may be writing. A file that does not exist reads like an empty one."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, read_size: int = _READ_SIZE) -> None:
+        """`read_size`: bytes read at once, or a frame if that is larger."""
+        self._path, self._read_size = Path(path), read_size
         try:
             self._fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -205,7 +206,7 @@ class WALReader:
 
     def _frames(self, header: WALHeader, after: int, last_frame: int | None) -> Iterator[_Words]:
         """Frames after number `after`, whole ones only, in arrays of (frames, words of a frame)."""
-        at_once = max(1, _READ_SIZE // header.frame_size)
+        at_once = max(1, self._read_size // header.frame_size)
         frame = after
         while last_frame is None or frame < last_frame:
             wanted = at_once if last_frame is None else min(at_once, last_frame - frame)

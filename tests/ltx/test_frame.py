@@ -19,11 +19,10 @@ FILES = [
 
 @pytest.mark.parametrize("at_once", [1, 11, 100, 4096, 1 << 18])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_frames_are_those_of_the_page_index_however_much_is_read_at_once(path, at_once, monkeypatch):
+def test_frames_are_those_of_the_page_index_however_much_is_read_at_once(path, at_once):
     data = path.read_bytes()
     file = decode_file(data)
-    monkeypatch.setattr("litevfs.ltx.frame._READ_BYTES", at_once)
-    frames = read_frames(lambda offset, size: data[offset : offset + size], HEADER_SIZE)
+    frames = read_frames(lambda offset, size: data[offset : offset + size], HEADER_SIZE, at_once)
     assert list(frames) == [
         (pgno, data[offset : offset + size])
         for pgno, offset, size in zip(file.index.pgnos, file.index.offsets, file.index.sizes, strict=True)

@@ -47,10 +47,10 @@ def wal_bytes(tmp_path: Path):
 def open_wal(tmp_path: Path):
     opened: list[WALReader] = []
 
-    def open_bytes(data: bytes) -> WALReader:
+    def open_bytes(data: bytes, **options: int) -> WALReader:
         path = tmp_path / f"wal{len(opened)}"
         path.write_bytes(data)
-        opened.append(WALReader(path))
+        opened.append(WALReader(path, **options))
         return opened[-1]
 
     yield open_bytes
@@ -164,13 +164,12 @@ def test_a_limit_within_a_transaction_leaves_that_transaction_out(wal_bytes, ope
         assert (changes.end.frame if changes else None) == (whole[-1] if whole else None)
 
 
-def test_more_frames_than_are_read_at_once_form_one_chain(wal_bytes, open_wal, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("litevfs.replicate.wal._READ_SIZE", 3000)
+def test_more_frames_than_are_read_at_once_form_one_chain(wal_bytes, open_wal):
     data = wal_bytes()
-    assert_reads_as(open_wal(data), data)
+    assert_reads_as(open_wal(data, read_size=3000), data)
     flipped = bytearray(data)
     flipped[HEADER + 20 * (FRAME_HEADER + 1024) + 500] ^= 1
-    assert_reads_as(open_wal(bytes(flipped)), bytes(flipped))
+    assert_reads_as(open_wal(bytes(flipped), read_size=3000), bytes(flipped))
 
 
 # --- torn and damaged -------------------------------------------------------------------------------------------------
