@@ -15,7 +15,7 @@ from typing import Any
 WIDTH_IN, DPI = 8.0, 110  # inches, dots an inch: as wide as a page of docs/
 BAR_IN, FRAME_IN = 0.24, 1.3  # height of one bar, and of all that is around the bars, in inches
 LINES_HEIGHT_IN = 3.6
-COLORS = ("#1f77b4", "#b0b0b0", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf")
+COLORS = ("#1f77b4", "#b0b0b0", "#ff7f0e", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#d62728")
 """The first is for litevfs."""
 
 
@@ -35,16 +35,21 @@ def bars(
     """
     if not _can_draw(arguments):
         return None
-    competitors = list(dict.fromkeys(who for case in values.values() for who in case))
-    height = FRAME_IN + BAR_IN * (len(competitors) + 1) * len(values)
-    figure, axes = _figure(title, height)
-    step = len(competitors) + 1  # one bar's height of space between cases
-    for i, who in enumerate(competitors):
-        shown = [(k * step + i, case[who]) for k, case in enumerate(values.values()) if case.get(who) is not None]
-        drawn = axes.barh([y for y, _ in shown], [v for _, v in shown], color=COLORS[i % len(COLORS)], label=who)
+    cases = {case: {who: value for who, value in shown.items() if value is not None} for case, shown in values.items()}
+    count = sum(map(len, cases.values())) + len(cases)
+    figure, axes = _figure(title, FRAME_IN + BAR_IN * count)
+    bars_of: dict[str, list[tuple[float, float]]] = {}  # (position, value) by competitor
+    middles, position = [], 0
+    for shown in cases.values():
+        middles.append(position + (len(shown) - 1) / 2)
+        for who, value in shown.items():
+            bars_of.setdefault(who, []).append((position, value))
+            position += 1
+        position += 1  # one bar's height of space between cases
+    for i, (who, placed) in enumerate(bars_of.items()):
+        drawn = axes.barh(*zip(*placed, strict=True), color=COLORS[i % len(COLORS)], label=who)
         axes.bar_label(drawn, fmt=_short, padding=3, fontsize=8)
-    middle = (len(competitors) - 1) / 2
-    axes.set_yticks([k * step + middle for k in range(len(values))], list(values), fontsize=9)
+    axes.set_yticks(middles, list(cases), fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     if log:

@@ -174,3 +174,13 @@ def test_every_public_name_is_there():
     assert set(litevfs.__all__) <= set(dir(litevfs))
     with pytest.raises(AttributeError, match="no attribute 'conect'"):
         litevfs.conect  # noqa: B018
+
+
+def test_the_lowest_versions_that_are_tried_are_the_bounds():
+    """tests/lowest.txt, with which .ci/run installs, names a version of each bound that integrations have."""
+    lines = (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+    tried = dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    for requirement in [*PYPROJECT["project"]["dependencies"], *EXTRAS["integrations"]]:
+        name, _, bound = re.sub(r"\[.*\]", "", requirement).partition(">=")
+        if bound:
+            assert f"{tried[name]}.".startswith(f"{bound}."), requirement
