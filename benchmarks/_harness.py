@@ -319,11 +319,16 @@ def print_table(title: str, results: Sequence[Result]) -> None:
 
 def parse_arguments(description: str | None, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """What every benchmark takes: `small`, `json`, and `charts`, the folder for what `_chart.py` draws."""
+    return argument_parser(description).parse_args(argv)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every benchmark takes, for one that takes more."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--small", action="store_true", help="a small database and few rounds: works, proves nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too, with all measurements")
     parser.add_argument("--charts", type=Path, metavar="FOLDER", help="draw charts there, PNG files, by matplotlib")
-    return parser.parse_args(argv)
+    return parser
 
 
 def report(title: str, results: Sequence[Result], arguments: argparse.Namespace) -> None:
