@@ -270,7 +270,7 @@ DAMAGES = {
     "end never written": lambda data: data[:2000] + bytes(len(data) - 2000),
     "start never written": lambda data: bytes(2000) + data[2000:],
     "all zero": lambda data: bytes(len(data)),
-    "another magic": lambda data: b"LVFSBLK2" + data[8:],
+    "another magic": lambda data: b"LVFSBLK9" + data[8:],
 }
 
 
