@@ -38,6 +38,7 @@ def measured(name: str, folder: Path) -> dict[str, dict[str, Any]]:
     return results
 
 
+@pytest.mark.soak  # a minute in all, and .ci/run runs each script
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in WITH_JSON])
 def test_every_other_benchmark_runs(name: str, tmp_path: Path) -> None:
     done = run(name, tmp_path)

@@ -34,7 +34,7 @@ from litevfs.pages.btree import (
 from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
-FIRST_SHARE = 8
+FIRST_SHARE = 2
 """Part of a full request that a scan may begin with, if that is larger: on a line that carries much in a round trip."""
 GROWTH = 8
 """Factor by which a scan's window grows: cold pages come as fast as it grows, with a round trip for each step."""
@@ -243,7 +243,7 @@ class Watcher:
         if not scan.window or (not at_once and self._short(scan) < self._due(scan)):
             return []
         scan.wanted = 0
-        active = sum(1 for other in self._scans.values() if other.window) or 1
+        active = sum(1 for other in self._scans.values() if other.window and (other.left or other.guessed)) or 1
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
         plan: list[int] = []
         while scan.left < scan.window and (interior := self._interior.get(scan.end_in)) is not None:

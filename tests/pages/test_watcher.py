@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_index_entries, parse_interior
-from litevfs.pages.watcher import Watcher
+from litevfs.pages.watcher import FIRST_SHARE, Watcher
 from tests.interrupts import interrupted_everywhere
 
 PAGE_SIZE = 512
@@ -55,7 +55,8 @@ def test_a_scan_is_planned_in_few_steps_with_each_page_once_and_before_it_is_rea
         if pgno in leaves[3:] and pgno not in first_ones:
             assert pgno in chain.from_iterable(plans)
         plans += filter(None, [watcher.after_read(pgno, pages[pgno])])
-    assert [len(plan) for plan in plans[:2]] == [8, 50]  # up to the end of the first interior page
+    assert len(plans[0]) == 64 // FIRST_SHARE  # of the pages that fill a request
+    assert len(plans[0] + plans[1]) == 58  # up to the end of the first interior page
     planned = list(chain.from_iterable(plans))
     assert len(planned) == len(set(planned))
     assert len(plans) < len(leaves) / 16
@@ -183,7 +184,7 @@ def test_a_pattern_ends_with_its_query(tmp_path: Path):
         watcher.before_read(pgno)
     watcher.begin()
     assert watcher.before_read(table_leaves[200]) == []
-    assert 0 < len(watcher.before_read(table_leaves[201])) <= 8
+    assert 0 < len(watcher.before_read(table_leaves[201])) <= 64 // FIRST_SHARE
 
 
 def test_a_plan_that_is_held_back_starts_again_with_the_smallest_window(tmp_path: Path):
