@@ -220,7 +220,8 @@ class _Examination:
         except LitevfsError as error:
             hint = error.hint
             if isinstance(error, StoragePermissionError):
-                hint = permission_hint(self._scheme, of or name, self._client.url) or hint
+                allow = permission_hint(self._scheme, of or name, self._client.url)
+                hint = f"{allow}; if that is allowed: {hint}" if allow and hint else allow or hint
             self.checks.append(Check(role, name, Outcome.FAILED, _without_hint(error), hint))
             return False
         self.checks.append(Check(role, name, outcome, detail))
@@ -229,9 +230,10 @@ class _Examination:
 
 def _list_all(client: ReplicaClient) -> list[LTXFileInfo]:
     if isinstance(client, ListsLevels):
-        files, are_all = client.list_from(0)
-        if are_all:
-            return files
+        with suppress(StoragePermissionError):  # perhaps only the wider prefix is forbidden
+            files, are_all = client.list_from(0)
+            if are_all:
+                return files
     return [file for level in LEVELS for file in client.list_files(level)]
 
 

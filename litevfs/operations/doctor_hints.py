@@ -43,21 +43,36 @@ _LINES = {
         "write": "write (w) for the user of the URL on {path} and the folders below",
         "delete": "write (w) for the user of the URL on the folders below {path}",
     },
+    "webdav": {
+        "list": "the method PROPFIND for the user of the URL on {path} and below",
+        "read": "the method GET for the user of the URL below {path}",
+        "write": "the methods PUT, MKCOL and MOVE for the user of the URL on {path} and below",
+        "delete": "the method DELETE for the user of the URL below {path}",
+    },
+    "nats": {
+        "list": 'publish to "$JS.API.STREAM.INFO.OBJ_{bucket}", "$JS.API.CONSUMER.*.OBJ_{bucket}" and '
+        '"$JS.API.CONSUMER.*.OBJ_{bucket}.>", and subscribe to "_INBOX.>"',
+        "read": 'publish to "$JS.API.DIRECT.GET.OBJ_{bucket}", "$JS.API.DIRECT.GET.OBJ_{bucket}.>", '
+        '"$JS.API.CONSUMER.*.OBJ_{bucket}" and "$JS.API.CONSUMER.*.OBJ_{bucket}.>", and subscribe to "_INBOX.>"',
+        "write": 'publish to "$O.{bucket}.>" and "$JS.API.STREAM.PURGE.OBJ_{bucket}"',
+        "delete": 'publish to "$O.{bucket}.>" and "$JS.API.STREAM.PURGE.OBJ_{bucket}"',
+    },
     "http": {
-        "list": "the server has to serve the folder {path} to those who ask (index.json, or a listing)",
-        "read": "the server has to serve the files below {path} to those who ask",
+        "list": "GET and HEAD of {path} and all below: index.json in it, or a listing of each folder",
+        "read": "GET and HEAD below {path}",
     },
 }
-_SAME = {"az": "abs", "https": "http", "webdav": "sftp", "webdavs": "sftp"}
+_SAME = {"az": "abs", "https": "http", "webdavs": "webdav"}
 
 
 def permission_hint(scheme: str, action: str, url: str) -> str | None:
     """The line of a policy that allows `action` ("list", "read", "write", "delete") at `url`; None for none known."""
-    line = _LINES.get(_SAME.get(scheme, scheme), {}).get(action)
+    scheme = _SAME.get(scheme, scheme)
+    line = _LINES.get(scheme, {}).get(action)
     if line is None:
         return None
     parts = urlsplit(url)
     path = unquote(parts.path).strip("/")
-    bucket = parts.netloc.rpartition("@")[2]
-    shown = f"/{path}" if scheme in ("file", "sftp", "http", "https") else path
+    bucket = path.partition("/")[0] if scheme == "nats" else parts.netloc.rpartition("@")[2]
+    shown = f"/{path}" if scheme in ("file", "sftp", "http", "webdav") else path
     return "allow " + line.format(bucket=bucket, path=shown, prefix=f"{path}/" if path else "")

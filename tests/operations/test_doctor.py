@@ -119,6 +119,31 @@ def test_what_is_refused_names_the_line_of_the_policy(
     assert line in str(next(check.mend for check in failed if check.name == name))
 
 
+def test_levels_that_are_listed_one_by_one_only_are_no_fault(monkeypatch: pytest.MonkeyPatch):
+    kind = type("Client", (Refusing,), {"refused": ("list_from",)})
+    store = MemoryStore("one by one")
+    kind(store).write(1, 1, 1, b"content", 0)
+    monkeypatch.setattr(doctor, "open_replica_client", lambda *_, **__: kind(store))
+    checks = by_name(examine("s3://bkt/a/db", with_writes=False), "reader")
+    assert checks["list"].outcome is Outcome.OK
+    assert checks["list"].detail == "1 files of 7 B on levels 1"
+
+
+def test_a_refusal_names_the_permission_and_what_its_error_says(monkeypatch: pytest.MonkeyPatch):
+    class Unknown(MemoryReplicaClient):
+        url = "sftp://user@host/db"
+
+        def list_files(self, level: int, min_txid: int = 1) -> Any:
+            raise StoragePermissionError("the host shows another key", hint="check the host key")
+
+        list_from = None
+
+    monkeypatch.setattr(doctor, "open_replica_client", lambda *_, **__: Unknown(MemoryStore("unknown")))
+    (check,) = examine("sftp://user@host/db", with_writes=False)
+    assert "r-x" in str(check.mend)
+    assert str(check.mend).endswith("; if that is allowed: check the host key")
+
+
 def test_a_range_that_comes_back_wrong_is_found(monkeypatch: pytest.MonkeyPatch):
     class Wrong(MemoryReplicaClient):
         def read(self, file: Any, offset: int = 0, size: int | None = None, **options: Any) -> bytes:
@@ -144,11 +169,38 @@ def test_files_that_cannot_be_deleted_are_named(monkeypatch: pytest.MonkeyPatch)
     assert "files stay" in checks["clean up"].detail
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "abs", "az", "oss", "file", "sftp", "http", "https", "webdavs"])
-def test_every_storage_has_a_line_for_readers(scheme: str):
-    for action in ("list", "read"):
-        assert "db" in str(permission_hint(scheme, action, f"{scheme}://user@db/db"))
+@pytest.mark.parametrize(
+    ("url", "action", "line"),
+    [
+        ("gs://bkt/a/db", "list", "allow storage.objects.list on bucket bkt"),
+        ("gs://bkt/a/db", "read", "allow storage.objects.get on bucket bkt"),
+        ("gs://bkt/a/db", "write", "allow storage.objects.create and .delete (to replace) on bucket bkt"),
+        ("gs://bkt/a/db", "delete", "allow storage.objects.delete on bucket bkt"),
+        ("abs://acc@box/db", "list", "container box (a SAS token: permission l)"),
+        ("az://acc@box/db", "read", "container box (a SAS token: permission r)"),
+        ("abs://acc@box/db", "write", "container box (a SAS token: permissions c and w)"),
+        ("abs://acc@box/db", "delete", "container box (a SAS token: permission d)"),
+        ("oss://bkt/db", "list", '"oss:ListObjects" on "acs:oss:*:*:bkt"'),
+        ("file:///srv/db", "list", "read and execute (r-x) for this user on the folders below /srv/db"),
+        ("sftp://user@host/db", "read", "read (r) for the user of the URL on the files below /db"),
+        ("sftp://user@host/db", "write", "write (w) for the user of the URL on /db and the folders below"),
+        ("webdav://user@host/db", "list", "the method PROPFIND for the user of the URL on /db and below"),
+        ("webdavs://user@host/db", "read", "the method GET for the user of the URL below /db"),
+        ("webdav://user@host/db", "write", "the methods PUT, MKCOL and MOVE for the user of the URL on /db and below"),
+        ("webdavs://user@host/db", "delete", "the method DELETE for the user of the URL below /db"),
+        ("nats://user@host/box/db", "list", 'publish to "$JS.API.STREAM.INFO.OBJ_box"'),
+        ("nats://user@host/box", "read", 'publish to "$JS.API.DIRECT.GET.OBJ_box"'),
+        ("nats://user@host/box", "write", 'publish to "$O.box.>" and "$JS.API.STREAM.PURGE.OBJ_box"'),
+        ("nats://user@host/box", "delete", 'publish to "$O.box.>"'),
+        ("http://host/db", "list", "GET and HEAD of /db and all below"),
+        ("https://host/db", "read", "GET and HEAD below /db"),
+    ],
+)
+def test_every_storage_names_its_own_permission(url: str, action: str, line: str):
+    assert line in str(permission_hint(url.partition(":")[0], action, url))
 
 
 def test_no_credential_is_in_a_hint():
-    assert "secret" not in str(permission_hint("sftp", "list", "sftp://user:secret@host/db"))
+    for scheme in ("sftp", "webdav", "nats", "gs", "abs", "s3"):
+        for action in ("list", "read", "write", "delete"):
+            assert "secret" not in str(permission_hint(scheme, action, f"{scheme}://user:secret@host/db"))

@@ -47,8 +47,8 @@ def static_server(folder: Path, handler: type[SimpleHTTPRequestHandler] = QuietH
 
 
 @contextmanager
-def nginx(folder: Path, work: Path, *, autoindex: bool = True) -> Iterator[str]:
-    """The URL of an nginx that serves `folder`."""
+def nginx(folder: Path, work: Path, *, autoindex: bool = True, lines: str = "") -> Iterator[str]:
+    """The URL of an nginx that serves `folder`; `lines` are further ones of its server."""
     program, port = need_program("nginx"), free_port()
     config = work / "nginx.conf"
     config.write_text(
@@ -57,7 +57,8 @@ def nginx(folder: Path, work: Path, *, autoindex: bool = True) -> Iterator[str]:
         "events { worker_connections 256; }\n"
         f"http {{ access_log off; client_body_temp_path {work}/b; proxy_temp_path {work}/p; fastcgi_temp_path {work}/f;"
         f" uwsgi_temp_path {work}/u; scgi_temp_path {work}/s;\n"
-        f"server {{ listen 127.0.0.1:{port}; root {folder}; autoindex {'on' if autoindex else 'off'}; }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {folder}; autoindex {'on' if autoindex else 'off'};\n{lines}\n"
+        "} }\n"
     )
     with running_server([program, "-p", str(work), "-c", str(config)], log=work / "log", port=port):
         yield f"http://127.0.0.1:{port}"
@@ -96,8 +97,11 @@ def azurite(work: Path) -> Iterator[str]:
 
 
 @contextmanager
-def sshd(work: Path) -> Iterator[tuple[int, Path]]:
-    """An OpenSSH server with SFTP alone: its port, and a folder with `client_key`, `known_hosts` and `host_key.pub`."""
+def sshd(work: Path, lines: str = "") -> Iterator[tuple[int, Path]]:
+    """An OpenSSH server with SFTP alone: its port, and a folder with `client_key`, `known_hosts` and `host_key.pub`.
+
+    `lines` are the last ones of its configuration.
+    """
     program, port = need_program("sshd"), free_port()
     for name in ("host_key", "client_key"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)]
@@ -109,7 +113,7 @@ def sshd(work: Path) -> Iterator[tuple[int, Path]]:
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {work}/host_key\nPidFile {work}/pid\n"
         f"AuthorizedKeysFile {work}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
-        f"KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin yes\nMaxStartups 100\n"
+        f"KbdInteractiveAuthentication no\nSubsystem sftp internal-sftp\nPermitRootLogin yes\nMaxStartups 100\n{lines}"
     )
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd separates its privileges, as its package makes it

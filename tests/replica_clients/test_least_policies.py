@@ -1,0 +1,239 @@
+"""The least policy that each storage's page names suffices, and with less `litevfs doctor` names what is missing.
+
+Each server enforces the policy itself; the lines of its configuration are taken from the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import hashlib
+import hmac
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from litevfs.operations.doctor import Check, Outcome, examine
+from tests.replica_clients.store_replicas import AzureReplica, FolderReplica, url_at
+from tests.replica_clients.store_servers import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    BUCKET,
+    WEBDAV_PASSWORD,
+    azurite,
+    nginx,
+    rclone_webdav,
+    sshd,
+)
+
+pytestmark = pytest.mark.servers
+
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests" / "fixtures" / "orders" / "replica"
+
+
+def lines_of(page: str, language: str, number: int = 0) -> str:
+    """The block of that language on a storage's page."""
+    text = (ROOT / "docs" / "storages" / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)[number]
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    """What would mend each check that failed, by its name."""
+    return {check.name: str(check.mend) for check in checks if check.outcome is Outcome.FAILED}
+
+
+def reads(url: str) -> dict[str, str]:
+    checks = examine(url, read_timeout_s=10, with_writes=False)
+    assert checks
+    return failed(checks)
+
+
+def writes(url: str) -> dict[str, str]:
+    return failed(examine(url, read_timeout_s=10))
+
+
+# --- SFTP -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(FIXTURE, tmp_path / "replica")
+    return tmp_path / "replica"
+
+
+def sftp_lines(number: int, options: str | None = None) -> str:
+    """The page's lines for the user who runs this test, with the root of this machine as that of the log-in."""
+    pytest.importorskip("paramiko", reason="pip install litevfs[sftp]")
+    if os.geteuid() != 0:
+        pytest.skip("sshd changes its root only as root: run this test as root")
+    lines = lines_of("sftp.md", "text", number)
+    lines = re.sub(r"Match User \S+", f"Match User {getpass.getuser()}", lines)
+    lines = re.sub(r"ChrootDirectory \S+", "ChrootDirectory /", lines)
+    return lines if options is None else re.sub(r"internal-sftp.*", f"internal-sftp {options}", lines)
+
+
+def test_sftp_a_reader_needs_a_server_that_only_reads(tmp_path: Path, folder: Path):
+    (tmp_path / "sshd").mkdir()
+    with sshd(tmp_path / "sshd", sftp_lines(0)) as (port, keys):
+        url = url_at(port, keys, folder)
+        assert reads(url) == {}
+        assert "write (w) for the user of the URL on" in writes(url)["write"]
+    assert list(folder.glob("litevfs-doctor-*")) == []
+
+
+def test_sftp_a_primary_needs_a_server_that_writes(tmp_path: Path, folder: Path):
+    (tmp_path / "sshd").mkdir()
+    with sshd(tmp_path / "sshd", sftp_lines(1)) as (port, keys):
+        assert writes(url_at(port, keys, folder)) == {}
+
+
+@pytest.mark.parametrize(
+    ("refused", "name", "line"),
+    [
+        ("opendir", "list", "read and execute (r-x) for the user of the URL on the folders below"),
+        ("open", "read", "read (r) for the user of the URL on the files below"),
+        ("remove", "delete", "write (w) for the user of the URL on the folders below"),
+    ],
+)
+def test_sftp_less_is_named(tmp_path: Path, folder: Path, refused: str, name: str, line: str):
+    (tmp_path / "sshd").mkdir()
+    with sshd(tmp_path / "sshd", sftp_lines(1, f"-P {refused}")) as (port, keys):
+        assert line in writes(url_at(port, keys, folder))[name]
+
+
+# --- WebDAV -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dav(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """host:port of a WebDAV server over `folder`'s folder."""
+    monkeypatch.setenv("LITEVFS_WEBDAV_PASSWORD", WEBDAV_PASSWORD)
+    (tmp_path / "rclone").mkdir()
+    with rclone_webdav(folder.parent, tmp_path / "rclone") as server:
+        yield server
+
+
+def through_nginx(dav: str, lines: str) -> str:
+    return re.sub(r"proxy_pass http://\S+;", f"proxy_pass http://{dav};", lines)
+
+
+def webdav_url(endpoint: str) -> str:
+    return f"webdav://replicator@{endpoint.removeprefix('http://')}/replica"
+
+
+def test_webdav_a_reader_needs_two_methods(tmp_path: Path, dav: str):
+    (tmp_path / "nginx").mkdir()
+    lines = through_nginx(dav, lines_of("webdav.md", "nginx", 0))
+    with nginx(tmp_path, tmp_path / "nginx", lines=lines) as endpoint:
+        assert reads(webdav_url(endpoint)) == {}
+    refusing = lines.replace("{", "{\nclient_max_body_size 0;", 1)  # else it refuses a large body whatever the method
+    with nginx(tmp_path, tmp_path / "nginx", lines=refusing) as endpoint:
+        assert "PUT, MKCOL and MOVE" in writes(webdav_url(endpoint))["write"]
+
+
+def test_webdav_a_primary_needs_six_methods(tmp_path: Path, dav: str):
+    (tmp_path / "nginx").mkdir()
+    lines = through_nginx(dav, lines_of("webdav.md", "nginx", 1))
+    with nginx(tmp_path, tmp_path / "nginx", lines=lines) as endpoint:
+        assert writes(webdav_url(endpoint)) == {}
+
+
+@pytest.mark.parametrize(
+    ("refused", "name", "line"),
+    [
+        ("PROPFIND", "list", "the method PROPFIND"),
+        ("GET", "read", "the method GET"),
+        ("MOVE", "write", "the methods PUT, MKCOL and MOVE"),
+        ("DELETE", "delete", "the method DELETE"),
+    ],
+)
+def test_webdav_less_is_named(tmp_path: Path, dav: str, refused: str, name: str, line: str):
+    (tmp_path / "nginx").mkdir()
+    lines = through_nginx(dav, lines_of("webdav.md", "nginx", 1)).replace(f" {refused}", "", 1)
+    with nginx(tmp_path, tmp_path / "nginx", lines=lines) as endpoint:
+        assert line in writes(webdav_url(endpoint))[name]
+
+
+# --- a web server -----------------------------------------------------------------------------------------------------
+
+
+def test_http_a_reader_needs_get_and_head(tmp_path: Path, folder: Path):
+    (tmp_path / "nginx").mkdir()
+    with nginx(tmp_path, tmp_path / "nginx", lines=lines_of("http.md", "nginx")) as endpoint:
+        assert reads(f"{endpoint}/replica") == {}
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_indexed", "name", "line"),
+    [
+        ("location / { deny all; }", False, "list", "let the server list its folders"),
+        (r"location ~ \.ltx$ { deny all; }", False, "list", "allow GET and HEAD of /replica and all below"),
+        (r"location ~ \.ltx$ { deny all; }", True, "read", "allow GET and HEAD below /replica"),
+    ],
+)
+def test_http_less_is_named(tmp_path: Path, folder: Path, lines: str, is_indexed: bool, name: str, line: str):
+    (tmp_path / "nginx").mkdir()
+    with nginx(tmp_path, tmp_path / "nginx", lines=lines) as endpoint:
+        url = f"{endpoint}/replica"
+        FolderReplica(url, folder, is_indexed=is_indexed)
+        assert line in reads(url)[name]
+
+
+# --- Azure ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a replica with one file; the key of its account is in the environment for its making only."""
+    with azurite(tmp_path_factory.mktemp("azurite")) as endpoint:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LITESTREAM_AZURE_ACCOUNT_KEY", AZURE_KEY)
+            replica = AzureReplica(endpoint)
+            source = next((FIXTURE / "ltx" / "0").iterdir())
+            replica.put(0, source.name, source.read_bytes())
+            replica.http.clear()
+        yield replica.url
+
+
+def sas_token(letters: str) -> str:
+    """A service SAS of the container, by the reference "Create a service SAS"."""
+    until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 3600))
+    version = "2019-12-12"
+    fields = [letters, "", until, f"/blob/{AZURE_ACCOUNT}/{BUCKET}", "", "", "", version, "c", "", *[""] * 5]
+    key = base64.b64decode(AZURE_KEY)
+    signature = base64.b64encode(hmac.digest(key, "\n".join(fields).encode(), hashlib.sha256)).decode()
+    return urlencode({"sv": version, "se": until, "sr": "c", "sp": letters, "sig": signature})
+
+
+def azure_letters(who: str) -> str:
+    text = (ROOT / "docs" / "storages" / "azure.md").read_text()
+    found = re.search(rf"^\| {who} \|.*\| `([a-z]+)` \|$", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_azure_a_reader_needs_its_letters(azure: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", sas_token(azure_letters("a reader")))
+    assert reads(azure) == {}
+    assert "permissions c and w" in writes(azure)["write"]
+
+
+def test_azure_a_primary_needs_its_letters(azure: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", sas_token(azure_letters("a primary")))
+    assert writes(azure) == {}
+
+
+@pytest.mark.parametrize(
+    ("letters", "name", "line"),
+    [("rcwd", "list", "permission l"), ("cwdl", "read", "permission r"), ("rcwl", "delete", "permission d")],
+)
+def test_azure_less_is_named(azure: str, monkeypatch: pytest.MonkeyPatch, letters: str, name: str, line: str):
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", sas_token(letters))
+    assert line in writes(azure)[name]
