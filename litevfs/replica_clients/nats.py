@@ -259,7 +259,7 @@ class NATSReplicaClient:
                 digest.update(piece)
                 size, chunks = size + len(piece), chunks + 1
                 self._connection.call(name, partial(self._publish, nuid, piece, acknowledged))
-            self._connection.call(name, lambda js: self._all_of(acknowledged))
+            self._connection.call(name, lambda js: self._all_of(nuid, acknowledged))
             fields = {
                 "name": name,
                 "headers": headers,
@@ -288,7 +288,8 @@ class NATSReplicaClient:
         if len(acknowledged) >= _AT_ONCE:
             await first_of(*acknowledged.pop(0))
 
-    async def _all_of(self, acknowledged: list[Acknowledged]) -> None:
+    async def _all_of(self, nuid: str, acknowledged: list[Acknowledged]) -> None:
+        self._connection.wait_for_subject(self._content(nuid))
         while acknowledged:
             await first_of(*acknowledged.pop(0))
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import os
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,6 +36,32 @@ _CLOSE_TIMEOUT_S = 0.5
 WRONG_SEQUENCE = 10071
 """JetStream's error if the newest message of a subject is not the expected one."""
 _AUTH_HINT = "user@ in the URL with LITEVFS_NATS_PASSWORD, LITEVFS_NATS_TOKEN, or creds= in the URL, a file"
+
+
+_REFUSED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+_RIGHTS_HINT = "docs/storages/nats.md lists the least rights of a reader and of a primary"
+_MAX_REFUSED = 64  # refusals that are kept
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call under way. The server says which subject it refuses, in lower case, and not whose message that was."""
+
+    subjects: dict[str, str] = field(default_factory=dict)  # of the messages it waits for, by their lower case
+    task: asyncio.Future[Any] | None = None
+    refused: str = ""  # what the server refuses
+
+    def note(self, subject: str) -> None:
+        self.subjects[subject.lower()] = subject
+
+    def refuse(self, what: str) -> None:
+        """End the call."""
+        self.refused = what
+        if self.task is not None:
+            self.task.cancel()
+
+
+_CURRENT: ContextVar[_Call] = ContextVar("litevfs_nats_call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +99,10 @@ class NATSConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._connecting: asyncio.Lock | None = None  # belongs to the loop
-        self._client: Any = None  # used in the loop's thread only, as is `lost`
+        self._client: Any = None  # used in the loop's thread only, as are the following
+        self._calls: set[_Call] = set()  # under way
+        self._refused: dict[str, None] = {}  # subjects in lower case, the newest last
+        self._closing: asyncio.Task[None] | None = None  # of a connection that may not subscribe
         self.lost: asyncio.Future[None]  # done once the connection of the calls under way has ended
 
     def check_open(self) -> None:
@@ -132,11 +163,53 @@ class NATSConnection:
                 self.lost = asyncio.get_running_loop().create_future()
                 self._client = await self._connect(self.lost)
             client, lost = self._client, self.lost
-        call = asyncio.ensure_future(run(client.jetstream(timeout=self._timeout_s)))
+        own = _Call()
+        _CURRENT.set(own)
+        call = own.task = asyncio.ensure_future(run(client.jetstream(timeout=self._timeout_s)))
+        self._calls.add(own)
         try:
             return await first_of(call, lost)
+        except ConnectionResetError:
+            if own.refused:
+                raise self._refusal(own.refused) from None
+            raise
         finally:
+            self._calls.discard(own)
             call.cancel()
+
+    def wait_for_subject(self, subject: str) -> None:
+        """Let the current call wait for a message that another call sent: raise StoragePermissionError if the server
+        has refused it, and end the call if it does so later.
+        """
+        if subject.lower() in self._refused:
+            raise self._refusal(f'to publish to "{subject}"')
+        _CURRENT.get().note(subject)
+
+    def _refusal(self, what: str) -> StoragePermissionError:
+        return StoragePermissionError(f"{self._target.server} refuses {what}", hint=_RIGHTS_HINT)
+
+    def _hear(self, client: Any, said: str) -> None:
+        """End the calls that a refusal concerns.
+
+        A connection that may not subscribe gets no answer to any call: it is closed, so that the next call hears of it,
+        too.
+        """
+        found = _REFUSED.search(said)
+        if found is None:
+            return
+        kind, subject = found[1].lower(), found[2].lower()
+        if kind == "subscription":
+            for call in self._calls:
+                call.refuse(f'to subscribe to "{subject}"')
+            self._closing = asyncio.ensure_future(self._close_client(client))
+            return
+        self._refused.pop(subject, None)
+        self._refused[subject] = None
+        while len(self._refused) > _MAX_REFUSED:
+            self._refused.pop(next(iter(self._refused)))
+        for call in self._calls:
+            if subject in call.subjects:
+                call.refuse(f'to publish to "{call.subjects[subject]}"')
 
     async def _connect(self, lost: asyncio.Future[None]) -> Any:
         """A connected client; `lost` is done once its connection has ended."""
@@ -149,16 +222,25 @@ class NATSConnection:
         elif target.user:
             options |= {"user": target.user, "password": target.password}
 
-        async def no_news(*_: Any) -> None:
-            """Ignore the error here: the caller of each call gets its own."""
+        async def hear(error: Exception) -> None:
+            """Ignore what is no refusal: the caller of each call gets its own error."""
+            self._hear(client, str(error))
 
         client = self._nats.NATS()
+        publish = client.publish
+
+        async def noted_publish(subject: str, *args: Any, **options: Any) -> None:
+            if call := _CURRENT.get(None):
+                call.note(subject)
+            await publish(subject, *args, **options)
+
+        client.publish = noted_publish  # requests are sent by it, too
         try:
             await client.connect(
                 f"{'tls' if target.is_tls else 'nats'}://{target.server}",
                 connect_timeout=min(_CONNECT_TIMEOUT_S, max(1, round(self._timeout_s))),
                 allow_reconnect=False,  # the next call connects again
-                error_cb=no_news,
+                error_cb=hear,
                 **options,
             )
         except BaseException:

@@ -69,9 +69,16 @@ class NATSListing:
 
     def file_of(self, described: Described, modified_ms: int) -> LTXFileInfo | None:
         """The file that a description is of; None for a deleted one, and for any other object."""
-        parts = str(described.fields.get("name", "")).removeprefix(self._prefix).split("/")
+        name = str(described.fields.get("name", ""))
+        parts = name.removeprefix(self._prefix).split("/")
         txids = parse_file_name(parts[-1])
-        if described.is_deleted or txids is None or len(parts) != 3 or parts[0] != "ltx":
+        if (
+            not name.startswith(self._prefix)
+            or described.is_deleted
+            or txids is None
+            or len(parts) != 3
+            or parts[0] != "ltx"
+        ):
             return None
         if parts[1] not in map(str, LEVELS):
             return None

@@ -14,19 +14,26 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
 
 from litevfs.operations.doctor import Check, Outcome, examine
-from tests.replica_clients.store_replicas import AzureReplica, FolderReplica, url_at
+from litevfs.replica_clients.urls import open_replica_client
+from litevfs.testing.conformance_base import TIMESTAMP_MS
+from tests.replica_clients.store_replicas import AzureReplica, FolderReplica, NATSReplica, url_at
 from tests.replica_clients.store_servers import (
     AZURE_ACCOUNT,
     AZURE_KEY,
     BUCKET,
+    NATS_PASSWORD,
+    NATS_USER,
     WEBDAV_PASSWORD,
     azurite,
+    nats_server,
     nginx,
     rclone_webdav,
     sshd,
@@ -35,6 +42,7 @@ from tests.replica_clients.store_servers import (
 pytestmark = pytest.mark.servers
 
 ROOT = Path(__file__).parents[2]
+NATS_BUCKET = "box"
 FIXTURE = ROOT / "tests" / "fixtures" / "orders" / "replica"
 
 
@@ -237,3 +245,61 @@ def test_azure_a_primary_needs_its_letters(azure: str, monkeypatch: pytest.Monke
 def test_azure_less_is_named(azure: str, monkeypatch: pytest.MonkeyPatch, letters: str, name: str, line: str):
     monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", sas_token(letters))
     assert line in writes(azure)[name]
+
+
+# --- NATS -------------------------------------------------------------------------------------------------------------
+
+
+def rights(number: int, without: str = "") -> str:
+    """The rights of a user on the page, without one of the subjects."""
+    lines = lines_of("nats.md", "text", number).replace("orders", NATS_BUCKET)
+    found = re.fullmatch(r"permissions: \{\n(.*)\}\n", lines, re.DOTALL)
+    assert found is not None
+    assert without in found[1]
+    return found[1].replace(without, '"nothing"') if without else found[1]
+
+
+@contextmanager
+def limited_nats(work: Path, rights: str, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of a replica with a small and a large file, as a user sees it that has these rights alone."""
+    pytest.importorskip("nats", reason="pip install litevfs[nats]")
+    patch.setenv("LITEVFS_NATS_PASSWORD", NATS_PASSWORD)
+    with nats_server(work, rights) as port:
+        NATSReplica.run(SimpleNamespace(port=port), lambda js: js.create_object_store(NATS_BUCKET))
+        with closing(open_replica_client(f"nats://{NATS_USER}@127.0.0.1:{port}/{NATS_BUCKET}")) as writer:
+            for txid, size in enumerate((10, 400_000), start=1):
+                writer.write(0, txid, txid, os.urandom(size), TIMESTAMP_MS)
+        yield f"nats://limited@127.0.0.1:{port}/{NATS_BUCKET}"
+
+
+def test_nats_a_reader_needs_its_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with limited_nats(tmp_path, rights(0), monkeypatch) as url:
+        assert reads(url) == {}
+        assert f'publish to "$O.{NATS_BUCKET}.>"' in writes(url)["write"]
+
+
+def test_nats_a_primary_needs_its_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with limited_nats(tmp_path, rights(1), monkeypatch) as url:
+        assert writes(url) == {}
+
+
+@pytest.mark.parametrize(
+    ("without", "name", "found"),
+    [
+        ("$JS.API.STREAM.INFO.OBJ_box", "list", 'to publish to "$JS.API.STREAM.INFO.OBJ_box"'),
+        ("$JS.API.CONSUMER.*.OBJ_box", "list", 'to publish to "$JS.API.CONSUMER.CREATE.OBJ_box"'),
+        ("$JS.API.CONSUMER.*.OBJ_box.>", "list", 'to publish to "$JS.API.CONSUMER.INFO.OBJ_box.'),
+        ("$JS.API.DIRECT.GET.OBJ_box", "read", 'to publish to "$JS.API.DIRECT.GET.OBJ_box"'),
+        ("$O.box.>", "write", 'to publish to "$O.box.C.'),
+        ("$JS.API.STREAM.PURGE.OBJ_box", "delete", 'to publish to "$JS.API.STREAM.PURGE.OBJ_box"'),
+        ("_INBOX.>", "list", 'to subscribe to "_inbox.'),
+    ],
+)
+def test_nats_less_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str, name: str, found: str
+):
+    with limited_nats(tmp_path, rights(1, f'"{without}"'), monkeypatch) as url:
+        checks = examine(url, read_timeout_s=60)
+    (check,) = [check for check in checks if check.name == name and check.outcome is Outcome.FAILED]
+    assert f"refuses {found}" in check.detail
+    assert f'"{without}"' in str(check.mend)

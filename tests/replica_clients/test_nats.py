@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +86,22 @@ def test_a_later_listing_asks_for_what_was_stored_since(nats_replica: NATSReplic
 
 
 @pytest.mark.servers
+def test_a_replica_below_another_one_lists_its_own_files_only(nats_replica: NATSReplica):
+    nats_replica.put(0, file_name(1, 1), b"of the bucket")
+    nats_replica.put_path(f"below/ltx/0/{file_name(2, 2)}", b"of the path")
+    for url, txid, content in [
+        (nats_replica.url, 1, b"of the bucket"),
+        (f"{nats_replica.url}/below", 2, b"of the path"),
+        (f"{nats_replica.url}/other", None, b""),
+    ]:
+        client = NATSReplicaClient(url)
+        files = client.list_files(0)
+        assert [file.min_txid for file in files] == ([] if txid is None else [txid])
+        assert [client.read(file) for file in files] == ([] if txid is None else [content])
+        client.close()
+
+
+@pytest.mark.servers
 def test_a_bucket_that_does_not_exist_says_so(nats_replica: NATSReplica):
     client = NATSReplicaClient(f"nats://{NATS_USER}@127.0.0.1:{nats_replica.port}/no-such")
     with pytest.raises(StorageNotFoundError, match="no-such"):
@@ -104,28 +117,6 @@ def test_a_wrong_password_is_refused_with_a_hint(nats_replica: NATSReplica, monk
         client.list_files(0)
     client.close()
     assert "AKIDSECRET" not in str(caught.value) + repr(client)
-
-
-READER = """publish: ["$JS.API.STREAM.INFO.OBJ_{0}", "$JS.API.DIRECT.GET.OBJ_{0}", "$JS.API.DIRECT.GET.OBJ_{0}.>",
-    "$JS.API.CONSUMER.*.OBJ_{0}", "$JS.API.CONSUMER.*.OBJ_{0}.>"], subscribe: ["_INBOX.>"]"""
-
-
-@pytest.mark.servers
-def test_a_reader_needs_no_more_rights_than_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LITEVFS_NATS_PASSWORD", NATS_PASSWORD)
-    page = (Path(__file__).parents[2] / "docs" / "storages" / "nats.md").read_text()
-    for subject in re.findall(r'"(\$[^"]+)"', READER):
-        assert f"`{subject.format('<bucket>')}`" in page
-    with nats_server(tmp_path, READER.format("bucket")) as port:
-        NATSReplica.run(SimpleNamespace(port=port), lambda js: js.create_object_store("bucket"))
-        writer = NATSReplicaClient(f"nats://{NATS_USER}@127.0.0.1:{port}/bucket")
-        contents = [os.urandom(size) for size in (10, 400_000)]
-        for txid, content in enumerate(contents, start=1):
-            writer.write(0, txid, txid, content, TIMESTAMP_MS)
-        reader = NATSReplicaClient(f"nats://limited@127.0.0.1:{port}/bucket", read_timeout_s=5)
-        assert [reader.read(file) for file in reader.list_files(0)] == contents
-        reader.close()
-        writer.close()
 
 
 @pytest.mark.servers
