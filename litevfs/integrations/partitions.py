@@ -164,13 +164,22 @@ def _hold(url: str) -> int:
 
 def declared_columns(partition: Partition) -> list[Column]:
     """The columns of a piece with their declared types."""
-    connection = partition.connect()
-    try:
-        info = connection.execute(f"PRAGMA table_xinfo({quoted(partition.table)})").fetchall()
-    finally:
-        connection.close(True)
+    info = _table_info(partition)
     declared = {str(column[1]): str(column[2]) for column in info}
     return [Column(name, declared.get(name)) for name in partition.columns]
+
+
+def stored_columns(partition: Partition) -> set[str]:
+    """The names of the table's columns, but those of generated ones."""
+    return {str(column[1]) for column in _table_info(partition) if column[6] == 0}
+
+
+def _table_info(partition: Partition) -> list[tuple[Any, ...]]:
+    connection = partition.connect()
+    try:
+        return connection.execute(f"PRAGMA table_xinfo({quoted(partition.table)})").fetchall()
+    finally:
+        connection.close(True)
 
 
 class _Table:

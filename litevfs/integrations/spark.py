@@ -5,7 +5,7 @@
     frame = spark.read.format("litevfs").option("url", "s3://bucket/app").option("table", "orders").load()
 
 The driver fixes the TXID when the frame is planned; every task reads that state. Filters that SQLite can apply are
-passed to it.
+passed to it. `spark.readStream` gives the row changes after the TXID `from` (see `spark_changes`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import SparkSession
-from pyspark.sql.datasource import DataSource, DataSourceReader, InputPartition
+from pyspark.sql.datasource import DataSource, DataSourceReader, DataSourceStreamReader, InputPartition
 from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
 
 from litevfs.errors import OptionError
 from litevfs.integrations.arrow import Column
-from litevfs.integrations.partitions import Partition, declared_columns, partitions
+from litevfs.integrations.partitions import Partition, declared_columns, partitions, stored_columns
+from litevfs.integrations.spark_changes import NEWEST, LitevfsStreamReader, change_schema
 from litevfs.integrations.types import undeclared
 from litevfs.operations.diff import quoted
 
 NAME = "litevfs"
-_OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns")
+_OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns", "from")
+_OF_ONE_STATE = ("txid", "numpartitions", "where")
 _TYPES = {"integer": LongType, "real": DoubleType, "text": StringType, "blob": BinaryType}
 _OPERATORS = {
     "EqualTo": "=",
@@ -43,7 +45,10 @@ def register(spark: SparkSession) -> None:
 
 
 class LitevfsDataSource(DataSource):
-    """Options: `url`, `table`, `txid`, `numPartitions` (8), `where`, `columns` (with commas), those of `connect`."""
+    """Options: `url`, `table`, `txid`, `numPartitions` (8), `where`, `columns` (with commas), those of `connect`.
+
+    With `from` (a TXID in hex digits, or "latest") it is a stream of the changes after that state.
+    """
 
     @classmethod
     def name(cls) -> str:
@@ -52,23 +57,45 @@ class LitevfsDataSource(DataSource):
 
     def schema(self) -> StructType:
         """The schema by the declared types; a column whose declared type does not tell its values is a string."""
-        columns = declared_columns(self._pieces(1)[0])
-        return StructType([StructField(column.name, _TYPES[column.kind or "text"](), True) for column in columns])
+        piece = self._pieces(1)[0]
+        columns = declared_columns(piece)
+        fields = [StructField(column.name, _TYPES[column.kind or "text"](), True) for column in columns]
+        if "from" not in self.options:
+            return StructType(fields)
+        stored = stored_columns(piece)
+        return change_schema(piece.table, [field for field in fields if field.name in stored])
 
     def reader(self, schema: StructType) -> DataSourceReader:
         """See `DataSource.reader`."""
+        if "from" in self.options:
+            raise OptionError("from is an option of spark.readStream", hint="txid names the state that read shows")
         count = int(self.options.get("numPartitions", "8"))
         pieces = self._pieces(count, [field.name for field in schema.fields])
         return LitevfsReader(pieces, declared_columns(pieces[0]))
 
-    def _pieces(self, count: int, columns: Sequence[str] | None = None) -> list[Partition]:
+    def streamReader(self, schema: StructType) -> DataSourceStreamReader:
+        """See `DataSource.streamReader`."""
+        given = self._given()
+        if unfit := [name for name in given if name.lower() in _OF_ONE_STATE]:
+            raise OptionError(f"{unfit[0]} is no option of a stream", hint="filter the stream's rows by Spark")
+        return LitevfsStreamReader(
+            given["url"], given["table"], given.get("from", NEWEST), schema, self._connect_options(given)
+        )
+
+    def _given(self) -> dict[str, str]:
         given = dict(self.options)
         for needed in ("url", "table"):
             if needed not in given:
                 raise OptionError(f"the option {needed!r} is missing", hint=f'.option("{needed}", ...)')
+        return given
+
+    def _connect_options(self, given: dict[str, str]) -> dict[str, Any]:
+        return {name: value for name, value in given.items() if name.lower() not in _OWN_OPTIONS}
+
+    def _pieces(self, count: int, columns: Sequence[str] | None = None) -> list[Partition]:
+        given = self._given()
         if columns is None and "columns" in given:
             columns = [name.strip() for name in given["columns"].split(",")]
-        others = {name: value for name, value in given.items() if name.lower() not in _OWN_OPTIONS}
         return partitions(
             given["url"],
             given["table"],
@@ -76,7 +103,7 @@ class LitevfsDataSource(DataSource):
             txid=given.get("txid"),
             columns=columns,
             where=given.get("where"),
-            **others,
+            **self._connect_options(given),
         )
 
 

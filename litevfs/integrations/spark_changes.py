@@ -1,0 +1,164 @@
+"""The row changes of a replica's table as a source for Spark's streams: the reader behind `spark.readStream`.
+
+Offsets are TXIDs. A batch is the difference between the states of two TXIDs, so the same offsets give the same rows,
+also when Spark reads a batch again after a crash. Owns offsets and the conversion of values, not how rows are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import apsw
+from pyspark.sql.datasource import DataSourceStreamReader, InputPartition
+from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
+
+from litevfs.api import connect, diff, find_view
+from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
+from litevfs.live.registry import registry
+from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.operations.diff import Change
+from litevfs.options import Options
+
+OP, TXID = "op", "txid"
+NEWEST = "latest"
+"""The value of `from` that begins with the next transaction."""
+
+Offset = dict[str, str]
+"""{"txid": 16 hex digits}: the state up to which rows were read."""
+
+
+@dataclass(frozen=True)
+class Changed(InputPartition):
+    """The changes of one batch, which one task reads."""
+
+    after: int  # TXID of the older state
+    to: int  # TXID of the newer state
+
+
+class LitevfsStreamReader(DataSourceStreamReader):
+    """Reads the changes of `table` as tuples in the order of `schema`."""
+
+    def __init__(self, url: str, table: str, begin: str, schema: StructType, options: dict[str, str]) -> None:
+        names = [field.name for field in schema.fields]
+        if OP not in names:
+            raise OptionError(
+                f"a stream of row changes has the column {OP}, and this one does not",
+                hint=f'begin it with .option("from", TXID or "{NEWEST}")',
+            )
+        for field in schema.fields:
+            if not isinstance(field.dataType, LongType | DoubleType | StringType | BinaryType):
+                raise OptionError(
+                    f"column {field.name} cannot be of type {field.dataType.simpleString()}",
+                    hint="use bigint, double, string or binary, and cast",
+                )
+        self._url, self._table, self._begin, self._options = url, table, begin, options
+        self._fields = [(field.name, field.dataType) for field in schema.fields]
+        self._connection: apsw.Connection | None = None  # in the one process that asks for offsets
+
+    def initialOffset(self) -> Offset:
+        """The state to begin after. Raises TXIDNotFoundError if the replica does not hold it."""
+        lease = registry.acquire(Options.collect({}, {**self._options, "replica_url": self._url, "txid": 1}))
+        try:
+            return {TXID: format_txid(find_view(lease.replica, self._begin).txid)}
+        finally:
+            registry.release(lease)
+
+    def latestOffset(self) -> Offset:
+        """The newest state, as of the last poll."""
+        if self._connection is None:
+            self._connection = connect(self._url, **self._options)
+        ((txid,),) = self._connection.execute("PRAGMA litestream_txid").fetchall()
+        return {TXID: format_txid(parse_txid(str(txid)))}
+
+    def partitions(self, start: Offset, end: Offset) -> list[InputPartition]:
+        """One task for a batch, none for an empty one."""
+        after, to = parse_txid(start[TXID]), parse_txid(end[TXID])
+        if after > to:
+            raise TXIDNotFoundError(
+                f"the newest TXID is {end[TXID]}",
+                min_txid=after,
+                key=self._url,
+                hint="was the replica replaced or set back since? a new checkpoint begins again",
+            )
+        return [Changed(after, to)] if after < to else []
+
+    def read(self, partition: InputPartition) -> Iterator[tuple[Any, ...]]:
+        """The changes of one batch, in the order of their keys."""
+        assert isinstance(partition, Changed)
+        try:
+            changes = diff(self._url, partition.after, partition.to, [self._table], **self._options)
+        except TXIDNotFoundError as error:
+            raise TXIDNotFoundError(
+                f"the changes of table {self._table} after TXID {format_txid(partition.after)} up to "
+                f"{format_txid(partition.to)} need both states, and retention removed one",
+                min_txid=error.min_txid,
+                key=self._url,
+                hint="read the table whole and begin with a new checkpoint; the primary's retention says how long a "
+                "stream may stand still",
+            ) from error
+        with changes:
+            txid = format_txid(partition.to)
+            for change in changes:
+                yield tuple(self._value(change, txid, name, type_) for name, type_ in self._fields)
+
+    def stop(self) -> None:
+        """Close the connection that polls. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close(True)
+
+    def _value(self, change: Change, txid: str, name: str, type_: Any) -> Any:
+        if name == OP:
+            return change.op
+        if name == TXID:
+            return txid
+        row = change.old if change.new is None else change.new
+        assert row is not None
+        if name not in row:
+            if change.new is None:
+                return None  # the column was added when this row was gone
+            raise OptionError(
+                f"table {self._table} has no column {name} in the state {txid}",
+                hint="start the query again: it reads the table's columns anew",
+            )
+        try:
+            return _converted(row[name], type_)
+        except ValueError:
+            raise ResultTypeError(
+                f"row {change.key}, column {name!r}: a value of type {type(row[name]).__name__} does not fit in "
+                f"{type_.simpleString()}",
+                hint='leave the column out by .option("columns", ...), or give its type by .schema(...)',
+            ) from None
+
+
+def change_schema(table: str, fields: list[Any]) -> StructType:
+    """The columns of a stream: what happened, the batch's TXID, and the table's. Raises OptionError if these clash."""
+    for field in fields:
+        if field.name.lower() in (OP, TXID):
+            raise OptionError(
+                f"table {table} has a column {field.name}, which a stream has too", hint="name the others by columns"
+            )
+    return StructType([StructField(OP, StringType(), False), StructField(TXID, StringType(), False), *fields])
+
+
+@cache
+def _converter() -> apsw.Connection:
+    """A connection that makes texts of numbers as SQLite does."""
+    return apsw.Connection(":memory:")
+
+
+def _converted(value: Any, type_: Any) -> Any:
+    """A value of SQLite as Spark's type has it. Raises ValueError for one that does not fit."""
+    if value is None:
+        return None
+    if isinstance(type_, StringType) and isinstance(value, int | float):
+        return str(_converter().execute("SELECT CAST(? AS TEXT)", (value,)).fetchall()[0][0])
+    if isinstance(type_, DoubleType) and isinstance(value, int) and float(value) == value:
+        return float(value)
+    wanted = {LongType: int, DoubleType: float, StringType: str, BinaryType: bytes}[type(type_)]
+    if not isinstance(value, wanted):
+        raise ValueError
+    return value
