@@ -70,9 +70,9 @@ class AzureAccess:
             headers["Authorization"] = f"SharedKey {self._account}:{signature}"
         return headers
 
-    def renew(self, deadline: float | None) -> bool:
+    def renew(self, refused: str, deadline: float | None) -> bool:
         """Look for another token than the refused one; returns whether there is one."""
-        return self._tokens is not None and self._tokens.renew(deadline)
+        return self._tokens is not None and self._tokens.renew(refused, deadline)
 
     def close(self) -> None:
         """End waits for tokens."""

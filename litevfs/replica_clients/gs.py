@@ -61,7 +61,7 @@ class GSReplicaClient:
         self._exchange = Exchange(
             read_timeout_s=read_timeout_s,
             authorize=self._authorize,
-            renew=lambda deadline: self._tokens is not None and self._tokens.renew(deadline),
+            renew=lambda refused, deadline: self._tokens is not None and self._tokens.renew(refused, deadline),
             permission_hint=PERMISSION_HINT,
         )
         if emulator:

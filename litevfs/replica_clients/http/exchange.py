@@ -22,8 +22,8 @@ _ERROR_LIMIT_BYTES = 1 << 16
 
 Authorize = Callable[[str, str, dict[str, str], float | None], dict[str, str]]
 """(method, URL, headers, deadline) to the headers to send, signed."""
-Renew = Callable[[float | None], bool]
-"""Looks for other credentials by a deadline, as the server refused the present ones; returns whether there are any."""
+Renew = Callable[[str, float | None], bool]
+"""Looks for another token than the given one, which the server refused, by a deadline; returns whether there is one."""
 
 
 class Exchange:
@@ -34,7 +34,7 @@ class Exchange:
         *,
         read_timeout_s: float,
         authorize: Authorize = lambda method, url, headers, deadline: headers,
-        renew: Renew = lambda deadline: False,
+        renew: Renew = lambda refused, deadline: False,
         permission_hint: str | None = None,
         connect_timeout_s: float = 10.0,
         max_connections: int = 48,
@@ -81,7 +81,8 @@ class Exchange:
                 return response
             error = error_of(response, self.read(response, url), url, key=key, permission_hint=self._permission_hint)
             can_resend = body is None or isinstance(body, bytes)
-            if not (is_first and response.status == 401 and can_resend and self._renew(deadline)):
+            refused = signed.get("Authorization", "").removeprefix("Bearer ")
+            if not (is_first and response.status == 401 and can_resend and self._renew(refused, deadline)):
                 raise error
         raise AssertionError("the second answer is returned or raised")
 

@@ -58,12 +58,16 @@ class Tokens:
                 return token.text
             return self._wait_for_next(deadline).text
 
-    def renew(self, deadline: float | None = None) -> bool:
-        """Fetch once more, as the server refused the token; returns whether there is another now."""
+    def renew(self, refused: str, deadline: float | None = None) -> bool:
+        """Fetch once more, as the server refused this token; returns whether there is another now.
+
+        Of several calls that are refused at once, each takes what the first of them has fetched.
+        """
         with self._change:
-            before = self._token
+            if self._token is not None and self._token.text != refused:
+                return True
             try:
-                return self._wait_for_next(deadline) != before
+                return self._wait_for_next(deadline).text != refused
             except LitevfsError:
                 return False
 
