@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
-from litevfs.bindings.apsw_errors import apsw_errors
+from litevfs.bindings.apsw_errors import HintingCursor, apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.live.registry import registry
@@ -96,8 +96,9 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
                 f"APSW {apsw.apsw_version()} has no async mode", hint="pip install --upgrade apsw, or use threads"
             )
         uri = _checked_uri(replica_url, vfs, options)
-        opening = apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs)
-        return await _opened(opening)
+        connection = await _opened(apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs))
+        connection.cursor_factory = HintingCursor
+        return connection
 
 
 async def _opened(opening: Awaitable[apsw.AsyncConnection]) -> apsw.AsyncConnection:

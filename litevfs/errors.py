@@ -16,6 +16,10 @@ _CANTOPEN = 14
 _IOERR_READ = 10 | 1 << 8
 _IOERR_AUTH = 10 | 28 << 8
 
+HINT_READ_ONLY = "a replica is read-only: write to the primary database"
+HINT_OTHER_THREAD = "open one connection for each thread: they share the replica's memory"
+"""What a binding appends to errors of its SQLite library, which has words for the fault only."""
+
 
 class LitevfsError(Exception):
     """Base of all errors of this package.

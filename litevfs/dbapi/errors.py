@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from litevfs.bindings.apsw_errors import plain_class
-from litevfs.errors import LitevfsError, LTXFormatError, OptionError
+from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY, LitevfsError, LTXFormatError, OptionError
 
 if TYPE_CHECKING:
     from sqlite3 import (
@@ -105,9 +105,9 @@ _NAME_OF_CODE = {
 }
 
 _HINTS = {
-    apsw.ReadOnlyError: "a replica is read-only: write to the primary database",
+    apsw.ReadOnlyError: HINT_READ_ONLY,
     apsw.ConnectionClosedError: "open another one with litevfs.dbapi.connect",
-    apsw.ThreadingViolationError: "open one connection for each thread: they share the replica's memory",
+    apsw.ThreadingViolationError: HINT_OTHER_THREAD,
 }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import apsw
 import pytest
 
 import litevfs
@@ -112,15 +116,19 @@ OPENINGS = {
     "wrong URL": ("s5://bucket/app", {}, "did you mean s3://"),
     "missing replica": ("/nowhere/at/all", {"open_timeout": "10ms"}, "check the path"),
 }
+WRITE = {
+    "connect": "^attempt to write a readonly database$",  # SQLite's words; docs/doors/apsw.md says what to do
+    "arrow": "pass one SELECT",
+}
 CLOSED = {
-    "connect": "connection has been closed",
-    "connect_stdlib": "closed database",
+    "connect": "The connection has been closed",
+    "connect_stdlib": "open another one with litevfs.connect_stdlib",
     "dbapi": "open another connection with litevfs.dbapi.connect",
     "SQLAlchemy": "Connection is closed",
     "connect_async": "connection has been closed",
 }
 OTHER_THREAD = {
-    "connect_stdlib": "can only be used in that same thread",
+    "connect_stdlib": "open one connection for each thread",
     "dbapi": "open one for each thread",
 }
 """At the other doors any thread may use a connection, one at a time."""
@@ -150,10 +158,11 @@ def test_what_cannot_be_opened_says_what_to_do(door, case):
 @pytest.mark.parametrize("door", DOORS)
 def test_a_write_is_refused_and_the_door_goes_on(door):
     reading = opened(door)
-    says = {"arrow": "pass one SELECT"}.get(door, "readonly database")
+    says = WRITE.get(door, "a replica is read-only: write to the primary database")
     for sql in ("UPDATE orders SET note = ''", "CREATE TABLE other (x)", "DELETE FROM orders"):
-        with pytest.raises(Exception, match=says):
+        with pytest.raises(Exception) as caught:
             reading.run(sql)
+        assert re.search(says, "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])]))
     if door in ("connect_stdlib", "dbapi", "SQLAlchemy"):  # these began a transaction before the statement
         reading.connection.rollback()
     assert len(reading.run("SELECT 1 AS one")) == 1
@@ -192,3 +201,70 @@ def test_another_thread_is_served_or_told_what_to_do(door):
     else:
         assert len(found) == 1
         assert "thread" not in str(found[0])
+
+
+def test_every_call_of_a_stdlib_cursor_says_where_to_write():
+    with closing(litevfs.connect_stdlib(ORDERS)) as connection:
+        cursor = connection.cursor()
+        delete = "DELETE FROM orders WHERE id = ?"
+        for call in (
+            lambda: cursor.execute(delete, (1,)),
+            lambda: cursor.executemany(delete, [(1,)]),
+            lambda: cursor.executescript("DELETE FROM orders"),
+            lambda: connection.executemany(delete, [(1,)]),
+            lambda: connection.executescript("DELETE FROM orders"),
+        ):
+            with pytest.raises(sqlite3.OperationalError, match="readonly database; a replica is read-only") as caught:
+                call()
+            assert caught.value.sqlite_errorcode == sqlite3.SQLITE_READONLY
+            connection.rollback()
+        with pytest.raises(sqlite3.OperationalError, match=r'^near "SELEC": syntax error$'):
+            cursor.execute("SELEC")
+        connection.row_factory = sqlite3.Row
+        assert connection.execute("SELECT 1 AS one").fetchone()["one"] == 1
+        assert type(connection.cursor(sqlite3.Cursor)) is sqlite3.Cursor
+
+
+def in_its_thread(connection: Any) -> Any:
+    return connection.execute("SELECT 7").get
+
+
+def test_every_call_of_an_async_cursor_says_where_to_write():
+    async def run() -> None:
+        connection = await litevfs.connect_async(ORDERS)
+        try:
+            delete, cursor = "DELETE FROM orders WHERE id = ?", connection.cursor()
+            for call in (
+                lambda: cursor.execute(delete, (1,)),
+                lambda: cursor.executemany(delete, [(1,)]),
+                lambda: connection.executemany(delete, [(1,)]),
+            ):
+                with pytest.raises(apsw.ReadOnlyError) as caught:
+                    await call()
+                assert caught.value.__notes__ == ["a replica is read-only: write to the primary database"]
+            assert await connection.async_run(in_its_thread, connection) == 7
+            assert [row async for row in await cursor.execute("SELECT 8; SELECT ?", (9,))] == [(8,), (9,)]
+        finally:
+            await connection.aclose()
+
+    asyncio.run(run())
+
+
+def test_two_threads_at_once_are_told_by_apsw():
+    found: list[Exception] = []
+
+    def in_another_thread() -> int:
+        def read() -> None:
+            with pytest.raises(apsw.ThreadingViolationError) as caught:
+                connection.execute("SELECT 1")
+            found.append(caught.value)
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        return 1
+
+    with closing(litevfs.connect(ORDERS)) as connection:
+        connection.create_scalar_function("in_another_thread", in_another_thread, 0)
+        assert connection.execute("SELECT in_another_thread()").get == 1
+    assert "the Connection is busy in another thread" in str(found[0])
