@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.operations.doctor import Outcome, examine
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.gs import GSReplicaClient
 from litevfs.replica_clients.urls import canonical_url
@@ -150,6 +151,30 @@ def test_refused_credentials_say_where_they_come_from(tmp_path: Path, monkeypatc
         client.list_files(0)
     client.close()
     assert "AKIDSECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("refused", "name"), [("list", "list"), ("get", "read")])
+def test_the_doctor_names_what_google_refuses(
+    monkeypatch: pytest.MonkeyPatch, scripted_server, refused: str, name: str
+):
+    item = {
+        "name": f"db/ltx/0/{file_name(1, 1)}",
+        "size": "7",
+        "generation": "1",
+        "timeCreated": "2026-01-01T00:00:00Z",
+    }
+
+    def answer(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if ("prefix=" in target) == (refused == "list"):
+            said = f"reader@p.iam.gserviceaccount.com does not have storage.objects.{refused} access"
+            return http_answer(403, json.dumps({"error": {"message": said}}).encode())
+        return http_answer(200, json.dumps({"items": [item]}).encode())
+
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", scripted_server(answer).endpoint)
+    failed = [check for check in examine("gs://bucket/db", with_writes=False) if check.outcome is Outcome.FAILED]
+    assert failed[0].name == name
+    assert f"does not have storage.objects.{refused} access" in failed[0].detail
+    assert f"allow storage.objects.{refused} on bucket bucket" in str(failed[0].mend)
 
 
 def test_closing_ends_a_wait_for_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -9,11 +9,12 @@ import base64
 import getpass
 import hashlib
 import hmac
+import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ import pytest
 from litevfs.operations.doctor import Check, Outcome, examine
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.testing.conformance_base import TIMESTAMP_MS
+from litevfs.testing.s3_server import S3Server
 from tests.replica_clients.store_replicas import AzureReplica, FolderReplica, NATSReplica, url_at
 from tests.replica_clients.store_servers import (
     AZURE_ACCOUNT,
@@ -38,6 +40,7 @@ from tests.replica_clients.store_servers import (
     rclone_webdav,
     sshd,
 )
+from tests.servers import running_minio
 
 pytestmark = pytest.mark.servers
 
@@ -303,3 +306,70 @@ def test_nats_less_is_named_at_once(
     (check,) = [check for check in checks if check.name == name and check.outcome is Outcome.FAILED]
     assert f"refuses {found}" in check.detail
     assert f'"{without}"' in str(check.mend)
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+WRITING = ["s3:PutObject", "s3:AbortMultipartUpload", "s3:DeleteObject"]
+
+
+def s3_policy(*, without: str = "", writing: bool = False) -> str:
+    """The page's policy for a reader, or with what a primary needs besides; `without` one of its actions."""
+    policy = json.loads(lines_of("s3.md", "json").replace("my-bucket", BUCKET))
+    listing, reading = policy["Statement"]
+    reading["Action"] = [reading["Action"], *(WRITING if writing else [])]
+    reading["Action"] = [action for action in reading["Action"] if action != without]
+    policy["Statement"] = [one for one in (listing, reading) if one["Action"] not in ([], without)]
+    return json.dumps(policy)
+
+
+@pytest.fixture(scope="module")
+def minio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A server with a replica at `orders`."""
+    with running_minio(tmp_path_factory.mktemp("minio")) as server:
+        raw = server.boto3_client()
+        raw.create_bucket(Bucket=BUCKET)
+        for path in (FIXTURE / "ltx").rglob("*.ltx"):
+            level = int(path.parent.name)
+            raw.put_object(Bucket=BUCKET, Key=f"orders/{level:04x}/{path.name}", Body=path.read_bytes())
+        raw.close()
+        yield server
+
+
+@pytest.fixture
+def limited_s3(minio: S3Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """The URL of the replica; temporary keys with the given policy alone are put into the environment."""
+    boto3 = pytest.importorskip("boto3")
+
+    def limited(policy: str) -> str:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "LITESTREAM_"))]:
+            monkeypatch.delenv(name)
+        own = {"aws_access_key_id": minio.access_key, "aws_secret_access_key": minio.secret_key}
+        service = boto3.client("sts", endpoint_url=minio.endpoint, region_name="us-east-1", **own)
+        role = {"RoleArn": "arn:xxx:xxx:xxx:xxxx", "RoleSessionName": "limited"}
+        keys = service.assume_role(Policy=policy, DurationSeconds=900, **role)["Credentials"]
+        service.close()
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+        monkeypatch.setenv("AWS_SESSION_TOKEN", keys["SessionToken"])
+        return f"s3://{BUCKET}/orders?endpoint={minio.endpoint}"
+
+    return limited
+
+
+def test_s3_a_reader_needs_the_pages_policy(limited_s3: Callable[[str], str]):
+    url = limited_s3(s3_policy())
+    assert reads(url) == {}
+    assert '"s3:PutObject"' in writes(url)["write"]
+
+
+def test_s3_a_primary_needs_the_pages_policy(limited_s3: Callable[[str], str]):
+    assert writes(limited_s3(s3_policy(writing=True))) == {}
+
+
+@pytest.mark.parametrize(
+    ("without", "name"), [("s3:ListBucket", "list"), ("s3:GetObject", "read"), ("s3:DeleteObject", "delete")]
+)
+def test_s3_less_is_named(limited_s3: Callable[[str], str], without: str, name: str):
+    assert f'allow "{without}"' in writes(limited_s3(s3_policy(without=without, writing=True)))[name]
