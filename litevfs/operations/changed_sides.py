@@ -8,8 +8,18 @@ from collections.abc import Collection
 from litevfs.errors import LitevfsError
 from litevfs.live.replica import Replica
 from litevfs.ltx.format import lock_pgno
-from litevfs.operations.table_trees import is_table_touched, table_roots
-from litevfs.operations.tree_pages import Side, UnclearError, are_index_pages_touched, unexplained_overflow
+from litevfs.operations.index_trees import KeyOrder, is_index_tree_touched
+from litevfs.operations.key_orders import declared_key_order
+from litevfs.operations.table_trees import encoding_of, is_table_touched, table_roots, table_sql
+from litevfs.operations.tree_pages import (
+    INTERIOR_INDEX,
+    LEAF_INDEX,
+    Side,
+    UnclearError,
+    are_index_pages_touched,
+    page_kind,
+    unexplained_overflow,
+)
 from litevfs.pages.bulk import read_pages
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import changed_pgnos
@@ -82,9 +92,17 @@ class TableFilter:
         before, after = ({n: r for n, r in table_roots(side).items() if n in self._names} for side in sides)
         if before != after or len(after) < len(self._names) or unexplained_overflow(*sides):
             return True  # a table that is not ordinary, such as a virtual one, may have changed
-        return any(self._is_touched(sides, root) for root in after.values())
+        return any(self._is_touched(sides, name, root) for name, root in after.items())
 
-    def _is_touched(self, sides: tuple[Side, Side], root: int) -> bool:
-        if sides[1].page(root)[0] in (0x02, 0x0A):  # WITHOUT ROWID
-            return are_index_pages_touched(*sides)
-        return is_table_touched(*sides, root)
+    def _is_touched(self, sides: tuple[Side, Side], name: str, root: int) -> bool:
+        if page_kind(root, sides[1].page(root)) not in (LEAF_INDEX, INTERIOR_INDEX):
+            return is_table_touched(*sides, root)
+        if not are_index_pages_touched(*sides):  # of a WITHOUT ROWID table
+            return False
+        old, new = (_key_order(side, name) for side in sides)
+        return old is None or old != new or is_index_tree_touched(*sides, root, old)
+
+
+def _key_order(side: Side, name: str) -> KeyOrder | None:
+    sql = table_sql(side, name)
+    return None if sql is None else declared_key_order(sql, encoding_of(side))

@@ -19,7 +19,8 @@ import apsw
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.ltx.names import format_txid
 from litevfs.operations.changed_sides import read_sides
-from litevfs.operations.index_trees import COLLATIONS, KeyColumn, KeyOrder, KeyValue, changed_keys
+from litevfs.operations.index_trees import COLLATIONS, KeyOrder, KeyValue, changed_keys
+from litevfs.operations.key_orders import key_order
 from litevfs.operations.table_trees import changed_rows
 from litevfs.operations.tree_pages import Side, UnclearError, unexplained_overflow
 from litevfs.pages.source import PageSource
@@ -115,10 +116,9 @@ class State:
         return Table(name, sql, self._roots[name], columns, (_rowid_name(name, columns),), is_column, None)
 
     def _key_order(self, index: str) -> KeyOrder:
-        found = self._connection.execute(f"PRAGMA {self.schema}.index_xinfo({quoted(index)})").fetchall()
-        columns = tuple(KeyColumn(str(row[2]), str(row[4]).upper(), bool(row[3])) for row in found if row[5])
         encoding = str(self._connection.pragma("encoding", schema=self.schema))
-        return KeyOrder(columns, {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(encoding, "utf-8"))
+        decoded = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(encoding, "utf-8")
+        return key_order(self._connection, self.schema, index, decoded)
 
     def has_unique_index(self, name: str) -> bool:
         """Whether two rows of a table can violate a constraint together."""

@@ -141,6 +141,11 @@ def changed_keys(old: Side, new: Side, root: int, order: KeyOrder) -> list[list[
     return [keys[key] for key in sorted(keys)]
 
 
+def is_index_tree_touched(old: Side, new: Side, root: int, order: KeyOrder) -> bool:
+    """Whether a page that differs belongs to the table with this root, in either state. Raises UnclearError."""
+    return any(_descend(side, root, order) for side in (old, new))
+
+
 def _descend(side: Side, root: int, order: KeyOrder) -> set[int]:
     """The pages that differ which belong to this tree."""
     probes = sorted(key for pgno, page in side.changed.items() for key in _first_key(side, pgno, page, order))

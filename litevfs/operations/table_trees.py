@@ -18,6 +18,7 @@ from litevfs.operations.tree_pages import (
     LEAF_TABLE,
     MAX_DEPTH,
     Cell,
+    IndexRecord,
     Side,
     UnclearError,
     cell_pointers,
@@ -27,6 +28,7 @@ from litevfs.operations.tree_pages import (
     page_kind,
     record_columns,
     varint,
+    whole_record,
 )
 
 
@@ -123,27 +125,48 @@ def _first_key(pgno: int, page: bytes) -> list[int]:
 # --- the schema -------------------------------------------------------------------------------------------------------
 
 
+def encoding_of(side: Side) -> str:
+    """The encoding of the database's texts, as `bytes.decode` calls it."""
+    return {2: "utf-16-le", 3: "utf-16-be"}.get(int.from_bytes(side.page(1)[56:60], "big"), "utf-8")
+
+
 def table_roots(side: Side) -> dict[str, int]:
     """The root page of each table, by its name in lower case. Raises UnclearError."""
-    roots = {}
+    return {name: root for name, root, _ in _tables(side)}
+
+
+def table_sql(side: Side, name: str) -> str | None:
+    """The statement that makes the table of this name, which is in lower case. Raises UnclearError."""
+    for known, _, cell in _tables(side):
+        if known == name:
+            size, position = varint(cell.content, 0)
+            _, start = varint(cell.content, position)
+            record = whole_record(side, IndexRecord(size, cell.content[start:], cell.overflow))
+            sql = _values(record, 5, encoding_of(side))[4]
+            return sql if isinstance(sql, str) else None
+    return None
+
+
+def _tables(side: Side) -> Iterator[tuple[str, int, Cell]]:
+    """(name in lower case, root page, row of the schema) of each table that has pages."""
+    encoding = encoding_of(side)
     for cell in _all_cells(side, 1):
-        values = _first_values(cell.content, 4)
+        _, position = varint(cell.content, 0)
+        _, start = varint(cell.content, position)
+        values = _values(cell.content[start:], 4, encoding)
         if values[0] == "table" and isinstance(root := values[3], int) and root:
-            roots[str(values[1]).lower()] = root
-    return roots
+            yield str(values[1]).lower(), root, cell
 
 
-def _first_values(cell: bytes, count: int) -> list[str | int | None]:
-    """The first columns of a table's row, texts and integers; None for any other value."""
-    _, position = varint(cell, 0)
-    _, start = varint(cell, position)
-    values = [_value(*column) for column in record_columns(cell[start:], count)]
+def _values(record: bytes, count: int, encoding: str) -> list[str | int | None]:
+    """The first columns of a record, texts and integers; None for any other value."""
+    values = [_value(*column, encoding) for column in record_columns(record, count)]
     return values + [None] * (count - len(values))
 
 
-def _value(kind: int, content: bytes) -> str | int | None:
+def _value(kind: int, content: bytes, encoding: str) -> str | int | None:
     if kind >= 12:
-        return content.decode(errors="replace") if kind % 2 else None
+        return content.decode(encoding, errors="replace") if kind % 2 else None
     if kind in (8, 9):
         return kind - 8
     return int.from_bytes(content, "big", signed=True) if 1 <= kind <= 6 else None
