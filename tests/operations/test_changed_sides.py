@@ -137,6 +137,12 @@ def test_other_tables_and_indexes_are_told_from_one_without_rowid(encoding, sql,
                 registry.release(lease)
 
 
+def test_the_order_of_a_table_that_needs_a_function_of_the_application_is_not_known():
+    table = "CREATE TABLE t (k PRIMARY KEY, CHECK ({}(k))) WITHOUT ROWID"
+    assert declared_key_order(table.format("length"), "utf-8")
+    assert declared_key_order(table.format("mine"), "utf-8") is None
+
+
 @pytest.mark.parametrize("before", ["", "CREATE TABLE t (k PRIMARY KEY) WITHOUT ROWID; "])
 def test_a_schema_that_does_more_than_make_a_table_does_nothing(before, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
