@@ -28,7 +28,7 @@ _LINES = {
     "oss": {
         "list": '"oss:ListObjects" on "acs:oss:*:*:{bucket}"',
         "read": '"oss:GetObject" on "acs:oss:*:*:{bucket}/{prefix}*"',
-        "write": '"oss:PutObject" on "acs:oss:*:*:{bucket}/{prefix}*"',
+        "write": '"oss:PutObject" (and "oss:AbortMultipartUpload") on "acs:oss:*:*:{bucket}/{prefix}*"',
         "delete": '"oss:DeleteObject" on "acs:oss:*:*:{bucket}/{prefix}*"',
     },
     "file": {

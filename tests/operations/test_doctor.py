@@ -181,6 +181,7 @@ def test_files_that_cannot_be_deleted_are_named(monkeypatch: pytest.MonkeyPatch)
         ("abs://acc@box/db", "write", "container box (a SAS token: permissions c and w)"),
         ("abs://acc@box/db", "delete", "container box (a SAS token: permission d)"),
         ("oss://bkt/db", "list", '"oss:ListObjects" on "acs:oss:*:*:bkt"'),
+        ("oss://bkt/db", "write", '"oss:PutObject" (and "oss:AbortMultipartUpload") on "acs:oss:*:*:bkt/db/*"'),
         ("file:///srv/db", "list", "read and execute (r-x) for this user on the folders below /srv/db"),
         ("sftp://user@host/db", "read", "read (r) for the user of the URL on the files below /db"),
         ("sftp://user@host/db", "write", "write (w) for the user of the URL on /db and the folders below"),

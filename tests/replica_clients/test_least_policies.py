@@ -144,6 +144,7 @@ def test_webdav_a_reader_needs_two_methods(tmp_path: Path, dav: str):
     lines = through_nginx(dav, lines_of("webdav.md", "nginx", 0))
     with nginx(tmp_path, tmp_path / "nginx", lines=lines) as endpoint:
         assert reads(webdav_url(endpoint)) == {}
+        assert "client_max_body_size" in writes(webdav_url(endpoint))["write"]
     refusing = lines.replace("{", "{\nclient_max_body_size 0;", 1)  # else it refuses a large body whatever the method
     with nginx(tmp_path, tmp_path / "nginx", lines=refusing) as endpoint:
         assert "PUT, MKCOL and MOVE" in writes(webdav_url(endpoint))["write"]

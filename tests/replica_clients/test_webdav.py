@@ -136,6 +136,14 @@ def test_a_server_that_lists_no_folder_with_all_below_is_asked_for_each(scripted
     client.close()
 
 
+def test_a_body_that_is_too_large_for_the_server_says_what_to_raise(scripted_server):
+    server = scripted_server(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n")
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    with pytest.raises(StorageError, match=r"answered 413.*client_max_body_size"):
+        client.write(0, 1, 1, b"content", TIMESTAMP_MS)
+    client.close()
+
+
 def test_an_answer_that_is_no_listing_is_refused(scripted_server):
     for body in (b"<html>", b'<!DOCTYPE x [<!ENTITY a "b">]><x>&a;</x>'):
         server = scripted_server(b"HTTP/1.1 207 X\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

@@ -57,6 +57,8 @@ def error_of(
     hint = permission_hint if kind is StoragePermissionError else None
     if 300 <= response.status < 400:
         hint = "the server answers from another place: name that in the URL"
+    if response.status == 413:
+        hint = "let the server, and a proxy before it, take larger bodies (nginx: client_max_body_size)"
     error = kind(f"{endpoint_of(url)} answered {response.status}" + (f": {text}" if text else ""), key=key, hint=hint)
     if isinstance(error, TransientStorageError):
         error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
