@@ -231,6 +231,35 @@ def test_fastapi_writes_on_the_primary_and_reads_on_the_replica(live_shop: Shop)
             assert reading.get("/customers", headers={"litevfs-txid": made.headers["litevfs-txid"]}).json() == number
 
 
+def test_starlette_writes_on_the_primary_and_reads_on_the_replica(live_shop: Shop):
+    pytest.importorskip("starlette", reason=HOW)
+    pytest.importorskip("httpx2", reason=HOW)
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    async def make(_: Request) -> PlainTextResponse:
+        return PlainTextResponse(add(live_shop))
+
+    def customers(_: Request) -> PlainTextResponse:
+        return PlainTextResponse(count(live_shop.url, {"poll_interval": "1h"}))
+
+    primary = Starlette(
+        routes=[Route("/customers", make, methods=["POST"])],
+        middleware=[Middleware(asgi.WriteBookmarks, txid=lambda: live_shop.primary.txid)],
+    )
+    reader = Starlette(
+        routes=[Route("/customers", customers)],
+        middleware=[Middleware(asgi.ReadYourWrites, replica_url=live_shop.url, poll_interval="1h")],
+    )
+    with TestClient(primary) as writing, TestClient(reader) as reading:
+        made = writing.post("/customers")
+        assert reading.get("/customers", headers={"litevfs-txid": made.headers["litevfs-txid"]}).text == "4"
+
+
 def test_flask_writes_on_the_primary_and_reads_on_the_replica(live_shop: Shop):
     flask = pytest.importorskip("flask", reason=HOW)
     primary, reader = flask.Flask("primary"), flask.Flask("reader")
