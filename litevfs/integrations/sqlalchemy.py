@@ -23,7 +23,8 @@ _OPTIONS = frozenset(OPTION_NAMES) - {"replica_url"}
 _WITHOUT_PARAMETERS = ("", "file", "memory")
 """Schemes of replica URLs that take no parameters; nothing: a path."""
 _FORM = "write litevfs:///s3://bucket/path?option=value, or litevfs:////absolute/path for a folder"
-_UNQUOTES_DATABASE = not sqlalchemy.__version__.startswith("2.0.")
+_IS_1_4 = sqlalchemy.__version__.startswith("1.4.")
+_UNQUOTES_DATABASE = not (_IS_1_4 or sqlalchemy.__version__.startswith("2.0."))
 
 
 class LitevfsDialect(SQLiteDialect_pysqlite):
@@ -38,6 +39,9 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
         import litevfs.dbapi
 
         return litevfs.dbapi
+
+    if _IS_1_4:
+        dbapi = import_dbapi  # the name there
 
     @classmethod
     def get_pool_class(cls, url: Any) -> Any:
