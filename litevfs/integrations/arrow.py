@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -111,7 +112,8 @@ class ArrowResult:
         self._strict = strict
         self._is_owner = is_owner
         try:
-            self._sql, self._columns = _described(connection, sql, parameters)
+            with _closed_hint():
+                self._sql, self._columns = _described(connection, sql, parameters)
         except BaseException:
             self.close()
             raise
@@ -216,7 +218,8 @@ class ArrowResult:
     def _pieces(self, kinds: list[str], schema: Any) -> Iterator[Any]:
         """Batches of `_PIECE_ROWS`. Each row is split into columns at once, so that only one row object exists."""
         pyarrow = _pyarrow()
-        cursor = self._connection.execute(self._sql, self._parameters)
+        with _closed_hint():
+            cursor = self._connection.execute(self._sql, self._parameters)
         values = chain.from_iterable(cursor)
         width = len(kinds)
         first = 1
@@ -249,11 +252,21 @@ class ArrowResult:
         )
 
 
+@contextmanager
+def _closed_hint() -> Iterator[None]:
+    try:
+        yield
+    except apsw.ConnectionClosedError as error:
+        error.add_note("call litevfs.arrow again, with a URL or an open connection")
+        raise
+
+
 class _Pin:
     """Holds the state that a connection sees, for statements that follow each other, by a read lock."""
 
     def __init__(self, connection: apsw.Connection) -> None:
-        schemas = (name.replace('"', '""') for name in connection.db_names() if name != "temp")
+        with _closed_hint():
+            schemas = [name.replace('"', '""') for name in connection.db_names() if name != "temp"]
         reads = [f'SELECT 1 FROM "{schema}".sqlite_schema' for schema in schemas]
         self._cursor = connection.cursor()
         self._cursor.execute(" UNION ALL ".join(["SELECT 1", *reads, "SELECT 1"]))

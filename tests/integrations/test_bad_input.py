@@ -102,13 +102,19 @@ def arrow(*arguments: Any, **options: Any) -> Any:
     return litevfs.arrow(*arguments, **options)
 
 
+def connect_async(*arguments: Any, **options: Any) -> Any:
+    if not hasattr(apsw.Connection, "as_async"):
+        pytest.skip("needs APSW with its async mode (pip install --upgrade apsw)")
+    return litevfs.connect_async(*arguments, **options)
+
+
 DOORS: dict[str, tuple[type[Door], Callable[..., Any]]] = {
     "connect": (Door, litevfs.connect),
     "connect_stdlib": (Door, litevfs.connect_stdlib),
     "dbapi": (Door, litevfs.dbapi.connect),
     "SQLAlchemy": (SQLAlchemyDoor, sqlalchemy_engine),
     "arrow": (ArrowDoor, arrow),
-    "connect_async": (AsyncDoor, litevfs.connect_async),
+    "connect_async": (AsyncDoor, connect_async),
 }
 OPENINGS = {
     "unknown option": (ORDERS, {"pol_interval": "1s"}, "did you mean poll_interval"),
@@ -181,6 +187,19 @@ def test_a_closed_connection_says_that_it_is_closed(door):
         reading.runner.close()
 
 
+def test_a_closed_arrow_result_says_what_to_do():
+    connection = litevfs.connect(ORDERS)
+    results = arrow(ORDERS, "SELECT id FROM orders"), arrow(connection, "SELECT id FROM orders")
+    begun = [result.reader() for result in results]
+    results[0].close()
+    connection.close(True)
+    later = [result.reader for result in results]
+    for use in (*later, *(reader.read_all for reader in begun), lambda: arrow(connection, "SELECT 1")):
+        with pytest.raises(apsw.ConnectionClosedError) as caught:
+            use()
+        assert caught.value.__notes__ == ["call litevfs.arrow again, with a URL or an open connection"]
+
+
 @pytest.mark.parametrize("door", sorted(DOORS.keys() - {"connect_async"}))
 def test_another_thread_is_served_or_told_what_to_do(door):
     reading = opened(door)
@@ -231,7 +250,7 @@ def in_its_thread(connection: Any) -> Any:
 
 def test_every_call_of_an_async_cursor_says_where_to_write():
     async def run() -> None:
-        connection = await litevfs.connect_async(ORDERS)
+        connection = await connect_async(ORDERS)
         try:
             delete, cursor = "DELETE FROM orders WHERE id = ?", connection.cursor()
             for call in (
