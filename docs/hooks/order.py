@@ -14,13 +14,14 @@ MORE = [
     "watch",
     "engines",
     "primary",
+    "many-databases",
     "operations",
     "errors",
     "guarantees",
     "performance",
     "comparison",
 ]
-LAST = ["faq", "development"]
+LAST = ["faq", "changes", "development"]
 
 
 def on_config(config: Any) -> Any:
