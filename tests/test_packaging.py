@@ -38,6 +38,11 @@ STORAGES = {
     for requirement in PYPROJECT["project"]["optional-dependencies"][extra]
 } | {"azure", "google", "nats"}  # what those that are not installed here are imported as
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+EXTRA_MODULES = (
+    *("azure", "dask", "datasette", "django", "duckdb", "google", "matplotlib", "nats", "opentelemetry", "pandas"),
+    *("paramiko", "polars", "prometheus_client", "pyarrow", "pyspark", "pytest", "ray", "sqlalchemy", "yaml"),
+    "zstandard",
+)
 CHARTS = {distribution_name(name) for name in EXTRAS["charts"]}
 METRICS = {distribution_name(name) for name in EXTRAS["metrics"]}
 CONFIG = {distribution_name(name) for name in EXTRAS["config"]}
@@ -166,6 +171,26 @@ def test_a_process_that_only_reads_loads_neither_the_primary_nor_what_other_stor
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "[]\n"
+
+
+def test_the_command_runs_where_no_extra_is_installed():
+    """`pip install litevfs` alone: everything that the dependencies did not bring is kept from being imported."""
+    program = (
+        "import sys\n"
+        f"for name in {EXTRA_MODULES!r}:\n"
+        "    sys.modules[name] = None\n"
+        "from litevfs.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    replica = str(ROOT / "tests" / "fixtures" / "orders" / "replica")
+    for arguments in (
+        ["query", replica, "SELECT count(*) FROM orders"],
+        ["verify", replica],
+        ["doctor", replica, "--reader"],
+    ):
+        command = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 def test_every_public_name_is_there():

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("yaml", reason="needs the extra `config` (pip install 'litevfs[config]')")
 
 from litevfs.errors import OptionError
-from litevfs.replicate.config import Config, read_config
+from litevfs.replicate.config.model import Config
+from litevfs.replicate.config.reading import read_config
 
 _PACKAGES = {"gs": ("google.auth", "gs"), "sftp": ("paramiko", "sftp"), "nats": ("nats", "nats")}
 
