@@ -96,7 +96,7 @@ def test_the_interval_is_from_refresh_to_refresh_however_long_one_takes():
     def let_an_hour_pass() -> None:
         nonlocal hours
         hours += 1
-        poller.set_interval(3600.0)
+        poller.set_interval(3600.0 - hours / 1000)  # another time each, of which the scheduler is told
 
     poller = Poller(take_an_hour, 3600.0, scheduler=scheduler)
     wait_until(lambda: let_an_hour_pass() or looks)

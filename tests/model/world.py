@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -32,10 +33,11 @@ from tests.model.oracle import Oracle, newest_txid, reachable_txids
 from tests.model.primary import Application
 from tests.model.reader import Reader, is_excused
 from tests.model.stdlib import wait_for_closings
+from tests.support import wait_until
 
 START_MS = 1_767_225_600_000
 """2026-01-01T00:00:00Z: when a world begins."""
-READ_TIMEOUT_S = 0.05
+READ_TIMEOUT_S = 0.25
 RETRY_FIRST_S = 0.001
 """First pause before a retry, for readers and upkeep."""
 TIMETABLE = MaintenanceConfig(
@@ -79,6 +81,13 @@ class Site:
         self.is_calm = True
 
 
+def _wait_for_threads() -> None:
+    """Closing waits a bounded time for a thread that writes blocks; the folder is not removed under it."""
+    wait_until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("litevfs-")], timeout_s=20
+    )
+
+
 class World:
     """One course of events. Whatever happens in it is checked as it happens."""
 
@@ -92,6 +101,7 @@ class World:
         with ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="litevfs-model-", dir=fast_folder()))
             self.folder = Path(folder)
+            stack.callback(_wait_for_threads)
             stack.callback(self.oracle.close)
             stack.enter_context(_no_waiting())
             self._open_storage(stack, config)
