@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -203,16 +204,19 @@ def test_readers_in_other_processes_see_whole_states_only(path, tmp_path):
     readers = [subprocess.Popen([sys.executable, "-c", program, str(path), str(control)]) for _ in range(2)]
     file = DatabaseFile(path)
     try:
-        for counter in range(150):
-            rows = (20, 33, 61)[counter % 3]
-            replace(file, as_pages(images[rows], 1024, 1000 + counter), 1024)
+        counters = itertools.count()
+
+        def replace_once() -> None:
+            counter = next(counters)
+            replace(file, as_pages(images[(20, 33, 61)[counter % 3]], 1024, 1000 + counter), 1024)
+
+        for _ in range(150):
+            replace_once()
         control.write_text("stop")
-        for counter in range(150, 300):  # until each has seen every state
-            if all(reader.poll() is not None for reader in readers):
-                break
-            rows = (20, 33, 61)[counter % 3]
-            replace(file, as_pages(images[rows], 1024, 1000 + counter), 1024)
-        wait_until(lambda: all(reader.poll() is not None for reader in readers), "the readers' end", 30)
+        # Readers may have started late: states follow one another until each has seen all.
+        wait_until(
+            lambda: replace_once() or all(reader.poll() is not None for reader in readers), "the readers' end", 60
+        )
         assert [reader.returncode for reader in readers] == [0, 0]
     finally:
         for reader in readers:
