@@ -188,6 +188,7 @@ def test_a_closed_connection_says_that_it_is_closed(door):
 
 
 def test_a_closed_arrow_result_says_what_to_do():
+    pytest.importorskip("pyarrow", reason="needs pyarrow: pip install 'litevfs[arrow]'")
     connection = litevfs.connect(ORDERS)
     results = arrow(ORDERS, "SELECT id FROM orders"), arrow(connection, "SELECT id FROM orders")
     begun = [result.reader() for result in results]

@@ -13,6 +13,13 @@ from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.conformance_base import ReplicaUnderTest
 from tests.replica_clients.stores import STORES, Proxy, Store, address_of, running_store
 
+AZURE_SETTINGS = (
+    *("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN", "LITESTREAM_AZURE_ACCOUNT_KEY", "AZURE_STORAGE_KEY"),
+    *("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_AUTHORITY_HOST", "AZURE_TOKEN_CREDENTIALS"),
+    *("AZURE_FEDERATED_TOKEN_FILE", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "IMDS_ENDPOINT"),
+)
+"""Variables of the environment that say who asks Azure."""
+
 
 @dataclass
 class ScriptedServer:

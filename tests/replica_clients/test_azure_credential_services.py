@@ -15,18 +15,13 @@ import pytest
 from litevfs.errors import StorageError, StoragePermissionError
 from litevfs.replica_clients.azure import AzureReplicaClient
 from litevfs.testing.conformance_base import file_name
-from tests.replica_clients.conftest import ScriptedServer
+from tests.replica_clients.conftest import AZURE_SETTINGS, ScriptedServer
 from tests.replica_clients.test_s3 import make_certificate
 
 pytest.importorskip("azure.identity", reason="pip install litevfs[azure]")
 
 LIFETIME_S = 3600
 NAME = file_name(1, 1)
-SETTINGS = (
-    *("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN", "LITESTREAM_AZURE_ACCOUNT_KEY", "AZURE_STORAGE_KEY"),
-    *("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID", "AZURE_AUTHORITY_HOST", "AZURE_TOKEN_CREDENTIALS"),
-    *("AZURE_FEDERATED_TOKEN_FILE", "IDENTITY_ENDPOINT", "IDENTITY_HEADER", "MSI_ENDPOINT", "IMDS_ENDPOINT"),
-)
 
 
 @dataclass
@@ -107,7 +102,7 @@ def url(
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tmp_path / "public.crt", tmp_path / "private.key")
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "public.crt"))
-    for name in SETTINGS:
+    for name in AZURE_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     service: ScriptedServer = scripted_server(giver.answer, context)

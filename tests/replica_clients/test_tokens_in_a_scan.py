@@ -21,9 +21,11 @@ import pytest
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replica_clients.urls import open_replica_client
 from tests.primary import Primary
-from tests.replica_clients.test_azure_credential_services import SETTINGS
+from tests.replica_clients.conftest import AZURE_SETTINGS
 from tests.replica_clients.test_gs import credentials_file
 from tests.support import connected, in_threads, one
+
+pytest.importorskip("azure.identity", reason="pip install litevfs[azure]")
 
 ROWS = 1500
 LIFETIME_S = 3600
@@ -127,7 +129,7 @@ def url(
         monkeypatch.setattr("litevfs.replica_clients.gs._ENDPOINT", storage)
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials_file(tmp_path, f"{service}/token")))
         return "gs://bucket/db"
-    for name in SETTINGS:
+    for name in AZURE_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", service)
