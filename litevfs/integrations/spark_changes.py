@@ -122,7 +122,7 @@ class LitevfsStreamReader(DataSourceStreamReader):
                 return None  # the column was added when this row was gone
             raise OptionError(
                 f"table {self._table} has no column {name} in the state {txid}",
-                hint="start the query again: it reads the table's columns anew",
+                hint="start the query again: it reads the table's columns again",
             )
         try:
             return _converted(row[name], type_)

@@ -83,7 +83,7 @@ class Document:
 
 
 class Section:
-    """A table of keys in the file. Each key is asked for once; `refuse_rest` names those that nobody asked for."""
+    """A table of keys in the file. Each key is asked for once; `refuse_rest` names those that no code asked for."""
 
     def __init__(self, document: Document, node: yaml.Node, name: str) -> None:
         self.document, self.name = document, name
