@@ -1,4 +1,4 @@
-"""Opening again: what an earlier process knew is checked and followed, not found anew."""
+"""Opening again: what an earlier process knew is checked and followed, not found a second time."""
 
 from __future__ import annotations
 
