@@ -51,6 +51,8 @@ VACUUM_EVERY = 500
 INTERVAL_S = 0.1
 KILL_EVERY_S = 0.4
 """Pause between two kills of litestream, on average."""
+PAUSE_S = 0.06
+"""Pause after each upload while followers are killed: each needs time to start, and to come to the step it ends at."""
 COLUMNS = (
     ("litevfs", "litevfs", (True, False)),
     ("litestream", "litestream", (False, False)),
@@ -148,6 +150,7 @@ def run(folder: Path, count: int, *, in_folder: bool) -> tuple[list[Followed], f
             commit(application, number)
             if number % TRANSACTIONS_A_SYNC == 0 or number == count:
                 replicator.sync()
+                time.sleep(PAUSE_S if number >= int(count * QUIET_SHARE) else 0)
         seconds = time.monotonic() - began
         control.write_text("quiet again")  # a follower goes on from where the last kill left it
         wait_until_all_is_there(followed, count)
