@@ -20,7 +20,7 @@ logger = logging.getLogger("litevfs.pages.ahead")
 FIRST_FRAME_BYTES = 2048.0
 """Assumed size of a page's frame, until some frames were seen."""
 FRAMES_AVERAGED = 64
-PLANNED_SHARE = 0.75
+PLANNED_SHARE = 0.9
 """Part of the room for read-ahead that one plan takes: whole blocks take more than the pages in them."""
 
 

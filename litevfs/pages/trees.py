@@ -63,6 +63,11 @@ class KnownTrees:
             pgno = interior.children[0]
         return pgno
 
+    def stride(self, pgno: int) -> int:
+        """How many pages an interior page lies after its sibling before it; 0 if it lies before it, or has none."""
+        parent, position = self.parents.get(pgno, (0, 0))
+        return max(0, pgno - self.interior[parent].children[position - 1]) if position else 0
+
     def next_leaf(self, pgno: int) -> int:
         """The page after a leaf; 0 if there is none, or it is not known."""
         parent = self.parents.get(pgno)

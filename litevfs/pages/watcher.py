@@ -20,17 +20,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from litevfs.pages.btree import (
     INTERIOR_INDEX,
     INTERIOR_TABLE,
     LEAF_INDEX,
     LEAF_TABLE,
-    IndexEntry,
     kind,
     parse_index_entries,
 )
+from litevfs.pages.patterns import IndexLeaf, Run, Scan
 from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
@@ -51,60 +51,6 @@ LOOK_AROUND = 32
 """SQLite skips entries whose table leaf it still has: so many entries further on still count as in order."""
 
 
-@dataclass(slots=True)
-class _Scan:
-    """Leaves read in order, and how far the plan is ahead of them."""
-
-    position: int  # of the child read last, in its interior page
-    end_in: int  # interior page of the first leaf that is not planned yet; it may have to come first
-    end: int  # position of that leaf there
-    left: int = 0  # leaves planned and not read yet
-    window: int = 0  # 0: not known to be a pattern
-    wanted: int = 0  # pages that the next guess has to have room for
-    last: int = 0  # leaf planned last
-    rests_until: int = 0  # reads of the leaves before this position change no plan, and are not looked at
-    seen: int = 0  # position of the one of them read last
-    guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
-    planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
-
-    def add(self, pages: Iterable[int]) -> list[int]:
-        """Add pages to the plan; returns those that were not planned yet."""
-        new = [page for page in pages if page not in self.planned]
-        self.planned.update(new)
-        return new
-
-
-@dataclass(slots=True)
-class _Run:
-    """Pages read in the order of their numbers."""
-
-    last: int = 0
-    end: int = 0  # first page not planned yet
-    window: int = 0
-
-
-@dataclass(slots=True)
-class _IndexLeaf:
-    """An index leaf whose entries may be looked up in their table."""
-
-    pgno: int
-    page: bytes
-    first: int = 0  # the first table leaf read since
-    entries: list[IndexEntry] = field(default_factory=list)  # empty until a second table leaf was read
-    root: int = 0  # topmost known page of the table
-    depth: int = 0  # pages that lead from there to a leaf
-    position: int = 0  # entry looked up last
-    end: int = 0  # first entry not planned yet
-    window: int = 0  # 0: not known to be a pattern
-    is_equality: bool = False  # so far all entries have the same key: plan no further than that key goes
-    waiting: dict[int, list[int]] = field(default_factory=dict)  # interior page not known yet -> entries below it
-
-    @property
-    def key(self) -> tuple[int, bytes]:
-        """The key of the entry looked up last, or of the first one."""
-        return self.entries[max(self.position, 0)].key
-
-
 class Watcher:
     """Follows the page reads of one connection. Answers are page numbers worth reading ahead, in order of need."""
 
@@ -114,9 +60,9 @@ class Watcher:
         self._trees = KnownTrees()
         self._interior = self._trees.interior
         self._parents = self._trees.parents
-        self._scans: OrderedDict[int, _Scan] = OrderedDict()  # by interior page
-        self._index_leaf: _IndexLeaf | None = None
-        self._run = _Run()
+        self._scans: OrderedDict[int, Scan] = OrderedDict()  # by interior page
+        self._index_leaf: IndexLeaf | None = None
+        self._run = Run()
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lock = threading.Lock()  # another thread calls `learn` with pages that were read ahead
 
@@ -126,7 +72,7 @@ class Watcher:
             self._scans.clear()
             self._awaited.clear()
             self._index_leaf = None
-            self._run = _Run()
+            self._run = Run()
 
     def hold_back(self) -> None:
         """Note that the pages planned last are not fetched."""
@@ -204,7 +150,7 @@ class Watcher:
         if children[scan.position if scan and scan.position >= 0 else position] in self._interior:
             return []  # one level above the leaves; there, the end of each page leads on to the next
         if scan is None or not scan.position <= position <= self._reach(scan, parent):
-            scan = _Scan(position, parent, position + 1)
+            scan = Scan(position, parent, position + 1)
         elif position > scan.position:
             scan.left = max(0, scan.left - (position - scan.position))
             scan.planned.difference_update(children[scan.position + 1 : position + 1])
@@ -218,24 +164,25 @@ class Watcher:
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
         plan = self._extend(scan, at_once=parent in scan.guessed)
-        rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, self._due(scan) - self._short(scan))
+        missing = self._due(scan) - self._short(scan)  # if none, the plan ends here or waits for an interior page
+        rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, missing) if missing > 0 else RESTS
         scan.rests_until, scan.seen = min(position + rests, self._reach(scan, parent)), position
         return plan
 
-    def _due(self, scan: _Scan) -> int:
+    def _due(self, scan: Scan) -> int:
         """By how many pages a plan has to fall short of its window until it is extended."""
         return min(max(self.step, scan.wanted), scan.window - scan.window // 2)
 
     @staticmethod
-    def _short(scan: _Scan) -> int:
+    def _short(scan: Scan) -> int:
         return scan.window - scan.left - sum(scan.guessed.values())
 
-    def _reach(self, scan: _Scan, parent: int) -> int:
+    def _reach(self, scan: Scan, parent: int) -> int:
         """How far in its interior page a scan may skip to: to the end of what is planned, or to the next leaf."""
         planned = scan.end if scan.end_in == parent else len(self._interior[parent].children)
         return max(planned, scan.position + 1)
 
-    def _extend(self, scan: _Scan, *, at_once: bool) -> list[int]:
+    def _extend(self, scan: Scan, *, at_once: bool) -> list[int]:
         """The leaves of one more window, if it is time for that, or the interior page that leads to them.
 
         `at_once`: guesses have become known, so it is time however much is planned.
@@ -243,7 +190,7 @@ class Watcher:
         if not scan.window or (not at_once and self._short(scan) < self._due(scan)):
             return []
         scan.wanted = 0
-        active = sum(1 for other in self._scans.values() if other.window and (other.left or other.guessed)) or 1
+        active = sum(other.is_active for other in self._scans.values()) or 1
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
         plan: list[int] = []
         while scan.left < scan.window and (interior := self._interior.get(scan.end_in)) is not None:
@@ -260,11 +207,12 @@ class Watcher:
                 scan.end_in, scan.end = following, 0
         return plan + self._guess(scan)
 
-    def _guess(self, scan: _Scan) -> list[int]:
+    def _guess(self, scan: Scan) -> list[int]:
         """The pages that a plan needs beyond the known interior pages.
 
         The leaves below an interior page often lie between it and the next one. Where the two are not further apart
-        than a page has children, all between them is planned, or each interior page would cost a round trip.
+        than a page has children, all between them is planned, or each interior page would cost a round trip. After the
+        last one as many pages are planned as lie between it and the one before.
         """
         plan: list[int] = []
         pgno = start = scan.end_in
@@ -273,8 +221,9 @@ class Watcher:
         guessed = sum(scan.guessed.values())
         while pgno not in self._interior:
             following = self._trees.next_interior(pgno)
-            is_near = pgno < following <= pgno + GUESS_PAGES
-            between = range(start, following) if is_near else range(pgno, pgno + 1)
+            until = following or pgno + self._trees.stride(pgno)
+            is_near = pgno < until <= pgno + GUESS_PAGES
+            between = range(start, until) if is_near else range(pgno, pgno + 1)
             if pgno not in scan.guessed:
                 room = scan.window - scan.left - guessed
                 if room < len(between) and (guessed or scan.left > scan.window // 2):
@@ -284,12 +233,12 @@ class Watcher:
                 guessed += len(between)
                 scan.guessed[pgno] = len(between)
                 self._awaited.add(pgno)
-            if not is_near:
+            if not is_near or not following:
                 break
             pgno = start = following
         return plan
 
-    def _continued_scan(self, parent: int, position: int) -> _Scan | None:
+    def _continued_scan(self, parent: int, position: int) -> Scan | None:
         """A scan that comes from the end of the interior page before goes on at full width."""
         for before, scan in self._scans.items():
             if scan.window and position == 0 and self._trees.next_interior(before) == parent:
@@ -304,7 +253,7 @@ class Watcher:
         with self._lock:
             run = self._run
             if not run.last < pgno < run.end:
-                run = self._run = _Run(pgno, pgno + 1)
+                run = self._run = Run(pgno, pgno + 1)
             run.last = pgno
             if run.end - pgno - 1 > run.window // 2:
                 return []
@@ -315,7 +264,7 @@ class Watcher:
     # --- look-ups through an index ------------------------------------------------------------------------------------
 
     def _enter_index_leaf(self, pgno: int, page: bytes) -> list[int]:
-        before, leaf = self._index_leaf, _IndexLeaf(pgno, page)
+        before, leaf = self._index_leaf, IndexLeaf(pgno, page)
         self._index_leaf = leaf
         if before is None or not before.window or not self._is_continued(before, pgno):
             return []
@@ -326,13 +275,13 @@ class Watcher:
         leaf.window, leaf.is_equality = before.window, before.is_equality
         return self._plan_lookups(leaf)
 
-    def _is_continued(self, before: _IndexLeaf, pgno: int) -> bool:
+    def _is_continued(self, before: IndexLeaf, pgno: int) -> bool:
         """Whether the rows of an index leaf were looked up to its end, and leaf `pgno` comes next."""
         if before.position < max(0, len(before.entries) - LOOK_AROUND):
             return False
         return before.pgno not in self._parents or self._trees.next_leaf(before.pgno) == pgno
 
-    def _recognize_lookups(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
+    def _recognize_lookups(self, leaf: IndexLeaf, pgno: int) -> list[int]:
         """Whether two table leaves, just read one after the other, are those of two entries of the index leaf."""
         if leaf.window or pgno == leaf.first or pgno not in self._parents:
             return []
@@ -366,13 +315,13 @@ class Watcher:
                 return self._plan_lookups(leaf) if leaf.end - leaf.position <= leaf.window // 2 + 1 else []
         return []
 
-    def _plan_lookups(self, leaf: _IndexLeaf) -> list[int]:
+    def _plan_lookups(self, leaf: IndexLeaf) -> list[int]:
         """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
         leaf.window = min(leaf.window * LOOKUP_GROWTH, max(FIRST_WINDOW, self.max_window))
         start, leaf.end = leaf.end, self._within_key(leaf, leaf.end + leaf.window)
         return self._targets(leaf, range(start, self._within_key(leaf, leaf.end + leaf.window * LOOKUP_GROWTH)))
 
-    def _within_key(self, leaf: _IndexLeaf, end: int) -> int:
+    def _within_key(self, leaf: IndexLeaf, end: int) -> int:
         """`end`, or the end of the entries that are going to be looked up for all that is known."""
         end = min(end, len(leaf.entries))
         if leaf.is_equality:
@@ -380,11 +329,11 @@ class Watcher:
                 end -= 1
         return end
 
-    def _go_on(self, leaf: _IndexLeaf, pgno: int) -> list[int]:
+    def _go_on(self, leaf: IndexLeaf, pgno: int) -> list[int]:
         """Interior page `pgno` is known now: what the look-ups that waited for it need next."""
         return self._targets(leaf, leaf.waiting.pop(pgno, ()))
 
-    def _targets(self, leaf: _IndexLeaf, entries: Iterable[int]) -> list[int]:
+    def _targets(self, leaf: IndexLeaf, entries: Iterable[int]) -> list[int]:
         """The page that each of these entries needs next: of those beyond the window, only interior ones."""
         targets: dict[int, None] = {}
         for i in entries:

@@ -111,7 +111,7 @@ def fetched(pages: dict[int, bytes], reads: Iterator[int]) -> tuple[int, set[int
     now, arrivals = 0, {}  # page -> round trip in which it comes
 
     def ask_for(pgnos: list[int]) -> None:
-        arrivals.update({pgno: now + 1 for pgno in pgnos if pgno not in arrivals})
+        arrivals.update({pgno: now + 1 for pgno in pgnos if pgno not in arrivals and pgno in pages})
 
     for pgno in reads:
         ask_for(watcher.before_read(pgno))
@@ -122,6 +122,39 @@ def fetched(pages: dict[int, bytes], reads: Iterator[int]) -> tuple[int, set[int
                 ask_for(watcher.learn(come, pages[come]))
         ask_for(watcher.after_read(pgno, pages[pgno]))
     return now, set(arrivals)
+
+
+def test_a_scan_guesses_what_lies_after_the_last_interior_page_as_between_those_before(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 3000)
+    scanned = list(in_order(pages, TABLE_ROOT))
+    trips, asked_for = fetched(pages, iter(scanned))
+    assert trips <= 8
+    assert len(asked_for - set(scanned)) <= 20
+
+
+def test_a_scan_that_has_come_to_its_end_leaves_its_window_to_the_next_one(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    table, index = list(in_order(pages, TABLE_ROOT)), list(in_order(pages, INDEX_ROOT))
+    assert fetched(pages, chain(table, index))[0] <= 17
+    assert fetched(pages, iter(table))[0] + fetched(pages, iter(index))[0] <= 20
+
+
+def test_a_scan_rests_to_the_end_of_its_tree_once_nothing_is_left_to_plan(tmp_path: Path, monkeypatch):
+    pages = database_pages(tmp_path / "t.db", 3000)
+    watcher, looks = Watcher(4000), 0
+
+    def counted(parent: int, position: int) -> list[int]:
+        nonlocal looks
+        looks += 1
+        return follow(parent, position)
+
+    follow = watcher._follow_scan
+    monkeypatch.setattr(watcher, "_follow_scan", counted)
+    reads = list(in_order(pages))
+    for pgno in reads:
+        watcher.before_read(pgno)
+        watcher.after_read(pgno, pages[pgno])
+    assert looks < len(reads) / 8
 
 
 def test_look_ups_of_one_key_take_few_round_trips_and_no_pages_of_another_key(tmp_path: Path):
