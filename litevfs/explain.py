@@ -108,7 +108,7 @@ def explain_io(
     The view shares no cache with other connections of the process; options are those of `connect`. A replica in a
     folder or in memory makes no requests for pages. Raises what `connect` and the query raise.
     """
-    for name in ("poll_interval", "max_requests_per_s", "hydration_enabled"):
+    for name in ("poll_interval", "max_requests_per_s", "hydration_enabled", "warm"):
         if name in options:
             raise OptionError(f"explain_io sets {name} itself")
     check_names(options, "option")

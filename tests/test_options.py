@@ -132,6 +132,7 @@ _VALUES = {
     "hydration_path": st.text(max_size=30),
     "cache_dir": st.text(max_size=30),
     "max_requests_per_s": st.floats(0.001, 1e6) | st.integers(1, 10**6),
+    "warm": st.lists(st.sampled_from(["SELECT 1", "SELECT ';' -- a;b", 'SELECT "x;" /* ; */', "SELECT `a;b`, [c;d]"])),
     "txid": st.integers(1, 2**64 - 1),
     "timestamp": st.integers(0, 253402300799_999).map(
         lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
@@ -239,6 +240,7 @@ def test_connections_that_differ_in_what_makes_a_replica_have_one_of_their_own(o
         {"timestamp_ms": 7},
         {"open_timeout_s": 1.0},
         {"max_staleness_s": 1.0},
+        {"warm": ("SELECT 1",)},
     ],
 )
 def test_connections_that_differ_in_what_is_their_own_share_a_replica(options):

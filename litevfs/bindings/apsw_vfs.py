@@ -42,14 +42,18 @@ class ReplicaVFS(apsw.VFS):
         if not options.replica_url:
             raise OptionError("no replica URL", hint=_no_url_hint(name))
         session = Session(options, make_apsw_error)
-        if isinstance(name, apsw.URIFilename) and (
-            name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
-        ):
-            try:
+        try:
+            if isinstance(name, apsw.URIFilename) and (
+                name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
+            ):
                 session.lock(SHARED)  # SQLite takes no lock, and would mix pages of different states
-            except BaseException:
-                session.close()  # SQLite does not close it: it has no file yet
-                raise
+            if options.warm:
+                from litevfs.bindings.warming import warm  # few connections need it
+
+                warm(session)
+        except BaseException:
+            session.close()  # SQLite does not close it: it has no file yet
+            raise
         return session
 
     def xAccess(self, pathname: str, flags: int) -> bool:
@@ -64,6 +68,8 @@ class ReplicaVFS(apsw.VFS):
 def _uri_parameters(name: str | apsw.URIFilename | None) -> dict[str, str]:
     if not isinstance(name, apsw.URIFilename):
         return {}
+    if name.parameters.count("warm") > 1:
+        raise OptionError("URI parameter warm is given more than once", hint="put semicolons between the queries")
     return {key: name.uri_parameter(key) or "" for key in name.parameters}
 
 

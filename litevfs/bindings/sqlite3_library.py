@@ -11,7 +11,7 @@ import importlib
 from ctypes import CFUNCTYPE, POINTER, PYFUNCTYPE, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from typing import Any
 
-from litevfs.errors import SQLiteLibraryError
+from litevfs.errors import OptionError, SQLiteLibraryError
 
 OLDEST_VERSION = 3_034_000
 """SQLite's version number: the first that tells whether a transaction is open (`sqlite3_txn_state`)."""
@@ -162,7 +162,13 @@ class Library:
     def uri_parameters(self, name: int) -> dict[str, str]:
         """The parameters of a URI, from the address of a name that SQLite gave to `xOpen`."""
         found: dict[str, str] = {}
-        while (key := self.sqlite3_uri_key(name, len(found))) is not None:
+        number = 0
+        while (key := self.sqlite3_uri_key(name, number)) is not None:
+            number += 1
+            if key == b"warm" and "warm" in found:
+                raise OptionError(
+                    "URI parameter warm is given more than once", hint="put semicolons between the queries"
+                )
             found[key.decode()] = (self.sqlite3_uri_parameter(name, key) or b"").decode()
         return found
 

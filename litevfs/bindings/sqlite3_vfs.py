@@ -190,6 +190,10 @@ class Binding:
         try:
             if has_no_locks:
                 session.lock(SHARED)  # SQLite will not, and would read pages of one state after the other
+            if options.warm:
+                from litevfs.bindings.warming import warm  # loads APSW
+
+                warm(session)
             self._open_empty(_Open(file, session, has_no_locks))
         except BaseException:
             session.close()

@@ -19,7 +19,7 @@ import apsw
 import litevfs
 from litevfs.errors import OptionError
 from litevfs.files.fetch import Fetcher
-from litevfs.options import SPECS, Options, OptionSpec
+from litevfs.options import SPECS, Options, OptionSpec, parse_queries
 from litevfs.units import (
     format_timestamp,
     parse_bool,
@@ -81,6 +81,10 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
     if spec.parse is parse_bool:
         group.add_argument(flag, dest=spec.name, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
+    if spec.parse is parse_queries:
+        text += "; may be repeated"
+        group.add_argument(flag, dest=spec.name, metavar="SQL", action="append", help=text)
+        return
     metavar = _METAVARS.get(spec.parse, spec.name.rpartition("_")[2].upper())
     parse = spec.parse
     if parse is parse_timestamp_ms:  # times relative to now are allowed only on a command line
@@ -89,7 +93,7 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
 
 
 def _default_text(spec: OptionSpec) -> str:
-    if spec.default is None or spec.default == "":
+    if spec.default in (None, "", ()):
         return ""
     if spec.parse is parse_bool:
         return "yes" if spec.default else "no"

@@ -89,16 +89,16 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
         return isinstance(e, self.import_dbapi().ProgrammingError) and "closed database" in str(e)
 
 
-def split_query(query: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """(options, parameters of the replica URL). Raises ArgumentError for an option that is given twice."""
-    options: dict[str, str] = {}
+def split_query(query: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """(options, parameters of the replica URL). Raises ArgumentError for an option that is given twice; `warm` may."""
+    options: dict[str, Any] = {}
     parameters: list[tuple[str, str]] = []
     for name, value in query.items():
         values = [value] if isinstance(value, str) else list(value)
         if name not in _OPTIONS:
             parameters += [(name, each) for each in values]
-        elif len(values) == 1:
-            options[name] = values[0]
+        elif len(values) == 1 or name == "warm":
+            options[name] = values[0] if len(values) == 1 else values
         else:
             raise ArgumentError(f"the option {name} is given {len(values)} times")
     return options, parameters

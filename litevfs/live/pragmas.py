@@ -1,7 +1,7 @@
 """`PRAGMA litestream_...`: the answer of each. Knows no SQLite; a binding passes name and value.
 
 Names and meanings are those of Litestream's VFS, so that users find what they know; `litestream_status`,
-`litestream_poll` and `litestream_wait_txid` are additions.
+`litestream_poll`, `litestream_wait_txid` and `litestream_warm` are additions.
 """
 
 from __future__ import annotations
@@ -102,6 +102,12 @@ def _hydration_file(session: Session, value: str | None) -> str:
     return hydration.path if hydration else ""
 
 
+def _warm(session: Session, value: str | None) -> str:
+    _refuse_value("warm", value)
+    done, count = session.warming.wait() if session.warming else (0, 0)
+    return f"{done} of {count}"
+
+
 def _refuse_value(name: str, value: str | None) -> None:
     if value is not None:
         raise OptionError(f"PRAGMA {PREFIX}{name} takes no value")
@@ -114,6 +120,7 @@ _HANDLERS: dict[str, Callable[[Session, str | None], str]] = {
     "poll": _poll,
     "wait_txid": _wait_txid,
     "status": _status,
+    "warm": _warm,
     "hydration_progress": _hydration_progress,
     "hydration_file": _hydration_file,
 }

@@ -10,10 +10,11 @@ A binding (`litevfs.bindings`) passes SQLite's calls on, and turns errors into t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 from zlib import crc32
 
 from litevfs.errors import LitevfsError, OptionError, ReplicaError, ReplicaReadOnlyError
-from litevfs.live.registry import registry
+from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.states.snapshot import Snapshot
@@ -22,22 +23,43 @@ UNLOCKED, SHARED = 0, 1
 """SQLite's lock levels (https://www.sqlite.org/lockingv3.html) that a reader takes; higher ones are a writer's."""
 
 
+class Warming(Protocol):
+    """Queries that run beside a session, on its replica (option `warm`)."""
+
+    def stop(self) -> None:
+        """End them. Waits for nothing; idempotent."""
+        ...
+
+    def wait(self) -> tuple[int, int]:
+        """Wait for a bounded time until they have ended; returns how many ended well, of how many."""
+        ...
+
+
 class Session:
     """One database file that SQLite has open. Used by one thread at a time; `close()` it.
 
     `on_error(error)` is called with each LitevfsError before it is raised by `read`, `size`, `lock` or `unlock`.
     """
 
-    def __init__(self, options: Options, on_error: Callable[[LitevfsError], object] | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        on_error: Callable[[LitevfsError], object] | None = None,
+        *,
+        beside: Session | None = None,
+    ) -> None:
+        """With `beside`, read the replica and the state of that session, until that one is closed."""
         self.options = options
+        self.warming: Warming | None = None
         self.last_error: BaseException | None = None  # the last error of a call of this session, or of its binding
         self._on_error = on_error
-        self._lease = registry.acquire(options)
+        self._is_guest = beside is not None
+        self._lease: Lease = registry.acquire(options) if beside is None else beside._lease
         self.replica: Replica = self._lease.replica
         self._max_staleness_s = options.max_staleness_s
         self._level = UNLOCKED
         self._pinned: Snapshot | None = None  # from SHARED to UNLOCKED
-        self._view: Snapshot | None = None  # a fixed state instead of the newest
+        self._view: Snapshot | None = beside._view if beside else None  # a fixed state instead of the newest
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
         try:
@@ -48,7 +70,9 @@ class Session:
             raise
 
     def _open(self) -> None:
-        if self.options.is_fixed:
+        if self._is_guest:
+            pass  # the session beside this one has opened the replica
+        elif self.options.is_fixed:
             self._view = self.replica.view(
                 txid=self.options.txid,
                 timestamp_ms=self.options.timestamp_ms,
@@ -87,7 +111,10 @@ class Session:
 
     def close(self) -> None:
         """Release the replica. Idempotent."""
-        registry.release(self._lease)
+        if self.warming is not None:
+            self.warming.stop()
+        if not self._is_guest:
+            registry.release(self._lease)
 
     def __del__(self) -> None:
         """Release the replica also if SQLite never got the file: Ctrl-C may interrupt the opening at any line."""

@@ -189,6 +189,16 @@ class PageSource:
                 pgnos = self.hydration.lacks(snapshot, pgnos)
             self._ahead.start(snapshot, pgnos, watcher)
 
+    def needs_request(self, snapshot: Snapshot, pgno: int) -> bool:
+        """Whether a read of the page would have to ask a storage where that costs a round trip."""
+        version = snapshot.version(pgno)
+        if self._blocks is None or not version or page_key(snapshot, version, pgno) in self._cache:
+            return False
+        if self.hydration is not None and not self.hydration.lacks(snapshot, [pgno]):
+            return False
+        number, offset, size = snapshot.place(pgno)
+        return not self._blocks.has(number, snapshot.files[number], offset, size)
+
     @property
     def is_remote(self) -> bool:
         """Whether a request to the storage costs a round trip."""

@@ -1,0 +1,262 @@
+"""Runs the queries of the option `warm` beside the connection that opens, so that their pages lie in the caches.
+
+Owns the threads and the connections of these queries. They are APSW's, whatever library the opening connection has,
+and share its replica: what they read is in the caches of all, and no bytes are requested twice. Opening waits until
+SQLite has taken every query, not until one has run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing
+from dataclasses import replace
+from itertools import count
+from weakref import WeakSet
+
+import apsw
+
+from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.apsw_vfs import ReplicaVFS
+from litevfs.concurrency.futures import settle
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import LitevfsError, OptionError, TransientStorageError
+from litevfs.live.session import Session
+
+logger = logging.getLogger("litevfs.bindings.warming")
+
+AT_ONCE = 8
+"""Queries of one connection that run at the same time."""
+CHECKED_PAGES = 256
+"""After so many pages a query looks whether the caches still hold the first of them."""
+GRACE_S = 5.0
+"""A query whose time is over ends within so long, unless it waits for the storage."""
+STEPS_BETWEEN_CHECKS = 10_000
+"""Of SQLite's machine, between two looks at the time."""
+_WRONG_SQL = apsw.SQLError, apsw.BindingsError
+_FLAGS = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_PRIVATECACHE
+
+
+def warm(session: Session) -> None:
+    """Start the queries of a session that was opened. They end with it, and after `open_timeout` at the latest.
+
+    Raises OptionError, which names the query, for one that SQLite refuses, and for a statement that is no query.
+    """
+    warming = Queries(session)
+    session.warming = warming
+    _running.add(warming)
+    warming.start()
+
+
+class _Ended(LitevfsError):
+    """A query that need not go on."""
+
+    extendedresult = apsw.SQLITE_INTERRUPT
+
+
+class Queries:
+    """The queries of one connection; see `Warming`. Holds no reference to its session, which ends it."""
+
+    def __init__(self, session: Session) -> None:
+        queries = session.options.warm
+        self._queries = queries
+        self._waiting = deque(queries)
+        self._stopped = threading.Event()
+        self._limit_s = session.options.open_timeout_s
+        self._deadline = time.monotonic() + self._limit_s
+        self._guests = [_Guest(session, self) for _ in range(min(len(queries), AT_ONCE))]
+        self._checked: Future[None] = Future()
+        self._threads: list[threading.Thread] = []
+        self._done = 0
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start, and wait until SQLite has taken every query. Raises OptionError."""
+        try:
+            self._threads.append(start_thread(self._check_and_run, "litevfs-warm"))
+            self._checked.result(max(0.0, self._deadline - time.monotonic()))
+        except (TransientStorageError, FutureTimeoutError) as error:
+            logger.warning("warm: the queries are not checked yet: %s", error or f"no schema in {self._limit_s:g} s")
+
+    def stop(self) -> None:
+        """See `Warming`."""
+        self._stopped.set()
+
+    def wait(self) -> tuple[int, int]:
+        """See `Warming`."""
+        index = 0
+        while index < len(self._threads):  # the first one starts the others before it ends
+            self.join(index, self._deadline + GRACE_S - time.monotonic())
+            index += 1
+        return self._done, len(self._queries)
+
+    def join(self, index: int, timeout_s: float) -> None:
+        """Wait for one of the threads."""
+        if self._threads[index] is not threading.current_thread():
+            self._threads[index].join(max(0.0, timeout_s))
+
+    @property
+    def must_end(self) -> bool:
+        """Whether no query may go on."""
+        return self._stopped.is_set() or time.monotonic() > self._deadline
+
+    # --- in the threads -----------------------------------------------------------------------------------------------
+
+    def _check_and_run(self) -> None:
+        try:
+            with closing(self._guests[0].connect()) as connection:
+                for sql in self._queries:
+                    _check(connection, sql)
+                self._start_others()
+                settle(self._checked, None)
+                self._run_all(self._guests[0], connection)
+        except OptionError as error:
+            settle(self._checked, error)
+        except (LitevfsError, apsw.Error) as error:  # of the storage: the connection's own queries will raise it
+            self._log("the queries cannot be checked", error)
+        finally:
+            settle(self._checked, None)
+
+    def _start_others(self) -> None:
+        for guest in self._guests[1:]:
+            try:
+                self._threads.append(start_thread(lambda guest=guest: self._run(guest), "litevfs-warm"))  # type: ignore[misc]
+            except TransientStorageError as error:
+                logger.info("warm: fewer queries run at once: %s", error)
+                return
+
+    def _run(self, guest: _Guest) -> None:
+        try:
+            with closing(guest.connect()) as connection:
+                self._run_all(guest, connection)
+        except (LitevfsError, apsw.Error) as error:
+            self._log("a connection for the queries", error)
+
+    def _run_all(self, guest: _Guest, connection: apsw.Connection) -> None:
+        while not self.must_end:
+            try:
+                sql = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                guest.touched.clear()
+                for _ in connection.execute(sql):
+                    pass
+                guest.check_caches(always=True)
+                with self._lock:
+                    self._done += 1
+            except (LitevfsError, apsw.Error) as error:
+                self._log(sql, error)
+
+    def _log(self, what: str, error: Exception) -> None:
+        if self._stopped.is_set():
+            return
+        if isinstance(error, apsw.InterruptError) and time.monotonic() > self._deadline:
+            logger.warning("warm: %s: not done within open_timeout (%g s); what was read stays", what, self._limit_s)
+        else:
+            logger.warning("warm: %s: %s", what, error)
+
+
+def _check(connection: apsw.Connection, sql: str) -> None:
+    """Let SQLite read the schema and prepare the query. Raises OptionError."""
+    is_query = False
+
+    def before_it_runs(cursor: apsw.Cursor, _: str, __: apsw.Bindings | None) -> bool:
+        nonlocal is_query
+        is_query = cursor.is_readonly and bool(cursor.get_description())
+        return False
+
+    cursor = connection.cursor()
+    cursor.exec_trace = before_it_runs
+    try:
+        cursor.execute(sql)
+    except apsw.ExecTraceAbort:
+        if is_query:
+            return
+        raise OptionError(f"option warm: no query: {sql}", hint="a SELECT") from None
+    except _WRONG_SQL as error:
+        if isinstance(error, LitevfsError):
+            raise
+        hint = "a query there takes no parameters" if isinstance(error, apsw.BindingsError) else None
+        raise OptionError(f"option warm: {error}: {sql}", hint=hint) from error
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+class _Guest(Session):
+    """A session beside the one that opens, for one thread."""
+
+    def __init__(self, host: Session, queries: Queries) -> None:
+        self._queries = queries
+        self.touched: dict[int, None] = {}  # pages that the query has read, in order
+        super().__init__(replace(host.options, warm=(), max_staleness_s=None), make_apsw_error, beside=host)
+
+    def read(self, amount: int, offset: int) -> bytes:
+        """See `Session.read`. Ends the query when it must end, or when it drives its own pages out of the caches."""
+        if self._queries.must_end:
+            error = _Ended("the query has no time left, or its connection is closed")
+            make_apsw_error(error)
+            raise error
+        data = super().read(amount, offset)
+        snapshot = self.snapshot
+        if snapshot.page_size:
+            self.touched[offset // snapshot.page_size + 1] = None
+            self.check_caches()
+        return data
+
+    def check_caches(self, *, always: bool = False) -> None:
+        """End the query if the pages that it has read do not fit the caches."""
+        touched = len(self.touched)
+        if not touched or not (always or touched % CHECKED_PAGES == 0):
+            return
+        pages, snapshot = self.replica.pages, self.snapshot
+        looked_at = list(self.touched) if always else [next(iter(self.touched))]
+        gone = [n for n in looked_at if n <= snapshot.commit and pages.needs_request(snapshot, n)]
+        if gone:
+            error = _Ended(
+                f"its pages do not fit the caches: of {touched} pages read, {len(gone)} or more are gone again",
+                hint="a larger cache_size, or a cache_dir",
+            )
+            make_apsw_error(error)
+            raise error
+
+    def connect(self) -> apsw.Connection:
+        """A connection that reads by this session. Raises what APSW raises."""
+        name = f"warm-{next(_numbers)}"
+        _guests[name] = self
+        try:
+            connection = apsw.Connection(name, flags=_FLAGS, vfs=_vfs.name)
+        finally:
+            _guests.pop(name, None)
+        connection.set_progress_handler(lambda: self._queries.must_end, STEPS_BETWEEN_CHECKS)
+        return connection
+
+
+class _GuestVFS(ReplicaVFS):
+    """Opens sessions that lie ready."""
+
+    def _open_session(self, name: str | apsw.URIFilename | None) -> Session:
+        return _guests[str(name.filename() if isinstance(name, apsw.URIFilename) else name)]
+
+
+_numbers = count(1)
+_guests: dict[str, _Guest] = {}
+_running: WeakSet[Queries] = WeakSet()
+_vfs = _GuestVFS("litevfs-warm", {})
+
+
+@atexit.register
+def _end() -> None:
+    """Let no thread be in SQLite when the interpreter ends."""
+    deadline = time.monotonic() + 0.5
+    for queries in list(_running):
+        queries.stop()
+    for queries in list(_running):
+        for index in range(len(queries._threads)):
+            queries.join(index, deadline - time.monotonic())
