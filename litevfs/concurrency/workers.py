@@ -64,6 +64,12 @@ class WorkerPool:
             self._changed.notify()
         return future
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a call that is submitted now is made at once."""
+        with self._changed:
+            return not self._closed and len(self._waiting) < self._idle + self._max_threads - self._threads
+
     def shutdown(self) -> None:
         """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""
         with self._changed:

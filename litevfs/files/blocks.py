@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
@@ -142,8 +142,10 @@ class BlockReader:
                     self._register(mine)
             if mine is not None:
                 self.governor.need(mine.size)
-                self._run(mine, deadline)
-            data = request.result(patience_s(deadline))[key]
+                late_after_s = self._late_after_s(mine)
+                if late_after_s is None or not self._start(mine, deadline):
+                    self._run(mine, deadline)
+            data = self._first_answer(request, key, self._part(number, file, block), deadline)
             self.cache.get(key)  # the first use of bytes that were read ahead
             return data
         except TransientStorageError as error:
@@ -162,6 +164,32 @@ class BlockReader:
         self._fetcher.keep(file, part.offset, data)
         self.cache.put(key, data)
         return data
+
+    def _late_after_s(self, request: _Request) -> float | None:
+        """After how many seconds a second request may be made; None: not at all. What is observed stays as it is."""
+        return None if self._fetcher.requests.observer else self._fetcher.hedges.late_after_s(request.size)
+
+    def _first_answer(self, request: _Request, key: int, part: _Part, deadline: float) -> bytes:
+        """The part's bytes from a request under way, or from a second one if that is late: what comes first.
+
+        Raises the error of the last request, or FutureTimeoutError. The one that loses goes on and fills the cache.
+        """
+        patience = patience_s(deadline)
+        late_after_s = None if request.done() else self._late_after_s(request)
+        if late_after_s is None or late_after_s >= patience or wait([request], late_after_s).done:
+            return request.result(patience)[key]
+        second = _Request(request.file, [part], ahead=False)
+        if not self._fetcher.hedges.take() or not self._start(second, deadline):
+            return request.result(patience)[key]
+        logger.debug("asking for a part of %s a second time", request.file.name)
+        failure: TransientStorageError | None = None
+        for answer in as_completed((request, second), patience):
+            try:
+                return answer.result()[key]
+            except TransientStorageError as error:
+                failure = error
+        assert failure is not None
+        raise failure
 
     @property
     def request_bytes(self) -> int:
@@ -260,14 +288,9 @@ class BlockReader:
 
     def _submit(self, request: _Request) -> bool:
         """Start a request that was granted. If no thread can start, there is no read-ahead."""
-
-        def end_if_cancelled(task: Future[None]) -> None:
-            if task.cancelled():
-                settle(request, closed_error())
-
         try:
             self._register(request)
-            self._fetcher.submit(lambda: self._run(request)).add_done_callback(end_if_cancelled)
+            self._make_in_pool(request)
         except BaseException as error:
             self._unregister(request)
             self.governor.give_back(request.size)
@@ -276,6 +299,23 @@ class BlockReader:
             logger.info("not reading ahead in %s: %s", request.file.name, error)
             return False
         return True
+
+    def _start(self, request: _Request, deadline: float) -> bool:
+        """Make a request in another thread at once; False if none can: it does not wait behind what is read ahead."""
+        if not self._fetcher.has_room:
+            return False
+        try:
+            self._make_in_pool(request, deadline)
+        except (RuntimeError, StorageClosedError):
+            return False
+        return True
+
+    def _make_in_pool(self, request: _Request, deadline: float | None = None) -> None:
+        def end_if_cancelled(task: Future[None]) -> None:
+            if task.cancelled():
+                settle(request, closed_error())
+
+        self._fetcher.submit(lambda: self._run(request, deadline)).add_done_callback(end_if_cancelled)
 
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 

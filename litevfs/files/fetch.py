@@ -27,6 +27,7 @@ from litevfs.errors import (
 )
 from litevfs.files.fetched import FetchedFile, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
+from litevfs.files.hedges import Hedges
 from litevfs.files.line import line_to
 from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
@@ -77,6 +78,7 @@ class Fetcher:
         self.counters = self.requests.counters
         self.troubles = Troubles(client.url)
         self.line = line_to(client.url)
+        self.hedges = Hedges()
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
@@ -142,7 +144,9 @@ class Fetcher:
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
         carry = partial(self.line.carry, size, lambda: self._request(file, offset, size, deadline))
+        began = time.monotonic()
         data = self.requests.get(carry, len, f"{file.level}/{file.name}", offset)
+        self.hedges.note(size, time.monotonic() - began)
         if len(data) != size:
             self.requests.fail()
             raise TransientStorageError(
@@ -335,6 +339,12 @@ class Fetcher:
         finally:
             for future in futures:
                 future.cancel()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call that is submitted now is made at once."""
+        pool = self._pool
+        return pool is None or pool.has_room
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Run in the replica's pool. A call must not wait for another one of the pool.

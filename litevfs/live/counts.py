@@ -25,6 +25,7 @@ class Counts:
     get_requests: int = 0
     failed_requests: int = 0
     retries: int = 0
+    second_requests: int = 0
     bytes_read: int = 0
     refreshes: int = 0
     failed_refreshes: int = 0
@@ -48,6 +49,7 @@ def counts_of(replica: Replica) -> Counts:
         get_requests=requests.get,
         failed_requests=requests.errors,
         retries=requests.retries,
+        second_requests=replica.fetcher.hedges.second,
         bytes_read=requests.bytes_read,
         refreshes=health.refreshes,
         failed_refreshes=health.errors,

@@ -15,6 +15,12 @@ _COUNTERS = (
     ("litevfs_requests", "Requests to the storage", "operation", (("list", "list_requests"), ("get", "get_requests"))),
     ("litevfs_failed_requests", "Requests that failed", None, ((None, "failed_requests"),)),
     ("litevfs_request_retries", "Requests made again after a passing failure", None, ((None, "retries"),)),
+    (
+        "litevfs_second_requests",
+        "Requests made a second time as the first was slow",
+        None,
+        ((None, "second_requests"),),
+    ),
     ("litevfs_read_bytes", "Bytes read from the storage", None, ((None, "bytes_read"),)),
     ("litevfs_refreshes", "Times that the storage was asked for what is new", None, ((None, "refreshes"),)),
     ("litevfs_failed_refreshes", "Refreshes that failed", None, ((None, "failed_refreshes"),)),

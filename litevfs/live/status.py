@@ -47,6 +47,7 @@ class ReplicaStatus:
     requests_usd_month: float | None  # at the pace since the first use, by `prices`; None where requests cost nothing
     bytes_read: int  # from storage
     retries: int  # requests made again after a passing failure
+    second_requests: int  # made because the first was slower than 19 of 20
     workarounds: list[str]  # how the storage's server deviates, and what the client does about it
 
     def to_json(self) -> str:
@@ -92,6 +93,7 @@ def collect_status(
         requests_usd_month=_usd_month(fetcher),
         bytes_read=requests.bytes_read,
         retries=requests.retries,
+        second_requests=fetcher.hedges.second,
         workarounds=list(client.workarounds) if isinstance(client := fetcher.client, FindsWays) else [],
     )
 
