@@ -259,8 +259,11 @@ class BlockReader:
         return planned
 
     def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
-        """Whether a block is in memory, in the folder, or under way."""
-        if key in self.cache or key in self._under_way:
+        """Whether a block is in memory, in the folder, or under way.
+
+        In memory it stays until its turn comes, as far as can be: what comes ahead of it evicts others first.
+        """
+        if self.cache.touch(key) or key in self._under_way:
             return True
         if key != self._seen_on_disk:  # remembered, as a scan asks for the same block page after page
             if self._disk_cache is None or not self._disk_cache.has(file, block):

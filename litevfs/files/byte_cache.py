@@ -66,6 +66,16 @@ class ByteCache:
         value = self._entries.get(key)
         return self._ahead.get(key, (None, 0.0))[0] if value is None else value
 
+    def touch(self, key: int) -> bool:
+        """Whether the bytes are kept; if so they are the last to be evicted now. Does not count as their use."""
+        if key not in self._entries:
+            return key in self._ahead
+        try:
+            self._entries.move_to_end(key)
+        except KeyError:  # evicted since
+            return False
+        return True
+
     def put(self, key: int, value: bytes, *, ahead: bool = False) -> None:
         """Keep the bytes, at the expense of the least recently used. More than the limit is not kept at all."""
         cost = len(value) + ENTRY_OVERHEAD_BYTES

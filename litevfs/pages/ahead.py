@@ -23,6 +23,9 @@ FRAMES_AVERAGED = 64
 PLANNED_SHARE = 0.9
 """Part of the room for read-ahead that one plan takes: whole blocks take more than the pages in them."""
 
+STAYING_SHARE = 0.25
+"""Pages of a plan that would fill more of the page cache are not counted on there: others drive them out."""
+
 
 class ReadAhead:
     """Fetches the bytes of planned pages, and shows a watcher the interior pages that its plan waits for."""
@@ -50,13 +53,14 @@ class ReadAhead:
         watcher.max_window = self.max_pages()
         watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
 
-    def _missing(self, snapshot: Snapshot, pgnos: Iterable[int]) -> dict[int, list[Range]]:
-        """Frames by file of the pages that are not in the page cache."""
+    def _missing(self, snapshot: Snapshot, pgnos: list[int]) -> dict[int, list[Range]]:
+        """Frames by file of the pages that are not in the page cache, or will not be when their turn comes."""
         missing: dict[int, list[Range]] = {}
         total = count = 0
+        stay = len(pgnos) * (snapshot.page_size + ENTRY_OVERHEAD_BYTES) <= self._cache.limit_bytes * STAYING_SHARE
         for pgno in pgnos:
             version = snapshot.version(pgno)
-            if version and page_key(snapshot, version, pgno) not in self._cache:
+            if version and not (stay and self._cache.touch(page_key(snapshot, version, pgno))):
                 number, offset, size = snapshot.place(pgno)
                 missing.setdefault(number, []).append((offset, size))
                 total += size

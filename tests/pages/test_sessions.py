@@ -5,6 +5,7 @@ Over HTTP, from an S3 server behind a proxy that counts. Rows are compared with 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from litevfs.live.replica import Replica
 from litevfs.ltx import Header, format_file_name
 from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options, format_timestamp
+from litevfs.pages.btree import parse_interior
 from litevfs.pages.source import PageSource
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.primary import Primary
@@ -235,3 +237,41 @@ def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(t
     finally:
         fetcher.close()
         replica.close()
+
+
+# --- scans of what is partly in memory --------------------------------------------------------------------------------
+
+
+def _in_order(primary: Primary, pgno: int) -> Iterator[int]:
+    """The pages of a B-tree as a scan reads them."""
+    yield pgno
+    if interior := parse_interior(pgno, primary.page(pgno)):
+        for child in interior.children:
+            yield from _in_order(primary, child)
+
+
+@pytest.mark.parametrize("cache_size_bytes", [400_000, 800_000])
+def test_a_second_scan_waits_for_no_more_than_the_first_although_the_caches_hold_parts_of_it(trees, cache_size_bytes):
+    script, primary = trees
+    replica = Replica(Options(replica_url=script.url, poll_interval_s=0))
+    replica.refresh()
+    governor = Governor()
+    fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
+    pages = PageSource(
+        fetcher, lambda *_: pytest.fail("looked"), cache_size_bytes=cache_size_bytes, prefetch=True, governor=governor
+    )
+    ((table,), (index,)) = primary.rows("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 't' ORDER BY name")
+    scanned = list(_in_order(primary, table))
+    reads, needed = pages.reads(), []
+    try:
+        for pgnos in (scanned, scanned[: len(scanned) // 3], list(_in_order(primary, index)), scanned):
+            reads.begin()
+            before = governor.needed
+            for pgno in pgnos:
+                assert reads.read(replica.snapshot, pgno) == primary.page(pgno)
+            needed.append(governor.needed - before)
+    finally:
+        pages.close()
+        fetcher.close()
+        replica.close()
+    assert needed[-1] <= needed[0] + 2 * BLOCK_SIZE
