@@ -5,7 +5,6 @@ Over HTTP, from an S3 server behind a proxy that counts. Rows are compared with 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
