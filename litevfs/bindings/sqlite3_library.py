@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from ctypes import CFUNCTYPE, POINTER, PYFUNCTYPE, Structure, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, PYFUNCTYPE, Structure, c_char, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from typing import Any
 
 from litevfs.errors import OptionError, SQLiteLibraryError
@@ -90,6 +90,10 @@ copy_bytes = PYFUNCTYPE(None, c_void_p, c_char_p, c_size_t)(ctypes.cast(ctypes.m
 """(to, from, count)"""
 fill_bytes = PYFUNCTYPE(None, c_void_p, c_int, c_size_t)(ctypes.cast(ctypes.memset, c_void_p).value or 0)
 """(to, value, count)"""
+array_at = {size: (c_char * size).from_address for size in (16, 100, *(1 << power for power in range(9, 17)))}
+"""Bytes at an address, by their number: `array_at[16](address).raw = data` takes a third of the time of `copy_bytes`.
+
+Of the sizes that SQLite reads: its check of page 1 in each transaction, the header, and pages."""
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sqlite3_libversion_number": (c_int, ()),

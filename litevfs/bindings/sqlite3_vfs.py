@@ -279,12 +279,15 @@ class Binding:
         opened.session.close()
 
     def _make_read(self) -> Callable[..., int]:
-        reads, copy_bytes, fill_bytes = self._reads, c.copy_bytes, c.fill_bytes
+        reads, array_at, copy_bytes, fill_bytes = self._reads, c.array_at, c.copy_bytes, c.fill_bytes
 
         def x_read(file: int, buffer: int, amount: int, offset: int) -> int:
             try:
                 try:
                     data = reads[file](amount, offset)
+                    if len(data) == amount and amount in array_at:
+                        array_at[amount](buffer).raw = data
+                        return c.OK
                     if len(data) == amount:
                         copy_bytes(buffer, data, amount)
                         return c.OK
@@ -321,9 +324,8 @@ class Binding:
                 try:
                     if closings.needs_thread:
                         closings.watch_after_fork()
-                    files[file].session.lock(
-                        level, level == SHARED
-                    )  # SQLite takes SHARED only without a lock: it has unlocked
+                    # SQLite takes SHARED only without a lock: it has unlocked
+                    files[file].session.lock(level, level == SHARED)
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
                     return self.fail(error, c.IOERR, file)

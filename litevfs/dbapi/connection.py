@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, TypeVar
 
 import apsw
@@ -68,7 +68,7 @@ class Connection:
         """The APSW connection below."""
         self.row_factory: Callable[[Any, Any], Any] | None = None
         self.text_factory: Callable[[bytes], Any] = str
-        self._thread = threading.get_ident() if check_same_thread else None
+        self._thread = get_ident() if check_same_thread else None
         self._closed = False
         self.isolation_level = isolation_level
         self._autocommit = autocommit
@@ -263,16 +263,17 @@ class Connection:
             raise translated(error) from error
 
     def _check(self) -> None:
-        self._check_thread()
+        if self._thread is not None and self._thread != get_ident():
+            self._check_thread()
         if self._closed:
             raise ProgrammingError(
                 "Cannot operate on a closed database; hint: open another connection with litevfs.dbapi.connect"
             )
 
     def _check_thread(self) -> None:
-        if self._thread is not None and self._thread != threading.get_ident():
+        if self._thread is not None and self._thread != get_ident():
             raise ProgrammingError(
-                f"this connection was made in thread {self._thread} and is used in thread {threading.get_ident()}; "
+                f"this connection was made in thread {self._thread} and is used in thread {get_ident()}; "
                 "hint: open one for each thread (they share the replica's memory), or pass check_same_thread=False "
                 "and use it in one thread at a time"
             )

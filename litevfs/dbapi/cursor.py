@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import apsw
 
@@ -22,6 +22,7 @@ Parameters = Sequence[Any] | Mapping[str, Any]
 Column = tuple[str, None, None, None, None, None, None]
 
 _BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
+_FAILURES = (apsw.Error, LitevfsError, KeyError, UnicodeDecodeError)
 _CHANGE = re.compile(r"(?:insert|update|delete|replace)\b", re.IGNORECASE)
 
 _adapters: dict[type, Callable[[Any], Any]] = {date: date.isoformat, datetime: lambda moment: moment.isoformat(" ")}
@@ -49,85 +50,103 @@ def _adapted(cursor: apsw.Cursor, number: int, value: Any) -> Any:
 class Cursor:
     """Runs statements of a connection. `arraysize` is how many rows `fetchmany` returns, 1 at first."""
 
+    arraysize = 1
+    rowcount = -1
+    lastrowid: int | None = None
+    _closed = False
+    _whole = ""  # the text of the single statement to run; "": a script
+    _started = False
+    _changes = False  # whether the statement changes rows
+    _changed_before = 0  # rows that the connection had changed before it
+    _names: Sequence[tuple[str, str]] | None = None  # columns as APSW gives them, until a caller asks for `description`
+    _description: tuple[Column, ...] | None = None
+    _convert: Callable[[tuple[Any, ...]], Any] | None = None
+
     def __init__(self, connection: Connection) -> None:
         connection._check()
         self.connection = connection
-        self.arraysize = 1
         self.row_factory = connection.row_factory
-        self.description: tuple[Column, ...] | None = None
-        self.rowcount = -1
-        self.lastrowid: int | None = None
-        self._closed = False
-        self._whole = ""  # the text of the single statement to run; "": a script
-        self._started = False
-        self._changes = False
-        self._convert: Callable[[tuple[Any, ...]], Any] | None = None
         self._cursor = connection.apsw_connection.cursor()
         self._cursor.convert_binding = _adapted
         self._cursor.exec_trace = _tracer(weakref.ref(self))
 
+    @property
+    def description(self) -> tuple[Column, ...] | None:
+        """The columns of the result by PEP 249, of an empty one too; None if the statement has none."""
+        if self._names is not None:
+            self._description = tuple((name, None, None, None, None, None, None) for name, _ in self._names) or None
+            self._names = None
+        return self._description
+
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def execute(self, sql: str, parameters: Parameters = (), /) -> Cursor:
+    def execute(self, sql: str, parameters: Parameters = (), /) -> Self:
         """Run one statement. Raises ProgrammingError for more than one, or parameters that do not fit."""
         self._begin(sql)
-        before = self.connection.apsw_connection.total_changes()
-        self._run(lambda: self._cursor.execute(sql, parameters))
+        try:
+            self._cursor.execute(sql, parameters)
+        except _FAILURES as error:
+            self._fail(error)
         if self._changes:
-            self._count_changes(before)
+            self._count_changes()
         return self
 
-    def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Cursor:
+    def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Self:
         """Run one statement that changes rows (of a temporary or attached table), once for each set of parameters."""
         self._begin(sql)
         if not _CHANGE.match(sql, _blank_until(sql)):
             raise ProgrammingError("executemany() can only execute DML statements.")
-        before = self.connection.apsw_connection.total_changes()
-        self._run(lambda: self._cursor.executemany(sql, parameters))
-        self._changes = True
-        self._count_changes(before)
+        self._changed_before = self.connection.apsw_connection.total_changes()
+        try:
+            self._cursor.executemany(sql, parameters)
+        except _FAILURES as error:
+            self._fail(error)
+        self._count_changes()
         return self
 
-    def executescript(self, script: str, /) -> Cursor:
+    def executescript(self, script: str, /) -> Self:
         """Commit, then run all statements of `script`, and drop the rows they return."""
         self.connection.commit()
         self._begin("")
-        self._run(lambda: [None for _ in self._cursor.execute(script)])
-        self.description = None
+        try:
+            for _ in self._cursor.execute(script):
+                pass
+        except _FAILURES as error:
+            self._fail(error)
         return self
 
     def _begin(self, sql: str) -> None:
         self._check()
-        self.description, self.rowcount = None, -1
-        self._whole, self._started, self._changes = sql, False, False
-        self._convert = self._conversion()
+        self._names = self._description = None
+        self._whole, self.rowcount = sql, -1
+        self._started = self._changes = False
+        if self.row_factory is not None or self.connection.text_factory is not str:
+            self._convert = self._conversion()
+        else:
+            self._convert = None
 
-    def _run(self, statement: Callable[[], object]) -> None:
-        try:
-            statement()
-        except (apsw.Error, LitevfsError) as error:
-            raise translated(error) from error
-        except KeyError as error:
+    def _fail(self, error: Exception) -> NoReturn:
+        if isinstance(error, KeyError):
             if self._started:  # a function of the caller raised it
-                raise
+                raise error
             raise ProgrammingError(f"You did not supply a value for binding parameter :{error.args[0]}.") from error
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error) from error
+        raise (_not_utf8(error) if isinstance(error, UnicodeDecodeError) else translated(error)) from error
 
     def _before_statement(self, cursor: apsw.Cursor, sql: str) -> None:
         """Check and describe the statement before its first row: later, an empty result has no description."""
-        if self._whole and not self._started:
-            if _blank_until(self._whole, len(sql)) < len(self._whole):
+        whole = self._whole
+        if whole and not self._started:
+            if len(sql) < len(whole) and _blank_until(whole, len(sql)) < len(whole):
                 raise ProgrammingError("You can only execute one statement at a time.")
-            columns = cursor.get_description()
-            self.description = tuple((name, None, None, None, None, None, None) for name, _ in columns) or None
+            self._names = cursor.get_description()
             if not cursor.is_readonly and _CHANGE.match(sql, _blank_until(sql)):
                 self._changes = True
+                self._changed_before = self.connection.apsw_connection.total_changes()
                 self.connection._begin_implicitly()
         self._started = True
 
-    def _count_changes(self, before: int) -> None:
-        self.rowcount = self.connection.apsw_connection.total_changes() - before
+    def _count_changes(self) -> None:
+        self.rowcount = self.connection.apsw_connection.total_changes() - self._changed_before
         self.lastrowid = self.connection.apsw_connection.last_insert_rowid()
 
     # --- fetching -----------------------------------------------------------------------------------------------------
@@ -139,21 +158,20 @@ class Cursor:
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """The next `size` rows (`arraysize` by default), fewer at the end, then none."""
-        wanted = self.arraysize if size is None else size
-        return self._fetched(lambda: list(islice(self._cursor, max(0, wanted))))
+        self._check()
+        try:
+            rows = list(islice(self._cursor, max(0, self.arraysize if size is None else size)))
+        except _FAILURES as error:
+            self._fail(error)
+        return rows if self._convert is None else [self._convert(row) for row in rows]
 
     def fetchall(self) -> list[Any]:
         """All rows that are left."""
-        return self._fetched(self._cursor.fetchall)
-
-    def _fetched(self, fetch: Callable[[], list[Any]]) -> list[Any]:
         self._check()
         try:
-            rows = fetch()
-        except (apsw.Error, LitevfsError) as error:
-            raise translated(error) from error
-        except UnicodeDecodeError as error:
-            raise _not_utf8(error) from error
+            rows = self._cursor.fetchall()
+        except _FAILURES as error:
+            self._fail(error)
         return rows if self._convert is None else [self._convert(row) for row in rows]
 
     def __iter__(self) -> Iterator[Any]:
@@ -166,7 +184,7 @@ class Cursor:
         return rows[0]
 
     def _conversion(self) -> Callable[[tuple[Any, ...]], Any] | None:
-        """The conversion of APSW's rows; None if there is none."""
+        """The conversion of APSW's rows by the factories; None if there is none."""
         row_factory = own_row_factory(self.row_factory)
         text_factory = self.connection.text_factory
         if text_factory is str:

@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from types import FrameType
 from urllib.parse import quote
 
 import apsw
@@ -52,6 +54,22 @@ def one(connection: sqlite3.Connection, sql: str, *parameters: object) -> object
     return value
 
 
+def python_calls(connection: sqlite3.Connection, sql: str) -> list[str]:
+    """The names of the Python functions of the binding that SQLite calls for a query, in order."""
+    calls: list[str] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name.startswith("x_"):
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        connection.execute(sql).fetchall()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
@@ -63,6 +81,13 @@ def test_every_state_answers_as_litestream_did():
                 assert ([r[0] for r in found] if name == "tables" else found[0][0]) == expected[name]
             assert one(con, "PRAGMA litestream_txid") == txid
             assert one(con, "PRAGMA integrity_check") == "ok"
+
+
+def test_a_query_of_cached_pages_asks_python_three_things():
+    with opened(str(ORDERS / "replica")) as con:
+        assert python_calls(con, "SELECT * FROM orders WHERE id = 7").count("x_read") > 1
+        for _ in range(3):
+            assert python_calls(con, "SELECT * FROM orders WHERE id = 7") == ["x_lock", "x_read", "x_file_size"]
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
