@@ -26,6 +26,9 @@ PLANNED_SHARE = 0.9
 STAYING_SHARE = 0.25
 """Pages of a plan that would fill more of the page cache are not counted on there: others drive them out."""
 
+LOOK_S = 1e-4
+"""To decode a page and its entries takes about so long."""
+
 
 class ReadAhead:
     """Fetches the bytes of planned pages, and shows a watcher the interior pages that its plan waits for."""
@@ -52,6 +55,25 @@ class ReadAhead:
                 self._show_when_there(snapshot, pgno, watcher)
         watcher.max_window = self.max_pages()
         watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
+
+    def peek(self, snapshot: Snapshot, pgno: int) -> bytes | None:
+        """A page's bytes if they are in memory and sound; does not count as their use."""
+        version = snapshot.version(pgno)
+        if not version:
+            return None
+        page = self._cache.peek(page_key(snapshot, version, pgno))
+        frame = None if page else self._blocks.peek(*snapshot.place(pgno))
+        if frame is not None:
+            try:
+                page = decode_page(snapshot, pgno, frame)
+            except LitevfsError as error:
+                logger.info("page %d in memory is damaged: %s", pgno, error)
+        return page
+
+    @property
+    def pages_in_a_trip(self) -> int:
+        """How many pages can be looked at in the time of a round trip."""
+        return int(self._blocks.latency_s / LOOK_S)
 
     def _missing(self, snapshot: Snapshot, pgnos: list[int]) -> dict[int, list[Range]]:
         """Frames by file of the pages that are not in the page cache, or will not be when their turn comes."""

@@ -20,6 +20,9 @@ _MAX_VARINT = 9
 _FIXED_SIZES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)
 """Bytes by serial type, 0 to 11: NULL, six integers, a float, the constants 0 and 1, two reserved."""
 
+_FLOAT = 7
+"""Serial type of a float, which no rowid has."""
+
 
 def kind(pgno: int, page: bytes) -> int:
     """The page's first B-tree byte: one of the four kinds, or anything for another page. The page is not empty."""
@@ -95,6 +98,25 @@ def parse_index_entries(page: bytes) -> list[IndexEntry]:
     except (IndexError, ValueError):
         pass
     return entries
+
+
+def parse_rowids(page: bytes) -> list[int]:
+    """The rowids that the entries of an index leaf lead to, in order; fewer if one is not understood.
+
+    For leaves of usual entries, with headers of less than 128 bytes; a third of the work of `parse_index_entries`.
+    """
+    rowids: list[int] = []
+    try:
+        for pointer in _cell_pointers(page, 0, _LEAF_HEADER).tolist():
+            payload_size, payload = varint(page, pointer)
+            end, serial_type = payload + payload_size, page[payload + page[payload] - 1]
+            if page[payload] >= 0x80 or end > len(page) or not 1 <= serial_type <= 9 or serial_type == _FLOAT:
+                break
+            size = _FIXED_SIZES[serial_type]
+            rowids.append(int.from_bytes(page[end - size : end], signed=True) if size else serial_type - 8)
+    except IndexError:
+        pass
+    return rowids
 
 
 def _cell_pointers(page: bytes, start: int, header: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

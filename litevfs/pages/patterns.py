@@ -52,7 +52,8 @@ class IndexLeaf:
     pgno: int
     page: bytes
     first: int = 0  # the first table leaf read since
-    entries: list[IndexEntry] = field(default_factory=list)  # empty until a second table leaf was read
+    entries: list[IndexEntry] = field(default_factory=list)  # as looked up; empty until a second table leaf was read
+    is_descending: bool = False  # looked up from the last entry on
     root: int = 0  # topmost known page of the table
     depth: int = 0  # pages that lead from there to a leaf
     position: int = 0  # entry looked up last

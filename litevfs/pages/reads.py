@@ -37,6 +37,10 @@ class Source(Reads, Protocol):
         """Start fetching pages that will probably be read."""
         ...
 
+    def recall(self, snapshot: Snapshot, watcher: Watcher) -> list[int]:
+        """What look-ups need next that an earlier query's index leaf explains."""
+        ...
+
 
 class WatchedReads:
     """Reads of one connection; from their order a watcher predicts the next pages."""
@@ -51,7 +55,10 @@ class WatchedReads:
         if watcher is None:
             return source.read(snapshot, pgno)
         try:
-            if ahead := watcher.before_read(pgno):
+            ahead = watcher.before_read(pgno)
+            if watcher.recall.is_due:
+                ahead += source.recall(snapshot, watcher)
+            if ahead:
                 source.read_ahead(snapshot, ahead, watcher)
         except Exception:  # noqa: BLE001 (logged)
             self._stop_watching()

@@ -12,6 +12,7 @@ import logging
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
@@ -23,6 +24,7 @@ from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.reads import Reads, WatchedReads
+from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Runs, run_from
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import (
@@ -198,6 +200,13 @@ class PageSource:
             return False
         number, offset, size = snapshot.place(pgno)
         return not self._blocks.has(number, snapshot.files[number], offset, size)
+
+    def recall(self, snapshot: Snapshot, watcher: Watcher) -> list[int]:
+        """What look-ups need next that an earlier query's index leaf explains: a search as long as the trips so far."""
+        if self._ahead is None:
+            return []
+        most = JUMPS * self._ahead.pages_in_a_trip
+        return watcher.recalled(partial(self._ahead.peek, snapshot), most)
 
     @property
     def is_remote(self) -> bool:

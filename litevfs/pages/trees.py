@@ -11,6 +11,8 @@ MAX_INTERIOR_PAGES = 512
 MAX_DEPTH = 20
 """No B-tree is deeper. A bound is needed because parents and children are hints, which could form a circle."""
 
+MIN_ROWID, MAX_ROWID = -(1 << 63), 1 << 63
+
 
 class KnownTrees:
     """Interior pages by number, and the place of each of their children."""
@@ -67,6 +69,17 @@ class KnownTrees:
         """How many pages an interior page lies after its sibling before it; 0 if it lies before it, or has none."""
         parent, position = self.parents.get(pgno, (0, 0))
         return max(0, pgno - self.interior[parent].children[position - 1]) if position else 0
+
+    def rowids_of(self, pgno: int) -> range:
+        """The rowids that a leaf of a table may hold, by the interior page above it; empty if that is not known."""
+        parent, position = self.parents.get(pgno, (0, 0))
+        interior = self.interior.get(parent)
+        if interior is None or not interior.is_table:
+            return range(0)
+        keys = interior.keys
+        return range(
+            keys[position - 1] + 1 if position else MIN_ROWID, keys[position] + 1 if position < len(keys) else MAX_ROWID
+        )
 
     def next_leaf(self, pgno: int) -> int:
         """The page after a leaf; 0 if there is none, or it is not known."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from litevfs.pages.btree import (
@@ -31,6 +31,7 @@ from litevfs.pages.btree import (
     parse_index_entries,
 )
 from litevfs.pages.patterns import IndexLeaf, Run, Scan
+from litevfs.pages.recall import LOOK_AROUND, Recall
 from litevfs.pages.trees import KnownTrees
 
 FIRST_WINDOW = 8
@@ -47,8 +48,6 @@ MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
 GUESS_PAGES = 2048
 """Leaves below one interior page that are planned before it is known, together with what lies between them."""
-LOOK_AROUND = 32
-"""SQLite skips entries whose table leaf it still has: so many entries further on still count as in order."""
 
 
 class Watcher:
@@ -63,6 +62,8 @@ class Watcher:
         self._scans: OrderedDict[int, Scan] = OrderedDict()  # by interior page
         self._index_leaf: IndexLeaf | None = None
         self._run = Run()
+        self.recall = Recall()
+        self._descends = False  # this query has read an interior page of a table
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lock = threading.Lock()  # another thread calls `learn` with pages that were read ahead
 
@@ -73,6 +74,8 @@ class Watcher:
             self._awaited.clear()
             self._index_leaf = None
             self._run = Run()
+            self.recall.begin()
+            self._descends = False
 
     def hold_back(self) -> None:
         """Note that the pages planned last are not fetched."""
@@ -115,6 +118,7 @@ class Watcher:
         """The connection has read page `pgno`."""
         found = kind(pgno, page)
         if found in {INTERIOR_TABLE, INTERIOR_INDEX}:
+            self._descends |= found == INTERIOR_TABLE and pgno in self._parents
             return self.learn(pgno, page)
         if found == LEAF_INDEX:
             with self._lock:
@@ -151,6 +155,8 @@ class Watcher:
             return []  # one level above the leaves; there, the end of each page leads on to the next
         if scan is None or not scan.position <= position <= self._reach(scan, parent):
             scan = Scan(position, parent, position + 1)
+            if self._index_leaf is None and self._interior[parent].is_table:
+                self.recall.note_jump(children[position])
         elif position > scan.position:
             scan.left = max(0, scan.left - (position - scan.position))
             scan.planned.difference_update(children[scan.position + 1 : position + 1])
@@ -263,23 +269,44 @@ class Watcher:
 
     # --- look-ups through an index ------------------------------------------------------------------------------------
 
+    def recalled(self, peek: Callable[[int], bytes | None], most: int) -> list[int]:
+        """What look-ups need next whose index leaf this query has not read, if it is among the `most` read last.
+
+        `peek` gives a page's bytes if they are in memory. To be asked when `recall.is_due`.
+        """
+        with self._lock:
+            next_leaf, self.recall.next_leaf = self.recall.next_leaf, 0
+            if next_leaf and (page := peek(next_leaf)):
+                self.recall.is_due = False
+                return self._enter_index_leaf(next_leaf, page)
+            found = self.recall.find(self._trees, peek, most)
+            if found is None:
+                return []
+            self._index_leaf = leaf = IndexLeaf(found.pgno, found.page, found.first)
+            plan = self._recognize_lookups(leaf, found.second)
+            if leaf.window:
+                self.recall.begin()
+            return plan
+
     def _enter_index_leaf(self, pgno: int, page: bytes) -> list[int]:
+        self.recall.note_leaf(pgno)
         before, leaf = self._index_leaf, IndexLeaf(pgno, page)
         self._index_leaf = leaf
         if before is None or not before.window or not self._is_continued(before, pgno):
             return []
-        entries = parse_index_entries(page)
+        entries = parse_index_entries(page)[:: -1 if before.is_descending else 1]
         if before.is_equality and not (entries and entries[0].key == before.key):
             return []
         leaf.root, leaf.depth, leaf.entries, leaf.position = before.root, before.depth, entries, -1
-        leaf.window, leaf.is_equality = before.window, before.is_equality
+        leaf.window, leaf.is_equality, leaf.is_descending = before.window, before.is_equality, before.is_descending
         return self._plan_lookups(leaf)
 
     def _is_continued(self, before: IndexLeaf, pgno: int) -> bool:
         """Whether the rows of an index leaf were looked up to its end, and leaf `pgno` comes next."""
         if before.position < max(0, len(before.entries) - LOOK_AROUND):
             return False
-        return before.pgno not in self._parents or self._trees.next_leaf(before.pgno) == pgno
+        first, second = (pgno, before.pgno) if before.is_descending else (before.pgno, pgno)
+        return before.pgno not in self._parents or self._trees.next_leaf(first) == second
 
     def _recognize_lookups(self, leaf: IndexLeaf, pgno: int) -> list[int]:
         """Whether two table leaves, just read one after the other, are those of two entries of the index leaf."""
@@ -291,14 +318,18 @@ class Watcher:
         leaf.entries = parse_index_entries(leaf.page)
         leaf.root = self._trees.topmost(pgno)
         targets = [self._trees.path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
-        for i, (entry, target) in enumerate(zip(leaf.entries, targets, strict=True)):
-            if target == leaf.first and pgno in targets[i + 1 : i + 1 + LOOK_AROUND]:
-                leaf.position = targets.index(pgno, i + 1)
-                leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
-                leaf.end = leaf.position + 1
-                leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
-                leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
-                return self._plan_lookups(leaf)
+        for _ in range(2):
+            for i, (entry, target) in enumerate(zip(leaf.entries, targets, strict=True)):
+                if target == leaf.first and pgno in targets[i + 1 : i + 1 + LOOK_AROUND]:
+                    leaf.position = targets.index(pgno, i + 1)
+                    leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
+                    leaf.end = leaf.position + 1
+                    leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
+                    leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
+                    return self._plan_lookups(leaf)
+            leaf.is_descending = True  # try the other way, as for ORDER BY ... DESC
+            leaf.entries.reverse()
+            targets.reverse()
         self._index_leaf = None
         return []
 
@@ -313,6 +344,9 @@ class Watcher:
                 leaf.position = i
                 leaf.end = max(leaf.end, i + 1)
                 return self._plan_lookups(leaf) if leaf.end - leaf.position <= leaf.window // 2 + 1 else []
+        self.recall.note_jump(pgno)
+        if leaf.position >= len(leaf.entries) - LOOK_AROUND and not leaf.is_descending:
+            self.recall.expect(self._trees.next_leaf(leaf.pgno))
         return []
 
     def _plan_lookups(self, leaf: IndexLeaf) -> list[int]:
@@ -334,7 +368,10 @@ class Watcher:
         return self._targets(leaf, leaf.waiting.pop(pgno, ()))
 
     def _targets(self, leaf: IndexLeaf, entries: Iterable[int]) -> list[int]:
-        """The page that each of these entries needs next: of those beyond the window, only interior ones."""
+        """The pages that each of these entries needs next: of those beyond the window, only interior ones.
+
+        Known interior pages are among them if SQLite reads such pages in this query: it has none of its own then.
+        """
         targets: dict[int, None] = {}
         for i in entries:
             path = self._trees.path(leaf.root, leaf.entries[i].rowid)
@@ -343,5 +380,7 @@ class Watcher:
                 self._awaited.add(path[-1])
             elif i >= leaf.end:
                 continue
+            if self._descends:
+                targets.update(dict.fromkeys(path))
             targets[path[-1]] = None
         return list(targets)

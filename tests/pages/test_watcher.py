@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -105,9 +106,14 @@ def look_ups(pages: dict[int, bytes], key: int, limit: int) -> Iterator[int]:
             return
 
 
-def fetched(pages: dict[int, bytes], reads: Iterator[int]) -> tuple[int, set[int]]:
-    """(round trips that follow each other, pages asked for) where what is planned takes one round trip to come."""
-    watcher = Watcher(300)
+def fetched(
+    pages: dict[int, bytes], reads: Iterator[int], watcher: Watcher | None = None, *, recalled: int = 0
+) -> tuple[int, set[int]]:
+    """(round trips that follow each other, pages asked for) where what is planned takes one round trip to come.
+
+    Of the index leaves read earlier, the `recalled` last ones are in memory.
+    """
+    watcher = watcher or Watcher(300)
     now, arrivals = 0, {}  # page -> round trip in which it comes
 
     def ask_for(pgnos: list[int]) -> None:
@@ -115,6 +121,8 @@ def fetched(pages: dict[int, bytes], reads: Iterator[int]) -> tuple[int, set[int
 
     for pgno in reads:
         ask_for(watcher.before_read(pgno))
+        if watcher.recall.is_due:
+            ask_for(watcher.recalled(pages.get, recalled))
         ask_for([pgno])
         while now < arrivals[pgno]:
             now += 1
@@ -197,6 +205,88 @@ def planned_leaves(watcher: Watcher, pages: dict[int, bytes], reads: list[int]) 
         planned.update(watcher.before_read(pgno))
         planned.update(watcher.after_read(pgno, pages[pgno]))
     return {pgno for pgno in planned if pages[pgno][0] == LEAF_TABLE}
+
+
+def look_ups_backwards(pages: dict[int, bytes], limit: int) -> Iterator[int]:
+    """The pages that SQLite reads, each once, for the last `limit` rows by key, the last one first."""
+    seen = set()
+    for leaf in reversed([pgno for pgno in in_order(pages, INDEX_ROOT) if pages[pgno][0] == LEAF_INDEX]):
+        yield leaf
+        for entry in reversed(parse_index_entries(pages[leaf])):
+            pgno = TABLE_ROOT
+            while interior := parse_interior(pgno, pages[pgno]):
+                yield from {pgno} - seen
+                seen.add(pgno)
+                pgno = interior.child_for(entry.rowid)
+            yield from {pgno} - seen
+            seen.add(pgno)
+            limit -= 1
+            if not limit:
+                return
+
+
+def test_look_ups_from_the_last_entry_on_are_planned_from_leaf_to_leaf(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    wanted = list(look_ups_backwards(pages, 200))
+    assert len(wanted) > 180
+    assert fetched(pages, iter(wanted))[0] <= 30
+
+
+def test_look_ups_plan_interior_pages_that_sqlite_has_no_more(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    watcher = Watcher(300)
+    for pgno, page in pages.items():
+        watcher.learn(pgno, page)
+    wanted = list(look_ups(pages, 1007, 200))
+    interior = {pgno for pgno in wanted if pages[pgno][0] == INTERIOR_TABLE}
+    assert len(interior) > 20
+    trips, asked_for = fetched(pages, iter(wanted), watcher)
+    assert trips <= 20  # instead of one for each of them
+    assert len(asked_for) <= 1.6 * len(wanted)
+
+
+def after_a_scan_of_the_index(pages: dict[int, bytes]) -> Watcher:
+    """A watcher of a connection whose first query read the whole index."""
+    watcher = Watcher(300)
+    for pgno in in_order(pages, INDEX_ROOT):
+        watcher.before_read(pgno)
+        watcher.after_read(pgno, pages[pgno])
+    watcher.begin()
+    return watcher
+
+
+def test_look_ups_are_planned_though_their_index_leaf_was_read_by_an_earlier_query(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    wanted = [pgno for pgno in look_ups(pages, 1007, 200) if pages[pgno][0] != LEAF_INDEX]
+    assert len(wanted) > 150
+    trips, asked_for = fetched(pages, iter(wanted), after_a_scan_of_the_index(pages), recalled=512)
+    assert trips <= 40  # instead of one for each page
+    assert len(asked_for) <= 1.2 * len(wanted)
+
+
+def test_look_ups_that_no_index_leaf_explains_plan_nothing_and_search_seldom(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    watcher, peeks = after_a_scan_of_the_index(pages), 0
+
+    def peek(pgno: int) -> bytes:
+        nonlocal peeks
+        peeks += 1
+        return pages[pgno]
+
+    leaves = [pgno for pgno in in_order(pages, TABLE_ROOT) if pages[pgno][0] == LEAF_TABLE]
+    index_leaves = sum(pages[pgno][0] == LEAF_INDEX for pgno in in_order(pages, INDEX_ROOT))
+    scattered = leaves[::3]
+    Random(1).shuffle(scattered)
+    for pgno in (TABLE_ROOT, *(p for p in pages if parse_interior(p, pages[p]) and p != TABLE_ROOT)):
+        watcher.after_read(pgno, pages[pgno])
+    for pgno in scattered[:500]:
+        assert not watcher.before_read(pgno)
+        if watcher.recall.is_due:
+            assert not watcher.recalled(peek, 512)
+        watcher.after_read(pgno, pages[pgno])
+    assert 0 < peeks <= 3 * index_leaves  # at the 3rd, the 24th and the 192nd look-up
+    watcher.begin()
+    assert watcher.recalled(peek, 0) == []
 
 
 def test_a_scan_of_an_index_plans_no_look_ups_though_look_ups_went_before_it(tmp_path: Path):

@@ -1,0 +1,103 @@
+"""Index leaves that earlier queries of a connection read: SQLite may still have one, and look rows up by it unseen.
+
+Pure; pages come from the caller. Evidence is this query's alone: three table leaves, each away from the one before,
+that an index leaf's rowids lead to in that order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from litevfs.pages.btree import LEAF_INDEX, parse_rowids
+from litevfs.pages.trees import KnownTrees
+
+REMEMBERED = 512
+"""Index leaves; SQLite's own page cache has room for about so many pages of 4 KiB."""
+JUMPS = 3
+"""Table leaves that show look-ups."""
+PATIENCE = 8
+"""A search in vain is made again after so many times as many jumps."""
+LOOK_AROUND = 32
+"""SQLite skips entries whose table leaf it still has: so many entries further on still count as in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An index leaf, and two table leaves that its entries lead to one after the other, read last."""
+
+    pgno: int
+    page: bytes
+    first: int
+    second: int
+
+
+class Recall:
+    """Counts look-ups that no index leaf explains, and finds the leaf among those read earlier."""
+
+    def __init__(self) -> None:
+        self._leaves: dict[int, None] = {}  # the one read last is the last
+        self._jumps: deque[int] = deque(maxlen=JUMPS)
+        self._count = 0
+        self._due_at = JUMPS
+        self.is_due = False  # time to search
+        self.next_leaf = 0  # follows the leaf whose entries are all looked up: the first to look at, or 0
+
+    def begin(self) -> None:
+        """Another query begins, or its look-ups are explained."""
+        self._jumps.clear()
+        self._count, self._due_at, self.is_due, self.next_leaf = 0, JUMPS, False, 0
+
+    def note_leaf(self, pgno: int) -> None:
+        """An index leaf is read."""
+        self._jumps.clear()
+        self._leaves.pop(pgno, None)
+        self._leaves[pgno] = None
+        if len(self._leaves) > REMEMBERED:
+            del self._leaves[next(iter(self._leaves))]
+
+    def note_jump(self, pgno: int) -> None:
+        """A table leaf is read that no pattern leads to."""
+        if self._leaves and not (self._jumps and self._jumps[-1] == pgno):
+            self._jumps.append(pgno)
+            self._count += 1
+            self.is_due = self._count >= self._due_at and len(self._jumps) == JUMPS
+
+    def expect(self, pgno: int) -> None:
+        """All entries of an index leaf are looked up, and leaf `pgno` comes next, or none (0)."""
+        self.next_leaf = pgno if pgno in self._leaves else 0
+        self.is_due |= self.next_leaf > 0
+
+    def find(self, trees: KnownTrees, peek: Callable[[int], bytes | None], most: int) -> Found | None:
+        """The leaf that explains the jumps, among the `most` leaves read last.
+
+        `peek` gives a page's bytes if they are in memory.
+        """
+        self._due_at, self.is_due = self._count * PATIENCE, False
+        rowids = [trees.rowids_of(pgno) for pgno in self._jumps]
+        for pgno in list(self._leaves)[: -most - 1 : -1]:
+            page = peek(pgno)
+            if not page or page[0] != LEAF_INDEX:
+                continue
+            entries = parse_rowids(page)
+            if _lead_to(entries, rowids) or _lead_to(entries[::-1], rowids):
+                return Found(pgno, page, *list(self._jumps)[-2:])
+        return None
+
+
+def _lead_to(entries: list[int], leaves: list[range]) -> bool:
+    """Whether entries lead to these table leaves in this order, with few entries between them."""
+    for i, rowid in enumerate(entries):
+        if rowid in leaves[0]:
+            position = i
+            for leaf in leaves[1:]:
+                for j in range(position + 1, min(position + 1 + LOOK_AROUND, len(entries))):
+                    if entries[j] in leaf:
+                        position = j
+                        break
+                else:
+                    break
+            else:
+                return True
+    return False
