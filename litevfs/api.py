@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
+from litevfs.bindings.apsw_closed import AsyncReplicaConnection, ReplicaConnection
 from litevfs.bindings.apsw_errors import HintingCursor, apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import LitevfsError, OptionError
@@ -80,7 +81,7 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
     OptionError and ReplicaURLError for bad options, ReplicaEmptyError when there is no state to read within
     `open_timeout`, and StorageError when the storage does not answer or refuses.
     """
-    return apsw.Connection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
+    return ReplicaConnection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
 
 
 async def connect_async(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.AsyncConnection:
@@ -96,7 +97,7 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
                 f"APSW {apsw.apsw_version()} has no async mode", hint="pip install --upgrade apsw, or use threads"
             )
         uri = _checked_uri(replica_url, vfs, options)
-        connection = await _opened(apsw.Connection.as_async(uri, flags=_FLAGS, vfs=vfs))
+        connection = await _opened(AsyncReplicaConnection.as_async(uri, flags=_FLAGS, vfs=vfs))
         connection.cursor_factory = HintingCursor
         return connection
 

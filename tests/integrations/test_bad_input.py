@@ -127,11 +127,11 @@ WRITE = {
     "arrow": "pass one SELECT",
 }
 CLOSED = {
-    "connect": "The connection has been closed",
+    "connect": "The connection has been closed; open another one with litevfs.connect$",
     "connect_stdlib": "open another one with litevfs.connect_stdlib",
     "dbapi": "open another connection with litevfs.dbapi.connect",
     "SQLAlchemy": "Connection is closed",
-    "connect_async": "connection has been closed",
+    "connect_async": "The connection has been closed; open another one with litevfs.connect_async$",
 }
 OTHER_THREAD = {
     "connect_stdlib": "open one connection for each thread",
