@@ -20,7 +20,7 @@ import apsw
 
 import litevfs
 from litevfs.commands import COMMANDS
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import HINT_READ_ONLY, LitevfsError, OptionError
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 """Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -112,6 +112,8 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a value of type text is not UTF-8 ({error}); hint: select it with cast(... AS blob)"
     text = str(error)
+    if isinstance(error, apsw.ReadOnlyError):
+        text += f"; hint: {HINT_READ_ONLY}"
     if isinstance(error, OSError) and not isinstance(error, LitevfsError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(text.splitlines()) or type(error).__name__

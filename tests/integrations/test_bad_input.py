@@ -17,6 +17,7 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
+from litevfs.cli import main
 from litevfs.live.registry import registry
 from tests.support import wait_until
 
@@ -288,3 +289,29 @@ def test_two_threads_at_once_are_told_by_apsw():
         connection.create_scalar_function("in_another_thread", in_another_thread, 0)
         assert connection.execute("SELECT in_another_thread()").get == 1
     assert "the Connection is busy in another thread" in str(found[0])
+
+
+CLI = {
+    "unknown option": (("--pol-interval", "1s", ORDERS), 2, "hint: did you mean --poll-interval"),
+    "wrong value": (("--poll-interval", "soon", ORDERS), 2, "write for example 1s, 250ms"),
+    "wrong URL": (("s5://bucket/app",), 2, "hint: did you mean s3://"),
+    "missing replica": (("--open-timeout", "10ms", "/nowhere/at/all"), 1, "hint: check the path"),
+}
+
+
+@pytest.mark.parametrize("case", CLI)
+def test_the_command_says_what_to_do(case, capsys):
+    arguments, code, says = CLI[case]
+    try:
+        ended = main(["query", *arguments, "SELECT 1"])
+    except SystemExit as error:  # of argparse
+        ended = error.code
+    printed = capsys.readouterr()
+    assert (ended, printed.out) == (code, "")
+    assert says in printed.err
+
+
+def test_the_command_says_where_to_write(capsys):
+    for sql in ("UPDATE orders SET note = ''", "CREATE TABLE other (x)", "DELETE FROM orders"):
+        assert main(["query", ORDERS, sql]) == 1
+        assert "hint: a replica is read-only: write to the primary database" in capsys.readouterr().err

@@ -122,3 +122,19 @@ def test_a_wrong_configuration_ends_the_start(entry: dict[str, str], message: st
 
     with pytest.raises(litevfs.OptionError, match=message):
         with_datasette({"shop": entry}, nothing)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"url": "s5://bucket/app"}, "did you mean s3://"),
+        ({"url": "/nowhere/at/all", "open_timeout": "10ms"}, "check the path"),
+        ({"url": "/nowhere/at/all", "poll_interval": "soon"}, "write for example 1s, 250ms"),
+    ],
+)
+def test_a_replica_that_cannot_be_opened_says_what_to_do(entry: dict[str, str], message: str):
+    async def ask(client: Any) -> None:
+        with pytest.raises(litevfs.LitevfsError, match=message):
+            await client.ds.get_database("shop").execute("SELECT 1")
+
+    with_datasette({"shop": entry}, ask)
