@@ -10,8 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from statistics import median
 
-from _harness import ROWS, Competitor, Dataset, Result, Samples, assert_equal, dataset, digest, parse_arguments, report
+from _chart import bars
+from _harness import ROWS, Competitor, Dataset, Result, Samples, argument_parser, assert_equal, dataset, digest, report
 from _harness import seconds as shown
 from s3 import BUCKET, KEY, PATH, SMALL_ROWS, upload
 
@@ -30,7 +32,9 @@ GOALS_S = {"20 rows by index": 1.0, "200 rows by index": 2.0}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(__doc__, argv)
+    parser = argument_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="times to measure each query")
+    arguments = parser.parse_args(argv)
     lines = (
         [(0.004, 100)] if arguments.small else [HOME, *((delay, mbit) for delay in LATENCIES_S for mbit in MBIT_PER_S)]
     )
@@ -40,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         upload(data, server)
         proxy = stack.enter_context(running_s3_proxy(server.endpoint))
         url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
-        rounds = 1 if arguments.small else 3
+        rounds = 1 if arguments.small else arguments.rounds
         results = [measure(data, proxy, url, server.environment(), line, rounds, arguments.small) for line in lines]
     title = f"S3 ({server.kind}) over one line for all connections, {data.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
     report(title, results, arguments)
+    times = {each.case: {name: median(each.samples[name]["seconds"]) for name in (*CASES, SCAN)} for each in results}
+    bars(arguments, "line", title, times, "seconds", log=True)
 
 
 def measure(

@@ -22,6 +22,7 @@ from typing import Any
 
 import apsw
 import psutil
+from _chart import lines
 from _harness import Result, cached_folder, clean_environment, parse_arguments, report, seconds
 
 COUNTS = (1, 100, 1_000, 3_000)
@@ -42,7 +43,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     counts, rest_s = ((1, 30), 2.0) if arguments.small else (COUNTS, 20.0)
     folder = cached_folder(f"many-{counts[-1]}-v1", lambda folder: make_replicas(folder, counts[-1]))
     results = [measured(folder, count, rest_s, judges=count == COUNTS[-1]) for count in counts]
-    report(f"Many replicas in one process, each polled every {POLL_INTERVAL_S:g} s", results, arguments)
+    title = f"Many replicas in one process, each polled every {POLL_INTERVAL_S:g} s"
+    report(title, results, arguments)
+    lines(arguments, "many", title, growth(counts, [each.samples for each in results]), "replicas", "", log=True)
+
+
+def growth(counts: Sequence[int], found: Sequence[Any]) -> dict[str, list[tuple[float, float]]]:
+    """What the chart shows, each in the unit of its name, as points by the number of replicas."""
+    shown = {
+        "threads": ("threads", 1),
+        "memory of each, kB": ("bytes", 1e-3),
+        "CPU at rest, % of a core": ("cpu", 100),
+        "opening each, ms": ("open_s", 1e3),
+        "closing each, ms": ("close_s", 1e3),
+    }
+    return {
+        name: [(count, each[key] * scale) for count, each in zip(counts, found, strict=True) if each[key] > 0]
+        for name, (key, scale) in shown.items()
+    }
 
 
 def make_replicas(folder: Path, count: int) -> None:

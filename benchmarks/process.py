@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
+from _chart import bars
 from _harness import Result, Samples, clean_environment, dataset, parse_arguments, ratio, report, seconds
 from s3 import BUCKET, PATH, SMALL_ROWS, upload
 
@@ -68,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         values = {"CPU of the process": seconds(took), "against the imports alone": ratio(took, alone)}
         wanted = "" if goal is None else f"<= {goal:g}x"
         results.append(Result(case.name, values, wanted, met, samples.all[case.name]))
-    report(f"One query in a new process ({server.kind} for S3)", results, arguments)
+    title = f"One query in a new process ({server.kind} for S3)"
+    report(title, results, arguments)
+    took_ms = {case.name: {"CPU": (samples.median(case.name, "CPU") or 0.0) * 1e3} for case in cases}
+    bars(arguments, "process", title, took_ms, "ms of CPU")
 
 
 def cpu_s(case: Case) -> float:
