@@ -252,10 +252,12 @@ class BlockReader:
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
-                missing = [block for block in wanted if not self._is_near(_key(number, block), file, block)]
+                missing = [block for block in wanted if not self._stays_near(_key(number, block), file, block)]
                 runs = block_runs(missing, limits.request // limits.block)
                 planned += [[self._part(number, file, block) for block in run] for run in runs]
             else:
+                for offset, _ in group:
+                    self.cache.hold(_range_key(number, offset))
                 scattered = [wanted for wanted in group if not self.has(number, file, *wanted)]
                 planned += [
                     [_Part(_range_key(number, offset), offset, size) for offset, size in run]
@@ -263,12 +265,13 @@ class BlockReader:
                 ]
         return planned
 
-    def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
-        """Whether a block is in memory, in the folder, or under way.
+    def _stays_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
+        """Like `_is_near`; in memory a block stays until its turn comes: what comes ahead of it evicts others first."""
+        return self.cache.hold(key) or self._is_near(key, file, block)
 
-        In memory it stays until its turn comes, as far as can be: what comes ahead of it evicts others first.
-        """
-        if self.cache.touch(key) or key in self._under_way:
+    def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
+        """Whether a block is in memory, in the folder, or under way."""
+        if key in self.cache or key in self._under_way:
             return True
         if key != self._seen_on_disk:  # remembered, as a scan asks for the same block page after page
             if self._disk_cache is None or not self._disk_cache.has(file, block):

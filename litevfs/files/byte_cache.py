@@ -3,8 +3,9 @@
 Keys name content that never changes, so nothing is ever invalidated. Hits take no lock: each operation on the mapping
 is atomic in CPython; a race between two of them costs at most a wasted or an early eviction.
 
-Used entries do not evict entries put `ahead` of their use: those may take two thirds of the limit, and the oldest of
-them goes first. The first use moves an entry over to the rest; one that waits for it too long loses the privilege.
+Used entries do not evict entries put `ahead` of their use: those may take most of the limit, and the oldest of them
+goes first. The first use moves an entry over to the rest; one that waits for it too long loses the privilege. An entry
+that is there already can be held like them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 ENTRY_OVERHEAD_BYTES = 200
 """Memory of an entry beside its payload: bytes object header, key, and the mapping's own node (measured)."""
@@ -22,6 +24,14 @@ AHEAD_LIFE_S = 30.0
 """An entry put ahead and not used for so long is evicted before any other."""
 PASSING = 8
 """How many of the entries put ahead stay after their use; a reader that passes through returns to no earlier one."""
+
+
+class _Unused(NamedTuple):
+    """Bytes that wait for their use."""
+
+    value: bytes
+    since: float  # on the cache's clock, seconds
+    is_first: bool = True  # their use is their first one
 
 
 class ByteCache:
@@ -39,7 +49,7 @@ class ByteCache:
         self._on_first_use = on_first_use
         self._clock = clock  # seconds
         self._entries: OrderedDict[int, bytes] = OrderedDict()
-        self._ahead: OrderedDict[int, tuple[bytes, float]] = OrderedDict()  # not used yet; since when
+        self._ahead: OrderedDict[int, _Unused] = OrderedDict()
         self._passing: deque[int] = deque()
         self._size_bytes = 0
         self._ahead_bytes = 0  # size of `_ahead`
@@ -64,7 +74,9 @@ class ByteCache:
     def peek(self, key: int) -> bytes | None:
         """The bytes or None; does not count as their use."""
         value = self._entries.get(key)
-        return self._ahead.get(key, (None, 0.0))[0] if value is None else value
+        if value is None and (unused := self._ahead.get(key)) is not None:
+            return unused.value
+        return value
 
     def touch(self, key: int) -> bool:
         """Whether the bytes are kept; if so they are the last to be evicted now. Does not count as their use."""
@@ -75,6 +87,22 @@ class ByteCache:
         except KeyError:  # evicted since
             return False
         return True
+
+    def hold(self, key: int) -> bool:
+        """Whether the bytes are kept; if so they stay for their next use like those put ahead, as far as there is room.
+
+        Does not count as their use, and that one does not count as their first.
+        """
+        with self._lock:
+            value = self._entries.get(key)
+            if value is None:
+                return key in self._ahead
+            cost = len(value) + ENTRY_OVERHEAD_BYTES
+            if self._ahead_bytes + cost <= self.ahead_limit_bytes:
+                self._ahead_bytes += cost  # see `put` for the order
+                del self._entries[key]
+                self._ahead[key] = _Unused(value, self._clock(), is_first=False)
+            return True
 
     def put(self, key: int, value: bytes, *, ahead: bool = False) -> None:
         """Keep the bytes, at the expense of the least recently used. More than the limit is not kept at all."""
@@ -93,7 +121,7 @@ class ByteCache:
             self._size_bytes += cost
             if ahead:
                 self._ahead_bytes += cost
-                self._ahead[key] = value, self._clock()
+                self._ahead[key] = _Unused(value, self._clock())
             else:
                 self._entries[key] = value
 
@@ -127,20 +155,20 @@ class ByteCache:
                 self._forget(old)
             unused = self._ahead.pop(key, None)
             if unused is not None:
-                self._forget_ahead(unused[0])
+                self._forget_ahead(unused.value)
 
     def _first_use(self, key: int) -> bytes | None:
         with self._lock:
             unused = self._ahead.pop(key, None)
             if unused is None:  # another reader has just used it, or it was evicted
                 return self._entries.get(key)
-            value = unused[0]
+            value = unused.value
             self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
             self._entries[key] = value
             self._passing.append(key)
             if len(self._passing) > PASSING:
                 self._demote(self._passing.popleft())
-        if self._on_first_use is not None:
+        if self._on_first_use is not None and unused.is_first:
             self._on_first_use(len(value))
         return value
 
@@ -159,10 +187,10 @@ class ByteCache:
             self._evict_ahead()
 
     def _oldest_since(self) -> float:
-        return self._ahead[next(iter(self._ahead))][1]
+        return self._ahead[next(iter(self._ahead))].since
 
     def _evict_ahead(self) -> None:
-        self._forget_ahead(self._ahead.popitem(last=False)[1][0])
+        self._forget_ahead(self._ahead.popitem(last=False)[1].value)
 
     def _forget_ahead(self, value: bytes) -> None:
         self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES

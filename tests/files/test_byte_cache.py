@@ -26,6 +26,7 @@ class Model:
         self.ahead: OrderedDict[int, bytes] = OrderedDict()
         self.passing: list[int] = []
         self.used: list[int] = []
+        self.held: set[int] = set()  # of `ahead`: those that were used before
 
     @property
     def size(self) -> int:
@@ -34,7 +35,8 @@ class Model:
     def get(self, key: int) -> bytes | None:
         if key in self.ahead:
             self.entries[key] = self.ahead.pop(key)
-            self.used.append(len(self.entries[key]))
+            if key not in self.held:
+                self.used.append(len(self.entries[key]))
             self.passing.append(key)
             if len(self.passing) > PASSING and (passed := self.passing.pop(0)) in self.entries:
                 self.entries.move_to_end(passed, last=False)
@@ -47,10 +49,26 @@ class Model:
         if key in self.entries or key in self.ahead or cost(value) > (ahead_limit if ahead else self.limit):
             return
         while ahead and sum(map(cost, self.ahead.values())) + cost(value) > ahead_limit:
-            self.ahead.popitem(last=False)
+            self.held.discard(self.ahead.popitem(last=False)[0])
         while self.size + cost(value) > self.limit:
-            (self.entries or self.ahead).popitem(last=False)
+            gone = (self.entries or self.ahead).popitem(last=False)[0]
+            self.held.discard(gone)
+        self.held.discard(key)
         (self.ahead if ahead else self.entries)[key] = value
+
+    def touch(self, key: int) -> bool:
+        if key in self.entries:
+            self.entries.move_to_end(key)
+        return key in self.entries or key in self.ahead
+
+    def hold(self, key: int) -> bool:
+        value = self.entries.get(key)
+        if value is None:
+            return key in self.ahead
+        if sum(map(cost, self.ahead.values())) + cost(value) <= int(self.limit * AHEAD_SHARE):
+            self.ahead[key] = self.entries.pop(key)
+            self.held.add(key)
+        return True
 
     def drop(self, key: int) -> None:
         self.entries.pop(key, None)
@@ -63,7 +81,7 @@ def cost(value: bytes) -> int:
 
 _steps = st.lists(
     st.tuples(
-        st.sampled_from(["get", "put", "put", "put ahead", "put ahead", "drop"]),
+        st.sampled_from(["get", "put", "put", "put ahead", "put ahead", "hold", "touch", "drop"]),
         st.integers(0, 19),
         st.integers(0, 900),
     ),
@@ -78,6 +96,10 @@ def test_the_cache_does_what_the_model_does(limit, steps):
     for step, key, size in steps:
         if step == "get":
             assert cache.get(key) == model.get(key)
+        elif step == "hold":
+            assert cache.hold(key) == model.hold(key)
+        elif step == "touch":
+            assert cache.touch(key) == model.touch(key)
         elif step == "drop":
             cache.drop(key)
             model.drop(key)
@@ -169,6 +191,7 @@ def test_ctrl_c_at_any_moment_leaves_a_cache_that_works_under_its_limit():
         for key in range(3, 6):
             cache.put(key, bytes(10), ahead=key == 4)
             cache.get(key - 1)
+            cache.hold(key)
         cache.drop(5)
 
     for cache in interrupted_everywhere(make, work):
