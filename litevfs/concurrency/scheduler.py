@@ -273,6 +273,8 @@ class Scheduler:
             is_warm = done is not None
             del done
             while self._live:
+                if not is_warm:  # a new thread, or one that was spare: the one called for, which may come late
+                    self._called = 0
                 if self._watching < 2:
                     repeated = self._watch(is_warm)
                     if repeated is not None:
@@ -280,8 +282,7 @@ class Scheduler:
                 elif not self._stay():
                     break
                 is_warm = False
-            else:
-                self._called = 0
+            self._called = 0
             self._threads.discard(threading.current_thread())
             return None
 
@@ -299,7 +300,6 @@ class Scheduler:
 
         A thread that is warm, as it has just made a call, takes over from the one that would make the next one.
         """
-        self._called = 0
         self._watching += 1
         me = object()
         if is_warm:
