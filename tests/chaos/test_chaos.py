@@ -45,6 +45,7 @@ class Writer:
         self._primary = primary
         self._random = random.Random(seed)
         primary.commit("CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER, moves INTEGER, note)")
+        self.answers[primary.txid] = primary.con.execute(QUERY).fetchall()  # seen where a listing comes late
         primary.run(
             f"WITH RECURSIVE s(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM s WHERE n < {ACCOUNTS}) "
             "INSERT INTO account SELECT n, 1000, 0, hex(randomblob(100)) FROM s"
