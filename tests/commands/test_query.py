@@ -17,6 +17,7 @@ from typing import Any
 import apsw
 import pytest
 
+from litevfs.errors import HINT_READ_ONLY
 from litevfs.options import SPECS
 from litevfs.replicate.replicator import Replicator
 
@@ -37,20 +38,25 @@ def test_sql_comes_from_stdin_too(run: Callable[..., Any], orders: str, monkeypa
     assert run("query", orders, "-").out == "2667\n1\n"
 
 
+READ_ONLY = f"attempt to write a readonly database; hint: {HINT_READ_ONLY}"
+
+
 @pytest.mark.plan("K05")
 @pytest.mark.parametrize(
     ("sql", "message"),
     [
-        ("DELETE FROM orders", "attempt to write a readonly database"),
-        ("CREATE TABLE t(a)", "attempt to write a readonly database"),
-        ("PRAGMA user_version = 7", "attempt to write a readonly database"),
+        ("DELETE FROM orders", READ_ONLY),
+        ("CREATE TABLE t(a)", READ_ONLY),
+        ("PRAGMA user_version = 7", READ_ONLY),
         ("SELECT * FROM nope", "no such table: nope"),
         ("SELECT nope FROM orders", "no such column: nope"),
         ("SELEC 1", 'near "SELEC": syntax error'),
         ("SELECT 'open", 'unrecognized token: "\'open"'),
     ],
 )
-def test_sqlite_says_what_is_wrong_in_its_own_words(run: Callable[..., Any], orders: str, sql: str, message: str):
+def test_sqlite_says_what_is_wrong_in_its_own_words_and_where_to_write(
+    run: Callable[..., Any], orders: str, sql: str, message: str
+):
     result = run("query", orders, sql)
     assert (result.code, result.out, result.err) == (1, "", f"litevfs: error: {message}\n")
 
