@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from decimal import Decimal
@@ -48,29 +47,12 @@ def parse_rate(value: object) -> float:
     return rate
 
 
-_SQL_TOKEN = re.compile(
-    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|\s+|;|[\w.,*()]+|.""",
-    re.DOTALL,
-)
-
-
-def parse_queries(value: object) -> tuple[str, ...]:
-    """SQL queries: a text that holds some, with semicolons between, or several such texts. Raises OptionError."""
+def parse_queries(value: object) -> str:
+    """SQL queries, with semicolons between them: a text, or several texts. Raises OptionError."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise OptionError(f"not SQL: {value!r}", hint="a text, or a list of texts")
-    queries: list[str] = []
-    for text in texts:
-        tokens, has_sql = [], False
-        for token in [*_SQL_TOKEN.findall(text), ";"]:
-            if token != ";":
-                tokens.append(token)
-                has_sql = has_sql or not (token.isspace() or token.startswith(("--", "/*")))
-                continue
-            if has_sql:
-                queries.append("".join(tokens).strip())
-            tokens, has_sql = [], False
-    return tuple(queries)
+    return "\n;".join(texts)  # a query may end with a comment
 
 
 def _option(
@@ -196,8 +178,8 @@ class Options:
         "read ahead when a scan is seen",
         of_replica=lambda options: options.prefetch,
     )
-    warm: tuple[str, ...] = _option(
-        (),
+    warm: str = _option(
+        "",
         parse_queries,
         "queries whose pages are fetched in parallel once the replica is open, with semicolons between them",
         of_replica=None,
@@ -330,8 +312,6 @@ def to_uri_text(name: str, value: object) -> str:
     parsed = spec.parse_from(f"option {name}", value)
     if isinstance(value, str):
         return value
-    if spec.parse is parse_queries:
-        return "\n;".join(parsed)  # a query may end with a comment
     if spec.parse is parse_duration_s:
         return f"{Decimal(parsed):f}s"  # never with an exponent
     if spec.parse is parse_timestamp_ms:

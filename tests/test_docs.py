@@ -25,7 +25,7 @@ def options_table() -> str:
 
 
 def _shown_default(spec: OptionSpec) -> str:
-    if spec.default in (None, "", ()):
+    if spec.default is None or spec.default == "":
         return "none"
     if spec.parse is parse_duration_s:
         return f"{spec.default:g}s"

@@ -240,7 +240,7 @@ def test_connections_that_differ_in_what_makes_a_replica_have_one_of_their_own(o
         {"timestamp_ms": 7},
         {"open_timeout_s": 1.0},
         {"max_staleness_s": 1.0},
-        {"warm": ("SELECT 1",)},
+        {"warm": "SELECT 1"},
     ],
 )
 def test_connections_that_differ_in_what_is_their_own_share_a_replica(options):

@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from weakref import WeakSet
 
@@ -63,13 +64,12 @@ class Queries:
     """The queries of one connection; see `Warming`. Holds no reference to its session, which ends it."""
 
     def __init__(self, session: Session) -> None:
-        queries = session.options.warm
-        self._queries = queries
-        self._waiting = deque(queries)
+        self._queries = split(session.options.warm)
+        self._waiting: deque[str] = deque()
         self._stopped = threading.Event()
         self._limit_s = session.options.open_timeout_s
         self._deadline = time.monotonic() + self._limit_s
-        self._guests = [_Guest(session, self) for _ in range(min(len(queries), AT_ONCE))]
+        self._guests = [_Guest(session, self) for _ in range(min(len(self._queries), AT_ONCE))]
         self._checked: Future[None] = Future()
         self._threads: list[threading.Thread] = []
         self._done = 0
@@ -110,8 +110,8 @@ class Queries:
     def _check_and_run(self) -> None:
         try:
             with closing(self._guests[0].connect()) as connection:
-                for sql in self._queries:
-                    _check(connection, sql)
+                self._queries = [sql for sql in self._queries if _is_query(connection, sql)]
+                self._waiting.extend(self._queries)
                 self._start_others()
                 settle(self._checked, None)
                 self._run_all(self._guests[0], connection)
@@ -125,7 +125,7 @@ class Queries:
     def _start_others(self) -> None:
         for guest in self._guests[1:]:
             try:
-                self._threads.append(start_thread(lambda guest=guest: self._run(guest), "litevfs-warm"))  # type: ignore[misc]
+                self._threads.append(start_thread(partial(self._run, guest), "litevfs-warm"))
             except TransientStorageError as error:
                 logger.info("warm: fewer queries run at once: %s", error)
                 return
@@ -162,13 +162,25 @@ class Queries:
             logger.warning("warm: %s: %s", what, error)
 
 
-def _check(connection: apsw.Connection, sql: str) -> None:
-    """Let SQLite read the schema and prepare the query. Raises OptionError."""
-    is_query = False
+def split(text: str) -> list[str]:
+    """The statements of an SQL text, and what is left of one at its end; some may be blank."""
+    queries, query = [], ""
+    for part in text.split(";"):
+        query += f"{part};"
+        if apsw.complete(query):
+            queries.append(query)
+            query = ""
+    return [query[:-1].strip() for query in (*queries, query) if query.strip("; \n")]
+
+
+def _is_query(connection: apsw.Connection, sql: str) -> bool:
+    """Let SQLite read the schema and prepare the query. False if there is none. Raises OptionError."""
+    is_query: bool | None = None
 
     def before_it_runs(cursor: apsw.Cursor, _: str, __: apsw.Bindings | None) -> bool:
         nonlocal is_query
-        is_query = cursor.is_readonly and bool(cursor.get_description())
+        if cursor.has_vdbe:  # else there are comments only
+            is_query = cursor.is_readonly and bool(cursor.get_description())
         return False
 
     cursor = connection.cursor()
@@ -176,14 +188,15 @@ def _check(connection: apsw.Connection, sql: str) -> None:
     try:
         cursor.execute(sql)
     except apsw.ExecTraceAbort:
-        if is_query:
-            return
-        raise OptionError(f"option warm: no query: {sql}", hint="a SELECT") from None
+        pass
     except _WRONG_SQL as error:
         if isinstance(error, LitevfsError):
             raise
         hint = "a query there takes no parameters" if isinstance(error, apsw.BindingsError) else None
         raise OptionError(f"option warm: {error}: {sql}", hint=hint) from error
+    if is_query is False:
+        raise OptionError(f"option warm: no query: {sql}", hint="a SELECT")
+    return is_query is not None
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
@@ -195,7 +208,7 @@ class _Guest(Session):
     def __init__(self, host: Session, queries: Queries) -> None:
         self._queries = queries
         self.touched: dict[int, None] = {}  # pages that the query has read, in order
-        super().__init__(replace(host.options, warm=(), max_staleness_s=None), make_apsw_error, beside=host)
+        super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
 
     def read(self, amount: int, offset: int) -> bytes:
         """See `Session.read`. Ends the query when it must end, or when it drives its own pages out of the caches."""

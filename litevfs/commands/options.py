@@ -93,7 +93,7 @@ def _add_flag(group: argparse._ArgumentGroup, spec: OptionSpec) -> None:
 
 
 def _default_text(spec: OptionSpec) -> str:
-    if spec.default in (None, "", ()):
+    if spec.default is None or spec.default == "":
         return ""
     if spec.parse is parse_bool:
         return "yes" if spec.default else "no"

@@ -226,7 +226,7 @@ class BlockReader:
                     break
         return True
 
-    def when_there(self, number: int, offset: int, size: int, call: Callable[[], None]) -> None:
+    def when_there(self, number: int, offset: int, size: int, call: Callable[[], object]) -> None:
         """Make the call when the request for these bytes ends, with or without them; now if there is none."""
         last = self._blocks_around(offset, size)[-1]
         request = self._under_way.get(_range_key(number, offset)) or self._under_way.get(_key(number, last))

@@ -92,22 +92,12 @@ class ReadAhead:
         return missing
 
     def _show_when_there(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> None:
-        if version := snapshot.version(pgno):
-            page = self._cache.peek(page_key(snapshot, version, pgno))
-            if page is not None:
-                self._show(snapshot, pgno, page, watcher)
-                return
+        if snapshot.version(pgno) and not self._show_if_there(snapshot, pgno, watcher):
             number, offset, size = snapshot.place(pgno)
-            self._blocks.when_there(number, offset, size, lambda: self._decode_and_show(snapshot, pgno, watcher))
+            self._blocks.when_there(number, offset, size, lambda: self._show_if_there(snapshot, pgno, watcher))
 
-    def _decode_and_show(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> None:
-        frame = self._blocks.peek(*snapshot.place(pgno))
-        if frame is not None:
-            try:
-                self._show(snapshot, pgno, decode_page(snapshot, pgno, frame), watcher)
-            except LitevfsError as error:
-                logger.info("reading ahead of page %d failed: %s", pgno, error)
-
-    def _show(self, snapshot: Snapshot, pgno: int, page: bytes, watcher: Watcher) -> None:
-        if more := watcher.learn(pgno, page):
+    def _show_if_there(self, snapshot: Snapshot, pgno: int, watcher: Watcher) -> bool:
+        page = self.peek(snapshot, pgno)
+        if page is not None and (more := watcher.learn(pgno, page)):
             self.start(snapshot, more, watcher)
+        return page is not None

@@ -74,7 +74,10 @@ class Recall:
 
         `peek` gives a page's bytes if they are in memory.
         """
-        self._due_at, self.is_due = self._count * PATIENCE, False
+        self.is_due = False
+        if len(self._jumps) < JUMPS:
+            return None
+        self._due_at = self._count * PATIENCE
         rowids = [trees.rowids_of(pgno) for pgno in self._jumps]
         for pgno in list(self._leaves)[: -most - 1 : -1]:
             page = peek(pgno)

@@ -3,8 +3,8 @@
 The watcher recognizes three patterns, each with a window that starts small and grows, so point look-ups cost nothing:
 
 - A scan: two children of one interior page, read in order, mean that the leaves after them come next.
-- Look-ups through an index: two table leaves read in the order of an index leaf's rowids mean that the table leaves of
-  its other rowids come next.
+- Look-ups through an index: two table leaves read in the order of an index leaf's rowids, or against it, mean that the
+  table leaves of its other rowids come next. The leaf may be one that an earlier query read (`recall`).
 - A run: overflow pages that follow each other, as the rest of a large row lies, or a reader of all pages.
 
 Invariants:

@@ -11,9 +11,10 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
+from litevfs.bindings.warming import split
 from litevfs.cli import main
 from litevfs.errors import OptionError
-from litevfs.options import Options, parse_queries, to_uri_text
+from litevfs.options import Options, to_uri_text
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one
@@ -211,19 +212,24 @@ def test_a_fixed_state_is_warmed_as_it_was(script):
 @pytest.mark.parametrize(
     ("value", "queries"),
     [
-        ("SELECT 1; SELECT ';' ;; -- done", ("SELECT 1", "SELECT ';'")),
+        ("SELECT 1; SELECT ';' ;; -- done", ["SELECT 1", "SELECT ';'", "-- done"]),
         (
             ["SELECT 1 -- a;b", 'SELECT "x;y", `a;b`, [c;d] /* e;f */'],
-            ("SELECT 1 -- a;b", 'SELECT "x;y", `a;b`, [c;d] /* e;f */'),
+            ["SELECT 1 -- a;b", 'SELECT "x;y", `a;b`, [c;d] /* e;f */'],
         ),
-        ("SELECT 'it''s;' ; SELECT 5 - 3 / 1;", ("SELECT 'it''s;'", "SELECT 5 - 3 / 1")),
-        ("SELECT 'open", ("SELECT 'open",)),
-        ("", ()),
+        ("SELECT 'it''s;' ; SELECT 5 - 3 / 1;", ["SELECT 'it''s;'", "SELECT 5 - 3 / 1"]),
+        ("SELECT 'open", ["SELECT 'open"]),
+        ("", []),
     ],
 )
 def test_queries_are_told_apart_and_mean_the_same_in_a_uri(value, queries):
-    assert parse_queries(value) == queries
-    assert Options.collect({"warm": to_uri_text("warm", list(queries))}, {}, {}).warm == queries
+    assert split(Options.collect({}, {"warm": value}, {}).warm) == queries
+    assert split(Options.collect({"warm": to_uri_text("warm", value)}, {}, {}).warm) == queries
+
+
+def test_comments_beside_the_queries_are_none(script):
+    with connected(script.url, poll_interval=0, warm="SELECT 1;; -- done; /* or ; */") as connection:
+        assert one(connection, "PRAGMA litestream_warm") == "1 of 1"
 
 
 def test_what_is_no_sql_is_refused():

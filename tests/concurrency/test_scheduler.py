@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -85,6 +85,22 @@ def test_thousands_of_quick_calls_have_few_threads(calls):
     assert len(threads()) <= 32  # two, unless a busy machine makes calls late
 
 
+def test_no_thread_is_started_while_the_one_started_before_it_has_not_come(calls, monkeypatch):
+    started, go_on, start_thread = 0, threading.Event(), module.start_thread
+
+    def start_late(work: Callable[[], object], name: str) -> threading.Thread:
+        nonlocal started
+        started += 1
+        return start_thread(work if started == 1 else lambda: go_on.wait(60) and work(), name)
+
+    monkeypatch.setattr(module, "start_thread", start_late)
+    for i in range(20):
+        calls.add(f"{i}", 0.001, "here")
+    wait_until(lambda: all(calls.counts[f"{i}"] >= 5 for i in range(20)), timeout_s=30)
+    assert started == 2
+    go_on.set()
+
+
 def test_slow_calls_run_side_by_side_but_not_more_than_a_storage_may_have(calls):
     for i in range(60):
         calls.add(f"{i}", 0.02, "here", takes_s=0.05)
@@ -95,7 +111,7 @@ def test_slow_calls_run_side_by_side_but_not_more_than_a_storage_may_have(calls)
 
 @pytest.mark.slow
 def test_calls_that_hang_delay_no_others_and_take_a_bounded_number_of_threads(calls, monkeypatch):
-    monkeypatch.setattr(module, "GIVEN_UP_S", 1.0)  # a machine that stands still for so long makes more threads
+    monkeypatch.setattr(module, "GIVEN_UP_S", 0.1)
     for i in range(100):
         calls.add(f"hangs {i}", 0.001, f"hanging {i % 2}", hangs=True)
     wait_until(lambda: len(calls.begun) >= 2 * module.MAX_HANGING, timeout_s=30)

@@ -483,8 +483,12 @@ def test_finalizers_between_any_two_steps_leave_nothing():
             in_threads(4, work)
         finally:
             gc.set_threshold(*before)
-            gc.collect()
-        wait_until(lambda: registry.registry._shared == {}, "everything to be let go")
+
+        def is_all_let_go() -> bool:
+            gc.collect()  # does nothing while another thread collects, which may wait in a finalizer
+            return registry.registry._shared == {}
+
+        wait_until(is_all_let_go, "everything to be let go")
 
 
 # --- the end of the process -------------------------------------------------------------------------------------------

@@ -264,6 +264,25 @@ def test_look_ups_are_planned_though_their_index_leaf_was_read_by_an_earlier_que
     assert len(asked_for) <= 1.2 * len(wanted)
 
 
+def test_a_next_index_leaf_that_is_not_in_memory_ends_no_reading_ahead(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    wanted = [pgno for pgno in look_ups(pages, 1007, 200) if pages[pgno][0] != LEAF_INDEX]
+    watcher, peeks, in_vain = after_a_scan_of_the_index(pages), 0, 0
+
+    def peek(pgno: int) -> bytes | None:  # every second one is in memory
+        nonlocal peeks
+        peeks += 1
+        return pages[pgno] if pgno % 2 else None
+
+    for pgno in wanted:
+        watcher.before_read(pgno)
+        if watcher.recall.is_due:
+            in_vain += not watcher.recalled(peek, 512)
+        watcher.after_read(pgno, pages[pgno])
+        assert not watcher.recall.is_due
+    assert 0 < in_vain < peeks
+
+
 def test_look_ups_that_no_index_leaf_explains_plan_nothing_and_search_seldom(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 8000)
     watcher, peeks = after_a_scan_of_the_index(pages), 0

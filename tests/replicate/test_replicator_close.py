@@ -92,9 +92,9 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
     replicator = replicate(app)
     replicator.start()
     with monkeypatch.context() as patch:
-        patch.setattr(
-            "litevfs.replicate.replicator.time", SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
-        )
+        clock = SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
+        patch.setattr("litevfs.replicate.replicator.time", clock)
+        patch.setattr("litevfs.replicate.attempts.time", clock)  # closing waits for a capture under way
         for task in replicator._tasks.values():
             patch.setattr(task, "join", hang)
         replicator.close(timeout_s=1.0)
