@@ -29,6 +29,7 @@ from litevfs.files.fetched import FetchedFile, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.hedges import Hedges
 from litevfs.files.line import line_to
+from litevfs.files.ranges import likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
@@ -42,9 +43,6 @@ E = TypeVar("E")
 
 WHOLE_FILE_BYTES = 1 << 20
 """Files up to this size come in one request and are verified whole; over S3 that costs little more than the trip."""
-TAIL_BYTES_PER_FILE_BYTE = 1 / 100
-"""First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
-MIN_TAIL_BYTES = 1 << 14
 PARALLEL_REQUESTS = 32
 READ_BYTES = 1 << 19
 """Bytes of one request when a file is streamed from its first byte to its last."""
@@ -198,7 +196,7 @@ class Fetcher:
         large = [file for file in files if file.size > WHOLE_FILE_BYTES]
         calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._fetch_small, f) for f in small]
         for file in large:
-            calls += [partial(self._read_head, file), partial(self._read_tail, file, _likely_tail_bytes(file))]
+            calls += [partial(self._read_head, file), partial(self._read_tail, file, likely_tail_bytes(file))]
         results = iter(self.parallel(calls))
         fetched: dict[LTXFileInfo, FetchedFile] = {}
         for file in small:
@@ -255,11 +253,11 @@ class Fetcher:
         fresh = ends is None
         head, tail = ends or (
             self._read_head(file, fresh=fresh),
-            self._read_tail(file, _likely_tail_bytes(file), fresh=fresh),
+            self._read_tail(file, likely_tail_bytes(file), fresh=fresh),
         )
         needed = tail_size_needed(tail, file.size, Header.unpack(head))
         if needed > len(tail):
-            tail = self._read_tail(file, needed, fresh=fresh)
+            tail = self._read_before(file, needed, tail, fresh=fresh)
         header, index, _ = read_header_and_index(head, tail, file.size)
         check_name(file, header)
         checks = None
@@ -292,6 +290,13 @@ class Fetcher:
         offset = file.size - min(size, file.size)
         offset -= offset % (self.client.block_size or 1)
         return self._read_kept(file, offset, file.size - offset, fresh=fresh)
+
+    def _read_before(self, file: LTXFileInfo, size: int, tail: bytes, *, fresh: bool) -> bytes:
+        """At least `size` bytes of the end, of which the `tail` is read already; the rest in parallel."""
+        start = file.size - size
+        parts = pieces(start - start % (self.client.block_size or 1), file.size - len(tail), READ_BYTES)
+        calls = [partial(self._read_kept, file, *part, fresh=fresh) for part in parts]
+        return b"".join([*self.parallel(calls), tail])
 
     def _read_kept(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool = False) -> bytes:
         """Like `read` for bytes from the start of a block on, from the folder if it has them, but not if `fresh`."""
@@ -386,7 +391,3 @@ class Fetcher:
 def patience_s(deadline: float) -> float:
     """How long a read that must end at `deadline` waits for another thread's request before it makes its own."""
     return max(0.0, deadline - time.monotonic()) * REQUEST_SHARE
-
-
-def _likely_tail_bytes(file: LTXFileInfo) -> int:
-    return max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE))

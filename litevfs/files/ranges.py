@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from litevfs.ltx.file_info import LTXFileInfo
+
 DENSE = 0.25
 """From this share of wanted bytes on, whole blocks are worth keeping, if gaps of that size are worth reading over."""
 DENSER = 0.6
@@ -16,6 +18,11 @@ DENSER = 0.6
 
 DENSE_RANGES = 4
 """Fewer neighbours may be chance."""
+
+TAIL_BYTES_PER_FILE_BYTE = 1 / 100
+"""First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
+MIN_TAIL_BYTES, MAX_TAIL_BYTES = 1 << 14, 1 << 20
+"""The end of a file says how large its index is: for a large one, reading exactly the rest beats a generous guess."""
 
 Range = tuple[int, int]
 """(offset, size), bytes."""
@@ -90,3 +97,13 @@ def scattered_runs(ranges: Iterable[Range], limits: Limits) -> list[list[Range]]
         else:
             runs.append([(offset, size)])
     return runs
+
+
+def likely_tail_bytes(file: LTXFileInfo) -> int:
+    """How many bytes of the end of a file to read first: all of the page index, unless that is large."""
+    return min(max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE)), MAX_TAIL_BYTES)
+
+
+def pieces(start: int, end: int, most: int) -> list[Range]:
+    """Ranges of at most so many bytes, which together are the bytes from `start` to `end`."""
+    return [(offset, min(most, end - offset)) for offset in range(start, end, most)]

@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -17,6 +18,9 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.files.fetch import WHOLE_FILE_BYTES, Fetcher
+from litevfs.files.ranges import likely_tail_bytes
+from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.ltx.page_index import encode_page_index
 from tests.histories import read_pages
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
@@ -193,6 +197,30 @@ def test_small_files_come_whole_and_large_ones_by_their_ends(world):
         assert f.index.pgnos.tolist() == list(read_pages(primary.file_bytes(txid, txid))[2])
     assert len(script.reads) == 4
     assert sum(size for _, _, size in script.reads) < files[0].size + files[1].size + files[2].size / 10
+
+
+def test_the_rest_of_an_index_that_a_first_guess_misses_is_read_once():
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        primary.commit("INSERT INTO t VALUES(zeroblob(100000000))")  # frames of 40 bytes, index entries of 8
+        fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5.0)
+        file = fetcher.list_files(0)[1]
+        script.clear()
+        fetched = fetcher.fetch_files([file])[0]
+        fetcher.close()
+        assert len(fetched.index) > 20_000
+        index_bytes = len(encode_page_index(fetched.index))
+    ranges = sorted((offset, size) for _, offset, size in script.reads)
+    head, *tail = ranges
+    assert head == (0, 1 << 14)
+    assert all(sum(a) == b[0] for a, b in pairwise([*tail, (file.size, 0)])), "a byte is read twice or left out"
+    assert sum(size for _, size in tail) < index_bytes + (1 << 15)
+
+
+def test_the_guess_of_an_index_is_bounded():
+    sizes = 1 << 21, 1 << 26, 1 << 30, 1 << 40
+    guesses = [likely_tail_bytes(LTXFileInfo(9, 1, 5, size, 0)) for size in sizes]
+    assert guesses == [(1 << 21) // 100, (1 << 26) // 100, 1 << 20, 1 << 20]
 
 
 def test_files_come_in_the_order_asked_for(world):
