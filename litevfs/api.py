@@ -15,8 +15,13 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
-from litevfs.bindings.apsw_closed import AsyncReplicaConnection, ReplicaConnection
-from litevfs.bindings.apsw_errors import HintingCursor, apsw_errors
+from litevfs.bindings.apsw_connections import (
+    AsyncReplicaConnection,
+    AsyncReplicaCursor,
+    ReplicaConnection,
+    ReplicaCursor,
+)
+from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_vfs import ReplicaVFS
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.live.registry import registry
@@ -97,9 +102,7 @@ async def connect_async(replica_url: str, *, vfs: str = "litestream", **options:
                 f"APSW {apsw.apsw_version()} has no async mode", hint="pip install --upgrade apsw, or use threads"
             )
         uri = _checked_uri(replica_url, vfs, options)
-        connection = await _opened(AsyncReplicaConnection.as_async(uri, flags=_FLAGS, vfs=vfs))
-        connection.cursor_factory = HintingCursor
-        return connection
+        return await _opened(AsyncReplicaConnection.as_async(uri, flags=_FLAGS, vfs=vfs))
 
 
 async def _opened(opening: Awaitable[apsw.AsyncConnection]) -> apsw.AsyncConnection:
@@ -326,6 +329,9 @@ def _add_sql_functions(connection: apsw.Connection) -> None:
     """Litestream's SQL functions, on connections whose main database is a replica. Each asks its PRAGMA."""
     if connection.open_vfs not in _registered:
         return
+    if connection.cursor_factory is apsw.Cursor:  # no other hook has set its own
+        is_async = getattr(connection, "is_async", False)
+        connection.cursor_factory = AsyncReplicaCursor if is_async else ReplicaCursor
     reference = weakref.ref(connection)
 
     def pragma(name: str, *value: str) -> apsw.SQLiteValue:

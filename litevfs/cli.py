@@ -112,7 +112,7 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a value of type text is not UTF-8 ({error}); hint: select it with cast(... AS blob)"
     text = str(error)
-    if isinstance(error, apsw.ReadOnlyError):
+    if isinstance(error, apsw.ReadOnlyError) and HINT_READ_ONLY not in text:  # it came with a later row
         text += f"; hint: {HINT_READ_ONLY}"
     if isinstance(error, OSError) and not isinstance(error, LitevfsError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")

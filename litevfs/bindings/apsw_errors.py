@@ -7,14 +7,13 @@ own class and of APSW's class for that code, and stays the same object: cause, t
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
 
 import apsw
 
-from litevfs.errors import HINT_READ_ONLY, LitevfsError
+from litevfs.errors import LitevfsError
 
 
 def make_apsw_error(error: LitevfsError) -> None:
@@ -35,33 +34,6 @@ def apsw_errors() -> Generator[None]:
         yield
     except LitevfsError as error:
         make_apsw_error(error)
-        raise
-
-
-class HintingCursor(apsw.Cursor):
-    """A cursor of APSW's async mode whose ReadOnlyError says where to write, in a note.
-
-    Only for that mode: one more call of Python code is a tenth of a hot query of an ordinary connection.
-    """
-
-    __slots__ = ()
-
-    def execute(self, *arguments: Any, **keywords: Any) -> Any:
-        """Like that of APSW: in the event loop an awaitable, in the connection's own thread the cursor."""
-        started: Any = super().execute(*arguments, **keywords)
-        return started if started is self else _hinting(started)
-
-    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
-        """Like `execute`."""
-        started: Any = super().executemany(*arguments, **keywords)
-        return started if started is self else _hinting(started)
-
-
-async def _hinting(started: Awaitable[Any]) -> Any:
-    try:
-        return await started
-    except apsw.ReadOnlyError as error:
-        error.add_note(HINT_READ_ONLY)
         raise
 
 
