@@ -8,44 +8,33 @@ and files wait beside the database.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TypeVar
-from urllib.parse import urlsplit
 
-from litevfs.concurrency.retry import Backoff
-from litevfs.concurrency.turns import OwnThreads, Task, Threads, Turn
+from litevfs.concurrency.turns import OwnThreads, Task, Threads
 from litevfs.errors import OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
-from litevfs.replicate.begin import refuse_unrelated
-from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
+from litevfs.replicate.attempts import holding
+from litevfs.replicate.capture import Capture
+from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.content import Content
 from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.guard import open_guard
-from litevfs.replicate.lease import DEFAULT_TTL_S, keep
+from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.limits import WALLimits
-from litevfs.replicate.state import PendingLimitError, StateFolder
-from litevfs.replicate.status import CheckResult, ClockWatch, ReplicatorStatus, unix_time_ms
-from litevfs.replicate.upkeep import Upkeep
-from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
+from litevfs.replicate.place import Place
+from litevfs.replicate.state import StateFolder
+from litevfs.replicate.status import CheckResult, ReplicatorStatus, unix_time_ms
 
 T = TypeVar("T")
 
-logger = logging.getLogger("litevfs.replicate")
-
-_SETTLE_INTERVAL_S = 0.1
-"""How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
-_RETRY_S = 1.0
-"""A failed capture is repeated so much later, or at the next sync, if that comes first."""
 _CLOSE_GRACE_S = 10.0
 """How much longer than asked `close` may wait for the file system to finish a write."""
 
@@ -107,27 +96,10 @@ class Replicator:
         limits = WALLimits(checkpoint_pages, truncate_pages, max_pending_bytes)
         self.path = database_path(path)
         self.sync_interval_s = sync_interval_s
-        self._look_interval_s = look_interval_s
-        self._clock_ms = clock_ms
-        self._is_new_history_allowed = new_history
         self._closed, self._has_failed = threading.Event(), threading.Event()
         self._refusal: ReplicatorRefusedError | None = None  # why the threads have ended
         self._tasks: dict[str, Task] = {}  # by name
-        self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `_begun` at the last capture
-        self._upload_backoff = Backoff()
         self.last_check: CheckResult | None = None  # see `operations.checkup`
-        self.shortest_pause_s = 0.0  # between two turns of the capture: many databases in a process share its time
-        self._is_maintained = maintenance is not None
-        self._upload_lock, self._capture_lock = threading.Lock(), threading.Lock()  # taken in this order
-        self._is_replica_known = False
-        self._looked_at = 0.0  # the last listing of the replica; monotonic
-        self._begun = 0  # how often a history was begun with the whole database
-        self._wanted_snapshot: str | None = None  # why the whole database is to be captured
-        self._clock_watch = ClockWatch(self.path)
-        self._capture_error: str | None = None
-        self._upload_error: str | None = None
-        self._captured_ms: int | None = None  # Unix time at which everything committed before was captured
-        self._last_sync_ms: int | None = None
         self._owns_client = isinstance(replica, str)
         self.client = open_replica_client(replica) if isinstance(replica, str) else replica
         with ExitStack() as undo:
@@ -139,9 +111,20 @@ class Replicator:
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
             self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
-            self._guard = open_guard(self.client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms)
-            self._upkeep = Upkeep(self.client, maintenance, self.request_snapshot, self._may_maintain, sync_interval_s)
-            self._uploads = Uploads(self.client, self._folder, self._guard)
+            self._capturing = Capturing(self.path, self._capture, sync_interval_s, clock_ms, self._closed)
+            self._capturing.captured = self._wake_uploads
+            self._place = Place(
+                self.client,
+                self._folder,
+                open_guard(self.client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms),
+                self._capturing,
+                maintenance,
+                sync_interval_s=sync_interval_s,
+                look_interval_s=look_interval_s,
+                new_history=new_history,
+                closed=self._closed,
+                refused=self._refuse,
+            )
             undo.pop_all()
 
     def __enter__(self) -> Replicator:
@@ -154,23 +137,32 @@ class Replicator:
         return f"<Replicator {self.path} to {self.client.url}>"
 
     @property
+    def shortest_pause_s(self) -> float:
+        """Seconds between two turns of the capture at least: many databases in a process share its time."""
+        return self._capturing.shortest_pause_s
+
+    @shortest_pause_s.setter
+    def shortest_pause_s(self, seconds: float) -> None:
+        self._capturing.shortest_pause_s = seconds
+
+    @property
     def status(self) -> ReplicatorStatus:
         """The replicator's status now."""
-        state = self._capture.state
+        place, guard = self._place, self._place.guard
         return ReplicatorStatus(
-            txid=state.txid if state else 0,
-            uploaded_txid=self._uploads.txid,
+            txid=self._capturing.txid,
+            uploaded_txid=place.uploads.txid,
             pending_files=len(self._folder.pending()),
-            files_uploaded=self._uploads.files,
-            bytes_uploaded=self._uploads.bytes,
+            files_uploaded=place.uploads.files,
+            bytes_uploaded=place.uploads.bytes,
             snapshots=self._capture.snapshots,
             last_snapshot_reason=self._capture.last_snapshot_reason,
-            last_error=self._upload_error or self._capture_error,
-            last_maintenance_error=self._upkeep.error,
-            last_sync_ms=self._last_sync_ms,
+            last_error=place.error or self._capturing.error,
+            last_maintenance_error=place.upkeep.error,
+            last_sync_ms=place.last_sync_ms,
             wal_frames=self._capture.wal_frames,
-            has_lease=self._guard.lease is not None and self._guard.lease.is_held,
-            lease_protocol=self._guard.protocol,
+            has_lease=guard.lease is not None and guard.lease.is_held,
+            lease_protocol=guard.protocol,
         )
 
     def start(self, threads: Threads | None = None) -> None:
@@ -179,16 +171,14 @@ class Replicator:
         Failures are logged (see `status`) and tried again, long before the next sync if the interval is long. Raises
         TransientStorageError if a thread cannot start; another call starts the missing ones.
         """
-        self._check_open()
+        if self._closed.is_set():
+            raise ReplicatorError("the replicator is closed", key=str(self.path))
         threads = threads or OwnThreads()
-        turns: dict[str, Turn] = {"litevfs-upload": self._upload_turn, "litevfs-replicate": self._capture_turn}
-        if self._guard.lease is not None:
-            turns["litevfs-lease"] = partial(keep, self._guard.lease, self._closed, self.path)
-        if self._is_maintained:
-            turns["litevfs-maintain"] = self._upkeep.turn
-        for name, turn in turns.items():
+        if "litevfs-replicate" not in self._tasks:
+            self._tasks["litevfs-replicate"] = threads.start(self._capturing.turn, "litevfs-replicate", str(self.path))
+        for name, turn in self._place.turns().items():
             if name not in self._tasks:
-                self._tasks[name] = threads.start(turn, name, self._group(name))
+                self._tasks[name] = threads.start(turn, name, self._place.group)
         if self._closed.is_set():  # by a turn, or by another thread: it has not stopped those that came after
             self._stop()
 
@@ -206,38 +196,22 @@ class Replicator:
         this replicator began. Where the storage lets writers replace each other's files, that may be what an earlier
         call had uploaded.
         """
-        deadline = time.monotonic() + timeout_s
-        retry_transient(lambda: self._check_uploads(deadline), deadline, self._closed)
-        while True:
-            retry_transient(lambda: self._look_at_replica(deadline), deadline, self._closed)
-            begun = self._begun
-            try:
-                txid = self._capture_step(deadline)
-            except PendingLimitError:
-                txid = 0
-            retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
-            if txid and self._uploads.lost is None and self._begun == begun:
-                return txid
-            if time.monotonic() > deadline:
-                raise ReplicatorError("no time was left to begin again", key=str(self.path))
+        return self._place.sync(time.monotonic() + timeout_s)
 
     def upload(self, timeout_s: float = 30.0) -> None:
         """Upload what was captured, capturing nothing more: the end for a database that is gone. Raises as `sync`."""
-        deadline = time.monotonic() + timeout_s
-        if self._is_replica_known:
-            retry_transient(lambda: self._upload_pending(deadline), deadline, self._closed)
+        self._place.upload_captured(time.monotonic() + timeout_s)
 
     def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
         """Capture what is new; returns the TXID, and what `use` makes of the database in just that state."""
-        with self._holding(self._capture_lock, time.monotonic() + LOCK_TIMEOUT_S):
-            return self._capture.read_captured(use)
+        return self._capturing.read_captured(use)
 
     def request_snapshot(self, reason: str = "a snapshot was asked for") -> None:
         """The next sync takes the whole database, and stores it as a snapshot on level 9 too.
 
         That mends a replica with lost or damaged files: states from then on need none of them.
         """
-        self._uploads.is_snapshot_due, self._wanted_snapshot = True, reason
+        self._place.request_snapshot(reason)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End the threads and close the database. Idempotent.
@@ -250,151 +224,27 @@ class Replicator:
         self._has_failed.set()
         self._stop()
         deadline = time.monotonic() + timeout_s
-        self._guard.release(self._upload_lock, timeout_s / 3)
+        self._place.guard.release(self._place.upload_lock, timeout_s / 3)
         self._close_client()
         for task in list(self._tasks.values()):
             task.join(max(0.0, deadline - time.monotonic()))
-        with holding(self._capture_lock, deadline + _CLOSE_GRACE_S, self.path, None):
+        with holding(self._capturing.lock, deadline + _CLOSE_GRACE_S, self.path, None):
             self._capture.close()
             self._folder.close()
 
-    # --- the two parts of a sync --------------------------------------------------------------------------------------
-
-    def _look_at_replica(self, deadline: float) -> None:
-        """Every `look_interval_s`: check that the replica is what the local state says, and begin again if not."""
-        with self._holding(self._upload_lock, deadline):
-            with self._holding(self._capture_lock, deadline):
-                self._is_replica_known &= self._capture.keeps_state()
-            is_new_holder = self._guard.hold()
-            is_first = not self._is_replica_known
-            now = time.monotonic()
-            is_due = is_first or is_new_holder or now >= self._looked_at + self._look_interval_s
-            if not is_due and self._uploads.lost is None:
-                return
-            self._guard.check_format()
-            there, reason = self._uploads.look(self._capture.state, is_first=is_first)
-            if there.problem is not None:
-                logger.warning("%s: the replica has no complete state: %s", self.path, there.problem)
-                self.request_snapshot(f"the replica has no complete state: {there.problem}")
-            if reason is not None:
-                if not (reason.is_ours or self._is_new_history_allowed):
-                    self._refuse_unrelated(there, reason.text, deadline)
-                self._begin(there, reason.text, deadline)
-            self._is_replica_known, self._looked_at, self._is_new_history_allowed = True, now, False
-
-    def _refuse_unrelated(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
-        next_to(there, self.client)  # the greatest TXID there is ends every history
-        with self._holding(self._capture_lock, deadline):
-            refuse_unrelated(self.client, self.path, self._capture, there, reason)
-
-    def _begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
-        """Begin a new history, after the replica's newest TXID, with the whole database."""
-        page_size = there.header.page_size if there.header else self._capture.page_size
-        timestamp_ms = there.header.timestamp_ms if there.header else 0
-        txid = next_to(there, self.client)
-        if txid:
-            logger.warning("%s: beginning again after TXID %016x of the replica: %s", self.path, txid, reason)
-        with self._holding(self._capture_lock, deadline):
-            self._capture.begin(self.client.url, txid, timestamp_ms, page_size, reason)
-            self._captured_ms = None
-        self._uploads.begin(txid)
-        self._begun += 1
-
-    def _capture_step(self, deadline: float) -> int:
-        with self._holding(self._capture_lock, deadline):
-            captured_ms = self._clock_ms()
-            reason, self._wanted_snapshot = self._wanted_snapshot, None
-            self._capture.reason = self._capture.reason or reason
-            state = self._capture.step()
-            self._captured_ms = captured_ms
-            self._clock_watch.compare(state.timestamp_ms - captured_ms)
-            return state.txid
-
-    def _upload_pending(self, deadline: float) -> None:
-        with self._holding(self._upload_lock, deadline):
-            captured_ms = self._captured_ms  # first: a capture may end meanwhile
-            newest = self._capture.state.txid if self._capture.state else 0
-            self._uploads.run(newest, self._check_open)
-            if self._uploads.lost is None:
-                self._last_sync_ms = captured_ms or self._last_sync_ms
-            else:
-                logger.warning("%s: %s", self.path, self._uploads.lost)
-
-    def _check_uploads(self, deadline: float) -> None:
-        with self._holding(self._upload_lock, deadline):
-            self._uploads.check()
-
-    # --- the threads --------------------------------------------------------------------------------------------------
-
-    def _capture_turn(self) -> float:
-        """Capture if a sync is due, else make way for checkpoints; returns the seconds until the next turn."""
-        now = time.monotonic()
-        if now < self._next_sync and self._captured_begun == self._begun:
-            self._attempt(self._settle)
-            return self._pause(self._next_sync)
-        self._captured_begun = self._begun
-        error = self._attempt(self._capture_if_known)
-        self._next_sync = now + (self.sync_interval_s if error is None else min(self.sync_interval_s, _RETRY_S))
-        self._capture_error = None if error is None else str(error)
+    def _wake_uploads(self) -> None:
         if uploads := self._tasks.get("litevfs-upload"):
-            uploads.wake()  # also after a capture that failed
-        return self._pause(self._next_sync)
+            uploads.wake()
 
-    def _upload_turn(self) -> float | None:
-        """Upload what waits; returns the seconds until the next turn, None if that is due after the next capture."""
-        error = self._attempt(self._look_at_replica)
-        if error is None:
-            error = self._attempt(self._upload_pending)
-        if error is None:
-            self._upload_error = None
-            self._upload_backoff.reset()
-            # Uploads that were lost: the next listing of the replica begins a new history.
-            return None if self._uploads.lost is None else 0.0
-        self._upload_error = str(error)
-        if isinstance(error, ReplicatorRefusedError):
-            self._refusal = error
-            self._has_failed.set()
-            self._stop()
-            return None
-        return self._upload_backoff.after(error)
-
-    def _group(self, task: str) -> str:
-        """What a task depends on: its database, or its storage's server."""
-        parts = urlsplit(self.client.url)
-        return str(self.path) if task == "litevfs-replicate" or not parts.netloc else f"{parts.scheme}://{parts.netloc}"
+    def _refuse(self, error: ReplicatorRefusedError) -> None:
+        self._refusal = error
+        self._has_failed.set()
+        self._stop()
 
     def _stop(self) -> None:
         for task in list(self._tasks.values()):
             task.stop()
 
-    def _may_maintain(self) -> bool:
-        return self._uploads.txid > 0 and (self._guard.lease is None or self._guard.lease.is_held)
-
-    def _pause(self, next_sync: float) -> float:
-        remaining = max(0.0, next_sync - time.monotonic())
-        pause_s = MOVE_UP_INTERVAL_S if self._capture.is_in_the_way else _SETTLE_INTERVAL_S
-        return min(remaining, max(pause_s, self.shortest_pause_s))
-
-    def _settle(self, deadline: float) -> None:
-        with self._holding(self._capture_lock, deadline):
-            self._capture.settle()
-
-    def _capture_if_known(self, deadline: float) -> None:
-        if self._capture.state is not None:
-            self._capture_step(deadline)
-
-    def _attempt(self, action: Callable[[float], object]) -> Exception | None:
-        return attempt(action, self.path, self._closed)
-
-    # --- shared -------------------------------------------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise ReplicatorError("the replicator is closed", key=str(self.path))
-
     def _close_client(self) -> None:
         if self._owns_client:
             self.client.close()
-
-    def _holding(self, lock: threading.Lock, deadline: float) -> AbstractContextManager[None]:
-        return holding(lock, deadline, self.path, self._closed)

@@ -236,11 +236,11 @@ def test_one_snapshot_is_taken_for_each_place_that_cannot_be_compacted(app, clie
     snapshots = 1
     for kind, due in ((TransientStorageError, 0), (TXIDGapError, 1), (LTXFormatError, 0)):
         for level, min_txid, max_txid in places:
-            replicator._upkeep.mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
+            replicator._place.upkeep.mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
             replicator.sync()
             snapshots += due
             assert replicator.status.snapshots == snapshots
-    replicator._upkeep.mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
+    replicator._place.upkeep.mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
     replicator.sync()
     assert replicator.status.snapshots == snapshots + 1
 
@@ -351,17 +351,17 @@ def test_a_sync_during_which_a_thread_begins_again_ends_when_that_is_on_the_repl
     replicator = replicate(app, look_interval_s=0.0)
     replicator.sync()
     app.insert()
-    capture_step, steps = replicator._capture_step, 0
+    capture_step, steps = replicator._capturing.step, 0
 
     def then_the_replica_is_found_empty(deadline: float) -> int:
         nonlocal steps
         txid, steps = capture_step(deadline), steps + 1
         if steps == 1:
             client.delete(client.list_files(0))
-            replicator._look_at_replica(deadline)  # as the thread does that uploads
+            replicator._place.look(deadline)  # as the thread does that uploads
         return txid
 
-    monkeypatch.setattr(replicator, "_capture_step", then_the_replica_is_found_empty)
+    monkeypatch.setattr(replicator._capturing, "step", then_the_replica_is_found_empty)
     assert replicator.sync() == 1
     assert steps == 2
     assert rebuilt(client) == source_bytes(app.path)
@@ -373,10 +373,10 @@ def test_what_was_captured_before_a_new_history_began_does_not_count_as_on_the_r
     replicator.sync()
     app.insert()
     now = 2_000
-    replicator._capture_step(deadline)
+    replicator._capturing.step(deadline)
     client.delete(client.list_files(0))
-    replicator._look_at_replica(deadline)
-    replicator._upload_pending(deadline)
+    replicator._place.look(deadline)
+    replicator._place.upload(deadline)
     assert client.list_files(0) == []
     assert replicator.status.last_sync_ms == 1_000
 
@@ -387,10 +387,10 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
     replicator.sync()
     app.insert()
     now = 2_000
-    replicator._capture_step(deadline)
+    replicator._capturing.step(deadline)
     (waiting,) = replicator._folder.pending()
     waiting.path.unlink()
-    replicator._upload_pending(deadline)
+    replicator._place.upload(deadline)
     assert "is gone: TXID 0000000000000002" in caplog.text
     assert replicator.status.last_sync_ms == 1_000
     replicator.sync()

@@ -159,8 +159,8 @@ def test_it_looks_more_often_while_it_is_in_the_way_and_never_misses_a_sync(app,
     now = time.monotonic()
     for is_in_the_way, pause_s in ((False, 0.1), (True, 0.02)):
         replicator._capture._has_moved_up = is_in_the_way
-        assert replicator._pause(now + 3600) == pause_s
-        assert replicator._pause(now) == 0.0
+        assert replicator._capturing.pause(now + 3600) == pause_s
+        assert replicator._capturing.pause(now) == 0.0
 
 
 def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, replicate, monkeypatch):
@@ -175,26 +175,26 @@ def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, repli
 
     note(replicator._capture, "step")
     note(replicator._capture, "settle")
-    note(replicator, "_look_at_replica")
+    note(replicator._place, "look")
     replicator.start()
     wait_until(lambda: "settle" in done)
     app.insert()
     wait_until(lambda: done.count("settle") > 10)
     assert done.count("step") == 1
-    assert 1 <= done.count("_look_at_replica") <= 2
+    assert 1 <= done.count("look") <= 2
     assert replicator.status.txid == 1
 
 
 def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replicate, monkeypatch):
     replicator = replicate(app, sync_interval_s=3600)
-    capture = replicator._capture_if_known
+    capture = replicator._capturing.step_if_known
 
     def capture_and_begin(deadline: float) -> None:
         capture(deadline)
-        replicator._look_at_replica(deadline)
+        replicator._place.look(deadline)
 
-    monkeypatch.setattr(replicator, "_capture_if_known", capture_and_begin)
-    monkeypatch.setattr(replicator, "_upload_turn", lambda: None)
+    monkeypatch.setattr(replicator._capturing, "step_if_known", capture_and_begin)
+    monkeypatch.setattr(replicator._place, "turn", lambda: None)
     replicator.start()
     wait_until(lambda: replicator.status.txid == 1)
 
@@ -204,12 +204,12 @@ def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
     assert replicator.sync() == 1
     there = ReplicaPosition((), None, None, None)
     parts: list[tuple[threading.Lock, Callable[[float], object]]] = [
-        (replicator._upload_lock, replicator._look_at_replica),
-        (replicator._upload_lock, replicator._upload_pending),
-        (replicator._capture_lock, replicator._look_at_replica),
-        (replicator._capture_lock, replicator._capture_step),
-        (replicator._capture_lock, replicator._settle),
-        (replicator._capture_lock, lambda deadline: replicator._begin(there, "a reason", deadline)),
+        (replicator._place.upload_lock, replicator._place.look),
+        (replicator._place.upload_lock, replicator._place.upload),
+        (replicator._capturing.lock, replicator._place.look),
+        (replicator._capturing.lock, replicator._capturing.step),
+        (replicator._capturing.lock, replicator._capturing.settle),
+        (replicator._capturing.lock, lambda deadline: replicator._place.begin(there, "a reason", deadline)),
     ]
     for lock, part in parts:
         for deadline in (0.0, time.monotonic() + 0.001):
@@ -241,7 +241,7 @@ def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app
 
 def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "litevfs")
-    monkeypatch.setattr("litevfs.replicate.replicator._RETRY_S", 3600.0)  # the next sync comes first
+    monkeypatch.setattr("litevfs.replicate.capturing._RETRY_S", 3600.0)  # the next sync comes first
     now = 1_000
     replicator = replicate(app, sync_interval_s=0.01, clock_ms=lambda: now)
     replicator.start()
@@ -285,7 +285,7 @@ def test_the_time_of_the_last_sync_is_before_what_was_committed_while_it_capture
         nonlocal now
         now = 3_000
         app.insert()
-        replicator._capture_step(time.monotonic() + 20)
+        replicator._capturing.step(time.monotonic() + 20)
         return write(*arguments, **options)
 
     with monkeypatch.context() as patch:

@@ -96,7 +96,7 @@ def test_a_file_that_the_state_does_not_count_yet_is_not_uploaded(app, client, r
 
     def save_after_an_upload(state: State) -> None:
         assert [file.txid for file in folder.pending()] == [2]
-        replicator._upload_pending(time.monotonic() + 10)  # as its thread does at any time
+        replicator._place.upload(time.monotonic() + 10)  # as its thread does at any time
         on_replica.extend(file.max_txid for file in client.list_files(0))
         save(state)
 

@@ -1,0 +1,125 @@
+"""The capture part of a sync: one for all places of a database. Owns its lock, its turns and what they found.
+
+A replica that cannot be reached, or takes long, never keeps this from its work (see `place.py` for uploads).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TypeVar
+
+from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
+from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
+from litevfs.replicate.content import Content
+from litevfs.replicate.status import ClockWatch
+
+T = TypeVar("T")
+
+_SETTLE_INTERVAL_S = 0.1
+"""How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
+_RETRY_S = 1.0
+"""A failed capture is repeated so much later, or at the next sync, if that comes first."""
+
+
+class Capturing:
+    """Captures the database at `path` for threads and callers, one at a time. `closed` refuses all of them.
+
+    `clock_ms` tells the Unix time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        capture: Capture,
+        sync_interval_s: float,
+        clock_ms: Callable[[], int],
+        closed: threading.Event,
+    ) -> None:
+        self.path, self.capture, self.lock = path, capture, threading.Lock()
+        self._sync_interval_s, self._clock_ms, self._closed = sync_interval_s, clock_ms, closed
+        self._clock_watch = ClockWatch(path)
+        self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `begun` at the last capture
+        self.begun = 0
+        """How often a history was begun with the whole database."""
+        self.wanted_snapshot: str | None = None
+        """Why the whole database is to be captured."""
+        self.captured_ms: int | None = None
+        """Unix time at which everything committed before was captured."""
+        self.error: str | None = None
+        """Of the last turn, None after a success."""
+        self.shortest_pause_s = 0.0
+        """Between two turns: many databases in a process share its time."""
+        self.captured: Callable[[], object] = lambda: None
+        """Called in a turn after each capture, also after one that failed."""
+
+    @property
+    def txid(self) -> int:
+        """The newest TXID made, 0 before the first."""
+        return self.capture.state.txid if self.capture.state else 0
+
+    def step(self, deadline: float) -> int:
+        """Capture what is new; returns the newest TXID."""
+        with self.holding(deadline):
+            captured_ms = self._clock_ms()
+            reason, self.wanted_snapshot = self.wanted_snapshot, None
+            self.capture.reason = self.capture.reason or reason
+            state = self.capture.step()
+            self.captured_ms = captured_ms
+            self._clock_watch.compare(state.timestamp_ms - captured_ms)
+            return state.txid
+
+    def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
+        """Capture what is new; returns the TXID, and what `use` makes of the database in just that state."""
+        with self.holding(time.monotonic() + LOCK_TIMEOUT_S):
+            return self.capture.read_captured(use)
+
+    def keeps_state(self, deadline: float) -> bool:
+        """See `Capture.keeps_state`."""
+        with self.holding(deadline):
+            return self.capture.keeps_state()
+
+    def begin(
+        self, url: str, txid: int, timestamp_ms: int, page_size: int | None, reason: str, deadline: float
+    ) -> None:
+        """See `Capture.begin`; `page_size`: None for that of the database."""
+        with self.holding(deadline):
+            self.capture.begin(url, txid, timestamp_ms, page_size or self.capture.page_size, reason)
+            self.captured_ms = None
+        self.begun += 1
+
+    def turn(self) -> float:
+        """Capture if a sync is due, else make way for checkpoints; returns the seconds until the next turn."""
+        now = time.monotonic()
+        if now < self._next_sync and self._captured_begun == self.begun:
+            attempt(self.settle, self.path, self._closed)
+            return self.pause(self._next_sync)
+        self._captured_begun = self.begun
+        error = attempt(self.step_if_known, self.path, self._closed)
+        self._next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
+        self.error = None if error is None else str(error)
+        self.captured()
+        return self.pause(self._next_sync)
+
+    def step_if_known(self, deadline: float) -> None:
+        """Capture what is new, if there is a state to continue."""
+        if self.capture.state is not None:
+            self.step(deadline)
+
+    def settle(self, deadline: float) -> None:
+        """See `Capture.settle`."""
+        with self.holding(deadline):
+            self.capture.settle()
+
+    def pause(self, next_sync: float) -> float:
+        """Seconds until the next turn; the next sync is due at `next_sync` (monotonic)."""
+        remaining = max(0.0, next_sync - time.monotonic())
+        pause_s = MOVE_UP_INTERVAL_S if self.capture.is_in_the_way else _SETTLE_INTERVAL_S
+        return min(remaining, max(pause_s, self.shortest_pause_s))
+
+    def holding(self, deadline: float) -> AbstractContextManager[None]:
+        """Hold the lock; see `holding`."""
+        return holding(self.lock, deadline, self.path, self._closed)

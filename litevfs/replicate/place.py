@@ -1,0 +1,189 @@
+"""One place that a database is replicated to: its client, guard, uploads, maintenance and lease. Captures nothing.
+
+Uploads send the files of its queue in TXID order, at their own pace: a place that cannot be reached, or takes long,
+delays no capture and no other place.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from urllib.parse import urlsplit
+
+from litevfs.concurrency.retry import Backoff
+from litevfs.concurrency.turns import Turn
+from litevfs.errors import ReplicatorError, ReplicatorRefusedError
+from litevfs.maintenance.schedule import MaintenanceConfig
+from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replicate.attempts import attempt, holding
+from litevfs.replicate.begin import refuse_unrelated
+from litevfs.replicate.capturing import Capturing
+from litevfs.replicate.guard import WriterGuard
+from litevfs.replicate.lease import keep
+from litevfs.replicate.state import PendingLimitError, StateFolder
+from litevfs.replicate.upkeep import Upkeep
+from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
+
+logger = logging.getLogger("litevfs.replicate")
+
+
+class Place:
+    """A replica of what `capturing` captures. Safe to use from several threads; `closed` refuses all of them.
+
+    `refused` is called with the error that ends its turns. Every `look_interval_s` seconds, at a sync, it lists the
+    replica.
+    """
+
+    def __init__(
+        self,
+        client: ReplicaClient,
+        folder: StateFolder,
+        guard: WriterGuard,
+        capturing: Capturing,
+        maintenance: MaintenanceConfig | None,
+        *,
+        sync_interval_s: float,
+        look_interval_s: float,
+        new_history: bool,
+        closed: threading.Event,
+        refused: Callable[[ReplicatorRefusedError], None],
+    ) -> None:
+        self.client, self.guard, self._folder, self._capturing = client, guard, folder, capturing
+        self._path = capturing.path
+        self._look_interval_s, self._is_new_history_allowed = look_interval_s, new_history
+        self._closed, self._refused = closed, refused
+        self._is_maintained = maintenance is not None
+        self.upload_lock = threading.Lock()  # taken before that of `capturing`
+        self._is_known = False
+        self._looked_at = 0.0  # the last listing of the replica; monotonic
+        self._begun = 0  # how often a history was begun
+        self._backoff = Backoff()
+        self.uploads = Uploads(client, folder, guard)
+        self.upkeep = Upkeep(client, maintenance, self.request_snapshot, self._may_maintain, sync_interval_s)
+        self.error: str | None = None
+        """Of the last turn, None after a success."""
+        self.last_sync_ms: int | None = None
+        """Unix time at which everything committed before was on the replica."""
+
+    @property
+    def group(self) -> str:
+        """What its turns depend on: its storage's server, or its database."""
+        parts = urlsplit(self.client.url)
+        return f"{parts.scheme}://{parts.netloc}" if parts.netloc else str(self._path)
+
+    def turns(self) -> dict[str, Turn]:
+        """What threads are to do for it, by name."""
+        turns: dict[str, Turn] = {"litevfs-upload": self.turn}
+        if self.guard.lease is not None:
+            turns["litevfs-lease"] = partial(keep, self.guard.lease, self._closed, self._path)
+        if self._is_maintained:
+            turns["litevfs-maintain"] = self.upkeep.turn
+        return turns
+
+    def turn(self) -> float | None:
+        """Upload what waits; returns the seconds until the next turn, None if that is due after the next capture."""
+        error = attempt(self.look, self._path, self._closed) or attempt(self.upload, self._path, self._closed)
+        if error is None:
+            self.error = None
+            self._backoff.reset()
+            # Uploads that were lost: the next listing of the replica begins a new history.
+            return None if self.uploads.lost is None else 0.0
+        self.error = str(error)
+        if isinstance(error, ReplicatorRefusedError):
+            self._refused(error)
+            return None
+        return self._backoff.after(error)
+
+    def sync(self, deadline: float) -> int:
+        """See `Replicator.sync`; until `deadline` (monotonic)."""
+        retry_transient(lambda: self.check(deadline), deadline, self._closed)
+        while True:
+            retry_transient(lambda: self.look(deadline), deadline, self._closed)
+            begun = self._begun
+            try:
+                txid = self._capturing.step(deadline)
+            except PendingLimitError:
+                txid = 0
+            retry_transient(lambda: self.upload(deadline), deadline, self._closed)
+            if txid and self.uploads.lost is None and self._begun == begun:
+                return txid
+            if time.monotonic() > deadline:
+                raise ReplicatorError("no time was left to begin again", key=str(self._path))
+
+    def upload_captured(self, deadline: float) -> None:
+        """Upload what was captured, if the replica was looked at before; until `deadline` (monotonic)."""
+        if self._is_known:
+            retry_transient(lambda: self.upload(deadline), deadline, self._closed)
+
+    def request_snapshot(self, reason: str) -> None:
+        """The next sync takes the whole database, and stores it as a snapshot on level 9 too."""
+        self.uploads.is_snapshot_due, self._capturing.wanted_snapshot = True, reason
+
+    # --- the parts of a sync ------------------------------------------------------------------------------------------
+
+    def look(self, deadline: float) -> None:
+        """When it is time: check that the replica is what the local state says, and begin again if not."""
+        with self._holding(deadline):
+            self._is_known &= self._capturing.keeps_state(deadline)
+            is_new_holder = self.guard.hold()
+            is_first = not self._is_known
+            now = time.monotonic()
+            is_due = is_first or is_new_holder or now >= self._looked_at + self._look_interval_s
+            if not is_due and self.uploads.lost is None:
+                return
+            self.guard.check_format()
+            there, reason = self.uploads.look(self._capturing.capture.state, is_first=is_first)
+            if there.problem is not None:
+                logger.warning("%s: the replica has no complete state: %s", self._path, there.problem)
+                self.request_snapshot(f"the replica has no complete state: {there.problem}")
+            if reason is not None:
+                if not (reason.is_ours or self._is_new_history_allowed):
+                    self._refuse_unrelated(there, reason.text, deadline)
+                self.begin(there, reason.text, deadline)
+            self._is_known, self._looked_at, self._is_new_history_allowed = True, now, False
+
+    def _refuse_unrelated(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
+        next_to(there, self.client)  # the greatest TXID there is ends every history
+        with self._capturing.holding(deadline):
+            refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason)
+
+    def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
+        """Begin a new history, after the replica's newest TXID, with the whole database."""
+        page_size, timestamp_ms = (there.header.page_size, there.header.timestamp_ms) if there.header else (None, 0)
+        txid = next_to(there, self.client)
+        if txid:
+            logger.warning("%s: beginning again after TXID %016x of the replica: %s", self._path, txid, reason)
+        self._capturing.begin(self.client.url, txid, timestamp_ms, page_size, reason, deadline)
+        self.uploads.begin(txid)
+        self._begun += 1
+
+    def upload(self, deadline: float) -> None:
+        """Upload the files of the queue."""
+        with self._holding(deadline):
+            captured_ms = self._capturing.captured_ms  # first: a capture may end meanwhile
+            self.uploads.run(self._capturing.txid, self._check_open)
+            if self.uploads.lost is None:
+                self.last_sync_ms = captured_ms or self.last_sync_ms
+            else:
+                logger.warning("%s: %s", self._path, self.uploads.lost)
+
+    def check(self, deadline: float) -> None:
+        """See `Uploads.check`."""
+        with self._holding(deadline):
+            self.uploads.check()
+
+    # --- shared -------------------------------------------------------------------------------------------------------
+
+    def _may_maintain(self) -> bool:
+        return self.uploads.txid > 0 and (self.guard.lease is None or self.guard.lease.is_held)
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise ReplicatorError("the replicator is closed", key=str(self._path))
+
+    def _holding(self, deadline: float) -> AbstractContextManager[None]:
+        return holding(self.upload_lock, deadline, self._path, self._closed)
