@@ -13,7 +13,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from litevfs.concurrency.clock import now_s
-from litevfs.concurrency.workers import start_thread
+from litevfs.concurrency.workers import spare_threads
 from litevfs.errors import LitevfsError, StorageTimeoutError
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class SharedCall(Generic[T]):
             running = self._running
             if running is None or running.future.done():
                 running = _Running()
-                start_thread(lambda: _settle(running.future, self._call), self._name)
+                spare_threads.run(lambda: _settle(running.future, self._call), self._name)
                 self._running = running  # only once there is a thread that will end it
             return running
 
@@ -117,7 +117,7 @@ def call_alone(
         finally:
             lock.release()
 
-    start_thread(lambda: _settle(future, call_locked), name)
+    spare_threads.run(lambda: _settle(future, call_locked), name)
     return _result(future, deadline, partial(too_late, began, timeout_s))
 
 

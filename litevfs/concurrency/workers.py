@@ -6,15 +6,20 @@ standard library at exit, even for a request that hangs, and before any handler 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from litevfs.errors import TransientStorageError
 
 T = TypeVar("T")
+
+SPARE_S = 0.01
+"""How long a thread waits for its next call: to start one takes as long as to open a small replica."""
 
 
 def start_thread(run: Callable[[], object], name: str) -> threading.Thread:
@@ -35,6 +40,54 @@ def _start(thread: threading.Thread) -> None:
         thread.start()
     except MemoryError as error:
         raise RuntimeError("can't start new thread: out of memory") from error
+
+
+class SpareThreads:
+    """Threads for single calls, one after the other: one that has made its call waits a moment for the next."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every thread: in a forked child, which has none of them."""
+        self._changed = threading.Condition(threading.Lock())
+        self._calls: deque[tuple[Callable[[], object], str]] = deque()
+        self._idle = 0
+
+    def run(self, call: Callable[[], object], name: str) -> None:
+        """Make the call, which must not raise, in a thread of that name.
+
+        Raises TransientStorageError when no thread can start.
+        """
+        with self._changed:
+            if self._idle > len(self._calls):
+                self._calls.append((call, name))  # from here on it is made, even if Ctrl-C comes before the next line
+                self._changed.notify()
+                return
+        start_thread(partial(self._work, [call], self._changed), name)
+
+    def _work(self, first: list[Callable[[], object]], changed: threading.Condition) -> None:
+        me = threading.current_thread()
+        call = first.pop()
+        while True:
+            call()
+            del call  # an idle thread keeps nothing alive
+            with changed:
+                if changed is not self._changed:  # the call has forked, and this is the child
+                    return
+                self._idle += 1
+                changed.wait_for(self._calls.__len__, SPARE_S)
+                self._idle -= 1
+                if not self._calls:
+                    return
+                call, me.name = self._calls.popleft()
+
+
+spare_threads = SpareThreads()
+"""Those of this process."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=spare_threads.reset)
 
 
 class WorkerPool:

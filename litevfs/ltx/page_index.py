@@ -30,11 +30,13 @@ _CHUNK_SIZE = 1 << 20
 """Bytes of varints decoded at a time: bounds the temporary arrays, and keeps them in the processor's cache."""
 _CHUNK_ENTRIES = 1 << 16
 _FEW_ENTRIES = 16
+_FEW_BYTES = 128
 _MAX_VARINT_SIZE = 10
 """Bytes of the longest varint, a number of 64 bits. Its last byte can only be 1."""
 _MIN_ENTRY_SIZE = 3
 _MAX_ENTRY_SIZE = 5 + _MAX_VARINT_SIZE + 5
 _UINT32_MAX = 2**32 - 1
+_UINT64_MAX = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +84,30 @@ def decode_page_index(data: bytes | memoryview) -> PageIndex:
     raw = np.frombuffer(data, np.uint8, size)
     if raw[-1] != 0 or (size > 1 and raw[-2] & 0x80):
         raise LTXFormatError("LTX page index has no terminating zero byte")
-    return _decode_entries(raw[:-1])
+    few = _decode_few(raw[:-1].tobytes()) if size <= _FEW_BYTES else None
+    return _decode_entries(raw[:-1]) if few is None else few
+
+
+def _decode_few(raw: bytes) -> PageIndex | None:
+    """The entries, one by one: faster for a file of a small transaction. None: they are not sound, see
+    `_decode_entries`.
+    """
+    values: list[int] = []
+    value = shift = 0
+    for byte in raw:
+        value |= (byte & 0x7F) << shift
+        if byte >= 0x80:
+            shift += 7
+        elif shift and not byte:  # longer than it needs to be
+            return None
+        else:
+            values.append(value)
+            value = shift = 0
+    pgnos, offsets, sizes = values[::3], values[1::3], values[2::3]
+    is_sound = len(pgnos) == len(sizes) and not shift and 0 not in pgnos
+    if not is_sound or not values or max(*pgnos, *sizes) > _UINT32_MAX or max(offsets) > _UINT64_MAX:
+        return None
+    return PageIndex(np.array(pgnos, np.uint32), np.array(offsets, np.uint64), np.array(sizes, np.uint32))
 
 
 def _decode_entries(raw: NDArray[np.uint8]) -> PageIndex:

@@ -13,10 +13,16 @@ import pytest
 
 from litevfs.concurrency.calls import SharedCall, Troubles, call_alone
 from litevfs.concurrency.clock import now_s
-from litevfs.concurrency.workers import start_thread
+from litevfs.concurrency.workers import SpareThreads, start_thread
 from litevfs.errors import StorageTimeoutError, TransientStorageError
 from tests.interrupts import interrupted_everywhere
 from tests.support import wait_until
+
+
+@pytest.fixture(autouse=True)
+def no_idle_thread(monkeypatch):
+    """No thread that an earlier test has started makes a call of this one."""
+    monkeypatch.setattr("litevfs.concurrency.calls.spare_threads", SpareThreads())
 
 
 def test_what_the_call_returns_or_raises_reaches_each_caller():
@@ -98,7 +104,7 @@ def test_two_who_ask_at_once_share_one_call(monkeypatch):
             is_another_begun.set()
         start_thread(run, name)
 
-    monkeypatch.setattr("litevfs.concurrency.calls.start_thread", start_while_another_asks)
+    monkeypatch.setattr("litevfs.concurrency.calls.spare_threads", SimpleNamespace(run=start_while_another_asks))
     with pytest.raises(StorageTimeoutError):
         shared.result(0)
     assert not is_another_begun.is_set()
@@ -165,7 +171,7 @@ def test_a_call_that_does_not_get_the_lock_in_its_time_is_never_made():
 
 
 def test_a_call_whose_thread_begins_too_late_is_too_late(monkeypatch):
-    monkeypatch.setattr("litevfs.concurrency.calls.start_thread", lambda run, name: run())
+    monkeypatch.setattr("litevfs.concurrency.calls.spare_threads", SimpleNamespace(run=lambda run, name: run()))
     monkeypatch.setattr("litevfs.concurrency.calls.time", SimpleNamespace(monotonic=count().__next__))
     lock = threading.Lock()
     with lock, pytest.raises(StorageTimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +13,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from litevfs.concurrency.workers import WorkerPool, start_thread
+from litevfs.concurrency.workers import SpareThreads, WorkerPool, start_thread
 from litevfs.errors import TransientStorageError
 from tests.support import in_threads, wait_until
 
@@ -174,3 +175,95 @@ def test_a_call_that_hangs_does_not_keep_the_process_from_ending():
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
+
+
+def test_a_thread_that_has_made_its_call_makes_the_next_one_under_its_name_and_ends_without_one():
+    spare, seen = SpareThreads(), []
+
+    def call() -> None:
+        seen.append((threading.get_ident(), threading.current_thread().name))
+
+    for name in ("litevfs-test-a", "litevfs-test-b"):
+        spare.run(call, name)
+        wait_until(lambda name=name: seen and seen[-1][1] == name, "the call")
+    assert [name for _, name in seen] == ["litevfs-test-a", "litevfs-test-b"]
+    wait_until(lambda: not threads(), "the end of the threads")
+    assert spare._idle == 0
+
+
+def test_calls_that_run_at_once_have_a_thread_each_and_an_idle_one_is_not_promised_twice():
+    spare, together = SpareThreads(), threading.Barrier(9)
+    for _ in range(5):
+        for _ in range(8):
+            spare.run(lambda: together.wait(20), "litevfs-test")
+        together.wait(20)  # else fewer than eight run at once
+
+
+def test_calls_in_a_row_need_no_thread_each():
+    spare, done, idents = SpareThreads(), threading.Semaphore(0), set()
+
+    def call() -> None:
+        idents.add(threading.current_thread())
+        done.release()
+
+    for _ in range(500):
+        spare.run(call, "litevfs-test")
+        assert done.acquire(timeout=20)
+    assert len(idents) < 250
+
+
+def test_a_spare_thread_keeps_nothing_of_its_calls_alive():
+    class Kept:
+        def call(self) -> None:
+            pass
+
+    spare = SpareThreads()
+    kept = [Kept(), Kept()]
+    gone = [weakref.ref(each) for each in kept]
+    for each in kept:
+        spare.run(each.call, "litevfs-test")
+    del each
+    kept.clear()
+    while any(ref() is not None for ref in gone):  # while the thread goes on
+        ran = threading.Event()
+        spare.run(ran.set, "litevfs-test")
+        assert ran.wait(20)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system has not")
+def test_a_forked_child_waits_for_none_of_its_parents_spare_threads():
+    program = """
+        import os, threading
+        from litevfs.concurrency.workers import spare_threads
+
+        def ran():
+            done = threading.Event()
+            spare_threads.run(done.set, "litevfs-test")
+            return done.wait(20)
+
+        assert ran()
+        with spare_threads._changed:  # by the thread that forks: the child's lock is another one
+            child = os.fork()
+        if child == 0:
+            os._exit(0 if ran() else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert ran()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+def test_a_spare_thread_that_cannot_start_is_an_error_and_the_call_is_not_made(monkeypatch):
+    spare, made = SpareThreads(), []
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TransientStorageError, match="no thread for litevfs-test now"):
+            spare.run(lambda: made.append(1), "litevfs-test")
+    ran = threading.Event()
+    spare.run(ran.set, "litevfs-test")
+    assert ran.wait(20)
+    assert made == []
