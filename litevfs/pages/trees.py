@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import count, repeat
 
 from litevfs.pages.btree import Interior, parse_interior
 
@@ -23,8 +24,11 @@ class KnownTrees:
 
     def learn(self, pgno: int, page: bytes) -> list[int]:
         """Note that `pgno` is this interior page now, or none. Returns the pages whose place is no longer known."""
-        interior = parse_interior(pgno, page)
         old = self.interior.get(pgno)
+        if old is not None and old.page == page and self.parents.get(old.children[-1]) == (pgno, len(old.children) - 1):
+            self.interior.move_to_end(pgno)
+            return []
+        interior = parse_interior(pgno, page)
         forgotten = []
         if old is not None and (interior is None or old.children != interior.children):
             self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
@@ -33,7 +37,7 @@ class KnownTrees:
             return forgotten
         self.interior[pgno] = interior
         self.interior.move_to_end(pgno)
-        self.parents.update((child, (pgno, i)) for i, child in enumerate(interior.children))
+        self.parents.update(zip(interior.children, zip(repeat(pgno), count()), strict=False))
         while len(self.interior) > MAX_INTERIOR_PAGES:
             oldest, content = next(iter(self.interior.items()))
             self._forget(oldest, content)

@@ -18,6 +18,7 @@ Invariants:
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -308,14 +309,17 @@ class Watcher:
         first, second = (pgno, before.pgno) if before.is_descending else (before.pgno, pgno)
         return before.pgno not in self._parents or self._trees.next_leaf(first) == second
 
-    def _recognize_lookups(self, leaf: IndexLeaf, pgno: int) -> list[int]:
-        """Whether two table leaves, just read one after the other, are those of two entries of the index leaf."""
+    def _recognize_lookups(self, leaf: IndexLeaf, pgno: int, *, is_read: bool = True) -> list[int]:
+        """Whether two table leaves, read one after the other, are those of two entries of the index leaf.
+
+        If not `is_read`, page `pgno` is about to be read, and may be an interior page above the second one.
+        """
         if leaf.window or pgno == leaf.first or pgno not in self._parents:
             return []
         if not leaf.first:
-            leaf.first = pgno
+            leaf.first = pgno if is_read else 0
             return []
-        leaf.entries = parse_index_entries(leaf.page)
+        leaf.entries = leaf.entries or parse_index_entries(leaf.page)
         leaf.root = self._trees.topmost(pgno)
         targets = [self._trees.path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
         for _ in range(2):
@@ -330,14 +334,18 @@ class Watcher:
             leaf.is_descending = True  # try the other way, as for ORDER BY ... DESC
             leaf.entries.reverse()
             targets.reverse()
-        self._index_leaf = None
+        leaf.is_descending = False
+        if is_read:
+            self._index_leaf = None
         return []
 
     def _follow_lookups(self, pgno: int) -> list[int]:
         """Where in the index leaf the look-ups are, and whether it is time to plan further ones."""
         leaf = self._index_leaf
-        if leaf is None or not leaf.window:
+        if leaf is None:
             return []
+        if not leaf.window:
+            return self._recognize_lookups(leaf, pgno, is_read=False)
         for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
             if pgno in self._trees.path(leaf.root, leaf.entries[i].rowid):
                 leaf.is_equality &= leaf.entries[i].key == leaf.key
@@ -358,9 +366,9 @@ class Watcher:
     def _within_key(self, leaf: IndexLeaf, end: int) -> int:
         """`end`, or the end of the entries that are going to be looked up for all that is known."""
         end = min(end, len(leaf.entries))
-        if leaf.is_equality:
-            while end > leaf.end and leaf.entries[end - 1].key != leaf.key:
-                end -= 1
+        if leaf.is_equality and end > leaf.end:
+            key = leaf.key
+            return bisect_left(leaf.entries, True, leaf.end, end, key=lambda entry: entry.key != key)
         return end
 
     def _go_on(self, leaf: IndexLeaf, pgno: int) -> list[int]:

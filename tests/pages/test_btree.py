@@ -35,6 +35,45 @@ def ask(pgno: int, page: bytes) -> None:
     parse_index_entries(page)
 
 
+def test_the_keys_of_an_interior_page_are_read_whatever_their_size():
+    rowids = [
+        -(1 << 63),
+        -1,
+        0,
+        127,
+        128,
+        1 << 14,
+        1 << 21,
+        (1 << 35) + 5,
+        1 << 49,
+        (1 << 56) - 1,
+        1 << 56,
+        (1 << 63) - 1,
+    ]
+    assert {len(_varint(rowid)) for rowid in rowids} == {1, 2, 3, 4, 6, 8, 9}
+    cells = [(100 + i).to_bytes(4, "big") + _varint(rowid) for i, rowid in enumerate(rowids)]
+    page, end = bytearray(PAGE_SIZE), PAGE_SIZE
+    page[0], page[3:5] = INTERIOR_TABLE, len(cells).to_bytes(2, "big")
+    for i, cell in enumerate(cells):
+        end -= len(cell)  # the first one ends with the page
+        page[end : end + len(cell)] = cell
+        page[12 + 2 * i : 14 + 2 * i] = end.to_bytes(2, "big")
+    interior = parse_interior(2, bytes(page))
+    assert interior is not None
+    assert interior.keys == rowids
+    assert [interior.child_for(rowid) for rowid in rowids] == interior.children[:-1]
+
+
+def _varint(value: int) -> bytes:
+    """Source: https://www.sqlite.org/fileformat2.html#varint."""
+    value %= 1 << 64
+    if value >= 1 << 56:
+        return bytes(0x80 | value >> shift & 0x7F for shift in range(57, 7, -7)) + bytes([value & 0xFF])
+    groups = [value >> shift & 0x7F for shift in range(0, 56, 7)]
+    size = max((i + 1 for i, group in enumerate(groups) if group), default=1)
+    return bytes([0x80 | group for group in groups[size - 1 : 0 : -1]] + [groups[0]])
+
+
 @pytest.mark.parametrize("distance", range(1, 14))
 @pytest.mark.parametrize("kind", [INTERIOR_TABLE, INTERIOR_INDEX])
 def test_a_cell_pointer_into_the_last_bytes_of_an_interior_page_is_no_error(kind, distance):

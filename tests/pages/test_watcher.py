@@ -170,7 +170,7 @@ def test_look_ups_of_one_key_take_few_round_trips_and_no_pages_of_another_key(tm
     reads = list(look_ups(pages, 1017, 200))
     assert len(reads) > 200
     trips, asked_for = fetched(pages, iter(reads))
-    assert trips <= 19  # five index leaves, each a trip of its own, and at most three for the rows of each
+    assert trips <= 18  # five index leaves, each a trip of its own, and at most three for the rows of each
     assert asked_for == set(reads)
 
 

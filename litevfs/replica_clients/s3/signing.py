@@ -15,18 +15,11 @@ from botocore.credentials import ReadOnlyCredentials
 
 
 class _Signer(S3SigV4Auth):
-    """Signs with a given time, and without headers that a hop may change."""
+    """Signs with a given time."""
 
     def __init__(self, credentials: ReadOnlyCredentials, service: str, region: str, offset_s: float) -> None:
         super().__init__(credentials, service, region)
         self._offset_s = offset_s
-
-    def headers_to_sign(self, request: AWSRequest) -> Any:
-        headers = super().headers_to_sign(request)
-        for name in set(headers.keys()):
-            if name != "host" and name != "content-md5" and not name.startswith("x-amz-"):
-                del headers[name]
-        return headers
 
     def add_auth(self, request: AWSRequest) -> None:
         # botocore's own method logs the signed text, with a session token in it.
@@ -50,6 +43,10 @@ def signed(
     offset_s: float,
 ) -> dict[str, Any]:
     """`headers` and the signature, valid for some minutes. `offset_s`: how far the server's clock is ahead of ours."""
-    request = AWSRequest(method, url, headers, data=body)
+    request = AWSRequest(method, url, {n: value for n, value in headers.items() if _is_signed(n.lower())}, data=body)
     _Signer(credentials, service, region, offset_s).add_auth(request)
-    return dict(request.headers.items())
+    return headers | dict(request.headers.items())
+
+
+def _is_signed(name: str) -> bool:
+    return name in ("host", "content-md5") or name.startswith("x-amz-")
