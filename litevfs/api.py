@@ -22,7 +22,7 @@ from litevfs.bindings.apsw_connections import (
     ReplicaCursor,
 )
 from litevfs.bindings.apsw_errors import apsw_errors
-from litevfs.bindings.apsw_vfs import ReplicaVFS
+from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
@@ -327,7 +327,8 @@ def _set_log_level() -> None:
 
 def _add_sql_functions(connection: apsw.Connection) -> None:
     """Litestream's SQL functions, on connections whose main database is a replica. Each asks its PRAGMA."""
-    if connection.open_vfs not in _registered:
+    # A URI may name the VFS: `open_vfs` is then the one it would have been without.
+    if connection.open_vfs not in _registered and FILE_CLASS not in (connection.vfsname("main") or ""):
         return
     if connection.cursor_factory is apsw.Cursor:  # no other hook has set its own
         is_async = getattr(connection, "is_async", False)

@@ -125,3 +125,7 @@ class ReplicaFile:
 
     def xSync(self, flags: int) -> None:
         """Nothing to do."""
+
+
+FILE_CLASS = f"{ReplicaFile.__module__}.{ReplicaFile.__qualname__}"
+"""How APSW names the VFS of a database that is a replica (`Connection.vfsname`)."""

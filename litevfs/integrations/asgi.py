@@ -90,7 +90,7 @@ class ReadYourWrites:
         self._header = header.lower()
         self._cookie = cookie
         self._serve_stale = serve_stale
-        self._threads = ThreadPoolExecutor(bookmarks.MAX_WAITING, thread_name_prefix="litevfs-bookmarks")
+        self._threads: ThreadPoolExecutor | None = None  # until a request needs it, and after each end of a lifespan
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -126,6 +126,8 @@ class ReadYourWrites:
         return self._reader.has(txid) or self._reader.wait(txid)
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(bookmarks.MAX_WAITING, thread_name_prefix="litevfs-bookmarks")
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     def _marking(self, send: Send, txid: int, *, is_stale: bool) -> Send:
@@ -149,9 +151,11 @@ class ReadYourWrites:
         return send_and_close
 
     def close(self) -> None:
-        """Release the replica; the end of the application's lifespan calls this. Idempotent."""
+        """Release the replica; the end of the application's lifespan calls this. A later request opens it again."""
         self._reader.close()
-        self._threads.shutdown(wait=False)
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
 
 
 async def _say(send: Send, status: int, text: str) -> None:

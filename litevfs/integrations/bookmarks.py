@@ -20,6 +20,8 @@ from litevfs.api import connect, subscribe, wait_for
 from litevfs.errors import LitevfsError, OptionError, StaleReplicaError
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.options import Options
+from litevfs.replica_clients.urls import canonical_url
 
 logger = logging.getLogger("litevfs.integrations.bookmarks")
 
@@ -117,7 +119,12 @@ class ReplicaReader:
 
 
 def checked_reader(replica_url: str, timeout: float, options: dict[str, Any]) -> ReplicaReader:
-    """A reader that waits `timeout` seconds at most. Raises OptionError if connections would see a fixed state."""
+    """A reader that waits `timeout` seconds at most; nothing is read yet.
+
+    Raises OptionError for bad options and for those with which connections would see a fixed state, ReplicaURLError.
+    """
     if {"txid", "timestamp"} & options.keys():
         raise OptionError("a fixed state never has a later transaction", hint="leave out txid and timestamp")
+    Options.collect({}, {**options, "replica_url": os.fspath(replica_url)})
+    canonical_url(os.fspath(replica_url))
     return ReplicaReader(replica_url, timeout, options)

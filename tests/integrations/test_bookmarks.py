@@ -258,6 +258,21 @@ def test_starlette_writes_on_the_primary_and_reads_on_the_replica(live_shop: Sho
     with TestClient(primary) as writing, TestClient(reader) as reading:
         made = writing.post("/customers")
         assert reading.get("/customers", headers={"litevfs-txid": made.headers["litevfs-txid"]}).text == "4"
+    with TestClient(reader) as reading:  # the next lifespan of one application, as in a test suite
+        assert reading.get("/customers").text == "4"
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "message"),
+    [
+        ("/srv/replica", {"pol_interval": "1s"}, "did you mean poll_interval"),
+        ("/srv/replica", {"poll_interval": "soon"}, "write for example 1s, 250ms"),
+        ("s5://bucket/app", {}, "did you mean s3://"),
+    ],
+)
+def test_what_can_never_work_is_refused_at_the_start(way, url, options, message):
+    with pytest.raises(litevfs.LitevfsError, match=message):
+        way.ReadYourWrites(way.app(str), url, **options)
 
 
 def test_flask_writes_on_the_primary_and_reads_on_the_replica(live_shop: Shop):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
 
 import apsw
 import pytest
@@ -43,6 +44,13 @@ def test_sql_functions_say_the_same(world):
     assert rows(con, functions) == [("0000000000000005", "2026-01-01T00:00:05.000Z", 0)]
     assert one(con, "SELECT litestream_set_time('2026-01-01T00:00:03Z')") == "2026-01-01T00:00:03.000Z"
     assert txid_of(con) == 3
+
+
+def test_sql_functions_are_there_too_where_the_uri_names_the_vfs(world):
+    _, script, _ = world
+    uri = f"file:x.db?vfs=litestream&replica_url={script.url}"
+    with closing(apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as con:
+        assert one(con, "SELECT litestream_txid()") == "0000000000000005"
 
 
 def test_the_lag_of_a_connection_that_never_looked_is_minus_one(world):
