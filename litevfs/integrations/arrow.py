@@ -212,7 +212,7 @@ class ArrowResult:
             for piece_rows, piece in self._pieces(kinds, schema):
                 for column, part in zip(parts, piece, strict=True):
                     column.append(part)
-                    size += len(part) if type(part) is bytes else part.nbytes
+                    size += len(part) if isinstance(part, bytes) else part.nbytes
                 rows += piece_rows
                 if rows >= BATCH_ROWS or size >= BATCH_BYTES:
                     yield pyarrow.record_batch(_joined(parts, schema), schema=schema)
@@ -355,9 +355,9 @@ def _joined(parts: list[list[Part]], schema: Any) -> list[Any]:
         return pyarrow.Array.from_buffers(type_, len(data) // _NUMBER_BYTES, [None, pyarrow.py_buffer(data)])
 
     def joined(column: list[Part], type_: Any) -> Any:
-        if all(type(part) is bytes for part in column):
+        if all(isinstance(part, bytes) for part in column):
             return array(b"".join(column), type_)
-        return pyarrow.concat_arrays([array(part, type_) if type(part) is bytes else part for part in column])
+        return pyarrow.concat_arrays([array(part, type_) if isinstance(part, bytes) else part for part in column])
 
     return [joined(column, schema.field(i).type) for i, column in enumerate(parts)]
 
