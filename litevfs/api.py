@@ -30,6 +30,7 @@ from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
 from litevfs.states.snapshot import Snapshot
+from litevfs.states.views import Moment
 from litevfs.units import parse_moment_ms
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def diff(
 
     try:
         replica = lease.replica
-        old, new = find_view(replica, from_), find_view(replica, to)
+        old, new = replica.pair(_moment(from_), _moment(to))
         if old.txid > new.txid:
             raise OptionError(
                 f"the state {format_txid(old.txid)} is newer than {format_txid(new.txid)}", hint="swap from and to"
@@ -289,13 +290,18 @@ def verify(
 
 def find_view(replica: Replica, moment: int | str) -> Snapshot:
     """A fixed state: of a TXID (a number or hex digits), of a time, or "latest". Raises what `Replica.view` raises."""
+    txid, timestamp_ms = _moment(moment)
+    return replica.view(txid=txid, timestamp_ms=timestamp_ms)
+
+
+def _moment(moment: int | str) -> Moment:
+    """(TXID, ms since the Unix epoch) of a moment; neither for "latest". Raises OptionError."""
     if moment == "latest":
-        return replica.view()
+        return None, None
     try:
-        txid = moment if isinstance(moment, int) else parse_txid(moment)
+        return moment if isinstance(moment, int) else parse_txid(moment), None
     except OptionError:
-        return replica.view(timestamp_ms=parse_moment_ms(str(moment), now_ms=int(time.time() * 1000)))
-    return replica.view(txid=txid)
+        return None, parse_moment_ms(str(moment), now_ms=int(time.time() * 1000))
 
 
 def _uri(replica_url: str, options: dict[str, object]) -> str:

@@ -89,6 +89,11 @@ class Fetcher:
         """Whether a request costs a round trip, so that fewer and larger ones win."""
         return self.client.block_size > 0
 
+    @property
+    def verifies(self) -> bool:
+        """Whether files are read whole and verified before they are handed out."""
+        return self._verify
+
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:

@@ -12,6 +12,7 @@ the time at which they were made, and are asked only about states that no other 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,9 @@ from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import MAX_TXID, format_txid
 from litevfs.units import format_timestamp
+
+FILE_COST_BYTES = 1 << 14
+"""What a request for a file costs beside its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,36 @@ def extend(covered: int, files: Iterable[LTXFileInfo], target: int = MAX_TXID) -
         covered = best.max_txid
     gap = (covered + 1, candidates[position].min_txid - 1) if position < len(candidates) else None
     return Chain(tuple(chain), covered, gap)
+
+
+def least_bytes(covered: int, files: Iterable[LTXFileInfo], target: int) -> tuple[LTXFileInfo, ...] | None:
+    """Files that lead on from the state `covered` to `target` exactly, of the least size together; None if none do.
+
+    A file that begins before `covered` or goes over many transactions holds more than what changed, so this prefers
+    small ones; each counts as FILE_COST_BYTES more, for its request.
+    """
+    best: dict[int, tuple[int, tuple[int, LTXFileInfo] | None]] = {covered: (0, None)}  # TXID -> (cost, from where)
+    cheapest = [covered]  # TXIDs reached, ascending, each cheaper than all that lie before it are from there on
+    for file in sorted((f for f in files if covered < f.max_txid <= target), key=lambda f: f.max_txid):
+        place = bisect_left(cheapest, file.min_txid - 1)
+        if place == len(cheapest):
+            continue
+        before = cheapest[place]
+        cost = best[before][0] + file.size + FILE_COST_BYTES
+        if before >= file.max_txid or (file.max_txid in best and best[file.max_txid][0] <= cost):
+            continue
+        best[file.max_txid] = cost, (before, file)
+        while cheapest and best[cheapest[-1]][0] >= cost:
+            cheapest.pop()
+        cheapest.append(file.max_txid)
+    if target not in best:
+        return None
+    found: list[LTXFileInfo] = []
+    step = best[target][1]
+    while step is not None:
+        found.append(step[1])
+        step = best[step[0]][1]
+    return tuple(reversed(found))
 
 
 def _further(a: LTXFileInfo | None, b: LTXFileInfo) -> LTXFileInfo:

@@ -37,7 +37,7 @@ from litevfs.pages.source import PageSource
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.states.follower import Follower
 from litevfs.states.snapshot import Snapshot
-from litevfs.states.views import OtherStates, page_gone
+from litevfs.states.views import Moment, OtherStates, page_gone
 
 logger = logging.getLogger("litevfs.live.replica")
 
@@ -199,7 +199,7 @@ class Replica:
         with self._refresh_lock:
             before = self.snapshot
             if self._closed:
-                raise _closed_error()
+                raise StorageClosedError("the replica is closed")
             self.health.begin()
             try:
                 try:
@@ -239,7 +239,7 @@ class Replica:
 
     def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
         if self._closed:
-            raise _closed_error()
+            raise StorageClosedError("the replica is closed")
         with self._published:
             self.snapshot = snapshot
             self._published.notify_all()
@@ -315,6 +315,11 @@ class Replica:
             self.pages.follow(view)
         return view
 
+    def pair(self, old: Moment, new: Moment) -> tuple[Snapshot, Snapshot]:
+        """Two fixed states to be compared, each by (TXID, time): see `view`, and `OtherStates.pair`."""
+        make = self._alone(lambda: self._others.pair(old, new))
+        return self._persistently(make, self.options.read_timeout_s, may_pass)
+
     def _find_elsewhere(self, snapshot: Snapshot, pgno: int, why: StorageNotFoundError, deadline: float) -> Snapshot:
         """A state that holds the same version of page `pgno` as `snapshot`, whose file is gone, in another file.
 
@@ -337,7 +342,7 @@ class Replica:
 
         def unless_closed() -> T:
             if self._closed:
-                raise _closed_error()
+                raise StorageClosedError("the replica is closed")
             return call()
 
         too_late = self.fetcher.troubles.too_late
@@ -384,10 +389,6 @@ class Replica:
         return collect_status(
             self.url, self.state, self.snapshot, self._poll_interval_s, self.health, self.fetcher, self.pages
         )
-
-
-def _closed_error() -> StorageClosedError:
-    return StorageClosedError("the replica is closed")
 
 
 def _refresh_without_owning(reference: weakref.ref[Replica]) -> Callable[[], bool]:

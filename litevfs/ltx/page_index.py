@@ -130,6 +130,15 @@ def _decode_entries(raw: NDArray[np.uint8]) -> PageIndex:
     return PageIndex(pgnos, offsets, sizes)
 
 
+def decode_entries_at(raw: NDArray[np.uint8]) -> tuple[PageIndex, int]:
+    """The whole entries that `raw` starts with, and their size in bytes; not checked. Raises LTXFormatError."""
+    values, used = _decode_chunk(raw)
+    columns = values.reshape(-1, 3)
+    if columns[:, 0].min() == 0 or max(columns[:, 0].max(), columns[:, 2].max()) > _UINT32_MAX:
+        raise LTXFormatError("LTX page index holds a page number or a frame size that is out of range")
+    return PageIndex(columns[:, 0].astype(np.uint32), columns[:, 1].copy(), columns[:, 2].astype(np.uint32)), used
+
+
 def _decode_chunk(raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
     """The varints of the whole entries that `raw` starts with, and their size in bytes."""
     ends = np.flatnonzero(raw < 0x80).astype(np.int32)

@@ -46,6 +46,8 @@ class ReadAhead:
     def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher) -> None:
         """Start fetching the pages that are neither cached nor under way. Returns at once."""
         pgnos = list(pgnos)
+        if snapshot.unplaced:  # this may be a thread of the pool, which must not wait for another one
+            pgnos = [pgno for pgno in pgnos if snapshot.is_placed(pgno)]
         for number, frames in self._missing(snapshot, pgnos).items():
             frames.sort()
             if not self._blocks.read_ahead(number, snapshot.files[number], frames):
@@ -59,7 +61,7 @@ class ReadAhead:
     def peek(self, snapshot: Snapshot, pgno: int) -> bytes | None:
         """A page's bytes if they are in memory and sound; does not count as their use."""
         version = snapshot.version(pgno)
-        if not version:
+        if not version or not snapshot.is_placed(pgno):
             return None
         page = self._cache.peek(page_key(snapshot, version, pgno))
         frame = None if page else self._blocks.peek(*snapshot.place(pgno))

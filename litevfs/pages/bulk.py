@@ -12,6 +12,7 @@ from litevfs.concurrency.workers import WorkerPool
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import in_storage_order
 from litevfs.states.snapshot import Snapshot
+from litevfs.states.unplaced import locate
 
 PAGES_A_CALL = 64
 PARALLEL_CALLS = 8
@@ -27,7 +28,9 @@ def read_pages(
     Where a request costs a round trip, pages that lie scattered are fetched alone, without their blocks.
     """
     read_page = pages.read_through if once else pages.read
-    ordered = in_storage_order(snapshot, np.fromiter(pgnos, np.int64)).tolist()
+    wanted = np.fromiter(pgnos, np.int64)
+    locate(snapshot, wanted.tolist())
+    ordered = in_storage_order(snapshot, wanted).tolist()
     runs = [ordered[start : start + PAGES_A_CALL] for start in range(0, len(ordered), PAGES_A_CALL)]
     calls = (partial(_read_run, pages, read_page, snapshot, run) for run in runs)
     pool = WorkerPool(PARALLEL_CALLS, "litevfs-bulk") if pages.is_remote and len(runs) > 1 else None

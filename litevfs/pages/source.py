@@ -38,6 +38,7 @@ from litevfs.states.snapshot import (
     decode_page,
     page_key,
 )
+from litevfs.states.unplaced import locate
 
 logger = logging.getLogger("litevfs.pages.source")
 
@@ -189,6 +190,7 @@ class PageSource:
         if self._ahead is not None:
             if self.hydration is not None:
                 pgnos = self.hydration.lacks(snapshot, pgnos)
+            locate(snapshot, pgnos)
             self._ahead.start(snapshot, pgnos, watcher)
 
     def needs_request(self, snapshot: Snapshot, pgno: int) -> bool:
@@ -198,6 +200,8 @@ class PageSource:
             return False
         if self.hydration is not None and not self.hydration.lacks(snapshot, [pgno]):
             return False
+        if not snapshot.is_placed(pgno):
+            return True
         number, offset, size = snapshot.place(pgno)
         return not self._blocks.has(number, snapshot.files[number], offset, size)
 
@@ -216,6 +220,7 @@ class PageSource:
     def announce(self, snapshot: Snapshot, pgnos: list[int]) -> None:
         """Start fetching pages that the caller reads next, all of them."""
         if self._ahead is not None:
+            locate(snapshot, pgnos)
             self._ahead.start(snapshot, pgnos, Watcher(self._ahead.max_pages()))
 
     def _reads_in_order(self) -> Callable[[Snapshot, int], bytes]:
@@ -275,7 +280,7 @@ class PageSource:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
         slot = (pgno - 1) & CHUNK_MASK
         number = chunk.files[slot]
-        frame = chunk.frames[slot]
+        frame = chunk.frames[slot] or snapshot.frame(pgno)
         file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")

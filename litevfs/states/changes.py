@@ -53,8 +53,13 @@ def pgnos_differing(old: Snapshot, new: Snapshot) -> set[int]:
 
     Unlike `changed_pgnos` also for fixed views, which do not share their versions: equal places are equal bytes too.
     """
-    suspects = pgnos_changed_since(new, old.txid).tolist()
-    differing = {pgno for pgno in suspects if not _same_place(old, new, pgno)}
+    if old.epoch == new.epoch:
+        differing = set(changed_pgnos(old, new).tolist())
+    else:
+        suspects = pgnos_changed_since(new, old.txid).tolist()
+        old.locate(suspects)
+        new.locate(suspects)
+        differing = {pgno for pgno in suspects if not _same_place(old, new, pgno)}
     return differing | set(range(new.commit + 1, old.commit + 1)) - {lock_pgno(old.page_size)}
 
 

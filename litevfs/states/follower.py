@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 
 from litevfs.concurrency.clock import now_s
 from litevfs.errors import (
@@ -27,13 +26,16 @@ from litevfs.errors import (
 from litevfs.files.detours import MAX_DETOURS, Detours, is_unusable
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
-from litevfs.files.plan import Chain, extend, gap_error, newest_state, state_at
+from litevfs.files.part_index import is_costly, open_part
+from litevfs.files.plan import Chain, extend, gap_error, newest_state
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
+from litevfs.ltx.page_index import page_index_from_frames
 from litevfs.states.lineage import Judge, Lineage, Times, Verdict
 from litevfs.states.next_files import NextFiles
 from litevfs.states.record import Known
 from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.states.survey import Survey
+from litevfs.states.unplaced import begin_unplaced
 
 logger = logging.getLogger("litevfs.states.follower")
 
@@ -43,10 +45,6 @@ FETCHED_AT_ONCE = 64
 """Files whose bytes are in memory at the same time: small files are read whole."""
 MAX_STEPS = 64
 """More new level-0 files than this are not read one by one: compacted levels hold them in fewer."""
-_FIRST_VIEW_EPOCH = 1 << 32
-"""A fixed view is a history of its own: nothing proves that it is the one of the live states."""
-_FIRST_VIEW_COUNTER = 1 << 31
-"""Change counters of fixed views start here, so that they never equal a live state's."""
 
 _NO_NUMBERS: Mapping[LTXFileInfo, int] = {}
 
@@ -63,9 +61,6 @@ class Follower:
         self._fetcher = fetcher
         self._keep = keep
         self._numbers = itertools.count(1)
-        self._view_epochs = itertools.count(_FIRST_VIEW_EPOCH)
-        self._view_counters = itertools.count(_FIRST_VIEW_COUNTER)
-        self._last_view: tuple[Snapshot, tuple[LTXFileInfo, ...]] = empty_snapshot(), ()  # and what it was made of
         self._anchor: LTXFileInfo | None = None
         self._seen: set[LTXFileInfo] = set()  # files up to the state's TXID that are known to be of this lineage
         self._judge = Judge(fetcher, clock)
@@ -86,7 +81,7 @@ class Follower:
         """The newest state. Raises ReplicaEmptyError or TXIDGapError when there is no complete one."""
         began = self._survey.now()
         files = self._survey.list_all()
-        snapshot, times = self._make(empty_snapshot(), files)
+        snapshot, times = self.make(empty_snapshot(), files)
         self._judge.begin(times)
         self._note_position(files, snapshot)
         self._survey.done(began)
@@ -211,7 +206,7 @@ class Follower:
         else:
             logger.info("nothing links the known state to what the replica holds now; reading it from the beginning")
         start = empty_snapshot(epoch=old.epoch + 1, change_counter=old.change_counter)
-        snapshot, times = self._make(start, verdict.files, known=old)
+        snapshot, times = self.make(start, verdict.files, known=old)
         publish(snapshot, [snapshot.txid])
         self._judge.begin(times)
         self._note_position(verdict.files, snapshot)
@@ -255,28 +250,28 @@ class Follower:
         return snapshot, None
 
     def _publish_after(self, snapshot: Snapshot, files: Sequence[LTXFileInfo], publish: Publish) -> Snapshot:
-        snapshot, times = self._apply(snapshot, files)
+        snapshot, times = self.apply(snapshot, files)
         publish(snapshot, [file.max_txid for file in files])
         self._judge.remember(times)
         return snapshot
 
-    def _make(
+    def make(
         self, start: Snapshot, files: list[LTXFileInfo], target: int | None = None, known: Snapshot | None = None
     ) -> tuple[Snapshot, Times]:
         """The newest state, or the one at TXID `target`, made from nothing: without unusable files where
-        others lead to the same TXID. See `newest_state` and `_apply`.
+        others lead to the same TXID. See `newest_state` and `apply`.
         """
         detours = Detours(MAX_DETOURS)
         chain = newest_state(files, target)
         while True:
             try:
-                return self._apply(start, chain.files, known)
+                return self.apply(start, chain.files, known)
             except LitevfsError as error:
                 detours.leave_out(error, files, chain.txid)
                 logger.info("going around a file that is of no use: %s", error)
             chain = newest_state(detours.usable(files), chain.txid)
 
-    def _apply(
+    def apply(
         self, snapshot: Snapshot, files: Sequence[LTXFileInfo], known: Snapshot | None = None
     ) -> tuple[Snapshot, Times]:
         """The state after `files`, fetched in parallel, each checked before it is used; and their times.
@@ -331,7 +326,7 @@ class Follower:
         except (ReplicaEmptyError, TXIDGapError) as error:
             logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
             return snapshot
-        snapshot, times = self._apply(snapshot, [f for f in chain if f not in known])
+        snapshot, times = self.apply(snapshot, [f for f in chain if f not in known])
         self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
         publish(snapshot, ())
         self._judge.remember(times)
@@ -340,6 +335,25 @@ class Follower:
     def _is_at_home(self, snapshot: Snapshot, files: Iterable[LTXFileInfo]) -> bool:
         """Whether pages may stay where they are: in few files, all of which are listed."""
         return len(snapshot.files) <= self._max_files and set(snapshot.files.values()).issubset(files)
+
+    def list_all(self, txid: int | None = None) -> list[LTXFileInfo]:
+        """A listing of all levels; with `txid`, of the files that matter to the state after it."""
+        return self._survey.list_all(txid)
+
+    def read_time(self, file: LTXFileInfo) -> int:
+        """See `Judge.read_time`."""
+        return self._judge.read_time(file)
+
+    def begin_with(self, start: Snapshot, file: LTXFileInfo) -> Snapshot:
+        """The state after a snapshot file whose page index is read later, around the pages that are wanted."""
+        header, head, places = open_part(lambda: self._fetcher, file)
+        number = next(self._numbers)
+        self._keep(number, FetchedFile(file, header, page_index_from_frames(array("I"), array("I")), None, head))
+        return begin_unplaced(start, number, file, header, places)
+
+    def begins_costly(self, file: LTXFileInfo) -> bool:
+        """Whether `begin_with` is worth while for this file."""
+        return is_costly(self._fetcher, file)
 
     def find_again(self, wanted: Snapshot, published: Snapshot | None, publish: Publish) -> Snapshot | None:
         """List all levels to make the state `wanted`, some files of which are gone, again. None if that is impossible.
@@ -361,38 +375,8 @@ class Follower:
                 logger.info("while looking for files that are gone: %s", failure)
         start = empty_snapshot(epoch=wanted.epoch, versions=wanted.versions)
         try:
-            again, _ = self._make(start, files, wanted.txid, known=wanted)
+            again, _ = self.make(start, files, wanted.txid, known=wanted)
         except (TXIDNotFoundError, ReplicaEmptyError):
             return None
         is_same = again.size_bytes == wanted.size_bytes and (is_proved or again.timestamp_ms == wanted.timestamp_ms)
-        return self._as_view(again) if is_same else None
-
-    # --- fixed states -------------------------------------------------------------------------------------------------
-
-    def find_state(self, txid: int | None, timestamp_ms: int | None) -> tuple[list[LTXFileInfo], int]:
-        """(listing of all levels, TXID): the TXID itself, or that of the newest state (not younger than the time).
-
-        Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
-        """
-        files = self._survey.list_all(txid)
-        if txid is None and timestamp_ms is not None:
-            txid = state_at(files, timestamp_ms, self._judge.read_time)
-        return files, newest_state(files).txid if txid is None else txid
-
-    def build_view(self, files: list[LTXFileInfo], txid: int) -> Snapshot:
-        """The state after transaction `txid` exactly, a later one of the history of the view made last if its files
-        begin with all of that one's. Raises TXIDNotFoundError when the files do not make it.
-        """
-        chain = newest_state(files, txid).files
-        view, before = self._last_view
-        with suppress(LitevfsError):  # made from nothing, there may be a way around the file
-            if before and chain[: len(before)] == before:
-                view = self._as_view(self._apply(view, chain[len(before) :])[0])
-                self._last_view = view, chain
-                return view
-        view = self._as_view(self._make(empty_snapshot(epoch=next(self._view_epochs)), files, txid)[0])
-        self._last_view = view, chain if set(view.files.values()).issubset(chain) else ()
-        return view
-
-    def _as_view(self, snapshot: Snapshot) -> Snapshot:
-        return replace(snapshot, change_counter=next(self._view_counters))
+        return again if is_same else None

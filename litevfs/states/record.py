@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from litevfs.ltx.checksum import FileChecksum
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.states.lineage import Times
-from litevfs.states.snapshot import CHUNK_PAGES, Chunk, Snapshot, Versions, empty_chunk, empty_snapshot, slots_of
+from litevfs.states.snapshot import CHUNK_PAGES, Chunk, Snapshot, empty_chunk, empty_snapshot, slots_of
+from litevfs.states.versions import Versions
 
 _MAGIC = b"LVFSKNW1"
 _HEAD = struct.Struct(">8sQII")  # magic, checksum of the rest, bytes of the JSON part, bytes of one array entry in all

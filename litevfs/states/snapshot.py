@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.frame import decode_frame
 from litevfs.ltx.page_index import PageIndex, check_growth, whole_from
+from litevfs.states.versions import Versions
 
 CHUNK_BITS = 11
 CHUNK_PAGES = 1 << CHUNK_BITS
@@ -41,49 +42,6 @@ FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
 PGNO_BITS = VERSION_BITS = 32
 EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
 MAX_FRAME_OFFSET = 1 << (64 - FRAME_SIZE_BITS)
-
-
-class Versions:
-    """TXIDs of one history as 32-bit codes, from 1 on; 0 is no version. Equal TXIDs have equal codes.
-
-    A code is the distance from the first TXID seen, in order. TXIDs that are too far from it (a history may jump to the
-    end of the 64-bit range) get codes from a list, one by one.
-    """
-
-    __slots__ = ("_base", "_far", "_far_codes")
-
-    FIRST_FAR = 1 << 31
-
-    def __init__(self, base: int | None = None, far: Sequence[int] = ()) -> None:
-        """With the `content` of others, the same codes."""
-        self._base = base
-        self._far = list(far)
-        self._far_codes = {txid: self.FIRST_FAR + i for i, txid in enumerate(far)}
-
-    @property
-    def content(self) -> tuple[int | None, tuple[int, ...]]:
-        """What the codes follow from: the first TXID seen, and those too far from it."""
-        return self._base, tuple(self._far)
-
-    def code(self, txid: int) -> int:
-        """The code of a TXID. Only the builder of snapshots calls this, one thread at a time."""
-        if self._base is None:
-            self._base = txid
-        code = txid - self._base + 1
-        if 0 < code < self.FIRST_FAR:
-            return code
-        if txid not in self._far_codes:
-            self._far_codes[txid] = self.FIRST_FAR + len(self._far)
-            self._far.append(txid)
-        return self._far_codes[txid]
-
-    def are_at_most(self, codes: NDArray[np.uint32], txid: int) -> NDArray[np.bool_]:
-        """Which codes stand for a TXID up to `txid`; 0 does not."""
-        limit = min(max(txid - (self._base or 0) + 1, 0), self.FIRST_FAR - 1)
-        result = (codes > 0) & (codes <= limit)
-        for code in np.unique(codes[codes >= self.FIRST_FAR]).tolist():
-            result[codes == code] = self._far[code - self.FIRST_FAR] <= txid
-        return result
 
 
 class Chunk:
@@ -164,6 +122,14 @@ class NumberedFile:
     checks: NDArray[np.uint16] | None = None  # of its frames, in the order of the index, if it was verified whole
 
 
+class Places(Protocol):
+    """Finds the frames of a file whose page index is read as it is needed."""
+
+    def find(self, pgnos: Iterable[int]) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """(offset, size) of the frame of each page, bytes. Raises LTXFormatError and what reading raises."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of the database after transaction `txid`."""
@@ -178,6 +144,7 @@ class Snapshot:
     chunks: tuple[Chunk, ...]
     files: dict[int, LTXFileInfo]  # every file that pages are read from; never changed in place
     uses: Counter[int]  # how many pages are read from each; never changed in place
+    unplaced: Mapping[int, Places] = field(default_factory=dict)  # by number: files of which not every frame is known
 
     @property
     def size_bytes(self) -> int:
@@ -193,8 +160,39 @@ class Snapshot:
                 min_txid=self.txid,
                 hint="run litevfs verify on the replica",
             )
-        frame = self.chunks[(pgno - 1) >> CHUNK_BITS].frames[(pgno - 1) & CHUNK_MASK]
+        frame = self.frame(pgno)
         return number, frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+
+    def frame(self, pgno: int) -> int:
+        """Offset and size of the frame of page `pgno`, which a file holds. May read the file's index; see `locate`."""
+        chunk = self.chunks[(pgno - 1) >> CHUNK_BITS]
+        slot = (pgno - 1) & CHUNK_MASK
+        if not chunk.frames[slot]:
+            self.locate([pgno])
+        return chunk.frames[slot]
+
+    def locate(self, pgnos: Iterable[int]) -> None:
+        """Find out where these pages' frames lie, as far as that is not known, in few requests.
+
+        Raises LTXFormatError for a damaged index, and what reading raises.
+        """
+        if not self.unplaced:
+            return
+        wanted: dict[int, list[int]] = {}
+        for pgno in pgnos:
+            if (number := self.file_number(pgno)) in self.unplaced:
+                wanted.setdefault(number, []).append(pgno)
+        for number, some in wanted.items():
+            offsets, sizes = self.unplaced[number].find(some)
+            frames = ((offsets << np.uint64(FRAME_SIZE_BITS)) | sizes).tolist()
+            for pgno, frame in zip(some, frames, strict=True):
+                self.chunks[(pgno - 1) >> CHUNK_BITS].frames[(pgno - 1) & CHUNK_MASK] = frame
+
+    def is_placed(self, pgno: int) -> bool:
+        """Whether `place` answers without reading."""
+        if not self.unplaced:
+            return True
+        return bool(self.file_number(pgno) and self.chunks[(pgno - 1) >> CHUNK_BITS].frames[(pgno - 1) & CHUNK_MASK])
 
     def file_number(self, pgno: int) -> int:
         """The number of the file to read page `pgno` from; 0 if no file holds it."""

@@ -9,12 +9,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from litevfs.errors import PageUnavailableError
+from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.replica_clients.base import ReplicaClient
+from litevfs.states.fixed import FixedStates
 from litevfs.states.follower import Follower, Publish
 from litevfs.states.snapshot import Snapshot
 
 MAX_REMEMBERED = 8
 """How many states of either kind are remembered."""
+
+Moment = tuple[int | None, int | None]
+"""(TXID, ms since the Unix epoch): one of them, or none for the newest state."""
 
 
 class OtherStates:
@@ -22,6 +27,7 @@ class OtherStates:
 
     def __init__(self, follower: Follower) -> None:
         self._follower = follower
+        self._fixed = FixedStates(follower)
         self._views: OrderedDict[int, Snapshot] = OrderedDict()  # by TXID
         self._rebuilt: OrderedDict[tuple[int, int], Snapshot] = OrderedDict()  # by (epoch, TXID)
 
@@ -30,10 +36,33 @@ class OtherStates:
 
         Raises TXIDNotFoundError if the replica lacks it.
         """
-        files, txid = self._follower.find_state(txid, timestamp_ms)
+        files, txid = self._fixed.find(txid, timestamp_ms)
+        return self._remember(self._known(files, txid) or self._fixed.build(files, txid))
+
+    def pair(self, old: Moment, new: Moment) -> tuple[Snapshot, Snapshot]:
+        """Two states to be compared, each a (TXID, time) as for `view`; until others are made, `view` returns these.
+
+        The TXIDs may be in the wrong order: then both states are made as by `view`. Raises what `view` raises.
+        """
+        old_files, old_txid = self._fixed.find(*old)
+        new_files, new_txid = self._fixed.find(*new)
+        files = list(dict.fromkeys([*old_files, *new_files]))
+        if old_txid >= new_txid:
+            return self.view(old_txid, None), self.view(new_txid, None)
+        older = self._remember(self._known(files, old_txid) or self._fixed.begin(files, old_txid))
+        newer = self._known(files, new_txid)
+        if newer is None or newer.epoch != older.epoch:
+            newer = self._fixed.lead_on(older, files, new_txid)
+        return older, self._remember(newer)
+
+    def _known(self, files: list[LTXFileInfo], txid: int) -> Snapshot | None:
+        """The remembered state, if its files are all there still."""
         view = self._views.get(txid)
-        if view is None or not set(view.files.values()).issubset(files):
-            view = self._views[txid] = self._follower.build_view(files, txid)
+        return view if view is not None and set(view.files.values()).issubset(files) else None
+
+    def _remember(self, view: Snapshot) -> Snapshot:
+        self._views[view.txid] = view
+        self._views.move_to_end(view.txid)
         while len(self._views) > MAX_REMEMBERED:
             self._views.popitem(last=False)
         return view
@@ -59,6 +88,7 @@ class OtherStates:
         """The state `wanted`, made again from the files that the replica holds now; None if that is impossible."""
         again = self._follower.find_again(wanted, published, publish)
         if again is not None:
+            again = self._fixed.as_view(again)
             self._rebuilt[(again.epoch, again.txid)] = again
             while len(self._rebuilt) > MAX_REMEMBERED:
                 self._rebuilt.popitem(last=False)

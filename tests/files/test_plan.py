@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
-from litevfs.files.plan import extend, newest_state
+from litevfs.files.plan import FILE_COST_BYTES, extend, least_bytes, newest_state
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LTXFileInfo
 
@@ -50,6 +50,35 @@ _files = st.lists(
     unique=True,
 )
 _snapshots = st.lists(st.integers(1, 12).map(lambda txid: file(9, 1, txid)), max_size=2, unique=True)
+
+
+_sized_files = st.lists(
+    st.builds(
+        lambda level, first, more, size: LTXFileInfo(level, first, first + more, size, 0),
+        st.integers(0, 3),
+        st.integers(1, 12),
+        st.integers(0, 5),
+        st.sampled_from([1, 100, 50_000, 1_000_000]),
+    ),
+    max_size=8,
+    unique=True,
+)
+
+
+@given(st.integers(0, 8), _sized_files, st.integers(1, 18))
+def test_the_files_between_two_states_are_the_cheapest_that_lead_there(covered, files, target):
+    best = {covered: 0}
+    for _ in files:
+        for (txid, cost), f in itertools.product(list(best.items()), files):
+            if f.min_txid <= txid + 1 and txid < f.max_txid <= target:
+                best[f.max_txid] = min(best.get(f.max_txid, 10**9), cost + f.size + FILE_COST_BYTES)
+    chain = least_bytes(covered, files, target)
+    if chain is None:
+        assert target not in best
+    else:
+        assert connects(covered, chain)
+        assert (chain[-1].max_txid if chain else covered) == target
+        assert sum(f.size + FILE_COST_BYTES for f in chain) == best[target]
 
 
 @given(st.integers(0, 8), _files, st.integers(1, 18))
