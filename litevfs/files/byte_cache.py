@@ -110,14 +110,13 @@ class ByteCache:
         if cost > (self.ahead_limit_bytes if ahead else self.limit_bytes):
             return
         with self._lock:
-            if key in self:
+            if key in self._entries or key in self._ahead:
                 return
             # Room is made first, so that the limit holds at any moment. In this order, Ctrl-C between two steps counts
             # too much and never too little, until nothing is left.
             while ahead and self._ahead_bytes > self.ahead_limit_bytes - cost and self._ahead:
                 self._evict_ahead()
-            while self._size_bytes > self.limit_bytes - cost and (self._entries or self._ahead):
-                self._evict()
+            self._make_room(cost)
             self._size_bytes += cost
             if ahead:
                 self._ahead_bytes += cost

@@ -60,6 +60,7 @@ class Session:
         self._level = UNLOCKED
         self._pinned: Snapshot | None = None  # from SHARED to UNLOCKED
         self._view: Snapshot | None = beside._view if beside else None  # a fixed state instead of the newest
+        self._along: dict[int, bytes] = {}  # pages of the pinned snapshot that a scan needs next, by offset in bytes
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
         try:
@@ -134,13 +135,17 @@ class Session:
         The arguments are in the order of APSW's `xRead`, so that APSW can call this method directly: a page costs one
         Python call.
         """
+        page = self._along.get(offset)
+        if page is not None and len(page) == amount:
+            return page  # most reads of a scan end here
         snapshot = self._pinned or self.snapshot
         page_size = snapshot.page_size
         try:
             if self._pages is not self.replica.pages:
                 self._use_pages()
             if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
-                return self._read_page(snapshot, offset // page_size + 1)
+                along = self._along if snapshot is self._pinned else None
+                return self._read_page(snapshot, offset // page_size + 1, along)
             if snapshot is not self._first_page_of:
                 self._first_page = self._reads.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
                 self._first_page_of = snapshot
@@ -184,6 +189,7 @@ class Session:
             if after_unlock:
                 self._pinned = None
                 self._level = UNLOCKED
+                self._along.clear()
             if level > self._level:
                 self.replica.wake()
                 if self._max_staleness_s is not None and self._view is None:
@@ -204,6 +210,7 @@ class Session:
         if level < self._level:
             self._pinned = None
             self._level = level
+            self._along.clear()
 
     @staticmethod
     def read_only() -> ReplicaReadOnlyError:

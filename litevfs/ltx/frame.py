@@ -92,12 +92,12 @@ def decode_usual(
     Ends before the first frame that is another page's, is damaged, is written otherwise or is not whole.
     """
     pages: list[bytes] = []
+    view = memoryview(data)
     try:
         for start, size, pgno in zip(starts, sizes, pgnos, strict=False):
-            frame_pgno, flags, length = _unpack_frame_header(data, start)
-            if frame_pgno != pgno or flags != PAGE_FLAG_SIZE or length != size - FRAME_HEADER_SIZE:
+            if _unpack_frame_header(data, start) != (pgno, PAGE_FLAG_SIZE, size - FRAME_HEADER_SIZE):
                 break
-            page = lz4_block_decompress(data[start + FRAME_HEADER_SIZE : start + size], page_size)
+            page = lz4_block_decompress(view[start + FRAME_HEADER_SIZE : start + size], page_size)
             if len(page) != page_size:
                 break
             pages.append(page)

@@ -17,8 +17,8 @@ logger = logging.getLogger("litevfs.pages.reads")
 class Reads(Protocol):
     """How a connection reads pages; `PageSource` documents the methods."""
 
-    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
-        """Page `pgno` as the snapshot has it."""
+    def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
+        """Page `pgno` as the snapshot has it; `along` may get the pages that a scan reads next."""
         ...
 
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
@@ -49,8 +49,8 @@ class WatchedReads:
         self._source = source
         self._watcher: Watcher | None = watcher
 
-    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
-        """Read a page, and start reading what will probably come next."""
+    def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
+        """Read a page, and start reading what will probably come next. The watcher has to see each read."""
         source, watcher = self._source, self._watcher
         if watcher is None:
             return source.read(snapshot, pgno)

@@ -3,6 +3,9 @@
 A scan reads most leaves of a tree in that order, and in storage frames lie in it. What is decoded ahead costs processor
 time and no bytes: a run is at most twice as long as the one before it, and only goes on where that one was read to its
 end, so at most half of the work is in vain.
+
+A scan longer than a cache would find nothing of itself there when it comes again, and would drive out all else: so the
+page cache takes only the first part of it (`Runs.length_from`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from litevfs.states.snapshot import (
     Snapshot,
 )
 
-MAX_RUN_BYTES = 1 << 17
+MAX_RUN_BYTES = 1 << 18
 """Bytes of pages that are decoded at once."""
 MAX_GAP_BYTES = 1 << 14
 """A run ends where so many bytes of other frames lie between two of its pages."""
@@ -35,22 +38,25 @@ class Runs:
     """How many pages a read that missed the page cache is worth. Threads may share it: it holds hints only."""
 
     def __init__(self) -> None:
-        self._ends: tuple[tuple[int, int], ...] = ()  # (page after the run, its length), the newest first
+        self._ends: tuple[tuple[int, int, int, int], ...] = ()  # see `length_from`, the newest first
 
-    def length_from(self, pgno: int, most: int) -> int:
+    def length_from(self, pgno: int, most: int) -> tuple[int, int]:
         """Pages to decode, from `pgno` on: 1, or twice as many as in the run that ended before it, but not over `most`.
 
-        Reads may leave out pages after a run, up to half its length: those of other trees lie between.
+        The second number is how many pages the scan has decoded with them. Reads may leave out pages after a run, up to
+        half its length: those of other trees lie between.
         """
         ends = self._ends
-        length = 1
-        for i, (end, before) in enumerate(ends):
-            if 0 <= pgno - end <= before >> 1:
-                length = max(1, min(2 * before, most))
-                ends = ends[:i] + ends[i + 1 :]
+        length = scanned = 1
+        for run in ends:  # first and last page that may go on with it, its length, pages of the scan so far
+            if run[0] <= pgno <= run[1]:
+                length = max(1, min(2 * run[2], most))
+                scanned = run[3] + length
+                ends = tuple(other for other in ends if other is not run)
                 break
-        self._ends = ((pgno + length, length), *ends[: REMEMBERED - 1])
-        return length
+        end = pgno + length
+        self._ends = ((end, end + (length >> 1), length, scanned), *ends[: REMEMBERED - 1])
+        return length, scanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,23 +74,29 @@ class Run:
         """Where in the file the last frame ends."""
         return self.offsets[-1] + self.sizes[-1]
 
-    def decode(self, snapshot: Snapshot, data: bytes, start: int) -> dict[int, bytes]:
-        """Pages by cache key, from `data`, which is what lies at `start` of the file: as far as it has sound frames.
+    def decode(self, snapshot: Snapshot, data: bytes, start: int) -> list[bytes]:
+        """The pages, from `data`, which is what lies at `start` of the file: as far as it has sound frames.
 
         What is damaged is for the read of that page to tell.
         """
+        starts = [offset - start for offset in self.offsets]
         if any(self.checks):
-            for i, (check, at, size) in enumerate(zip(self.checks, self.offsets, self.sizes, strict=True)):
-                if check and check != frame_check(data[at - start : at - start + size]):
-                    return self._decode(snapshot, data, start, i)
-        return self._decode(snapshot, data, start, len(self.pgnos))
+            for i, (check, at, size) in enumerate(zip(self.checks, starts, self.sizes, strict=True)):
+                if check and check != frame_check(data[at : at + size]):
+                    starts = starts[:i]
+                    break
+        return decode_usual(data, starts, self.sizes, self.pgnos, snapshot.page_size)
 
-    def _decode(self, snapshot: Snapshot, data: bytes, start: int, count: int) -> dict[int, bytes]:
-        starts = [offset - start for offset in self.offsets[:count]]
-        pages = decode_usual(data, starts, self.sizes, self.pgnos, snapshot.page_size)
+    def by_key(self, snapshot: Snapshot, pages: list[bytes]) -> dict[int, bytes]:
+        """The pages that `decode` gave, by their keys in a page cache."""
         epoch = snapshot.epoch << EPOCH_SHIFT
         keys = [epoch | version << PGNO_BITS | pgno for version, pgno in zip(self.versions, self.pgnos, strict=True)]
         return dict(zip(keys, pages, strict=False))
+
+    def by_offset(self, snapshot: Snapshot, pages: list[bytes]) -> dict[int, bytes]:
+        """The pages that `decode` gave, by where they lie in the database, bytes."""
+        size = snapshot.page_size
+        return dict(zip([(pgno - 1) * size for pgno in self.pgnos], pages, strict=False))
 
 
 def run_from(snapshot: Snapshot, pgno: int, count: int) -> Run:
@@ -96,22 +108,27 @@ def run_from(snapshot: Snapshot, pgno: int, count: int) -> Run:
     first = (pgno - 1) & CHUNK_MASK
     end = min(first + count, CHUNK_PAGES)
     number = chunk.files[first]
-    same = [file == number for file in chunk.files[first:end]]
-    frames = list(compress(chunk.frames[first:end], same))
+    columns: list[list[int]] = [
+        list(range(pgno, pgno + end - first)),
+        chunk.versions[first:end].tolist(),
+        chunk.checks[first:end].tolist(),
+        chunk.frames[first:end].tolist(),
+    ]
+    files = chunk.files[first:end]
+    if files.count(number) != len(files):
+        same = [file == number for file in files]
+        columns = [list(compress(column, same)) for column in columns]
+    pgnos, versions, checks, frames = columns
     offsets = [frame >> FRAME_SIZE_BITS for frame in frames]
     sizes = [frame & FRAME_SIZE_MASK for frame in frames]
     near = _near(offsets, sizes)
-    return Run(
-        list(compress(range(pgno, pgno + end - first), same))[:near],
-        list(compress(chunk.versions[first:end], same))[:near],
-        list(compress(chunk.checks[first:end], same))[:near],
-        offsets[:near],
-        sizes[:near],
-    )
+    return Run(pgnos[:near], versions[:near], checks[:near], offsets[:near], sizes[:near])
 
 
 def _near(offsets: list[int], sizes: list[int]) -> int:
     """How many of these frames follow each other without a large gap."""
+    if offsets[-1] - offsets[0] + sizes[-1] == sum(sizes) and offsets == sorted(offsets):
+        return len(offsets)  # back to back, as a snapshot has them
     end = offsets[0]
     for i, offset in enumerate(offsets):
         if not 0 <= offset - end <= MAX_GAP_BYTES:

@@ -25,7 +25,7 @@ from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.reads import Reads, WatchedReads
 from litevfs.pages.recall import JUMPS
-from litevfs.pages.runs import MAX_RUN_BYTES, Runs, run_from
+from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import (
     CHUNK_BITS,
@@ -57,6 +57,9 @@ _JOURNAL_VERSIONS = b"\x01\x01"
 """Write and read version, bytes 18 and 19: 1 means rollback journal, 2 means WAL."""
 _U32 = struct.Struct(">I")
 
+SCAN_SHARE = 0.5
+"""Part of the page cache that one scan may take."""
+
 FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
 """(snapshot, pgno, why, deadline) -> a snapshot that has the same version of the page in another file.
 
@@ -78,6 +81,15 @@ class PageCounters:
         """Count pages decoded with another one as misses: their first read, which is about to come, is no hit."""
         self.misses += count
         self.hits -= count
+
+
+@dataclass(frozen=True, slots=True)
+class Along:
+    """What is decoded along with a page."""
+
+    count: int  # of pages, at most, with the page itself
+    pages: dict[int, bytes] | None = None  # gets them, by offset in the database
+    is_kept: bool = True  # in the page cache, too
 
 
 class PageSource:
@@ -139,10 +151,12 @@ class PageSource:
         if self._blocks is not None:
             self._blocks.keep(number, file.info, file.head if file.data is None else file.data)
 
-    def read(self, snapshot: Snapshot, pgno: int) -> bytes:
+    def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
         """The bytes of page `pgno` (from 1 on) as the snapshot has it, `snapshot.page_size` of them, not patched.
 
-        Raises PageUnavailableError, LTXFormatError or a StorageError; never returns anything else than the page.
+        Where pages were decoded along with it because a scan needs them next, they are the new content of `along`, by
+        their offset in the database (bytes). Raises PageUnavailableError, LTXFormatError or a StorageError; never
+        returns anything else than the page.
         """
         if 1 <= pgno <= snapshot.commit:
             version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
@@ -151,7 +165,7 @@ class PageSource:
                 self.counters.hits += 1
                 return page
             if version:
-                return self._load(snapshot, pgno, version)
+                return self._load(snapshot, pgno, version, along)
             if pgno == lock_pgno(snapshot.page_size):
                 return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
         snapshot.place(pgno)  # raises: no file holds the page
@@ -236,15 +250,19 @@ class PageSource:
 
         return read
 
-    def _load(self, snapshot: Snapshot, pgno: int, version: int) -> bytes:
+    def _load(self, snapshot: Snapshot, pgno: int, version: int, along: dict[int, bytes] | None) -> bytes:
         page = None
         deadline = None if self._blocks is None else self._fetcher.deadline()
         if self.hydration is not None:
             page = self.hydration.get(snapshot, version, pgno)
         if page is None:
             self.counters.misses += 1
-            count = self._runs.length_from(pgno, self._run_bytes // snapshot.page_size)
-            page = self.read_through(snapshot, pgno, deadline, keep=count)
+            count, scanned = self._runs.length_from(pgno, self._run_bytes // snapshot.page_size)
+            is_kept = along is None or scanned * snapshot.page_size <= self._cache.limit_bytes * SCAN_SHARE
+            with_it = Along(count, along, is_kept) if count > 1 else None
+            page = self.read_through(snapshot, pgno, deadline, with_it)
+            if with_it is not None and not is_kept:
+                return page
         else:
             self.counters.hydrated += 1
         self._cache.put(page_key(snapshot, version, pgno), page)
@@ -254,12 +272,13 @@ class PageSource:
     def _run_bytes(self) -> int:
         return min(MAX_RUN_BYTES, self._cache.limit_bytes // RUNS_IN_CACHE)
 
-    def read_through(self, snapshot: Snapshot, pgno: int, deadline: float | None = None, *, keep: int = 1) -> bytes:
+    def read_through(
+        self, snapshot: Snapshot, pgno: int, deadline: float | None = None, along: Along | None = None
+    ) -> bytes:
         """Like `read`, past the page cache: for callers that read every page once.
 
-        With `keep`, so many pages from `pgno` on are worth keeping in the page cache, where that costs no request more;
-        `pgno` itself is not kept. Ends by `deadline`, one read timeout from now if that is not given (see
-        `Fetcher.deadline`).
+        `along`: what is worth decoding with it, where that costs no request more; `pgno` itself is not kept. Ends by
+        `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
         """
         gone: StorageNotFoundError | None = None
         for _ in range(1 + MAX_MOVES):
@@ -267,8 +286,9 @@ class PageSource:
                 if gone is not None:
                     deadline = self._fetcher.deadline() if deadline is None else deadline
                     snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
+                    along = None  # only this page is sure to be the same there
                     self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
-                return self._read_from(snapshot, pgno, deadline, keep)
+                return self._read_from(snapshot, pgno, deadline, along)
             except StorageNotFoundError as error:  # the page's file, or another one that vanished meanwhile
                 gone = error
                 self._gone.add(snapshot.file_number(pgno))
@@ -276,7 +296,7 @@ class PageSource:
         assert gone is not None
         raise gone
 
-    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, keep: int) -> bytes:
+    def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, along: Along | None) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
         slot = (pgno - 1) & CHUNK_MASK
         number = chunk.files[slot]
@@ -284,7 +304,7 @@ class PageSource:
         file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
-        run = run_from(snapshot, pgno, keep) if keep > 1 else None
+        run = run_from(snapshot, pgno, along.count) if along is not None else None
         most = size if run is None else run.end - offset
         try:
             if self._blocks is not None:
@@ -294,15 +314,27 @@ class PageSource:
                 data = self._client_read(file, offset, most)
                 self._fetcher.counters.get += 1
                 self._fetcher.counters.bytes_read += most
-            if run is not None:
-                pages = run.decode(snapshot, data, offset)
-                page = pages.pop(page_key(snapshot, run.versions[0], pgno), None)
-                self.counters.decoded_along(self._cache.put_all(pages))
-                if page is not None:
-                    return page
+            if run is not None and along is not None and (pages := run.decode(snapshot, data, offset)):
+                self._hand_out(snapshot, run, pages, along)
+                return pages[0]
             return decode_page(snapshot, pgno, data[:size])
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
+
+    def _hand_out(self, snapshot: Snapshot, run: Run, pages: list[bytes], along: Along) -> None:
+        """Let the pages after the first one be found by the reads that come."""
+        count = len(pages) - 1
+        if along.pages is not None:
+            along.pages.clear()
+            along.pages.update(run.by_offset(snapshot, pages))
+        if along.is_kept:
+            kept = run.by_key(snapshot, pages)
+            del kept[page_key(snapshot, run.versions[0], run.pgnos[0])]
+            count = self._cache.put_all(kept)
+        if along.pages is None:
+            self.counters.decoded_along(count)
+        else:
+            self.counters.misses += count
 
     def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception, deadline: float | None) -> bytes:
         """Read straight from storage, past the blocks: the damaged bytes may come from a block."""
