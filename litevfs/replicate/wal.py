@@ -69,15 +69,21 @@ class WALHeader:
     @classmethod
     def parse(cls, data: bytes) -> WALHeader | None:
         """The header in the first 32 bytes of `data`; None for one that SQLite would take for an empty file."""
-        if len(data) < HEADER_SIZE:
-            return None
-        magic, version, page_size, sequence, salt1, salt2, checksum1, checksum2 = _HEADER.unpack_from(data)
-        if magic & ~1 != MAGIC or version != VERSION or not is_valid_page_size(page_size):
-            return None
-        big_endian = bool(magic & 1)
-        if checksum(data[: HEADER_SIZE - 8], (0, 0), big_endian=big_endian) != (checksum1, checksum2):
-            return None
-        return cls(page_size, sequence, salt1, salt2, checksum1, checksum2, big_endian)
+        return _parsed_header(bytes(data[:HEADER_SIZE]))
+
+
+@lru_cache(maxsize=4096)
+def _parsed_header(data: bytes) -> WALHeader | None:
+    """See `WALHeader.parse`. One capture asks several times, and the answer changes only with the bytes."""
+    if len(data) < HEADER_SIZE:
+        return None
+    magic, version, page_size, sequence, salt1, salt2, checksum1, checksum2 = _HEADER.unpack(data)
+    if magic & ~1 != MAGIC or version != VERSION or not is_valid_page_size(page_size):
+        return None
+    big_endian = bool(magic & 1)
+    if checksum(data[: HEADER_SIZE - 8], (0, 0), big_endian=big_endian) != (checksum1, checksum2):
+        return None
+    return WALHeader(page_size, sequence, salt1, salt2, checksum1, checksum2, big_endian)
 
 
 @dataclass(frozen=True, slots=True)
