@@ -149,6 +149,17 @@ def rename_to_new(source: StrPath, target: StrPath) -> None:
         remove(source)
 
 
+def link(source: StrPath, target: StrPath) -> bool:
+    """Give a file a second name; returns False on a file system without hard links."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return False
+    return True
+
+
 def replace_synced(source: StrPath, target: StrPath) -> None:
     """Rename a file, and replace an existing one; the name is on the disk when this returns."""
     os.replace(source, target)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import random
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.ltx.format import lock_pgno
 from litevfs.operations.restore import restore
+from litevfs.replicate.place import Place
 from litevfs.replicate.provenance import PageSums
 from litevfs.replicate.replicator import Replicator
 from litevfs.replicate.status import CheckResult, unix_time_ms
@@ -30,24 +32,42 @@ def check_replica(replicator: Replicator, scratch_folder: str | None = None) -> 
     """Capture what is new, restore that TXID from the replica, check it with SQLite, and compare it page by page.
 
     `scratch_folder` (default: the system's) needs room for the database. Sets `replicator.last_check`, whose `problem`
-    says what differs. Raises StorageError, ReplicatorError when it could not be tried to the end.
+    says what differs. Of several places, each is checked; returns the first that differs. Raises StorageError,
+    ReplicatorError when one could not be tried to the end, after the others.
     """
     txid, sums = replicator.read_captured(PageSums)
-    replicator.upload(UPLOAD_TIMEOUT_S)
+    error: LitevfsError | None = None
+    for place in replicator.places:
+        try:
+            place.upload_captured(time.monotonic() + UPLOAD_TIMEOUT_S)
+            place.last_check = _compared(replicator, place, txid, sums, scratch_folder)
+        except LitevfsError as exc:
+            error = exc
+    if error is not None:
+        raise error
+    result = replicator.last_check
+    assert result is not None, "each place was checked"
+    return result
+
+
+def _compared(
+    replicator: Replicator, place: Place, txid: int, sums: PageSums, scratch_folder: str | None
+) -> CheckResult:
     with tempfile.TemporaryDirectory(prefix="litevfs-check-", dir=scratch_folder) as folder:
         path = Path(folder, "restored.db")
         try:
-            restore(replicator.client, path, txid=txid, integrity_check=True)
+            restore(place.client, path, txid=txid, integrity_check=True)
             problem = _difference(path, sums)
         except LitevfsError as exc:
             problem = f"it cannot be restored: {exc}"
-    result = CheckResult(txid, unix_time_ms(), problem)
-    replicator.last_check = result
+    where = "the replica" if len(replicator.places) == 1 else place.client.url
     if problem is None:
-        logger.info("%s: TXID %016x restored from the replica is the database", replicator.path, txid)
+        logger.info("%s: TXID %016x restored from %s is the database", replicator.path, txid, where)
     else:
-        logger.error("%s: TXID %016x on the replica is not the database: %s", replicator.path, txid, problem)
-    return result
+        if where != "the replica":
+            problem = f"at {where}: {problem}"
+        logger.error("%s: TXID %016x on %s is not the database: %s", replicator.path, txid, where, problem)
+    return CheckResult(txid, unix_time_ms(), problem)
 
 
 class Checkup:

@@ -8,6 +8,7 @@ disk, where the application has just made a new database, must not be the next t
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from litevfs.errors import LitevfsError, LTXFormatError, TXIDGapError, UnrelatedDatabaseError
@@ -26,15 +27,25 @@ _HINT = (
 )
 
 
-def refuse_unrelated(client: ReplicaClient, path: Path, capture: Capture, there: ReplicaPosition, reason: str) -> None:
+def refuse_unrelated(
+    client: ReplicaClient,
+    path: Path,
+    capture: Capture,
+    there: ReplicaPosition,
+    reason: str,
+    restored_from: Collection[str] = (),
+) -> None:
     """Return if the database is, or came from, the state that is `there`; any database may follow an empty replica.
 
-    `reason` says why the local state cannot be continued. Raises UnrelatedDatabaseError, ReplicatorError, StorageError.
+    `reason` says why the local state cannot be continued. A mark of a restore from one of the URLs `restored_from`
+    counts as well: the places of a database have the same TXIDs.
+
+    Raises UnrelatedDatabaseError, ReplicatorError, StorageError.
     """
     if there.newest is None:
         return
     mark = read_restored(path)
-    if mark is not None and _is_made_of(mark, client, there):
+    if mark is not None and _is_made_of(mark, {client.url, *restored_from}, there):
         logger.info("%s: restored from TXID %016x, and goes on from there", path, there.txid)
         return
     why = _why_not_same(client, capture, there)
@@ -48,10 +59,11 @@ def refuse_unrelated(client: ReplicaClient, path: Path, capture: Capture, there:
     logger.info("%s: has the state of TXID %016x of the replica, and goes on from there", path, there.txid)
 
 
-def _is_made_of(mark: RestoredMark, client: ReplicaClient, there: ReplicaPosition) -> bool:
+def _is_made_of(mark: RestoredMark, urls: Collection[str], there: ReplicaPosition) -> bool:
     return (
         there.header is not None
-        and (mark.replica_url, mark.txid) == (client.url, there.txid)
+        and mark.replica_url in urls
+        and mark.txid == there.txid
         and mark.timestamp_ms == there.header.timestamp_ms
     )
 

@@ -17,10 +17,12 @@ from typing import TypeVar
 
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.replicate import limits
-from litevfs.replicate.content import EMPTY_WAL, Content, detached, read_changes, read_database
+from litevfs.replicate.content import Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.hold import Hold
+from litevfs.replicate.joining import ReplicaEnd, begin_place
 from litevfs.replicate.state import State, StateFolder, add_file
+from litevfs.replicate.upload_queue import UploadQueue
 from litevfs.replicate.wal import WALPosition, WALReader
 
 T = TypeVar("T")
@@ -84,12 +86,10 @@ class Capture:
         """Whether checkpoints of the application wait for `settle`, or would if it wrote now."""
         return self._hold.is_at_mark_zero or self._has_moved_up
 
-    def begin(self, replica_url: str, txid: int, timestamp_ms: int, page_size: int, reason: str) -> None:
-        """Forget the local state: the next step takes the whole database as TXID `txid` + 1."""
-        self._folder.reset()
+    def begin(self, queue: UploadQueue, end: ReplicaEnd, reason: str) -> None:
+        """The next step takes the whole database, for the place of `queue`, which is to begin after `end`."""
+        self.state, self.reason = begin_place(self._folder, queue, self.state, end, self._database), reason
         self._let_go()
-        self.state = State(replica_url, self._database.inode, page_size, txid, timestamp_ms, 0, "", EMPTY_WAL)
-        self.reason = reason
 
     def step(self) -> State:
         """Capture everything committed before the call into the folder; writes no file if there is nothing new."""
@@ -97,7 +97,7 @@ class Capture:
             self._let_go()  # while the replicator cannot capture, it leaves the WAL to the application
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
-            self._folder.check_room(self._limits.pending_bytes)
+            self._folder.make_room(self._limits.pending_bytes, self._known_state().txid)
             with translated(self._path):
                 if self._database.was_replaced():
                     self._reopen()

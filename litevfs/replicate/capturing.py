@@ -15,14 +15,47 @@ from typing import TypeVar
 from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
 from litevfs.replicate.content import Content
+from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.status import ClockWatch
+from litevfs.replicate.upload_queue import UploadQueue
 
 T = TypeVar("T")
 
 _SETTLE_INTERVAL_S = 0.1
 """How long a finished checkpoint of the application may have to wait for our read transaction to move on."""
+_FIRST_LOOKS_S = 2.0
+"""How long a first copy of the database waits for places that have not answered yet."""
 _RETRY_S = 1.0
 """A failed capture is repeated so much later, or at the next sync, if that comes first."""
+
+
+class FirstLooks:
+    """Waits, once and for a moment, until each place was looked at: so all begin with one file if they have to."""
+
+    def __init__(self) -> None:
+        self._missing: set[str] = set()
+        self._changed = threading.Condition()
+        self._until: float | None = None  # monotonic
+
+    def expect(self, url: str) -> None:
+        """Note a place whose first look has to come."""
+        self._missing.add(url)
+
+    def done(self, url: str) -> None:
+        """Note that a place was looked at, or could not be."""
+        if url in self._missing:
+            with self._changed:
+                self._missing.discard(url)
+                self._changed.notify_all()
+
+    def wait(self, deadline: float) -> None:
+        """Return when all were looked at, at the `deadline` (monotonic), or a moment after the first call."""
+        if not self._missing:
+            return
+        with self._changed:
+            self._until = self._until or time.monotonic() + _FIRST_LOOKS_S
+            seconds = min(deadline, self._until) - time.monotonic()
+            self._changed.wait_for(lambda: not self._missing, max(0.0, seconds))
 
 
 class Capturing:
@@ -43,6 +76,8 @@ class Capturing:
         self._sync_interval_s, self._clock_ms, self._closed = sync_interval_s, clock_ms, closed
         self._clock_watch = ClockWatch(path)
         self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `begun` at the last capture
+        self._captured_since = 0.0  # when the last capture that succeeded began; monotonic
+        self.first_looks = FirstLooks()
         self.begun = 0
         """How often a history was begun with the whole database."""
         self.wanted_snapshot: str | None = None
@@ -61,14 +96,19 @@ class Capturing:
         """The newest TXID made, 0 before the first."""
         return self.capture.state.txid if self.capture.state else 0
 
-    def step(self, deadline: float) -> int:
-        """Capture what is new; returns the newest TXID."""
+    def step(self, deadline: float, since: float | None = None) -> int:
+        """Capture what is new; returns the newest TXID. A capture that began after `since` (monotonic) will do."""
+        if self.capture.reason is not None:  # the whole database: let all that need it have the same file
+            self.first_looks.wait(deadline)
         with self.holding(deadline):
-            captured_ms = self._clock_ms()
+            is_due = self.capture.reason is not None or self.wanted_snapshot is not None
+            if since is not None and not is_due and self._captured_since >= since:
+                return self.txid
+            began, captured_ms = time.monotonic(), self._clock_ms()
             reason, self.wanted_snapshot = self.wanted_snapshot, None
             self.capture.reason = self.capture.reason or reason
             state = self.capture.step()
-            self.captured_ms = captured_ms
+            self.captured_ms, self._captured_since = captured_ms, began
             self._clock_watch.compare(state.timestamp_ms - captured_ms)
             return state.txid
 
@@ -82,12 +122,10 @@ class Capturing:
         with self.holding(deadline):
             return self.capture.keeps_state()
 
-    def begin(
-        self, url: str, txid: int, timestamp_ms: int, page_size: int | None, reason: str, deadline: float
-    ) -> None:
-        """See `Capture.begin`; `page_size`: None for that of the database."""
+    def begin(self, queue: UploadQueue, end: ReplicaEnd, reason: str, deadline: float) -> None:
+        """See `Capture.begin`."""
         with self.holding(deadline):
-            self.capture.begin(url, txid, timestamp_ms, page_size or self.capture.page_size, reason)
+            self.capture.begin(queue, end, reason)
             self.captured_ms = None
         self.begun += 1
 

@@ -9,65 +9,99 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.turns import Turn
-from litevfs.errors import ReplicatorError, ReplicatorRefusedError
+from litevfs.concurrency.workers import WorkerPool
+from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorRefusedError, TransientStorageError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.attempts import attempt, holding
 from litevfs.replicate.begin import refuse_unrelated
 from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.guard import WriterGuard
+from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.lease import keep
-from litevfs.replicate.state import PendingLimitError, StateFolder
+from litevfs.replicate.state import PendingLimitError
+from litevfs.replicate.status import CheckResult, PlaceStatus
 from litevfs.replicate.upkeep import Upkeep
+from litevfs.replicate.upload_queue import UploadQueue
 from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
 
+T = TypeVar("T")
+
 logger = logging.getLogger("litevfs.replicate")
+
+_GRACE_S = 1.0
+"""How long after its time a place may take to give up."""
 
 
 class Place:
     """A replica of what `capturing` captures. Safe to use from several threads; `closed` refuses all of them.
 
     `refused` is called with the error that ends its turns. Every `look_interval_s` seconds, at a sync, it lists the
-    replica.
+    replica. A database that was restored from one of the replicas `restored_from` may continue this one, if that has
+    the same newest TXID.
     """
 
     def __init__(
         self,
         client: ReplicaClient,
-        folder: StateFolder,
+        queue: UploadQueue,
         guard: WriterGuard,
         capturing: Capturing,
         maintenance: MaintenanceConfig | None,
         *,
+        folder_id: Callable[[], str],
         sync_interval_s: float,
         look_interval_s: float,
         new_history: bool,
         closed: threading.Event,
+        restored_from: Collection[str],
         refused: Callable[[ReplicatorRefusedError], None],
     ) -> None:
-        self.client, self.guard, self._folder, self._capturing = client, guard, folder, capturing
+        self.client, self.queue, self.guard, self._capturing = client, queue, guard, capturing
         self._path = capturing.path
         self._look_interval_s, self._is_new_history_allowed = look_interval_s, new_history
-        self._closed, self._refused = closed, refused
+        self._closed, self._restored_from, self._refused = closed, restored_from, refused
         self._is_maintained = maintenance is not None
         self.upload_lock = threading.Lock()  # taken before that of `capturing`
         self._is_known = False
         self._looked_at = 0.0  # the last listing of the replica; monotonic
         self._begun = 0  # how often a history was begun
         self._backoff = Backoff()
-        self.uploads = Uploads(client, folder, guard)
+        self.uploads = Uploads(client, queue, guard, folder_id)
         self.upkeep = Upkeep(client, maintenance, self.request_snapshot, self._may_maintain, sync_interval_s)
         self.error: str | None = None
         """Of the last turn, None after a success."""
         self.last_sync_ms: int | None = None
         """Unix time at which everything committed before was on the replica."""
+        self.last_check: CheckResult | None = None
+        """See `operations.checkup`."""
+
+    @property
+    def status(self) -> PlaceStatus:
+        """The place's status now."""
+        lease = self.guard.lease
+        return PlaceStatus(
+            replica=self.client.url,
+            uploaded_txid=self.uploads.txid,
+            pending_files=len(self.queue.pending()),
+            files_uploaded=self.uploads.files,
+            bytes_uploaded=self.uploads.bytes,
+            last_error=self.error,
+            last_maintenance_error=self.upkeep.error,
+            last_sync_ms=self.last_sync_ms,
+            has_lease=lease is not None and lease.is_held,
+            lease_protocol=self.guard.protocol,
+            waits_to_begin=None if self.queue.is_joined or not self._is_known else self.queue.why_not_joined,
+        )
 
     @property
     def group(self) -> str:
@@ -90,26 +124,26 @@ class Place:
         if error is None:
             self.error = None
             self._backoff.reset()
-            # Uploads that were lost: the next listing of the replica begins a new history.
-            return None if self.uploads.lost is None else 0.0
+            # Uploads that were lost, or a place to join: the next listing of the replica begins a new history.
+            return None if self.uploads.lost is None and self.queue.is_joined else 0.0
         self.error = str(error)
         if isinstance(error, ReplicatorRefusedError):
             self._refused(error)
             return None
         return self._backoff.after(error)
 
-    def sync(self, deadline: float) -> int:
-        """See `Replicator.sync`; until `deadline` (monotonic)."""
+    def sync(self, deadline: float, since: float | None = None) -> int:
+        """See `Replicator.sync`; until `deadline` (monotonic). `since`: see `Capturing.step`."""
         retry_transient(lambda: self.check(deadline), deadline, self._closed)
         while True:
             retry_transient(lambda: self.look(deadline), deadline, self._closed)
             begun = self._begun
             try:
-                txid = self._capturing.step(deadline)
+                txid = self._capturing.step(deadline) if since is None else self._capturing.step(deadline, since)
             except PendingLimitError:
                 txid = 0
             retry_transient(lambda: self.upload(deadline), deadline, self._closed)
-            if txid and self.uploads.lost is None and self._begun == begun:
+            if txid and self.uploads.has_all(txid) and self._begun == begun:
                 return txid
             if time.monotonic() > deadline:
                 raise ReplicatorError("no time was left to begin again", key=str(self._path))
@@ -127,13 +161,20 @@ class Place:
 
     def look(self, deadline: float) -> None:
         """When it is time: check that the replica is what the local state says, and begin again if not."""
+        try:
+            self._look(deadline)
+        finally:
+            self._capturing.first_looks.done(self.client.url)
+
+    def _look(self, deadline: float) -> None:
         with self._holding(deadline):
             self._is_known &= self._capturing.keeps_state(deadline)
             is_new_holder = self.guard.hold()
             is_first = not self._is_known
             now = time.monotonic()
             is_due = is_first or is_new_holder or now >= self._looked_at + self._look_interval_s
-            if not is_due and self.uploads.lost is None:
+            is_to_join = not (self.queue.is_joined or self.queue.pending())
+            if not is_due and self.uploads.lost is None and not is_to_join:
                 return
             self.guard.check_format()
             there, reason = self.uploads.look(self._capturing.capture.state, is_first=is_first)
@@ -149,26 +190,27 @@ class Place:
     def _refuse_unrelated(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         next_to(there, self.client)  # the greatest TXID there is ends every history
         with self._capturing.holding(deadline):
-            refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason)
+            refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason, self._restored_from)
 
     def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after the replica's newest TXID, with the whole database."""
         page_size, timestamp_ms = (there.header.page_size, there.header.timestamp_ms) if there.header else (None, 0)
-        txid = next_to(there, self.client)
-        if txid:
-            logger.warning("%s: beginning again after TXID %016x of the replica: %s", self._path, txid, reason)
-        self._capturing.begin(self.client.url, txid, timestamp_ms, page_size, reason, deadline)
-        self.uploads.begin(txid)
+        end = ReplicaEnd(next_to(there, self.client), timestamp_ms, page_size)
+        if end.txid:
+            logger.warning("%s: beginning again after TXID %016x of the replica: %s", self._path, end.txid, reason)
+        self._capturing.begin(self.queue, end, reason, deadline)
+        self.uploads.begin(end.txid)
         self._begun += 1
 
     def upload(self, deadline: float) -> None:
         """Upload the files of the queue."""
         with self._holding(deadline):
             captured_ms = self._capturing.captured_ms  # first: a capture may end meanwhile
-            self.uploads.run(self._capturing.txid, self._check_open)
-            if self.uploads.lost is None:
+            newest = self._capturing.txid
+            self.uploads.run(newest, self._check_open)
+            if self.uploads.has_all(newest):
                 self.last_sync_ms = captured_ms or self.last_sync_ms
-            else:
+            elif self.uploads.lost is not None:
                 logger.warning("%s: %s", self._path, self.uploads.lost)
 
     def check(self, deadline: float) -> None:
@@ -187,3 +229,43 @@ class Place:
 
     def _holding(self, deadline: float) -> AbstractContextManager[None]:
         return holding(self.upload_lock, deadline, self._path, self._closed)
+
+
+def for_all(places: Sequence[Place], act: Callable[[Place], T], deadline: float) -> list[T]:
+    """Do this for each place, in a thread each; returns the results in their order. One place: in this thread.
+
+    Raises the error of a place, which it names; also when one is not done a moment after `deadline` (monotonic).
+    """
+    if len(places) == 1:
+        return [act(places[0])]
+    pool = WorkerPool(len(places), "litevfs-place")
+    try:
+        calls = {place.client.url: _submitted(pool, partial(act, place)) for place in places}
+        wait(calls.values(), timeout=max(0.0, deadline + _GRACE_S - time.monotonic()))
+    finally:
+        pool.shutdown()
+    failed = {url: _error(call, url) for url, call in calls.items() if not call.done() or call.exception() is not None}
+    if failed:
+        raise _first(failed)
+    return [call.result() for call in calls.values()]
+
+
+def _submitted(pool: WorkerPool, call: Callable[[], T]) -> Future[T]:
+    try:
+        return pool.submit(call)
+    except RuntimeError as exc:
+        raise TransientStorageError(f"no thread can start: {exc}", hint="check the limits on processes") from exc
+
+
+def _error(call: Future[T], url: str) -> BaseException:
+    error = call.exception() if call.done() else None
+    return error or ReplicatorError("not done in time", key=url)
+
+
+def _first(failed: dict[str, BaseException]) -> BaseException:
+    """The error that tells most: one that no later try mends, if there is one."""
+    url, error = min(failed.items(), key=lambda item: isinstance(item[1], TransientStorageError))
+    if isinstance(error, LitevfsError):
+        others = ", ".join(other for other in failed if other != url)
+        error.message = f"to {url}: {error.message}" + (f"; it failed to {others} as well" if others else "")
+    return error

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 from litevfs.concurrency.turns import OwnThreads, Task, Threads
-from litevfs.errors import OptionError, ReplicatorError, ReplicatorRefusedError
+from litevfs.errors import LitevfsError, OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
@@ -29,9 +30,9 @@ from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.guard import open_guard
 from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.limits import WALLimits
-from litevfs.replicate.place import Place
+from litevfs.replicate.place import Place, for_all
 from litevfs.replicate.state import StateFolder
-from litevfs.replicate.status import CheckResult, ReplicatorStatus, unix_time_ms
+from litevfs.replicate.status import CheckResult, ReplicatorStatus, combined_error, unix_time_ms
 
 T = TypeVar("T")
 
@@ -65,6 +66,11 @@ class Replicator:
     other when one meets a file of the other. `max_pending_bytes` bounds the files that wait for their upload: beyond it
     nothing is captured, later the whole database. `own_process`: no SQLite but APSW's is in this process.
 
+    `places` are further replicas, each a URL or a client: the database is captured once, and uploaded to each at its
+    own pace. A place that fails keeps only itself waiting, is named in `status` and makes `sync` raise. All have the
+    same TXIDs; one that comes later, or for which more than `max_pending_bytes` waited while others went on, begins
+    with the whole database. What is said above of the replica holds for each.
+
     `clock_ms` tells the Unix time, in milliseconds, that each TXID is stamped with. Times never go back: when it does,
     the time of the TXID before is used.
 
@@ -87,6 +93,7 @@ class Replicator:
         lease_ttl_s: float | None = DEFAULT_TTL_S,
         max_pending_bytes: int | None = None,
         own_process: bool = False,
+        places: Sequence[str | ReplicaClient] = (),
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0 or (lease_ttl_s is not None and lease_ttl_s <= 0):
@@ -97,33 +104,41 @@ class Replicator:
         self.path = database_path(path)
         self.sync_interval_s = sync_interval_s
         self._closed, self._has_failed = threading.Event(), threading.Event()
-        self._refusal: ReplicatorRefusedError | None = None  # why the threads have ended
-        self._tasks: dict[str, Task] = {}  # by name
-        self.last_check: CheckResult | None = None  # see `operations.checkup`
-        self._owns_client = isinstance(replica, str)
-        self.client = open_replica_client(replica) if isinstance(replica, str) else replica
+        self._refusals: dict[str, ReplicatorRefusedError] = {}  # why the threads of a place have ended, by URL
+        self._tasks: dict[tuple[str, int], Task] = {}  # by name, and number of the place
+        self._owned: list[ReplicaClient] = []  # clients that were opened here
         with ExitStack() as undo:
-            undo.callback(self._close_client)
+            clients = [self._opened(one, undo) for one in (replica, *places)]
+            urls = _different([client.url for client in clients])
+            self.client = clients[0]
             database = SourceDatabase(
                 self.path, switch_to_wal=switch_to_wal, own_process=own_process
             )  # before its folder
             undo.callback(database.close)
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
+            queues = self._folder.open_queues(urls)
             self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
             self._capturing = Capturing(self.path, self._capture, sync_interval_s, clock_ms, self._closed)
             self._capturing.captured = self._wake_uploads
-            self._place = Place(
-                self.client,
-                self._folder,
-                open_guard(self.client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms),
-                self._capturing,
-                maintenance,
-                sync_interval_s=sync_interval_s,
-                look_interval_s=look_interval_s,
-                new_history=new_history,
-                closed=self._closed,
-                refused=self._refuse,
+            for url in urls[1:] and urls:
+                self._capturing.first_looks.expect(url)
+            self.places = tuple(
+                Place(
+                    client,
+                    queue,
+                    open_guard(client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms),
+                    self._capturing,
+                    maintenance,
+                    folder_id=lambda: self._folder.id,
+                    sync_interval_s=sync_interval_s,
+                    look_interval_s=look_interval_s,
+                    new_history=new_history,
+                    closed=self._closed,
+                    restored_from=urls,
+                    refused=partial(self._refuse, client.url),
+                )
+                for client, queue in zip(clients, queues, strict=True)
             )
             undo.pop_all()
 
@@ -134,7 +149,7 @@ class Replicator:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Replicator {self.path} to {self.client.url}>"
+        return f"<Replicator {self.path} to {', '.join(place.client.url for place in self.places)}>"
 
     @property
     def shortest_pause_s(self) -> float:
@@ -148,22 +163,32 @@ class Replicator:
     @property
     def status(self) -> ReplicatorStatus:
         """The replicator's status now."""
-        place, guard = self._place, self._place.guard
+        places = tuple(place.status for place in self.places)
+        syncs = [place.last_sync_ms for place in places]
         return ReplicatorStatus(
             txid=self._capturing.txid,
-            uploaded_txid=place.uploads.txid,
-            pending_files=len(self._folder.pending()),
-            files_uploaded=place.uploads.files,
-            bytes_uploaded=place.uploads.bytes,
+            uploaded_txid=min(place.uploaded_txid for place in places),
+            pending_files=sum(place.pending_files for place in places),
+            files_uploaded=sum(place.files_uploaded for place in places),
+            bytes_uploaded=sum(place.bytes_uploaded for place in places),
             snapshots=self._capture.snapshots,
             last_snapshot_reason=self._capture.last_snapshot_reason,
-            last_error=place.error or self._capturing.error,
-            last_maintenance_error=place.upkeep.error,
-            last_sync_ms=place.last_sync_ms,
+            last_error=combined_error(places) or self._capturing.error,
+            last_maintenance_error=next(
+                (one.last_maintenance_error for one in places if one.last_maintenance_error), None
+            ),
+            last_sync_ms=None if None in syncs else min(ms for ms in syncs if ms is not None),
             wal_frames=self._capture.wal_frames,
-            has_lease=guard.lease is not None and guard.lease.is_held,
-            lease_protocol=guard.protocol,
+            has_lease=all(place.has_lease for place in places),
+            lease_protocol=places[0].lease_protocol,
+            places=places,
         )
+
+    @property
+    def last_check(self) -> CheckResult | None:
+        """The last comparison of a replica with the database: the first that differs (see `operations.checkup`)."""
+        checks = [place.last_check for place in self.places if place.last_check is not None]
+        return next((check for check in checks if check.problem is not None), checks[-1] if checks else None)
 
     def start(self, threads: Threads | None = None) -> None:
         """Sync from threads from now on, the first time at once: threads of its own, or such that others use too.
@@ -174,19 +199,24 @@ class Replicator:
         if self._closed.is_set():
             raise ReplicatorError("the replicator is closed", key=str(self.path))
         threads = threads or OwnThreads()
-        if "litevfs-replicate" not in self._tasks:
-            self._tasks["litevfs-replicate"] = threads.start(self._capturing.turn, "litevfs-replicate", str(self.path))
-        for name, turn in self._place.turns().items():
-            if name not in self._tasks:
-                self._tasks[name] = threads.start(turn, name, self._place.group)
+        name = "litevfs-replicate"
+        if (name, 0) not in self._tasks:
+            self._tasks[name, 0] = threads.start(self._capturing.turn, name, str(self.path))
+        for number, place in enumerate(self.places):
+            for name, turn in place.turns().items():
+                if (name, number) not in self._tasks:
+                    self._tasks[name, number] = threads.start(turn, name, place.group)
         if self._closed.is_set():  # by a turn, or by another thread: it has not stopped those that came after
             self._stop()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads."""
+        """Return when it is closed, or after `timeout_s`. Raises the ReplicatorRefusedError that ended the threads.
+
+        Of several places, all have to be refused for that.
+        """
         self._has_failed.wait(timeout_s)
-        if self._refusal is not None:
-            raise self._refusal
+        if len(self._refusals) == len(self.places):
+            raise next(iter(self._refusals.values()))
 
     def sync(self, timeout_s: float = 30.0) -> int:
         """Upload everything committed before the call; returns the newest TXID on the replica.
@@ -194,13 +224,20 @@ class Replicator:
         Transient storage errors are tried again for `timeout_s` seconds. Raises StorageError, ReplicatorError, and
         ReplicaConflictError when another primary has the lease, or the replica holds files that another wrote since
         this replicator began. Where the storage lets writers replace each other's files, that may be what an earlier
-        call had uploaded.
+        call had uploaded. Of several places, the newest TXID on all of them is returned; what each can get, it has got
+        when the error of another is raised, which names that place.
         """
-        return self._place.sync(time.monotonic() + timeout_s)
+        now = time.monotonic()
+        since = now if len(self.places) > 1 else None  # one capture is for all places
+        txids = for_all(self.places, lambda place: place.sync(now + timeout_s, since), now + timeout_s)
+        if min(txids) < max(txids):  # one may have joined with the last TXID, and has none before
+            txids = for_all(self.places, lambda place: place.sync(now + timeout_s, since), now + timeout_s)
+        return min(txids)
 
     def upload(self, timeout_s: float = 30.0) -> None:
         """Upload what was captured, capturing nothing more: the end for a database that is gone. Raises as `sync`."""
-        self._place.upload_captured(time.monotonic() + timeout_s)
+        deadline = time.monotonic() + timeout_s
+        for_all(self.places, lambda place: place.upload_captured(deadline), deadline)
 
     def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
         """Capture what is new; returns the TXID, and what `use` makes of the database in just that state."""
@@ -211,7 +248,8 @@ class Replicator:
 
         That mends a replica with lost or damaged files: states from then on need none of them.
         """
-        self._place.request_snapshot(reason)
+        for place in self.places:
+            place.request_snapshot(reason)
 
     def close(self, timeout_s: float = 1.0) -> None:
         """End the threads and close the database. Idempotent.
@@ -222,10 +260,11 @@ class Replicator:
         """
         self._closed.set()
         self._has_failed.set()
-        self._stop()
         deadline = time.monotonic() + timeout_s
-        self._place.guard.release(self._place.upload_lock, timeout_s / 3)
-        self._close_client()
+        self._stop()
+        with suppress(LitevfsError):  # what takes too long is left to its thread, and the lease expires
+            for_all(self.places, lambda place: place.guard.release(place.upload_lock, timeout_s / 3), deadline)
+        self._close_clients()
         for task in list(self._tasks.values()):
             task.join(max(0.0, deadline - time.monotonic()))
         with holding(self._capturing.lock, deadline + _CLOSE_GRACE_S, self.path, None):
@@ -233,18 +272,39 @@ class Replicator:
             self._folder.close()
 
     def _wake_uploads(self) -> None:
-        if uploads := self._tasks.get("litevfs-upload"):
-            uploads.wake()
+        for (name, _), task in list(self._tasks.items()):
+            if name == "litevfs-upload":
+                task.wake()
 
-    def _refuse(self, error: ReplicatorRefusedError) -> None:
-        self._refusal = error
-        self._has_failed.set()
-        self._stop()
+    def _refuse(self, url: str, error: ReplicatorRefusedError) -> None:
+        self._refusals[url] = error
+        if len(self._refusals) == len(self.places):
+            self._has_failed.set()
+            self._stop()
+            return
+        for (name, number), task in list(self._tasks.items()):
+            if name != "litevfs-replicate" and self.places[number].client.url == url:
+                task.stop()
 
     def _stop(self) -> None:
         for task in list(self._tasks.values()):
             task.stop()
 
-    def _close_client(self) -> None:
-        if self._owns_client:
-            self.client.close()
+    def _opened(self, replica: str | ReplicaClient, undo: ExitStack) -> ReplicaClient:
+        if not isinstance(replica, str):
+            return replica
+        client = open_replica_client(replica)
+        undo.callback(client.close)
+        self._owned.append(client)
+        return client
+
+    def _close_clients(self) -> None:
+        for client in self._owned:
+            client.close()
+
+
+def _different(urls: list[str]) -> list[str]:
+    if len(set(urls)) < len(urls):
+        twice = next(url for url in urls if urls.count(url) > 1)
+        raise OptionError(f"{twice} is given twice", hint="each place has a URL of its own")
+    return urls

@@ -3,46 +3,47 @@
     lock         held by the replicator that runs; its text is that process's number
     state.json   the position: which TXID came last, and where in the WAL the next one begins
     owner.json   the folder's ID (`marks.py`)
-    pending/     LTX files that are not yet known to be on the replica
+    pending/     LTX files that are not yet known to be on the replica; of several places, the queue of one
+    places/      the queues of the others, a folder each (`upload_queue.py`)
 
-A file is pending first, then `state.json` counts it, then it is uploaded, then it is removed here. So a pending file
-beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same content.
-
-The files hold pages of the database, so only users who may read the database may read them: as SQLite does for the WAL,
-they get the database's permissions and, from root, its owner, in a folder that is the owner's alone.
+A file is in each queue first, then `state.json` counts it, then it is uploaded, then it is removed from that queue. So
+a pending file beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same
+content. `access.py` says who may read the files.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import logging
 import os
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
 from litevfs import local_files
-from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorLockedError
+from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import TRAILER_SIZE, Header
-from litevfs.ltx.names import format_file_name, parse_file_name
+from litevfs.ltx.names import format_file_name
+from litevfs.replicate.access import Access, translated
 from litevfs.replicate.content import Content
 from litevfs.replicate.marks import folder_id, state_folder
+from litevfs.replicate.upload_queue import PendingFile, UploadQueue, checksum, read_record
 from litevfs.replicate.wal import WALPosition
 
+logger = logging.getLogger("litevfs.replicate")
+
 _VERSION = 1
-_SPOOL_IN_MEMORY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """Where the replicator stands after TXID `txid`."""
 
-    replica_url: str
+    replica_url: str  # of the place whose queue is `pending/`
     inode: int  # of the database file: another file is another database
     page_size: int  # bytes
     txid: int
@@ -52,46 +53,8 @@ class State:
     position: WALPosition  # in the WAL, after that TXID
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PendingFile:
-    """One LTX file that waits for its upload. All have one TXID."""
-
-    txid: int
-    path: Path
-
-
 class PendingLimitError(ReplicatorError):
     """The files that wait for their upload have reached the limit."""
-
-
-class _Access:
-    """Makes folders and files that only those can read who can read the database (wal.c has it from findCreateFileMode
-    and robustFchown of os_unix.c)."""
-
-    def __init__(self, database: Path) -> None:
-        try:
-            status = database.stat()
-            self._mode = status.st_mode & 0o666 | 0o600
-        except FileNotFoundError:  # not restored yet
-            status, self._mode = database.parent.stat(), 0o600
-        self._owner = (status.st_uid, status.st_gid)
-
-    def make_folder(self, path: Path) -> None:
-        path.mkdir(0o700, exist_ok=True)
-        with suppress(PermissionError):  # the file has another owner
-            path.chmod(0o700)
-        self._give(path)
-
-    def open(self, path: str | os.PathLike[str], flags: int) -> int:
-        """As the `opener` of `open`."""
-        fd = os.open(path, flags | os.O_CLOEXEC, self._mode)
-        self._give(fd)
-        return fd
-
-    def _give(self, path: Path | int) -> None:
-        if os.geteuid() == 0:
-            with suppress(OSError):  # SQLite ignores this, too: the process may be the root of a container
-                os.chown(path, *self._owner)
 
 
 class StateFolder:
@@ -100,22 +63,27 @@ class StateFolder:
     def __init__(self, database: Path) -> None:
         self.path = state_folder(database)
         self._database = database
-        self._pending = self.path / "pending"
+        self._pending, self._places = self.path / "pending", self.path / "places"
         self._state = self.path / "state.json"
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
         self._lock_pid = 0
         self.id = ""
         """ID that tells this folder from all others, also from copies of it."""
+        self._access = Access(database)
+        self.queues = [UploadQueue(self._pending, "", self._access, is_plain=True)]
+        """One for each place."""
         self.take()
 
     def take(self) -> None:
         """Make the folder, unless it is there, and hold it. Raises ReplicatorLockedError."""
         self.close()
-        with _translated(self.path):
-            self._access = _Access(self._database)
+        self._access.refresh()
+        with translated(self.path):
             for folder in (self.path, self._pending):
                 self._access.make_folder(folder)
+            for queue in self.queues:
+                self._make_folder_of(queue)
             self._lock_fd, self._lock_pid = self._access.open(self._lock, os.O_RDWR | os.O_CREAT), os.getpid()
             try:
                 _lock(self._lock_fd, self._database)
@@ -129,7 +97,7 @@ class StateFolder:
         """Whether the folder at the path is the held one; another program may have removed it and made a new one."""
         if self._lock_fd is None:
             return False
-        with _translated(self._lock):
+        with translated(self._lock):
             try:
                 return os.path.samestat(self._lock.stat(), os.fstat(self._lock_fd))
             except (FileNotFoundError, NotADirectoryError):
@@ -143,96 +111,140 @@ class StateFolder:
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
+    def open_queues(self, urls: Sequence[str]) -> list[UploadQueue]:
+        """The queues of the places at these URLs, in their order. What waits for other places is removed.
+
+        How far those had come stays known, for the day that they come back. Raises ReplicatorError.
+        """
+        state = self._read()
+        before = None if state is None else state.replica_url
+        found = [(folder, read_record(folder)) for folder in self._places.glob("*")] if self._places.exists() else []
+        if state is None:
+            for folder, _ in found:
+                UploadQueue(folder, "", self._access, is_plain=False).load(None, 0)
+            found = []
+        known = {record.replica_url: record for _, record in found if record is not None}
+        plain = before if before in urls else next((url for url in urls if url not in known), None)
+        self.queues = [self._queue(url, is_plain=url == plain) for url in urls]
+        if state is not None:
+            for url in known.keys() - set(urls):
+                queue = self._queue(url, is_plain=False)
+                queue.load(before, state.txid)
+                queue.leave(queue.confirmed(state.txid), "")
+            if before not in urls and any(known[url].has_joined for url in urls if url in known):
+                self._leave_plain(state, plain or "")
+        return self.queues
+
     def load(self) -> State | None:
         """The state last saved; None when there is none, or it is damaged.
 
         Pending files that it does not count are removed.
         """
-        try:
-            fields = json.loads(self._state.read_bytes())
-            checksum, version = fields.pop("checksum"), fields.pop("version")
-            is_sound = (checksum, version) == (_checksum(fields), _VERSION)
-            state = State(**(fields | {"position": WALPosition(**fields["position"])})) if is_sound else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            state = None
-        self.discard(file for file in self.pending() if state is None or file.txid > state.txid)
+        state = self._read()
+        for queue in self.queues:
+            queue.load(*((None, 0) if state is None else (state.replica_url, state.txid)))
         return state
 
     def save(self, state: State) -> None:
         """Replace the state; it is on disk when this returns."""
         fields = asdict(state)
-        data = json.dumps({"version": _VERSION, "checksum": _checksum(fields), **fields}, indent=1).encode()
-        with _translated(self._state):
+        data = json.dumps({"version": _VERSION, "checksum": checksum(fields), **fields}, indent=1).encode()
+        with translated(self._state):
             temp = self._state.with_suffix(".tmp")
-            self._write_synced(temp, [data])
+            self._access.write_synced(temp, [data])
             self._check_held()
             local_files.replace_synced(temp, self._state)
 
     def reset(self) -> None:
         """Forget everything: the state and the pending files."""
-        with _translated(self._state):
+        with translated(self._state):
             self._state.unlink(missing_ok=True)
             local_files.fsync_folder(self.path)
-        self.discard(self.pending())
+        for queue in self.queues:
+            queue.discard(queue.pending())
 
     def add_pending(self, txid: int, parts: Iterable[bytes]) -> PendingFile:
-        """Write one LTX file; when this returns, it is whole and on disk; after an error, it does not exist."""
-        target = self._pending / format_file_name(txid, txid)
-        temp = target.with_suffix(".tmp")
-        with _translated(target), local_files.removing_on_error(temp):
-            self._write_synced(temp, parts)
+        """Write one LTX file for all places that have joined; when this returns, it is whole and on disk for each.
+
+        After an error, `load` removes what is there of it.
+        """
+        name = format_file_name(txid, txid)
+        temp = (self._pending / name).with_suffix(".tmp")
+        for queue in self.queues:
+            if not (queue.is_plain or queue.path.exists()):  # removed by another program
+                self._access.make_folder(self._places)
+                queue.write(queue.record)
+        *others, last = [queue.path for queue in self.queues if queue.is_joined] or [self._pending]
+        with translated(last / name), local_files.removing_on_error(temp):
+            self._access.write_synced(temp, parts)
             self._check_held()
-            local_files.replace_synced(temp, target)
-        return PendingFile(txid, target)
+            for folder in others:
+                self._access.link_synced(temp, folder / name)
+            local_files.replace_synced(temp, last / name)
+        return PendingFile(txid, last / name)
 
     def spool(self) -> SpooledTemporaryFile[bytes]:
         """A temporary file that has no name, and is in memory as long as it is small."""
-        return SpooledTemporaryFile(_SPOOL_IN_MEMORY_BYTES, "w+b", dir=str(self._pending))
+        return self.queues[0].spool()
 
-    def pending(self) -> list[PendingFile]:
-        """The files that wait for their upload, by TXID."""
-        with _translated(self._pending):
-            try:
-                files = [(parse_file_name(path.name), path) for path in self._pending.iterdir()]
-            except FileNotFoundError:
-                return []
-        return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
+    def make_room(self, limit: int | None, txid: int) -> None:
+        """Where more than `limit` bytes wait for some places, capture nothing more for these until they join again.
 
-    def check_room(self, limit: int | None) -> None:
-        """Raise PendingLimitError when more than `limit` bytes wait for their upload; None: there is no limit."""
-        if limit is not None and (size := self.pending_bytes()) > limit:
+
+        Raises PendingLimitError when so much waits for each; None: no limit. `txid` is the newest one made.
+        """
+        if limit is None:
+            return
+        joined = [queue for queue in self.queues if queue.is_joined] or self.queues[:1]
+        full = [queue for queue in joined if queue.pending_bytes() > limit]
+        if full and len(full) == len(joined):
             raise PendingLimitError(
-                f"{size:,} bytes wait for their upload, more than the {limit:,} allowed, and nothing more is captured",
+                f"{full[0].pending_bytes():,} bytes wait for their upload, more than the {limit:,} allowed, and "
+                "nothing more is captured",
                 key=str(self.path),
                 hint="see what keeps uploads from succeeding; the whole database is captured after that",
             )
+        for queue in full:
+            why = f"{queue.pending_bytes():,} bytes wait for their upload, more than the {limit:,} allowed"
+            logger.warning("%s: nothing more is captured for %s: %s", self._database, queue.url, why)
+            queue.pause(txid, why)
 
-    def pending_bytes(self) -> int:
-        """Bytes of the files that wait for their upload."""
-        sizes = []
-        for file in self.pending():
-            with suppress(FileNotFoundError):  # just uploaded
-                sizes.append(file.path.stat().st_size)
-        return sum(sizes)
+    def _queue(self, url: str, *, is_plain: bool) -> UploadQueue:
+        folder = self._pending if is_plain else self._places / hashlib.sha256(url.encode()).hexdigest()[:16]
+        queue = UploadQueue(folder, url, self._access, is_plain=is_plain)
+        with translated(folder):
+            self._make_folder_of(queue)
+        return queue
 
-    def discard(self, files: Iterable[PendingFile]) -> None:
-        """Remove pending files."""
-        for file in files:
-            with _translated(file.path):
-                file.path.unlink(missing_ok=True)
+    def _make_folder_of(self, queue: UploadQueue) -> None:
+        if not queue.is_plain:
+            self._access.make_folder(self._places)
+            self._access.make_folder(queue.path)
 
-    def _write_synced(self, path: Path, parts: Iterable[bytes]) -> None:
-        with open(path, "wb", opener=self._access.open) as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
+    def _leave_plain(self, state: State, url: str) -> None:
+        """Other places go on without the one whose queue is `pending/`, which may be that of the one at `url` now."""
+        before = UploadQueue(self._pending, state.replica_url, self._access, is_plain=True)
+        before.load(state.replica_url, state.txid)
+        self._queue(state.replica_url, is_plain=False).leave(before.confirmed(state.txid), "")
+        now = UploadQueue(self._pending, url, self._access, is_plain=True)
+        now.leave(0, "")
+        self.save(replace(state, replica_url=url))
+
+    def _read(self) -> State | None:
+        try:
+            fields = json.loads(self._state.read_bytes())
+            found, version = fields.pop("checksum"), fields.pop("version")
+            is_sound = (found, version) == (checksum(fields), _VERSION)
+            return State(**(fields | {"position": WALPosition(**fields["position"])})) if is_sound else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
 
     def _check_held(self) -> None:
         if not self.is_held():
             raise ReplicatorError("the replicator's local state was removed", key=str(self.path))
 
     def _remove_leftovers(self) -> None:
-        for temp in [*self._pending.glob("*.tmp"), *self.path.glob("*.tmp")]:
+        for temp in [*self._pending.glob("*.tmp"), *self.path.glob("*.tmp"), *self.path.glob("places/*/*.tmp")]:
             temp.unlink(missing_ok=True)
 
 
@@ -289,11 +301,6 @@ def fingerprint(path: Path) -> tuple[int, str]:
         return size, file.read().hex()
 
 
-def _checksum(fields: dict[str, Any]) -> int:
-    """Checksum of a state's fields: a wrong digit would make a position, or a time, that seems right."""
-    return zlib.crc32(json.dumps(fields).encode())
-
-
 def _lock(fd: int, database: Path) -> None:
     try:
         local_files.lock(fd)
@@ -304,18 +311,3 @@ def _lock(fd: int, database: Path) -> None:
         ) from exc
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-
-
-@contextmanager
-def _translated(path: Path) -> Generator[None]:
-    """Turn the system's errors into ReplicatorError."""
-    try:
-        yield
-    except OSError as exc:
-        if isinstance(exc, LitevfsError):
-            raise
-        raise ReplicatorError(
-            f"the replicator's local state cannot be kept: {exc.strerror or exc}",
-            key=str(path),
-            hint="the folder of the database must be writable and have space for the pages of one sync",
-        ) from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,25 @@ _LARGE_CLOCK_STEP_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceStatus:
+    """Where one place stands that a database is replicated to."""
+
+    replica: str  # URL
+    uploaded_txid: int  # newest TXID known to be there, 0 while nothing is known
+    pending_files: int  # made, not yet known to be there
+    files_uploaded: int
+    bytes_uploaded: int
+    last_error: str | None  # of its thread's last attempt, None after a success
+    last_maintenance_error: str | None  # of a task that will be tried again, None when there is none
+    last_sync_ms: int | None  # Unix time at which everything committed before was there
+    has_lease: bool
+    lease_protocol: str | None  # as in `ReplicatorStatus`
+    waits_to_begin: str | None  # why nothing is captured for it until it begins again; None when it goes on
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicatorStatus:
-    """Where a replicator stands."""
+    """Where a replicator stands. Of several places, what is true of all of them: the oldest TXID, the sum of files."""
 
     txid: int  # newest TXID made, 0 before the first
     uploaded_txid: int  # newest TXID known to be on the replica, 0 while nothing is known
@@ -35,6 +53,15 @@ class ReplicatorStatus:
     lease_protocol: str | None = (
         None  # "conditions" or "read-back" (the storage keeps none); None: none, or not tried yet
     )
+    places: tuple[PlaceStatus, ...] = ()
+
+
+def combined_error(places: Sequence[PlaceStatus]) -> str | None:
+    """The first error of a place, with its name where there are several."""
+    for place in places:
+        if place.last_error is not None:
+            return place.last_error if len(places) == 1 else f"to {place.replica}: {place.last_error}"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

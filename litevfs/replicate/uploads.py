@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Event
 
 from litevfs.concurrency.retry import Backoff, retry
@@ -26,7 +27,8 @@ from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.compaction import store_as_snapshot
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.guard import WriterGuard
-from litevfs.replicate.state import PendingFile, State, StateFolder, fingerprint
+from litevfs.replicate.state import State, fingerprint
+from litevfs.replicate.upload_queue import PendingFile, UploadQueue
 
 _FEED_BYTES = 1 << 16
 """Bytes decoded at once: a damaged file can make 255 times as many bytes of pages of them."""
@@ -56,10 +58,15 @@ class ReplicaPosition:
 
 
 class Uploads:
-    """Uploads the pending files of `folder`, one TXID after the other. For one thread at a time."""
+    """Uploads the files of `queue`, one TXID after the other. For one thread at a time.
 
-    def __init__(self, client: ReplicaClient, folder: StateFolder, guard: WriterGuard) -> None:
-        self._client, self._folder, self._guard = client, folder, guard
+    `folder_id` is that of the state folder.
+    """
+
+    def __init__(
+        self, client: ReplicaClient, queue: UploadQueue, guard: WriterGuard, folder_id: Callable[[], str]
+    ) -> None:
+        self._client, self._queue, self._guard, self._folder_id = client, queue, guard, folder_id
         self.txid = 0
         """The newest TXID known to be on the replica, 0 while nothing is known."""
         self.files = self.bytes = 0
@@ -73,12 +80,12 @@ class Uploads:
 
         `is_first`: the TXID on the replica is not known yet. Once it is, files of others raise ReplicaConflictError.
         """
-        pending = self._folder.pending()
+        pending = self._queue.pending()
         confirmed = self.txid
         if is_first:
             # A pending file may hold the whole database, due for level 9 when the process that made it was killed.
             self.is_snapshot_due |= bool(pending)
-            confirmed = 0 if state is None else pending[0].txid - 1 if pending else state.txid
+            confirmed = 0 if state is None else self._queue.confirmed(state.txid)
         there = replica_position(self._client, confirmed)
         reason = self._why_begin(there, state, pending, confirmed, is_first=is_first)
         if reason is None:
@@ -94,17 +101,35 @@ class Uploads:
             return BeginReason(
                 "there is no local state to continue from" if there.newest else "the first sync", is_ours
             )
-        if state.replica_url != self._client.url:
-            return BeginReason(f"the database was replicated to {state.replica_url} before", is_ours=False)
+        if not self._queue.is_joined:
+            if not is_first:
+                self._refuse_others(there, replace(state, txid=pending[-1].txid if pending else confirmed), pending)
+                return None if pending and self.lost is None else BeginReason(self._queue.why_not_joined, is_ours=True)
+            return BeginReason(self._queue.why_not_joined, self._is_known_here(there))
         if self.lost is not None:
             return BeginReason(self.lost, is_ours=True)
-        foreign = written_by_others(self._client, there, state, pending)
+        foreign = written_by_others(self._client, there, state, pending) or self._in_the_gap(there, pending)
         if foreign is not None:
             if not is_first:
                 raise _conflict(foreign, key=self._client.url)
             return BeginReason(foreign, is_ours=False)
         lost = lost_uploads(self._client, there, state, confirmed)
-        return None if lost is None else BeginReason(lost, not is_first or self._guard.wrote_last(self._folder.id))
+        return None if lost is None else BeginReason(lost, not is_first or self._guard.wrote_last(self._folder_id()))
+
+    def _is_known_here(self, there: ReplicaPosition) -> bool:
+        """Whether the replica of a place that had left is what it was then, as far as TXIDs and the lease tell."""
+        return 0 < there.txid <= self._queue.record.after and self._guard.wrote_last(self._folder_id())
+
+    def _refuse_others(self, there: ReplicaPosition, state: State, pending: list[PendingFile]) -> None:
+        foreign = written_by_others(self._client, there, state, pending)
+        if foreign is not None:
+            raise _conflict(foreign, key=self._client.url)
+
+    def _in_the_gap(self, there: ReplicaPosition, pending: list[PendingFile]) -> str | None:
+        record = self._queue.record
+        if pending and pending[0].txid == record.first and record.after < there.txid < record.first:
+            return f"the replica holds TXID {there.txid:016x}, newer than {record.after:016x} when it was looked at"
+        return None
 
     def begin(self, txid: int) -> None:
         """Note that a new history begins after `txid`."""
@@ -117,7 +142,7 @@ class Uploads:
 
         Raises StorageError, ReplicaConflictError.
         """
-        for file in self._folder.pending():
+        for file in self._queue.pending():
             if file.txid > newest:  # a capture is under way in another thread
                 break
             if file.txid > self.txid:
@@ -126,45 +151,55 @@ class Uploads:
             if self.lost is not None:
                 return
             check_open()  # an upload can take longer than a close waits, and then the file is the next replicator's
-            self._folder.discard([file])
-        if self.txid < newest:
+            self._queue.discard([file])
+        if self._queue.next_after(self.txid) <= newest and self._queue.is_joined:
             self.lost = self._gone()
+
+    def has_all(self, newest: int) -> bool:
+        """Whether everything up to TXID `newest` is known to be on the replica."""
+        return self._queue.is_joined and self.lost is None and self.txid >= newest
 
     def check(self) -> None:
         """If the storage ignores conditions, check that no other writes. Raises ReplicaConflictError, StorageError."""
         if not self._guard.is_needed:
             return
-        pending = {file.txid: file.path for file in self._folder.pending()}
+        pending = _fingerprints(self._queue.pending())
 
         def is_ours(there: LTXFileInfo) -> bool:
-            path = pending.get(there.max_txid)
-            return path is not None and fingerprint(path) == (there.size, _trailer(self._client, there))
+            expected = pending.get(there.max_txid)
+            return expected is not None and expected == (there.size, _trailer(self._client, there))
 
         self._guard.check(self.txid, is_ours)
 
     def _upload(self, file: PendingFile) -> str | None:
         """Upload the file, unless the replica has it; returns why that is impossible, or None when it is done."""
-        if file.txid > self.txid + 1:
+        if file.txid > self._queue.next_after(self.txid):
             return self._gone()
-        if file.txid == self.txid + 1:
-            try:
-                is_whole = is_whole_database(file)
-            except LTXFormatError as exc:
-                return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
-            except FileNotFoundError:
+        if file.txid <= self.txid:
+            return None
+        try:
+            is_whole, leaves_gap = is_whole_database(file), file.txid > self.txid + 1
+            if leaves_gap and not is_whole:
                 return self._gone()
             there = upload(self._client, file)
             self._guard.uploaded(there)
             self._count(there.size)
-            if is_whole and self.is_snapshot_due:
-                with file.path.open("rb") as data, self._folder.spool() as spool:
+            if leaves_gap or (is_whole and self.is_snapshot_due):
+                with file.path.open("rb") as data, self._queue.spool() as spool:
                     self._count(store_as_snapshot(self._client, data, spool).size)
                 self.is_snapshot_due = False
-            self.txid = file.txid
+        except LTXFormatError as exc:
+            return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
+        except FileNotFoundError as exc:
+            if isinstance(exc, LitevfsError):
+                raise
+            return self._gone()
+        self.txid = file.txid
         return None
 
     def _gone(self) -> str:
-        return f"a file that waited for its upload is gone: TXID {self.txid + 1:016x} (in {self._folder.path})"
+        txid = self._queue.next_after(self.txid)
+        return f"a file that waited for its upload is gone: TXID {txid:016x} (in {self._queue.path})"
 
     def _count(self, size: int) -> None:
         self.files += 1
@@ -229,7 +264,7 @@ def written_by_others(
     """
     if there.txid > state.txid:
         return f"the replica holds TXID {there.txid:016x}, newer than {state.txid:016x} of the local state"
-    return _other_file(client, there, {file.txid: fingerprint(file.path) for file in pending})
+    return _other_file(client, there, _fingerprints(pending))
 
 
 def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, confirmed: int) -> str | None:
@@ -258,6 +293,14 @@ def _other_file(client: ReplicaClient, there: ReplicaPosition, known: dict[int, 
         if expected is not None and (file.size, _trailer(client, file)) != expected:
             return f"the replica holds another file of TXID {file.max_txid:016x} than the one uploaded from here"
     return None
+
+
+def _fingerprints(pending: list[PendingFile]) -> dict[int, tuple[int, str]]:
+    found = {}
+    for file in pending:
+        with suppress(FileNotFoundError):  # uploaded, or given up, meanwhile
+            found[file.txid] = fingerprint(file.path)
+    return found
 
 
 def is_whole_database(file: PendingFile) -> bool:

@@ -88,7 +88,7 @@ def _replicate(
     told: list[str],
 ) -> None:
     with Replicator(app.filename, client, new_history=mode == "new-history", lease_ttl_s=LEASE_TTL_S) as replicator:
-        if (lease := replicator._place.guard.lease) is not None:
+        if (lease := replicator.places[0].guard.lease) is not None:
             lease._settle_s = settle_s
         while not is_over(0.005):
             app.execute("UPDATE ledger SET n = n + 1 WHERE name = ?", (name,))

@@ -314,7 +314,7 @@ def test_a_replicator_that_lost_its_lease_hears_of_it_by_its_next_sync(make_app,
     one, other = make_app("one.db"), make_app("other.db")
     with Replicator(one.path, client) as first, Replicator(other.path, client, new_history=True) as second:
         first.sync()
-        second._place.guard.lease._clock_ms = lambda: 4_000_000_000_000
+        second.places[0].guard.lease._clock_ms = lambda: 4_000_000_000_000
         assert second.sync() == 2
         for _ in range(2):
             one.insert()

@@ -39,8 +39,8 @@ def connect(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def replicator_of(app, client: S3ReplicaClient, **options: object) -> Replicator:
     replicator = Replicator(app.path, client, **options)
-    assert replicator._place.guard.lease is not None
-    replicator._place.guard.lease._settle_s = 0.2
+    assert replicator.places[0].guard.lease is not None
+    replicator.places[0].guard.lease._settle_s = 0.2
     return replicator
 
 

@@ -236,11 +236,11 @@ def test_one_snapshot_is_taken_for_each_place_that_cannot_be_compacted(app, clie
     snapshots = 1
     for kind, due in ((TransientStorageError, 0), (TXIDGapError, 1), (LTXFormatError, 0)):
         for level, min_txid, max_txid in places:
-            replicator._place.upkeep.mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
+            replicator.places[0].upkeep.mend(kind("an error", level=level, min_txid=min_txid, max_txid=max_txid))
             replicator.sync()
             snapshots += due
             assert replicator.status.snapshots == snapshots
-    replicator._place.upkeep.mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
+    replicator.places[0].upkeep.mend(LTXFormatError("an error", level=2, min_txid=2, max_txid=3))
     replicator.sync()
     assert replicator.status.snapshots == snapshots + 1
 
@@ -358,7 +358,7 @@ def test_a_sync_during_which_a_thread_begins_again_ends_when_that_is_on_the_repl
         txid, steps = capture_step(deadline), steps + 1
         if steps == 1:
             client.delete(client.list_files(0))
-            replicator._place.look(deadline)  # as the thread does that uploads
+            replicator.places[0].look(deadline)  # as the thread does that uploads
         return txid
 
     monkeypatch.setattr(replicator._capturing, "step", then_the_replica_is_found_empty)
@@ -375,8 +375,8 @@ def test_what_was_captured_before_a_new_history_began_does_not_count_as_on_the_r
     now = 2_000
     replicator._capturing.step(deadline)
     client.delete(client.list_files(0))
-    replicator._place.look(deadline)
-    replicator._place.upload(deadline)
+    replicator.places[0].look(deadline)
+    replicator.places[0].upload(deadline)
     assert client.list_files(0) == []
     assert replicator.status.last_sync_ms == 1_000
 
@@ -388,9 +388,9 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
     app.insert()
     now = 2_000
     replicator._capturing.step(deadline)
-    (waiting,) = replicator._folder.pending()
+    (waiting,) = replicator._folder.queues[0].pending()
     waiting.path.unlink()
-    replicator._place.upload(deadline)
+    replicator.places[0].upload(deadline)
     assert "is gone: TXID 0000000000000002" in caplog.text
     assert replicator.status.last_sync_ms == 1_000
     replicator.sync()

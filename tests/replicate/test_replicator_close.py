@@ -67,7 +67,7 @@ def test_closing_between_two_uploads_leaves_the_rest_to_the_next_replicator(app,
     with monkeypatch.context() as patch:
         patch.setattr(failing, "write", write_and_close)
         with pytest.raises(ReplicatorError, match="closed"):
-            replicator._place.upload(time.monotonic() + 10)
+            replicator.places[0].upload(time.monotonic() + 10)
     assert len(files_of(failing)) == 2
     assert replicate(app, failing).sync() == 4
     assert_replicated(failing, app.path)
@@ -250,9 +250,9 @@ def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client,
     for action in (
         replicator.sync,
         replicator.start,
-        lambda: replicator._place.look(deadline),
+        lambda: replicator.places[0].look(deadline),
         lambda: replicator._capturing.step(deadline),
-        lambda: replicator._place.upload(deadline),
+        lambda: replicator.places[0].upload(deadline),
         lambda: replicator._capturing.settle(deadline),
     ):
         with pytest.raises(ReplicatorError, match="closed"):

@@ -175,7 +175,7 @@ def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, repli
 
     note(replicator._capture, "step")
     note(replicator._capture, "settle")
-    note(replicator._place, "look")
+    note(replicator.places[0], "look")
     replicator.start()
     wait_until(lambda: "settle" in done)
     app.insert()
@@ -191,10 +191,10 @@ def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replica
 
     def capture_and_begin(deadline: float) -> None:
         capture(deadline)
-        replicator._place.look(deadline)
+        replicator.places[0].look(deadline)
 
     monkeypatch.setattr(replicator._capturing, "step_if_known", capture_and_begin)
-    monkeypatch.setattr(replicator._place, "turn", lambda: None)
+    monkeypatch.setattr(replicator.places[0], "turn", lambda: None)
     replicator.start()
     wait_until(lambda: replicator.status.txid == 1)
 
@@ -204,12 +204,12 @@ def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
     assert replicator.sync() == 1
     there = ReplicaPosition((), None, None, None)
     parts: list[tuple[threading.Lock, Callable[[float], object]]] = [
-        (replicator._place.upload_lock, replicator._place.look),
-        (replicator._place.upload_lock, replicator._place.upload),
-        (replicator._capturing.lock, replicator._place.look),
+        (replicator.places[0].upload_lock, replicator.places[0].look),
+        (replicator.places[0].upload_lock, replicator.places[0].upload),
+        (replicator._capturing.lock, replicator.places[0].look),
         (replicator._capturing.lock, replicator._capturing.step),
         (replicator._capturing.lock, replicator._capturing.settle),
-        (replicator._capturing.lock, lambda deadline: replicator._place.begin(there, "a reason", deadline)),
+        (replicator._capturing.lock, lambda deadline: replicator.places[0].begin(there, "a reason", deadline)),
     ]
     for lock, part in parts:
         for deadline in (0.0, time.monotonic() + 0.001):

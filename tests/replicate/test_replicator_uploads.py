@@ -95,8 +95,8 @@ def test_a_file_that_the_state_does_not_count_yet_is_not_uploaded(app, client, r
     save, on_replica = folder.save, []
 
     def save_after_an_upload(state: State) -> None:
-        assert [file.txid for file in folder.pending()] == [2]
-        replicator._place.upload(time.monotonic() + 10)  # as its thread does at any time
+        assert [file.txid for file in folder.queues[0].pending()] == [2]
+        replicator.places[0].upload(time.monotonic() + 10)  # as its thread does at any time
         on_replica.extend(file.max_txid for file in client.list_files(0))
         save(state)
 
@@ -116,7 +116,7 @@ def test_a_file_that_could_not_be_removed_after_its_upload_is_not_uploaded_again
 
     app.insert()
     with monkeypatch.context() as patch:
-        patch.setattr(replicator._folder, "discard", refuse)
+        patch.setattr(replicator._folder.queues[0], "discard", refuse)
         with pytest.raises(ReplicatorError, match="cannot remove"):
             replicator.sync()
     app.insert()

@@ -171,9 +171,9 @@ def test_nothing_is_left_of_a_state_that_was_forgotten(app, tmp_path: Path):
             replicator.sync(timeout_s=0)
     state = StateFolder(app.path)
     assert state.load() is not None
-    assert len(state.pending()) == 1
+    assert len(state.queues[0].pending()) == 1
     state.reset()
-    assert (state.pending(), state.load()) == ([], None)
+    assert (state.queues[0].pending(), state.load()) == ([], None)
     state.close()
     client.close()
 

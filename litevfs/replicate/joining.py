@@ -1,0 +1,66 @@
+"""How a place begins: with the whole database, as a TXID that comes after its replica's. Owns no state.
+
+All places have the same TXIDs. So a place begins with the TXID after the newest one made, or after its own newest one,
+if that is greater: then all other places go on with that TXID, too, over a gap that the whole database makes up for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from litevfs.errors import ReplicatorError
+from litevfs.replicate.content import EMPTY_WAL
+from litevfs.replicate.database import SourceDatabase
+from litevfs.replicate.state import State, StateFolder
+from litevfs.replicate.upload_queue import UploadQueue
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEnd:
+    """The newest TXID of a replica that is about to be continued."""
+
+    txid: int  # 0 for an empty replica
+    timestamp_ms: int  # of that TXID
+    page_size: int | None  # bytes; None for an empty replica
+
+
+def begin_place(
+    folder: StateFolder, queue: UploadQueue, state: State | None, end: ReplicaEnd, database: SourceDatabase
+) -> State:
+    """Let the place of `queue` begin, or begin again, after `end`; returns the state before its first file.
+
+    The caller takes the whole database next. Where no other place goes on, TXIDs go on from `end` alone. Raises
+    ReplicatorError when the replica's pages are not those of the other places.
+    """
+    others = [other for other in folder.queues if other is not queue and other.is_joined]
+    if state is None or not others or state.page_size != database.page_size:
+        for other in others:
+            other.leave(other.confirmed(state.txid if state else 0), "the pages of the database have another size")
+        return _begin_alone(folder, queue, end, database)
+    if end.page_size not in (None, state.page_size):
+        raise ReplicatorError(
+            f"the replica has pages of {end.page_size} bytes, the database, and its other replicas, of "
+            f"{state.page_size}",
+            key=queue.url,
+            hint="replicate to another URL, or empty the replica",
+        )
+    before = max(state.txid, end.txid)
+    queue.join(end.txid, before + 1)
+    if before > state.txid:
+        for other in others:
+            other.jump(state.txid, before + 1)
+    return replace(state, txid=before, timestamp_ms=max(state.timestamp_ms, end.timestamp_ms))
+
+
+def _begin_alone(folder: StateFolder, queue: UploadQueue, end: ReplicaEnd, database: SourceDatabase) -> State:
+    folder.reset()
+    if len(folder.queues) == 1 and queue.is_plain:
+        queue.join_alone()
+    else:
+        for other in folder.queues:
+            if other is not queue:
+                other.leave(other.record.after, other.why_not_joined)  # on disk, too
+        queue.join(end.txid, end.txid + 1)
+    url = next((one.url for one in folder.queues if one.is_plain), "")
+    page_size = end.page_size or database.page_size
+    return State(url, database.inode, page_size, end.txid, end.timestamp_ms, 0, "", EMPTY_WAL)
