@@ -67,18 +67,23 @@ class BlockReader:
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
         """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
 
-        More bytes, up to `most`, if they lie in the same block as the last of these. Raises what `Fetcher.read` raises.
+        More bytes, up to `most`, as far as the blocks after the last of these are in memory. Raises what `Fetcher.read`
+        raises.
         """
         alone = self._range_alone(_range_key(number, offset), deadline)
         if alone is not None and len(alone) == size:
             return alone
         block_size = self._block_size
         first, last = offset // block_size, (offset + size - 1) // block_size
-        start = offset - first * block_size
-        if first == last:
-            return self._block(number, file, first, deadline)[start : start + max(size, most)]
-        joined = b"".join([self._block(number, file, block, deadline) for block in range(first, last + 1)])
-        return joined[start : start + max(size, most)]
+        start, most = offset - first * block_size, max(size, most)
+        if start + most <= block_size:
+            return self._block(number, file, first, deadline)[start : start + most]
+        blocks = [self._block(number, file, block, deadline) for block in range(first, last + 1)]
+        for block in range(last + 1, (offset + most - 1) // block_size + 1):
+            if (following := self.cache.get(_key(number, block))) is None:
+                break
+            blocks.append(following)
+        return b"".join(blocks)[start : start + most]
 
     def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
         """Keep bytes of the start of a file that were read anyway."""

@@ -67,12 +67,16 @@ def clusters(ranges: Iterable[Range], limits: Limits) -> list[tuple[list[Range],
     as no sound file has them, is left out.
     """
     near: list[list[Range]] = []
-    for offset, size in ranges:
-        gap = offset - sum(near[-1][-1]) if near else limits.block + 1
-        if gap > limits.block:
-            near.append([(offset, size)])
-        elif gap >= 0:
-            near[-1].append((offset, size))
+    end = -limits.block - 1
+    for wanted in ranges:
+        offset, size = wanted
+        if offset - end > limits.block:
+            near.append([wanted])
+        elif offset >= end:
+            near[-1].append(wanted)
+        else:
+            continue
+        end = offset + size
     groups: list[tuple[list[Range], bool]] = []
     for group in near:
         is_dense = _is_dense(group, limits)

@@ -13,7 +13,15 @@ from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ENTRY_OVERHEAD_BYTES, ByteCache
 from litevfs.files.ranges import Range
 from litevfs.pages.watcher import Watcher
-from litevfs.states.snapshot import Snapshot, decode_page, page_key
+from litevfs.states.snapshot import (
+    CHUNK_BITS,
+    CHUNK_MASK,
+    FRAME_SIZE_BITS,
+    FRAME_SIZE_MASK,
+    Snapshot,
+    decode_page,
+    page_key,
+)
 
 logger = logging.getLogger("litevfs.pages.ahead")
 
@@ -52,9 +60,8 @@ class ReadAhead:
             frames.sort()
             if not self._blocks.read_ahead(number, snapshot.files[number], frames):
                 watcher.hold_back()
-        for pgno in pgnos:
-            if watcher.awaits(pgno):
-                self._show_when_there(snapshot, pgno, watcher)
+        for pgno in watcher.awaited(pgnos):
+            self._show_when_there(snapshot, pgno, watcher)
         watcher.max_window = self.max_pages()
         watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
 
@@ -82,11 +89,16 @@ class ReadAhead:
         missing: dict[int, list[Range]] = {}
         total = count = 0
         stay = len(pgnos) * (snapshot.page_size + ENTRY_OVERHEAD_BYTES) <= self._cache.limit_bytes * STAYING_SHARE
+        chunks, last, touch = snapshot.chunks, snapshot.commit, self._cache.touch
         for pgno in pgnos:
-            version = snapshot.version(pgno)
-            if version and not (stay and self._cache.touch(page_key(snapshot, version, pgno))):
-                number, offset, size = snapshot.place(pgno)
-                missing.setdefault(number, []).append((offset, size))
+            if not 1 <= pgno <= last:
+                continue
+            chunk, slot = chunks[(pgno - 1) >> CHUNK_BITS], (pgno - 1) & CHUNK_MASK
+            version = chunk.versions[slot]
+            if version and not (stay and touch(page_key(snapshot, version, pgno))):
+                frame = chunk.frames[slot]
+                size = frame & FRAME_SIZE_MASK
+                missing.setdefault(chunk.files[slot], []).append((frame >> FRAME_SIZE_BITS, size))
                 total += size
                 count += 1
         if count:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from litevfs.pages.btree import IndexEntry
+from litevfs.pages.recall import LOOK_AROUND
 
 
 @dataclass(slots=True)
@@ -19,8 +21,8 @@ class Scan:
     window: int = 0  # 0: not known to be a pattern
     wanted: int = 0  # pages that the next guess has to have room for
     last: int = 0  # leaf planned last
-    rests_until: int = 0  # reads of the leaves before this position change no plan, and are not looked at
-    seen: int = 0  # position of the one of them read last
+    rested: int = 0  # of the leaves whose reads change no plan, the one read last
+    seen: int = 0  # its position, as far as it was looked up
     guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
 
@@ -66,3 +68,28 @@ class IndexLeaf:
     def key(self) -> tuple[int, bytes]:
         """The key of the entry looked up last, or of the first one."""
         return self.entries[max(self.position, 0)].key
+
+    def led_along(self, targets: list[int], second: int) -> IndexEntry | None:
+        """The entry of the first table leaf, if the entries, with rows in `targets`, lead from it to page `second`.
+
+        Forwards or, as for ORDER BY ... DESC, backwards; then the leaf knows which, and the entry looked up last.
+        """
+        for _ in range(2):
+            for i, (entry, target) in enumerate(zip(self.entries, targets, strict=True)):
+                if target == self.first and second in targets[i + 1 : i + 1 + LOOK_AROUND]:
+                    self.position = targets.index(second, i + 1)
+                    self.is_equality = entry.key == self.entries[self.position].key
+                    self.end = self.position + 1
+                    return entry
+            self.is_descending = not self.is_descending
+            self.entries.reverse()
+            targets.reverse()
+        return None
+
+    def within_key(self, end: int) -> int:
+        """`end`, or the end of the entries that are going to be looked up for all that is known."""
+        end = min(end, len(self.entries))
+        if self.is_equality and end > self.end:
+            key = self.key
+            return bisect_left(self.entries, True, self.end, end, key=lambda entry: entry.key != key)
+        return end

@@ -54,15 +54,19 @@ class WatchedReads:
         source, watcher = self._source, self._watcher
         if watcher is None:
             return source.read(snapshot, pgno)
-        try:
-            ahead = watcher.before_read(pgno)
-            if watcher.recall.is_due:
-                ahead += source.recall(snapshot, watcher)
-            if ahead:
-                source.read_ahead(snapshot, ahead, watcher)
-        except Exception:  # noqa: BLE001 (logged)
-            self._stop_watching()
-        page = source.read(snapshot, pgno)
+        if (scan := watcher.resting.get(pgno)) is not None:
+            scan.rested = pgno  # as `before_read` does
+            page = source.read(snapshot, pgno)
+        else:
+            try:
+                ahead = watcher.before_read(pgno)
+                if watcher.recall.is_due:
+                    ahead += source.recall(snapshot, watcher)
+                if ahead:
+                    source.read_ahead(snapshot, ahead, watcher)
+            except Exception:  # noqa: BLE001 (logged)
+                self._stop_watching()
+            page = source.read(snapshot, pgno)
         if watcher.wants(page):
             try:
                 if ahead := watcher.after_read(pgno, page):

@@ -18,7 +18,6 @@ Invariants:
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -63,6 +62,7 @@ class Watcher:
         self._scans: OrderedDict[int, Scan] = OrderedDict()  # by interior page
         self._index_leaf: IndexLeaf | None = None
         self._run = Run()
+        self.resting: dict[int, Scan] = {}  # leaves whose reads change no plan; most reads of a scan are such
         self.recall = Recall()
         self._descends = False  # this query has read an interior page of a table
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
@@ -72,6 +72,7 @@ class Watcher:
         """Another query begins: the reads of the query before are no evidence."""
         with self._lock:
             self._scans.clear()
+            self.resting = {}
             self._awaited.clear()
             self._index_leaf = None
             self._run = Run()
@@ -81,9 +82,10 @@ class Watcher:
     def hold_back(self) -> None:
         """Note that the pages planned last are not fetched."""
         with self._lock:
+            self._look_at_rests()
+            self.resting = {}
             for parent, scan in self._scans.items():
                 scan.end_in, scan.end, scan.left = parent, max(scan.position, scan.seen) + 1, 0
-                scan.rests_until = 0
                 scan.guessed.clear()
                 scan.planned.clear()
                 scan.window = min(scan.window, FIRST_WINDOW // GROWTH)
@@ -94,19 +96,18 @@ class Watcher:
                 leaf.window = min(leaf.window, FIRST_WINDOW // LOOKUP_GROWTH)
             self._awaited.clear()
 
-    def awaits(self, pgno: int) -> bool:
-        """Whether a plan goes on as soon as this page is shown to `learn`."""
-        return pgno in self._awaited
+    def awaited(self, pgnos: list[int]) -> list[int]:
+        """Those pages with which a plan goes on as soon as they are shown to `learn`."""
+        awaited = self._awaited
+        return [pgno for pgno in pgnos if pgno in awaited] if awaited else []
 
     def before_read(self, pgno: int) -> list[int]:
         """The connection is about to read page `pgno`."""
-        place = self._parents.get(pgno)
-        if place is None:
+        if (scan := self.resting.get(pgno)) is not None:
+            scan.rested = pgno
             return []
-        scan = self._scans.get(place[0])
-        if scan is not None and scan.position < place[1] < scan.rests_until and self._index_leaf is None:
-            scan.seen = place[1]
-            return []  # most reads of a scan end here
+        if pgno not in self._parents:
+            return []
         with self._lock:
             parent = self._parents.get(pgno)  # `learn` may have dropped it
             return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
@@ -139,6 +140,7 @@ class Watcher:
             self._awaited.discard(pgno)
             for forgotten in self._trees.learn(pgno, page):
                 self._scans.pop(forgotten, None)
+                self.resting = {}
             if pgno not in self._interior:
                 return []
             plan = [] if self._index_leaf is None else self._go_on(self._index_leaf, pgno)
@@ -151,7 +153,8 @@ class Watcher:
 
     def _follow_scan(self, parent: int, position: int) -> list[int]:
         children = self._interior[parent].children
-        scan = self._scans.pop(parent, None) or self._continued_scan(parent, position)
+        known = self._scans.pop(parent, None)
+        scan = known or self._continued_scan(parent, position)
         if children[scan.position if scan and scan.position >= 0 else position] in self._interior:
             return []  # one level above the leaves; there, the end of each page leads on to the next
         if scan is None or not scan.position <= position <= self._reach(scan, parent):
@@ -167,14 +170,31 @@ class Watcher:
             scan.window = scan.window or max(FIRST_WINDOW, self.step // FIRST_SHARE) // GROWTH
         if len(scan.planned) > MAX_PLANNED:  # wrong guesses: pages that the scan does not reach
             scan.planned.clear()
+        if scan is not known:
+            self.resting = {}
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
         plan = self._extend(scan, at_once=parent in scan.guessed)
         missing = self._due(scan) - self._short(scan)  # if none, the plan ends here or waits for an interior page
         rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, missing) if missing > 0 else RESTS
-        scan.rests_until, scan.seen = min(position + rests, self._reach(scan, parent)), position
+        scan.seen, scan.rested = position, 0
+        may_rest = self._index_leaf is None or not self._interior[parent].is_table  # else it may follow look-ups, too
+        end = min(position + rests, self._reach(scan, parent)) if may_rest else 0
+        self._rest(scan, children[position + 1 : end])
         return plan
+
+    def _rest(self, scan: Scan, leaves: list[int]) -> None:
+        """Reads of these leaves change no plan from now on; of this scan's leaves no others are such."""
+        others = {} if len(self._scans) == 1 else {leaf: of for leaf, of in self.resting.items() if of is not scan}
+        self.resting = others | dict.fromkeys(leaves, scan)
+
+    def _look_at_rests(self) -> None:
+        """Look up which leaves, of those that rested, were read last."""
+        for parent, scan in self._scans.items():
+            place = self._parents.get(scan.rested)
+            if place is not None and place[0] == parent:
+                scan.seen = max(scan.seen, place[1])
 
     def _due(self, scan: Scan) -> int:
         """By how many pages a plan has to fall short of its window until it is extended."""
@@ -197,6 +217,7 @@ class Watcher:
         if not scan.window or (not at_once and self._short(scan) < self._due(scan)):
             return []
         scan.wanted = 0
+        self._look_at_rests()
         active = sum(other.is_active for other in self._scans.values()) or 1
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
         plan: list[int] = []
@@ -252,7 +273,7 @@ class Watcher:
                 del self._scans[before]
                 end_in, end = (parent, 0) if scan.end_in == before else (scan.end_in, scan.end)
                 left = scan.left - (len(self._interior[before].children) - 1 - scan.position)
-                return replace(scan, position=-1, rests_until=0, seen=-1, end_in=end_in, end=end, left=max(0, left))
+                return replace(scan, position=-1, rested=0, seen=-1, end_in=end_in, end=end, left=max(0, left))
         return None
 
     def follow_run(self, pgno: int) -> list[int]:
@@ -284,6 +305,7 @@ class Watcher:
             if found is None:
                 return []
             self._index_leaf = leaf = IndexLeaf(found.pgno, found.page, found.first)
+            self.resting = {}
             plan = self._recognize_lookups(leaf, found.second)
             if leaf.window:
                 self.recall.begin()
@@ -293,6 +315,8 @@ class Watcher:
         self.recall.note_leaf(pgno)
         before, leaf = self._index_leaf, IndexLeaf(pgno, page)
         self._index_leaf = leaf
+        if before is None:
+            self.resting = {}
         if before is None or not before.window or not self._is_continued(before, pgno):
             return []
         entries = parse_index_entries(page)[:: -1 if before.is_descending else 1]
@@ -314,27 +338,17 @@ class Watcher:
 
         If not `is_read`, page `pgno` is about to be read, and may be an interior page above the second one.
         """
-        if leaf.window or pgno == leaf.first or pgno not in self._parents:
-            return []
-        if not leaf.first:
-            leaf.first = pgno if is_read else 0
+        if not leaf.first and is_read and pgno in self._parents:
+            leaf.first = pgno
+        if leaf.window or leaf.first in {0, pgno} or pgno not in self._parents:
             return []
         leaf.entries = leaf.entries or parse_index_entries(leaf.page)
         leaf.root = self._trees.topmost(pgno)
         targets = [self._trees.path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
-        for _ in range(2):
-            for i, (entry, target) in enumerate(zip(leaf.entries, targets, strict=True)):
-                if target == leaf.first and pgno in targets[i + 1 : i + 1 + LOOK_AROUND]:
-                    leaf.position = targets.index(pgno, i + 1)
-                    leaf.is_equality = leaf.entries[i].key == leaf.entries[leaf.position].key
-                    leaf.end = leaf.position + 1
-                    leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
-                    leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
-                    return self._plan_lookups(leaf)
-            leaf.is_descending = True  # try the other way, as for ORDER BY ... DESC
-            leaf.entries.reverse()
-            targets.reverse()
-        leaf.is_descending = False
+        if (entry := leaf.led_along(targets, pgno)) is not None:
+            leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
+            leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
+            return self._plan_lookups(leaf)
         if is_read:
             self._index_leaf = None
         return []
@@ -360,16 +374,8 @@ class Watcher:
     def _plan_lookups(self, leaf: IndexLeaf) -> list[int]:
         """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
         leaf.window = min(leaf.window * LOOKUP_GROWTH, max(FIRST_WINDOW, self.max_window))
-        start, leaf.end = leaf.end, self._within_key(leaf, leaf.end + leaf.window)
-        return self._targets(leaf, range(start, self._within_key(leaf, leaf.end + leaf.window * LOOKUP_GROWTH)))
-
-    def _within_key(self, leaf: IndexLeaf, end: int) -> int:
-        """`end`, or the end of the entries that are going to be looked up for all that is known."""
-        end = min(end, len(leaf.entries))
-        if leaf.is_equality and end > leaf.end:
-            key = leaf.key
-            return bisect_left(leaf.entries, True, leaf.end, end, key=lambda entry: entry.key != key)
-        return end
+        start, leaf.end = leaf.end, leaf.within_key(leaf.end + leaf.window)
+        return self._targets(leaf, range(start, leaf.within_key(leaf.end + leaf.window * LOOKUP_GROWTH)))
 
     def _go_on(self, leaf: IndexLeaf, pgno: int) -> list[int]:
         """Interior page `pgno` is known now: what the look-ups that waited for it need next."""

@@ -33,8 +33,8 @@ class World:
         self.fetcher = Fetcher(ScriptedClient(self.script), read_timeout_s=read_timeout_s)
         self.blocks = BlockReader(self.fetcher, limit_bytes=limit_bytes)
 
-    def read(self, offset: int, size: int, file: LTXFileInfo | None = None) -> bytes:
-        return self.blocks.read(7, file or self.file, offset, size, self.fetcher.deadline())
+    def read(self, offset: int, size: int, file: LTXFileInfo | None = None, *, most: int = 0) -> bytes:
+        return self.blocks.read(7, file or self.file, offset, size, self.fetcher.deadline(), most=most)
 
     def ahead(self, *ranges: tuple[int, int]) -> bool:
         return self.blocks.read_ahead(7, self.file, ranges)
@@ -86,6 +86,23 @@ def test_point_reads_ask_for_one_block_each():
             world.read(block * BLOCK + 5, 10)
         assert sorted(offset for _, offset, _ in world.script.reads) == [b * BLOCK for b in (1, 3, 9, 17, 25, 30)]
         assert {size for _, _, size in world.script.reads} == {BLOCK}
+
+
+def test_a_read_takes_more_from_the_blocks_after_it_as_far_as_they_are_in_memory():
+    with World() as world:
+        for block in (2, 3, 5):
+            world.read(block * BLOCK, 10)
+        requests = len(world.script.reads)
+        for size, most, length in (
+            (10, 0, 10),
+            (10, 100, 100),
+            (10, 2 * BLOCK, 2 * BLOCK - 70),
+            (BLOCK, 2 * BLOCK, 2 * BLOCK - 70),
+        ):
+            start = 2 * BLOCK + 70
+            assert world.read(start, size, most=most) == CONTENT[start : start + length]
+        assert world.read(SIZE - 20, 10, most=BLOCK) == CONTENT[-20:]
+        assert len(world.script.reads) == requests + 1  # the last block
 
 
 def test_what_lies_close_together_comes_in_few_requests_that_overlap_nowhere():

@@ -123,5 +123,5 @@ def test_a_watcher_of_damaged_pages_goes_on(sound, data):
         planned = watcher.before_read(pgno)
         planned += watcher.after_read(pgno, pages[pgno])
         for page_number in planned[:20]:
-            if watcher.awaits(page_number) and page_number in pages:
+            if watcher.awaited([page_number]) and page_number in pages:
                 watcher.learn(page_number, pages[page_number])

@@ -147,8 +147,9 @@ def test_a_scan_that_has_come_to_its_end_leaves_its_window_to_the_next_one(tmp_p
     assert fetched(pages, iter(table))[0] + fetched(pages, iter(index))[0] <= 20
 
 
-def test_a_scan_rests_to_the_end_of_its_tree_once_nothing_is_left_to_plan(tmp_path: Path, monkeypatch):
-    pages = database_pages(tmp_path / "t.db", 3000)
+@pytest.mark.parametrize("root", [2, 3], ids=["table", "index"])
+def test_a_scan_rests_to_the_end_of_its_tree_once_nothing_is_left_to_plan(tmp_path: Path, monkeypatch, root: int):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
     watcher, looks = Watcher(4000), 0
 
     def counted(parent: int, position: int) -> list[int]:
@@ -158,11 +159,26 @@ def test_a_scan_rests_to_the_end_of_its_tree_once_nothing_is_left_to_plan(tmp_pa
 
     follow = watcher._follow_scan
     monkeypatch.setattr(watcher, "_follow_scan", counted)
-    reads = list(in_order(pages))
+    reads = list(in_order(pages, root))
     for pgno in reads:
         watcher.before_read(pgno)
         watcher.after_read(pgno, pages[pgno])
     assert looks < len(reads) / 8
+
+
+def test_a_scan_that_begins_again_among_leaves_that_rested_is_planned(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
+    watcher = Watcher(64)
+    for pgno in in_order(pages):
+        if pages[pgno][0] != LEAF_TABLE:
+            watcher.after_read(pgno, pages[pgno])
+    for pgno in leaves[:40]:
+        watcher.before_read(pgno)
+    again = leaves.index(next(iter(watcher.resting))) - 2  # a position before the leaves that rest
+    assert again > 0
+    planned = [page for pgno in leaves[again : again + 4] for page in watcher.before_read(pgno)]
+    assert planned[:8] == leaves[again + 2 : again + 10]
 
 
 def test_look_ups_of_one_key_take_few_round_trips_and_no_pages_of_another_key(tmp_path: Path):
