@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import lru_cache
 from typing import Any, Protocol
 
 
@@ -57,10 +59,29 @@ class Row:
 
 
 def own_row_factory(factory: Callable[[Any, Any], Any] | None) -> Callable[[Any, Any], Any] | None:
-    """The factory to use: `Row` in place of `sqlite3.Row`, which accepts only a cursor of `sqlite3`."""
-    if isinstance(factory, type) and factory.__module__ == "sqlite3" and factory.__name__ == "Row":
-        return Row
-    return factory
+    """The factory to use: `sqlite3.Row` takes only a cursor of `sqlite3`, so it gets one with the same columns."""
+    if not (isinstance(factory, type) and factory.__module__ == "sqlite3" and factory.__name__ == "Row"):
+        return factory
+    described: tuple[object, Any] = None, None  # a description, and the cursor for it
+
+    def row(cursor: Described, values: tuple[Any, ...]) -> Any:
+        nonlocal described
+        description = cursor.description
+        if described[0] is not description:
+            described = description, _cursor_of_sqlite3(tuple(column[0] for column in description or ()))
+        return factory(described[1], values)
+
+    return row
+
+
+@lru_cache(maxsize=256)
+def _cursor_of_sqlite3(names: tuple[str, ...]) -> Any:
+    """A cursor that describes these columns; its connection is closed."""
+    import sqlite3
+
+    columns = ", ".join('NULL AS "{}"'.format(name.replace('"', '""')) for name in names)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        return connection.execute(f"SELECT {columns}")
 
 
 def with_text(row: tuple[Any, ...], text_factory: Callable[[bytes], Any]) -> tuple[Any, ...]:

@@ -15,12 +15,13 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs
 
-from datasette import hookimpl
+from datasette import handle_exception, hookimpl
 from datasette.database import Database
+from datasette.utils.asgi import NotFound
 from jinja2 import ChoiceLoader, DictLoader, PrefixLoader
 
 import litevfs.dbapi
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import LitevfsError, OptionError, TXIDNotFoundError
 from litevfs.ltx.names import parse_txid
 from litevfs.options import check_names
 
@@ -72,7 +73,11 @@ class ReplicaDatabase(Database):
         txid = _txid.get() or ""
 
         def at_txid() -> Any:
-            with closing(self._open(txid=txid)) as connection:
+            try:
+                opened = self._open(txid=txid)
+            except TXIDNotFoundError as error:
+                raise NotFound(str(error)) from error
+            with closing(opened) as connection:
                 self.ds._prepare_connection(connection, self.name)
                 return fn(connection)
 
@@ -106,6 +111,9 @@ class ReplicaDatabase(Database):
 @hookimpl
 def startup(datasette: Any) -> None:
     """Add the configured replicas. Raises OptionError for a configuration that makes no sense."""
+    # litevfs brings rich, with which Datasette would print all local variables of each error, credentials among them,
+    # and fail at a path that it does not know.
+    handle_exception.rich = None
     config = datasette.plugin_config(PLUGIN) or {}
     for name, entry in (config.get("databases") or {}).items():
         options = dict(entry) if isinstance(entry, Mapping) else {"url": entry}

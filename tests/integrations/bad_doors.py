@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import sqlite3
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any, ClassVar
@@ -169,6 +171,9 @@ class Datasette(Door):
                 database.close()
             self.app.executor.shutdown()
         self.runner.close()
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):  # Datasette leaves some of its own
+            del self.app
+            gc.collect()
 
 
 class Django(Door):

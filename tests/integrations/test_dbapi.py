@@ -103,8 +103,19 @@ def test_fetchmany_hands_out_every_row_once(con, local, size: int | None):
     assert list(ours) == list(theirs)
 
 
+@pytest.mark.parametrize(
+    "sql", ['SELECT id, name AS Name, 1 AS [1], 2 AS "a ""b"" [c]", id FROM customer', "SELECT * FROM sale"]
+)
+def test_rows_of_sqlite3_are_its_own(con, local, sql):
+    con.row_factory = local.row_factory = sqlite3.Row
+    rows = con.execute(sql).fetchall()
+    assert rows == local.execute(sql).fetchall()  # compares the columns, too
+    assert {type(row) for row in rows} == {sqlite3.Row}
+    assert [tuple(row) for row in con.execute("SELECT 1 AS other")] == [(1,)]
+
+
 def test_rows_come_by_factories(con, local):
-    con.row_factory = sqlite3.Row
+    con.row_factory = dbapi.Row
     local.row_factory = sqlite3.Row
     sql = "SELECT id, name AS Name FROM customer"
     for ours, theirs in zip(con.execute(sql), local.execute(sql), strict=True):
