@@ -188,6 +188,11 @@ def make_folders(folder: str) -> None:
     fsync_folder(parent)
 
 
+def sync_data(fd: int) -> None:
+    """Put what was written over in a file on the disk; its size must be on the disk already. Raises OSError."""
+    getattr(os, "fdatasync", os.fsync)(fd)
+
+
 def fsync_folder(folder: StrPath) -> None:
     """Put the names of a folder's files on the disk."""
     fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,7 +1,7 @@
 """The replicator's files beside the database, in the folder `.<database>-litevfs`; they survive any end of the process.
 
     lock         held by the replicator that runs; its text is that process's number
-    state.json   the position: which TXID came last, and where in the WAL the next one begins
+    state.json   the position: which TXID came last, and where in the WAL the next one begins (`slots.py`)
     owner.json   the folder's ID (`marks.py`)
     pending/     LTX files that are not yet known to be on the replica; of several places, the queue of one
     places/      the queues of the others, a folder each (`upload_queue.py`)
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +30,11 @@ from litevfs.ltx.names import format_file_name
 from litevfs.replicate.access import Access, translated
 from litevfs.replicate.content import Content
 from litevfs.replicate.marks import folder_id, state_folder
-from litevfs.replicate.upload_queue import PendingFile, UploadQueue, checksum, read_record
+from litevfs.replicate.slots import SlotFile
+from litevfs.replicate.upload_queue import PendingFile, UploadQueue, read_record
 from litevfs.replicate.wal import WALPosition
 
 logger = logging.getLogger("litevfs.replicate")
-
-_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,7 @@ class StateFolder:
         self._database = database
         self._pending, self._places = self.path / "pending", self.path / "places"
         self._state = self.path / "state.json"
+        self._slots = SlotFile(self._state)
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
         self._lock_pid = 0
@@ -147,13 +146,16 @@ class StateFolder:
 
     def save(self, state: State) -> None:
         """Replace the state; it is on disk when this returns."""
-        fields = asdict(state)
-        data = json.dumps({"version": _VERSION, "checksum": checksum(fields), **fields}, indent=1).encode()
+        fields = {name: getattr(state, name) for name in State.__slots__}
         with translated(self._state):
-            temp = self._state.with_suffix(".tmp")
-            self._access.write_synced(temp, [data])
             self._check_held()
-            local_files.replace_synced(temp, self._state)
+            self._slots.write(fields | {"position": asdict(state.position)}, self._replace_state)
+
+    def _replace_state(self, data: bytes) -> None:
+        temp = self._state.with_suffix(".tmp")
+        self._access.write_synced(temp, [data])
+        self._check_held()
+        local_files.replace_synced(temp, self._state)
 
     def reset(self) -> None:
         """Forget everything: the state and the pending files."""
@@ -232,11 +234,9 @@ class StateFolder:
 
     def _read(self) -> State | None:
         try:
-            fields = json.loads(self._state.read_bytes())
-            found, version = fields.pop("checksum"), fields.pop("version")
-            is_sound = (found, version) == (checksum(fields), _VERSION)
-            return State(**(fields | {"position": WALPosition(**fields["position"])})) if is_sound else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            fields = self._slots.read()
+            return None if fields is None else State(**(fields | {"position": WALPosition(**fields["position"])}))
+        except (OSError, TypeError, KeyError):
             return None
 
     def _check_held(self) -> None:

@@ -425,7 +425,7 @@ def test_a_state_with_a_flipped_bit_leads_to_a_snapshot(app, client):
     path = state_folder(app) / "state.json"
     newest_ms, data = files_of(client)[0].header.timestamp_ms, path.read_bytes()
     start, rng = data.index(b":"), random.Random(8)
-    for txid, at in enumerate([data.index(b"%d" % newest_ms), *rng.sample(range(start, len(data)), 20)], 2):
+    for txid, at in enumerate([data.index(b"%d" % newest_ms), *rng.sample(range(start, data.rindex(b"}") + 1), 20)], 2):
         flipped = bytearray(path.read_bytes())
         flipped[at] ^= 8
         path.write_bytes(flipped)

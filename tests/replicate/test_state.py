@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from litevfs import local_files
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
@@ -120,17 +121,24 @@ def test_a_forked_process_that_closes_its_copy_lets_no_other_in(app, tmp_path: P
 def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeypatch: pytest.MonkeyPatch):
     """Whole before it gets its name, the name before `state.json` counts the file, and that before it is uploaded."""
     folder, events = state_folder(app), []
-    fsync, replace, write = os.fsync, os.replace, client.write
+    fsync, sync_data, replace, write = os.fsync, local_files.sync_data, os.replace, client.write
 
     def name(path: str | os.PathLike[str]) -> str:
         return Path(path).relative_to(folder).as_posix()
 
-    def noted_fsync(fd: int) -> None:
+    def note(fd: int) -> None:
         status = os.fstat(fd)
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
         found = [path for path in (folder, *folder.rglob("*")) if os.path.samestat(path.stat(), status)]
         events.extend(("sync", name(path), size) for path in found)
+
+    def noted_fsync(fd: int) -> None:
+        note(fd)
         fsync(fd)
+
+    def noted_sync_data(fd: int) -> None:
+        note(fd)
+        sync_data(fd)
 
     def noted_replace(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
         if folder in Path(source).parents:
@@ -145,6 +153,7 @@ def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeyp
         replicator.sync()
         app.insert()
         monkeypatch.setattr(os, "fsync", noted_fsync)
+        monkeypatch.setattr(local_files, "sync_data", noted_sync_data)
         monkeypatch.setattr(os, "replace", noted_replace)
         monkeypatch.setattr(client, "write", noted_write)
         replicator.sync()
@@ -154,9 +163,7 @@ def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeyp
         ("sync", f"{stem}.tmp", size),
         ("name", f"{stem}.tmp", f"{stem}.ltx", size),
         ("sync", "pending", None),
-        ("sync", "state.tmp", state_size),
-        ("name", "state.tmp", "state.json", state_size),
-        ("sync", ".", None),
+        ("sync", "state.json", state_size),
         ("upload",),
     ]
 
@@ -261,7 +268,7 @@ def test_a_capture_that_finds_its_folder_gone_keeps_no_wal_and_says_so_even_when
         assert app.checkpoint("TRUNCATE") == (0, 0, 0)
 
 
-@pytest.mark.parametrize("written", ["pending/0000000000000002-0000000000000002.tmp", "state.tmp"])
+@pytest.mark.parametrize("written", ["pending/0000000000000002-0000000000000002.tmp", "state.json"])
 def test_a_folder_that_another_made_during_a_step_gets_no_file_and_no_state(
     app, client, monkeypatch: pytest.MonkeyPatch, written: str
 ):
