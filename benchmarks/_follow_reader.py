@@ -47,7 +47,7 @@ class Reader:
             self._note("back", newest < self.newest, is_quiet)
             if newest > self.newest:
                 self.counts["states"] += 1
-                if is_quiet:
+                if is_quiet and self.newest:  # the state of the first look is as old as the replica
                     self.lags.append(time.time() - at)
                 self.newest = newest
             if self.counts["looks"] % LOOKS_A_CHECK == 0:

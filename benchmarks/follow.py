@@ -346,6 +346,7 @@ def result_of(one: Followed, count: int) -> dict[str, Any]:
     for what in ("torn", "back", "corrupt"):
         result[f"{what}, before any kill"] = sum(answer.get(f"{what} quiet", 0) for answer in one.answers)
     result["errors"] = sum(sum(answer["errors"].values()) for answer in one.answers)
+    result["lags"] = len(lags)
     result["lag, median"] = _harness.seconds(statistics.median(lags) if lags else None)
     result["lag, 95 %"] = _harness.seconds(lags[int(len(lags) * 0.95)] if lags else None)
     if one.proxy is not None:

@@ -151,7 +151,7 @@ class DatabaseFile:
         old_size = self.size
         old_page_size = page_size_of(self.header) or page_size
         old_commit = old_size // old_page_size
-        fd = os.open(self.journal_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
+        fd = self._create_journal()
         try:
             if old_page_size == page_size:
                 kept = [pgno for pgno in pgnos if pgno <= old_commit]
@@ -165,6 +165,20 @@ class DatabaseFile:
             raise
         finally:
             os.close(fd)
+
+    def _create_journal(self) -> int:
+        """A file for the journal. Raises FileExistsError if one is there that SQLite would roll back.
+
+        A process that ended before it wrote a byte leaves a journal that no SQLite takes for one, and so none removes.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self.journal_path, flags | os.O_EXCL, self._mode)
+        except FileExistsError:
+            with self.journal_path.open("rb") as journal:
+                if journal.read(1) not in (b"", b"\0"):
+                    raise
+        return os.open(self.journal_path, flags | os.O_TRUNC, self._mode)
 
     def _fill_journal(self, fd: int, pgnos: Sequence[int], page_size: int, commit: int) -> None:
         nonce = secrets.randbits(32)

@@ -125,16 +125,20 @@ from tests.operations.test_page_transaction import as_pages, make_database, repl
 class KillingOs:
     def __init__(self, calls):
         self.left = calls
+    def step(self):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
     def __getattr__(self, name):
         call = getattr(os, name)
         if name not in ("pwrite", "fsync", "ftruncate", "open"):
             return call
         def counted(*args):
-            self.left -= 1
-            if self.left < 0:
-                if name == "pwrite":  # half of it arrives
-                    os.pwrite(args[0], bytes(args[1])[: len(args[1]) // 2], args[2])
-                os.kill(os.getpid(), signal.SIGKILL)
+            self.step()
+            if name == "pwrite" and self.left == 0:  # half of it arrives
+                os.pwrite(args[0], bytes(args[1])[: len(args[1]) // 2], args[2])
+            if name == "pwrite":
+                self.step()
             return call(*args)
         return counted
 
@@ -168,6 +172,23 @@ for calls in range(400):
 assert not died, "never came through"
 print(deaths, sorted(seen))
 """
+
+
+@pytest.mark.parametrize("left", [b"", bytes(5000)])
+def test_a_journal_that_undoes_nothing_is_overwritten(file, path, tmp_path, left):
+    """A writer that ends right after it made the journal leaves it empty; one in SQLite's mode PERSIST, with zeros."""
+    file.journal_path.write_bytes(left)
+    replace(file, as_pages(make_database(tmp_path / "other.db", 60), 1024, 1000), 1024)
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("SELECT count(*) FROM t").fetchone() == (60,)
+    assert not file.journal_path.exists()
+
+
+def test_a_journal_that_undoes_something_is_kept(file, tmp_path):
+    file.journal_path.write_bytes(b"\xd9" + bytes(5000))
+    with pytest.raises(FileExistsError):
+        replace(file, as_pages(make_database(tmp_path / "other.db", 60), 1024, 1000), 1024)
+    assert file.journal_path.stat().st_size == 5001
 
 
 @pytest.mark.plan("D01")
