@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import OptionError
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.status import CheckResult, ReplicatorStatus, why_unhealthy
+from litevfs.replicate.status import CheckResult, PlaceStatus, ReplicatorStatus, why_unhealthy
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -74,9 +74,13 @@ class _Collector(Collector):
             for name, text, value in _gauges(path, status) + _check_gauges(replicator.last_check):
                 family = gauges.setdefault(name, GaugeMetricFamily(name, text, labels=["db"]))
                 family.add_metric([str(path)], value)
-            total = totals.setdefault(urlsplit(replicator.client.url).scheme, [0, 0])
-            total[0] += status.files_uploaded
-            total[1] += status.bytes_uploaded
+            for place in status.places:
+                for name, text, value in _place_gauges(place) if len(status.places) > 1 else ():
+                    family = gauges.setdefault(name, GaugeMetricFamily(name, text, labels=["db", "replica"]))
+                    family.add_metric([str(path), place.replica], value)
+                total = totals.setdefault(urlsplit(place.replica).scheme, [0, 0])
+                total[0] += place.files_uploaded
+                total[1] += place.bytes_uploaded
         yield from gauges.values()
         for index, (end, text) in enumerate((("total", "number"), ("bytes", "bytes"))):
             # Without a type: that of a counter would lengthen the name.
@@ -104,6 +108,17 @@ def _gauges(path: Path, status: ReplicatorStatus) -> list[tuple[str, str, float]
     ]
 
 
+def _place_gauges(place: PlaceStatus) -> list[tuple[str, str, float]]:
+    """Those of each place, where a database has several."""
+    return [
+        ("litevfs_place_uploaded_txid", "The newest TXID known to be at the place", place.uploaded_txid),
+        ("litevfs_place_pending_files", "LTX files that wait for their upload there", place.pending_files),
+        ("litevfs_place_last_sync_timestamp_seconds", "Everything committed before is there", _seconds(place)),
+        ("litevfs_place_has_lease", "Whether this primary has the lease there", float(place.has_lease)),
+        ("litevfs_place_failing", "Whether the last attempt failed there", float(place.last_error is not None)),
+    ]
+
+
 def _check_gauges(check: CheckResult | None) -> list[tuple[str, str, float]]:
     if check is None:
         return []
@@ -125,7 +140,7 @@ def _size(path: Path) -> float:
         return 0
 
 
-def _seconds(status: ReplicatorStatus) -> float:
+def _seconds(status: ReplicatorStatus | PlaceStatus) -> float:
     return 0.0 if status.last_sync_ms is None else status.last_sync_ms / 1000
 
 

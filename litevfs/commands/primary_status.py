@@ -15,7 +15,7 @@ from litevfs.commands.text import count, format_age, format_fields
 from litevfs.errors import ReplicatorError
 from litevfs.ltx.names import format_txid
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.status import unix_time_ms, why_unhealthy
+from litevfs.replicate.status import PlaceStatus, unix_time_ms, why_unhealthy
 from litevfs.units import format_bytes, format_timestamp, parse_timestamp_ms
 
 
@@ -25,6 +25,7 @@ def describe(replicator: Replicator, sync_interval_s: float, started_ms: int) ->
     why = why_unhealthy(status, sync_interval_s)
     fields = asdict(status) | {"txid": format_txid(status.txid), "uploaded_txid": format_txid(status.uploaded_txid)}
     last_sync_ms = fields.pop("last_sync_ms")
+    fields["places"] = [_of_place(place) for place in status.places]
     return {
         "database": str(replicator.path),
         "replica": replicator.client.url,
@@ -33,9 +34,20 @@ def describe(replicator: Replicator, sync_interval_s: float, started_ms: int) ->
         "started": format_timestamp(started_ms),
         "healthy": why is None,
         "reason": why,
+        **_sync_times(last_sync_ms),
+        **fields,
+    }
+
+
+def _of_place(place: PlaceStatus) -> dict[str, object]:
+    fields = asdict(place) | {"uploaded_txid": format_txid(place.uploaded_txid)}
+    return fields | _sync_times(fields.pop("last_sync_ms"))
+
+
+def _sync_times(last_sync_ms: int | None) -> dict[str, object]:
+    return {
         "last_sync": None if last_sync_ms is None else format_timestamp(last_sync_ms),
         "lag_s": None if last_sync_ms is None else max(0, unix_time_ms() - last_sync_ms) / 1000,
-        **fields,
     }
 
 
@@ -61,13 +73,14 @@ def print_status(databases: Sequence[str], *, as_json: bool) -> int:
 
 def _render(status: dict[str, object]) -> str:
     now_s = time.time()
-    waiting = int(str(status["pending_files"]))
+    places = status.get("places")
+    several = places if isinstance(places, list) and len(places) > 1 else []
     fields = [
         ("database", status["database"]),
-        ("replica", status["replica"]),
+        ("replica", f"{len(several)} places" if several else status["replica"]),
         ("state", "healthy" if status["healthy"] else f"failing: {status['reason']}"),
-        ("TXID", f"{status['uploaded_txid']} on the replica, {status['txid']} made"),
-        ("waiting", f"{count(waiting, 'file')} to be uploaded" if waiting else "nothing"),
+        ("TXID", f"{status['uploaded_txid']} on {'all of them' if several else 'the replica'}, {status['txid']} made"),
+        ("waiting", _waiting(status)),
         ("last sync", _age(status["last_sync"], now_s) or "none yet"),
         ("lease", _lease(status)),
         (
@@ -80,7 +93,27 @@ def _render(status: dict[str, object]) -> str:
         fields.append(("snapshot", status["last_snapshot_reason"]))
     if status["last_maintenance_error"]:
         fields.append(("upkeep", f"failing: {status['last_maintenance_error']}"))
+    fields += [(f"place {number}", _render_place(place, now_s)) for number, place in enumerate(several, 1)]
     return format_fields(fields)
+
+
+def _render_place(place: dict[str, object], now_s: float) -> str:
+    parts = [
+        f"{place['replica']}: TXID {place['uploaded_txid']}",
+        f"waiting: {_waiting(place)}",
+        f"last sync: {_age(place['last_sync'], now_s) or 'none yet'}",
+        f"lease {_lease(place)}",
+    ]
+    if place["waits_to_begin"]:
+        parts.append(f"to begin again with the whole database: {place['waits_to_begin']}")
+    if place["last_error"]:
+        parts.append(f"failing: {place['last_error']}")
+    return "; ".join(parts)
+
+
+def _waiting(status: dict[str, object]) -> str:
+    files = int(str(status["pending_files"]))
+    return f"{count(files, 'file')} to be uploaded" if files else "nothing"
 
 
 def _lease(status: dict[str, object]) -> str:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, TakesPlaceOf, add_options, add_url, checked, collect_options
 from litevfs.commands.primary_status import describe, print_status
 from litevfs.commands.replicate_many import add_many_flags, refuse_flags_of_many, run_many
+from litevfs.commands.restoring import restore_with_leases
 from litevfs.commands.signals import Terminated, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
@@ -27,23 +28,17 @@ from litevfs.concurrency.turns import OwnThreads
 from litevfs.errors import (
     LitevfsError,
     OptionError,
-    ReplicaConflictError,
     ReplicatorError,
     ReplicatorLockedError,
     ReplicatorRefusedError,
-    TransientStorageError,
 )
 from litevfs.ltx.names import format_txid
 from litevfs.operations.checkup import Checkup
-from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.http.indexed import IndexedReplicaClient
-from litevfs.replicate.database import database_path
-from litevfs.replicate.guard import open_guard
-from litevfs.replicate.lease import DEFAULT_TTL_S, RESTORING
+from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.replicator import Replicator
-from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
 from litevfs.units import parse_duration_s, parse_size_bytes
 
@@ -59,7 +54,6 @@ _SYNC_SHARE = 0.4
 """Part of the shutdown time that is kept for the last sync when the program of --exec takes long to end."""
 _SHORTEST_SYNC_S = 0.5
 _APPEARS_PAUSE_S = 0.1
-_WAIT_FOR_LEASE_S = 1.0
 _READY_TIMEOUT_S = 10.0
 """How long a program may take from making its database to switching it to WAL mode."""
 
@@ -68,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     database = parser.add_argument("database", metavar="DATABASE", help="the SQLite database")
     url = add_url(parser)
+    parser.add_argument(
+        "more_urls", nargs="*", default=[], metavar="URL", help="further replicas, each kept up to date at its own pace"
+    )
     add_many_flags(parser, database, url)
     parser.add_argument(
         "--status",
@@ -181,22 +178,26 @@ def run(args: argparse.Namespace) -> int:
         return run_many(args, options)
     refuse_flags_of_many(args)
     args.database = Path(args.database)
-    storage = collect_options(args)
-    client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
-    if args.index:
-        client = IndexedReplicaClient(client)
-    with closing(client):
+    with ExitStack() as opened:
+        clients = [opened.enter_context(closing(_open(args, url))) for url in (args.url, *args.more_urls)]
+        options["places"] = clients[1:]
         try:
             with sigterm_raises():
                 if args.restore_if_missing:
-                    _restore(args.database, client, options["lease_ttl_s"])
+                    restore_with_leases(args.database, clients, options["lease_ttl_s"])
                 if args.once:
-                    return _replicate_once(args, client, options)
+                    return _replicate_once(args, clients[0], options)
                 if args.exec is None:
-                    return _replicate(args, client, options)
+                    return _replicate(args, clients[0], options)
         except Terminated:
             return 128 + signal.SIGTERM  # before there was a replicator to finish
-        return _replicate_beside(args, client, options)
+        return _replicate_beside(args, clients[0], options)
+
+
+def _open(args: argparse.Namespace, url: str) -> ReplicaClient:
+    storage = collect_options(args, url)
+    client = litevfs.open_replica_client(storage.replica_url, read_timeout_s=storage.read_timeout_s)
+    return IndexedReplicaClient(client) if args.index else client
 
 
 def replicator_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -317,43 +318,8 @@ def _start(replicator: Replicator, args: argparse.Namespace) -> None:
     if args.snapshot:
         replicator.request_snapshot()
     replicator.start()
-    print(f"litevfs: replicating {replicator.path} to {replicator.client.url}", file=sys.stderr)
-
-
-def _restore(path: Path, client: ReplicaClient, lease_ttl_s: float | None) -> None:
-    """Restore the newest state once no other primary has the lease: it would lack that primary's later writes.
-
-    Holds the state folder meanwhile: of two on this machine one restores, and the lease of one that is killed is taken
-    over at once.
-    """
-    if not is_missing(path):
-        return
-    with closing(StateFolder(database_path(path))) as folder:
-        if is_missing(path):
-            _restore_with_lease(path, client, folder.id, lease_ttl_s)
-
-
-def _restore_with_lease(path: Path, client: ReplicaClient, folder_id: str, lease_ttl_s: float | None) -> None:
-    closed = threading.Event()
-    guard = open_guard(client, RESTORING + folder_id, closed, lease_ttl_s, unix_time_ms)
-    is_told = False
-    while True:
-        try:
-            guard.hold()
-            break
-        except ReplicaConflictError as error:
-            if not is_told:
-                print(f"litevfs: waiting to restore: {error}", file=sys.stderr)
-            is_told = True
-        except TransientStorageError as error:
-            print(f"litevfs: waiting to restore: {error}", file=sys.stderr)
-        closed.wait(_WAIT_FOR_LEASE_S)
-    try:
-        result = restore_if_missing(client, path)
-    finally:
-        guard.release(threading.Lock(), 5.0)
-    if result is not None:
-        print(f"litevfs: restored {path} to TXID {format_txid(result.txid)}", file=sys.stderr)
+    urls = " and ".join(place.client.url for place in replicator.places)
+    print(f"litevfs: replicating {replicator.path} to {urls}", file=sys.stderr)
 
 
 def _finish(replicator: Replicator, timeout_s: float | None = None) -> None:
@@ -362,10 +328,15 @@ def _finish(replicator: Replicator, timeout_s: float | None = None) -> None:
         replicator.sync(_LAST_SYNC_TIMEOUT_S if timeout_s is None else max(timeout_s, _SHORTEST_SYNC_S))
     except LitevfsError as error:
         raise ReplicatorError(
-            f"ended before all that was committed is on the replica: {_how_far(replicator)} ({error.message})",
+            f"ended before all that was committed is on {_all_of(replicator)}: "
+            f"{_how_far(replicator)} ({error.message})",
             key=error.key or str(replicator.path),
             hint="nothing is lost: the next start goes on from there",
         ) from error
+
+
+def _all_of(replicator: Replicator) -> str:
+    return "the replica" if len(replicator.places) == 1 else "all replicas"
 
 
 def _how_far(replicator: Replicator) -> str:

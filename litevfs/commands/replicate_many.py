@@ -18,15 +18,13 @@ from typing import Any
 from litevfs.commands.child import Child
 from litevfs.commands.options import TakesPlaceOf, collect_options
 from litevfs.commands.primary_status import describe
+from litevfs.commands.restoring import restore_newest
 from litevfs.commands.signals import Terminated, ended_by_sigterm, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
 from litevfs.concurrency.turns import Turn
 from litevfs.errors import OptionError, ReplicatorError
 from litevfs.operations.checkup import Checkup
-from litevfs.operations.restore import restore_if_missing
-from litevfs.operations.target import is_missing
-from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import Config, DatabaseEntry, Place
 from litevfs.replicate.fleet import Fleet
 from litevfs.replicate.replicator import Replicator
@@ -58,7 +56,7 @@ def add_many_flags(parser: argparse.ArgumentParser, database: argparse.Action, u
         action=TakesPlaceOf,
         positionals=(url,),
         metavar="FOLDER",
-        help="replicate all databases of a folder, each below the one URL that is given besides",
+        help="replicate all databases of a folder, each below the URL, or each of the URLs, given besides",
     )
     group.add_argument("--pattern", metavar="GLOB", help="names of the databases in --dir [*.db]")
     group.add_argument("--recursive", action="store_true", help="look into the folders of --dir, too")
@@ -103,17 +101,16 @@ def _from_file(args: argparse.Namespace, options: Mapping[str, Any]) -> Config:
 
 
 def _from_folder(args: argparse.Namespace, options: Mapping[str, Any]) -> Config:
-    if args.database is None or args.url is not None:
-        raise OptionError(
-            "--dir needs one URL, below which the replicas lie", hint="litevfs replicate --dir FOLDER URL"
-        )
+    if args.database is None:
+        raise OptionError("--dir needs a URL, below which the replicas lie", hint="litevfs replicate --dir FOLDER URL")
     if not args.dir.is_dir():
         raise OptionError(f"there is no folder {args.dir}")
-    storage = collect_options(args, args.database)
-    place = Place(storage.replica_url)
-    place.open().close()  # a wrong URL is told now
+    urls = [args.database, *filter(None, (args.url, *args.more_urls))]
+    places = tuple(Place(collect_options(args, url).replica_url) for url in urls)
+    for place in places:
+        place.open().close()  # a wrong URL is told now
     entry = DatabaseEntry(
-        args.dir, (place,), args.pattern or "*.db", args.recursive, args.watch, args.restore_if_missing, options
+        args.dir, places, args.pattern or "*.db", args.recursive, args.watch, args.restore_if_missing, options
     )
     return Config((entry,))
 
@@ -131,7 +128,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
             return Checkup(replicator, interval_s).turn
 
     if args.once:
-        return _once(Fleet(config.entries, restore=_restore, own_process=True), timeout_s)
+        return _once(Fleet(config.entries, restore=restore_newest, own_process=True), timeout_s)
     with StatusServer() as server:
 
         def opened(replicator: Replicator) -> None:
@@ -140,7 +137,9 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
         def closing(replicator: Replicator) -> None:
             server.remove(replicator.path)
 
-        fleet = Fleet(config.entries, restore=_restore, check=check, opened=opened, closing=closing, own_process=True)
+        fleet = Fleet(
+            config.entries, restore=restore_newest, check=check, opened=opened, closing=closing, own_process=True
+        )
         if command is not None:
             return _beside(args, config, fleet, command, timeout_s)
         return _until_a_signal(args, config, fleet, timeout_s)
@@ -211,11 +210,6 @@ def _finish(fleet: Fleet, timeout_s: float) -> None:
             f"ended before all that was committed is on the replicas: {errors[0]}{more}",
             hint="nothing is lost: the next start goes on from there",
         )
-
-
-def _restore(path: Path, client: ReplicaClient) -> None:
-    if is_missing(path):
-        restore_if_missing(client, path)
 
 
 @contextmanager

@@ -133,10 +133,12 @@ class Member:
         self._clients = [place.open() for place in self.places]
         try:
             if self._entry.restore_if_missing and self._fleet.restore is not None:
-                self._fleet.restore(self.path, self._clients[0])
+                self._fleet.restore(self.path, self._clients)
             if not _begins_as_database(self.path):
                 raise ReplicatorError("not a database, or not yet", key=str(self.path))
-            return Replicator(self.path, self._clients[0], own_process=self._fleet.own_process, **self._entry.options)
+            first, *others = self._clients
+            own_process = self._fleet.own_process
+            return Replicator(self.path, first, places=others, own_process=own_process, **self._entry.options)
         except BaseException:
             self._close(None)
             raise
@@ -161,7 +163,7 @@ class Fleet:
         self,
         entries: Sequence[DatabaseEntry],
         *,
-        restore: Callable[[Path, ReplicaClient], object] | None = None,
+        restore: Callable[[Path, Sequence[ReplicaClient]], object] | None = None,
         check: Callable[[Replicator], Turn] | None = None,
         opened: Callable[[Replicator], None] = lambda replicator: None,
         closing: Callable[[Replicator], None] = lambda replicator: None,

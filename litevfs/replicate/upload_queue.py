@@ -92,6 +92,8 @@ class UploadQueue:
                 if self.is_plain:
                     self.why_not_joined = f"the database was replicated to {url} before"
                 self.record = PlaceRecord(self.url, 0, 0, has_joined=False)
+            elif not record.has_joined:
+                self.record, self.why_not_joined = record, "nothing was captured for the place for a while"
             elif record.first > txid:  # the whole database was not captured any more
                 self.write(PlaceRecord(self.url, record.after, 0, has_joined=False))
             else:

@@ -13,7 +13,7 @@ import pytest
 
 from litevfs.errors import OptionError
 from litevfs.replicate import Replicator
-from tests.replicate.support import failing_client, refuse_writes
+from tests.replicate.support import failing_client, refuse_writes, wait_until
 
 pytest.importorskip("prometheus_client", reason="needs the extra `metrics` (pip install 'litevfs[metrics]')")
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,3 +76,35 @@ def test_what_is_no_address_is_refused(text: str):
 def test_an_address_may_leave_the_host_out():
     assert parse_address(":9090") == ("0.0.0.0", 9090)
     assert parse_address("[::1]:80") == ("::1", 80)
+
+
+def test_each_of_several_places_has_values_of_its_own_and_health_needs_all(tmp_path: Path):
+    path, client = tmp_path / "app.db", failing_client(tmp_path / "replica")
+    with closing(apsw.Connection(str(path))) as app, closing(client):
+        app.execute("PRAGMA journal_mode=WAL").fetchall()
+        app.execute("CREATE TABLE t (a)")
+        with (
+            Replicator(path, str(tmp_path / "other"), places=[client], sync_interval_s=0.02) as replicator,
+            serving("127.0.0.1:0", replicator, 0.02) as port,
+        ):
+            replicator.sync()
+            refuse_writes(client)
+            app.execute("INSERT INTO t VALUES (1)")
+            replicator.start()
+            wait_until(lambda: get(port, "/healthz")[0] == 503)
+            assert get(port, "/healthz")[1].startswith(f"to {client.url}: ")
+            wait_until(lambda: replicator.status.places[0].uploaded_txid == 2)
+            text = get(port, "/metrics")[1]
+            found = {
+                (sample.name, sample.labels.get("replica")): sample.value
+                for family in text_string_to_metric_families(text)
+                for sample in family.samples
+            }
+            for number, place in enumerate(replicator.places):
+                assert found["litevfs_place_uploaded_txid", place.client.url] == (2, 1)[number]
+                assert found["litevfs_place_pending_files", place.client.url] == (0, 1)[number]
+                assert found["litevfs_place_failing", place.client.url] == (0, 1)[number]
+                assert found["litevfs_place_has_lease", place.client.url] == 1
+            assert found["litevfs_uploaded_txid", None] == 1
+            client.faults.clear()
+            wait_until(lambda: get(port, "/healthz")[0] == 200)

@@ -159,7 +159,7 @@ def test_a_program_beside_a_folder_ends_it_with_its_code(tmp_path: Path):
         (["--config", "bad.yml", "--dir", "."], 2, "--config is given beside a database or --dir"),
         (["--dir", "none", "replicas"], 2, "there is no folder none"),
         (["--dir", "."], 2, "DATABASE"),
-        (["--dir", ".", "one", "two"], 2, "--dir needs one URL"),
+        (["--dir", ".", "one", "ftp://x"], 2, "ftp"),
         (["--dir", ".", "ftp://x"], 2, "ftp"),
         (["app.db", "replicas", "--watch"], 2, "--watch is given without --dir"),
         (["--dir", ".", "replicas", "--once"], 1, "app.db"),

@@ -1,7 +1,7 @@
 """Programs that the tests run as processes of their own: an application, and a replicator that reports.
 
     python -m tests.replicate.programs write DATABASE SEED
-    python -m tests.replicate.programs replicate DATABASE URL
+    python -m tests.replicate.programs replicate DATABASE URL...
     python -m tests.replicate.programs read_with_litestream
 
 Each ends when its standard input does.
@@ -77,11 +77,11 @@ def create(path: str, *, page_size: int = 1024) -> None:
     db.close()
 
 
-def replicate(path: str, url: str) -> None:
-    """Sync every 10 ms; print the TXID after each sync that returned, that is, what was acknowledged."""
+def replicate(path: str, *urls: str) -> None:
+    """Sync every 10 ms to all places; print the TXID after each sync that returned, that is, what was acknowledged."""
     from litevfs.replicate import Replicator
 
-    with Replicator(path, url, checkpoint_pages=100, truncate_pages=1000) as replicator:
+    with Replicator(path, urls[0], places=urls[1:], checkpoint_pages=100, truncate_pages=1000) as replicator:
         print("started", flush=True)
         while not is_asked_to_end(0.01):
             print(replicator.sync(), flush=True)

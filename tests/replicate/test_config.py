@@ -126,11 +126,15 @@ def test_each_kind_of_replica_becomes_a_url(tmp_path: Path, monkeypatch, replica
     assert [place.url for place in config.entries[0].places] == [url]
 
 
-def test_a_list_of_one_replica_is_that_replica_and_more_are_a_mistake(tmp_path: Path):
+def test_a_list_of_replicas_is_one_place_for_each(tmp_path: Path):
     config = config_of(tmp_path, "dbs:\n  - path: a.db\n    replicas:\n      - path: /one\n")
     assert [place.url for place in config.entries[0].places] == ["/one"]
     text = "dbs:\n  - path: a.db\n    replicas:\n      - path: /one\n      - url: s3://two/a\n"
-    assert "3: dbs[0].replicas: a database has one replica" in "; ".join(mistakes(tmp_path, text))
+    config = config_of(tmp_path, text)
+    assert [place.url for place in config.entries[0].places] == ["/one", "s3://two/a"]
+    assert config.warnings == ()
+    twice = mistakes(tmp_path, text.replace("url: s3://two/a", "path: /one"))
+    assert twice == ["3: dbs[0].replicas: /one is there twice"]
 
 
 def test_variables_are_replaced_as_litestream_does_unless_told_not_to(tmp_path: Path, monkeypatch):

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from litevfs.ltx.decoder import decode_file
+from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from tests.replicate.programs import create
-from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, states, wait_until
+from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, source_bytes, states, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +64,23 @@ def assert_every_state_is_sound(client: FileReplicaClient) -> None:
         assert n >= ledger
         ledger = n
         db.close()
+
+
+def assert_the_states_of_a_place_are_sound(client: FileReplicaClient) -> None:
+    """As above, for a place that begins again with the whole database wherever TXIDs are left out."""
+    pages: dict[int, bytes] = {}
+    txid, ledger = 0, -1
+    for info in client.list_files(0):
+        file = decode_file(client.read(info))
+        changed = dict(file.pages())
+        assert info.min_txid == txid + 1 or len(changed) == file.header.commit, f"TXID {info.min_txid}"
+        txid = info.max_txid
+        pages = {pgno: page for pgno, page in (pages | changed).items() if pgno <= file.header.commit}
+        with closing(opened(b"".join(page for _, page in sorted(pages.items())))) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)], f"TXID {txid}"
+            n = db.execute("SELECT n FROM ledger").fetchone()[0]
+        assert n >= ledger, f"TXID {txid}"
+        ledger = n
 
 
 @pytest.fixture
@@ -118,6 +137,36 @@ def test_killed_at_random_moments_nothing_acknowledged_is_lost_and_nothing_is_co
     assert len(client.list_files(0)) > (5 if kills == 20 else 0)
     assert_every_state_is_sound(client)
     assert_replicated(client, database)
+
+
+@pytest.mark.plan("D15", "K03")
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_killed_at_random_moments_every_place_has_what_was_acknowledged(tmp_path, kills: int):
+    database, urls = tmp_path / "app.db", [(tmp_path / name).as_uri() for name in ("a", "b", "c")]
+    create(str(database))
+    rng = random.Random(kills)
+    clients = [FileReplicaClient(tmp_path / name) for name in ("a", "b", "c")]
+    with program("write", database, 3) as writer:
+        for kill in range(kills):
+            chosen = rng.sample(range(3), rng.choice([2, 3, 3]))
+            with program("replicate", database, *(urls[number] for number in chosen)) as replicator:
+                assert replicator.stdout.readline() == "started\n"
+                delay = time.monotonic() + rng.choice([0.05, 0.2, 0.5]) * rng.random()
+                wait_until(lambda delay=delay: time.monotonic() >= delay)
+                replicator.kill()
+                acknowledged = max(map(int, replicator.communicate()[0].split() or [0]))
+            for number in chosen:
+                there = [file.max_txid for level in (0, 9) for file in clients[number].list_files(level)]
+                assert max([0, *there]) >= acknowledged, f"kill {kill}"
+        ended(writer)
+    with Replicator(database, clients[0], places=clients[1:]) as replicator:
+        replicator.sync()
+    for client in clients:
+        restore(client, path := tmp_path / "restored.db", integrity_check=True)
+        assert path.read_bytes() == source_bytes(database)
+        path.unlink()
+        assert_the_states_of_a_place_are_sound(client)
+        client.close()
 
 
 @pytest.mark.peer

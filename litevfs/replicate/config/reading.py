@@ -138,8 +138,6 @@ def _places(section: Section, shared: _Shared, sync_s: list[float | None]) -> tu
     if single is not None and several:
         section.mistake("replicas", "given beside replica")
     found = [single] if single is not None else several
-    if len(found) > 1:
-        section.mistake("replicas", "a database has one replica; a copy of it can be kept by `litevfs copy`")
     if not found:
         section.mistake("replica", "the entry says no replica")
     places = []
@@ -150,7 +148,10 @@ def _places(section: Section, shared: _Shared, sync_s: list[float | None]) -> tu
                 replica.warn("sync-interval", f"not done: all replicas of a database are synced every {sync_s[-1]:g} s")
             else:
                 sync_s.append(own_s)
-        places.append(read_place(replica, shared.settings))
+        place = read_place(replica, shared.settings)
+        if place is not None and place in places:
+            section.mistake("replicas", f"{place.url} is there twice")
+        places.append(place)
     return tuple(place for place in places if place is not None)
 
 
