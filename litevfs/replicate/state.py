@@ -267,18 +267,32 @@ def add_file(
         wal_salt1=content.end.salt1,
         wal_salt2=content.end.salt2,
     )
-    file = folder.add_pending(header.max_txid, _encoded(folder, header, content, between_pages))
-    size, trailer = fingerprint(file.path)
+    parts = _Parts(_encoded(folder, header, content, between_pages))
+    folder.add_pending(header.max_txid, parts)
     state = replace(
         before,
         txid=header.max_txid,
         timestamp_ms=header.timestamp_ms,
-        file_size=size,
-        file_trailer=trailer,
+        file_size=parts.size,
+        file_trailer=parts.last.hex(),
         position=content.end,
     )
     folder.save(state)
     return state
+
+
+class _Parts:
+    """The parts of a file as they pass: their size, and the last one, which is an LTX file's trailer."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = parts
+        self.size, self.last = 0, b""
+
+    def __iter__(self) -> Iterator[bytes]:
+        for part in self._parts:
+            self.size += len(part)
+            self.last = part
+            yield part
 
 
 def _encoded(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import Event
+from typing import BinaryIO
 
 from litevfs.concurrency.retry import Backoff, retry
 from litevfs.errors import (
@@ -178,16 +179,18 @@ class Uploads:
         if file.txid <= self.txid:
             return None
         try:
-            is_whole, leaves_gap = is_whole_database(file), file.txid > self.txid + 1
-            if leaves_gap and not is_whole:
-                return self._gone()
-            there = upload(self._client, file)
-            self._guard.uploaded(there)
-            self._count(there.size)
-            if leaves_gap or (is_whole and self.is_snapshot_due):
-                with file.path.open("rb") as data, self._queue.spool() as spool:
-                    self._count(store_as_snapshot(self._client, data, spool).size)
-                self.is_snapshot_due = False
+            with file.path.open("rb") as content:
+                is_whole, leaves_gap = is_whole_database(file, content), file.txid > self.txid + 1
+                if leaves_gap and not is_whole:
+                    return self._gone()
+                there = upload(self._client, file, content)
+                self._guard.uploaded(there)
+                self._count(there.size)
+                if leaves_gap or (is_whole and self.is_snapshot_due):
+                    content.seek(0)
+                    with self._queue.spool() as spool:
+                        self._count(store_as_snapshot(self._client, content, spool).size)
+                    self.is_snapshot_due = False
         except LTXFormatError as exc:
             return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
         except FileNotFoundError as exc:
@@ -303,13 +306,12 @@ def _fingerprints(pending: list[PendingFile]) -> dict[int, tuple[int, str]]:
     return found
 
 
-def is_whole_database(file: PendingFile) -> bool:
-    """Whether `file` holds every page. Reads and verifies all of it; raises LTXFormatError, FileNotFoundError."""
+def is_whole_database(file: PendingFile, content: BinaryIO) -> bool:
+    """Whether `file`, with this content, holds every page. Reads and verifies all of it; raises LTXFormatError."""
     decoder = StreamDecoder()
     pages = 0
-    with file.path.open("rb") as data:
-        while part := data.read(_FEED_BYTES):
-            pages += len(decoder.feed(part))
+    while part := content.read(_FEED_BYTES):
+        pages += len(decoder.feed(part))
     decoder.finish()
     header = decoder.header
     assert header is not None, "a file without a header is not sound"
@@ -318,19 +320,19 @@ def is_whole_database(file: PendingFile) -> bool:
     return pages == header.commit - (lock_pgno(header.page_size) <= header.commit)
 
 
-def upload(client: ReplicaClient, file: PendingFile) -> LTXFileInfo:
-    """Upload one file as the first of its TXID; returns it as the replica has it.
+def upload(client: ReplicaClient, file: PendingFile, content: BinaryIO) -> LTXFileInfo:
+    """Upload one file, with this content, as the first of its TXID; returns it as the replica has it.
 
     The replica may have it already, if the answer to an upload got lost. Raises ReplicaConflictError if the replica has
     another file of that TXID, which stays as it is, and StorageError.
     """
-    with file.path.open("rb") as data:
-        header = Header.unpack(data.read(HEADER_SIZE))
-        data.seek(0)
-        try:
-            return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True)
-        except StorageFileExistsError as exc:
-            exists = exc
+    content.seek(0)
+    header = Header.unpack(content.read(HEADER_SIZE))
+    content.seek(0)
+    try:
+        return client.write(0, file.txid, file.txid, content, header.timestamp_ms, exclusive=True)
+    except StorageFileExistsError as exc:
+        exists = exc
     expected = fingerprint(file.path)
     for there in client.list_files(0, file.txid):
         if (there.min_txid, there.max_txid) == (file.txid, file.txid):

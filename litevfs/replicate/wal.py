@@ -37,6 +37,7 @@ _HEADER = struct.Struct(">8I")
 _FRAME_HEADER = struct.Struct(">6I")
 _WORDS_IN_FRAME_HEADER = FRAME_HEADER_SIZE // 4
 _WORDS_CHECKSUMMED_IN_FRAME_HEADER = 2  # pgno and commit; then the page
+_FEW_FRAMES = 16
 _READ_SIZE = 4 << 20
 """Bytes of frames to read and check at once."""
 
@@ -205,6 +206,10 @@ class WALReader:
         end = self.position(header, before + len(pgnos))
         if end is None:
             raise WALError("the WAL was started over while it was read", key=str(self._path))
+        if len(pgnos) <= _FEW_FRAMES:
+            newest = {pgno: before + i for i, pgno in enumerate(pgnos.tolist(), 1) if pgno <= commit}
+            few = sorted(newest)
+            return WALChanges(np.array(few, np.uint32), np.array([newest[pgno] for pgno in few], np.int64), commit, end)
         unique, distance_from_end = np.unique(pgnos[::-1], return_index=True)
         kept = unique <= commit
         frames = before + len(pgnos) - distance_from_end.astype(np.int64)
@@ -271,6 +276,8 @@ def valid_frames(words: _Words, header: WALHeader, seed: _Checksum) -> int:
 
     `words` are the frames as they lie in the file, an array of (frames, words of a frame).
     """
+    if len(words) <= _FEW_FRAMES:
+        return _valid_few_frames(words, header, seed)
     right = _big_endian(words[:, 0]) != 0  # there is no page 0
     right &= _big_endian(words[:, 2]) == header.salt1
     right &= _big_endian(words[:, 3]) == header.salt2
@@ -283,6 +290,22 @@ def valid_frames(words: _Words, header: WALHeader, seed: _Checksum) -> int:
     right &= here * s0 + after * s1 + np.einsum("ij,j->i", ordered, for1) == stored1
     wrong = np.flatnonzero(~right)
     return int(wrong[0]) if wrong.size else len(words)
+
+
+def _valid_few_frames(words: _Words, header: WALHeader, seed: _Checksum) -> int:
+    """The same, frame by frame: faster for a small transaction."""
+    for0, for1, before, here, after = _frame_coefficients(header.page_size)
+    factors = int(before), int(here), int(after)
+    ordered = _in_order(words, big_endian=header.big_endian)
+    for i, frame in enumerate(words):
+        pgno, _, salt1, salt2, *stored = _FRAME_HEADER.unpack_from(frame)
+        added0, added1 = int(np.dot(ordered[i], for0)), int(np.dot(ordered[i], for1))
+        s0 = (factors[0] * seed[0] + factors[1] * seed[1] + added0) % 2**32
+        s1 = (factors[1] * seed[0] + factors[2] * seed[1] + added1) % 2**32
+        if not pgno or (salt1, salt2) != (header.salt1, header.salt2) or stored != [s0, s1]:
+            return i
+        seed = s0, s1
+    return len(words)
 
 
 @lru_cache(maxsize=8)
