@@ -16,16 +16,18 @@ from typing import Any
 import apsw
 
 from litevfs.api import connect, find_view
-from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.errors import OptionError, PageUnavailableError, TXIDNotFoundError
 from litevfs.files.stream import client_of
 from litevfs.integrations.arrow import Column, arrow
 from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
 from litevfs.operations.diff import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options, check_names
+from litevfs.states.snapshot import Snapshot
 
 CHILDREN_A_PIECE = 4
 """With so many subtrees for each piece of the table, the pieces are about equal."""
@@ -76,18 +78,21 @@ class Partition:
         try:
             return connect(self.url, txid=format_txid(self.txid), **dict(self.options))
         except TXIDNotFoundError as error:
-            raise TXIDNotFoundError(
-                f"the state that table {self.table} was cut up in is not on the replica any more",
-                min_txid=self.txid,
-                key=self.url,
-                hint="make the pieces again, or lengthen the retention on the primary",
-            ) from error
+            raise self._removed() from error
+
+    def _removed(self) -> TXIDNotFoundError:
+        bounds = [] if self.low is None else [f"from {self.low!r} on"]
+        bounds += [] if self.high is None else [f"before {self.high!r}"]
+        piece = f"the rows {' '.join(bounds)} of table" if bounds else "table"
+        return _removed(f"that {piece} {self.table} was cut up in", self.txid, self.url)
 
     def read(self) -> Any:
-        """The rows as a `pyarrow.Table`."""
+        """The rows as a `pyarrow.Table`. Raises what `connect` raises, also where retention deletes files meanwhile."""
         connection = self.connect()
         try:
             return arrow(connection, self.sql, self.bindings).reader().read_all()
+        except PageUnavailableError as error:
+            raise self._removed() from error
         finally:
             connection.close(True)
 
@@ -127,7 +132,7 @@ def partitions(
     lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
     try:
         replica = lease.replica
-        view = find_view(replica, "latest" if txid is None else txid)
+        view = _state(replica, table, txid)
         connection = connect(url, txid=format_txid(view.txid), **options)
         try:
             described = _Table(connection, table, columns)
@@ -152,6 +157,28 @@ def partitions(
         ]
     finally:
         registry.release(lease)
+
+
+def _state(replica: Replica, table: str, txid: int | str | None) -> Snapshot:
+    """The state to cut a table up in. Raises what `find_view` raises."""
+    if txid is None:
+        return find_view(replica, "latest")
+    try:
+        return find_view(replica, txid)
+    except TXIDNotFoundError as error:
+        if error.min_txid is None or error.min_txid > find_view(replica, "latest").txid:
+            raise  # a time, or a transaction that is still to come
+        raise _removed(f"to cut table {table} up in", error.min_txid, replica.url) from error
+
+
+def _removed(state: str, txid: int, url: str) -> TXIDNotFoundError:
+    return TXIDNotFoundError(
+        f"the state {state} is not on the replica any more: retention removed it",
+        min_txid=txid,
+        key=url,
+        hint="begin again with a newer state; longer retention on the primary keeps the state of a job, and so does "
+        "litevfs.partitions(..., hold=True), whose .txid Spark takes as an option",
+    )
 
 
 def _hold(url: str) -> int:

@@ -114,8 +114,35 @@ def test_what_retention_took_is_said(primary, url):
     primary.commit("INSERT INTO t VALUES (2, 2)")
     primary.compact(9, 1, 3)
     primary.delete(0)
-    with pytest.raises(TXIDNotFoundError, match="was cut up in is not on the replica any more"):
+    with pytest.raises(TXIDNotFoundError, match="table t was cut up in is not on the replica any more") as caught:
         piece.read()
+    assert f"{2:016x}" in str(caught.value)
+    assert "hold=True" in str(caught.value)
+    with pytest.raises(TXIDNotFoundError, match=r"to cut table t up in is not on the replica any more.*hold=True"):
+        litevfs.partitions(url, "t", 1, txid=2)
+    with pytest.raises(TXIDNotFoundError, match="the newest TXID is"):
+        litevfs.partitions(url, "t", 1, txid=9)
+
+
+def test_what_retention_takes_while_a_piece_is_read_is_said(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    primary.commit(f"INSERT INTO t SELECT value, randomblob(3000) FROM {numbers(100)}")
+    piece = litevfs.partitions(url, "t", 3)[1]
+    connect = litevfs.integrations.partitions.connect
+
+    def then_gone(*args, **options):
+        connection = connect(*args, **options)
+        primary.commit("UPDATE t SET x = 2")
+        primary.compact(9, 1, 3)
+        primary.delete(0)
+        return connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("litevfs.integrations.partitions.connect", then_gone)
+        with pytest.raises(
+            TXIDNotFoundError, match=r"the rows from \d+ on before \d+ of table t was cut up in is not on"
+        ):
+            piece.read()
 
 
 def test_a_state_that_is_held_outlives_level_0_retention(primary, url):
