@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -29,11 +30,13 @@ def _connections_of_datasette():
         gc.collect()
 
 
-def with_datasette(databases: dict[str, Any], work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+def with_datasette(
+    databases: dict[str, Any], work: Callable[[Any], Coroutine[Any, Any, None]], files: Sequence[str] = ()
+) -> None:
     """Run `work(client)` with Datasette configured as a user's file would, and end its threads."""
     config = {"plugins": {"litevfs": {"databases": databases}}}
     name = "config" if "config" in app.Datasette.__init__.__code__.co_varnames else "metadata"
-    datasette = app.Datasette([], memory=True, settings={"num_sql_threads": 2}, **{name: config})
+    datasette = app.Datasette(list(files), memory=True, settings={"num_sql_threads": 2}, **{name: config})
 
     async def main() -> None:
         try:
@@ -100,6 +103,56 @@ def test_a_page_shows_the_newest_state_or_the_one_that_is_asked_for(live_shop: S
         assert (refused.status_code, "the newest TXID is 0000000000000002" in refused.text) == (404, True)
 
     with_datasette({"shop": live_shop.url}, browse)
+
+
+SEARCHED = """
+CREATE VIRTUAL TABLE customer_search USING fts5(name, city, content=customer, content_rowid=id);
+INSERT INTO customer_search(customer_search) VALUES ('rebuild');
+CREATE TABLE pair(a INT, b INT, tags TEXT, PRIMARY KEY(a, b));
+INSERT INTO pair SELECT id % 3, id, '["x","' || id % 2 || '"]' FROM sale ORDER BY id LIMIT 20;
+CREATE TABLE "odd name"("a b" TEXT PRIMARY KEY) WITHOUT ROWID;
+INSERT INTO "odd name" VALUES ('/'), ('ü y');
+"""
+PATHS = (
+    "/customer.json",
+    "/customer.json?_search=ada&_shape=array",
+    "/sale.json?_facet=customer_id&_facet_date=placed&_size=2&_labels=on",
+    "/sale.json?price__gt=600&_sort_desc=price&_shape=array",
+    "/sale.csv?_stream=on",
+    "/sale/7.json",
+    "/sale/1.blob?_blob_column=picture",
+    "/spent.json?_shape=array",
+    "/pair.json?_facet_array=tags&_next=1,4",
+    "/pair/1,7.json",
+    "/odd~20name.json?_shape=array",
+    "/odd~20name/~2F.json",
+    "/missing.json",
+    "/sale/999999.json",
+)
+
+
+def test_a_replica_answers_as_the_file_does(live_shop: Shop):
+    live_shop.primary.commit(SEARCHED)
+    live_shop.copy()
+    file = live_shop.local.rename(live_shop.local.with_name("shop.db"))
+    answers: list[list[tuple[int, str]]] = []
+
+    async def ask(client: Any) -> None:
+        sql = "SELECT name, bm25(customer_search) FROM customer_search('ada')"
+        query = "/shop.json" if app.__version__.startswith("0.") else "/shop/-/query.json"
+        found = [await client.get(f"/shop{path}") for path in PATHS]
+        found.append(await client.get(query, params={"sql": sql}))
+        answers.append([(each.status_code, CHANGING.sub("", each.text)) for each in found])
+
+    with_datasette({"shop": live_shop.url}, ask)
+    with_datasette({}, ask, [str(file)])
+    ours, theirs = answers
+    assert [status for status, _ in ours] == [200] * 12 + [404] * 2 + [200]
+    for path, one, other in zip((*PATHS, "sql"), ours, theirs, strict=True):
+        assert one == other, path
+
+
+CHANGING = re.compile(r'"query_ms": [0-9.e-]+')
 
 
 def test_an_error_prints_no_local_variables(shop: Shop, capsys: pytest.CaptureFixture[str]):
