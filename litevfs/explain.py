@@ -18,16 +18,20 @@ import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
 from litevfs.bindings.apsw_vfs import ReplicaFile, ReplicaVFS
+from litevfs.bindings.warming import THREAD_NAME, warm
 from litevfs.errors import OptionError
 from litevfs.files.requests import Request
 from litevfs.live.registry import registry
-from litevfs.live.session import Session
+from litevfs.live.session import Session, Warming
 from litevfs.options import Options, check_names
 from litevfs.states.snapshot import Snapshot
 
 OPENING, NEEDED, USED, UNUSED = "opening", "needed", "read ahead, used", "read ahead for nothing"
-"""Why a request was made."""
+WARM, WARM_USED = "warm", "warm, used"
+"""Why a request was made. The last two are for the queries of `warm`; of WARM_USED the query has read pages, too."""
+REASONS = (OPENING, NEEDED, USED, UNUSED, WARM_USED, WARM)
 LATENCIES_S = (0.004, 0.025, 0.1)
+_Frames = dict[str, set[tuple[int, int]]]
 _UNBOUNDED = itertools.count(10**9)
 """Ceilings that bound nothing: connections share a replica only if they have the same."""
 
@@ -42,25 +46,30 @@ class IORequest:
     name: str  # of the file, or what was listed
     offset: int
     size_bytes: int  # of the answer
-    why: str  # OPENING, NEEDED, USED or UNUSED
+    why: str  # one of REASONS
 
 
 @dataclass(frozen=True, slots=True)
 class IOReport:
-    """The requests of a query on a fresh view, in the order in which they began."""
+    """The requests of a query on a fresh view, and of those of `warm` beside it, in the order in which they began."""
 
     requests: tuple[IORequest, ...]
     rows: int  # of the result
     opened_s: float  # when the view was open
     total_s: float  # when the last row was there
     latency_s: float  # of a request, as measured
+    warmed: tuple[int, int] = (0, 0)  # queries of `warm` that ended well, of how many
 
     @property
     def rounds(self) -> int:
-        """Requests that had to wait for one another: how often the line's latency had to be waited for."""
+        """Requests that had to wait for one another: how often the line's latency had to be waited for.
+
+        Those that only queries of `warm` had a use for do not count.
+        """
         depths: list[int] = []
-        for i, request in enumerate(self.requests):
-            before = [depths[j] for j, other in enumerate(self.requests[:i]) if _ended(other) <= request.began_s]
+        requests = [request for request in self.requests if request.why != WARM]
+        for i, request in enumerate(requests):
+            before = [depths[j] for j, other in enumerate(requests[:i]) if _ended(other) <= request.began_s]
             depths.append(1 + max(before, default=0))
         return max(depths, default=0)
 
@@ -82,14 +91,18 @@ class IOReport:
             for r in self.requests
         ]
         lines.append("")
-        for why in (OPENING, NEEDED, USED, UNUSED):
+        for why in REASONS:
             requests, size = self.count(why)
+            if why in (WARM_USED, WARM) and not self.warmed[1]:
+                continue
             lines.append(f"{why:22} {requests:>6} requests {size:>12,} bytes")
         requests, size = self.count()
         lines.append(f"{'in all':22} {requests:>6} requests {size:>12,} bytes, {self.rounds} one after another")
         lines.append(
             f"{self.rows} rows; open after {self.opened_s * 1e3:.1f} ms, done after {self.total_s * 1e3:.1f} ms"
         )
+        if self.warmed[1]:
+            lines.append(f"warm: {self.warmed[0]} of {self.warmed[1]} queries ended well")
         estimates = (f"{self.estimate_s(s) * 1e3:.0f} ms at {s * 1e3:g} ms a request" for s in LATENCIES_S)
         lines.append("estimated: " + ", ".join(estimates))
         return "\n".join(lines)
@@ -106,9 +119,10 @@ def explain_io(
     """Run a query on a fresh view of a remote replica, and return the requests that opening and the query made.
 
     The view shares no cache with other connections of the process; options are those of `connect`. A replica in a
-    folder or in memory makes no requests for pages. Raises what `connect` and the query raise.
+    folder or in memory makes no requests for pages. The query runs beside those of `warm`, whose end is waited for.
+    Raises what `connect` and the query raise.
     """
-    for name in ("poll_interval", "max_requests_per_s", "hydration_enabled", "warm"):
+    for name in ("poll_interval", "max_requests_per_s", "hydration_enabled"):
         if name in options:
             raise OptionError(f"explain_io sets {name} itself")
     check_names(options, "option")
@@ -120,24 +134,27 @@ def explain_io(
         lease.replica.fetcher.requests.observer = recorder.add
         vfs = _RecordingVFS(f"litevfs-explain-{keywords['max_requests_per_s']}", keywords, recorder)
         try:
-            rows, opened_s = _run(vfs.name, recorder, sql, parameters)
-            total_s = recorder.now_s()
+            rows, opened_s, total_s, warmed = _run(vfs.name, recorder, sql, parameters)
         finally:
             vfs.unregister()
             lease.replica.fetcher.requests.observer = None
         latency_s = lease.replica.fetcher.line.latency_s
-        return IOReport(recorder.explained(), rows, opened_s, total_s, latency_s)
+        return IOReport(recorder.explained(), rows, opened_s, total_s, latency_s, warmed)
     finally:
         registry.release(lease)
 
 
-def _run(vfs: str, recorder: _Recorder, sql: str, parameters: Sequence[object]) -> tuple[int, float]:
-    """(rows of the result, seconds until the view was open)."""
+def _run(
+    vfs: str, recorder: _Recorder, sql: str, parameters: Sequence[object]
+) -> tuple[int, float, float, tuple[int, int]]:
+    """(rows of the result, seconds until the view was open, and until the last row; see `IOReport.warmed`)."""
     connection = apsw.Connection("explain", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
     with closing(connection):
         recorder.is_opening = False
         opened_s = recorder.now_s()
-        return sum(1 for _ in connection.execute(sql, tuple(parameters))), opened_s
+        rows = sum(1 for _ in connection.execute(sql, tuple(parameters)))
+        total_s = recorder.now_s()
+        return rows, opened_s, total_s, (0, 0) if recorder.warming is None else recorder.warming.wait()
 
 
 class _Recorder:
@@ -145,10 +162,14 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.is_opening = True
+        self.is_warming = False
+        self.warming: Warming | None = None
         self._began = time.monotonic()
         self._reader = threading.get_ident()
         self._requests: list[tuple[Request, str]] = []
-        self._read: dict[str, set[tuple[int, int]]] = {}  # file name -> (offset, end) of frames that SQLite has read
+        # File name -> (offset, end) of frames that SQLite has read; and those that it has read for queries of `warm`.
+        self._read: _Frames = {}
+        self._warmed: _Frames = {}
 
     def now_s(self) -> float:
         """Seconds since opening began."""
@@ -156,16 +177,22 @@ class _Recorder:
 
     def add(self, request: Request) -> None:
         """See `Observer`."""
-        is_needed = threading.get_ident() == self._reader
-        self._requests.append((request, OPENING if self.is_opening else NEEDED if is_needed else ""))
+        thread = threading.current_thread()
+        if thread.ident == self._reader:
+            why = OPENING if self.is_opening else NEEDED
+        elif thread.name == THREAD_NAME:
+            why = WARM
+        else:
+            why = OPENING if self.is_opening and not self.is_warming else ""
+        self._requests.append((request, why))
 
     def read(self, snapshot: Snapshot, pgno: int) -> None:
         """SQLite reads a page."""
-        number = snapshot.file_number(pgno)
-        if number:
-            _, offset, size = snapshot.place(pgno)
-            file = snapshot.files[number]
-            self._read.setdefault(f"{file.level}/{file.name}", set()).add((offset, offset + size))
+        _note(self._read, snapshot, pgno)
+
+    def read_warm(self, snapshot: Snapshot, pgno: int) -> None:
+        """SQLite reads a page for a query of `warm`."""
+        _note(self._warmed, snapshot, pgno)
 
     def explained(self) -> tuple[IORequest, ...]:
         """The requests by their begin, with the reason of each."""
@@ -177,14 +204,30 @@ class _Recorder:
                 request.name,
                 request.offset,
                 request.size_bytes,
-                why or (USED if self._is_used(request) else UNUSED),
+                self._why(request, why),
             )
             for request, why in sorted(self._requests, key=lambda made: made[0].began)
         )
 
-    def _is_used(self, request: Request) -> bool:
-        end = request.offset + request.size_bytes
-        return any(start < end and stop > request.offset for start, stop in self._read.get(request.name, ()))
+    def _why(self, request: Request, known: str) -> str:
+        is_used = _holds(self._read, request)
+        if known == WARM or (not known and not is_used and _holds(self._warmed, request)):
+            return WARM_USED if is_used else WARM
+        return known or (USED if is_used else UNUSED)
+
+
+def _note(frames: _Frames, snapshot: Snapshot, pgno: int) -> None:
+    number = snapshot.file_number(pgno)
+    if number:
+        _, offset, size = snapshot.place(pgno)
+        file = snapshot.files[number]
+        frames.setdefault(f"{file.level}/{file.name}", set()).add((offset, offset + size))
+
+
+def _holds(frames: _Frames, request: Request) -> bool:
+    """Whether the answer to a request held one of the frames."""
+    end = request.offset + request.size_bytes
+    return any(start < end and stop > request.offset for start, stop in frames.get(request.name, ()))
 
 
 class _RecordingSession(Session):
@@ -213,7 +256,16 @@ class _RecordingVFS(ReplicaVFS):
             return apsw.VFSFile("", name, flags)
         with apsw_errors():
             session = _RecordingSession(Options.collect({}, self.keywords), make_apsw_error)
-        session.recorder = self._recorder
+            session.recorder = recorder = self._recorder
+            if session.options.warm:
+                session.on_warm_read = recorder.read_warm
+                recorder.is_warming = True
+                try:
+                    warm(session)
+                except BaseException:
+                    session.close()
+                    raise
+                recorder.warming = session.warming
         return ReplicaFile(session)  # type: ignore[return-value]  # any object with the methods of a VFSFile works
 
 
@@ -223,11 +275,13 @@ def draw(report: IOReport, path: str | os.PathLike[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionError("no matplotlib to draw with", hint="pip install 'litevfs[charts]'") from error
-    colors = {OPENING: "#b0b0b0", NEEDED: "#ff7f0e", USED: "#1f77b4", UNUSED: "#8c564b"}
+    colors = dict(zip(REASONS, ("#b0b0b0", "#ff7f0e", "#1f77b4", "#8c564b", "#2ca02c", "#98df8a"), strict=True))
     figure = Figure(figsize=(8.0, 1.5 + 0.12 * len(report.requests)), dpi=110)
     axes = figure.subplots()
     for why, color in colors.items():
         bars = [(i, r) for i, r in enumerate(report.requests) if r.why == why]
+        if not bars and why in (WARM_USED, WARM):
+            continue
         axes.barh(
             [i for i, _ in bars],
             [r.took_s * 1e3 for _, r in bars],

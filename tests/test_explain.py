@@ -9,7 +9,7 @@ import pytest
 import litevfs
 from litevfs.cli import main
 from litevfs.errors import OptionError
-from litevfs.explain import NEEDED, OPENING, UNUSED, USED, IOReport, IORequest
+from litevfs.explain import NEEDED, OPENING, REASONS, UNUSED, USED, WARM, WARM_USED, IOReport, IORequest
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one
@@ -48,7 +48,39 @@ def test_a_scan_is_read_ahead_and_used(script):
     used, size = report.count(USED)
     assert used >= 3
     assert size > 3_000_000
-    assert report.count()[0] == sum(report.count(why)[0] for why in (OPENING, NEEDED, USED, UNUSED))
+    assert report.count()[0] == sum(report.count(why)[0] for why in REASONS)
+
+
+def test_what_queries_of_warm_request_has_its_own_reason(script):
+    script.clear()
+    report = litevfs.explain_io(script.url, "SELECT 1", warm="SELECT sum(length(x)) FROM t; SELECT count(k) FROM t")
+    assert report.warmed == (2, 2)
+    assert len(report.requests) == sum(script.lists.values()) + len(script.reads)
+    assert [request.kind for request in report.requests if request.why == OPENING] == ["LIST", "GET", "GET"]
+    requests, size = report.count(WARM)
+    assert requests >= 3
+    assert size > 3_000_000
+    assert report.count(NEEDED) == report.count(USED) == (0, 0)
+    assert report.rounds <= 3
+    assert "warm: 2 of 2 queries ended well" in str(report)
+    assert "\nwarm  " in str(report)
+
+
+def test_a_query_that_was_warmed_needs_nothing_but_what_warm_has_requested(script):
+    sql = "SELECT x FROM t WHERE id = 700"
+    report = litevfs.explain_io(script.url, f"PRAGMA litestream_warm; {sql}", warm=sql)
+    assert report.warmed == (1, 1)
+    assert report.count(WARM_USED)[0] >= 1
+    assert [report.count(why)[0] for why in (NEEDED, USED, UNUSED, WARM)] == [0, 0, 0, 0]
+
+
+def test_without_warm_a_report_does_not_speak_of_it(script):
+    assert "warm" not in str(litevfs.explain_io(script.url, "SELECT count(*) FROM t"))
+
+
+def test_wrong_sql_in_warm_is_refused(script):
+    with pytest.raises(OptionError, match="option warm: no such table: missing"):
+        litevfs.explain_io(script.url, "SELECT 1", warm="SELECT * FROM missing")
 
 
 def test_the_view_is_fresh_and_others_do_not_notice(script):
@@ -91,6 +123,12 @@ def test_the_command_prints_the_requests_the_sums_and_the_estimates(script, caps
     assert "GET" in output
     assert "in all" in output
     assert "100 ms a request" in output
+
+
+def test_the_command_takes_queries_of_warm(script, capsys):
+    arguments = ["--warm", "SELECT sum(length(x)) FROM t", "--warm", "SELECT count(k) FROM t"]
+    assert main(["explain-io", script.url, "SELECT count(*) FROM t WHERE k = 7", *arguments]) == 0
+    assert "warm: 2 of 2 queries ended well" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `charts` (pip install 'litevfs[charts]')")

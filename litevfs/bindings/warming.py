@@ -31,6 +31,7 @@ from litevfs.live.session import Session
 
 logger = logging.getLogger("litevfs.bindings.warming")
 
+THREAD_NAME = "litevfs-warm"
 AT_ONCE = 8
 """Queries of one connection that run at the same time."""
 CHECKED_PAGES = 256
@@ -78,7 +79,7 @@ class Queries:
     def start(self) -> None:
         """Start, and wait until SQLite has taken every query. Raises OptionError."""
         try:
-            self._threads.append(start_thread(self._check_and_run, "litevfs-warm"))
+            self._threads.append(start_thread(self._check_and_run, THREAD_NAME))
             self._checked.result(max(0.0, self._deadline - time.monotonic()))
         except (TransientStorageError, FutureTimeoutError) as error:
             logger.warning("warm: the queries are not checked yet: %s", error or f"no schema in {self._limit_s:g} s")
@@ -125,7 +126,7 @@ class Queries:
     def _start_others(self) -> None:
         for guest in self._guests[1:]:
             try:
-                self._threads.append(start_thread(partial(self._run, guest), "litevfs-warm"))
+                self._threads.append(start_thread(partial(self._run, guest), THREAD_NAME))
             except TransientStorageError as error:
                 logger.info("warm: fewer queries run at once: %s", error)
                 return
@@ -208,6 +209,7 @@ class _Guest(Session):
     def __init__(self, host: Session, queries: Queries) -> None:
         self._queries = queries
         self.touched: dict[int, None] = {}  # pages that the query has read, in order
+        self._tell = host.on_warm_read
         super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
 
     def read(self, amount: int, offset: int) -> bytes:
@@ -219,7 +221,10 @@ class _Guest(Session):
         data = super().read(amount, offset)
         snapshot = self.snapshot
         if snapshot.page_size:
-            self.touched[offset // snapshot.page_size + 1] = None
+            pgno = offset // snapshot.page_size + 1
+            self.touched[pgno] = None
+            if self._tell is not None:
+                self._tell(snapshot, pgno)
             self.check_caches()
         return data
 

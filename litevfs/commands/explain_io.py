@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_url(parser)
     parser.add_argument("sql", metavar="SQL", help="the query; its rows are counted, not printed")
     parser.add_argument("--png", metavar="FILE", help="draw the requests, too (needs matplotlib)")
-    own = {"poll_interval", "max_requests_per_s", "max_staleness", "hydration_enabled", "hydration_path", "warm"}
+    own = {"poll_interval", "max_requests_per_s", "max_staleness", "hydration_enabled", "hydration_path"}
     add_options(parser, {spec.name for spec in SPECS} - own)
 
 

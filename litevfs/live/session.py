@@ -41,6 +41,9 @@ class Session:
     `on_error(error)` is called with each LitevfsError before it is raised by `read`, `size`, `lock` or `unlock`.
     """
 
+    on_warm_read: Callable[[Snapshot, int], object] | None = None
+    """Called with each page, by its number, that a session of a query of `warm` reads beside this one."""
+
     def __init__(
         self,
         options: Options,
