@@ -34,9 +34,9 @@ def need_program(name: str) -> str:
 
 
 @contextmanager
-def running_minio(folder: Path) -> Iterator[S3Server]:
-    """MinIO, without buckets."""
-    program, port = need_program("minio"), free_port()
+def running_minio(folder: Path, port: int = 0) -> Iterator[S3Server]:
+    """MinIO, without buckets at first; at a free port, or again at the one where it was before."""
+    program, port = need_program("minio"), port or free_port()
     server = S3Server("minio", f"http://127.0.0.1:{port}", ACCESS_KEY, SECRET_KEY)
     command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder / "data")]
     environment = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY}

@@ -369,6 +369,25 @@ def test_a_database_restored_from_one_place_goes_on_to_all(app, here, there, bot
     again.close()
 
 
+def test_readers_follow_over_a_gap(app, make_app, here, there, both, tmp_path: Path):
+    other = make_app("other.db")
+    with Replicator(other.path, there) as replicator:
+        synced(other, replicator, 5)
+    synced(app, both(here), 1).close()
+    reader = litevfs.connect(here.url, poll_interval=0.05)
+    try:
+        assert reader.execute("SELECT count(*) FROM t").fetchall() == [(1,)]
+        with both(new_history=True) as replicator:
+            app.insert()
+            assert replicator.sync() == 6
+            wait_until(lambda: reader.execute("SELECT count(*) FROM t").fetchall() == [(2,)])
+            assert reader.execute("PRAGMA litestream_txid").fetchone()[0] in (6, f"{6:016x}")
+            synced(app, replicator, 1)
+            wait_until(lambda: reader.execute("SELECT count(*) FROM t").fetchall() == [(3,)])
+    finally:
+        reader.close()
+
+
 # --- conflicts, limits, losses ----------------------------------------------------------------------------------------
 
 
