@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import LitevfsError, OptionError, ReplicatorError
 from litevfs.ltx.format import lock_pgno
 from litevfs.operations.restore import restore
 from litevfs.replicate.place import Place
@@ -40,6 +40,8 @@ def check_replica(replicator: Replicator, scratch_folder: str | None = None) -> 
     for place in replicator.places:
         try:
             place.upload_captured(time.monotonic() + UPLOAD_TIMEOUT_S)
+            if len(replicator.places) > 1 and not place.has_state(txid):
+                raise ReplicatorError(f"TXID {txid:016x} is not there yet", key=place.client.url)
             place.last_check = _compared(replicator, place, txid, sums, scratch_folder)
         except LitevfsError as exc:
             error = exc
@@ -87,7 +89,7 @@ class Checkup:
         if self._is_first:
             self._is_first = False
             return random.uniform(0.0, self._interval_s)
-        if not self._replicator.status.uploaded_txid:
+        if not any(place.uploaded_txid for place in self._replicator.status.places):
             return min(_NOT_YET_S, self._interval_s)
         try:
             check_replica(self._replicator)

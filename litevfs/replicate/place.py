@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from functools import partial
@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("litevfs.replicate")
 
+_AS_WELL = "; so it is with"
 _GRACE_S = 1.0
 """How long after its time a place may take to give up."""
 
@@ -46,8 +47,8 @@ class Place:
     """A replica of what `capturing` captures. Safe to use from several threads; `closed` refuses all of them.
 
     `refused` is called with the error that ends its turns. Every `look_interval_s` seconds, at a sync, it lists the
-    replica. A database that was restored from one of the replicas `restored_from` may continue this one, if that has
-    the same newest TXID.
+    replica. `urls` are those of all places: a database that was restored from one of them may continue this one, if
+    that has the same newest TXID.
     """
 
     def __init__(
@@ -63,17 +64,18 @@ class Place:
         look_interval_s: float,
         new_history: bool,
         closed: threading.Event,
-        restored_from: Collection[str],
+        urls: Sequence[str],
         refused: Callable[[ReplicatorRefusedError], None],
     ) -> None:
         self.client, self.queue, self.guard, self._capturing = client, queue, guard, capturing
         self._path = capturing.path
         self._look_interval_s, self._is_new_history_allowed = look_interval_s, new_history
-        self._closed, self._restored_from, self._refused = closed, restored_from, refused
+        self._closed, self._urls, self._refused = closed, urls, refused
         self._is_maintained = maintenance is not None
         self.upload_lock = threading.Lock()  # taken before that of `capturing`
         self._is_known = False
         self._looked_at = 0.0  # the last listing of the replica; monotonic
+        self._refusal: ReplicatorRefusedError | None = None  # found at that time, while other places go on
         self._begun = 0  # how often a history was begun
         self._backoff = Backoff()
         self.uploads = Uploads(client, queue, guard, folder_id)
@@ -153,6 +155,10 @@ class Place:
         if self._is_known:
             retry_transient(lambda: self.upload(deadline), deadline, self._closed)
 
+    def has_state(self, txid: int) -> bool:
+        """Whether the state of just that TXID was uploaded here: not before the TXID that the place began with."""
+        return self.uploads.has_all(txid) and self.queue.record.first <= txid
+
     def request_snapshot(self, reason: str) -> None:
         """The next sync takes the whole database, and stores it as a snapshot on level 9 too."""
         self.uploads.is_snapshot_due, self._capturing.wanted_snapshot = True, reason
@@ -161,8 +167,15 @@ class Place:
 
     def look(self, deadline: float) -> None:
         """When it is time: check that the replica is what the local state says, and begin again if not."""
+        if self._refusal is not None and time.monotonic() < self._looked_at + self._look_interval_s:
+            raise self._refusal  # to find it out costs as much as the whole database
         try:
             self._look(deadline)
+            self._refusal = None
+        except ReplicatorRefusedError as exc:
+            if len(self._urls) > 1:
+                self._refusal, self._looked_at = exc, time.monotonic()
+            raise
         finally:
             self._capturing.first_looks.done(self.client.url)
 
@@ -190,7 +203,7 @@ class Place:
     def _refuse_unrelated(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         next_to(there, self.client)  # the greatest TXID there is ends every history
         with self._capturing.holding(deadline):
-            refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason, self._restored_from)
+            refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason, self._urls)
 
     def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after the replica's newest TXID, with the whole database."""
@@ -267,5 +280,6 @@ def _first(failed: dict[str, BaseException]) -> BaseException:
     url, error = min(failed.items(), key=lambda item: isinstance(item[1], TransientStorageError))
     if isinstance(error, LitevfsError):
         others = ", ".join(other for other in failed if other != url)
-        error.message = f"to {url}: {error.message}" + (f"; it failed to {others} as well" if others else "")
+        told = error.message.partition(_AS_WELL)[0].removeprefix(f"to {url}: ")  # it may be raised again
+        error.message = f"to {url}: {told}" + (f"{_AS_WELL} {others}" if others else "")
     return error

@@ -135,7 +135,7 @@ class Replicator:
                     look_interval_s=look_interval_s,
                     new_history=new_history,
                     closed=self._closed,
-                    restored_from=urls,
+                    urls=urls,
                     refused=partial(self._refuse, client.url),
                 )
                 for client, queue in zip(clients, queues, strict=True)

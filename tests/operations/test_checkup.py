@@ -13,9 +13,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from litevfs.errors import StoragePermissionError
 from litevfs.operations.checkup import Checkup, check_replica
 from litevfs.replicate import Replicator
-from tests.replicate.support import wait_until
+from litevfs.testing.faulty import Fault
+from tests.replicate.support import failing_client, wait_until
 
 
 def make(path: Path, text: str) -> apsw.Connection:
@@ -91,6 +93,28 @@ def test_a_replica_with_a_lost_file_fails_by_name(replicator, app, tmp_path):
     replicator.sync()
     (tmp_path / "replica" / "ltx" / "0" / f"{1:016x}-{1:016x}.ltx").unlink()
     assert "cannot be restored" in (check_replica(replicator).problem or "")
+
+
+def test_each_of_several_places_is_checked_also_when_one_is_down(app, tmp_path, caplog):
+    down = failing_client(tmp_path / "down")
+    places = [str(tmp_path / "second"), down]
+    with Replicator(tmp_path / "app.db", str(tmp_path / "replica"), places=places) as replicator:
+        replicator.sync()
+        assert check_replica(replicator).problem is None
+        assert [place.last_check.problem for place in replicator.places] == [None] * 3
+        down.faults.add(Fault("permission", operations=("write",)))
+        app.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(StoragePermissionError):
+            check_replica(replicator)
+        assert [place.last_check.txid for place in replicator.places] == [2, 2, 1]
+        down.faults.clear()
+        replicator.sync()
+        (tmp_path / "second" / "ltx" / "0" / f"{2:016x}-{2:016x}.ltx").unlink()
+        problem = check_replica(replicator).problem or ""
+        assert problem.startswith(f"at {(tmp_path / 'second').as_uri()}: it cannot be restored")
+        assert replicator.last_check is replicator.places[1].last_check
+        assert replicator.places[2].last_check.problem is None
+    down.close()
 
 
 def test_turns_come_once_an_interval_and_outlive_a_storage_that_fails(replicator, tmp_path, caplog):

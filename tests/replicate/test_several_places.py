@@ -16,9 +16,10 @@ from litevfs.errors import (
     OptionError,
     ReplicaConflictError,
     ReplicatorError,
-    TransientStorageError,
+    StoragePermissionError,
     UnrelatedDatabaseError,
 )
+from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.schedule import Maintenance
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.base import ReplicaClient
@@ -26,7 +27,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, FaultyReplicaClient
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, failing_client, refuse_writes, source_bytes, wait_until
+from tests.replicate.support import assert_replicated, failing_client, source_bytes, wait_until
 
 
 @pytest.fixture
@@ -57,6 +58,11 @@ def both(app, here, there) -> Iterator[Callable[..., Replicator]]:
     yield make
     for replicator in made:
         replicator.close()
+
+
+def refuse(client: FaultyReplicaClient) -> None:
+    """From now on, the place takes no files, and says so at once; `client.faults.clear()` ends it."""
+    client.faults.add(Fault("permission", operations=("write",), txids=(1, MAX_TXID)))
 
 
 def queue_files(app) -> list[Path]:
@@ -103,10 +109,10 @@ def test_every_sync_is_on_all_places_and_the_database_is_captured_once(app, here
 
 def test_a_file_takes_disk_space_once_until_the_slowest_place_has_it(app, here, there, both):
     replicator = synced(app, both(), 1)
-    refuse_writes(there)
+    refuse(there)
     app.insert(10, 1000)
-    with pytest.raises(TransientStorageError) as raised:
-        replicator.sync(timeout_s=0.2)
+    with pytest.raises(StoragePermissionError) as raised:
+        replicator.sync()
     assert there.url in str(raised.value)
     assert_replicated(here, app.path)
     (waiting,) = queue_files(app)  # that of the other place is gone
@@ -120,18 +126,18 @@ def test_files_that_wait_for_several_places_are_one_file(app, tmp_path: Path, bo
     clients = [failing_client(tmp_path / name) for name in ("a", "b", "c")]
     replicator = synced(app, both(*clients), 1)
     for client in clients:
-        refuse_writes(client)
+        refuse(client)
     app.insert()
-    with pytest.raises(TransientStorageError):
-        replicator.sync(timeout_s=0.2)
+    with pytest.raises(StoragePermissionError):
+        replicator.sync()
     waiting = queue_files(app)
     assert len(waiting) == 3
     assert len({path.stat().st_ino for path in waiting}) == 1
     for left, client in zip((2, 1, 0), clients, strict=True):
         client.faults.clear()
         if left:
-            with pytest.raises(TransientStorageError):
-                replicator.sync(timeout_s=0.2)
+            with pytest.raises(StoragePermissionError):
+                replicator.sync()
         else:
             replicator.sync()
         assert [path.stat().st_nlink for path in queue_files(app)] == [left] * left
@@ -163,11 +169,11 @@ def test_a_place_that_is_down_delays_no_other_and_gets_everything_in_order_later
 ):
     replicator = both(there, here) if is_first else both()
     synced(app, replicator, 1)
-    refuse_writes(there)
+    refuse(there)
     for txid in range(2, 6):
         app.insert()
-        with pytest.raises(TransientStorageError, match="injected fault"):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError, match="injected fault"):
+            replicator.sync()
         assert_replicated(here, app.path)
         assert replicator.status.txid == txid
     status = {place.replica: place for place in replicator.status.places}
@@ -199,12 +205,12 @@ def test_a_place_that_hangs_keeps_no_thread_of_another_waiting(app, here, there,
 
 
 def test_a_place_that_cannot_be_asked_at_first_joins_when_it_is_there(app, here, there, both, tmp_path: Path):
-    there.faults.add(Fault("transient", operations=("list",)))
+    there.faults.add(Fault("permission", operations=("list",)))
     replicator = both()
     for _ in range(3):
         app.insert()
-        with pytest.raises(TransientStorageError):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
     assert_replicated(here, app.path)
     assert queue_files(app) == []
     there.faults.clear()
@@ -242,11 +248,11 @@ def test_restarts_change_nothing_whatever_the_order_of_the_places(app, here, the
 
 def test_files_that_waited_for_a_place_at_the_end_are_uploaded_by_the_next_replicator(app, here, there, both):
     replicator = synced(app, both(), 1)
-    refuse_writes(there)
+    refuse(there)
     for _ in range(3):
         app.insert()
-        with pytest.raises(TransientStorageError):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
     replicator.close()
     there.faults.clear()
     with both() as replicator:
@@ -299,6 +305,22 @@ def test_a_place_that_another_wrote_to_meanwhile_is_refused_and_the_other_goes_o
     assert_restores(app, tmp_path, here, there)
 
 
+def test_a_place_that_is_refused_is_not_compared_at_every_sync(app, make_app, here, there, both):
+    other = make_app("other.db")
+    with Replicator(other.path, there) as replicator:
+        synced(other, replicator, 1)
+    replicator = both()
+    for count in range(3):
+        app.insert()
+        with pytest.raises(UnrelatedDatabaseError) as raised:
+            replicator.sync()
+        assert str(raised.value).count(f"to {there.url}: ") == 1
+        if count == 0:
+            there.faults.reset_counters()
+    assert not there.faults.requests
+    assert_replicated(here, app.path)
+
+
 def test_threads_end_when_all_places_are_refused(app, make_app, here, there, both):
     other = make_app("other.db")
     with Replicator(other.path, here, places=[there]) as replicator:
@@ -335,16 +357,16 @@ def test_a_place_that_is_down_while_another_takes_all_along_over_a_gap_follows(
     with Replicator(other.path, ahead) as replicator:
         synced(other, replicator, 9)
     replicator = synced(app, both(), 2)
-    refuse_writes(there)
+    refuse(there)
     app.insert()
-    with pytest.raises(TransientStorageError):
-        replicator.sync(timeout_s=0.2)
+    with pytest.raises(StoragePermissionError):
+        replicator.sync()
     replicator.close()
     replicator = both(here, there, ahead, new_history=True)
     for _ in range(2):
         app.insert()
-        with pytest.raises(TransientStorageError):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
     replicator.close()
     there.faults.clear()
     with both(here, there, ahead) as replicator:
@@ -412,11 +434,11 @@ def test_a_conflict_at_one_place_stops_that_place_only(app, make_app, here, ther
 
 def test_a_place_for_which_too_much_waits_begins_again_later(app, here, there, both, tmp_path: Path):
     replicator = synced(app, both(max_pending_bytes=100_000), 1)
-    refuse_writes(there)
+    refuse(there)
     for _ in range(5):
         app.insert(10, 5000)
-        with pytest.raises((TransientStorageError, ReplicatorError)):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
         assert_replicated(here, app.path)
         assert sum(path.stat().st_size for path in queue_files(app)) < 250_000
     assert replicator.status.snapshots == 1
@@ -434,17 +456,17 @@ def test_when_too_much_waits_for_all_places_nothing_is_captured_until_one_is_bac
 ):
     first = failing_client(tmp_path / "first")
     replicator = synced(app, both(first, there, max_pending_bytes=50_000), 1)
-    refuse_writes(there)
-    refuse_writes(first)
+    refuse(there)
+    refuse(first)
     for _ in range(6):
         app.insert(10, 3000)
-        with pytest.raises((TransientStorageError, ReplicatorError)):
-            replicator.sync(timeout_s=0.2)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
     assert replicator.status.txid < 7
     first.faults.clear()
     app.insert()
-    with pytest.raises((TransientStorageError, ReplicatorError)):
-        replicator.sync(timeout_s=1)
+    with pytest.raises(StoragePermissionError):
+        replicator.sync()
     assert_restores(app, tmp_path, first)
     there.faults.clear()
     replicator.sync()
@@ -457,10 +479,10 @@ def test_local_files_of_a_place_that_are_lost_are_made_up_for_by_the_whole_datab
     app, here, there, both, tmp_path: Path, name: str
 ):
     replicator = synced(app, both(), 2)
-    refuse_writes(there)
+    refuse(there)
     app.insert()
-    with pytest.raises(TransientStorageError):
-        replicator.sync(timeout_s=0.2)
+    with pytest.raises(StoragePermissionError):
+        replicator.sync()
     replicator.close()
     folder = app.path.parent / f".{app.path.name}-litevfs"
     for path in [folder] if name == "." else list(folder.glob(name)):
