@@ -20,6 +20,7 @@ import litevfs
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.retention import enforce_level_0_retention
 from litevfs.replica_clients.urls import open_replica_client
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from litevfs.testing.s3_server import S3Server
 from tests.servers import running_minio
 from tests.support import wait_until
@@ -30,25 +31,37 @@ ROOT = Path(__file__).parents[2]
 ROWS = 3000
 BUCKET = "engines"
 
-_HELD = """
+_COMMON = """
 import json, sys, time
 import litevfs
 url, cache = sys.argv[1:]
 
+def show(txid, count, low, high, total):
+    print(json.dumps({"txid": txid, "count": int(count), "low": int(low), "high": int(high), "total": int(total)}))
+"""
+
+_HELD = (
+    _COMMON
+    + """
 def rounds():
     \"\"\"States that the primary is asked to keep; each is read when it has gone on for a while.\"\"\"
     for _ in range(2):
         txid = litevfs.partitions(url, "t", 1, hold=True)[0].txid
         time.sleep(1.0)
         yield f"{txid:016x}"
-
-def show(txid, count, low, high, total):
-    print(json.dumps({"txid": txid, "count": int(count), "low": int(low), "high": int(high), "total": int(total)}))
 """
+)
 
-_DASK = (
-    _HELD
+_FIXED = (
+    _COMMON
     + """
+def rounds():
+    \"\"\"The only state.\"\"\"
+    yield f"{1:016x}"
+"""
+)
+
+_DASK = """
 import dask
 from litevfs.integrations.dask import read_table
 with dask.config.set(scheduler="processes", num_workers=2):
@@ -57,11 +70,8 @@ with dask.config.set(scheduler="processes", num_workers=2):
         version = frame.version
         show(txid, *dask.compute(version.count(), version.min(), version.max(), frame.id.sum()))
 """
-)
 
-_RAY = (
-    _HELD
-    + """
+_RAY = """
 import ray
 from litevfs.integrations.ray import read_table
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False, object_store_memory=10**8)
@@ -71,11 +81,8 @@ for txid in rounds():
     show(txid, len(rows), rows.version.min(), rows.version.max(), rows.id.sum())
 ray.shutdown()
 """
-)
 
-_SPARK = (
-    _HELD
-    + """
+_SPARK = """
 from pyspark.sql import SparkSession, functions as f
 from litevfs.integrations.spark import register
 spark = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false").getOrCreate()
@@ -88,7 +95,6 @@ for txid in rounds():
     show(txid, *row)
 spark.stop()
 """
-)
 
 
 class LivePrimary:
@@ -164,8 +170,8 @@ def primary(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert primary.error is None
 
 
-def check(program: str, primary: LivePrimary, folder: Path) -> None:
-    """Each result is the state of its TXID, though most states are gone by then."""
+def run(program: str, url: str, folder: Path) -> list[dict[str, int | str]]:
+    """What a program prints, in a process of its own; its workers share a folder."""
     environment = os.environ | {
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",
@@ -175,12 +181,8 @@ def check(program: str, primary: LivePrimary, folder: Path) -> None:
     }
     script = folder / "engine.py"
     script.write_text(guarded(program))
-    unheld = []
-    for _ in range(4):
-        unheld += litevfs.partitions(primary.url, "t", 1, columns=["version"])
-        primary.wait_for_another_state()
     done = subprocess.run(
-        [sys.executable, str(script), primary.url, str(folder / "cache")],
+        [sys.executable, str(script), url, str(folder / "cache")],
         capture_output=True,
         text=True,
         timeout=250,
@@ -188,7 +190,16 @@ def check(program: str, primary: LivePrimary, folder: Path) -> None:
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def check(program: str, primary: LivePrimary, folder: Path) -> None:
+    """Each result is the state of its TXID, though most states are gone by then."""
+    unheld = []
+    for _ in range(4):
+        unheld += litevfs.partitions(primary.url, "t", 1, columns=["version"])
+        primary.wait_for_another_state()
+    results = run(_HELD + program, primary.url, folder)
     assert len(results) == 2
     for result in results:
         version = primary.versions[int(result["txid"], 16)]
@@ -231,3 +242,58 @@ def test_ray_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_p
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17")
 def test_spark_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_path):
     check(_SPARK, primary, tmp_path)
+
+
+# --- the folder that workers share ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, HTTPProxy]]:
+    """A replica of one state of about 6 MB behind a proxy that counts."""
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    database = tmp_path / "app.db"
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.pragma("journal_mode", "wal")
+        connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, version INTEGER, filler BLOB)")
+        with connection:
+            rows = ((number,) for number in range(1, ROWS + 1))
+            connection.executemany("INSERT INTO t VALUES (?, 7, randomblob(2000))", rows)
+        with litevfs.Replicator(database, server.url(BUCKET, tmp_path.name)) as replicator:
+            assert replicator.sync() == 1
+    with running_s3_proxy(server.endpoint) as proxy:
+        yield server.url(BUCKET, tmp_path.name, endpoint=proxy.endpoint), proxy
+
+
+def check_folder(program: str, counted: tuple[str, HTTPProxy], folder: Path) -> None:
+    """The workers of one job read each byte once; those of the next one, other processes, take them from the folder."""
+    url, proxy = counted
+    expected = {"txid": f"{1:016x}", "count": ROWS, "low": 7, "high": 7, "total": ROWS * (ROWS + 1) // 2}
+    assert run(_FIXED + program, url, folder) == [expected]
+    assert 5_000_000 < proxy.answered_bytes < 8_000_000
+    assert reads_of(proxy)
+    proxy.clear()
+    assert run(_FIXED + program, url, folder) == [expected]
+    assert reads_of(proxy) == []
+    assert proxy.requests  # listings
+
+
+def reads_of(proxy: HTTPProxy) -> list[str | None]:
+    """The ranges of the LTX files that were read."""
+    return [request.range for request in proxy.requests if request.method == "GET" and request.path.endswith(".ltx")]
+
+
+@pytest.mark.skipif(find_spec("dask") is None or find_spec("pandas") is None, reason="pip install 'litevfs[engines]'")
+def test_dask_workers_share_a_folder(counted, tmp_path):
+    check_folder(_DASK, counted, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'litevfs[engines]'")
+def test_ray_workers_share_a_folder(counted, tmp_path):
+    check_folder(_RAY, counted, tmp_path)
+
+
+@pytest.mark.skipif(find_spec("pyspark") is None, reason="pip install 'litevfs[engines]'")
+@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17")
+def test_spark_workers_share_a_folder(counted, tmp_path):
+    check_folder(_SPARK, counted, tmp_path)
