@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
+from litevfs.pages.btree import LEAF_TABLE
+from litevfs.pages.patterns import Scan
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import Snapshot
 
@@ -33,6 +35,10 @@ class Reads(Protocol):
 class Source(Reads, Protocol):
     """A page source that can read ahead."""
 
+    def keep_pages(self, snapshot: Snapshot, pages: dict[int, bytes]) -> None:
+        """Keep pages, by number, that were decoded along with one and not handed out."""
+        ...
+
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         ...
@@ -50,13 +56,15 @@ class WatchedReads:
         self._watcher: Watcher | None = watcher
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
-        """Read a page, and start reading what will probably come next. The watcher has to see each read."""
+        """Read a page, and start reading what will probably come next.
+
+        The watcher sees each read but those of leaves that rest, which `along` may get.
+        """
         source, watcher = self._source, self._watcher
         if watcher is None:
             return source.read(snapshot, pgno)
         if (scan := watcher.resting.get(pgno)) is not None:
-            scan.rested = pgno  # as `before_read` does
-            page = source.read(snapshot, pgno)
+            page = self._read_resting(snapshot, pgno, along, watcher, scan)
         else:
             try:
                 ahead = watcher.before_read(pgno)
@@ -73,6 +81,28 @@ class WatchedReads:
                     source.read_ahead(snapshot, ahead, watcher)
             except Exception:  # noqa: BLE001 (logged)
                 self._stop_watching()
+        return page
+
+    def _read_resting(
+        self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None, watcher: Watcher, scan: Scan
+    ) -> bytes:
+        """A page whose read changes no plan; `along` gets those decoded with it of which the same is true."""
+        scan.rested = pgno  # as `before_read` does
+        if along is None:
+            return self._source.read(snapshot, pgno)
+        come: dict[int, bytes] = {}
+        page = self._source.read(snapshot, pgno, come)
+        if come:
+            others: dict[int, bytes] = {}
+            for offset in list(come):
+                number = offset // snapshot.page_size + 1
+                if watcher.resting.get(number) is not scan or come[offset][0] != LEAF_TABLE:
+                    others[number] = come.pop(offset)
+                else:
+                    scan.rested = number  # for all that is known
+            along.clear()
+            along.update(come)
+            self._source.keep_pages(snapshot, others)
         return page
 
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:

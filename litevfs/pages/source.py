@@ -336,6 +336,11 @@ class PageSource:
         else:
             self.counters.misses += count
 
+    def keep_pages(self, snapshot: Snapshot, pages: dict[int, bytes]) -> None:
+        """Keep pages, by number, that were decoded along with one: their first read is about to come."""
+        self._cache.put_all({page_key(snapshot, snapshot.version(pgno), pgno): page for pgno, page in pages.items()})
+        self.counters.hits -= len(pages)
+
     def _read_again(self, snapshot: Snapshot, pgno: int, why: Exception, deadline: float | None) -> bytes:
         """Read straight from storage, past the blocks: the damaged bytes may come from a block."""
         number, offset, size = snapshot.place(pgno)

@@ -42,7 +42,7 @@ GROWTH = 8
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_SCANS = 8
-RESTS = 32
+RESTS = 128
 """At least so often, in leaves, a scan's place is noted."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""

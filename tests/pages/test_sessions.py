@@ -24,7 +24,7 @@ from litevfs.live.replica import Replica
 from litevfs.ltx import Header, format_file_name
 from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options, format_timestamp
-from litevfs.pages.btree import parse_interior
+from litevfs.pages.btree import LEAF_TABLE, parse_interior
 from litevfs.pages.source import PageSource
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.primary import Primary
@@ -238,6 +238,52 @@ def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(t
         replica.close()
 
 
+# --- scans that hand pages along --------------------------------------------------------------------------------------
+
+
+def _roots(primary: Primary) -> tuple[int, int]:
+    """The root pages of the table `t` and of its index."""
+    ((table,), (index,)) = primary.rows("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 't' ORDER BY name")
+    return table, index
+
+
+@pytest.mark.parametrize("cache_size_bytes", [400_000, 8_000_000])
+def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(trees, cache_size_bytes):
+    script, primary = trees
+    table, index = _roots(primary)
+    order = [*_in_order(primary, table), *_in_order(primary, index)]
+    read = []
+    for is_handed in (False, True):
+        replica = Replica(Options(replica_url=script.url, poll_interval_s=0))
+        replica.refresh()
+        snapshot, governor = replica.snapshot, Governor()
+        fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
+        pages = PageSource(
+            fetcher,
+            lambda *_: pytest.fail("looked"),
+            cache_size_bytes=cache_size_bytes,
+            prefetch=True,
+            governor=governor,
+        )
+        reads, calls = pages.reads(), 0
+        along: dict[int, bytes] | None = {} if is_handed else None
+        reads.begin()
+        for pgno in order:
+            page = along.get((pgno - 1) * snapshot.page_size) if along else None
+            if page is None:
+                calls += 1
+                page = reads.read(snapshot, pgno, along)
+            assert page == primary.page(pgno)
+            assert all(handed[0] == LEAF_TABLE for handed in (along or {}).values())
+        wait_until(lambda blocks=pages._blocks: not blocks._under_way, "what is under way")
+        read.append(governor.ahead + governor.needed)
+        pages.close()
+        fetcher.close()
+        replica.close()
+    assert calls < 0.8 * len(order)
+    assert read[1] <= read[0] + BLOCK_SIZE
+
+
 # --- scans of what is partly in memory --------------------------------------------------------------------------------
 
 
@@ -259,7 +305,7 @@ def test_a_second_scan_waits_for_no_more_than_the_first_although_the_caches_hold
     pages = PageSource(
         fetcher, lambda *_: pytest.fail("looked"), cache_size_bytes=cache_size_bytes, prefetch=True, governor=governor
     )
-    ((table,), (index,)) = primary.rows("SELECT rootpage FROM sqlite_schema WHERE tbl_name = 't' ORDER BY name")
+    table, index = _roots(primary)
     scanned = list(_in_order(primary, table))
     reads, needed = pages.reads(), []
     try:
