@@ -82,6 +82,26 @@ def test_a_declared_type_holds_without_a_row(con, declared: str, type_: str):
     assert [str(t) for t in litevfs.arrow(con, "SELECT a FROM declared").schema.types] == [type_]
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 7])
+def test_each_of_many_expressions_has_the_type_of_its_values(con, width: int):
+    cases = {
+        "i": "int64",
+        "CASE WHEN i % 2 THEN i ELSE i + 0.5 END": "double",
+        "NULL": "null",
+        "CASE WHEN i > 4 THEN 'a' END": "large_string",
+        "CASE WHEN i % 3 THEN i END": "int64",
+        "CASE WHEN i = 9 THEN x'00' END": "large_binary",
+        "i * 0.5": "double",
+    }
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9)"
+    sql = f"{numbers} SELECT {', '.join(list(cases)[:width])} FROM n"
+    table = pa.table(litevfs.arrow(con, sql))
+    assert [str(type_) for type_ in table.schema.types] == list(cases.values())[:width]
+    assert list(zip(*(column.to_pylist() for column in table.columns), strict=True)) == con.execute(sql).fetchall()
+    empty = pa.table(litevfs.arrow(con, f"{sql} WHERE 0"))
+    assert {str(type_) for type_ in empty.schema.types} == {"null"}
+
+
 MISFITS = [
     ("INTEGER", ["1", "'x'"], "row 2, column 'a', declared INTEGER: text does not fit in int64"),
     ("INTEGER", ["1", "2", "1.5"], "row 3, column 'a', declared INTEGER: real does not fit in int64"),
