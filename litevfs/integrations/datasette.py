@@ -9,6 +9,9 @@ transaction.
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from contextvars import ContextVar
@@ -17,13 +20,17 @@ from urllib.parse import parse_qs
 
 from datasette import handle_exception, hookimpl
 from datasette.database import Database
+from datasette.utils import tilde_decode
 from datasette.utils.asgi import NotFound
 from jinja2 import ChoiceLoader, DictLoader, PrefixLoader
 
 import litevfs.dbapi
 from litevfs.errors import LitevfsError, OptionError, TXIDNotFoundError
 from litevfs.ltx.names import parse_txid
-from litevfs.options import check_names
+from litevfs.options import Options, check_names
+from litevfs.replica_clients.urls import canonical_url
+
+logger = logging.getLogger("litevfs.integrations.datasette")
 
 PLUGIN = "litevfs"
 _FOOTER = (
@@ -33,6 +40,10 @@ _FOOTER = (
 
 _txid: ContextVar[str | None] = ContextVar("litevfs_datasette_txid", default=None)
 """The value of the request's `?_txid=`."""
+_page: ContextVar[str | None] = ContextVar("litevfs_datasette_page", default=None)
+"""The first part of the request's path, a database's route on its own pages; None outside of a request."""
+RETRY_S = 30.0
+"""For so long pages of others do not wait again for a replica that could not be read."""
 
 
 class ReplicaDatabase(Database):
@@ -43,6 +54,7 @@ class ReplicaDatabase(Database):
         self._url = url
         self._options = dict(options)
         self._opened: list[Any] = []
+        self._missing_until = 0.0  # by `time.monotonic`
 
     def connect(self, write: bool = False) -> Any:
         """A connection; SQLite refuses a write and says that a replica is read-only."""
@@ -63,11 +75,35 @@ class ReplicaDatabase(Database):
 
     async def execute_fn(self, fn: Callable[[Any], Any]) -> Any:
         """Run `fn(connection)` in a thread: on the newest state, or the one that the request names."""
-        return await (super().execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
+        return await self._run(super().execute_fn, fn)
 
     async def _execute_fn(self, fn: Callable[[Any], Any]) -> Any:
         """Like `execute_fn`; `execute` calls this from Datasette 1.0 on."""
-        return await (super()._execute_fn(fn) if _txid.get() is None else self._run_at_txid(fn))
+        return await self._run(super()._execute_fn, fn)
+
+    async def _run(self, run: Callable[[Any], Awaitable[Any]], fn: Callable[[Any], Any]) -> Any:
+        """Run `fn`. Where a page of something else asks, a replica that cannot be read is an empty database."""
+        if _txid.get() is not None:
+            return await self._run_at_txid(fn)
+        is_of_others = _page.get() not in (None, self.route or self.name)
+        if not (is_of_others and self._is_missing):
+            try:
+                return await run(fn)
+            except LitevfsError:
+                if not is_of_others:
+                    raise
+                self._note_missing()
+        with closing(sqlite3.connect(":memory:")) as nothing:
+            nothing.row_factory = sqlite3.Row
+            return fn(nothing)
+
+    @property
+    def _is_missing(self) -> bool:
+        return time.monotonic() < self._missing_until
+
+    def _note_missing(self) -> None:
+        logger.warning("the database %s is shown as empty", self.name, exc_info=True)
+        self._missing_until = time.monotonic() + RETRY_S
 
     async def _run_at_txid(self, fn: Callable[[Any], Any]) -> Any:
         txid = _txid.get() or ""
@@ -85,9 +121,15 @@ class ReplicaDatabase(Database):
 
     @property
     def size(self) -> int:
-        """Bytes of the database."""
-        with closing(self._open()) as connection:
-            ((pages, page_size),) = connection.execute("SELECT * FROM pragma_page_count, pragma_page_size")
+        """Bytes of the database; 0 while it cannot be read."""
+        if self._is_missing:
+            return 0
+        try:
+            with closing(self._open()) as connection:
+                ((pages, page_size),) = connection.execute("SELECT * FROM pragma_page_count, pragma_page_size")
+        except LitevfsError:
+            self._note_missing()
+            return 0
         return int(pages * page_size)
 
     @property
@@ -110,7 +152,7 @@ class ReplicaDatabase(Database):
 
 @hookimpl
 def startup(datasette: Any) -> None:
-    """Add the configured replicas. Raises OptionError for a configuration that makes no sense."""
+    """Add the configured replicas; none is read. Raises OptionError and ReplicaURLError for what can never work."""
     # litevfs brings rich, with which Datasette would print all local variables of each error, credentials among them,
     # and fail at a path that it does not know.
     handle_exception.rich = None
@@ -121,6 +163,8 @@ def startup(datasette: Any) -> None:
         if not isinstance(url, str):
             raise OptionError(f"no url for the database {name!r}", hint='write {"url": "s3://bucket/path"}')
         check_names(options, f"option of the database {name!r}:")
+        Options.collect({}, {**options, "replica_url": url})
+        canonical_url(url)
         datasette.add_database(ReplicaDatabase(datasette, url, options), name=name)
 
 
@@ -150,24 +194,26 @@ def extra_template_vars(database: str | None, datasette: Any) -> Callable[[], Aw
 
 @hookimpl
 def asgi_wrapper(datasette: Any) -> Callable[[Any], Any]:
-    """Read `?_txid=`."""
+    """Read the path and `?_txid=`."""
+    base = str(datasette.setting("base_url")).strip("/")
 
     def wrap(app: Any) -> Any:
         async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            path = (scope.get("path") or "").strip("/").removeprefix(base).strip("/")
             wanted = parse_qs((scope.get("query_string") or b"").decode("latin-1")).get("_txid")
-            if not wanted:
-                await app(scope, receive, send)
-                return
             try:
-                parse_txid(wanted[-1])
+                if wanted:
+                    parse_txid(wanted[-1])
             except LitevfsError as error:
                 await _refuse(send, str(error))
                 return
-            token = _txid.set(wanted[-1])
+            page = _page.set(tilde_decode(path.partition("/")[0].partition(".")[0]))
+            txid = _txid.set(wanted[-1] if wanted else None)
             try:
                 await app(scope, receive, send)
             finally:
-                _txid.reset(token)
+                _page.reset(page)
+                _txid.reset(txid)
 
         return with_state
 

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -207,13 +208,34 @@ def test_a_wrong_configuration_ends_the_start(entry: dict[str, str], message: st
     ("entry", "message"),
     [
         ({"url": "s5://bucket/app"}, "did you mean s3://"),
-        ({"url": "/nowhere/at/all", "open_timeout": "10ms"}, "check the path"),
         ({"url": "/nowhere/at/all", "poll_interval": "soon"}, "write for example 1s, 250ms"),
     ],
 )
-def test_a_replica_that_cannot_be_opened_says_what_to_do(entry: dict[str, str], message: str):
-    async def ask(client: Any) -> None:
-        with pytest.raises(litevfs.LitevfsError, match=message):
-            await client.ds.get_database("shop").execute("SELECT 1")
+def test_what_can_never_work_ends_the_start(entry: dict[str, str], message: str):
+    async def nothing(client: Any) -> None:
+        raise AssertionError
 
-    with_datasette({"shop": entry}, ask)
+    with pytest.raises(litevfs.LitevfsError, match=message):
+        with_datasette({"shop": entry}, nothing)
+
+
+def test_a_replica_that_cannot_be_read_spoils_no_page_of_others(
+    live_shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    missing = tmp_path / "missing"
+
+    async def browse(client: Any) -> None:
+        index = await client.get("/")
+        assert (index.status_code, "good" in index.text, "bad" in index.text) == (200, True, True)
+        assert (await client.get("/good/customer.json?_shape=array")).json()[0]["name"] == "Ada"
+        assert (await client.get("/-/databases.json")).status_code == 200
+        assert "check the path" in caplog.text
+        for path in ("/bad", "/bad/customer", "/bad.json"):
+            page = await client.get(path)
+            assert (page.status_code, "check the path" in page.text) == (500, True)
+        with pytest.raises(litevfs.LitevfsError, match="check the path"):
+            await client.ds.get_database("bad").execute("SELECT 1")
+        live_shop.folder.rename(missing)
+        assert (await client.get("/bad/customer.json?_shape=array")).json()[0]["name"] == "Ada"
+
+    with_datasette({"good": live_shop.url, "bad": {"url": str(missing), "open_timeout": "10ms"}}, browse)
