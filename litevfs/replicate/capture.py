@@ -31,10 +31,6 @@ logger = logging.getLogger("litevfs.replicate")
 
 MOVE_UP_INTERVAL_S = 0.02
 """How long the replicator may block the application's own checkpoints: a few hundred transactions."""
-_MOVE_UP_FRAMES = 1000
-"""So many frames SQLite lets the WAL have before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
-_SHORTEN_AFTER_S = 10.0
-"""Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 
 
 class Capture:
@@ -108,6 +104,12 @@ class Capture:
             raise
         return self._known_state()
 
+    def step_deleted(self) -> None:
+        """Capture what is new, from the files that are open here: the names were removed. Raises ReplicatorError."""
+        if self.state is not None and self.reason is None and self._folder.is_held():
+            with translated(self._path), self._database.open_wal() as wal:
+                self._advance(wal)
+
     def read_all(self, use: Callable[[WALReader, WALState, Content], T]) -> T:
         """What `use` makes of the WAL and the whole database, before a state is continued. Raises ReplicatorError."""
         source = self._database
@@ -131,12 +133,10 @@ class Capture:
         """Between steps: let checkpoints of the application finish that only wait for our read transaction to move."""
         if self.state is None or self.reason is not None or not self._hold.is_held:
             return
-        frames, _ = self._database.wal_counts()
-        quiet_s = self._quiet_s(frames)
+        quiet_s = self._quiet_s(frames := self._database.wal_counts()[0])
         self._move_up()
-        if self._has_moved_up or (self._hold.is_at_mark_zero and quiet_s < _SHORTEN_AFTER_S):
-            return
-        if not self._database.is_in_place():
+        is_too_early = self._has_moved_up or (self._hold.is_at_mark_zero and quiet_s < limits.SHORTEN_AFTER_S)
+        if is_too_early or not self._database.is_in_place():
             return
         with translated(self._path), WALReader(self._database.wal_path) as wal:
             if self._hold.is_at_mark_zero:
@@ -196,10 +196,10 @@ class Capture:
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
         """Give back the space of a huge WAL file, once there was no write for `quiet_s` seconds."""
         pages = self._limits.truncate_pages
-        if pages is not None and quiet_s >= _SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
+        if pages is not None and quiet_s >= limits.SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
             self._database.checkpoint(truncate=True)
 
-    def _move_up(self, frames: int = _MOVE_UP_FRAMES) -> None:
+    def _move_up(self, frames: int = limits.MOVE_UP_FRAMES) -> None:
         self._has_moved_up = self._hold.move_up(frames)
         self._stands_at_end &= not self._has_moved_up
 
@@ -353,7 +353,7 @@ class Capture:
             self._advance(wal)
             if self._wal_state.is_backfilled:
                 return
-            if self._wal_state.frames - before <= _MOVE_UP_FRAMES:
+            if self._wal_state.frames - before <= limits.MOVE_UP_FRAMES:
                 break
         self._move_up(1)
         self._database.checkpoint()

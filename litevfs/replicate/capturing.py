@@ -147,6 +147,11 @@ class Capturing:
         if self.capture.state is not None:
             self.step(deadline)
 
+    def step_deleted(self, deadline: float) -> None:
+        """See `Capture.step_deleted`."""
+        with self.holding(deadline):
+            self.capture.step_deleted()
+
     def settle(self, deadline: float) -> None:
         """See `Capture.settle`."""
         with self.holding(deadline):

@@ -182,6 +182,10 @@ class SourceDatabase:
             with translated(self.path):
                 _rollback(self._held)
 
+    def open_wal(self) -> WALReader:
+        """Read the WAL through SQLite, which has it open: also when its name was removed."""
+        return WALReader(self.wal_path, read=lambda size, offset: self._admin.read("main", 1, offset, size)[1])
+
     def wal_state(self, wal: WALReader) -> WALState:
         """The WAL as readers see it now. Frames that are in the file but not visible to readers do not count."""
         header, counts = wal.header(), self.wal_counts()

@@ -21,6 +21,10 @@ LOOK_AGAIN_AFTER_S = 0.2
 """A checkpoint that copies much, or waits for a disk, must not look like one that waits for our read transaction."""
 MAKE_WAY_S = 0.15
 """Longer than SQLite pauses between two tries of a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
+MOVE_UP_FRAMES = 1000
+"""So many frames SQLite lets the WAL have before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
+SHORTEN_AFTER_S = 10.0
+"""Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 
 
 @dataclass(frozen=True, slots=True)

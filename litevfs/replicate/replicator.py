@@ -22,7 +22,7 @@ from litevfs.errors import LitevfsError, OptionError, ReplicatorError, Replicato
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.replicate.attempts import holding
+from litevfs.replicate.attempts import attempt, holding
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.content import Content
@@ -235,8 +235,12 @@ class Replicator:
         return min(txids)
 
     def upload(self, timeout_s: float = 30.0) -> None:
-        """Upload what was captured, capturing nothing more: the end for a database that is gone. Raises as `sync`."""
+        """The end for a database whose file was deleted: capture what can be had, and upload. Raises as `sync`.
+
+        The files are still open here, so that is all that was committed before, unless a capture failed then.
+        """
         deadline = time.monotonic() + timeout_s
+        attempt(self._capturing.step_deleted, self.path, self._closed)
         for_all(self.places, lambda place: place.upload_captured(deadline), deadline)
 
     def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:

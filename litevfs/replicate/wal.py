@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +43,7 @@ _READ_SIZE = 4 << 20
 
 _Words = npt.NDArray[np.uint32]
 _Checksum = tuple[int, int]
+_ReadRange = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,19 @@ class WALChanges:
 class WALReader:
     """Reads one WAL file, which others may be writing. A file that does not exist reads like an empty one."""
 
-    def __init__(self, path: str | os.PathLike[str], *, read_size: int = _READ_SIZE) -> None:
-        """`read_size`: bytes read at once, or a frame if that is larger."""
-        self._path, self._read_size = Path(path), read_size
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_size: int = _READ_SIZE, read: _ReadRange | None = None
+    ) -> None:
+        """`read_size`: bytes read at once, or a frame if that is larger. `read(size, offset)` reads the file instead of
+        a descriptor of the path, and may fill up what lies behind the end with zeros."""
+        self._path, self._read_size, self._read_open = Path(path), read_size, read
+        self._fd: int | None = None
+        if read is not None:
+            return
         try:
-            self._fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            self._fd = None
+            pass
 
     def __enter__(self) -> WALReader:
         return self
@@ -239,6 +246,8 @@ class WALReader:
 
     def _read(self, size: int, offset: int) -> bytes:
         """`size` bytes from `offset`, fewer only at the end of the file."""
+        if self._read_open is not None:
+            return self._read_open(size, offset)
         parts = []
         while self._fd is not None and size > 0:
             part = os.pread(self._fd, size, offset)

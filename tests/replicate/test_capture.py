@@ -222,7 +222,7 @@ def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_befor
     app.execute("UPDATE t SET data = randomblob(3000) WHERE id > 1")
     with monkeypatch.context() as patch:
         patch.setattr("litevfs.replicate.capture.MOVE_UP_INTERVAL_S", 0.0)
-        patch.setattr("litevfs.replicate.capture._MOVE_UP_FRAMES", 1)
+        patch.setattr("litevfs.replicate.limits.MOVE_UP_FRAMES", 1)
         patch.setattr(database, "hand_over", after_a_checkpoint)
         patch.setattr(replicator._capture, "_is_closing", between_pages)
         replicator._capture.step()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
 from litevfs.replicate.fleet import Fleet
+from litevfs.replicate.marks import state_folder
 from tests.replicate.support import rebuilt, wait_until
 
 QUICK: dict[str, Any] = {"sync_interval_s": 0.05, "lease_ttl_s": None}
@@ -108,6 +112,54 @@ def test_databases_come_and_go(watched: Fleet, folder: Path, tmp_path: Path):
     assert rows_of(tmp_path / "replicas" / "new.db") == 5
     make(folder / "other.db")
     wait_until(lambda: rows_of(tmp_path / "replicas" / "other.db") == 1)
+
+
+WRITES_AND_DELETES = """
+import os, sqlite3, sys
+path, ends_first = sys.argv[1], sys.argv[2] == "True"
+db = sqlite3.connect(path)
+for n in range(4):
+    db.execute("INSERT INTO t VALUES (?)", (n,))
+    db.commit()
+if ends_first:
+    db.close()
+for suffix in ("", "-wal", "-shm"):
+    os.unlink(path + suffix)
+if not ends_first:
+    db.execute("INSERT INTO t VALUES ('into a file without a name')")
+    db.commit()
+"""
+
+
+@pytest.mark.parametrize("ends_first", [True, False])
+def test_what_was_committed_before_a_database_was_deleted_is_on_its_replica(
+    fleet_of, folder: Path, tmp_path: Path, ends_first: bool
+):
+    path, replica = make(folder / "a.db"), tmp_path / "replicas" / "a.db"
+    fleet = fleet_of(sync_interval_s=3600.0, watch=True)
+    fleet.start()
+    wait_until(lambda: rows_of(replica) == 1)
+    subprocess.run([sys.executable, "-c", WRITES_AND_DELETES, str(path), str(ends_first)], check=True, timeout=60)
+    wait_until(lambda: path not in fleet.members)
+    wait_until(lambda: rows_of(replica) >= 5)
+    assert rows_of(replica) in ((5,) if ends_first else (5, 6))  # 6 if the last commit came before the capture
+
+
+@pytest.mark.parametrize("what", ["state", "whole folder"])
+def test_a_database_that_is_deleted_with_its_state_is_let_go_of(fleet_of, folder: Path, tmp_path: Path, what: str):
+    path = make(folder / "tenant" / "a.db")
+    fleet = fleet_of(sync_interval_s=3600.0, watch=True)
+    fleet.start()
+    wait_until(lambda: rows_of(tmp_path / "replicas" / "tenant" / "a.db") == 1)
+    member = fleet.members[path]
+    if what == "state":
+        shutil.rmtree(state_folder(path))
+        path.unlink()
+    else:
+        shutil.rmtree(path.parent)
+    wait_until(lambda: path not in fleet.members and member.replicator is None)
+    assert fleet.close(20) == []
+    assert rows_of(tmp_path / "replicas" / "tenant" / "a.db") == 1
 
 
 def test_the_end_makes_a_last_sync_of_every_database(fleet_of, folder: Path, tmp_path: Path):

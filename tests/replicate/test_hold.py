@@ -110,8 +110,8 @@ def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: i
     """Every TXID is a state of the source, none goes back, the last is the newest; one snapshot is all it takes."""
     rng = random.Random(seed)
     monkeypatch.setattr(capture, "MOVE_UP_INTERVAL_S", 0.0)
-    monkeypatch.setattr(capture, "_MOVE_UP_FRAMES", rng.choice([1, 5, 1000]))
-    monkeypatch.setattr(capture, "_SHORTEN_AFTER_S", rng.choice([0.0, 1000.0]))
+    monkeypatch.setattr(limits, "MOVE_UP_FRAMES", rng.choice([1, 5, 1000]))
+    monkeypatch.setattr(limits, "SHORTEN_AFTER_S", rng.choice([0.0, 1000.0]))
     monkeypatch.setattr(limits, "MAKE_WAY_AFTER_S", 0.0)
     monkeypatch.setattr(limits, "LOOK_AGAIN_AFTER_S", 0.0)
     app: Application = make_app(auto_vacuum=2)

@@ -355,7 +355,7 @@ def test_a_wal_file_that_was_huge_is_shortened_when_no_writer_is_there(
     wal = app.path.with_name("app.db-wal")
     replicator.sync()
     assert wal.stat().st_size > 300 * 4120
-    monkeypatch.setattr("litevfs.replicate.capture._SHORTEN_AFTER_S", 0.05)
+    monkeypatch.setattr("litevfs.replicate.limits.SHORTEN_AFTER_S", 0.05)
     if is_started:
         replicator.start()
         wait_until(lambda: wal.stat().st_size == 0)
