@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
@@ -18,9 +19,10 @@ from contextvars import ContextVar
 from typing import Any
 from urllib.parse import parse_qs
 
+import rich.traceback
 from datasette import handle_exception, hookimpl
 from datasette.database import Database
-from datasette.utils import tilde_decode
+from datasette.utils import check_connection, tilde_decode
 from datasette.utils.asgi import NotFound
 from jinja2 import ChoiceLoader, DictLoader, PrefixLoader
 
@@ -82,10 +84,10 @@ class ReplicaDatabase(Database):
         return await self._run(super()._execute_fn, fn)
 
     async def _run(self, run: Callable[[Any], Awaitable[Any]], fn: Callable[[Any], Any]) -> Any:
-        """Run `fn`. Where a page of something else asks, a replica that cannot be read is an empty database."""
+        """Run `fn`. Where a page of something else asks, or the start, a missing replica is an empty database."""
         if _txid.get() is not None:
             return await self._run_at_txid(fn)
-        is_of_others = _page.get() not in (None, self.route or self.name)
+        is_of_others = fn is check_connection or _page.get() not in (None, self.route or self.name)
         if not (is_of_others and self._is_missing):
             try:
                 return await run(fn)
@@ -153,9 +155,7 @@ class ReplicaDatabase(Database):
 @hookimpl
 def startup(datasette: Any) -> None:
     """Add the configured replicas; none is read. Raises OptionError and ReplicaURLError for what can never work."""
-    # litevfs brings rich, with which Datasette would print all local variables of each error, credentials among them,
-    # and fail at a path that it does not know.
-    handle_exception.rich = None
+    _hide_locals()
     config = datasette.plugin_config(PLUGIN) or {}
     for name, entry in (config.get("databases") or {}).items():
         options = dict(entry) if isinstance(entry, Mapping) else {"url": entry}
@@ -166,6 +166,16 @@ def startup(datasette: Any) -> None:
         Options.collect({}, {**options, "replica_url": url})
         canonical_url(url)
         datasette.add_database(ReplicaDatabase(datasette, url, options), name=name)
+
+
+def _hide_locals() -> None:
+    """Let Datasette print errors without local variables, as credentials may be among them.
+
+    It prints them by rich, which litevfs brings, and then also fails at a path that it does not know.
+    """
+    handle_exception.rich = None
+    if sys.excepthook.__module__ == "rich.traceback":
+        rich.traceback.install(show_locals=False)
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import sys
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.traceback
 
 import litevfs.dbapi
 from tests.integrations.conftest import Shop
 
 HOW = "needs the extra `integrations` (pip install 'litevfs[integrations]')"
 app = pytest.importorskip("datasette.app", reason=HOW)
+check_connection = pytest.importorskip("datasette.utils").check_connection
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::ResourceWarning"
 )
@@ -156,6 +159,21 @@ def test_a_replica_answers_as_the_file_does(live_shop: Shop):
 CHANGING = re.compile(r'"query_ms": [0-9.e-]+')
 
 
+def test_an_error_that_ends_the_start_prints_none_either(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    rich.traceback.install(show_locals=True)  # Datasette's command does so
+
+    async def fail(client: Any) -> None:
+        found = "secret" * 7
+        raise ValueError(len(found))
+
+    with pytest.raises(ValueError) as caught:
+        with_datasette({}, fail)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    printed = capsys.readouterr().err
+    assert ("ValueError: 42" in printed, "secretsecret" in printed) == (True, False)
+
+
 def test_an_error_prints_no_local_variables(shop: Shop, capsys: pytest.CaptureFixture[str]):
     async def browse(client: Any) -> None:
         assert (await client.get("/shop/customer/1/no/such/path")).status_code == 404
@@ -225,6 +243,7 @@ def test_a_replica_that_cannot_be_read_spoils_no_page_of_others(
     missing = tmp_path / "missing"
 
     async def browse(client: Any) -> None:
+        await client.ds.get_database("bad").execute_fn(check_connection)  # Datasette's own check before it serves
         index = await client.get("/")
         assert (index.status_code, "good" in index.text, "bad" in index.text) == (200, True, True)
         assert (await client.get("/good/customer.json?_shape=array")).json()[0]["name"] == "Ada"
