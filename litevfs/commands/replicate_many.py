@@ -18,7 +18,7 @@ from typing import Any
 from litevfs.commands.child import Child
 from litevfs.commands.options import TakesPlaceOf, collect_options
 from litevfs.commands.primary_status import describe
-from litevfs.commands.restoring import restore_newest
+from litevfs.commands.restoring import restore_with_leases
 from litevfs.commands.signals import Terminated, ended_by_sigterm, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
 from litevfs.commands.text import count
@@ -96,7 +96,8 @@ def _from_file(args: argparse.Namespace, options: Mapping[str, Any]) -> Config:
             own["maintenance"] = None
         elif args.no_delete:
             own["maintenance"] = replace(own["maintenance"], delete_files=False)
-        entries.append(replace(entry, options=own))
+        restores = entry.restore_if_missing or (args.restore_if_missing and entry.pattern is None)
+        entries.append(replace(entry, restore_if_missing=restores, options=own))
     return replace(config, entries=tuple(entries))
 
 
@@ -105,14 +106,21 @@ def _from_folder(args: argparse.Namespace, options: Mapping[str, Any]) -> Config
         raise OptionError("--dir needs a URL, below which the replicas lie", hint="litevfs replicate --dir FOLDER URL")
     if not args.dir.is_dir():
         raise OptionError(f"there is no folder {args.dir}")
+    if args.restore_if_missing:
+        raise OptionError(
+            "--restore-if-missing is given with --dir: a folder does not tell which databases are missing",
+            hint="name them in a file for --config, or restore each before: litevfs restore",
+        )
     urls = [args.database, *filter(None, (args.url, *args.more_urls))]
     places = tuple(Place(collect_options(args, url).replica_url) for url in urls)
     for place in places:
         place.open().close()  # a wrong URL is told now
-    entry = DatabaseEntry(
-        args.dir, places, args.pattern or "*.db", args.recursive, args.watch, args.restore_if_missing, options
-    )
+    entry = DatabaseEntry(args.dir, places, args.pattern or "*.db", args.recursive, args.watch, options=options)
     return Config((entry,))
+
+
+_restore = partial(restore_with_leases, waits=False)
+"""A database that waits for the lease of another primary delays no other: its fleet tries again."""
 
 
 def _replicate(args: argparse.Namespace, config: Config) -> int:
@@ -128,7 +136,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
             return Checkup(replicator, interval_s).turn
 
     if args.once:
-        return _once(Fleet(config.entries, restore=restore_newest, own_process=True), timeout_s)
+        return _once(Fleet(config.entries, restore=_restore, own_process=True), timeout_s)
     with StatusServer() as server:
 
         def opened(replicator: Replicator) -> None:
@@ -137,9 +145,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
         def closing(replicator: Replicator) -> None:
             server.remove(replicator.path)
 
-        fleet = Fleet(
-            config.entries, restore=restore_newest, check=check, opened=opened, closing=closing, own_process=True
-        )
+        fleet = Fleet(config.entries, restore=_restore, check=check, opened=opened, closing=closing, own_process=True)
         if command is not None:
             return _beside(args, config, fleet, command, timeout_s)
         return _until_a_signal(args, config, fleet, timeout_s)

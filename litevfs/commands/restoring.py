@@ -23,12 +23,6 @@ from litevfs.replicate.uploads import replica_position
 _WAIT_FOR_LEASE_S = 1.0
 
 
-def restore_newest(path: Path, clients: Sequence[ReplicaClient]) -> None:
-    """Restore a missing database from the replica with the newest state. Raises StorageError if one does not answer."""
-    if is_missing(path):
-        restore_if_missing(newest_of(clients), path)
-
-
 def newest_of(clients: Sequence[ReplicaClient]) -> ReplicaClient:
     """The replica with the newest TXID, the first of several that have it.
 
@@ -39,24 +33,28 @@ def newest_of(clients: Sequence[ReplicaClient]) -> ReplicaClient:
     return max(clients, key=lambda client: replica_position(client, 0).txid)
 
 
-def restore_with_leases(path: Path, clients: Sequence[ReplicaClient], lease_ttl_s: float | None) -> None:
+def restore_with_leases(
+    path: Path, clients: Sequence[ReplicaClient], lease_ttl_s: float | None, *, waits: bool = True
+) -> None:
     """Restore the newest state once no other primary has the lease: it would lack that primary's later writes.
 
     Holds the state folder meanwhile: of two on this machine one restores, and the lease of one that is killed is taken
-    over at once.
+    over at once. Raises ReplicatorLockedError, StorageError, and, unless it `waits`, ReplicaConflictError.
     """
     if not is_missing(path):
         return
     with closing(StateFolder(database_path(path))) as folder:
         if is_missing(path):
-            _restore(path, clients, folder.id, lease_ttl_s)
+            _restore(path, clients, folder.id, lease_ttl_s, waits=waits)
 
 
-def _restore(path: Path, clients: Sequence[ReplicaClient], folder_id: str, lease_ttl_s: float | None) -> None:
+def _restore(
+    path: Path, clients: Sequence[ReplicaClient], folder_id: str, lease_ttl_s: float | None, *, waits: bool
+) -> None:
     closed = threading.Event()
     guards = [open_guard(client, RESTORING + folder_id, closed, lease_ttl_s, unix_time_ms) for client in clients]
     try:
-        result = restore_if_missing(_wait_for(clients, guards, closed), path)
+        result = restore_if_missing(_wait_for(clients, guards, closed) if waits else _hold(clients, guards), path)
     finally:
         for guard in guards:
             guard.release(threading.Lock(), 5.0)
@@ -64,16 +62,21 @@ def _restore(path: Path, clients: Sequence[ReplicaClient], folder_id: str, lease
         print(f"litevfs: restored {path} to TXID {format_txid(result.txid)}", file=sys.stderr)
 
 
+def _hold(clients: Sequence[ReplicaClient], guards: Sequence[WriterGuard]) -> ReplicaClient:
+    """Hold all leases; returns the newest replica. Raises ReplicaConflictError, StorageError."""
+    for guard in guards:
+        guard.hold()
+    return newest_of(clients)
+
+
 def _wait_for(
     clients: Sequence[ReplicaClient], guards: Sequence[WriterGuard], closed: threading.Event
 ) -> ReplicaClient:
-    """Hold all leases; returns the newest replica."""
+    """See `_hold`; waits until they can be had."""
     is_told = False
     while True:
         try:
-            for guard in guards:
-                guard.hold()
-            return newest_of(clients)
+            return _hold(clients, guards)
         except ReplicaConflictError as error:
             if not is_told:
                 print(f"litevfs: waiting to restore: {error}", file=sys.stderr)

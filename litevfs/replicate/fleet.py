@@ -19,9 +19,10 @@ from typing import Any
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.turns import SharedThreads, Task, Turn
-from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorRefusedError
+from litevfs.errors import LitevfsError, ReplicaConflictError, ReplicatorError, ReplicatorRefusedError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
+from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.replicator import Replicator
 
 logger = logging.getLogger("litevfs.replicate")
@@ -31,6 +32,12 @@ _SETTLE_S = 0.001
 """Between two turns of a capture at least, times the number of databases: together they take a bounded share."""
 _HEADER = b"SQLite format 3\x00"
 _LAST_UPLOAD_S = 10.0
+_LEASE_PAUSE_S = 1.0
+"""Between two tries to get the lease before a restore."""
+
+
+class _RestoreWaitsError(ReplicatorError):
+    """Another primary has the lease of a replica that is to be restored."""
 
 
 class FleetThreads:
@@ -72,6 +79,8 @@ class Member:
         self.replicator: Replicator | None = None
         self.error: str | None = None
         """Why there is no replicator."""
+        self.waits_for: str | None = None
+        """The primary whose lease has to end before the database is restored."""
         self.task = fleet.threads.start(self._open, "litevfs-open", str(path))
 
     def leave(self, *, timeout_s: float = _LAST_UPLOAD_S, is_gone: bool) -> None:
@@ -86,8 +95,9 @@ class Member:
         finally:
             self._lock.release()
         if replicator is None:
-            if not is_gone and self.error is not None:
-                raise ReplicatorError(f"not replicated: {self.error}", key=str(self.path))
+            why = self.error or self.waits_for
+            if not is_gone and why is not None:
+                raise ReplicatorError(f"not replicated: {why}", key=str(self.path))
             return
         try:
             if is_gone:
@@ -120,20 +130,24 @@ class Member:
                 self._close(self.replicator)
                 self.replicator = None
                 return None
+            except _RestoreWaitsError as exc:
+                if self.waits_for is None:
+                    logger.warning("%s: waiting to restore: %s", self.path, exc)
+                self.error, self.waits_for = None, str(exc)
+                return _LEASE_PAUSE_S
             except (LitevfsError, OSError) as exc:
                 if str(exc) != self.error:
                     logger.warning("%s: not replicated yet: %s", self.path, exc)
-                self.error = str(exc)
+                self.error, self.waits_for = str(exc), None
                 return self._backoff.after(exc)
-            self.error = None
+            self.error = self.waits_for = None
             self._backoff.reset()
             return 5.0
 
     def _opened(self) -> Replicator:
         self._clients = [place.open() for place in self.places]
         try:
-            if self._entry.restore_if_missing and self._fleet.restore is not None:
-                self._fleet.restore(self.path, self._clients)
+            self._restore()
             if not _begins_as_database(self.path):
                 raise ReplicatorError("not a database, or not yet", key=str(self.path))
             first, *others = self._clients
@@ -142,6 +156,14 @@ class Member:
         except BaseException:
             self._close(None)
             raise
+
+    def _restore(self) -> None:
+        if not self._entry.restore_if_missing or self._fleet.restore is None:
+            return
+        try:
+            self._fleet.restore(self.path, self._clients, self._entry.options.get("lease_ttl_s", DEFAULT_TTL_S))
+        except ReplicaConflictError as exc:
+            raise _RestoreWaitsError(exc.message, key=exc.key, hint=exc.hint) from exc
 
     def _close(self, replicator: Replicator | None) -> None:
         checking, self._checking = self._checking, None
@@ -156,14 +178,15 @@ class Member:
 
 
 class Fleet:
-    """Replicates what `entries` name, until `close`. `restore` restores a database that is missing, where
-    asked to; `check` makes the turns that check its replica; `opened` and `closing` hear of each replicator."""
+    """Replicates what `entries` name, until `close`. `restore(path, clients, lease_ttl_s)` restores a database that is
+    missing, where asked to, or raises ReplicaConflictError while another primary has the lease; `check` makes the turns
+    that check its replica; `opened` and `closing` hear of each replicator."""
 
     def __init__(
         self,
         entries: Sequence[DatabaseEntry],
         *,
-        restore: Callable[[Path, Sequence[ReplicaClient]], object] | None = None,
+        restore: Callable[[Path, Sequence[ReplicaClient], float | None], object] | None = None,
         check: Callable[[Replicator], Turn] | None = None,
         opened: Callable[[Replicator], None] = lambda replicator: None,
         closing: Callable[[Replicator], None] = lambda replicator: None,
@@ -215,12 +238,14 @@ class Fleet:
             self._is_first = False
 
     def wait_until_open(self, timeout_s: float) -> None:
-        """Return when each database has a replicator, or an error, or after `timeout_s`."""
+        """Return when each database has a replicator, or an error, or after `timeout_s`, or later while one waits for
+        another primary's lease."""
         deadline = time.monotonic() + timeout_s
         pause = threading.Event()  # never set
-        members = list(self.members.values())
-        while any(one.replicator is None and one.error is None for one in members) and time.monotonic() < deadline:
+        opening = list(self.members.values())
+        while opening and (time.monotonic() < deadline or any(one.waits_for is not None for one in opening)):
             pause.wait(0.02)
+            opening = [one for one in opening if one.replicator is None and one.error is None]
 
     def close(self, timeout_s: float) -> list[str]:
         """End, after a last sync of every database within `timeout_s`; returns what failed."""

@@ -16,7 +16,7 @@ from litevfs.commands.status_socket import ask, socket_path
 from litevfs.operations.restore import restore
 from tests.peer import litestream_binary as litestream
 from tests.replicate.support import wait_until
-from tests.replicate.test_fleet import insert, make
+from tests.replicate.test_fleet import insert, make, rows_of
 
 processes = pytest.mark.servers  # too long for every run
 pytestmark = pytest.mark.slow
@@ -178,3 +178,76 @@ def test_what_is_wrong_is_told_with_its_exit_code(tmp_path: Path, monkeypatch, c
         ended_with = end.code
     assert ended_with == code
     assert told in capsys.readouterr().err
+
+
+def restoring_config(root: Path, replicas: Path, names: list[str]) -> Path:
+    """A configuration for databases of a container whose disk is `root`."""
+    root.mkdir()
+    path = root / "litestream.yml"
+    entries = (
+        f"  - path: {root}/{name}.db\n    restore-if-db-not-exists: true\n"
+        f"    replica:\n      url: file://{replicas}/{name}\n      sync-interval: 100ms\n"
+        for name in names
+    )
+    path.write_text("dbs:\n" + "".join(entries))
+    return path
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=processes)])
+def test_a_restore_waits_for_the_lease_of_another_container_and_delays_no_other_database(tmp_path: Path, end: int):
+    pytest.importorskip("yaml", reason="needs the extra `config` (pip install 'litevfs[config]')")
+    replicas, ttl = tmp_path / "replicas", ("--lease-ttl", "2s")
+    first = restoring_config(tmp_path / "first", replicas, ["busy"])
+    second = restoring_config(tmp_path / "second", replicas, ["busy", "free"])
+    written, restored = make(tmp_path / "first" / "busy.db"), tmp_path / "second" / "busy.db"
+    free = make(tmp_path / "second" / "free.db")
+    with running(ours("--config", first, *ttl)) as writing:
+        wait_until(lambda: has_files(replicas / "busy"), LIMIT_S)
+        with running(ours("--config", second, *ttl)) as waiting:
+            assert waiting.stderr is not None
+            said = iter(waiting.stderr.readline, "")
+            assert any("busy.db: waiting to restore: another primary has the lease" in line for line in said)
+            wait_until(lambda: has_files(replicas / "free"), LIMIT_S)
+            insert(free)
+            insert(written, rows=5)
+            wait_until(lambda: rows_of(replicas / "busy") == 6, LIMIT_S)
+            assert not restored.exists()
+            writing.send_signal(end)
+            wait_until(lambda: restored.exists(), LIMIT_S)
+            assert count(restored) == 6
+            insert(restored)
+            wait_until(lambda: rows_of(replicas / "busy") == 7, LIMIT_S)
+            code, _ = ended(waiting)
+            assert code == 0
+
+
+@processes
+def test_once_waits_for_the_lease_and_says_so_when_it_is_ended(tmp_path: Path):
+    pytest.importorskip("yaml", reason="needs the extra `config` (pip install 'litevfs[config]')")
+    replicas = tmp_path / "replicas"
+    first = restoring_config(tmp_path / "first", replicas, ["busy"])
+    second = restoring_config(tmp_path / "second", replicas, ["busy"])
+    make(tmp_path / "first" / "busy.db", rows=3)
+    with running(ours("--config", first)) as writing:
+        wait_until(lambda: has_files(replicas / "busy"), LIMIT_S)
+        once = ours("--config", second, "--once", "--shutdown-timeout", "1s")
+        with running(once) as ending:
+            assert ending.stderr is not None
+            assert any("waiting to restore" in line for line in iter(ending.stderr.readline, ""))
+            code, said = ended(ending)
+            assert code != 0
+            assert "another primary has the lease" in said
+        with running(once) as waiting:
+            assert waiting.stderr is not None
+            assert any("waiting to restore" in line for line in iter(waiting.stderr.readline, ""))
+            assert ended(writing)[0] == 0
+            assert waiting.wait(LIMIT_S) == 0
+    assert count(tmp_path / "second" / "busy.db") == 3
+
+
+def test_a_restore_of_a_folder_is_refused(tmp_path: Path):
+    (tmp_path / "tenants").mkdir()
+    command = ours("--dir", tmp_path / "tenants", tmp_path / "replicas", "--restore-if-missing")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 2
+    assert "a folder does not tell which databases are missing" in done.stderr

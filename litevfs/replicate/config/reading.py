@@ -126,6 +126,9 @@ def _entry(section: Section, shared: _Shared) -> DatabaseEntry | None:
         section.mistake("pattern", "dir needs a pattern, such as '*.db'")
     if folder is None and (watch or recursive or pattern):
         section.mistake("watch" if watch else "pattern" if pattern else "recursive", "belongs to dir")
+    if folder is not None and restore:
+        section.warn("restore-if-db-not-exists", "has no effect: a folder does not tell which databases are missing")
+        restore = False
     if not places:
         return None
     where = Path(str(path or folder)).expanduser()
