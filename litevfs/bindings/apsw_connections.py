@@ -120,8 +120,14 @@ class AsyncReplicaCursor(apsw.Cursor):
 
 
 async def _hinting(started: Awaitable[Any]) -> Any:
-    with _hints():
-        return await started
+    try:
+        with _hints():
+            return await started
+    except RuntimeError as error:
+        if "attached to a different loop" in str(error):  # asyncio's words
+            message = "the connection belongs to another event loop; hint: open one in each with litevfs.connect_async"
+            raise RuntimeError(message) from error
+        raise
 
 
 class _Closed(apsw.Connection):

@@ -191,6 +191,32 @@ def in_its_thread(connection: Any) -> Any:
 @pytest.mark.skipif(
     not hasattr(apsw.Connection, "as_async"), reason="needs APSW with its async mode (pip install -U apsw)"
 )
+def test_another_event_loop_is_told_to_open_a_connection_of_its_own():
+    found: list[str] = []
+
+    def elsewhere(connection: Any) -> None:
+        async def execute() -> None:
+            with pytest.raises(RuntimeError) as caught:
+                await connection.execute("SELECT 1")
+            found.append(str(caught.value))
+
+        asyncio.run(execute())
+
+    async def run() -> None:
+        connection = await litevfs.connect_async(ORDERS)
+        try:
+            await asyncio.to_thread(elsewhere, connection)
+            assert [row async for row in await connection.execute("SELECT 7")] == [(7,)]
+        finally:
+            await connection.aclose()
+
+    asyncio.run(run())
+    assert found == ["the connection belongs to another event loop; hint: open one in each with litevfs.connect_async"]
+
+
+@pytest.mark.skipif(
+    not hasattr(apsw.Connection, "as_async"), reason="needs APSW with its async mode (pip install -U apsw)"
+)
 def test_every_call_of_an_async_cursor_says_where_to_write():
     async def run() -> None:
         connection = await litevfs.connect_async(ORDERS)
