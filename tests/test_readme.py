@@ -131,6 +131,11 @@ def workplace(tmp_path: Path) -> Workplace:
     return Workplace(tmp_path)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "doors"], ids=str)
+def test_every_door_has_an_example_that_runs(page: Path):
+    assert any(block.mark.startswith("run") for block in find_blocks((ROOT / page).read_text()))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_example_says_whether_it_is_run(page: Path):
     blocks = [block for block in find_blocks((ROOT / page).read_text()) if block.language in ("python", "console")]
