@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
@@ -18,6 +17,9 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
 from litevfs.replica_clients.tracing import traced
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
@@ -63,7 +65,7 @@ def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaCli
 
 def _installed_factory(scheme: str) -> ClientFactory | None:
     """The factory of an installed package for a scheme that is none of ours; registered from then on."""
-    for entry in entry_points(group=ENTRY_POINTS, name=scheme):
+    for entry in _entry_points(scheme):
         try:
             factory: ClientFactory = entry.load()
         except Exception as exc:  # the import of a foreign package may raise anything
@@ -73,6 +75,13 @@ def _installed_factory(scheme: str) -> ClientFactory | None:
         register_scheme(scheme, factory)
         return factory
     return None
+
+
+def _entry_points(scheme: str | None = None) -> EntryPoints:
+    """Those that installed packages have, for a scheme or all."""
+    from importlib.metadata import entry_points  # loads `email`, which most processes have no use for
+
+    return entry_points(group=ENTRY_POINTS) if scheme is None else entry_points(group=ENTRY_POINTS, name=scheme)
 
 
 def _scheme(url: str) -> str:
@@ -202,7 +211,7 @@ def _refuse_query(url: str, scheme: str) -> None:
 
 
 def _unknown(scheme: str) -> ReplicaURLError:
-    schemes = {*_factories, *(entry.name for entry in entry_points(group=ENTRY_POINTS))}
+    schemes = {*_factories, *(entry.name for entry in _entry_points())}
     known = ", ".join(sorted(schemes))
     if scheme.lower() in LITESTREAM_SCHEMES:
         return ReplicaURLError(f"replicas at {scheme}:// are not supported yet", hint=f"supported are {known}")
