@@ -22,14 +22,25 @@ class Scan:
     wanted: int = 0  # pages that the next guess has to have room for
     last: int = 0  # leaf planned last
     rested: int = 0  # of the leaves whose reads change no plan, the one read last
-    seen: int = 0  # its position, as far as it was looked up
     guessed: dict[int, int] = field(default_factory=dict)  # interior page not known yet -> pages planned with it
     planned: set[int] = field(default_factory=set)  # pages planned and not read yet, for all that is known
 
     @property
     def is_active(self) -> bool:
         """Whether pages are planned and not read yet."""
-        return bool(self.window and (self.guessed or self.left > max(0, self.seen - self.position)))
+        return bool(self.window and (self.guessed or self.left))
+
+    @property
+    def short(self) -> int:
+        """By how many pages the plan falls short of its window."""
+        return self.window - self.left - sum(self.guessed.values())
+
+    def start_again(self, parent: int, window: int) -> None:
+        """Plan from the leaf read last on, below interior page `parent`, with a window of at most that."""
+        self.end_in, self.end, self.left = parent, self.position + 1, 0
+        self.guessed.clear()
+        self.planned.clear()
+        self.window = min(self.window, window)
 
     def add(self, pages: Iterable[int]) -> list[int]:
         """Add pages to the plan; returns those that were not planned yet."""
@@ -45,6 +56,15 @@ class Run:
     last: int = 0
     end: int = 0  # first page not planned yet
     window: int = 0
+
+    def follow(self, pgno: int, least: int, growth: int, most: int) -> list[int]:
+        """Page `pgno` is read; the pages of a window that is `growth` times the one before, if it is time for that."""
+        self.last = pgno
+        if self.end - pgno - 1 > self.window // 2:
+            return []
+        self.window = min((self.window or least) * growth, most)
+        start, self.end = self.end, pgno + 1 + self.window
+        return list(range(start, self.end))
 
 
 @dataclass(slots=True)
@@ -68,6 +88,11 @@ class IndexLeaf:
     def key(self) -> tuple[int, bytes]:
         """The key of the entry looked up last, or of the first one."""
         return self.entries[max(self.position, 0)].key
+
+    def start_again(self, window: int) -> None:
+        """Plan from the entry looked up last on, with a window of at most that."""
+        self.end = max(self.position, 0) + 1
+        self.window = min(self.window, window)
 
     def led_along(self, targets: list[int], second: int) -> IndexEntry | None:
         """The entry of the first table leaf, if the entries, with rows in `targets`, lead from it to page `second`.

@@ -50,6 +50,11 @@ class KnownTrees:
                 del self.parents[child]
         del self.interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
 
+    def position(self, pgno: int, parent: int) -> int:
+        """The place of a page among the children of an interior one; -1 if it is none of them, or not known."""
+        place = self.parents.get(pgno)
+        return place[1] if place is not None and place[0] == parent else -1
+
     def next_interior(self, pgno: int) -> int:
         """The page after an interior one, on its level of the B-tree; 0 if there is none, or it is not known."""
         climbed = 0

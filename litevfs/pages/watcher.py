@@ -85,15 +85,10 @@ class Watcher:
             self._look_at_rests()
             self.resting = {}
             for parent, scan in self._scans.items():
-                scan.end_in, scan.end, scan.left = parent, max(scan.position, scan.seen) + 1, 0
-                scan.guessed.clear()
-                scan.planned.clear()
-                scan.window = min(scan.window, FIRST_WINDOW // GROWTH)
+                scan.start_again(parent, FIRST_WINDOW // GROWTH)
             self._run.end, self._run.window = self._run.last + 1, 0
-            leaf = self._index_leaf
-            if leaf is not None:
-                leaf.end = max(leaf.position, 0) + 1
-                leaf.window = min(leaf.window, FIRST_WINDOW // LOOKUP_GROWTH)
+            if self._index_leaf is not None:
+                self._index_leaf.start_again(FIRST_WINDOW // LOOKUP_GROWTH)
             self._awaited.clear()
 
     def awaited(self, pgnos: list[int]) -> list[int]:
@@ -143,7 +138,8 @@ class Watcher:
                 self.resting = {}
             if pgno not in self._interior:
                 return []
-            plan = [] if self._index_leaf is None else self._go_on(self._index_leaf, pgno)
+            leaf = self._index_leaf  # what its look-ups that waited for the page need next
+            plan = [] if leaf is None else self._targets(leaf, leaf.waiting.pop(pgno, ()))
             for scan in self._scans.values():
                 if scan.end_in == pgno:
                     plan += self._extend(scan, at_once=True)
@@ -162,12 +158,8 @@ class Watcher:
             if self._index_leaf is None and self._interior[parent].is_table:
                 self.recall.note_jump(children[position])
         elif position > scan.position:
-            scan.left = max(0, scan.left - (position - scan.position))
-            scan.planned.difference_update(children[scan.position + 1 : position + 1])
-            scan.position = position
-            if scan.end_in == parent and scan.end <= position:
-                scan.end, scan.left = position + 1, 0
-            scan.window = scan.window or max(FIRST_WINDOW, self.step // FIRST_SHARE) // GROWTH
+            self._advance(scan, parent, position)
+            scan.window = scan.window or self._first_window() // GROWTH
         if len(scan.planned) > MAX_PLANNED:  # wrong guesses: pages that the scan does not reach
             scan.planned.clear()
         if scan is not known:
@@ -176,9 +168,9 @@ class Watcher:
         while len(self._scans) > MAX_SCANS:
             self._scans.popitem(last=False)
         plan = self._extend(scan, at_once=parent in scan.guessed)
-        missing = self._due(scan) - self._short(scan)  # if none, the plan ends here or waits for an interior page
+        missing = self._due(scan) - scan.short  # if none, the plan ends here or waits for an interior page
         rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, missing) if missing > 0 else RESTS
-        scan.seen, scan.rested = position, 0
+        scan.rested = 0
         may_rest = self._index_leaf is None or not self._interior[parent].is_table  # else it may follow look-ups, too
         end = min(position + rests, self._reach(scan, parent)) if may_rest else 0
         self._rest(scan, children[position + 1 : end])
@@ -189,20 +181,38 @@ class Watcher:
         others = {} if len(self._scans) == 1 else {leaf: of for leaf, of in self.resting.items() if of is not scan}
         self.resting = others | dict.fromkeys(leaves, scan)
 
+    def _advance(self, scan: Scan, parent: int, position: int) -> None:
+        """The scan has come to the leaf at `position`, further on."""
+        scan.left = max(0, scan.left - (position - scan.position))
+        scan.planned.difference_update(self._interior[parent].children[scan.position + 1 : position + 1])
+        scan.position = position
+        if scan.end_in == parent and scan.end <= position:
+            scan.end, scan.left = position + 1, 0
+
     def _look_at_rests(self) -> None:
-        """Look up which leaves, of those that rested, were read last."""
+        """Catch up with the scans whose leaves rested."""
         for parent, scan in self._scans.items():
-            place = self._parents.get(scan.rested)
-            if place is not None and place[0] == parent:
-                scan.seen = max(scan.seen, place[1])
+            position = self._trees.position(scan.rested, parent)
+            if position > scan.position:
+                self._advance(scan, parent, position)
+
+    def _first_window(self) -> int:
+        """How many leaves a scan begins with: as many as one that this query has brought to the end of its tree.
+
+        That one is forgotten: a query may go on with ranges that end soon.
+        """
+        self._look_at_rests()
+        for parent, scan in self._scans.items():
+            interior = self._interior.get(scan.end_in)
+            if scan.window and not scan.is_active and interior and scan.end >= len(interior.children):
+                del self._scans[parent]
+                self.resting = {}
+                return max(scan.window, FIRST_WINDOW)
+        return max(FIRST_WINDOW, self.step // FIRST_SHARE)
 
     def _due(self, scan: Scan) -> int:
         """By how many pages a plan has to fall short of its window until it is extended."""
         return min(max(self.step, scan.wanted), scan.window - scan.window // 2)
-
-    @staticmethod
-    def _short(scan: Scan) -> int:
-        return scan.window - scan.left - sum(scan.guessed.values())
 
     def _reach(self, scan: Scan, parent: int) -> int:
         """How far in its interior page a scan may skip to: to the end of what is planned, or to the next leaf."""
@@ -214,7 +224,7 @@ class Watcher:
 
         `at_once`: guesses have become known, so it is time however much is planned.
         """
-        if not scan.window or (not at_once and self._short(scan) < self._due(scan)):
+        if not scan.window or (not at_once and scan.short < self._due(scan)):
             return []
         scan.wanted = 0
         self._look_at_rests()
@@ -273,21 +283,15 @@ class Watcher:
                 del self._scans[before]
                 end_in, end = (parent, 0) if scan.end_in == before else (scan.end_in, scan.end)
                 left = scan.left - (len(self._interior[before].children) - 1 - scan.position)
-                return replace(scan, position=-1, rested=0, seen=-1, end_in=end_in, end=end, left=max(0, left))
+                return replace(scan, position=-1, rested=0, end_in=end_in, end=end, left=max(0, left))
         return None
 
     def follow_run(self, pgno: int) -> list[int]:
         """Page `pgno` is read, or is about to be, and the one after it comes next."""
         with self._lock:
-            run = self._run
-            if not run.last < pgno < run.end:
-                run = self._run = Run(pgno, pgno + 1)
-            run.last = pgno
-            if run.end - pgno - 1 > run.window // 2:
-                return []
-            run.window = min((run.window or FIRST_WINDOW // GROWTH) * GROWTH, max(FIRST_WINDOW, self.max_window))
-            start, run.end = run.end, pgno + 1 + run.window
-            return list(range(start, run.end))
+            if not self._run.last < pgno < self._run.end:
+                self._run = Run(pgno, pgno + 1)
+            return self._run.follow(pgno, FIRST_WINDOW // GROWTH, GROWTH, max(FIRST_WINDOW, self.max_window))
 
     # --- look-ups through an index ------------------------------------------------------------------------------------
 
@@ -376,10 +380,6 @@ class Watcher:
         leaf.window = min(leaf.window * LOOKUP_GROWTH, max(FIRST_WINDOW, self.max_window))
         start, leaf.end = leaf.end, leaf.within_key(leaf.end + leaf.window)
         return self._targets(leaf, range(start, leaf.within_key(leaf.end + leaf.window * LOOKUP_GROWTH)))
-
-    def _go_on(self, leaf: IndexLeaf, pgno: int) -> list[int]:
-        """Interior page `pgno` is known now: what the look-ups that waited for it need next."""
-        return self._targets(leaf, leaf.waiting.pop(pgno, ()))
 
     def _targets(self, leaf: IndexLeaf, entries: Iterable[int]) -> list[int]:
         """The pages that each of these entries needs next: of those beyond the window, only interior ones.

@@ -143,8 +143,22 @@ def test_a_scan_guesses_what_lies_after_the_last_interior_page_as_between_those_
 def test_a_scan_that_has_come_to_its_end_leaves_its_window_to_the_next_one(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 8000)
     table, index = list(in_order(pages, TABLE_ROOT)), list(in_order(pages, INDEX_ROOT))
-    assert fetched(pages, chain(table, index))[0] <= 17
+    assert fetched(pages, chain(table, index))[0] <= 16
     assert fetched(pages, iter(table))[0] + fetched(pages, iter(index))[0] <= 20
+
+
+def test_a_scan_begins_as_wide_as_one_before_it_in_the_query_that_came_to_its_end(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    table, index = list(in_order(pages, TABLE_ROOT)), list(in_order(pages, INDEX_ROOT))
+    half = index[: len(index) // 2]
+
+    def trips(reads: list[int]) -> int:
+        watcher = Watcher(300)
+        watcher.step = 16
+        return fetched(pages, iter(reads), watcher)[0]
+
+    assert trips(index + table) <= trips(index) + trips(table) - 2
+    assert trips(half + table) >= trips(half) + trips(table) - 1  # that one has not
 
 
 @pytest.mark.parametrize("root", [2, 3], ids=["table", "index"])
