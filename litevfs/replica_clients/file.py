@@ -31,6 +31,7 @@ from litevfs.errors import (
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients import file_objects
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject, too_late
+from litevfs.replica_clients.descriptors import Descriptor, most_kept
 from litevfs.replica_clients.layouts import LTX_FOLDER, layout_of_folders
 
 T = TypeVar("T")
@@ -44,21 +45,10 @@ _TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, e
 _Key = tuple[int, int, int, str]
 
 
-class _Descriptor:
-    """An open file that closes with its last reference, so that eviction never closes it under a reader."""
-
-    __slots__ = ("fd", "used")
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.used = False  # read again since it was opened or last spared from eviction
-
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        _close(self.fd)
-
-
 class FileReplicaClient:
-    """A replica in the folder `root`. Keeps up to `max_open_files` descriptors open between reads."""
+    """A replica in the folder `root`. Keeps up to `max_open_files` descriptors open between reads, and few
+    where all clients of the process keep many (`descriptors.py`).
+    """
 
     block_size = 0
     keeps_conditions = True
@@ -66,7 +56,7 @@ class FileReplicaClient:
     def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 64) -> None:
         self._root = os.path.abspath(os.fspath(root))  # noqa: PTH100 - keeps symlinks, and str is what os.open takes
         self._max_open_files = max_open_files
-        self._open: dict[_Key, _Descriptor] = {}
+        self._open: dict[_Key, Descriptor] = {}
         self._lock = threading.Lock()  # for changes of _open and _closed; a hit takes no lock
         self._closed = False
         self._swept_levels: set[int] = set()
@@ -248,13 +238,13 @@ class FileReplicaClient:
         if self._closed:
             raise StorageClosedError(f"the client of {self.url} is closed")
 
-    def _open_file(self, file: LTXFileInfo) -> _Descriptor:
+    def _open_file(self, file: LTXFileInfo) -> Descriptor:
         self._check_open()
         path = self.key(file)
         with _translated(path, file):
             # O_NONBLOCK: a FIFO that pretends to be an LTX file must not block; regular files ignore it.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = _Descriptor(self._with_room(lambda: os.open(path, flags)))
+            descriptor = Descriptor(self._with_room(lambda: os.open(path, flags)))
             status = os.fstat(descriptor.fd)
         if not stat.S_ISREG(status.st_mode):
             raise _error(StorageError, "not a regular file", path, file)
@@ -284,7 +274,8 @@ class FileReplicaClient:
 
     def _evict(self) -> None:
         """Second chance: the oldest descriptor is closed, unless it was read again; then it counts as new."""
-        while len(self._open) > self._max_open_files:
+        most = most_kept(self._max_open_files)
+        while len(self._open) > most:
             key = next(iter(self._open))
             descriptor = self._open.pop(key)
             if descriptor.used:

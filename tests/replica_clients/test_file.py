@@ -21,6 +21,7 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
+from litevfs.replica_clients import descriptors
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance
@@ -127,6 +128,27 @@ def test_keeps_the_descriptors_that_are_read_again(tmp_path: Path):
         client.read(client.write(0, txid, txid, b"cold", 1))
         client.read(hot)
     assert any(target.endswith(NAME) for target in open_ltx_files(tmp_path))
+    client.close()
+
+
+def test_the_clients_of_a_process_keep_a_bounded_number_of_descriptors(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(descriptors, "KEPT_IN_ALL", 100)
+    client = FileReplicaClient(tmp_path)
+    files = [client.write(0, txid, txid, bytes([txid]) * 100, 1) for txid in range(1, 41)]
+    client.close()
+    clients = [FileReplicaClient(tmp_path) for _ in range(20)]
+    for client in clients:
+        for file in files:
+            assert client.read(file, 50, 1) == bytes([file.min_txid])
+    kept = len(open_ltx_files(tmp_path))
+    assert 20 * descriptors.KEPT_OF_MANY <= kept <= 100 + 20 * descriptors.KEPT_OF_MANY
+    for client in clients:
+        client.close()
+    assert open_ltx_files(tmp_path) == []
+    client = FileReplicaClient(tmp_path)
+    for file in files:  # there is room again
+        assert client.read(file, 50, 1) == bytes([file.min_txid])
+    assert len(open_ltx_files(tmp_path)) == len(files)
     client.close()
 
 
