@@ -93,7 +93,8 @@ class Capture:
             self._let_go()  # while the replicator cannot capture, it leaves the WAL to the application
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
-            self._folder.make_room(self._limits.pending_bytes, self._known_state().txid)
+            is_whole, limit = self.reason is not None, self._limits.pending_bytes
+            self._folder.make_room(limit, self._known_state().txid, is_whole=is_whole)
             with translated(self._path):
                 if self._database.was_replaced():
                     self._reopen()
@@ -267,8 +268,7 @@ class Capture:
             state = self._database.wal_state(wal)
             self._publish(read_database(wal, state, transaction, self._database.page_size))
         self._begin_hold(state, stands_at_end=False)
-        self.reason, self.last_snapshot_reason = None, reason
-        self.snapshots += 1
+        self.reason, self.last_snapshot_reason, self.snapshots = None, reason, self.snapshots + 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
 
     def _publish(self, content: Content, between_pages: Callable[[], None] | None = None) -> None:

@@ -36,6 +36,8 @@ def begin_place(
     if state is None or not others or state.page_size != database.page_size:
         for other in others:
             other.leave(other.confirmed(state.txid if state else 0), "the pages of the database have another size")
+        if state is not None:
+            folder.remember_plain(state)
         return _begin_alone(folder, queue, end, database)
     if end.page_size not in (None, state.page_size):
         raise ReplicatorError(

@@ -189,27 +189,34 @@ class StateFolder:
         """A temporary file that has no name, and is in memory as long as it is small."""
         return self.queues[0].spool()
 
-    def make_room(self, limit: int | None, txid: int) -> None:
+    def make_room(self, limit: int | None, txid: int, *, is_whole: bool) -> None:
         """Where more than `limit` bytes wait for some places, capture nothing more for these until they join again.
 
-
-        Raises PendingLimitError when so much waits for each; None: no limit. `txid` is the newest one made.
+        `is_whole`: the whole database comes next; places for which too much waits begin with it instead. Raises
+        PendingLimitError when so much waits for each; None: no limit. `txid` is the newest one made.
         """
         if limit is None:
             return
         joined = [queue for queue in self.queues if queue.is_joined] or self.queues[:1]
-        full = [queue for queue in joined if queue.pending_bytes() > limit]
+        waiting = {queue.url: queue.pending_bytes() for queue in joined}
+        full = [queue for queue in joined if waiting[queue.url] > limit]
         if full and len(full) == len(joined):
             raise PendingLimitError(
-                f"{full[0].pending_bytes():,} bytes wait for their upload, more than the {limit:,} allowed, and "
-                "nothing more is captured",
+                f"{waiting[full[0].url]:,} bytes wait for their upload, more than the {limit:,} allowed, and nothing "
+                "more is captured",
                 key=str(self.path),
                 hint="see what keeps uploads from succeeding; the whole database is captured after that",
             )
-        for queue in full:
-            why = f"{queue.pending_bytes():,} bytes wait for their upload, more than the {limit:,} allowed"
+        skipping = [queue for queue in full if is_whole and not queue.begins_now]
+        for queue in (queue for queue in full if queue not in skipping):
+            why = f"{waiting[queue.url]:,} bytes wait for their upload, more than the {limit:,} allowed"
             logger.warning("%s: nothing more is captured for %s: %s", self._database, queue.url, why)
             queue.pause(txid, why)
+        for queue in joined if is_whole and len(joined) > 1 else ():
+            if queue in skipping:
+                queue.skip_to(txid + 1)
+            elif queue.is_joined and queue.record.first <= txid:
+                queue.jump(txid, txid + 1)
 
     def _queue(self, url: str, *, is_plain: bool) -> UploadQueue:
         folder = self._pending if is_plain else self._places / hashlib.sha256(url.encode()).hexdigest()[:16]
@@ -223,11 +230,17 @@ class StateFolder:
             self._access.make_folder(self._places)
             self._access.make_folder(queue.path)
 
+    def remember_plain(self, state: State) -> None:
+        """Note how far the place has come whose queue is `pending/`, if it is none of the places any more."""
+        url = state.replica_url
+        if url and all(queue.url != url for queue in self.queues):
+            before = UploadQueue(self._pending, url, self._access, is_plain=True)
+            before.load(url, state.txid)
+            self._queue(url, is_plain=False).leave(before.confirmed(state.txid), "")
+
     def _leave_plain(self, state: State, url: str) -> None:
         """Other places go on without the one whose queue is `pending/`, which may be that of the one at `url` now."""
-        before = UploadQueue(self._pending, state.replica_url, self._access, is_plain=True)
-        before.load(state.replica_url, state.txid)
-        self._queue(state.replica_url, is_plain=False).leave(before.confirmed(state.txid), "")
+        self.remember_plain(state)
         now = UploadQueue(self._pending, url, self._access, is_plain=True)
         now.leave(0, "")
         self.save(replace(state, replica_url=url))

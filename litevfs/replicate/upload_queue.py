@@ -93,7 +93,9 @@ class UploadQueue:
                     self.why_not_joined = f"the database was replicated to {url} before"
                 self.record = PlaceRecord(self.url, 0, 0, has_joined=False)
             elif not record.has_joined:
-                self.record, self.why_not_joined = record, "nothing was captured for the place for a while"
+                self.record = record
+                if record.after:
+                    self.why_not_joined = "nothing was captured for the place for a while"
             elif record.first > txid:  # the whole database was not captured any more
                 self.write(PlaceRecord(self.url, record.after, 0, has_joined=False))
             else:
@@ -117,6 +119,12 @@ class UploadQueue:
         """After TXID `txid`, whose file is here or was uploaded, goes on with the whole database as TXID `first`."""
         after = self.record.after if self.record.first > txid else txid
         self.write(PlaceRecord(self.url, after, first, has_joined=True))
+
+    def skip_to(self, first: int) -> None:
+        """Drop all that waits but the oldest file, which may be on its way, and go on with TXID `first` after it."""
+        oldest, *others = self.pending()
+        self.write(PlaceRecord(self.url, oldest.txid, first, has_joined=True))
+        self.discard(others)
 
     def leave(self, after: int, why: str) -> None:
         """Take no files any more, and drop all that wait; the replica ends at TXID `after`."""
@@ -166,12 +174,18 @@ class UploadQueue:
                 return []
         return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
 
+    @property
+    def begins_now(self) -> bool:
+        """Whether the whole database that the place began with is still to be uploaded."""
+        pending = self.pending()
+        return bool(pending) and pending[0].txid == self.record.first
+
     def pending_bytes(self) -> int:
-        """Bytes of the files that wait for their upload."""
+        """Bytes of the files that wait for their upload after the whole database, if the place began with one."""
         sizes = []
         for file in self.pending():
             with suppress(FileNotFoundError):  # just uploaded
-                sizes.append(file.path.stat().st_size)
+                sizes.append(file.path.stat().st_size if file.txid > self.record.first else 0)
         return sum(sizes)
 
     def discard(self, files: Iterable[PendingFile]) -> None:

@@ -128,8 +128,9 @@ class Uploads:
 
     def _in_the_gap(self, there: ReplicaPosition, pending: list[PendingFile]) -> str | None:
         record = self._queue.record
-        if pending and pending[0].txid == record.first and record.after < there.txid < record.first:
-            return f"the replica holds TXID {there.txid:016x}, newer than {record.after:016x} when it was looked at"
+        known = max(self.txid, record.after)
+        if pending and pending[0].txid == record.first and known < there.txid < record.first:
+            return f"the replica holds TXID {there.txid:016x}, newer than {known:016x} when it was looked at"
         return None
 
     def begin(self, txid: int) -> None:
@@ -154,7 +155,7 @@ class Uploads:
             check_open()  # an upload can take longer than a close waits, and then the file is the next replicator's
             self._queue.discard([file])
         if self._queue.next_after(self.txid) <= newest and self._queue.is_joined:
-            self.lost = self._gone()
+            self.lost = self._gone(newest)
 
     def has_all(self, newest: int) -> bool:
         """Whether everything up to TXID `newest` is known to be on the replica."""
@@ -175,14 +176,14 @@ class Uploads:
     def _upload(self, file: PendingFile) -> str | None:
         """Upload the file, unless the replica has it; returns why that is impossible, or None when it is done."""
         if file.txid > self._queue.next_after(self.txid):
-            return self._gone()
+            return self._gone(file.txid)
         if file.txid <= self.txid:
             return None
         try:
             with file.path.open("rb") as content:
                 is_whole, leaves_gap = is_whole_database(file, content), file.txid > self.txid + 1
                 if leaves_gap and not is_whole:
-                    return self._gone()
+                    return self._gone(file.txid)
                 there = upload(self._client, file, content)
                 self._guard.uploaded(there)
                 self._count(there.size)
@@ -196,11 +197,14 @@ class Uploads:
         except FileNotFoundError as exc:
             if isinstance(exc, LitevfsError):
                 raise
-            return self._gone()
+            return self._gone(file.txid)
         self.txid = file.txid
         return None
 
-    def _gone(self) -> str:
+    def _gone(self, wanted: int) -> str | None:
+        """Why TXID `wanted`, or one before it, cannot be uploaded; None where the whole database comes after it."""
+        if wanted < self._queue.record.first:  # what waited for too long was dropped just now
+            return None
         txid = self._queue.next_after(self.txid)
         return f"a file that waited for its upload is gone: TXID {txid:016x} (in {self._queue.path})"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,6 +281,42 @@ def test_a_place_that_was_left_out_for_a_while_goes_on_with_the_whole_database(
     assert_replicated(stays, app.path)
     assert_restores(app, tmp_path, stays, leaves)
     assert txids(leaves)[:2] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize("seed", [63, 64, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(50))])
+def test_places_may_come_and_go_and_fail_in_any_order(app, tmp_path: Path, both, seed: int):
+    rng = random.Random(seed)
+    clients = [failing_client(tmp_path / name) for name in ("a", "b", "c", "d")]
+    options: dict[str, Any] = {
+        "lease_ttl_s": rng.choice([30.0, None]),
+        "max_pending_bytes": rng.choice([None, 20_000]),
+        "look_interval_s": rng.choice([0.0, 300.0]),
+    }
+    for _ in range(10):
+        chosen = rng.sample(clients, rng.randint(1, 4))
+        with both(*chosen, **options) as replicator:
+            for _ in range(rng.randint(0, 3)):
+                failing = rng.choice([*chosen, None, None])
+                if failing is not None:
+                    failing.faults.add(Fault("permission", operations=(rng.choice(("write", "list")),)))
+                app.insert(rng.randint(0, 3), rng.choice((100, 9000)))
+                try:
+                    replicator.sync()
+                    newest = {max(file.max_txid for file in client.list_files(0)) for client in chosen}
+                    assert newest == {replicator.status.txid}
+                except StoragePermissionError:
+                    assert failing is not None
+                for client in chosen:
+                    client.faults.clear()
+        if rng.random() < 0.4:
+            app.checkpoint("TRUNCATE")
+    with both(*clients, **options) as replicator:
+        app.insert()
+        replicator.sync()
+    assert_restores(app, tmp_path, *clients)
+    assert queue_files(app) == []
+    for client in clients:
+        client.close()
 
 
 def test_a_place_that_another_wrote_to_meanwhile_is_refused_and_the_other_goes_on(
