@@ -286,7 +286,7 @@ class SourceDatabase:
         found: list[tuple[int, int] | None] = []
         for suffix in ("-wal", "-shm"):
             try:
-                found.append(_identity(self.path.with_name(self.path.name + suffix).stat()))
+                found.append(_identity(os.stat(f"{self.path}{suffix}")))  # noqa: PTH116 - each capture asks
             except OSError:
                 found.append(None)
         return found

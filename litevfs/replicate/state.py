@@ -18,9 +18,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import Any
 
 from litevfs import local_files
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
@@ -98,7 +99,8 @@ class StateFolder:
             return False
         with translated(self._lock):
             try:
-                return os.path.samestat(self._lock.stat(), os.fstat(self._lock_fd))
+                # Each capture asks this several times, so with the text of the path that is at hand.
+                return os.path.samestat(os.stat(str(self._lock)), os.fstat(self._lock_fd))  # noqa: PTH116
             except (FileNotFoundError, NotADirectoryError):
                 return False
 
@@ -146,10 +148,9 @@ class StateFolder:
 
     def save(self, state: State) -> None:
         """Replace the state; it is on disk when this returns."""
-        fields = {name: getattr(state, name) for name in State.__slots__}
         with translated(self._state):
             self._check_held()
-            self._slots.write(fields | {"position": asdict(state.position)}, self._replace_state)
+            self._slots.write(_fields(state) | {"position": _fields(state.position)}, self._replace_state)
 
     def _replace_state(self, data: bytes) -> None:
         temp = self._state.with_suffix(".tmp")
@@ -292,6 +293,11 @@ def add_file(
     )
     folder.save(state)
     return state
+
+
+def _fields(record: State | WALPosition) -> dict[str, Any]:
+    """As `dataclasses.asdict`, without its copies."""
+    return {name: getattr(record, name) for name in record.__slots__}
 
 
 class _Parts:
