@@ -193,18 +193,23 @@ def in_its_thread(connection: Any) -> Any:
 )
 def test_another_event_loop_is_told_to_open_a_connection_of_its_own():
     found: list[str] = []
+    told = threading.Event()  # a result that comes sooner would be taken without a word
 
     def elsewhere(connection: Any) -> None:
         async def execute() -> None:
-            with pytest.raises(RuntimeError) as caught:
-                await connection.execute("SELECT 1")
-            found.append(str(caught.value))
+            try:
+                with pytest.raises(RuntimeError) as caught:
+                    await connection.execute("SELECT wait()")
+                found.append(str(caught.value))
+            finally:
+                told.set()
 
         asyncio.run(execute())
 
     async def run() -> None:
         connection = await litevfs.connect_async(ORDERS)
         try:
+            await connection.create_scalar_function("wait", lambda: told.wait(60), 0)
             await asyncio.to_thread(elsewhere, connection)
             assert [row async for row in await connection.execute("SELECT 7")] == [(7,)]
         finally:
