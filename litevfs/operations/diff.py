@@ -94,6 +94,8 @@ class State:
         self.views = {str(r[1]) for r in rows if r[0] == "view"}
         self.virtual = {str(r[1]) for r in rows if r[0] == "table" and not r[3]}
         self._roots: dict[str, int] = {str(r[1]): int(r[3]) for r in rows if r[0] == "table" and r[3]}
+        pragmas = ("user_version", "application_id")
+        self.numbers = {name: int(str(connection.pragma(name, schema=schema))) for name in pragmas}
         self.tables = [name for name in self._roots if not name.startswith("sqlite_stat")]
 
     def table(self, name: str) -> Table | None:
@@ -231,7 +233,9 @@ class Diff:
         where = ""
         if old.columns == new.columns:
             differs = [
-                f"a.{c} IS NOT b.{c} COLLATE BINARY OR typeof(a.{c}) <> typeof(b.{c})" for c in map(quoted, new.columns)
+                f"a.{c} IS NOT b.{c} COLLATE BINARY OR typeof(a.{c}) <> typeof(b.{c}) "
+                f"OR (a.{c} = 0 AND typeof(a.{c}) = 'real')"  # only `same_value` tells -0.0 from 0.0
+                for c in map(quoted, new.columns)
             ]
             where = " WHERE " + " OR ".join([f"b.{quoted(new.key[0])} IS NULL", *differs])
         middle = len(old.key) + len(old.columns)
@@ -326,8 +330,12 @@ def _read(
 
 
 def _same(a: Row, b: Row) -> bool:
-    """Whether two rows are equal, types included: 1 is not 1.0."""
-    return a == b and all(type(value) is type(b[name]) for name, value in a.items())
+    return a == b and all(same_value(value, b[name]) for name, value in a.items())
+
+
+def same_value(a: Value, b: Value) -> bool:
+    """Whether two values are the same: 1 is not 1.0, and 0.0 is not -0.0."""
+    return a == b and type(a) is type(b) and (a != 0 or repr(a) == repr(b))
 
 
 def _split(row: Sequence[Value], table: Table) -> tuple[Key, Row]:

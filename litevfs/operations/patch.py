@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from fractions import Fraction
 
 from litevfs.errors import OptionError
-from litevfs.operations.diff import Change, Diff, Key, Row, SchemaChange, Table, Value, quoted
+from litevfs.operations.diff import Change, Diff, Key, Row, SchemaChange, Table, Value, quoted, same_value
 
 _DROP_ORDER = ("trigger", "view", "index", "table")
+_CHARACTERS = re.compile("([\0\r])")
+"""A literal ends at a NUL, and the sqlite3 shell drops a CR at the end of a line."""
+_MARGIN = 1 / 64
+"""Before 3.43, SQLite reads decimals by up to some thirty steps of 64 bits: so near to the middle between two numbers
+(part of their distance) it may take the wrong one.
+"""
+_USUAL = 1e-250, 1e250
+"""Outside, its steps add up to more."""
 
 
 def patch_statements(diff: Diff) -> Iterator[str]:
@@ -18,7 +28,7 @@ def patch_statements(diff: Diff) -> Iterator[str]:
     rather than updated, so that no order of statements violates a constraint; triggers are dropped meanwhile. Raises
     OptionError if a virtual table was made, changed or dropped: only its module knows what that does.
     """
-    schema = [change for change in diff.schema if not change.name.startswith("sqlite_stat")]
+    schema = [change for change in diff.schema if not change.name.startswith("sqlite_")]
     _refuse_virtual(schema)
     rebuilt = {change.name for change in schema if change.type == "table"}
     kept = [name for name in diff.tables if name not in rebuilt and name != "sqlite_sequence"]
@@ -44,6 +54,7 @@ def patch_statements(diff: Diff) -> Iterator[str]:
             yield sql
     yield from (sql for (kind, _), sql in diff.new.objects.items() if kind == "trigger")
     yield from _sequence(diff)
+    yield from _numbers(diff)
     yield "COMMIT"
 
 
@@ -90,6 +101,12 @@ def _sequence(diff: Diff) -> Iterator[str]:
         yield from (_insert(table, key, row) for key, row in diff.new.rows(table))
 
 
+def _numbers(diff: Diff) -> Iterator[str]:
+    for name, number in diff.new.numbers.items():
+        if number != diff.old.numbers[name]:
+            yield f"PRAGMA {name} = {number}"
+
+
 def _insert(table: Table, key: Key, row: Row) -> str:
     names, values = list(row), list(row.values())
     if table.has_rowid and not table.rowid_is_column:
@@ -101,11 +118,7 @@ def _insert(table: Table, key: Key, row: Row) -> str:
 def _assignments(change: Change) -> str:
     assert change.old is not None
     assert change.new is not None
-    different = {
-        name: value
-        for name, value in change.new.items()
-        if value != change.old[name] or type(value) is not type(change.old[name])
-    }
+    different = {name: value for name, value in change.new.items() if not same_value(value, change.old[name])}
     return ", ".join(f"{quoted(name)} = {literal(value)}" for name, value in different.items())
 
 
@@ -121,19 +134,45 @@ def literal(value: Value) -> str:
             return "NULL"
         case bytes():
             return f"X'{value.hex().upper()}'"
-        case str() if "\0" in value:  # in any encoding of the database
-            return _joined([literal(part) for part in value.split("\0")])
+        case str() if _CHARACTERS.search(value):  # in any encoding of the database
+            return _joined([_text(part) for part in _CHARACTERS.split(value) if part])
         case str():
-            return "'" + value.replace("'", "''") + "'"
+            return _text(value)
         case float() if not math.isfinite(value):
             return "9e999" if value > 0 else "-9e999"
+        case float() if not _is_read_alike(value):
+            return _product(value)
         case _:
             return repr(value)
 
 
+def _text(text: str) -> str:
+    return f"char({ord(text)})" if _CHARACTERS.match(text) else "'" + text.replace("'", "''") + "'"
+
+
 def _joined(parts: list[str]) -> str:
-    """Texts with a NUL between them: a balanced expression, since SQLite limits how deep one is."""
+    """Texts one after the other: a balanced expression, since SQLite limits how deep one is."""
     if len(parts) == 1:
         return parts[0]
     middle = len(parts) // 2
-    return f"({_joined(parts[:middle])} || char(0) || {_joined(parts[middle:])})"
+    return f"({_joined(parts[:middle])} || {_joined(parts[middle:])})"
+
+
+def _is_read_alike(value: float) -> bool:
+    """Whether every SQLite reads the shortest decimal of a number as that number."""
+    if value and not _USUAL[0] < abs(value) < _USUAL[1]:
+        return False
+    distance = math.ulp(math.nextafter(abs(value), 0.0))
+    return abs(Fraction(repr(value)) - Fraction(value)) < Fraction(0.5 - _MARGIN) * Fraction(distance)
+
+
+def _product(value: float) -> str:
+    """A number as a whole one, multiplied or divided by powers of two, so that each step is exact."""
+    mantissa, exponent = math.frexp(value)
+    mantissa, exponent = int(mantissa * 2**53), exponent - 53
+    parts = [f"{mantissa}.0"]
+    while exponent:
+        step = min(abs(exponent), 52)
+        parts.append(f"{'*' if exponent > 0 else '/'} {2**step}.0")
+        exponent -= step if exponent > 0 else -step
+    return f"({' '.join(parts)})"
