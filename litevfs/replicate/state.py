@@ -131,9 +131,12 @@ class StateFolder:
             for url in known.keys() - set(urls):
                 queue = self._queue(url, is_plain=False)
                 queue.load(before, state.txid)
-                queue.leave(queue.confirmed(state.txid), "")
+                queue.leave(queue.confirmed(state.txid), "", keep=1)
             if before not in urls and any(known[url].has_joined for url in urls if url in known):
                 self._leave_plain(state, plain or "")
+            if not before and plain is None:  # what was captured while no place had joined
+                leftover = UploadQueue(self._pending, "", self._access, is_plain=True)
+                leftover.discard(leftover.pending())
         return self.queues
 
     def load(self) -> State | None:
@@ -163,7 +166,7 @@ class StateFolder:
         with translated(self._state):
             self._state.unlink(missing_ok=True)
             local_files.fsync_folder(self.path)
-        for queue in self.queues:
+        for queue in [*self.queues, UploadQueue(self._pending, "", self._access, is_plain=True)]:
             queue.discard(queue.pending())
 
     def add_pending(self, txid: int, parts: Iterable[bytes]) -> PendingFile:
@@ -237,7 +240,11 @@ class StateFolder:
         if url and all(queue.url != url for queue in self.queues):
             before = UploadQueue(self._pending, url, self._access, is_plain=True)
             before.load(url, state.txid)
-            self._queue(url, is_plain=False).leave(before.confirmed(state.txid), "")
+            left = self._queue(url, is_plain=False)
+            left.leave(before.confirmed(state.txid), "")
+            for file in before.pending()[:1]:
+                with translated(left.path):
+                    self._access.link_synced(file.path, left.path / file.path.name)
 
     def _leave_plain(self, state: State, url: str) -> None:
         """Other places go on without the one whose queue is `pending/`, which may be that of the one at `url` now."""

@@ -100,8 +100,7 @@ class UploadQueue:
                 self.write(PlaceRecord(self.url, record.after, 0, has_joined=False))
             else:
                 self.record = record
-            is_kept = self.is_joined or self.is_plain
-            self.discard(file for file in self.pending() if file.txid > txid or not is_kept)
+            self.discard(file for file in self.pending() if file.txid > txid)
 
     def join(self, after: int, first: int) -> None:
         """Drop what waits, and go on with the whole database as TXID `first`; the replica ends at TXID `after`."""
@@ -122,15 +121,24 @@ class UploadQueue:
 
     def skip_to(self, first: int) -> None:
         """Drop all that waits but the oldest file, which may be on its way, and go on with TXID `first` after it."""
-        oldest, *others = self.pending()
-        self.write(PlaceRecord(self.url, oldest.txid, first, has_joined=True))
-        self.discard(others)
+        pending = self.pending()
+        after = pending[0].txid if pending else first - 1  # all was uploaded meanwhile
+        self.write(PlaceRecord(self.url, after, first, has_joined=True))
+        self.discard(pending[1:])
 
-    def leave(self, after: int, why: str) -> None:
-        """Take no files any more, and drop all that wait; the replica ends at TXID `after`."""
+    def leave(self, after: int, why: str, *, keep: int = 0) -> None:
+        """Take no files any more, and drop all that wait but the first `keep`; the replica ends at TXID `after`.
+
+        The oldest file may have arrived without an answer: with it, that is seen when the place comes back.
+        """
         self.write(PlaceRecord(self.url, after, 0, has_joined=False))
         self.why_not_joined = why
-        self.discard(self.pending())
+        self.discard(self.pending()[keep:])
+
+    def uploaded(self, txid: int) -> None:
+        """Note, for a place that was paused, that the replica ends at TXID `txid`."""
+        if not self.is_joined and self.record.after != txid:
+            self.write(PlaceRecord(self.url, txid, 0, has_joined=False))
 
     def pause(self, txid: int, why: str) -> None:
         """Take no files any more after `txid`; those that wait are still to be uploaded. Then the place has to join."""

@@ -106,7 +106,7 @@ class Uploads:
             if not is_first:
                 self._refuse_others(there, replace(state, txid=pending[-1].txid if pending else confirmed), pending)
                 return None if pending and self.lost is None else BeginReason(self._queue.why_not_joined, is_ours=True)
-            return BeginReason(self._queue.why_not_joined, self._is_known_here(there))
+            return BeginReason(self._queue.why_not_joined, self._is_known_here(there, pending))
         if self.lost is not None:
             return BeginReason(self.lost, is_ours=True)
         foreign = written_by_others(self._client, there, state, pending) or self._in_the_gap(there, pending)
@@ -117,9 +117,16 @@ class Uploads:
         lost = lost_uploads(self._client, there, state, confirmed)
         return None if lost is None else BeginReason(lost, not is_first or self._guard.wrote_last(self._folder_id()))
 
-    def _is_known_here(self, there: ReplicaPosition) -> bool:
-        """Whether the replica of a place that had left is what it was then, as far as TXIDs and the lease tell."""
-        return 0 < there.txid <= self._queue.record.after and self._guard.wrote_last(self._folder_id())
+    def _is_known_here(self, there: ReplicaPosition, pending: list[PendingFile]) -> bool:
+        """Whether the replica of a place that had left is what it was then, as far as TXIDs and the lease tell.
+
+        The oldest file that waited may have arrived since, without an answer.
+        """
+        expected = _fingerprints(pending[:1]).get(there.txid)
+        file = next((file for file in there.files if file.max_txid == there.txid), None)
+        has_arrived = file is not None and (file.size, _trailer(self._client, file)) == expected
+        is_as_left = 0 < there.txid <= self._queue.record.after
+        return (is_as_left or has_arrived) and self._guard.wrote_last(self._folder_id())
 
     def _refuse_others(self, there: ReplicaPosition, state: State, pending: list[PendingFile]) -> None:
         foreign = written_by_others(self._client, there, state, pending)
@@ -153,7 +160,9 @@ class Uploads:
             if self.lost is not None:
                 return
             check_open()  # an upload can take longer than a close waits, and then the file is the next replicator's
+            self._queue.uploaded(self.txid)
             self._queue.discard([file])
+            self._queue.uploaded(self.txid)  # it may have been paused in between
         if self._queue.next_after(self.txid) <= newest and self._queue.is_joined:
             self.lost = self._gone(newest)
 
