@@ -11,6 +11,7 @@ from typing import Any
 import litevfs
 from litevfs.commands.options import add_options, add_url, given_options
 from litevfs.commands.results import make_writer, value_text
+from litevfs.commands.text import write_utf_8
 from litevfs.ltx.names import format_txid
 from litevfs.operations.diff import Change, Diff, Row, Value
 from litevfs.operations.patch import patch_statements
@@ -43,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     options: dict[str, Any] = given_options(args)
+    if args.format in ("sql", "jsonl"):
+        write_utf_8()
     with litevfs.diff(args.url, args.from_, args.to, args.tables, **options) as diff:
         match args.format:
             case "sql":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import apsw.unicode
 
@@ -86,3 +87,9 @@ def format_fields(fields: Iterable[tuple[str, object]]) -> str:
     pairs = [(name, clean(str(value))) for name, value in fields]
     longest = max(len(name) for name, _ in pairs)
     return "\n".join(f"{name:<{longest}}  {value}" for name, value in pairs)
+
+
+def write_utf_8() -> None:
+    """Make standard output UTF-8 whatever the terminal's encoding is: for SQL and JSON, which other programs read."""
+    with suppress(AttributeError):  # not the real stream
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]

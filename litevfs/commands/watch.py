@@ -12,6 +12,7 @@ import litevfs
 from litevfs.commands.diff import as_object
 from litevfs.commands.options import add_options, add_url, given_options
 from litevfs.commands.signals import ended_by_sigterm
+from litevfs.commands.text import write_utf_8
 from litevfs.errors import TXIDNotFoundError
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.options import SPECS
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
+    write_utf_8()
     options: dict[str, Any] = given_options(args)
     news: queue.SimpleQueue[int] = queue.SimpleQueue()
     with ended_by_sigterm() as ended, litevfs.subscribe(args.url, news.put, **options) as subscription:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 import litevfs
@@ -51,3 +55,23 @@ def test_mistakes_say_what_to_do(capsys):
     assert "no table nope" in capsys.readouterr().err
     assert main(["diff", REPLICA, "--from", "soon"]) == 2
     assert "soon" in capsys.readouterr().err
+
+
+def test_other_programs_get_utf_8_in_any_locale(tmp_path):
+    text = "é€😀"
+    with closing(apsw.Connection(str(tmp_path / "app.db"))) as application:
+        application.execute("PRAGMA journal_mode = wal; CREATE TABLE t (x)").fetchall()
+        with litevfs.Replicator(tmp_path / "app.db", str(tmp_path / "replica")) as replicator:
+            replicator.sync()
+            application.execute("INSERT INTO t VALUES (?)", (text,))
+            replicator.sync()
+    changes = ["diff", str(tmp_path / "replica"), "--from", "1", "--format"]
+    for arguments in ([*changes, "sql"], [*changes, "jsonl"], ["watch", changes[1], "--from", "1", "--once"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "litevfs", *arguments],
+            env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert text in done.stdout.decode()
