@@ -68,8 +68,9 @@ def _count_writes(root: bytes, is_due: Callable[[], bool]) -> None:
 
         return count
 
-    for name, halves in (("fsync", False), ("ftruncate", False), ("write", True), ("pwrite", True)):
-        setattr(os, name, counted(getattr(os, name), halves=halves))
+    for name in ("fsync", "fdatasync", "ftruncate", "write", "pwrite"):
+        if hasattr(os, name):  # macOS has no fdatasync
+            setattr(os, name, counted(getattr(os, name), halves="write" in name))
 
 
 def _count_sends(is_due: Callable[[], bool]) -> None:
