@@ -17,9 +17,7 @@ import apsw
 
 from litevfs.bindings.apsw_connections import (
     AsyncReplicaConnection,
-    AsyncReplicaCursor,
     ReplicaConnection,
-    ReplicaCursor,
 )
 from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS
@@ -336,9 +334,6 @@ def _add_sql_functions(connection: apsw.Connection) -> None:
     # A URI may name the VFS: `open_vfs` is then the one it would have been without.
     if connection.open_vfs not in _registered and FILE_CLASS not in (connection.vfsname("main") or ""):
         return
-    if connection.cursor_factory is apsw.Cursor:  # no other hook has set its own
-        is_async = getattr(connection, "is_async", False)
-        connection.cursor_factory = AsyncReplicaCursor if is_async else ReplicaCursor
     reference = weakref.ref(connection)
 
     def pragma(name: str, *value: str) -> apsw.SQLiteValue:

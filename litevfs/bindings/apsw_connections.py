@@ -1,4 +1,4 @@
-"""Connections and cursors of APSW whose errors say what to do: SQLite's or APSW's words, then a hint.
+"""Connections of APSW whose errors say what to do: SQLite's or APSW's words, then a hint.
 
 A hot query takes about 5 % longer by that. Errors that come with a later row keep SQLite's words: a call for each row
 would take much longer. Closing gives a connection another class, whose methods only raise.
@@ -17,11 +17,10 @@ from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
 _HINTS: dict[type[BaseException], str] = {
     apsw.ReadOnlyError: HINT_READ_ONLY,
     apsw.ThreadingViolationError: HINT_OTHER_THREAD,
-    apsw.CursorClosedError: "make another one with cursor() of an open connection",
 }
 
 
-def _add_hint(error: apsw.Error) -> None:
+def add_hint(error: apsw.Error) -> None:
     """Append to the message of an error what to do, where that is known. Errors of litevfs have a hint of their own."""
     hint, message = _HINTS.get(type(error)), str(error)
     if hint is not None and hint not in message:
@@ -33,16 +32,22 @@ def _hints() -> Generator[None]:
     try:
         yield
     except apsw.Error as error:
-        _add_hint(error)
+        add_hint(error)
         raise
 
 
-_execute_of_cursor = apsw.Cursor.execute
-# Called by this name with arguments by position: super(), or keywords that are always there, would take as long again.
+_execute, _executemany = apsw.Connection.execute, apsw.Connection.executemany
+# Called by these names, with arguments by position: super(), or keywords that are always there, would take as long
+# again.
 
 
-class ReplicaCursor(apsw.Cursor):
-    """A cursor of a replica's connection."""
+class ReplicaConnection(apsw.Connection):
+    """What `litevfs.connect` returns.
+
+    Its cursors are APSW's own. Of a cursor with methods in Python, the traceback of an error may leave the last
+    reference to the garbage collector; where that frees it in another thread while the connection is busy, APSW 3.54
+    loses count of its references, and the process crashes.
+    """
 
     __slots__ = ()
 
@@ -50,22 +55,21 @@ class ReplicaCursor(apsw.Cursor):
         """Like that of APSW."""
         try:
             if keywords:
-                return _execute_of_cursor(self, statements, bindings, **keywords)
-            return _execute_of_cursor(self, statements, bindings)
+                return _execute(self, statements, bindings, **keywords)
+            return _execute(self, statements, bindings)
         except apsw.Error as error:
-            _add_hint(error)
+            del self  # or the error, which the session keeps, would keep the connection
+            add_hint(error)
             raise
 
     def executemany(self, *arguments: Any, **keywords: Any) -> Any:
         """Like that of APSW."""
-        with _hints():
-            return super().executemany(*arguments, **keywords)
-
-
-class ReplicaConnection(apsw.Connection):
-    """What `litevfs.connect` returns."""
-
-    __slots__ = ()
+        try:
+            return _executemany(self, *arguments, **keywords)
+        except apsw.Error as error:
+            del self  # as above
+            add_hint(error)
+            raise
 
     def pragma(self, *arguments: Any, **keywords: Any) -> Any:
         """Like that of APSW."""
@@ -89,6 +93,18 @@ class AsyncReplicaConnection(apsw.Connection):
 
     __slots__ = ()
 
+    def execute(self, *arguments: Any, **keywords: Any) -> Any:
+        """Like that of APSW: in the event loop an awaitable, in the connection's own thread a cursor."""
+        with _hints():
+            started: Any = _execute(self, *arguments, **keywords)
+        return started if isinstance(started, apsw.Cursor) else _hinting(started)
+
+    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
+        """Like `execute`."""
+        with _hints():
+            started: Any = _executemany(self, *arguments, **keywords)
+        return started if isinstance(started, apsw.Cursor) else _hinting(started)
+
     def close(self, force: bool = False) -> None:
         """Like that of APSW."""
         super().close(force)
@@ -99,24 +115,6 @@ class AsyncReplicaConnection(apsw.Connection):
         base: Any = super()  # typed as if APSW had no async mode
         await base.aclose()
         self.__class__ = _AsyncClosed  # type: ignore[assignment]  # as above
-
-
-class AsyncReplicaCursor(apsw.Cursor):
-    """A cursor of APSW's async mode."""
-
-    __slots__ = ()
-
-    def execute(self, *arguments: Any, **keywords: Any) -> Any:
-        """Like that of APSW: in the event loop an awaitable, in the connection's own thread the cursor."""
-        with _hints():
-            started: Any = super().execute(*arguments, **keywords)
-        return started if started is self else _hinting(started)
-
-    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
-        """Like `execute`."""
-        with _hints():
-            started: Any = super().executemany(*arguments, **keywords)
-        return started if started is self else _hinting(started)
 
 
 async def _hinting(started: Awaitable[Any]) -> Any:

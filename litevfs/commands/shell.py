@@ -9,6 +9,7 @@ import sys
 import apsw
 import apsw.shell
 
+from litevfs.bindings.apsw_connections import add_hint
 from litevfs.commands.options import add_options, add_url, connect
 
 logger = logging.getLogger("litevfs.shell")
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     connection = connect(args)
-    shell = apsw.shell.Shell(db=connection)
+    shell = _Shell(db=connection)
     try:
         shell.prompt, shell.moreprompt = "litevfs> ", "    ...> "
         shell.bail = not shell.interactive
@@ -47,6 +48,15 @@ def run(args: argparse.Namespace) -> int:
         connection.close()
     sys.stdout.flush()
     return 0
+
+
+class _Shell(apsw.shell.Shell):
+    def handle_exception(self) -> None:
+        """Print the error that is handled now, as APSW does, and what to do."""
+        error = sys.exception()
+        if isinstance(error, apsw.Error):
+            add_hint(error)
+        super().handle_exception()  # type: ignore[no-untyped-call]
 
 
 def _intro(connection: apsw.Connection) -> str:

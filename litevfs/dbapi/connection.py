@@ -37,7 +37,6 @@ def connect(
         connection = api.connect(replica_url, **options)
     except (apsw.Error, LitevfsError) as error:
         raise translated(error) from error
-    connection.cursor_factory = apsw.Cursor  # `translated` adds the hints
     return Connection(
         connection, isolation_level=isolation_level, autocommit=autocommit, check_same_thread=check_same_thread
     )
