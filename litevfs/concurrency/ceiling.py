@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from litevfs.concurrency.condition import Condition
+
 SECOND_S = 1.0
 
 
@@ -26,7 +28,7 @@ class Ceiling:
         self._most = max(1, int(per_s))
         self._window_s = SECOND_S * self._most / per_s
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._passed: deque[float] = deque(maxlen=self._most)  # when the last calls were let through
         self._waiting: list[tuple[int, int, Hashable]] = []  # (turn, order, owner), a heap
         self._order = itertools.count()

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import TransientStorageError
 
@@ -87,9 +88,9 @@ class Scheduler:
     def reset(self) -> None:
         """Forget every call and thread: in a forked child, which has none of the threads."""
         lock = threading.Lock()
-        self._changed = threading.Condition(lock)  # of the threads that watch
-        self._spare = threading.Condition(lock)  # of threads that wait to be needed
-        self._ended = threading.Condition(lock)  # of callers that wait for a call's end
+        self._changed = Condition(lock)  # of the threads that watch
+        self._spare = Condition(lock)  # of threads that wait to be needed
+        self._ended = Condition(lock)  # of callers that wait for a call's end
         self._heap: list[tuple[float, int, Repeated]] = []
         self._order = itertools.count()
         self._live: set[Repeated] = set()

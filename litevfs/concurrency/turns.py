@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import TransientStorageError
 
@@ -127,9 +128,9 @@ class SharedThreads:
     def __init__(self, max_threads: int, name: str) -> None:
         self._max_threads, self._name = max_threads, name
         self._lock = threading.Lock()
-        self._called = threading.Condition(self._lock)  # idle threads wait here, but for the one
-        self._timer = threading.Condition(self._lock)  # that waits here, until the next task becomes due
-        self._ended = threading.Condition(self._lock)  # a turn or a thread
+        self._called = Condition(self._lock)  # idle threads wait here, but for the one
+        self._timer = Condition(self._lock)  # that waits here, until the next task becomes due
+        self._ended = Condition(self._lock)  # a turn or a thread
         self._due: list[tuple[float, int, _SharedTask]] = []  # heap: when (monotonic), in which order
         self._ready: deque[_SharedTask] = deque()
         self._ready_slow: deque[_SharedTask] = deque()

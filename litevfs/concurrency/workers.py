@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+from litevfs.concurrency.condition import Condition
 from litevfs.errors import TransientStorageError
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class SpareThreads:
 
     def reset(self) -> None:
         """Forget every thread: in a forked child, which has none of them."""
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = Condition(threading.Lock())
         self._calls: deque[tuple[Callable[[], object], str]] = deque()
         self._idle = 0
 
@@ -100,7 +101,7 @@ class WorkerPool:
         self._threads = 0
         self._idle = 0
         self._closed = False
-        self._changed = threading.Condition()
+        self._changed = Condition()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Make the call in one of the threads, after those submitted before it.

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from litevfs.concurrency.calls import SharedCall, call_alone
 from litevfs.concurrency.clock import now_s
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.retry import Backoff, is_transient, retry
 from litevfs.errors import (
     LitevfsError,
@@ -74,7 +75,7 @@ class Replica:
 
     def _open_storage(self, *, forked: bool = False) -> None:
         self._refresh_lock = threading.Lock()
-        self._published = threading.Condition()
+        self._published = Condition()
         options = self.options
         client = open_replica_client(options.replica_url, read_timeout_s=options.read_timeout_s)
         disk_cache = disk_cache_for(client, options, prepare=not forked)

@@ -17,6 +17,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import FollowError, FollowTargetError, LitevfsError, OptionError, StaleReplicaError
@@ -46,7 +47,7 @@ class Follow:
         self.last_error: Exception | None = None  # the error that keeps the file from the newest state, if any
         self._options = options
         self._snapshot: Snapshot | None = None  # the file's state, once this process knows it
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._closed = False
         self._has_news = False
         self._thread: threading.Thread | None = None

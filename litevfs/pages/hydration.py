@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevfs import local_files
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, OptionError, StorageClosedError
 from litevfs.ltx.checksum import page_checksum
@@ -69,7 +70,7 @@ class Hydration:
         self._held: tuple[int, NDArray[np.uint32]] = (0, np.zeros(0, np.uint32))
         self._target: Snapshot | None = None
         self._copied = 0
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._closed = False
         self._thread: threading.Thread | None = None  # once it has taken over the file
         self._delete: Callable[[], object] = _nothing

@@ -10,7 +10,6 @@ import errno
 import math
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from litevfs.concurrency.condition import Condition
 from litevfs.errors import (
     OptionError,
     StorageClosedError,
@@ -84,7 +84,7 @@ class SFTPConnection:
     def _forget(self) -> None:
         """Begin without a connection: at first, and in the child of a fork, whose parent goes on using it."""
         self._pid = os.getpid()
-        self._change = threading.Condition()
+        self._change = Condition()
         self._idle: list[Channel] = []
         self._lent = 0
         self.generation = 0  # grows as files are replaced and deleted: then no open file is used any more

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
+from litevfs.concurrency.condition import Condition
 from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
 from litevfs.replicate.content import Content
@@ -34,7 +35,7 @@ class FirstLooks:
 
     def __init__(self) -> None:
         self._missing: set[str] = set()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._until: float | None = None  # monotonic
 
     def expect(self, url: str) -> None:

@@ -308,10 +308,10 @@ def test_an_open_that_runs_out_of_memory_fails_and_the_next_one_works(primary, u
 @pytest.mark.parametrize("where", [name for name in PLACES if name != "a new chunk"])
 @pytest.mark.parametrize("nth", [1, 2, 3])
 def test_a_poll_that_runs_out_of_memory_publishes_nothing_by_halves(primary, url, monkeypatch, where, nth):
-    primary.commit("CREATE TABLE t (a)")
+    primary.commit("CREATE TABLE t (a, b)")
     with connected(url, poll_interval=0) as connection:
         for n in range(4):
-            primary.commit("INSERT INTO t VALUES (?)", (n,))
+            primary.commit("INSERT INTO t VALUES (?, zeroblob(600000))", (n,))  # more than a few pages
         failing = FailsOnce(monkeypatch, *place(where), nth)
         with pytest.raises(MemoryError):
             one(connection, "PRAGMA litestream_poll")

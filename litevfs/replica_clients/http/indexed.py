@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StorageTimeoutError
@@ -42,7 +42,7 @@ class IndexedReplicaClient:
         self._client = client
         self._objects: SideObjects = client
         self._interval_s = interval_s
-        self._change = threading.Condition()
+        self._change = Condition()
         self._files: dict[_Key, LTXFileInfo] | None = None  # None until they are listed
         self._listed = 0.0  # monotonic
         self._recent: dict[_Key, LTXFileInfo | None] = {}  # written and (None) deleted since the last listing began

@@ -7,11 +7,11 @@ closing ends every wait.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from litevfs.concurrency.condition import Condition
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 
@@ -43,7 +43,7 @@ class Tokens:
     def _begin(self) -> None:
         """Begin without a fetch: at first, and in the child of a fork, which has no thread of its parent."""
         self._pid = os.getpid()
-        self._change = threading.Condition()
+        self._change = Condition()
         self._is_fetching = False
 
     def get(self, deadline: float | None = None) -> str:
