@@ -194,7 +194,7 @@ def test_readers_of_files_that_vanish_all_the_time_see_states_of_the_primary_onl
                 primary.delete(0)
                 primary.delete(1, [previous])
                 previous = primary.txid
-            if any(reader.error for reader in readers) or (step > 150 and all(reader.reads > 10 for reader in readers)):
+            if any(reader.error for reader in readers) or (step > 100 and all(reader.reads > 10 for reader in readers)):
                 break
     finally:
         for reader in readers:
