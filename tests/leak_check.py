@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from litevfs.concurrency.workers import SPARE_S
+
 _POLL_S = 0.01
 _OWN_THREADS = "litevfs"
 _FD_FOLDER = Path("/proc/self/fd")
@@ -103,6 +105,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None]:
 def leaked_since(before: Resources, grace_s: float) -> Resources:
     """What is there, was not in `before`, and does not go within `grace_s` seconds."""
     deadline = time.monotonic() + grace_s
+    for thread in Resources.now().without(before).threads:
+        thread.join(2 * SPARE_S)  # one that waits for its next call ends soon; to collect garbage takes longer
     while leaked := Resources.now().without(before):
         if time.monotonic() > deadline:
             break
