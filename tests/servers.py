@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,16 @@ def running_minio(folder: Path, port: int = 0) -> Iterator[S3Server]:
     ready = f"{server.endpoint}/minio/health/ready"
     with running_server(command, log=folder / "log", port=port, ready_url=ready, environment=environment):
         yield server
+
+
+def use_bucket(server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a bucket on the server, and let its credentials be those of this process's environment."""
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT", "AWS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    with closing(server.boto3_client()) as raw:
+        raw.create_bucket(Bucket=bucket)
 
 
 @contextmanager

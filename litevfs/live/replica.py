@@ -199,15 +199,13 @@ class Replica:
         """
         with self._refresh_lock:
             before = self.snapshot
-            if self._closed:
-                raise StorageClosedError("the replica is closed")
+            self._check_open()
             self.health.begin()
             try:
                 try:
                     is_proof = self._look(thorough)
                 except StorageNotFoundError as error:
-                    # Retention deleted a file between the listing and the read, or Litestream set the time of a new
-                    # one.
+                    # Retention deleted a file after the listing, or Litestream set the time of a new one.
                     logger.info("%s: looking again: %s", self.url, error)
                     is_proof = self._look(thorough)
             except Exception as error:
@@ -238,9 +236,12 @@ class Replica:
         timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
         self._bounded_refresh.result(timeout_s, not_before=now_s())
 
-    def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise StorageClosedError("the replica is closed")
+
+    def _publish(self, snapshot: Snapshot, txids: Sequence[int]) -> None:
+        self._check_open()
         with self._published:
             self.snapshot = snapshot
             self._published.notify_all()
@@ -342,8 +343,7 @@ class Replica:
         """A function that makes `call` while no refresh runs, within so many seconds."""
 
         def unless_closed() -> T:
-            if self._closed:
-                raise StorageClosedError("the replica is closed")
+            self._check_open()
             return call()
 
         too_late = self.fetcher.troubles.too_late
@@ -353,7 +353,6 @@ class Replica:
         self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]
     ) -> T:
         """`call(seconds it may take)`, tried again after errors that may pass, until the time is over."""
-
         deadline = time.monotonic() + timeout_s
 
         def pause(seconds: float, _: LitevfsError) -> None:

@@ -27,7 +27,7 @@ from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.s3_server import S3Server
-from tests.servers import running_minio
+from tests.servers import running_minio, use_bucket
 
 ROOT = Path(__file__).parents[2]
 KILLED = -9
@@ -215,12 +215,7 @@ def on_minio(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """The same world; what the replica is, lies in MinIO."""
     (tmp_path / "minio").mkdir()
     with running_minio(tmp_path / "minio") as server:
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"):
-            monkeypatch.delenv(name, raising=False)
-        with closing(server.boto3_client()) as raw:
-            raw.create_bucket(Bucket="kills")
+        use_bucket(server, "kills", monkeypatch)
         with killed_commands() as command:  # with this environment
             yield replace(world, command=command, server=server)
 

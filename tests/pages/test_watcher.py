@@ -180,8 +180,8 @@ def test_a_scan_rests_to_the_end_of_its_tree_once_nothing_is_left_to_plan(tmp_pa
     assert looks < len(reads) / 8
 
 
-def test_a_scan_that_begins_again_among_leaves_that_rested_is_planned(tmp_path: Path):
-    pages = indexed_pages(tmp_path / "t.db", 8000)
+def after_a_scan(pages: dict[int, bytes]) -> tuple[Watcher, list[int]]:
+    """A watcher that knows all interior pages and has seen a scan of the table's first 40 leaves; all its leaves."""
     leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
     watcher = Watcher(64)
     for pgno in in_order(pages):
@@ -189,6 +189,12 @@ def test_a_scan_that_begins_again_among_leaves_that_rested_is_planned(tmp_path: 
             watcher.after_read(pgno, pages[pgno])
     for pgno in leaves[:40]:
         watcher.before_read(pgno)
+    return watcher, leaves
+
+
+def test_a_scan_that_begins_again_among_leaves_that_rested_is_planned(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 8000)
+    watcher, leaves = after_a_scan(pages)
     again = leaves.index(next(iter(watcher.resting))) - 2  # a position before the leaves that rest
     assert again > 0
     planned = [page for pgno in leaves[again : again + 4] for page in watcher.before_read(pgno)]
@@ -347,16 +353,10 @@ def test_a_scan_of_an_index_plans_no_look_ups_though_look_ups_went_before_it(tmp
 
 def test_a_pattern_ends_with_its_query(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 8000)
-    table_leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
-    watcher = Watcher(64)
-    for pgno in in_order(pages):
-        if pages[pgno][0] != LEAF_TABLE:
-            watcher.after_read(pgno, pages[pgno])
-    for pgno in table_leaves[:40]:
-        watcher.before_read(pgno)
+    watcher, leaves = after_a_scan(pages)
     watcher.begin()
-    assert watcher.before_read(table_leaves[200]) == []
-    assert 0 < len(watcher.before_read(table_leaves[201])) <= 64 // FIRST_SHARE
+    assert watcher.before_read(leaves[200]) == []
+    assert 0 < len(watcher.before_read(leaves[201])) <= 64 // FIRST_SHARE
 
 
 def test_a_plan_that_is_held_back_starts_again_with_the_smallest_window(tmp_path: Path):

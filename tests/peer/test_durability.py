@@ -32,7 +32,7 @@ from litevfs.testing.s3_server import S3Server
 from tests.peer import litestream_binary as litestream
 from tests.peer.durability_writer import answer_of, create, damaged_rows
 from tests.replicate.support import opened, wait_until
-from tests.servers import running_minio
+from tests.servers import running_minio, use_bucket
 
 ROOT = Path(__file__).parents[2]
 SECONDS, KILLS = 120.0, 16
@@ -109,12 +109,7 @@ def theirs(database: Path, url: str, folder: Path) -> list[str]:
 def minio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     (tmp_path / "minio").mkdir()
     with running_minio(tmp_path / "minio") as server:
-        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT", "AWS_CA_BUNDLE"):
-            monkeypatch.delenv(name, raising=False)
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        with closing(server.boto3_client()) as raw:
-            raw.create_bucket(Bucket="campaign")
+        use_bucket(server, "campaign", monkeypatch)
         yield server
 
 

@@ -91,6 +91,14 @@ def synced(app, replicator: Replicator, syncs: int) -> Replicator:
     return replicator
 
 
+def refused(app, replicator: Replicator, syncs: int, *rows: int) -> None:
+    """Transactions of which a place that refuses takes none; `rows` as for `app.insert`."""
+    for _ in range(syncs):
+        app.insert(*rows)
+        with pytest.raises(StoragePermissionError):
+            replicator.sync()
+
+
 # --- one capture, several uploads -------------------------------------------------------------------------------------
 
 
@@ -208,10 +216,7 @@ def test_a_place_that_hangs_keeps_no_thread_of_another_waiting(app, here, there,
 def test_a_place_that_cannot_be_asked_at_first_joins_when_it_is_there(app, here, there, both, tmp_path: Path):
     there.faults.add(Fault("permission", operations=("list",)))
     replicator = both()
-    for _ in range(3):
-        app.insert()
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+    refused(app, replicator, 3)
     assert_replicated(here, app.path)
     assert queue_files(app) == []
     there.faults.clear()
@@ -250,10 +255,7 @@ def test_restarts_change_nothing_whatever_the_order_of_the_places(app, here, the
 def test_files_that_waited_for_a_place_at_the_end_are_uploaded_by_the_next_replicator(app, here, there, both):
     replicator = synced(app, both(), 1)
     refuse(there)
-    for _ in range(3):
-        app.insert()
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+    refused(app, replicator, 3)
     replicator.close()
     there.faults.clear()
     with both() as replicator:
@@ -400,10 +402,7 @@ def test_a_place_that_is_down_while_another_takes_all_along_over_a_gap_follows(
         replicator.sync()
     replicator.close()
     replicator = both(here, there, ahead, new_history=True)
-    for _ in range(2):
-        app.insert()
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+    refused(app, replicator, 2)
     replicator.close()
     there.faults.clear()
     with both(here, there, ahead) as replicator:
@@ -473,9 +472,7 @@ def test_a_place_for_which_too_much_waits_begins_again_later(app, here, there, b
     replicator = synced(app, both(max_pending_bytes=100_000), 1)
     refuse(there)
     for _ in range(5):
-        app.insert(10, 5000)
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+        refused(app, replicator, 1, 10, 5000)
         assert_replicated(here, app.path)
         assert sum(path.stat().st_size for path in queue_files(app)) < 250_000
     assert replicator.status.snapshots == 1
@@ -492,10 +489,7 @@ def test_a_paused_place_that_ended_before_it_joined_again_is_known_at_the_next_s
     """What it uploaded after it was paused is its own, though nothing was captured for it since."""
     replicator = synced(app, both(max_pending_bytes=20_000), 1)
     refuse(there)
-    for _ in range(3):
-        app.insert(10, 3000)
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+    refused(app, replicator, 3, 10, 3000)
     assert replicator.status.places[1].waits_to_begin is not None
     there.faults.clear()
     replicator.upload()
@@ -514,10 +508,7 @@ def test_when_too_much_waits_for_all_places_nothing_is_captured_until_one_is_bac
     replicator = synced(app, both(first, there, max_pending_bytes=50_000), 1)
     refuse(there)
     refuse(first)
-    for _ in range(6):
-        app.insert(10, 3000)
-        with pytest.raises(StoragePermissionError):
-            replicator.sync()
+    refused(app, replicator, 6, 10, 3000)
     assert replicator.status.txid < 7
     first.faults.clear()
     app.insert()

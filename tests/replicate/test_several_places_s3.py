@@ -14,7 +14,7 @@ from litevfs.operations.restore import restore
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate import Replicator
 from tests.replicate.support import source_bytes, wait_until
-from tests.servers import running_minio
+from tests.servers import running_minio, use_bucket
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
 
@@ -26,12 +26,7 @@ def test_a_server_that_was_stopped_and_started_again_gets_all_and_delays_no_othe
     (tmp_path / "minio").mkdir()
     with ExitStack() as running, ExitStack() as opened:
         server = running.enter_context(running_minio(tmp_path / "minio"))
-        for name, value in server.environment().items():
-            monkeypatch.setenv(name, value)
-        for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "LITESTREAM_S3_ENDPOINT"):
-            monkeypatch.delenv(name, raising=False)
-        with closing(server.boto3_client()) as raw:
-            raw.create_bucket(Bucket="places")
+        use_bucket(server, "places", monkeypatch)
         s3 = opened.enter_context(closing(open_replica_client(server.url("places", "app"))))
         options: dict[str, Any] = {"sync_interval_s": 0.05, "max_pending_bytes": max_pending_bytes}
         replicator = opened.enter_context(Replicator(app.path, client, places=[s3], **options))
