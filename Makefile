@@ -3,10 +3,11 @@
 #   make test     the tests              make bench    the benchmark tables
 #   make docs     the pages of docs/ as a site
 # PYTHON=python3.13 picks the interpreter, VENV=folder the environment, TESTFLAGS and BENCHFLAGS are handed on.
-# Tests run in as many processes as there are cores, four at most; TESTFLAGS="-n 0" keeps them in one.
+# Tests run in one process more than there are cores, as many of them wait; four at most. WORKERS=0 keeps them in one.
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 TESTFLAGS ?=
 BENCHFLAGS ?=
 
@@ -27,12 +28,12 @@ demo: $(VENV)/installed
 	$(BIN)/litevfs demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTFLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTFLAGS)
 
 # What answers in under a minute: how a replica is read, written and compacted, without random courses, stress, servers
 # and processes.
 test-fast: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(FAST) $(TESTFLAGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(FAST) $(TESTFLAGS)
 
 check: lint types imports test
 
