@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, as_completed, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from itertools import takewhile
 
 from litevfs.concurrency.futures import closed_error, settle
 from litevfs.errors import StorageClosedError, TransientStorageError
@@ -78,7 +79,7 @@ class BlockReader:
         start, most = offset - first * block_size, max(size, most)
         if start + most <= block_size:
             return self._block(number, file, first, deadline)[start : start + most]
-        blocks = [self._block(number, file, block, deadline) for block in range(first, last + 1)]
+        blocks = [self._block(number, file, block, deadline, last) for block in range(first, last + 1)]
         for block in range(last + 1, (offset + most - 1) // block_size + 1):
             if (following := self.cache.get(_key(number, block))) is None:
                 break
@@ -117,10 +118,11 @@ class BlockReader:
             return data
         return self.cache.get(key)
 
-    def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float) -> bytes:
+    def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int = 0) -> bytes:
+        """A block, whose reader wants those up to `last`, too: what is missing there comes by the same request."""
         data = self.cache.get(_key(number, block))
         if data is None:
-            data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline)
+            data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline, last)
         return data
 
     def _from_disk(self, number: int, file: LTXFileInfo, block: int) -> bytes | None:
@@ -131,7 +133,7 @@ class BlockReader:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float) -> bytes:
+    def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int) -> bytes:
         key = _key(number, block)
         request: _Request | None = None
         mine: _Request | None = None
@@ -143,7 +145,11 @@ class BlockReader:
                     data = self.cache.get(key)  # another reader may just have put it there
                     if data is not None:
                         return data
-                    request = mine = self._request_for(number, file, range(block, block + 1), ahead=False)
+                    run = takewhile(
+                        lambda following: not self._is_near(_key(number, following), file, following),
+                        range(block + 1, last + 1),
+                    )
+                    request = mine = self._request_for(number, file, [block, *run], ahead=False)
                     self._register(mine)
             if mine is not None:
                 self.governor.need(mine.size)
@@ -290,7 +296,7 @@ class BlockReader:
         offset = block * self._block_size
         return _Part(_key(number, block), offset, min(self._block_size, file.size - offset))
 
-    def _request_for(self, number: int, file: LTXFileInfo, run: range, *, ahead: bool) -> _Request:
+    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> _Request:
         return _Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
 
     def _register(self, request: _Request) -> None:

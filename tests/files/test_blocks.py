@@ -80,6 +80,17 @@ def test_a_block_is_fetched_once():
         assert world.script.reads == [("0/0000000000000001-0000000000000001.ltx", 0, BLOCK)]
 
 
+def test_a_read_over_several_blocks_asks_once_for_those_that_are_missing():
+    with World() as world:
+        assert world.read(BLOCK - 10, BLOCK + 20) == CONTENT[BLOCK - 10 : 2 * BLOCK + 10]
+        assert [(offset, size) for _, offset, size in world.script.reads] == [(0, 3 * BLOCK)]
+        world.script.clear()
+        world.read(5 * BLOCK, 10)
+        assert world.read(4 * BLOCK + 5, 3 * BLOCK) == CONTENT[4 * BLOCK + 5 : 7 * BLOCK + 5]
+        offsets = [(offset, size) for _, offset, size in world.script.reads]
+        assert offsets == [(5 * BLOCK, BLOCK), (4 * BLOCK, BLOCK), (6 * BLOCK, 2 * BLOCK)]
+
+
 def test_point_reads_ask_for_one_block_each():
     with World() as world:
         for block in (30, 3, 17, 9, 25, 1):
