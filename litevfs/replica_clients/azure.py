@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from typing import BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
-from urllib3 import BaseHTTPResponse
-
 from litevfs.errors import (
     ReplicaURLError,
     StorageError,
@@ -29,6 +27,7 @@ from litevfs.replica_clients.base import LTXFileInfo, SideObject
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.files import HTTPFiles, Page
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream, parts_of, read_part
 from litevfs.replica_clients.http.xml import parse_xml
@@ -183,12 +182,10 @@ class AzureReplicaClient:
         etag = plain_etag(response.headers.get("ETag"))
         return LTXFileInfo(level, min_txid, max_txid, size, modified_ms, etag)
 
-    def _put(self, key: str, data: bytes, headers: dict[str, str]) -> BaseHTTPResponse:
+    def _put(self, key: str, data: bytes, headers: dict[str, str]) -> Answer:
         return self._send_body(self._url(key), data, {"x-ms-blob-type": "BlockBlob", **headers})
 
-    def _put_blocks(
-        self, key: str, first: bytes, stream: BinaryIO, headers: dict[str, str]
-    ) -> tuple[BaseHTTPResponse, int]:
+    def _put_blocks(self, key: str, first: bytes, stream: BinaryIO, headers: dict[str, str]) -> tuple[Answer, int]:
         """Upload in blocks, which become a blob once they are listed; Azure deletes unlisted blocks after a week."""
         upload, size = uuid.uuid4().hex, 0
         names: list[str] = []
@@ -203,7 +200,7 @@ class AzureReplicaClient:
 
     def _send_body(
         self, url: str, body: bytes, headers: dict[str, str], expected: tuple[int, ...] = (201, 409, 412)
-    ) -> BaseHTTPResponse:
+    ) -> Answer:
         if not {"If-None-Match", "If-Match"} & headers.keys():
             expected = (201,)
         headers = {"Content-Length": str(len(body)), "Content-Type": "application/octet-stream", **headers}

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
-from urllib3 import BaseHTTPResponse
-
 from litevfs.errors import (
     StorageError,
     StorageNotFoundError,
@@ -22,6 +20,7 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 
 _PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
@@ -48,7 +47,7 @@ def error_kind(status: int) -> type[StorageError]:
 
 
 def error_of(
-    response: BaseHTTPResponse, body: bytes, url: str, *, key: str | None = None, permission_hint: str | None = None
+    response: Answer, body: bytes, url: str, *, key: str | None = None, permission_hint: str | None = None
 ) -> StorageError:
     """The error to raise for an unexpected answer, whose body is read already."""
     kind = error_kind(response.status)
@@ -97,7 +96,7 @@ def range_header(offset: int, size: int | None) -> dict[str, str]:
 
 
 def read_range(
-    transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, offset: int, size: int | None
+    transport: Transport, response: Answer, url: str, file: LTXFileInfo, offset: int, size: int | None
 ) -> bytes:
     """The requested bytes of `file`, from an answer of 200, 206 or 416, which this reads to its end.
 
@@ -122,7 +121,7 @@ def read_range(
 
 
 def read_named(
-    transport: Transport, response: BaseHTTPResponse, url: str, file: LTXFileInfo, size: int, etag: str
+    transport: Transport, response: Answer, url: str, file: LTXFileInfo, size: int, etag: str
 ) -> tuple[LTXFileInfo, bytes]:
     """A file that was not listed and its first `size` bytes, from the answer to a request for this range."""
     file = replace(file, size=0, modified_ms=date_ms(response.headers.get("Last-Modified")), etag=etag)
@@ -143,9 +142,7 @@ def _least(file: LTXFileInfo, offset: int, size: int | None) -> int:
     return there if size is None else min(size, there)
 
 
-def _place(
-    response: BaseHTTPResponse, file: LTXFileInfo, offset: int, size: int | None, endpoint: str
-) -> tuple[int, int | None]:
+def _place(response: Answer, file: LTXFileInfo, offset: int, size: int | None, endpoint: str) -> tuple[int, int | None]:
     """(bytes to drop, bytes to take then: None for all that come)."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
@@ -172,7 +169,7 @@ def _place(
     return 0, end - offset
 
 
-def _skip(transport: Transport, response: BaseHTTPResponse, url: str, count: int) -> None:
+def _skip(transport: Transport, response: Answer, url: str, count: int) -> None:
     with transport.translated(url):
         while count > 0:
             piece = response.read(min(count, _SKIP_BYTES))

@@ -20,7 +20,6 @@ from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
-from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.ltx.names import parse_file_name
@@ -36,6 +35,7 @@ from litevfs.replica_clients.http.answers import (
 )
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import GENERATIONS, old_replica
 from litevfs.replica_clients.location import parse_location
 
@@ -297,7 +297,7 @@ class HTTPReplicaClient:
         self._known[level, found.name] = found
         return found, data
 
-    def _check_version(self, file: LTXFileInfo, response: BaseHTTPResponse) -> None:
+    def _check_version(self, file: LTXFileInfo, response: Answer) -> None:
         version = _version_of(response)
         if not version or response.status == 416:
             return
@@ -315,7 +315,7 @@ class HTTPReplicaClient:
 
     def _get(
         self, kind: str, url: str, headers: dict[str, str], expected: tuple[int, ...], deadline: float | None = None
-    ) -> tuple[BaseHTTPResponse, str]:
+    ) -> tuple[Answer, str]:
         """The answer, and the URL that gave it after all redirects; credentials go to the host of the URL only."""
         method, asked = ("HEAD" if kind == "HEAD" else "GET"), url
         for _ in range(_MAX_REDIRECTS):
@@ -371,13 +371,13 @@ class HTTPReplicaClient:
         self._exchange.transport.close()
 
 
-def _is_settled(response: BaseHTTPResponse) -> bool:
+def _is_settled(response: Answer) -> bool:
     """Whether an ETag will differ at the next change: nginx makes it of the size and the second of the last one."""
     modified_ms = date_ms(response.headers.get("Last-Modified"))
     return modified_ms == 0 or date_ms(response.headers.get("Date")) - modified_ms >= _SETTLED_MS
 
 
-def _version_of(response: BaseHTTPResponse) -> str:
+def _version_of(response: Answer) -> str:
     """A text that differs when the content does, as far as the server tells."""
     etag, modified = plain_etag(response.headers.get("ETag")), response.headers.get("Last-Modified", "")
     return etag or modified

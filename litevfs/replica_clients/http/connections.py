@@ -28,7 +28,7 @@ DRIP_BYTES_PER_S = 1 << 13
 """A server that sends a GET's answer slower than this, beyond the first read timeout, counts as hanging."""
 
 _TIMED_METHODS = ("GET", "PROPFIND")
-
+_LIMIT_SLACK = 1.1
 
 ANSWER_LIMIT_S = 15 * 60.0
 """An answer to a write or delete takes at most so long from its first byte on."""
@@ -103,36 +103,81 @@ class _TimedAnswer(http.client.HTTPResponse):
             return
         is_read = method in _TIMED_METHODS
         limit_s = timeout_s if is_read else max(timeout_s, ANSWER_LIMIT_S)
-        stream = _TimedStream(self.fp.detach(), sock, timeout_s, limit_s, is_total=limits.is_total or not is_read)
-        self.fp = io.BufferedReader(stream)
+        timed = TimedSocket(sock, timeout_s, limit_s, is_total=limits.is_total or not is_read)
+        self.fp = io.BufferedReader(TimedStream(timed, owner=self.fp.detach()))
 
 
-class _TimedStream(io.RawIOBase):
+class TimedSocket:
     """The bytes that a socket gets in time; unless the limit `is_total`, each byte earns time for the next ones."""
 
-    def __init__(
-        self, stream: io.RawIOBase, sock: socket.socket, timeout_s: float, limit_s: float, *, is_total: bool
-    ) -> None:
-        self._stream = stream
+    __slots__ = ("_deadline", "_earned_s", "_sock", "_timeout_s")
+
+    def __init__(self, sock: socket.socket, timeout_s: float, limit_s: float, *, is_total: bool) -> None:
         self._sock = sock
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s  # of each wait
         self._deadline = time.monotonic() + limit_s
         self._earned_s = 0.0 if is_total else 1 / DRIP_BYTES_PER_S  # with each byte
 
-    def readable(self) -> bool:
-        return True
+    def sendall(self, data: bytes) -> None:
+        """Send all of the bytes. Raises OSError."""
+        self._limit_wait()
+        self._sock.sendall(data)
 
-    def readinto(self, buffer: Any) -> int | None:
+    def recv(self, most: int) -> bytes:
+        """The next bytes, none at the end. Raises OSError."""
+        self._limit_wait()
+        data = self._sock.recv(most)
+        self._deadline += len(data) * self._earned_s
+        return data
+
+    def recv_into(self, buffer: Any) -> int:
+        """Like `recv`; returns the number of bytes."""
+        self._limit_wait()
+        size = self._sock.recv_into(buffer)
+        self._deadline += size * self._earned_s
+        return size
+
+    def _limit_wait(self) -> None:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("the answer takes too long")
-        self._sock.settimeout(min(remaining, self._timeout_s))
-        size = self._stream.readinto(buffer)
-        self._deadline += (size or 0) * self._earned_s
+        wait_s, now_s = min(remaining, self._timeout_s), self._sock.gettimeout()
+        # To set it is a system call, which hands over to other threads: a limit that is little longer stays.
+        if now_s is None or not wait_s <= now_s <= wait_s * _LIMIT_SLACK:
+            self._sock.settimeout(wait_s)
+
+
+class TimedStream(io.RawIOBase):
+    """A `TimedSocket` for `http.client`, which takes it for a socket; bytes that `came` already are its first.
+
+    Closes its `owner`, if any.
+    """
+
+    def __init__(self, timed: TimedSocket, came: bytes = b"", *, owner: io.RawIOBase | None = None) -> None:
+        self._timed = timed
+        self._came = came
+        self._owner = owner
+
+    def readable(self) -> bool:
+        """As all such streams."""
+        return True
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        """As of a socket."""
+        return io.BufferedReader(self)
+
+    def readinto(self, buffer: Any) -> int:
+        """The next bytes. Raises OSError."""
+        if not self._came:
+            return self._timed.recv_into(buffer)
+        size = min(len(buffer), len(self._came))
+        buffer[:size], self._came = self._came[:size], self._came[size:]
         return size
 
     def close(self) -> None:
-        self._stream.close()
+        """Close the owner."""
+        if self._owner is not None:
+            self._owner.close()
         super().close()
 
 

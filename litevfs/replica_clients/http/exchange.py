@@ -10,10 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from urllib3 import BaseHTTPResponse
-
 from litevfs.errors import OptionError
 from litevfs.replica_clients.http.answers import error_of
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport
 
 LIST_LIMIT_BYTES = 64 << 20
@@ -66,7 +65,7 @@ class Exchange:
         body: object = None,
         deadline: float | None = None,
         key: str | None = None,
-    ) -> BaseHTTPResponse:
+    ) -> Answer:
         """The answer, with a status that is `expected`; its body is for `read` or `Transport.read_body`.
 
         After a 401 it sends the request once more if there are other credentials. Raises the error for an unexpected
@@ -86,7 +85,7 @@ class Exchange:
                 raise error
         raise AssertionError("the second answer is returned or raised")
 
-    def read(self, response: BaseHTTPResponse, url: str, limit: int = _ERROR_LIMIT_BYTES) -> bytes:
+    def read(self, response: Answer, url: str, limit: int = _ERROR_LIMIT_BYTES) -> bytes:
         """The answer's body, up to `limit` bytes; its connection is free again if the body ends there."""
         return self.transport.read_body(response, url, limit)
 
@@ -100,7 +99,7 @@ class Exchange:
         expected: Collection[int] = (200,),
         body: object = None,
         key: str | None = None,
-    ) -> tuple[BaseHTTPResponse, bytes]:
+    ) -> tuple[Answer, bytes]:
         """The answer and its whole body, of at most `LIST_LIMIT_BYTES`."""
         response = self.send(kind, method, url, headers, expected=expected, body=body, key=key)
         return response, self.read(response, url, LIST_LIMIT_BYTES)

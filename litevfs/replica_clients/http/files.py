@@ -9,12 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from urllib3 import BaseHTTPResponse
-
 from litevfs.errors import StorageNotFoundError
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
 from litevfs.replica_clients.http.answers import about, plain_etag, range_header, read_named, read_range
 from litevfs.replica_clients.http.exchange import Exchange
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import OldReplicaCheck
 from litevfs.replica_clients.location import Location
 
@@ -22,7 +21,7 @@ Page = tuple[list[LTXFileInfo], str]
 """Files, and the mark of the page that follows; empty after the last."""
 
 
-def etag_of(response: BaseHTTPResponse) -> str:
+def etag_of(response: Answer) -> str:
     """The version of most storages."""
     return plain_etag(response.headers.get("ETag"))
 
@@ -38,7 +37,7 @@ class HTTPFiles:
         url: Callable[[str], str],
         content_url: Callable[[str, str], str] | None = None,
         condition: Callable[[str], dict[str, str]] = lambda version: {},
-        version_of: Callable[[BaseHTTPResponse], str] = etag_of,
+        version_of: Callable[[Answer], str] = etag_of,
         has_old: Callable[[], bool],
     ) -> None:
         """`url` is that of a key, `content_url` that of a key's content in a version (empty: the newest).

@@ -32,6 +32,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 from litevfs.replica_clients.http.connections import HTTPConnection, HTTPSConnection, Limits, LiveSockets
+from litevfs.replica_clients.http.plain import Answer, ask, is_plain
 
 _PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
 MAX_WAIT_S = 1e6
@@ -57,6 +58,7 @@ class Transport:
         max_connections: int,
         verify: Callable[[], bool | str] = lambda: True,
     ) -> None:
+        self._connect_timeout_s, self._read_timeout_s = connect_timeout_s, read_timeout_s
         self._timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._max_connections = max_connections
         self._verify = verify
@@ -87,7 +89,7 @@ class Transport:
 
     def request(
         self, kind: str, method: str, url: str, headers: Any, body: object = None, *, timeout_s: float | None = None
-    ) -> urllib3.BaseHTTPResponse:
+    ) -> Answer:
         """Send one request; returns once the answer's head is there. Its body is for `read_body`.
 
         `timeout_s` bounds a GET with all that it takes: connection, head and body. Without it, the limits of the
@@ -102,10 +104,13 @@ class Transport:
             pool, absolute = self._pool(parts.scheme, parts.netloc)
             with self._lock:
                 self._counts[kind] += 1
+            target = url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            if is_plain(method, target, body, pool):
+                return self._ask(pool, method, target, headers, timeout_s)
             self._limits.is_total = timeout_s is not None
             return pool.urlopen(
                 method,
-                url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, "")),
+                target,
                 body=body,  # type: ignore[arg-type]  # bytes or a file, whatever botocore prepared
                 headers=headers,  # a mapping of text, or botocore's own
                 timeout=self._timeout if timeout_s is None else self._total_timeout(timeout_s),
@@ -116,7 +121,22 @@ class Transport:
                 decode_content=False,
             )
 
-    def read_body(self, response: urllib3.BaseHTTPResponse, url: str, limit: int) -> bytes:
+    def _ask(
+        self, pool: urllib3.HTTPConnectionPool, method: str, target: str, headers: Any, timeout_s: float | None
+    ) -> Answer:
+        if timeout_s is not None:
+            timeout_s = min(_still(timeout_s), MAX_WAIT_S)
+        return ask(
+            pool,
+            method,
+            target,
+            headers,
+            connect_timeout_s=self._connect_timeout_s,
+            read_timeout_s=self._read_timeout_s,
+            total_s=timeout_s,
+        )
+
+    def read_body(self, response: Answer, url: str, limit: int) -> bytes:
         """Up to `limit` bytes of the body; a connection with more of it to come is dropped.
 
         Raises TransientStorageError when the body breaks off.
@@ -136,9 +156,7 @@ class Transport:
         return data
 
     def _total_timeout(self, timeout_s: float) -> urllib3.Timeout:
-        if timeout_s <= 0:
-            raise TimeoutError("no time is left for a request")
-        return urllib3.Timeout(connect=self._timeout.connect_timeout, total=min(timeout_s, MAX_WAIT_S))
+        return urllib3.Timeout(connect=self._connect_timeout_s, total=min(_still(timeout_s), MAX_WAIT_S))
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""
@@ -195,6 +213,12 @@ class Transport:
         kind = HTTPSConnection if scheme == "https" else HTTPConnection
         pool.ConnectionCls = functools.partial(kind, sockets=self._sockets, limits=self._limits)  # type: ignore[assignment]
         return pool, bool(proxy) and scheme == "http"
+
+
+def _still(timeout_s: float) -> float:
+    if timeout_s <= 0:
+        raise TimeoutError("no time is left for a request")
+    return timeout_s
 
 
 def endpoint_of(url: str) -> str:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from urllib3 import BaseHTTPResponse
-
 from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.s3.listing import plain_etag
 
 # RFC 9110, 14.4, where the whole length may be unknown; some leave it out, or write the unit as in a request.
@@ -34,7 +33,7 @@ class Wanted:
         return {"Range": f"bytes={self.offset}-{end}"}
 
 
-def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -> int | None:
+def expected_length(response: Answer, wanted: Wanted, endpoint: str) -> int | None:
     """The bytes the body must have, None if only its end tells.
 
     Raises StorageNotFoundError if the object is not the listed one, and StorageError if the answer does not fit the
@@ -64,7 +63,7 @@ def expected_length(response: BaseHTTPResponse, wanted: Wanted, endpoint: str) -
     return given_length
 
 
-def total_size(response: BaseHTTPResponse, read: int) -> int:
+def total_size(response: Answer, read: int) -> int:
     """Bytes of the whole object, of which the first `read` have come."""
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
     return int(match[3]) if match is not None and match[3] and match[3] != "*" else read

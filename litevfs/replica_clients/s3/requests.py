@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from botocore.credentials import ReadOnlyCredentials
-from urllib3 import BaseHTTPResponse
 
 from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.errors import (
@@ -62,7 +62,7 @@ class SignedRequests:
         self._transport = transport
         self._ways = ways
 
-    def send(self, request: Request) -> tuple[str, BaseHTTPResponse]:
+    def send(self, request: Request) -> tuple[str, Answer]:
         """Send a request; returns the URL that answered, and the answer, whose body is for `Transport.read_body`.
 
         The status is an expected one, or 416, whose body is read already. Raises the error for any other status:
@@ -75,7 +75,7 @@ class SignedRequests:
                 raise StorageNotFoundError("the object is gone", key=request.key) from refusal.error
             raise refusal.error from None
 
-    def try_to_send(self, request: Request) -> tuple[str, BaseHTTPResponse]:
+    def try_to_send(self, request: Request) -> tuple[str, Answer]:
         """As `send`, but raises AnswerError for an answer that is not expected."""
         corrected: set[str] = set()
         url: str | None = None
@@ -123,7 +123,7 @@ class SignedRequests:
             return "credentials", None
         return "", None
 
-    def _send_once(self, url: str, request: Request, credentials: ReadOnlyCredentials | None) -> BaseHTTPResponse:
+    def _send_once(self, url: str, request: Request, credentials: ReadOnlyCredentials | None) -> Answer:
         headers = self._access.headers(request.method, url, request.headers, request.body or b"", credentials)
         timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
         body: bytes | io.BytesIO | None = request.body
@@ -137,7 +137,7 @@ class SignedRequests:
             self._access.return_home()
             raise
 
-    def _refusal(self, url: str, response: BaseHTTPResponse, request: Request) -> AnswerError:
+    def _refusal(self, url: str, response: Answer, request: Request) -> AnswerError:
         headers = {name.lower(): value for name, value in response.headers.items()}
         body = unzipped(self._transport.read_body(response, url, _ERROR_LIMIT_BYTES), headers)
         return self.refusal(response.status, parse_error(body, headers), headers, url, request.key)

@@ -1,0 +1,272 @@
+"""Requests without a body, the short way: one send for the head, as a rule one wait for head and body of the answer.
+
+A small read is most of what a reader asks for, and by urllib3 and `http.client` it costs three times the CPU. urllib3
+makes the connections and keeps them; this sends over them, and reads the answers that are plain: HTTP/1.1, with a
+length. `http.client` reads all others: in chunks, up to the end of the connection, after an interim one, malformed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.exceptions import ProtocolError, ReadTimeoutError
+
+from litevfs.replica_clients.http.connections import TimedSocket, TimedStream
+
+METHODS = ("GET", "HEAD")
+_TARGET = re.compile(r"/(?:[A-Za-z0-9/_.~=&?+:@!$'()*,;-]|%[0-9A-F]{2})*")
+"""What goes over the line as it is; urllib3 encodes the rest."""
+_FIRST_BYTES = 1 << 16
+_HEAD_LIMIT_BYTES = 1 << 16
+_PIECE_BYTES = 1 << 18
+_PLAIN_HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)*)\r\n")
+_HEAD_END = re.compile(rb"\n\r?\n")  # some end their lines with LF alone
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_NO_BODY = (204, 304)
+
+
+class Answer(Protocol):
+    """An answer whose head has come; urllib3's are of the kind too."""
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in any case."""
+        ...
+
+    @property
+    def length_remaining(self) -> int | None:
+        """Bytes of the body to come; None if only its end tells."""
+        ...
+
+    def read(self, amt: int, /) -> bytes:
+        """The next bytes of the body; fewer at its end, or where it breaks off."""
+        ...
+
+    def release_conn(self) -> None:
+        """Keep the connection for other requests, after the whole body."""
+        ...
+
+    def close(self) -> None:
+        """End the connection."""
+        ...
+
+
+class Headers(Mapping[str, str]):
+    """Header values by name in any case; those of one name are joined by commas.
+
+    Of some twenty that an answer has, a read asks for six: they are looked for in the text.
+    """
+
+    def __init__(self, text: str) -> None:
+        """From lines `name: value`, each of which ends with CR LF."""
+        self._text = f"\r\n{text}"
+        self._lower = self._text.lower()  # as long: these are bytes
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, or `default`."""
+        start, values = f"\r\n{name.lower()}:", []
+        at = self._lower.find(start)
+        while at >= 0:
+            end = self._text.index("\r\n", at + 2)
+            values.append(self._text[at + len(start) : end].strip(" \t"))
+            at = self._lower.find(start, end)
+        return ", ".join(values) if values else default
+
+    def __getitem__(self, name: str) -> str:
+        value = self.get(name)
+        if value is None:
+            raise KeyError(name)
+        return str(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({line.partition(":")[0]: 0 for line in self._lower.split("\r\n") if line})
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class PlainAnswer:
+    """An `Answer`. One that is forsaken ends its connection."""
+
+    status: int
+    headers: Headers
+    length_remaining: int | None
+
+    def __init__(self, pool: HTTPConnectionPool, connection: Any, source: TimedSocket, method: str) -> None:
+        """Read the head of the answer. Raises OSError, HTTPException."""
+        self._connection: Any = None  # not ours yet
+        self._pool = pool
+        self._socket = source
+        self._body: http.client.HTTPResponse | None = None
+        head, self._rest = _head_of(source)
+        plain = _plain(head, method)
+        if plain is None:
+            self._begin_odd(head + self._rest, method)
+        else:
+            self.status, self.headers, length, self._is_kept = plain
+            self.length_remaining = length
+        self._connection = connection
+
+    def _begin_odd(self, came: bytes, method: str) -> None:
+        body = self._body = http.client.HTTPResponse(TimedStream(self._socket, came), method=method)  # type: ignore[arg-type]
+        body.begin()
+        self._rest = b""
+        self.status = body.status
+        self.headers = Headers("".join(f"{name}:{' '.join(text.split())}\r\n" for name, text in body.headers.items()))
+        self.length_remaining = body.length
+        self._is_kept = not body.will_close
+
+    def read(self, amt: int, /) -> bytes:
+        """See `Answer.read`. Raises OSError, ProtocolError."""
+        if self._body is not None:
+            return self._read_odd(self._body, amt)
+        assert self.length_remaining is not None
+        size = min(amt, self.length_remaining)
+        if len(self._rest) > size:
+            data, self._rest = self._rest[:size], self._rest[size:]
+        else:
+            data, self._rest = self._rest, b""
+            if len(data) < size:
+                data = self._read_on(data, size)
+        self.length_remaining -= len(data)
+        return data
+
+    def _read_on(self, data: bytes, size: int) -> bytes:
+        pieces, missing = [data], size - len(data)
+        while missing:
+            piece = self._socket.recv(min(missing, _PIECE_BYTES))
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
+
+    def _read_odd(self, body: http.client.HTTPResponse, amt: int) -> bytes:
+        try:
+            data = body.read(amt)
+        except http.client.HTTPException as exc:
+            raise ProtocolError(f"Connection broken: {exc!r}", exc) from exc
+        if self.length_remaining is not None:
+            self.length_remaining -= len(data)
+        return data
+
+    def release_conn(self) -> None:
+        """See `Answer.release_conn`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if not self._is_kept or self._rest:  # bytes after the body answer nothing that was asked
+                connection.close()
+            self._pool._put_conn(connection)
+
+    def close(self) -> None:
+        """See `Answer.close`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+            self._pool._put_conn(connection)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def is_plain(method: str, target: str, body: object, pool: HTTPConnectionPool) -> bool:
+    """Whether a request can go the short way."""
+    return (
+        body is None
+        and method in METHODS
+        and pool.proxy is None
+        and pool.host.isascii()
+        and _TARGET.fullmatch(target) is not None
+    )
+
+
+def ask(
+    pool: HTTPConnectionPool,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    *,
+    connect_timeout_s: float,
+    read_timeout_s: float,
+    total_s: float | None,
+) -> PlainAnswer:
+    """Send a request that `is_plain`; returns once the answer's head is there.
+
+    `read_timeout_s` bounds each wait, and `total_s`, if it is given, all of them together, those for the body too.
+    Raises OSError, HTTPError of urllib3.
+    """
+    began = time.monotonic()
+    head = _request_head(pool, method, target, headers)
+    connection: Any = pool._get_conn()
+    try:
+        if connection.is_closed:
+            connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
+            connection.connect()
+        left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
+        if left_s <= 0:
+            raise ReadTimeoutError(pool, target, "no time is left for the answer")
+        source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+        try:
+            source.sendall(head)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the server may have answered, and closed the connection then
+        return PlainAnswer(pool, connection, source, method)
+    except BaseException as exc:
+        connection.close()
+        pool._put_conn(connection)
+        if isinstance(exc, http.client.HTTPException | ConnectionError):
+            raise ProtocolError("Connection aborted.", exc) from exc
+        raise
+
+
+def _request_head(pool: HTTPConnectionPool, method: str, target: str, headers: Mapping[str, str]) -> bytes:
+    host = f"[{pool.host}]" if ":" in pool.host else pool.host
+    port = "" if pool.port in (None, _DEFAULT_PORTS[pool.scheme]) else f":{pool.port}"
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}{port}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    head = "\r\n".join([*lines, "\r\n"])
+    if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1:
+        raise ValueError("a header of the request has a line break")
+    return head.encode("latin-1")
+
+
+def _head_of(source: TimedSocket) -> tuple[bytes, bytes]:
+    """The head with its empty line, and the bytes of the body that came with it.
+
+    Of a head that is too long, or that breaks off, what came: `http.client` says what is wrong with it.
+    """
+    came = source.recv(_FIRST_BYTES)
+    end = _HEAD_END.search(came)
+    while end is None and len(came) < _HEAD_LIMIT_BYTES:
+        more = source.recv(_FIRST_BYTES)
+        if not more:
+            break
+        came += more
+        end = _HEAD_END.search(came)
+    return (came, b"") if end is None else (came[: end.end()], came[end.end() :])
+
+
+def _plain(head: bytes, method: str) -> tuple[int, Headers, int, bool] | None:
+    """(status, headers, bytes of the body, whether the connection is kept) of a plain answer; None for another."""
+    match = _PLAIN_HEAD.fullmatch(head)
+    if match is None:
+        return None
+    headers = Headers(match[2].decode("latin-1"))
+    status, length = int(match[1]), headers.get("content-length", "")
+    if "transfer-encoding" in headers:
+        return None
+    if method == "HEAD" or status in _NO_BODY:
+        length = "0"
+    if not (length.isascii() and length.isdecimal()):
+        return None
+    return status, headers, int(length), "close" not in headers.get("connection", "").lower()
