@@ -1,47 +1,53 @@
 """Results as Arrow: a stream of record batches whose types hold for all rows, for pyarrow, polars, pandas and DuckDB.
 
-Owns the choice of a column's Arrow type, and the conversion of SQLite's rows to columns. SQLite gives each value a
-type, Arrow each column, and a stream states its types before its first row. So a type must hold for all rows: it is the
-declared type, if SQLite's affinity enforces it, otherwise a first run reads the types of all values (see `arrow`).
+Owns the statement, the state that it sees, and when a column's type is known; how values become columns is
+`arrow_columns`'. A stream states its types before its first row. So a type must hold for all rows: it is the declared
+type, if SQLite's affinity enforces it, otherwise the rows themselves tell it (see `arrow`).
 """
 
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import Any
 
 import apsw
-import numpy as np
 
 from litevfs.api import connect
-from litevfs.errors import OptionError, ResultTypeError
+from litevfs.errors import OptionError
+from litevfs.integrations.arrow_columns import (
+    NULL,
+    REAL,
+    Column,
+    Part,
+    arrow_type,
+    cast,
+    column_kind,
+    has_misfit,
+    joined,
+    part_of,
+)
 
 BATCH_ROWS = 65_536
 BATCH_BYTES = 32 << 20
 """A batch ends at either limit, so wide rows need no more memory than narrow ones."""
+KEPT_BYTES = 64 << 20
+"""Columns that are kept until their types are known. Beyond it, SQLite reads the types of the whole result."""
+PIECE_BYTES = 4 << 20
+_PIECE_ROWS = 1000
+"""Rows held as Python objects at a time. More would not fit the processor's caches, and would burden the collector."""
+_FIRST_ROWS = 10
+"""The first piece, which shows how wide rows are. The next ones hold at most about `PIECE_BYTES`."""
 _FEW = 3
 """So many columns have at most 125 combinations of types. DISTINCT finds them in half the time of min and max, which
 are for more columns, as these may have a combination in each row."""
-_PIECE_ROWS = 1000
-"""Rows held as Python objects at a time. More would not fit the processor's caches, and would burden the collector."""
-
-_INTEGER, _REAL, _TEXT, _BLOB, _NULL = "integer", "real", "text", "blob", "null"
-_PYTHON_TYPES = {_INTEGER: (int,), _REAL: (int, float), _TEXT: (str,), _BLOB: (bytes,), _NULL: ()}
-_FORMATS = {_INTEGER: "q", _REAL: "d"}
-"""`struct`'s for a number of `_NUMBER_BYTES`."""
-_NUMBER_BYTES = 8
-_EXACT = 2**53
-"""Up to here a real represents every integer exactly."""
-_ALLOWED = {kind: {*types, type(None)} for kind, types in _PYTHON_TYPES.items()}
 
 Parameters = Sequence[Any] | Mapping[str, Any]
-Part = bytes | Any
-"""Some values of a column: numbers without NULLs as the system's own, anything else as an array of pyarrow."""
+Piece = list[Part]
+"""Rows that follow each other, as a part of each column."""
 
 
 def arrow(
@@ -56,8 +62,9 @@ def arrow(
 
     `source` is a replica URL, with `options` as for `connect`, or a connection of `connect` or `litevfs.dbapi`. Columns
     declared INTEGER, REAL, TEXT or BLOB (by SQLite's rules of affinity) are int64, double, large_string and
-    large_binary. All others, expressions and NUMERIC above all, get the type that all their values have: the statement
-    runs twice for them, the first time for the types alone, and both times on one state.
+    large_binary. All others, expressions and NUMERIC above all, get the type that all their values have: with such a
+    column a stream begins when all rows are read. `KEPT_BYTES` of them are kept; if there are more, the statement runs
+    a second time for the types alone, on the same state.
 
     A value that does not fit raises ResultTypeError, which names row and column; with `strict=False` such a column is
     text instead. Raises what `connect` raises, OptionError without pyarrow, and APSW's errors for the statement.
@@ -85,29 +92,6 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a result."""
-
-    name: str
-    declared: str | None
-
-    @property
-    def kind(self) -> str | None:
-        """The type to which affinity converts values; None if it does not tell (NUMERIC, and expressions).
-
-        https://www.sqlite.org/datatype3.html#determination_of_column_affinity
-        """
-        declared = (self.declared or "").upper()
-        if "INT" in declared:
-            return _INTEGER
-        if any(part in declared for part in ("CHAR", "CLOB", "TEXT")):
-            return _TEXT
-        if "BLOB" in declared:
-            return _BLOB
-        return _REAL if any(part in declared for part in ("REAL", "FLOA", "DOUB")) else None
-
-
 class ArrowResult:
     """The result of `arrow`. Each consumer of the stream runs the statement, on the newest state it can see."""
 
@@ -129,17 +113,23 @@ class ArrowResult:
     def schema(self) -> Any:
         """The `pyarrow.Schema` of a stream that would begin now."""
         with _Pin(self._connection):
-            return _schema(self._columns, self._kinds())
+            return self._schema(self._declared() or self._types_of_all_rows())
 
     def reader(self) -> Any:
-        """A `pyarrow.RecordBatchReader`; the state it reads is held until it is read to the end or dropped."""
+        """A `pyarrow.RecordBatchReader`; the state it reads is held until it is read to the end or dropped.
+
+        Columns whose type only their values tell are read here, see `arrow`; without any, no row is read before the
+        first batch is asked for.
+        """
         pin = _Pin(self._connection)
+        pieces = self._pieces()
         try:
-            kinds = self._kinds()
-            schema = _schema(self._columns, kinds)
-            batches = self._batches(pin, kinds, schema)
-            return _pyarrow().RecordBatchReader.from_batches(schema, batches)
+            kept: deque[Piece] = deque()
+            kinds = self._declared() or self._keep(pieces, kept)
+            schema = self._schema(kinds)
+            return _pyarrow().RecordBatchReader.from_batches(schema, self._batches(pin, kept, pieces, kinds, schema))
         except BaseException:
+            pieces.close()
             pin.close()
             raise
 
@@ -164,27 +154,43 @@ class ArrowResult:
 
     # --- types --------------------------------------------------------------------------------------------------------
 
-    def _kinds(self) -> list[str]:
-        """The type of each column; `_TEXT` for values to be converted to text."""
-        declared = [column.kind for column in self._columns]
-        if self._strict and None not in declared:
-            return [kind for kind in declared if kind is not None]
-        wanted = [i for i, kind in enumerate(declared) if kind is None or not self._strict]
+    def _declared(self) -> list[str] | None:
+        """The types of the columns, if all of them hold without a look at the rows."""
+        kinds = [column.kind for column in self._columns if column.kind]
+        return kinds if self._strict and len(kinds) == len(self._columns) else None
+
+    def _keep(self, pieces: Iterator[Piece], kept: deque[Piece]) -> list[str]:
+        """The types of the columns. The rows are kept, until they end or are too many; SQLite then reads the types.
+
+        Raises ResultTypeError as soon as a column is known to have no type.
+        """
+        found: list[set[str]] = [set() for _ in self._columns]
+        size = 0
+        for piece in pieces:
+            kept.append(piece)
+            for column, kinds, part in zip(self._columns, found, piece, strict=True):
+                size += part.nbytes
+                if not part.kinds <= kinds:
+                    kinds |= part.kinds
+                    if self._strict and has_misfit(column.kind, kinds):
+                        self._raise_misfit(kept, found)
+            if size > KEPT_BYTES:
+                return self._types_of_all_rows()
+        return [column_kind(column.kind, kinds) for column, kinds in zip(self._columns, found, strict=True)]
+
+    def _raise_misfit(self, kept: deque[Piece], found: list[set[str]]) -> None:
+        for piece in kept:
+            for column, part, kinds in zip(self._columns, piece, found, strict=True):
+                if has_misfit(column.kind, kinds):
+                    cast(part, column_kind(column.kind, kinds), column, strict=True)
+
+    def _types_of_all_rows(self) -> list[str]:
+        wanted = [i for i, column in enumerate(self._columns) if column.kind is None or not self._strict]
         found = dict(zip(wanted, self._look_ahead(wanted), strict=True))
-        return [self._kind(kind, found.get(i)) for i, kind in enumerate(declared)]
+        return [column_kind(column.kind, found.get(i, {NULL})) for i, column in enumerate(self._columns)]
 
-    def _kind(self, declared: str | None, found: tuple[str, str] | None) -> str:
-        """`found` holds the first and the last type of the values in the order of their names; None: types unread."""
-        if found is None:
-            assert declared is not None
-            return declared
-        common = _common_kind(*found)
-        if declared is None:
-            return common or _TEXT
-        return declared if common == _NULL or _fits(common, declared) else _TEXT
-
-    def _look_ahead(self, wanted: list[int]) -> list[tuple[str, str]]:
-        """The first and the last type, by name, of the values in each of these columns; NULL's if it has no others."""
+    def _look_ahead(self, wanted: list[int]) -> list[set[str]]:
+        """Types of the values in each of these columns, at least the first and the last by name; NULL is not needed."""
         names = ", ".join(f"c{i}" for i in range(len(self._columns)))
         if are_few := len(wanted) <= _FEW:
             types = "DISTINCT " + ", ".join(f"typeof(c{i})" for i in wanted)
@@ -192,71 +198,77 @@ class ArrowResult:
             types = ", ".join(f"min({_type(i)}), max({_type(i)})" for i in wanted)
         sql = f"WITH result({names}) AS ({self._sql}\n) SELECT {types} FROM result"
         try:
-            found: list[Any] = self._connection.execute(sql, self._parameters).fetchall()
+            found = list(self._run(sql))
         except apsw.SQLError:  # a PRAGMA, say, which no other statement can contain
-            return [_ends(types) for types in self._types_by_row(wanted)]
+            return self._types_by_row(wanted)
         if are_few:
-            return [_ends({row[i] for row in found}) for i in range(len(wanted))]
-        row = found[0]
-        return [(row[i] or _NULL, row[i + 1] or _NULL) for i in range(0, len(row), 2)]
+            return [{row[i] for row in found} for i in range(len(wanted))]
+        return [{kind or NULL for kind in found[0][i : i + 2]} for i in range(0, len(found[0]), 2)]
 
     def _types_by_row(self, wanted: list[int]) -> list[set[str]]:
         found: list[set[str]] = [set() for _ in wanted]
-        for row in self._connection.execute(self._sql, self._parameters):
-            for types, i in zip(found, wanted, strict=True):
-                types.add(_kind_of(row[i]))
+        for piece in self._pieces():
+            for kinds, i in zip(found, wanted, strict=True):
+                kinds |= piece[i].kinds
         return found
+
+    def _schema(self, kinds: list[str]) -> Any:
+        names = [column.name for column in self._columns]
+        return _pyarrow().schema(list(zip(names, map(arrow_type, kinds), strict=True)))
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
-    def _batches(self, pin: _Pin, kinds: list[str], schema: Any) -> Iterator[Any]:
+    def _batches(
+        self, pin: _Pin, kept: deque[Piece], pieces: Generator[Piece], kinds: list[str], schema: Any
+    ) -> Iterator[Any]:
         pyarrow = _pyarrow()
-        with pin:
+        with pin, closing(pieces):
             parts: list[list[Part]] = [[] for _ in kinds]
             rows = size = 0
-            for piece_rows, piece in self._pieces(kinds, schema):
-                for column, part in zip(parts, piece, strict=True):
-                    column.append(part)
-                    size += len(part) if isinstance(part, bytes) else part.nbytes
-                rows += piece_rows
+
+            def batch() -> Any:
+                arrays = [joined(column, kind) for column, kind in zip(parts, kinds, strict=True)]
+                return pyarrow.record_batch(arrays, schema=schema)
+
+            for piece in chain(_popped(kept), pieces):
+                for column, into, part, kind in zip(self._columns, parts, piece, kinds, strict=True):
+                    into.append(cast(part, kind, column, strict=self._strict))
+                    size += into[-1].nbytes
+                rows += piece[0].count
                 if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-                    yield pyarrow.record_batch(_joined(parts, schema), schema=schema)
+                    yield batch()
                     parts, rows, size = [[] for _ in kinds], 0, 0
             if rows:
-                yield pyarrow.record_batch(_joined(parts, schema), schema=schema)
+                yield batch()
 
-    def _pieces(self, kinds: list[str], schema: Any) -> Iterator[tuple[int, list[Part]]]:
-        """How many rows, and their columns. Each row is split into columns at once, so that only one is an object."""
+    def _pieces(self) -> Generator[Piece]:
+        """All rows. Each row is split into columns at once, so that only one is an object."""
+        width = len(self._columns)
+        expected = [column.kind or NULL for column in self._columns]
+        widen = [self._strict and kind == REAL for kind in expected]
         with _closed_hint():
-            cursor = self._connection.execute(self._sql, self._parameters)
-        values = chain.from_iterable(cursor)
-        width = len(kinds)
-        first = 1
-        while piece := list(islice(values, width * _PIECE_ROWS)):
-            yield len(piece) // width, [self._part(piece[i::width], i, kinds[i], schema, first) for i in range(width)]
-            first += len(piece) // width
+            values = chain.from_iterable(self._run(self._sql))
+        first, limit = 1, _FIRST_ROWS
+        while row_values := list(islice(values, width * limit)):
+            piece = [part_of(row_values[i::width], first, expected[i], widen=widen[i]) for i in range(width)]
+            expected = [kind if part.kind == NULL else part.kind for part, kind in zip(piece, expected, strict=True)]
+            first += piece[0].count
+            size = sum(part.nbytes for part in piece)
+            limit = max(1, min(_PIECE_ROWS, 10 * limit, piece[0].count * PIECE_BYTES // max(1, size)))
+            del row_values
+            yield piece
 
-    def _part(self, values: list[Any], index: int, kind: str, schema: Any, first: int) -> Part:
-        if kind in _FORMATS and (numbers := _numbers(values, kind)) is not None:
-            return numbers
-        pyarrow, type_ = _pyarrow(), schema.field(index).type
-        if not self._strict and kind == _TEXT:
-            values = [_as_text(value) for value in values]
-        if kind != _REAL and not _ALLOWED[kind].issuperset(map(type, values)):  # pyarrow would convert what it can
-            raise self._misfit(values, index, kind, type_, first)
-        try:
-            return pyarrow.array(values, type_)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
-            raise self._misfit(values, index, kind, type_, first) from error
+    def _run(self, sql: str) -> apsw.Cursor:
+        """The rows as SQLite gives them, whatever the connection makes of rows."""
+        cursor = self._connection.cursor()
+        if self._connection.row_trace is not None:
+            cursor.row_trace = lambda _, row: row  # has precedence
+        return cursor.execute(sql, self._parameters)
 
-    def _misfit(self, values: list[Any], index: int, kind: str, type_: Any, first: int) -> ResultTypeError:
-        row, value = next((i, v) for i, v in enumerate(values, first) if not _is_fit(v, kind))
-        column = self._columns[index]
-        declared = f", declared {column.declared}" if column.declared else ""
-        return ResultTypeError(
-            f"row {row}, column {column.name!r}{declared}: {_kind_of(value)} does not fit in {type_}",
-            hint="CAST it in the statement" + (", or pass strict=False to have the column as text" * self._strict),
-        )
+
+def _popped(pieces: deque[Piece]) -> Iterator[Piece]:
+    while pieces:
+        yield pieces.popleft()
 
 
 @contextmanager
@@ -313,83 +325,3 @@ def _described(connection: apsw.Connection, sql: str, parameters: Parameters) ->
 
 def _type(index: int) -> str:
     return f"nullif(typeof(c{index}), 'null')"
-
-
-def _ends(types: set[str]) -> tuple[str, str]:
-    types = types - {_NULL} or {_NULL}
-    return min(types), max(types)
-
-
-def _common_kind(first: str, last: str) -> str | None:
-    """The type of a column whose values have these types and, maybe, some between them by name; or None."""
-    if first == last:
-        return first
-    return _REAL if (first, last) == (_INTEGER, _REAL) else None
-
-
-def _fits(kind: str | None, declared: str) -> bool:
-    return kind == declared or (kind, declared) == (_INTEGER, _REAL)
-
-
-def _schema(columns: list[Column], kinds: list[str]) -> Any:
-    pyarrow = _pyarrow()
-    types = {
-        _INTEGER: pyarrow.int64(),
-        _REAL: pyarrow.float64(),
-        _TEXT: pyarrow.large_string(),
-        _BLOB: pyarrow.large_binary(),
-        _NULL: pyarrow.null(),
-    }
-    return pyarrow.schema([(column.name, types[kind]) for column, kind in zip(columns, kinds, strict=True)])
-
-
-def _numbers(values: list[Any], kind: str) -> bytes | None:
-    """The values as the system's numbers, which takes a quarter of the time that Arrow needs; None if one does not fit.
-
-    `struct` refuses reals among integers, but rounds integers of 54 bits among reals.
-    """
-    try:
-        numbers = struct.pack(f"{len(values)}{_FORMATS[kind]}", *values)
-    except struct.error:
-        return None
-    if kind == _REAL and not np.abs(np.frombuffer(numbers)).max() < _EXACT and int in map(type, values):
-        return None
-    return numbers
-
-
-def _joined(parts: list[list[Part]], schema: Any) -> list[Any]:
-    """A column of all parts of each column."""
-    pyarrow = _pyarrow()
-
-    def array(data: bytes, type_: Any) -> Any:
-        return pyarrow.Array.from_buffers(type_, len(data) // _NUMBER_BYTES, [None, pyarrow.py_buffer(data)])
-
-    def joined(column: list[Part], type_: Any) -> Any:
-        if all(isinstance(part, bytes) for part in column):
-            return array(b"".join(column), type_)
-        return pyarrow.concat_arrays([array(part, type_) if isinstance(part, bytes) else part for part in column])
-
-    return [joined(column, schema.field(i).type) for i, column in enumerate(parts)]
-
-
-def _kind_of(value: object) -> str:
-    return next((kind for kind in (_INTEGER, _REAL, _TEXT, _BLOB) if isinstance(value, _PYTHON_TYPES[kind])), _NULL)
-
-
-def _is_fit(value: object, kind: str) -> bool:
-    """Whether the value is one of that type; an integer of 54 bits is no real."""
-    if value is None:
-        return True
-    if kind == _REAL and isinstance(value, int):
-        return abs(value) <= _EXACT
-    return isinstance(value, _PYTHON_TYPES[kind])
-
-
-def _as_text(value: Any) -> Any:
-    """The value as SQLite's CAST converts it to text; a blob that is not UTF-8 stays a blob."""
-    if isinstance(value, bytes):
-        try:
-            return value.decode()
-        except UnicodeDecodeError:
-            return value
-    return value if value is None or isinstance(value, str) else str(value)

@@ -18,7 +18,8 @@ import apsw
 from litevfs.api import connect, find_view
 from litevfs.errors import OptionError, PageUnavailableError, TXIDNotFoundError
 from litevfs.files.stream import client_of
-from litevfs.integrations.arrow import Column, arrow
+from litevfs.integrations.arrow import arrow
+from litevfs.integrations.arrow_columns import Column
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL

@@ -19,7 +19,7 @@ from pyspark.sql.datasource import DataSource, DataSourceReader, DataSourceStrea
 from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
 
 from litevfs.errors import OptionError
-from litevfs.integrations.arrow import Column
+from litevfs.integrations.arrow_columns import Column
 from litevfs.integrations.partitions import Partition, declared_columns, partitions, stored_columns
 from litevfs.integrations.spark_changes import NEWEST, LitevfsStreamReader, change_schema
 from litevfs.integrations.types import undeclared

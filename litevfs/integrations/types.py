@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from litevfs.errors import OptionError
-from litevfs.integrations.arrow import Column
+from litevfs.integrations.arrow_columns import Column
 
 
 def schema_of(columns: Sequence[Column]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -137,10 +138,10 @@ def test_a_blob_that_is_no_text_does_not_become_one(con):
 def test_batches_end_by_rows_and_by_bytes(con, shop: Shop, monkeypatch: pytest.MonkeyPatch):
     many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150000) SELECT i FROM n"
     sizes = [batch.num_rows for batch in litevfs.arrow(con, many).reader()]
-    assert sizes == [66_000, 66_000, 18_000]
+    assert sizes == [66_110, 66_000, 17_890]
     monkeypatch.setattr(arrow_module, "BATCH_BYTES", 10_000)
     sizes = [batch.num_rows for batch in litevfs.arrow(con, f"SELECT i, i FROM ({many}) LIMIT 2500").reader()]
-    assert sizes == [1000, 1000, 500]
+    assert sizes == [1110, 1000, 390]
     assert list(litevfs.arrow(con, "SELECT * FROM sale WHERE 0").reader()) == []
 
 
@@ -153,6 +154,110 @@ def test_parameters_names_and_pragmas_are_those_of_the_statement(con):
     assert pa.table(litevfs.arrow(con, "WITH a(x) AS (VALUES (1), (2)) SELECT sum(x) AS s FROM a")).to_pylist() == [
         {"s": 3}
     ]
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+
+NUMBERED = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})"
+
+
+@pytest.fixture
+def seen(con) -> list[int]:
+    """Arguments of the SQL function `seen`, which returns its argument."""
+    calls: list[int] = []
+
+    def call(value: int) -> int:
+        calls.append(value)
+        return value
+
+    con.create_scalar_function("seen", call, 1)
+    return calls
+
+
+def test_types_and_rows_come_of_one_run_as_long_as_the_rows_can_be_kept(con, seen, monkeypatch: pytest.MonkeyPatch):
+    sql = f"{NUMBERED.format(rows=3000)} SELECT seen(i) AS a, i * 0.5 AS b FROM n"
+    result = litevfs.arrow(con, sql)
+    expected = pa.table({"a": list(range(1, 3001)), "b": [i * 0.5 for i in range(1, 3001)]})
+    assert pa.table(result).equals(expected)
+    assert seen == list(range(1, 3001))
+    seen.clear()
+    monkeypatch.setattr(arrow_module, "KEPT_BYTES", 10_000)
+    reader = result.reader()
+    assert len(seen) == 1110 + 3000  # what was kept, and the types of all rows
+    assert reader.read_all().equals(expected)
+    assert len(seen) == 3000 + 3000
+
+
+def test_a_result_of_declared_columns_is_read_when_its_rows_are_asked_for(con, seen):
+    con.execute("CREATE TEMP TABLE declared(a INTEGER, b TEXT)")
+    con.execute(f"INSERT INTO declared {NUMBERED.format(rows=3000)} SELECT i, 'b' FROM n")
+    reader = litevfs.arrow(con, "SELECT a, b FROM declared WHERE seen(a)").reader()
+    assert seen == []
+    assert next(iter(reader)).num_rows == 3000
+
+
+@pytest.mark.parametrize("kept", [0, 20_000, 1 << 30])
+@pytest.mark.parametrize("odd", [None, 7, 2.0, "x", b"x", 2**53 + 1])
+@pytest.mark.parametrize("at", [1, 1500, 3000])
+def test_one_odd_value_counts_the_same_wherever_it_lies(con, kept: int, odd: Any, at: int, monkeypatch):
+    """With as many rows kept as may be, the types are those of all rows, and values are what they were."""
+    monkeypatch.setattr(arrow_module, "KEPT_BYTES", kept)
+    others = {"i": int, "i + 0.5": float, "'t' || i": str, "CAST('t' || i AS BLOB)": bytes, "NULL": type(None)}
+    columns = [f"CASE i WHEN {at} THEN :odd ELSE {other} END AS c{n}" for n, other in enumerate(others)]
+    for n, (column, type_) in enumerate(zip(columns, others.values(), strict=True)):
+        sql = f"{NUMBERED.format(rows=3000)} SELECT {column} FROM n"
+        rows = [value for (value,) in con.execute(sql, {"odd": odd})]
+        types = {type(value) for value in rows} - {type(None)}
+        lossless = types <= {int, float} and not (types == {int, float} and isinstance(odd, int) and odd > 2**53)
+        if len(types) < 2 or lossless:
+            table = pa.table(litevfs.arrow(con, sql, {"odd": odd}))
+            assert table[f"c{n}"].to_pylist() == rows
+            assert {type(value) for value in table[f"c{n}"].to_pylist()} - {type(None)} == (
+                {float} if types == {int, float} else types
+            )
+            continue
+        with pytest.raises(litevfs.ResultTypeError) as caught:
+            litevfs.arrow(con, sql, {"odd": odd}).reader().read_all()
+        row = next(r for r, v in enumerate(rows, 1) if not isinstance(v, str)) if types != {int, float} else at
+        assert str(caught.value).startswith(f"row {row}, column 'c{n}': ")
+        assert con.txn_state() == apsw.SQLITE_TXN_NONE  # though the error is held
+        if type_ in {int, float, str} and odd != b"x" and types != {int, float}:
+            table = pa.table(litevfs.arrow(con, sql, {"odd": odd}, strict=False))
+            assert table[f"c{n}"].to_pylist() == [v if v is None else str(v) for v in rows]
+
+
+def test_memory_is_bounded_by_what_may_be_kept_and_a_batch(con, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(arrow_module, "KEPT_BYTES", 2 << 20)
+    monkeypatch.setattr(arrow_module, "BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr(arrow_module, "PIECE_BYTES", 1 << 19)
+    sql = f"{NUMBERED.format(rows=300)} SELECT zeroblob(100000) AS a, printf('%100000c', 'x') AS b FROM n"
+    pool = pa.default_memory_pool()
+    before = pool.bytes_allocated()
+    tracemalloc.start()
+    try:
+        read = most = 0
+        for batch in litevfs.arrow(con, sql).reader():
+            read += batch.nbytes
+            most = max(most, pool.bytes_allocated() - before)
+        assert read > 60_000_000
+        assert most + tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_are_those_of_sqlite_whatever_the_connection_makes_of_them(con):
+    con.row_trace = lambda cursor, row: {"a": "another"}
+    assert pa.table(litevfs.arrow(con, "SELECT 1 AS a, 'b' AS b")).to_pylist() == [{"a": 1, "b": "b"}]
+    con.row_trace = None
+
+
+@pytest.mark.parametrize("texts", [["é", "日本", "", "a\x00b"], ["a", None, ""], ["", ""], ["𝄞" * 500]])
+def test_texts_are_the_same_in_every_alphabet(con, texts: list[str | None]):
+    con.execute("CREATE TEMP TABLE texts(a TEXT)")
+    con.executemany("INSERT INTO texts VALUES (?)", [(text,) for text in [*texts, *["plain"] * 1200, *texts]])
+    table = pa.table(litevfs.arrow(con, "SELECT a, a || '' AS b FROM texts"))
+    assert table["a"].to_pylist() == table["b"].to_pylist() == [*texts, *["plain"] * 1200, *texts]
+    table.validate(full=True)
 
 
 # --- states -----------------------------------------------------------------------------------------------------------
