@@ -57,7 +57,6 @@ class Capture:
         self._has_moved_up, self._next_move_up = False, 0.0  # at the last `settle`; monotonic
         self._look_at: float | None = None  # monotonic; when to check whether it keeps a checkpoint waiting
         self._has_looked = False  # and the last check said that it may
-        self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self._pause = threading.Event()  # never set
         self.state: State | None = None
         """After the newest file; None until `begin`, when there is no local state to continue."""
@@ -134,7 +133,11 @@ class Capture:
         """Between steps: let checkpoints of the application finish that only wait for our read transaction to move."""
         if self.state is None or self.reason is not None or not self._hold.is_held:
             return
-        quiet_s = self._quiet_s(frames := self._database.wal_counts()[0])
+        frames, backfilled = self._database.wal_counts()
+        quiet_s = self._hold.quiet_s(frames)
+        is_at_end = self._stands_at_end and backfilled < frames == self.state.position.frame
+        if is_at_end and not self._is_time_to_look():
+            return
         self._move_up()
         is_too_early = self._has_moved_up or (self._hold.is_at_mark_zero and quiet_s < limits.SHORTEN_AFTER_S)
         if is_too_early or not self._database.is_in_place():
@@ -186,13 +189,6 @@ class Capture:
             self._take_whole_database(wal, self.reason)
         with suppress(ReplicatorError):  # the next step tries again
             self._keep_wal_small(wal, before)
-
-    def _quiet_s(self, frames: int) -> float:
-        """For how long there was no write, as while a checkpoint that holds writers off waits for our read mark."""
-        now = time.monotonic()
-        if frames != self._seen_frames:
-            self._seen_frames, self._seen_at = frames, now
-        return now - self._seen_at
 
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
         """Give back the space of a huge WAL file, once there was no write for `quiet_s` seconds."""
@@ -317,7 +313,7 @@ class Capture:
             if is_too_long and not state.is_backfilled and has_reached_us:
                 self._checkpoint_between_writers(wal)
         if self._hold.is_at_mark_zero:
-            self._shorten(wal, self._quiet_s(self._wal_state.frames))
+            self._shorten(wal, self._hold.quiet_s(self._wal_state.frames))
 
     def _checkpoint_between_writers(self, wal: WALReader) -> None:
         """Hold writers off for one short checkpoint: without a pause between commits, none ever completes.
@@ -361,7 +357,7 @@ class Capture:
 
     def _make_way(self, wal: WALReader) -> None:
         """Let a checkpoint of the application pass that waits for our read mark all the time (see `limits`)."""
-        if self._look_at is None or time.monotonic() < self._look_at:
+        if not self._is_time_to_look():
             return
         self._look_at = None
         if not self._database.is_kept_from_writing():
@@ -373,6 +369,9 @@ class Capture:
         self._pause.wait(limits.MAKE_WAY_S)
         self._advance(wal)  # can tell from the WAL whether it missed anything
         self._look_later()
+
+    def _is_time_to_look(self) -> bool:
+        return self._look_at is not None and time.monotonic() >= self._look_at
 
     def _look_later(self) -> None:
         self._has_looked, self._look_at = False, time.monotonic() + limits.MAKE_WAY_AFTER_S

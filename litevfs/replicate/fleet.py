@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from litevfs.concurrency.retry import Backoff
-from litevfs.concurrency.turns import SharedThreads, Task, Turn
+from litevfs.concurrency.shared_turns import SharedThreads
+from litevfs.concurrency.turns import Task, Turn
 from litevfs.errors import LitevfsError, ReplicaConflictError, ReplicatorError, ReplicatorRefusedError
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
@@ -40,30 +41,14 @@ class _RestoreWaitsError(ReplicatorError):
     """Another primary has the lease of a replica that is to be restored."""
 
 
-class FleetThreads:
-    """The threads of a fleet, by what they may have to wait for: a disk, a storage, a lease, maintenance.
-
-    At most 40 while nothing hangs; twice as many, and one more for each kind, if everything does.
-    """
-
-    def __init__(self) -> None:
-        self._kinds = {
-            "litevfs-replicate": SharedThreads(4, "litevfs-captures"),
-            "litevfs-upload": SharedThreads(24, "litevfs-uploads"),
-            "litevfs-lease": SharedThreads(4, "litevfs-leases"),
-            "litevfs-maintain": SharedThreads(4, "litevfs-upkeep"),
-            "litevfs-open": SharedThreads(4, "litevfs-opening"),
-        }
-
-    def start(self, turn: Turn, name: str, group: str = "") -> Task:
-        """See `Threads`. The name says which threads."""
-        return self._kinds[name].start(turn, name, group)
-
-    def close(self, timeout_s: float) -> None:
-        """End them all."""
-        deadline = time.monotonic() + timeout_s
-        for threads in self._kinds.values():
-            threads.close(max(0.0, deadline - time.monotonic()))
+_THREADS = {
+    "litevfs-replicate": 4,
+    "litevfs-upload": 24,
+    "litevfs-lease": 4,
+    "litevfs-maintain": 4,
+    "litevfs-open": 4,
+}
+"""Of each kind of task at most, by what it may have to wait for: a disk, a storage, a lease, maintenance."""
 
 
 class Member:
@@ -196,7 +181,7 @@ class Fleet:
         self.restore, self.check, self.own_process = restore, check, own_process
         self.opened, self.closing = opened, closing
         self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
-        self.threads = FleetThreads()
+        self.threads = SharedThreads(_THREADS, "litevfs-fleet")
         self.members: dict[Path, Member] = {}
         self._closed = threading.Event()
         self._lock = threading.Lock()

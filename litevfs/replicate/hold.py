@@ -9,6 +9,8 @@ would find a whole second's work at once when the mark moves.
 
 from __future__ import annotations
 
+import time
+
 from litevfs.replicate.database import SourceDatabase, WALState
 
 
@@ -18,6 +20,7 @@ class Hold:
     def __init__(self, database: SourceDatabase) -> None:
         self._database = database
         self._frames = 0  # in the WAL when it had just begun: it sees no more
+        self._seen_frames, self._seen_at = 0, 0.0  # frames in the WAL, and since when (monotonic) there are so many
         self.is_held = False
         self.is_at_mark_zero = False
         """Whether no checkpoint copies any frame out of the WAL, and the WAL may be started over, once."""
@@ -39,6 +42,14 @@ class Hold:
             self._frames, backfilled = self._database.wal_counts()
         self.is_at_mark_zero = self._frames == backfilled
         return True
+
+    def quiet_s(self, frames: int) -> float:
+        """For how long the WAL has had `frames` frames, as far as was asked: there was no write, as while a checkpoint
+        that holds writers off waits for the held transaction."""
+        now = time.monotonic()
+        if frames != self._seen_frames:
+            self._seen_frames, self._seen_at = frames, now
+        return now - self._seen_at
 
     def let_go(self) -> None:
         """End the held transaction: from now on the WAL may change in any way."""

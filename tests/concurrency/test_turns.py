@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from litevfs.concurrency import turns
-from litevfs.concurrency.turns import OwnThreads, SharedThreads, Threads
+from litevfs.concurrency import shared_turns, turns
+from litevfs.concurrency.shared_turns import SharedThreads
+from litevfs.concurrency.turns import OwnThreads, Threads
 
 
 @pytest.fixture(params=["own", "shared"])
@@ -158,8 +159,8 @@ def test_thousands_of_tasks_share_a_few_threads_and_none_takes_two_turns_at_once
 
 
 def test_turns_that_hang_take_half_of_the_threads_and_delay_no_other(shared, monkeypatch):
-    monkeypatch.setattr(turns, "SLOW_S", 0.05)
-    monkeypatch.setattr(turns, "_TICK_S", 0.01)
+    monkeypatch.setattr(shared_turns, "SLOW_S", 0.05)
+    monkeypatch.setattr(shared_turns, "_TICK_S", 0.01)
     may_end, hanging, healthy = threading.Event(), [], Counter()
 
     def hang() -> float:
@@ -176,6 +177,50 @@ def test_turns_that_hang_take_half_of_the_threads_and_delay_no_other(shared, mon
     assert shared.peak_threads <= 4
     may_end.set()
     wait_until(lambda: len(hanging) > 20)
+
+
+def test_short_turns_are_not_handed_from_thread_to_thread(shared):
+    takers: list[int] = []
+
+    def turn() -> float:
+        takers.append(threading.get_ident())
+        return 0.002
+
+    for _ in range(5):
+        shared.start(turn, "test-turn")
+    wait_until(lambda: len(takers) >= 1000)
+    handed_over = sum(before != after for before, after in itertools.pairwise(takers[:1000]))
+    assert handed_over < 200
+
+
+def test_turns_that_wait_get_a_thread_each():
+    shared = SharedThreads({"": 6, "test-other": 1}, "test")
+    together, passed = threading.Barrier(6), []
+    try:
+        for _ in range(6):
+            shared.start(lambda: passed.append(together.wait(20)), "test-turn")
+        shared.start(lambda: passed.append("other"), "test-other")
+        wait_until(lambda: len(passed) == 7)
+    finally:
+        shared.close(20)
+
+
+def test_a_kind_of_tasks_that_hangs_leaves_the_threads_of_the_others(monkeypatch):
+    monkeypatch.setattr(shared_turns, "SLOW_S", 0.05)
+    monkeypatch.setattr(shared_turns, "_TICK_S", 0.01)
+    shared = SharedThreads({"test-hang": 2, "test-healthy": 1}, "test")
+    may_end, hanging, healthy = threading.Event(), [], Counter()
+    try:
+        for number in range(20):
+            shared.start(lambda: hanging.append(1) or (may_end.wait(60) and None), "test-hang", f"{number}")
+        for number in range(20):
+            shared.start(lambda number=number: healthy.update([number]) or 0.001, "test-healthy", f"{number}")
+        wait_until(lambda: len(healthy) == 20 and min(healthy.values()) > 20)
+        assert len(hanging) <= 4
+        assert shared.peak_threads <= 6
+    finally:
+        may_end.set()
+        shared.close(20)
 
 
 def test_after_close_nothing_starts_and_no_thread_is_left(shared):
