@@ -13,18 +13,19 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BufferedReader
-from typing import Protocol
+from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from litevfs.testing.http_faults import HTTPFault, HTTPFaults, faults_of_json
 
 _CHUNK_BYTES = 1 << 17
-_PIECE_BYTES = 1 << 14
+_PIECE_BYTES = _BUFFER_BYTES = 1 << 14
 _HEAD_LIMIT_BYTES = 1 << 16
+_Reader: TypeAlias = "BufferedReader[socket.SocketIO]"
 _CONTROL_PATH = "/_test/inject-fault"
 
 
@@ -47,9 +48,8 @@ class RecordedRequest:
 class HTTPProxy:
     """Listens on a free loopback port from construction to `close`.
 
-    `delay_s`, `bytes_per_s` and `faults` may be changed at any time.
-
-    `seed` makes random faults repeatable, for requests that come one after the other.
+    `delay_s`, `bytes_per_s` and `faults` may be changed at any time. `seed` makes random faults repeatable, for
+    requests that come one after the other.
     """
 
     def __init__(self, upstream: str, *, delay_s: float = 0.0, seed: int | None = None) -> None:
@@ -66,6 +66,7 @@ class HTTPProxy:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._requests: list[RecordedRequest] = []
+        self._unread: list[tuple[_Head, float]] = []  # requests to record when they are asked for
         self._sockets: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
@@ -76,12 +77,15 @@ class HTTPProxy:
     def requests(self) -> list[RecordedRequest]:
         """Requests seen since the start or the last `clear`, in order of arrival."""
         with self._lock:
+            self._requests += [_recorded(head, at) for head, at in self._unread]
+            self._unread.clear()
             return list(self._requests)
 
     def clear(self) -> None:
         """Forget the requests and bytes seen so far."""
         with self._lock:
             self._requests.clear()
+            self._unread.clear()
             self.answered_bytes = 0
 
     def close(self) -> None:
@@ -117,12 +121,10 @@ class HTTPProxy:
             upstream = socket.create_connection(self._upstream)
             with self._lock:
                 self._sockets.add(upstream)
-            for sock in client, upstream:
+            for sock in (both := (client, upstream)):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with (
-                client.makefile("rb") as from_client,
-                upstream.makefile("rb") as from_server,
-            ):
+            from_client, from_server = (BufferedReader(sock.makefile("rb", 0), _BUFFER_BYTES) for sock in both)
+            with from_client, from_server:
                 while not self._closing.is_set() and self._exchange(from_client, upstream, from_server, client):
                     pass
         except OSError:
@@ -136,41 +138,40 @@ class HTTPProxy:
                 sock.close()
 
     def _exchange(
-        self, from_client: BufferedReader, upstream: socket.socket, from_server: BufferedReader, client: socket.socket
+        self, from_client: _Reader, upstream: socket.socket, from_server: _Reader, client: socket.socket
     ) -> bool:
         """Relay one request and its answer; False when the connection ends with it."""
         head = _read_head(from_client)
         if head is None:
             return False
-        request_line, headers = _parse_head(head)
-        method, target, _ = request_line.split(" ", 2)
-        path, _, query = target.partition("?")
+        method, target, _ = head.first.split(" ", 2)
+        path = target.partition("?")[0]
         if path == _CONTROL_PATH:
-            client.sendall(self._control(method, _read_body(headers, from_client)))
+            client.sendall(self._control(method, _read_body(head, from_client)))
             return True
         with self._lock:
-            self._requests.append(RecordedRequest(method, path, query, headers, time.monotonic()))
+            self._unread.append((head, time.monotonic()))
         fault = self.faults.take(method, path)
         delay_s = self.delay_s + (self.faults.delay_s(fault) if fault else 0.0)
         if delay_s and self._closing.wait(delay_s):
             return False
         if fault is not None and fault.drop_connection == "before":
             return False
-        awaits_consent = headers.get("expect", "").lower() == "100-continue"
+        awaits_consent = head.value("expect").lower() == "100-continue"
         if fault is not None and fault.status:
             if awaits_consent:
                 _refuse_body(fault.answer(), from_client, client)
                 return False
-            _read_body(headers, from_client)
+            _read_body(head, from_client)
             client.sendall(fault.answer())
             return True
-        upstream.sendall(head)
+        upstream.sendall(head.data)
         if awaits_consent and not _relay_interim(from_server, client):
             return False
-        _relay_body(headers, from_client, upstream)
+        _relay_body(head, from_client, upstream)
         if fault is not None and fault.changes_body:
             return self._relay_changed(fault, method, from_server, client)
-        return _relay_answer(method, from_server, _PacedSocket(client, self._wait_for_line))
+        return _relay_answer(method, from_server, _PacedSocket(client, self))
 
     def _wait_for_line(self, size: int) -> None:
         """Wait until `size` more bytes of an answer have passed the line that all connections share."""
@@ -182,17 +183,15 @@ class HTTPProxy:
                 passed_at = self._line_free_at
             self._closing.wait(max(0.0, passed_at - time.monotonic()))
 
-    def _relay_changed(self, fault: HTTPFault, method: str, from_server: BufferedReader, client: socket.socket) -> bool:
+    def _relay_changed(self, fault: HTTPFault, method: str, from_server: _Reader, client: socket.socket) -> bool:
         head = _read_answer_head(from_server)
         if head is None:
             return False
-        status_line, headers = _parse_head(head)
-        body = _read_body(headers, from_server) if _has_body(method, status_line) else b""
+        body = _read_body(head, from_server) if _has_body(method, head) else b""
         sent, is_end = self.faults.changed_body(fault, body)
-        if headers.get("transfer-encoding", "").lower() == "chunked":
-            head = _with_length(head, len(body))
-        client.sendall(head + sent)
-        return not is_end and headers.get("connection", "").lower() != "close"
+        data = _with_length(head.data, len(body)) if head.is_chunked else head.data
+        client.sendall(data + sent)
+        return not is_end and head.value("connection").lower() != "close"
 
     def _control(self, method: str, body: bytes) -> bytes:
         """Set, show or clear faults; returns the answer."""
@@ -206,6 +205,37 @@ class HTTPProxy:
         return _json_answer("200 OK", [asdict(fault) for fault in self.faults.active])
 
 
+class _Head:
+    """The head of a message, whose fields are looked for when they are asked for: most never are."""
+
+    def __init__(self, data: bytes, following: int) -> None:
+        self.data = data  # with its empty line
+        self.following = following  # bytes after it that have come already
+        self._lower = data.lower()
+
+    @property
+    def first(self) -> str:
+        """The first line."""
+        return self.data[: self.data.index(b"\r\n")].decode("latin-1")
+
+    def value(self, name: str) -> str:
+        """The value of a field, whose name is given in lower case; empty if there is none."""
+        start = b"\r\n%s:" % name.encode()
+        at = self._lower.find(start)
+        end = self.data.find(b"\r\n", at + 2)
+        return "" if at < 0 else self.data[at + len(start) : end].decode("latin-1").strip()
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the body comes in chunks."""
+        return self.value("transfer-encoding").lower() == "chunked"
+
+    @property
+    def length(self) -> int:
+        """Bytes of a body that does not come in chunks."""
+        return int(self.value("content-length") or 0)
+
+
 class _Sink(Protocol):
     """Accepts bytes."""
 
@@ -217,15 +247,16 @@ class _Sink(Protocol):
 class _PacedSocket:
     """A socket that sends no faster than the line allows."""
 
-    def __init__(self, sock: socket.socket, wait: Callable[[int], None]) -> None:
+    def __init__(self, sock: socket.socket, proxy: HTTPProxy) -> None:
         self._socket = sock
-        self._wait = wait
+        self._proxy = proxy
 
     def sendall(self, data: bytes) -> None:
-        """Send the bytes, in pieces small enough for connections to take turns."""
-        for start in range(0, len(data), _PIECE_BYTES):
-            piece = data[start : start + _PIECE_BYTES]
-            self._wait(len(piece))
+        """Send the bytes, over a line with a limit in pieces small enough for connections to take turns."""
+        piece_bytes = _PIECE_BYTES if self._proxy.bytes_per_s else max(len(data), 1)
+        for start in range(0, len(data), piece_bytes):
+            piece = data[start : start + piece_bytes]
+            self._proxy._wait_for_line(len(piece))
             self._socket.sendall(piece)
 
 
@@ -239,20 +270,19 @@ def running_s3_proxy(upstream: str, *, delay_s: float = 0.0, seed: int | None = 
         proxy.close()
 
 
-def _relay_interim(from_server: BufferedReader, client: socket.socket) -> bool:
+def _relay_interim(from_server: _Reader, client: socket.socket) -> bool:
     """Relay the answer to `Expect: 100-continue`; False when it is a final one, which ends the connection."""
     head = _read_head(from_server)
     if head is None:
         return False
-    client.sendall(head)
-    status_line, headers = _parse_head(head)
-    if status_line.split(" ", 2)[1] == "100":
+    client.sendall(head.data)
+    if head.data[9:12] == b"100":
         return True
-    _relay_body(headers, from_server, client)
+    _relay_body(head, from_server, client)
     return False
 
 
-def _refuse_body(answer: bytes, from_client: BufferedReader, client: socket.socket) -> None:
+def _refuse_body(answer: bytes, from_client: _Reader, client: socket.socket) -> None:
     """Answer a request whose body may or may not follow: closing before it came could cost the client the answer."""
     client.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
     client.shutdown(socket.SHUT_WR)
@@ -260,31 +290,38 @@ def _refuse_body(answer: bytes, from_client: BufferedReader, client: socket.sock
         pass
 
 
-def _relay_answer(method: str, from_server: BufferedReader, client: _Sink) -> bool:
+def _relay_answer(method: str, from_server: _Reader, client: _Sink) -> bool:
     head = _read_answer_head(from_server)
     if head is None:
         return False
-    client.sendall(head)
-    status_line, headers = _parse_head(head)
-    if _has_body(method, status_line):
-        _relay_body(headers, from_server, client)
-    return headers.get("connection", "").lower() != "close"
+    size = head.length if _has_body(method, head) and not head.is_chunked else 0
+    if size and size <= head.following:  # the whole answer is here: one send, and the client needs one wait
+        client.sendall(head.data + from_server.read(size))
+    else:
+        client.sendall(head.data)
+        if _has_body(method, head):
+            _relay_body(head, from_server, client)
+    return head.value("connection").lower() != "close"
 
 
-def _read_answer_head(from_server: BufferedReader) -> bytes | None:
+def _read_answer_head(from_server: _Reader) -> _Head | None:
     """The head of the final answer, or None at the end of the stream."""
     head = _read_head(from_server)
-    while head is not None and head[9:12] == b"100":
+    while head is not None and head.data[9:12] == b"100":
         head = _read_head(from_server)
     return head
 
 
-def _has_body(method: str, status_line: str) -> bool:
-    return method != "HEAD" and status_line.split(" ", 2)[1] not in {"204", "304"}
+def _has_body(method: str, head: _Head) -> bool:
+    return method != "HEAD" and head.data[9:12] not in (b"204", b"304")
 
 
-def _read_head(stream: BufferedReader) -> bytes | None:
+def _read_head(stream: _Reader) -> _Head | None:
     """A message up to its empty line, or None at the end of the stream."""
+    came = stream.peek()
+    end = came.find(b"\r\n\r\n")
+    if end >= 0:
+        return _Head(stream.read(end + 4), len(came) - end - 4)
     lines: list[bytes] = []
     size = 0
     while size < _HEAD_LIMIT_BYTES:
@@ -294,18 +331,19 @@ def _read_head(stream: BufferedReader) -> bytes | None:
         lines.append(line)
         size += len(line)
         if line == b"\r\n" and len(lines) > 1:
-            return b"".join(lines)
+            return _Head(b"".join(lines), 0)
     return None
 
 
-def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
-    first, *lines = head.decode("latin-1").split("\r\n")
-    pairs = (line.partition(":") for line in lines if line)
-    return first, {name.lower(): value.strip() for name, _, value in pairs}
+def _recorded(head: _Head, at: float) -> RecordedRequest:
+    method, target, _ = head.first.split(" ", 2)
+    path, _, query = target.partition("?")
+    pairs = (line.partition(":") for line in head.data.decode("latin-1").split("\r\n")[1:] if line)
+    return RecordedRequest(method, path, query, {name.lower(): value.strip() for name, _, value in pairs}, at)
 
 
-def _relay_body(headers: dict[str, str], source: BufferedReader, target: _Sink) -> None:
-    if headers.get("transfer-encoding", "").lower() == "chunked":
+def _relay_body(head: _Head, source: _Reader, target: _Sink) -> None:
+    if head.is_chunked:
         while size := _relay_line(source, target):
             _relay_bytes(source, target, size + 2)
         while source_line := source.readline(_HEAD_LIMIT_BYTES):
@@ -313,13 +351,13 @@ def _relay_body(headers: dict[str, str], source: BufferedReader, target: _Sink) 
             if source_line == b"\r\n":
                 return
     else:
-        _relay_bytes(source, target, int(headers.get("content-length", "0")))
+        _relay_bytes(source, target, head.length)
 
 
-def _read_body(headers: dict[str, str], source: BufferedReader) -> bytes:
+def _read_body(head: _Head, source: _Reader) -> bytes:
     """A body in memory, without its framing."""
-    if headers.get("transfer-encoding", "").lower() != "chunked":
-        return source.read(int(headers.get("content-length", "0")))
+    if not head.is_chunked:
+        return source.read(head.length)
     chunks: list[bytes] = []
     while size := int(source.readline(_HEAD_LIMIT_BYTES).split(b";")[0], 16):
         chunks.append(source.read(size))
@@ -340,13 +378,13 @@ def _json_answer(status: str, value: object) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _relay_line(source: BufferedReader, target: _Sink) -> int:
+def _relay_line(source: _Reader, target: _Sink) -> int:
     line = source.readline(_HEAD_LIMIT_BYTES)
     target.sendall(line)
     return int(line.split(b";")[0], 16) if line else 0
 
 
-def _relay_bytes(source: BufferedReader, target: _Sink, size: int) -> None:
+def _relay_bytes(source: _Reader, target: _Sink, size: int) -> None:
     while size:
         data = source.read1(min(size, _CHUNK_BYTES))
         if not data:
