@@ -24,6 +24,8 @@ AHEAD_LIFE_S = 30.0
 """An entry put ahead and not used for so long is evicted before any other."""
 PASSING = 8
 """How many of the entries put ahead stay after their use; a reader that passes through returns to no earlier one."""
+ROOM_SHIFT = 8
+"""A full cache makes room for `limit_bytes >> ROOM_SHIFT` at once: for each entry alone it would take longer."""
 
 
 class _Unused(NamedTuple):
@@ -116,7 +118,8 @@ class ByteCache:
             # too much and never too little, until nothing is left.
             while ahead and self._ahead_bytes > self.ahead_limit_bytes - cost and self._ahead:
                 self._evict_ahead()
-            self._make_room(cost)
+            if self._size_bytes > self.limit_bytes - cost:
+                self._make_room(max(cost, self.limit_bytes >> ROOM_SHIFT))
             self._size_bytes += cost
             if ahead:
                 self._ahead_bytes += cost

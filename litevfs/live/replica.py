@@ -67,7 +67,7 @@ class Replica:
         self._follower = Follower(self.fetcher, self.pages.keep, clock)
         self._others = OtherStates(self._follower)
         self._poller: Poller | None = None
-        self._interval_after_fork_s = 0.0
+        self.interval_after_fork_s = 0.0
         self._listeners: list[Callable[[int], None]] = []
         self._closed = False
         self.health = Health(self.url)
@@ -142,7 +142,7 @@ class Replica:
                 self._poller = Poller(_refresh_without_owning(weakref.ref(self)), interval_s, self.url)
             elif interval_s < self._poller.interval_s:
                 self._poller.set_interval(interval_s)
-            self._interval_after_fork_s = 0.0  # only once there is a poller
+            self.interval_after_fork_s = 0.0  # only once there is a poller
 
     def slow_down(self, wanted_s: Callable[[], float]) -> None:
         """Poll every `wanted_s()` seconds from now on if that is less often, as a connection was closed."""
@@ -175,7 +175,7 @@ class Replica:
         """
         poller, self._poller = self._poller, None
         if poller is not None:  # otherwise this may be the child of a child, which has noted the interval
-            self._interval_after_fork_s = poller.interval_s
+            self.interval_after_fork_s = poller.interval_s
         hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
         self.health.forget_look()
         self._open_storage(forked=True)
@@ -186,8 +186,8 @@ class Replica:
 
     def wake(self) -> None:
         """Start the poller that a fork has ended, if there was one. Cheap enough for every transaction."""
-        if self._interval_after_fork_s:
-            self.poll_every(self._interval_after_fork_s)
+        if self.interval_after_fork_s:
+            self.poll_every(self.interval_after_fork_s)
 
     # --- refresh ------------------------------------------------------------------------------------------------------
 

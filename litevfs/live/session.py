@@ -17,6 +17,7 @@ from litevfs.errors import LitevfsError, OptionError, ReplicaError, ReplicaReadO
 from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
+from litevfs.pages.source import HEADER_SIZE
 from litevfs.states.snapshot import Snapshot
 
 UNLOCKED, SHARED = 0, 1
@@ -92,6 +93,7 @@ class Session:
         self._pages = self.replica.pages
         self._reads = self._pages.reads()
         self._read_page = self._reads.read
+        self._is_watched = self._reads is not self._pages
 
     @property
     def snapshot(self) -> Snapshot:
@@ -142,6 +144,8 @@ class Session:
         if page is not None and len(page) == amount:
             return page  # most reads of a scan end here
         snapshot = self._pinned or self.snapshot
+        if offset + amount <= HEADER_SIZE and snapshot is self._first_page_of:
+            return self._first_page[offset : offset + amount]  # each transaction begins with such a read
         page_size = snapshot.page_size
         try:
             if self._pages is not self.replica.pages:
@@ -177,7 +181,8 @@ class Session:
 
     def size(self) -> int:
         """Bytes of the database as of the snapshot."""
-        return (self._pinned or self.snapshot).size_bytes
+        snapshot = self._pinned or self.snapshot
+        return snapshot.commit * snapshot.page_size
 
     # --- locks --------------------------------------------------------------------------------------------------------
 
@@ -194,11 +199,13 @@ class Session:
                 self._level = UNLOCKED
                 self._along.clear()
             if level > self._level:
-                self.replica.wake()
+                if self.replica.interval_after_fork_s:
+                    self.replica.wake()
                 if self._max_staleness_s is not None and self._view is None:
                     self.replica.check_freshness(self._max_staleness_s)
-                self._reads.begin()
-                self._pinned = self.snapshot
+                if self._is_watched:
+                    self._reads.begin()
+                self._pinned = self._view or self.replica.snapshot
                 self._level = level
         except LitevfsError as error:
             self._note(error)
@@ -213,7 +220,8 @@ class Session:
         if level < self._level:
             self._pinned = None
             self._level = level
-            self._along.clear()
+            if self._along:
+                self._along.clear()
 
     @staticmethod
     def read_only() -> ReplicaReadOnlyError:

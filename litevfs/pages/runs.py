@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import compress
+from typing import NamedTuple
 
 from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.frame import decode_usual
@@ -30,15 +31,34 @@ MAX_RUN_BYTES = 1 << 18
 """Bytes of pages that are decoded at once."""
 MAX_GAP_BYTES = 1 << 14
 """A run ends where so many bytes of other frames lie between two of its pages."""
-REMEMBERED = 8
-"""Runs that scans, which take turns, may go on with."""
+FORGOTTEN_AFTER = 256
+"""After so many pages that were read alone, what came before says nothing about the reads that come."""
+
+
+class _Scan(NamedTuple):
+    """Runs of which each goes on where the one before it ended; no more than the last of them."""
+
+    next_pages: range  # a read of one of these goes on with it
+    length: int  # pages
+    scanned: int  # pages of all its runs
 
 
 class Runs:
     """How many pages a read that missed the page cache is worth. Threads may share it: it holds hints only."""
 
     def __init__(self) -> None:
-        self._ends: tuple[tuple[int, int, int, int], ...] = ()  # see `length_from`, the newest first
+        self._after_one: set[int] = set()  # the page after each that was read alone
+        self._scans: dict[int, _Scan] = {}  # by each page that goes on with it
+
+    def is_alone(self, pgno: int) -> bool:
+        """Whether page `pgno` goes on with no run, so that it is worth no other one. Quick: most misses end here."""
+        if pgno in self._after_one or pgno in self._scans:
+            return False
+        if len(self._after_one) >= FORGOTTEN_AFTER:
+            self._after_one.clear()
+            self._scans.clear()
+        self._after_one.add(pgno + 1)
+        return True
 
     def length_from(self, pgno: int, most: int) -> tuple[int, int]:
         """Pages to decode, from `pgno` on: 1, or twice as many as in the run that ended before it, but not over `most`.
@@ -46,17 +66,17 @@ class Runs:
         The second number is how many pages the scan has decoded with them. Reads may leave out pages after a run, up to
         half its length: those of other trees lie between.
         """
-        ends = self._ends
-        length = scanned = 1
-        for run in ends:  # first and last page that may go on with it, its length, pages of the scan so far
-            if run[0] <= pgno <= run[1]:
-                length = max(1, min(2 * run[2], most))
-                scanned = run[3] + length
-                ends = tuple(other for other in ends if other is not run)
-                break
+        if self.is_alone(pgno):
+            return 1, 1
+        self._after_one.discard(pgno)
+        before = self._scans.get(pgno) or _Scan(range(0), 1, 1)
+        for page in before.next_pages:
+            self._scans.pop(page, None)
+        length = max(1, min(2 * before.length, most))
         end = pgno + length
-        self._ends = ((end, end + (length >> 1), length, scanned), *ends[: REMEMBERED - 1])
-        return length, scanned
+        scan = _Scan(range(end, end + (length >> 1) + 1), length, before.scanned + length)
+        self._scans.update(dict.fromkeys(scan.next_pages, scan))
+        return length, scan.scanned
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,12 +160,13 @@ class PageSource:
         """
         if 1 <= pgno <= snapshot.commit:
             version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
-            page = self._cache.get(snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno)
+            key = snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno
+            page = self._cache.get(key)
             if page is not None:
                 self.counters.hits += 1
                 return page
             if version:
-                return self._load(snapshot, pgno, version, along)
+                return self._load(snapshot, pgno, version, key, along)
             if pgno == lock_pgno(snapshot.page_size):
                 return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
         snapshot.place(pgno)  # raises: no file holds the page
@@ -250,23 +251,30 @@ class PageSource:
 
         return read
 
-    def _load(self, snapshot: Snapshot, pgno: int, version: int, along: dict[int, bytes] | None) -> bytes:
-        page = None
+    def _load(self, snapshot: Snapshot, pgno: int, version: int, key: int, along: dict[int, bytes] | None) -> bytes:
         deadline = None if self._blocks is None else self._fetcher.deadline()
-        if self.hydration is not None:
-            page = self.hydration.get(snapshot, version, pgno)
-        if page is None:
-            self.counters.misses += 1
-            count, scanned = self._runs.length_from(pgno, self._run_bytes // snapshot.page_size)
-            is_kept = along is None or scanned * snapshot.page_size <= self._cache.limit_bytes * SCAN_SHARE
-            with_it = Along(count, along, is_kept) if count > 1 else None
-            page = self.read_through(snapshot, pgno, deadline, with_it)
-            if with_it is not None and not is_kept:
-                return page
-        else:
+        if self.hydration is not None and (page := self.hydration.get(snapshot, version, pgno)) is not None:
             self.counters.hydrated += 1
-        self._cache.put(page_key(snapshot, version, pgno), page)
+        else:
+            self.counters.misses += 1
+            if self._runs.is_alone(pgno):
+                page = self.read_through(snapshot, pgno, deadline)
+            else:
+                page, is_kept = self._load_run(snapshot, pgno, deadline, along)
+                if not is_kept:
+                    return page
+        self._cache.put(key, page)
         return page
+
+    def _load_run(
+        self, snapshot: Snapshot, pgno: int, deadline: float | None, along: dict[int, bytes] | None
+    ) -> tuple[bytes, bool]:
+        """A page that goes on with a run of reads, and those that come next; and whether they are worth keeping."""
+        count, scanned = self._runs.length_from(pgno, self._run_bytes // snapshot.page_size)
+        if count == 1:
+            return self.read_through(snapshot, pgno, deadline), True
+        is_kept = along is None or scanned * snapshot.page_size <= self._cache.limit_bytes * SCAN_SHARE
+        return self.read_through(snapshot, pgno, deadline, Along(count, along, is_kept)), is_kept
 
     @property
     def _run_bytes(self) -> int:
@@ -280,46 +288,72 @@ class PageSource:
         `along`: what is worth decoding with it, where that costs no request more; `pgno` itself is not kept. Ends by
         `deadline`, one read timeout from now if that is not given (see `Fetcher.deadline`).
         """
-        gone: StorageNotFoundError | None = None
-        for _ in range(1 + MAX_MOVES):
+        try:
+            return self._read_from(snapshot, pgno, deadline, along)
+        except StorageNotFoundError as error:
+            gone = error
+        return self._read_elsewhere(snapshot, pgno, gone, deadline)
+
+    def _read_elsewhere(
+        self, snapshot: Snapshot, pgno: int, gone: StorageNotFoundError, deadline: float | None
+    ) -> bytes:
+        """The page from another file. A run ends here: only this page is sure to be the same there."""
+        deadline = self._fetcher.deadline() if deadline is None else deadline
+        for _ in range(MAX_MOVES):
+            self._note_gone(snapshot, pgno)
+            snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
+            self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
             try:
-                if gone is not None:
-                    deadline = self._fetcher.deadline() if deadline is None else deadline
-                    snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
-                    along = None  # only this page is sure to be the same there
-                    self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
-                return self._read_from(snapshot, pgno, deadline, along)
+                return self._read_from(snapshot, pgno, deadline, None)
             except StorageNotFoundError as error:  # the page's file, or another one that vanished meanwhile
                 gone = error
-                self._gone.add(snapshot.file_number(pgno))
-                self.counters.relocated += 1
-        assert gone is not None
+        self._note_gone(snapshot, pgno)
         raise gone
+
+    def _note_gone(self, snapshot: Snapshot, pgno: int) -> None:
+        self._gone.add(snapshot.file_number(pgno))
+        self.counters.relocated += 1
 
     def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, along: Along | None) -> bytes:
         chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
         slot = (pgno - 1) & CHUNK_MASK
         number = chunk.files[slot]
         frame = chunk.frames[slot] or snapshot.frame(pgno)
-        file, offset, size = snapshot.files[number], frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
+        offset, size = frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
-        run = run_from(snapshot, pgno, along.count) if along is not None else None
-        most = size if run is None else run.end - offset
         try:
-            if self._blocks is not None:
-                deadline = self._fetcher.deadline() if deadline is None else deadline
-                data = self._blocks.read(number, file, offset, size, deadline, most=most)
-            else:
-                data = self._client_read(file, offset, most)
-                self._fetcher.counters.get += 1
-                self._fetcher.counters.bytes_read += most
-            if run is not None and along is not None and (pages := run.decode(snapshot, data, offset)):
-                self._hand_out(snapshot, run, pages, along)
-                return pages[0]
-            return decode_page(snapshot, pgno, data[:size])
+            if along is not None:
+                return self._read_run(snapshot, pgno, (number, offset, size), deadline, along)
+            return decode_page(snapshot, pgno, self._read_bytes(snapshot, number, offset, size, size, deadline))
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
+
+    def _read_bytes(
+        self, snapshot: Snapshot, number: int, offset: int, size: int, most: int, deadline: float | None
+    ) -> bytes:
+        """The frame at `offset` of a file, and up to `most` bytes from there on if that costs no request more."""
+        file = snapshot.files[number]
+        if self._blocks is not None:
+            deadline = self._fetcher.deadline() if deadline is None else deadline
+            return self._blocks.read(number, file, offset, size, deadline, most=most)
+        data = self._client_read(file, offset, most)
+        counters = self._fetcher.counters
+        counters.get += 1
+        counters.bytes_read += most
+        return data
+
+    def _read_run(
+        self, snapshot: Snapshot, pgno: int, place: tuple[int, int, int], deadline: float | None, along: Along
+    ) -> bytes:
+        """The page at `place`, and those decoded along with it."""
+        number, offset, size = place
+        run = run_from(snapshot, pgno, along.count)
+        data = self._read_bytes(snapshot, number, offset, size, run.end - offset, deadline)
+        if pages := run.decode(snapshot, data, offset):
+            self._hand_out(snapshot, run, pages, along)
+            return pages[0]
+        return decode_page(snapshot, pgno, data[:size])
 
     def _hand_out(self, snapshot: Snapshot, run: Run, pages: list[bytes], along: Along) -> None:
         """Let the pages after the first one be found by the reads that come."""

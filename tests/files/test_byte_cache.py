@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
+from itertools import pairwise
 from random import Random
 from types import FrameType
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.files.byte_cache import AHEAD_LIFE_S, AHEAD_SHARE, ENTRY_OVERHEAD_BYTES, PASSING, ByteCache
+from litevfs.files.byte_cache import AHEAD_LIFE_S, AHEAD_SHARE, ENTRY_OVERHEAD_BYTES, PASSING, ROOM_SHIFT, ByteCache
 from tests.interrupts import interrupted_everywhere
 from tests.support import in_threads
 
@@ -126,6 +127,19 @@ def test_what_was_read_ahead_is_not_driven_out_by_what_is_used_until_it_has_wait
         cache.put(key, bytes(100))
     assert not any(key in cache for key in range(6))
     assert all(key in cache for key in range(51, 60))
+
+
+def test_a_full_cache_makes_room_for_several_entries_at_once_and_stays_nearly_full():
+    random, limit = Random(7), 1 << 20
+    cache = ByteCache(limit)
+    kept: list[int] = []
+    for key in range(3000):
+        cache.put(key, bytes(random.randrange(1024)))
+        kept.append(len(cache))
+        assert cache.size_bytes <= limit
+        assert key < 2000 or cache.size_bytes > limit - (limit >> ROOM_SHIFT) - 2048
+    assert all(key in cache for key in range(3000 - len(cache), 3000))
+    assert sum(after < before for before, after in pairwise(kept)) < 500
 
 
 def test_a_cache_without_room_keeps_nothing():

@@ -14,7 +14,7 @@ from litevfs.live.session import SHARED, UNLOCKED, Session
 from litevfs.ltx import Header, format_file_name
 from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
-from litevfs.pages.runs import MAX_GAP_BYTES, MAX_RUN_BYTES, Runs, run_from
+from litevfs.pages.runs import FORGOTTEN_AFTER, MAX_GAP_BYTES, MAX_RUN_BYTES, Runs, run_from
 from litevfs.replica_clients.memory import MemoryStore, drop_memory_store, memory_store
 
 PAGE_SIZE, PAGES = 4096, 400
@@ -41,6 +41,22 @@ def test_a_run_goes_on_after_a_gap_of_up_to_half_its_length():
 def test_scans_that_take_turns_each_have_their_run():
     runs = Runs()
     assert [lengths(runs, [10 + step, 1000 + step]) for step in (0, 1, 3, 7)] == [[1, 1], [2, 2], [4, 4], [8, 8]]
+
+
+def test_a_scan_goes_on_between_other_reads_until_these_are_many():
+    random = Random(2)
+    for others, length in ((20, 16), (FORGOTTEN_AFTER + 1, 1)):
+        runs = Runs()
+        assert lengths(runs, [10, 11, 13, 17]) == [1, 2, 4, 8]
+        far = random.sample(range(1000, 10**9, 2), others)
+        assert lengths(runs, far) == [1] * others
+        assert lengths(runs, [25]) == [length]
+
+
+def test_what_lies_within_a_run_or_before_it_goes_on_with_nothing():
+    runs = Runs()
+    assert lengths(runs, [10, 11, 13, 17, 25]) == [1, 2, 4, 8, 16]
+    assert lengths(runs, [17, 24, 9, 40]) == [1] * 4
 
 
 def test_what_a_scan_has_decoded_so_far_is_counted():
