@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import count, repeat
+from itertools import count
 
 from litevfs.pages.btree import Interior, parse_interior
 
@@ -11,6 +11,9 @@ MAX_INTERIOR_PAGES = 512
 """Interior pages remembered; each knows a few hundred children."""
 MAX_DEPTH = 20
 """No B-tree is deeper. A bound is needed because parents and children are hints, which could form a circle."""
+
+_BITS = 16
+"""Bits of a position: a page of 64 KiB has fewer cells."""
 
 MIN_ROWID, MAX_ROWID = -(1 << 63), 1 << 63
 
@@ -20,12 +23,13 @@ class KnownTrees:
 
     def __init__(self) -> None:
         self.interior: OrderedDict[int, Interior] = OrderedDict()
-        self.parents: dict[int, tuple[int, int]] = {}  # child -> (interior page, position in it)
+        # child -> its `place` as one number: hundreds of tuples a page keep the garbage collector busy
+        self.parents: dict[int, int] = {}
 
     def learn(self, pgno: int, page: bytes) -> list[int]:
         """Note that `pgno` is this interior page now, or none. Returns the pages whose place is no longer known."""
         old = self.interior.get(pgno)
-        if old is not None and old.page == page and self.parents.get(old.children[-1]) == (pgno, len(old.children) - 1):
+        if old is not None and old.page == page and self.place(old.children[-1]) == (pgno, len(old.children) - 1):
             self.interior.move_to_end(pgno)
             return []
         interior = parse_interior(pgno, page)
@@ -37,7 +41,7 @@ class KnownTrees:
             return forgotten
         self.interior[pgno] = interior
         self.interior.move_to_end(pgno)
-        self.parents.update(zip(interior.children, zip(repeat(pgno), count()), strict=False))
+        self.parents.update(zip(interior.children, count(pgno << _BITS), strict=False))
         while len(self.interior) > MAX_INTERIOR_PAGES:
             oldest, content = next(iter(self.interior.items()))
             self._forget(oldest, content)
@@ -46,19 +50,24 @@ class KnownTrees:
 
     def _forget(self, pgno: int, interior: Interior) -> None:
         for child in interior.children:
-            if self.parents.get(child, (0, 0))[0] == pgno:
+            if self.parents.get(child, 0) >> _BITS == pgno:
                 del self.parents[child]
         del self.interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
 
+    def place(self, pgno: int) -> tuple[int, int] | None:
+        """(the interior page above a page, the page's position in it); None if that is not known."""
+        place = self.parents.get(pgno)
+        return None if place is None else (place >> _BITS, place & (1 << _BITS) - 1)
+
     def position(self, pgno: int, parent: int) -> int:
         """The place of a page among the children of an interior one; -1 if it is none of them, or not known."""
-        place = self.parents.get(pgno)
+        place = self.place(pgno)
         return place[1] if place is not None and place[0] == parent else -1
 
     def next_interior(self, pgno: int) -> int:
         """The page after an interior one, on its level of the B-tree; 0 if there is none, or it is not known."""
         climbed = 0
-        while climbed < MAX_DEPTH and (parent := self.parents.get(pgno)) is not None:
+        while climbed < MAX_DEPTH and (parent := self.place(pgno)) is not None:
             siblings = self.interior[parent[0]].children
             if parent[1] + 1 < len(siblings):
                 pgno = siblings[parent[1] + 1]
@@ -76,12 +85,12 @@ class KnownTrees:
 
     def stride(self, pgno: int) -> int:
         """How many pages an interior page lies after its sibling before it; 0 if it lies before it, or has none."""
-        parent, position = self.parents.get(pgno, (0, 0))
+        parent, position = self.place(pgno) or (0, 0)
         return max(0, pgno - self.interior[parent].children[position - 1]) if position else 0
 
     def rowids_of(self, pgno: int) -> range:
         """The rowids that a leaf of a table may hold, by the interior page above it; empty if that is not known."""
-        parent, position = self.parents.get(pgno, (0, 0))
+        parent, position = self.place(pgno) or (0, 0)
         interior = self.interior.get(parent)
         if interior is None or not interior.is_table:
             return range(0)
@@ -92,7 +101,7 @@ class KnownTrees:
 
     def next_leaf(self, pgno: int) -> int:
         """The page after a leaf; 0 if there is none, or it is not known."""
-        parent = self.parents.get(pgno)
+        parent = self.place(pgno)
         if parent is None:
             return 0
         siblings = self.interior[parent[0]].children
@@ -104,7 +113,7 @@ class KnownTrees:
     def topmost(self, pgno: int) -> int:
         """The topmost known page of the table that a page belongs to."""
         for _ in range(MAX_DEPTH):
-            parent = self.parents.get(pgno)
+            parent = self.place(pgno)
             if parent is None or not self.interior[parent[0]].is_table:
                 break
             pgno = parent[0]

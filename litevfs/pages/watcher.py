@@ -104,7 +104,7 @@ class Watcher:
         if pgno not in self._parents:
             return []
         with self._lock:
-            parent = self._parents.get(pgno)  # `learn` may have dropped it
+            parent = self._trees.place(pgno)  # `learn` may have dropped it
             return self._follow_scan(*parent) + self._follow_lookups(pgno) if parent else []
 
     def wants(self, page: bytes) -> bool:
