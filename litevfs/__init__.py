@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         verify,
         wait_for,
     )
+    from litevfs.bindings.sqlite3_connection import StdlibConnection
     from litevfs.errors import (
         ConditionsUnsupportedError,
         FollowError,
@@ -112,6 +113,7 @@ __all__ = [
     "SQLiteLibraryError",
     "SchemaChange",
     "StaleReplicaError",
+    "StdlibConnection",
     "StorageClosedError",
     "StorageError",
     "StorageFileExistsError",
@@ -152,6 +154,7 @@ _HOMES = {
     "litevfs.api": (
         "connect connect_async connect_stdlib diff last_error register register_stdlib subscribe verify wait_for"
     ),
+    "litevfs.bindings.sqlite3_connection": "StdlibConnection",
     "litevfs.explain": "IOReport IORequest explain_io",
     "litevfs.integrations.arrow": "arrow",
     "litevfs.integrations.partitions": "Partition partitions",

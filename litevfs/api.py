@@ -146,8 +146,8 @@ def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any)
     """A `sqlite3.Connection` to the replica at `replica_url`; registers the VFS if needed.
 
     Options are those of `connect`, and the keywords of `sqlite3.connect` (`check_same_thread`, `isolation_level`, ...).
-    Raises what `connect` raises, from the error of `sqlite3`, and SQLiteLibraryError as `register_stdlib` does. An
-    error of a query is SQLite's own: `last_error` returns ours.
+    Raises what `connect` raises, from the error of `sqlite3`, and SQLiteLibraryError as `register_stdlib` does. The
+    error of a query is that of `sqlite3`, with ours as its cause and in its message.
     """
     if "replica_url" in options:
         raise OptionError("replica_url is given twice")
@@ -164,7 +164,7 @@ def last_error() -> BaseException | None:
 
     `sqlite3` raises its own error with SQLite's text ("disk I/O error"); this error names the cause.
     """
-    binding = sys.modules.get("litevfs.bindings.sqlite3_vfs")
+    binding = sys.modules.get("litevfs.bindings.kept_errors")
     return binding.last_error() if binding else None
 
 

@@ -1,16 +1,17 @@
 """The connection that `litevfs.connect_stdlib` opens: one of `sqlite3` that hides no error of a replica.
 
-Its errors say what to do: the words of `sqlite3`, then a hint. Only calls that fail pay for it.
+Its errors say what to do: the words of `sqlite3`, then the reason, or a hint. Only calls that fail pay for it.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Self
 from urllib.parse import quote
 
-from litevfs.bindings.sqlite3_vfs import forget_error, last_error
+from litevfs.bindings.kept_errors import forget_error, last_error, untold_error
 from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
 
 _PROGRAMMING_HINTS = {
@@ -21,10 +22,13 @@ _PROGRAMMING_HINTS = {
 
 
 def _add_hint(error: sqlite3.Error) -> None:
-    """Append to the message of an error what to do, where that is known."""
-    message = str(error)
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY:
-        hint: str | None = HINT_READ_ONLY
+    """Append to the message of an error its reason, or what to do, where that is known."""
+    message, code = str(error), getattr(error, "sqlite_errorcode", 0)
+    hint: str | None
+    if (own := untold_error(code)) is not None:
+        hint, error.__cause__ = str(own), own
+    elif code & 0xFF == sqlite3.SQLITE_READONLY:
+        hint = HINT_READ_ONLY
     else:
         hint = next((hint for part, hint in _PROGRAMMING_HINTS.items() if part in message), None)
     if hint is not None and hint not in message:
@@ -66,13 +70,55 @@ class Cursor(sqlite3.Cursor):
             raise
 
 
-class Connection(sqlite3.Connection):
-    """A connection to a replica."""
+class _Hinting:
+    """What `Cursor` does, before the methods of another class of cursors."""
+
+    __slots__ = ()
+
+    def execute(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._hinting(super().execute, arguments, keywords)  # type: ignore[misc]  # mixed in
+
+    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._hinting(super().executemany, arguments, keywords)  # type: ignore[misc]  # mixed in
+
+    def executescript(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._hinting(super().executescript, arguments, keywords)  # type: ignore[misc]  # mixed in
+
+    def _hinting(self, method: Any, arguments: Any, keywords: Any) -> Any:
+        try:
+            return method(*arguments, **keywords)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
+
+
+@lru_cache(32)
+def _with_hints(factory: Any) -> Any:
+    """A subclass of a tool's own class of cursors whose errors say what to do; anything else as it is."""
+    if not isinstance(factory, type) or factory is sqlite3.Cursor or issubclass(factory, (Cursor, _Hinting)):
+        return factory
+    return type(factory.__name__, (_Hinting, factory), {"__module__": factory.__module__, "__slots__": ()})
+
+
+class StdlibConnection(sqlite3.Connection):
+    """A connection of `sqlite3` to a replica whose errors say what to do.
+
+    `connect_stdlib` returns one. Where a tool calls `sqlite3.connect` itself, after `register_stdlib()`, it may be
+    given as `factory=litevfs.StdlibConnection`.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        forget_error()
+        try:
+            super().__init__(*arguments, **keywords)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
 
     def cursor(self, factory: Any = Cursor) -> Any:
         """Like that of `sqlite3`."""
         try:
-            return super().cursor(factory)
+            return super().cursor(factory if factory is Cursor else _with_hints(factory))
         except sqlite3.Error as error:
             _add_hint(error)
             raise
@@ -104,10 +150,10 @@ class Connection(sqlite3.Connection):
 
 def connect(uri: str, vfs: str, arguments: dict[str, Any]) -> sqlite3.Connection:
     """`sqlite3.connect` with these arguments. Raises the session's error if there is one, from SQLite's."""
-    forget_error()
+    forget_error()  # a factory of the caller's does not
     try:
         connection: sqlite3.Connection = sqlite3.connect(
-            f"{uri}&vfs={quote(vfs)}", uri=True, **{"factory": Connection} | arguments
+            f"{uri}&vfs={quote(vfs)}", uri=True, **{"factory": StdlibConnection} | arguments
         )
     except sqlite3.Error as error:
         own = last_error()

@@ -25,6 +25,7 @@ from typing import Any
 from litevfs.bindings import sqlite3_library as c
 from litevfs.bindings.callbacks import c_callback, interrupt_soon, keep_for_ever
 from litevfs.bindings.closings import Closings
+from litevfs.bindings.kept_errors import keep_error
 from litevfs.bindings.sqlite3_functions import SQLFunctions
 from litevfs.bindings.sqlite3_library import Library
 from litevfs.errors import LitevfsError, OptionError, SQLiteLibraryError
@@ -33,18 +34,6 @@ from litevfs.live.session import SHARED, UNLOCKED, Session
 from litevfs.options import Options, check_names
 
 logger = logging.getLogger("litevfs.bindings.sqlite3_vfs")
-
-_errors = threading.local()
-
-
-def last_error() -> BaseException | None:
-    """The error that a callback last ended with in this thread, or None; SQLite itself reports only a code."""
-    return getattr(_errors, "last", None)
-
-
-def forget_error() -> None:
-    """Let `last_error` begin again."""
-    _errors.last = None
 
 
 def register(name: str, keywords: dict[str, object], library: str | None) -> None:
@@ -121,7 +110,6 @@ class Binding:
         if isinstance(error, KeyboardInterrupt):
             interrupt_soon()
             return c.INTERRUPT
-        _errors.last = error
         if (opened := self._files.get(file)) is not None:
             opened.session.last_error = error
         if isinstance(error, LitevfsError):
@@ -129,6 +117,7 @@ class Binding:
             logger.log(level, "SQLite is told code %d: %s", code, error)
         else:
             logger.error("SQLite is told code %d", code, exc_info=error)
+        keep_error(error, code)
         return code
 
     # --- the VFS ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 import apsw
 
 from litevfs.api import connect
+from litevfs.bindings.apsw_connections import add_hint
 from litevfs.errors import OptionError
 from litevfs.integrations.arrow_columns import (
     NULL,
@@ -246,8 +247,7 @@ class ArrowResult:
         width = len(self._columns)
         expected = [column.kind or NULL for column in self._columns]
         widen = [self._strict and kind == REAL for kind in expected]
-        with _closed_hint():
-            values = chain.from_iterable(self._run(self._sql))
+        values = chain.from_iterable(self._run(self._sql))
         first, limit = 1, _FIRST_ROWS
         while row_values := list(islice(values, width * limit)):
             piece = [part_of(row_values[i::width], first, expected[i], widen=widen[i]) for i in range(width)]
@@ -260,10 +260,15 @@ class ArrowResult:
 
     def _run(self, sql: str) -> apsw.Cursor:
         """The rows as SQLite gives them, whatever the connection makes of rows."""
-        cursor = self._connection.cursor()
+        with _closed_hint():
+            cursor = self._connection.cursor()
         if self._connection.row_trace is not None:
             cursor.row_trace = lambda _, row: row  # has precedence
-        return cursor.execute(sql, self._parameters)
+        try:
+            return cursor.execute(sql, self._parameters)
+        except apsw.Error as error:
+            add_hint(error)
+            raise
 
 
 def _popped(pieces: deque[Piece]) -> Iterator[Piece]:

@@ -269,8 +269,10 @@ def test_an_error_in_a_query_is_sqlites_and_ours_is_kept_and_logged(small, caplo
             raise StoragePermissionError("refused", key="the key")
 
         script.on_read = fail
-        with caplog.at_level(logging.WARNING), pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        message = r"^disk I/O error; refused \(the key\)$"
+        with caplog.at_level(logging.WARNING), pytest.raises(sqlite3.OperationalError, match=message) as caught:
             con.execute("SELECT * FROM t").fetchall()
+        assert caught.value.__cause__ is litevfs.last_error()
         assert isinstance(litevfs.last_error(), StoragePermissionError)
         assert "refused (the key)" in caplog.text
         script.on_read = lambda *_: 1 / 0

@@ -73,6 +73,15 @@ class PlainSQLite3(Door):
         return sqlite3.connect(uri(url, options), uri=True)
 
 
+class OwnFactory(Door):
+    has_transaction = True
+
+    @staticmethod
+    def connect(url: str, **options: Any) -> sqlite3.Connection:
+        litevfs.register_stdlib()
+        return sqlite3.connect(uri(url, options), uri=True, factory=litevfs.StdlibConnection)
+
+
 class Dbapi(Door):
     connect = litevfs.dbapi.connect
     has_transaction = True
@@ -189,7 +198,8 @@ class Django(Door):
             django.setup()
         litevfs.register_stdlib()
         engine = "django.db.backends.sqlite3"
-        replica = {"ENGINE": engine, "NAME": uri(url, options), "OPTIONS": {"uri": True}}
+        own = {"uri": True, "factory": litevfs.StdlibConnection}
+        replica = {"ENGINE": engine, "NAME": uri(url, options), "OPTIONS": own}
         self.connection = ConnectionHandler({"default": {}, "replica": replica})["replica"]
         self.run("SELECT 1 AS one")
 
@@ -287,6 +297,7 @@ DOORS: dict[str, type[Door]] = {
     "apsw.Connection": PlainAPSW,
     "litevfs.connect_stdlib": ConnectStdlib,
     "sqlite3.connect": PlainSQLite3,
+    "sqlite3.connect, factory": OwnFactory,
     "litevfs.dbapi": Dbapi,
     "SQLAlchemy": SQLAlchemy,
     "litevfs.arrow": Arrow,

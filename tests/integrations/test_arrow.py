@@ -341,6 +341,8 @@ def test_bad_input_says_what_to_do(con, shop: Shop, monkeypatch: pytest.MonkeyPa
         litevfs.arrow(5, "SELECT 1")
     with pytest.raises(apsw.SQLError, match="no such table: missing"):
         litevfs.arrow(con, "SELECT * FROM missing")
+    with pytest.raises(apsw.ReadOnlyError, match="a replica is read-only: write to the primary database"):
+        litevfs.arrow(con, "DELETE FROM sale RETURNING id").reader().read_all()
     with pytest.raises(apsw.BindingsError):
         litevfs.arrow(con, "SELECT ?")
     with closing(litevfs.dbapi.connect(shop.url)) as connection:

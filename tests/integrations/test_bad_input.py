@@ -29,8 +29,10 @@ OPENINGS = {
 }
 FLAGS = {"unknown option": "did you mean --poll-interval"}
 """What the commands say instead."""
-LOGGED = {"sqlite3.connect", "Django", "ASGI", "WSGI"}
+LOGGED = {"sqlite3.connect", "ASGI", "WSGI"}
 """Doors whose own error is not ours: the reason, and what to do, is in the log."""
+TOLD = {"sqlite3.connect, factory", "Django"}
+"""Doors whose own error has ours as its cause, and in its message."""
 TO_PRIMARY = "a replica is read-only: write to the primary database"
 WRITE = {
     **dict.fromkeys(DOORS.keys(), f"attempt to write a readonly database; {TO_PRIMARY}"),
@@ -38,8 +40,8 @@ WRITE = {
         ("litevfs.connect", "litevfs.connect_async", "litevfs query", "litevfs shell"),
         f"attempt to write a readonly database; hint: {TO_PRIMARY}",
     ),
-    # SQLite's words and no more: nothing of litevfs sees that error (docs/doors/apsw.md, sqlite3.md, django.md)
-    **dict.fromkeys(("apsw.Connection", "sqlite3.connect", "Django"), "attempt to write a readonly database"),
+    # SQLite's words and no more: nothing of litevfs sees that error (docs/doors/apsw.md, sqlite3.md)
+    **dict.fromkeys(("apsw.Connection", "sqlite3.connect"), "attempt to write a readonly database"),
     "litevfs.arrow": "pass one SELECT",
 }
 NO_SQL = {"ASGI", "WSGI"}
@@ -48,6 +50,7 @@ CLOSED = {
     "apsw.Connection": "The connection has been closed",  # APSW's words and no more (docs/doors/apsw.md)
     "litevfs.connect_stdlib": "open another one with litevfs.connect_stdlib",
     "sqlite3.connect": "Cannot operate on a closed database",  # those of sqlite3
+    "sqlite3.connect, factory": "open another one",
     "litevfs.dbapi": "open another connection with litevfs.dbapi.connect",
     "SQLAlchemy": "This Connection is closed",  # SQLAlchemy's own
     "litevfs.connect_async": "open another one with litevfs.connect_async",
@@ -58,7 +61,7 @@ AFTER_CLOSING = {**dict.fromkeys(("Django", "ASGI", "WSGI"), SERVED), **CLOSED}
 process is the only closing."""
 OTHER_THREAD = {
     **dict.fromkeys((door for door in DOORS if door != "litevfs.connect_async"), SERVED),
-    "litevfs.connect_stdlib": "open one connection for each thread",
+    **dict.fromkeys(("litevfs.connect_stdlib", "sqlite3.connect, factory"), "open one connection for each thread"),
     "sqlite3.connect": "SQLite objects created in a thread can only be used in that same thread",  # those of sqlite3
     "litevfs.dbapi": "open one for each thread",
     "Django": "DatabaseWrapper objects created in a thread can only be used in that same thread",  # Django's
@@ -93,6 +96,9 @@ def test_what_cannot_be_opened_says_what_to_do(door, case, caplog):
     text = said(caught.value)
     if door in LOGGED and says not in text:
         text = caplog.text
+    elif door in TOLD:
+        causes = [caught.value, caught.value.__cause__, getattr(caught.value.__cause__, "__cause__", None)]
+        assert any(isinstance(error, litevfs.LitevfsError) for error in causes)
     elif not door.startswith("litevfs "):
         ours = getattr(caught.value, "orig", caught.value)  # SQLAlchemy wraps the error of its driver
         assert isinstance(ours, litevfs.LitevfsError)
@@ -183,6 +189,38 @@ def test_every_call_of_a_stdlib_cursor_says_where_to_write():
         connection.row_factory = sqlite3.Row
         assert connection.execute("SELECT 1 AS one").fetchone()["one"] == 1
         assert type(connection.cursor(sqlite3.Cursor)) is sqlite3.Cursor
+
+
+def test_a_tools_own_cursors_say_what_to_do_and_stay_what_they_are():
+    class Own(sqlite3.Cursor):
+        def execute(self, sql: str, params: Any = ()) -> Any:
+            return super().execute(sql.replace("%s", "?"), params)
+
+    with closing(litevfs.connect_stdlib(ORDERS)) as connection:
+        cursor = connection.cursor(factory=Own)
+        assert isinstance(cursor, Own)
+        assert type(cursor) is type(connection.cursor(factory=Own))
+        assert cursor.execute("SELECT %s", params=(7,)).fetchall() == [(7,)]
+        for call in (
+            lambda: cursor.execute("DELETE FROM orders WHERE id = %s", (1,)),
+            lambda: cursor.executemany("DELETE FROM orders WHERE id = ?", [(1,)]),
+            lambda: cursor.executescript("DELETE FROM orders"),
+        ):
+            with pytest.raises(sqlite3.OperationalError, match=f"readonly database; {TO_PRIMARY}$"):
+                call()
+            connection.rollback()
+        assert type(connection.cursor(sqlite3.Cursor)) is sqlite3.Cursor
+
+
+def test_a_reason_is_told_once_and_with_the_code_that_it_had(tmp_path, caplog):
+    with closing(litevfs.connect_stdlib(ORDERS)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match=r"unable to open database: x\.db; no replica URL"):
+            connection.execute("ATTACH 'x.db' AS x")
+        own = litevfs.last_error()
+        with pytest.raises(sqlite3.OperationalError) as caught:  # an error in which litevfs has no part
+            connection.execute(f"ATTACH 'file:{tmp_path}/none/x.db?vfs=unix' AS x")
+        assert str(caught.value) == f"unable to open database: file:{tmp_path}/none/x.db?vfs=unix"
+        assert litevfs.last_error() is own
 
 
 def in_its_thread(connection: Any) -> Any:

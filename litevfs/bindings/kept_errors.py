@@ -1,0 +1,32 @@
+"""The errors that callbacks of `sqlite3`'s library ended with, by thread: SQLite itself hands on only a code."""
+
+from __future__ import annotations
+
+import threading
+
+_errors = threading.local()
+
+
+def keep_error(error: BaseException, code: int) -> None:
+    """Keep an error of which SQLite is told this code."""
+    _errors.last = error
+    _errors.untold = (code, error)
+
+
+def last_error() -> BaseException | None:
+    """The error that a callback last ended with in this thread, or None."""
+    return getattr(_errors, "last", None)
+
+
+def forget_error() -> None:
+    """Let `last_error` begin again."""
+    _errors.last = _errors.untold = None
+
+
+def untold_error(code: int) -> BaseException | None:
+    """`last_error`, if SQLite was told this code, once: then None until the next error."""
+    told, error = getattr(_errors, "untold", None) or (None, None)
+    if told != code:
+        return None
+    _errors.untold = None
+    return error
