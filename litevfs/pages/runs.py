@@ -10,6 +10,7 @@ page cache takes only the first part of it (`Runs.length_from`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import NamedTuple
@@ -63,8 +64,9 @@ class Runs:
     def length_from(self, pgno: int, most: int) -> tuple[int, int]:
         """Pages to decode, from `pgno` on: 1, or twice as many as in the run that ended before it, but not over `most`.
 
-        The second number is how many pages the scan has decoded with them. Reads may leave out pages after a run, up to
-        half its length: those of other trees lie between.
+        Fewer where a chunk of the page map ends (see `run_from`), which makes the next run no shorter. The second
+        number is how many pages the scan has decoded with them. Reads may leave out pages after a run, up to half its
+        length: those of other trees lie between.
         """
         if self.is_alone(pgno):
             return 1, 1
@@ -73,10 +75,11 @@ class Runs:
         for page in before.next_pages:
             self._scans.pop(page, None)
         length = max(1, min(2 * before.length, most))
-        end = pgno + length
-        scan = _Scan(range(end, end + (length >> 1) + 1), length, before.scanned + length)
+        count = min(length, CHUNK_PAGES - ((pgno - 1) & CHUNK_MASK))
+        end = pgno + count
+        scan = _Scan(range(end, end + (length >> 1) + 1), length, before.scanned + count)
         self._scans.update(dict.fromkeys(scan.next_pages, scan))
-        return length, scan.scanned
+        return count, scan.scanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +116,12 @@ class Run:
         keys = [epoch | version << PGNO_BITS | pgno for version, pgno in zip(self.versions, self.pgnos, strict=True)]
         return dict(zip(keys, pages, strict=False))
 
-    def by_offset(self, snapshot: Snapshot, pages: list[bytes]) -> dict[int, bytes]:
-        """The pages that `decode` gave, by where they lie in the database, bytes."""
-        size = snapshot.page_size
-        return dict(zip([(pgno - 1) * size for pgno in self.pgnos], pages, strict=False))
+    def places(self, page_size: int) -> Sequence[int]:
+        """Where the pages lie in the database, bytes."""
+        first, end = self.pgnos[0] - 1, self.pgnos[-1]
+        if end - first == len(self.pgnos):
+            return range(first * page_size, end * page_size, page_size)
+        return [(pgno - 1) * page_size for pgno in self.pgnos]
 
 
 def run_from(snapshot: Snapshot, pgno: int, count: int) -> Run:

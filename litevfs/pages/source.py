@@ -360,7 +360,7 @@ class PageSource:
         count = len(pages) - 1
         if along.pages is not None:
             along.pages.clear()
-            along.pages.update(run.by_offset(snapshot, pages))
+            along.pages.update(zip(run.places(snapshot.page_size), pages, strict=False))
         if along.is_kept:
             kept = run.by_key(snapshot, pages)
             del kept[page_key(snapshot, run.versions[0], run.pgnos[0])]

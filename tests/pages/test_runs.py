@@ -16,6 +16,7 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
 from litevfs.pages.runs import FORGOTTEN_AFTER, MAX_GAP_BYTES, MAX_RUN_BYTES, Runs, run_from
 from litevfs.replica_clients.memory import MemoryStore, drop_memory_store, memory_store
+from litevfs.states.snapshot import CHUNK_PAGES
 
 PAGE_SIZE, PAGES = 4096, 400
 """More than 1 MiB of frames: such a file is not verified when it is opened."""
@@ -51,6 +52,15 @@ def test_a_scan_goes_on_between_other_reads_until_these_are_many():
         far = random.sample(range(1000, 10**9, 2), others)
         assert lengths(runs, far) == [1] * others
         assert lengths(runs, [25]) == [length]
+
+
+def test_a_run_that_ends_with_its_chunk_makes_the_scan_no_slower_and_is_counted_as_long_as_it_is():
+    runs, end = Runs(), CHUNK_PAGES
+    assert [runs.length_from(pgno, 8) for pgno in (end - 9, end - 8, end - 6, end - 2, end + 1, end + 9)] == [
+        *((1, 1), (2, 3), (4, 7)),
+        (3, 10),
+        *((8, 18), (8, 26)),
+    ]
 
 
 def test_what_lies_within_a_run_or_before_it_goes_on_with_nothing():
