@@ -21,7 +21,8 @@ from litevfs.replicate.content import Content, detached, read_changes, read_data
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.joining import ReplicaEnd, begin_place
-from litevfs.replicate.state import State, StateFolder, add_file
+from litevfs.replicate.new_file import add_file
+from litevfs.replicate.state import State, StateFolder
 from litevfs.replicate.upload_queue import UploadQueue
 from litevfs.replicate.wal import WALPosition, WALReader
 

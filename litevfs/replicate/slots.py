@@ -1,6 +1,6 @@
 """A small record on disk that is replaced often: two slots in one file, written in turn. Knows no meaning of fields.
 
-    slot 0 | slot 1          each a line of JSON, filled up with spaces to a multiple of 4096 bytes
+    slot 0 | slot 1          each a line of JSON, filled up with spaces to a multiple of 4096 bytes; the rest is void
 
 A new record overwrites the older one in its place, so that one sync of the file's data puts it on disk: no file is
 made, renamed or removed, and no folder synced. Of the sound slots the one with the greater `sequence` counts. A write
@@ -26,10 +26,11 @@ _Identity = tuple[int, int, int]
 
 
 class SlotFile:
-    """The file at `path`, which only this object writes. For one thread at a time."""
+    """The file at `path`, which only this object writes. For one thread at a time. A slot has `slot_size` bytes, a
+    multiple of 4096, unless a longer record needs more."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, slot_size: int = _BLOCK) -> None:
+        self._path, self._slot_size = path, slot_size
         self._identity: _Identity | None = None  # of the file whose slots are known
         self._newest, self._sequence = 0, 0  # the slot that counts, and its number
 
@@ -58,7 +59,7 @@ class SlotFile:
         """
         record = _packed({"sequence": self._sequence + 1, **fields})
         if not self._overwrite(record):
-            size = len(record) // _BLOCK * _BLOCK + _BLOCK
+            size = max(self._slot_size, _padded_size(record))
             replace(_padded(record, size) + _padded(b"", size))
             self._newest, self._identity = 0, _identity(self._path.stat())
         self._sequence += 1
@@ -76,7 +77,7 @@ class SlotFile:
                 return False
             slot = 1 - self._newest
             os.lseek(fd, slot * size, os.SEEK_SET)
-            local_files.write_all(fd, _padded(record, size))
+            local_files.write_all(fd, _padded(record, _padded_size(record)))
             local_files.sync_data(fd)
         finally:
             os.close(fd)
@@ -88,6 +89,10 @@ def _packed(fields: dict[str, Any]) -> bytes:
     return json.dumps({"version": _VERSION, "checksum": checksum(fields), **fields}).encode()
 
 
+def _padded_size(record: bytes) -> int:
+    return len(record) // _BLOCK * _BLOCK + _BLOCK
+
+
 def _padded(record: bytes, size: int) -> bytes:
     return record.ljust(size - 1) + b"\n"
 
@@ -95,7 +100,7 @@ def _padded(record: bytes, size: int) -> bytes:
 def _parsed(data: bytes) -> dict[str, Any] | None:
     """The fields of a sound record."""
     try:
-        fields = json.loads(data)
+        fields = json.loads(data.partition(b"\n")[0] if data.startswith(b'{"version"') else data)
         found, version = fields.pop("checksum"), fields.pop("version")
         return fields if (found, version) == (checksum(fields), _VERSION) else None
     except (ValueError, TypeError, KeyError, AttributeError):

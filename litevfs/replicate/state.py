@@ -1,23 +1,27 @@
 """The replicator's files beside the database, in the folder `.<database>-litevfs`; they survive any end of the process.
 
     lock         held by the replicator that runs; its text is that process's number
-    state.json   the position: which TXID came last, and where in the WAL the next one begins (`slots.py`)
+    state.json   the position: which TXID came last, and where in the WAL the next one begins (`slots.py`); and the file
+                 of that TXID, if it is small, and the database has one place
     owner.json   the folder's ID (`marks.py`)
     pending/     LTX files that are not yet known to be on the replica; of several places, the queue of one
     places/      the queues of the others, a folder each (`upload_queue.py`)
 
 A file is in each queue first, then `state.json` counts it, then it is uploaded, then it is removed from that queue. So
 a pending file beyond `state.json` was never uploaded and is made again, and one that is uploaded twice has the same
-content. `access.py` says who may read the files.
+content. A small file is on disk with the record that counts it, by one sync; it becomes a file of the queue only when
+the next record is made before it is uploaded, or when another process goes on. `access.py` says who may read the files.
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -25,17 +29,18 @@ from typing import Any
 
 from litevfs import local_files
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
-from litevfs.ltx.encoder import Encoder
-from litevfs.ltx.format import TRAILER_SIZE, Header
 from litevfs.ltx.names import format_file_name
 from litevfs.replicate.access import Access, translated
-from litevfs.replicate.content import Content
 from litevfs.replicate.marks import folder_id, state_folder
 from litevfs.replicate.slots import SlotFile
 from litevfs.replicate.upload_queue import PendingFile, UploadQueue, read_record
 from litevfs.replicate.wal import WALPosition
 
 logger = logging.getLogger("litevfs.replicate")
+
+_SLOT_SIZE = 16384
+SMALL_FILE_BYTES = 11_000
+"""A file up to this size goes into the record of the state: with 4/3 of its size and the other fields, it fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,8 @@ class StateFolder:
         self._database = database
         self._pending, self._places = self.path / "pending", self.path / "places"
         self._state = self.path / "state.json"
-        self._slots = SlotFile(self._state)
+        self._slots = SlotFile(self._state, _SLOT_SIZE)
+        self._holds_small = False  # whether the record on disk has a file that is uploaded, or waits
         self._lock = self.path / "lock"
         self._lock_fd: int | None = None
         self._lock_pid = 0
@@ -88,6 +94,7 @@ class StateFolder:
             try:
                 _lock(self._lock_fd, self._database)
                 self._remove_leftovers()
+                self._put_down_small()
                 self.id = folder_id(self.path, os.fstat(self._lock_fd), self._access.open)
             except BaseException:
                 self.close()
@@ -106,6 +113,8 @@ class StateFolder:
 
     def close(self) -> None:
         """Release the lock, so that another replicator may take the folder. Idempotent."""
+        with suppress(OSError, ReplicatorError):  # then the next replicator finds that it was uploaded
+            self._forget_small()
         fd, self._lock_fd = self._lock_fd, None
         if fd is not None:
             if os.getpid() == self._lock_pid:  # a process forked from this one has the descriptor, too, and keeps it
@@ -149,11 +158,24 @@ class StateFolder:
             queue.load(*((None, 0) if state is None else (state.replica_url, state.txid)))
         return state
 
-    def save(self, state: State) -> None:
-        """Replace the state; it is on disk when this returns."""
+    def save(self, state: State, small: bytes | None = None) -> None:
+        """Replace the state; it is on disk when this returns, and so is the file of its TXID, if that is `small`."""
         with translated(self._state):
             self._check_held()
-            self._slots.write(_fields(state) | {"position": _fields(state.position)}, self._replace_state)
+            for queue in self.queues:
+                queue.put_down_small()
+            fields = _fields(state) | {"position": _fields(state.position)}
+            if small is not None:
+                fields["file"] = base64.b64encode(small).decode()
+            self._slots.write(fields, self._replace_state)
+            self._holds_small = small is not None
+            if small is not None:
+                self.queues[0].add_small(PendingFile(state.txid, self._pending_path(state.txid), small))
+
+    @property
+    def takes_small(self) -> bool:
+        """Whether a small file may go into the record of the state: it waits for one place only, which has joined."""
+        return len(self.queues) == 1 and self.queues[0].is_plain and self.queues[0].is_joined
 
     def _replace_state(self, data: bytes) -> None:
         temp = self._state.with_suffix(".tmp")
@@ -174,7 +196,7 @@ class StateFolder:
 
         After an error, `load` removes what is there of it.
         """
-        name = format_file_name(txid, txid)
+        name = self._pending_path(txid).name
         temp = (self._pending / name).with_suffix(".tmp")
         for queue in self.queues:
             if not (queue.is_plain or queue.path.exists()):  # removed by another program
@@ -256,9 +278,35 @@ class StateFolder:
     def _read(self) -> State | None:
         try:
             fields = self._slots.read()
-            return None if fields is None else State(**(fields | {"position": WALPosition(**fields["position"])}))
+            if fields is None:
+                return None
+            fields.pop("file", None)
+            return State(**(fields | {"position": WALPosition(**fields["position"])}))
         except (OSError, TypeError, KeyError):
             return None
+
+    def _pending_path(self, txid: int) -> Path:
+        return self._pending / format_file_name(txid, txid)
+
+    def _put_down_small(self) -> None:
+        """Make a file of the one in the record of the state: from here on, `pending/` says what waits."""
+        fields = self._slots.read()
+        if fields is not None and "file" in fields:
+            path = self._pending_path(fields["txid"])
+            UploadQueue(self._pending, "", self._access, is_plain=True).put_down(path, base64.b64decode(fields["file"]))
+            self._write_without_file(fields)
+
+    def _forget_small(self) -> None:
+        """Drop the file in the record, if it is uploaded."""
+        if self._holds_small and self.is_held() and not any(queue.has_small for queue in self.queues):
+            self._holds_small = False
+            fields = self._slots.read()
+            if fields is not None:
+                self._write_without_file(fields)
+
+    def _write_without_file(self, fields: dict[str, Any]) -> None:
+        fields.pop("file", None)
+        self._slots.write(fields, self._replace_state)
 
     def _check_held(self) -> None:
         if not self.is_held():
@@ -269,76 +317,9 @@ class StateFolder:
             temp.unlink(missing_ok=True)
 
 
-def add_file(
-    folder: StateFolder, before: State, content: Content, now_ms: int, between_pages: Callable[[], None]
-) -> State:
-    """Make `content` the TXID after `before`: the state, saved in `folder` like the file that leads to it.
-
-    `now_ms` is its time, Unix milliseconds, unless that of `before` is later. `between_pages` is called for each page;
-    what it raises leaves everything as it was. Raises WALError, ReplicatorError.
-    """
-    header = Header(
-        page_size=content.page_size,
-        commit=content.commit,
-        min_txid=before.txid + 1,
-        max_txid=before.txid + 1,
-        timestamp_ms=max(now_ms, before.timestamp_ms),
-        wal_offset=content.wal_offset,
-        wal_size=content.wal_size,
-        wal_salt1=content.end.salt1,
-        wal_salt2=content.end.salt2,
-    )
-    parts = _Parts(_encoded(folder, header, content, between_pages))
-    folder.add_pending(header.max_txid, parts)
-    state = replace(
-        before,
-        txid=header.max_txid,
-        timestamp_ms=header.timestamp_ms,
-        file_size=parts.size,
-        file_trailer=parts.last.hex(),
-        position=content.end,
-    )
-    folder.save(state)
-    return state
-
-
 def _fields(record: State | WALPosition) -> dict[str, Any]:
     """As `dataclasses.asdict`, without its copies."""
     return {name: getattr(record, name) for name in record.__slots__}
-
-
-class _Parts:
-    """The parts of a file as they pass: their size, and the last one, which is an LTX file's trailer."""
-
-    def __init__(self, parts: Iterable[bytes]) -> None:
-        self._parts = parts
-        self.size, self.last = 0, b""
-
-    def __iter__(self) -> Iterator[bytes]:
-        for part in self._parts:
-            self.size += len(part)
-            self.last = part
-            yield part
-
-
-def _encoded(
-    folder: StateFolder, header: Header, content: Content, between_pages: Callable[[], None]
-) -> Iterator[bytes]:
-    with folder.spool() as spool:
-        encoder = Encoder(header, spool=spool)
-        yield encoder.begin()
-        for pgno, page in content.pages:
-            between_pages()
-            yield encoder.page(pgno, page)
-        yield from encoder.finish_in_parts()
-
-
-def fingerprint(path: Path) -> tuple[int, str]:
-    """(size in bytes, trailer in hex) of an LTX file."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - TRAILER_SIZE))
-        return size, file.read().hex()
 
 
 def _lock(fd: int, database: Path) -> None:

@@ -9,15 +9,20 @@ up, begins with a file of the whole database: the record says which, and where t
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import threading
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
+from typing import BinaryIO
 
 from litevfs import local_files
+from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.ltx.names import parse_file_name
 from litevfs.replicate.access import Access, translated
 
@@ -31,6 +36,25 @@ class PendingFile:
 
     txid: int
     path: Path
+    content: bytes | None = field(default=None, compare=False, repr=False)
+    """Of a small file that is in the record of the state, and not at `path`."""
+
+    def open(self) -> BinaryIO:
+        """Open it for reading. Raises FileNotFoundError once it is uploaded, or given up."""
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes. Raises FileNotFoundError as `open`."""
+        return self.path.stat().st_size if self.content is None else len(self.content)
+
+    @property
+    def fingerprint(self) -> tuple[int, str]:
+        """(size in bytes, trailer in hex): enough to know it again. Raises FileNotFoundError as `open`."""
+        with self.open() as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TRAILER_SIZE))
+            return size, file.read().hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +92,8 @@ class UploadQueue:
         self.path, self.url, self.is_plain, self._access = path, url, is_plain, access
         self.record = PlaceRecord(url, 0, 0, has_joined=False)
         self.why_not_joined = "the place is a new one"
+        self._small: PendingFile | None = None  # one that is in the record of the state
+        self._small_lock = threading.Lock()  # of its change: an upload and the next capture may want it at once
 
     @property
     def is_joined(self) -> bool:
@@ -175,12 +201,38 @@ class UploadQueue:
 
     def pending(self) -> list[PendingFile]:
         """The files that wait for their upload, by TXID."""
+        small = self._small  # first: it may become a file while the folder is listed
         with translated(self.path):
             try:
                 files = [(parse_file_name(path.name), path) for path in self.path.iterdir()]
             except FileNotFoundError:
-                return []
-        return sorted(PendingFile(txids[0], path) for txids, path in files if txids)
+                files = []
+        found = sorted(PendingFile(txids[0], path) for txids, path in files if txids)
+        return found if small is None or small in found else sorted([*found, small])
+
+    @property
+    def has_small(self) -> bool:
+        """Whether a file waits that is in the record of the state."""
+        return self._small is not None
+
+    def add_small(self, file: PendingFile) -> None:
+        """Note a file with its content that waits, and is in the record of the state."""
+        with self._small_lock:
+            self._small = file
+
+    def put_down_small(self) -> None:
+        """Make a file of the one that is in the record of the state, which is about to be written over."""
+        with self._small_lock:
+            if self._small is not None and self._small.content is not None:
+                self.put_down(self._small.path, self._small.content)
+            self._small = None
+
+    def put_down(self, path: Path, content: bytes) -> None:
+        """Write a file that waits; it is whole and on disk when this returns."""
+        temp = path.with_suffix(".tmp")
+        with translated(path), local_files.removing_on_error(temp):
+            self._access.write_synced(temp, [content])
+            local_files.replace_synced(temp, path)
 
     @property
     def begins_now(self) -> bool:
@@ -193,12 +245,16 @@ class UploadQueue:
         sizes = []
         for file in self.pending():
             with suppress(FileNotFoundError):  # just uploaded
-                sizes.append(file.path.stat().st_size if file.txid > self.record.first else 0)
+                sizes.append(file.size if file.txid > self.record.first else 0)
         return sum(sizes)
 
     def discard(self, files: Iterable[PendingFile]) -> None:
         """Remove pending files."""
         for file in files:
+            with self._small_lock:
+                if self._small == file:
+                    self._small = None
+                    continue
             with translated(file.path):
                 file.path.unlink(missing_ok=True)
 

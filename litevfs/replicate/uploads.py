@@ -28,7 +28,7 @@ from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.compaction import store_as_snapshot
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.guard import WriterGuard
-from litevfs.replicate.state import State, fingerprint
+from litevfs.replicate.state import State
 from litevfs.replicate.upload_queue import PendingFile, UploadQueue
 
 _FEED_BYTES = 1 << 16
@@ -189,7 +189,7 @@ class Uploads:
         if file.txid <= self.txid:
             return None
         try:
-            with file.path.open("rb") as content:
+            with file.open() as content:
                 is_whole, leaves_gap = is_whole_database(file, content), file.txid > self.txid + 1
                 if leaves_gap and not is_whole:
                     return self._gone(file.txid)
@@ -315,12 +315,14 @@ def _fingerprints(pending: list[PendingFile]) -> dict[int, tuple[int, str]]:
     found = {}
     for file in pending:
         with suppress(FileNotFoundError):  # uploaded, or given up, meanwhile
-            found[file.txid] = fingerprint(file.path)
+            found[file.txid] = file.fingerprint
     return found
 
 
 def is_whole_database(file: PendingFile, content: BinaryIO) -> bool:
     """Whether `file`, with this content, holds every page. Reads and verifies all of it; raises LTXFormatError."""
+    if file.content is not None:  # not read back from a disk, and such a file never does
+        return False
     decoder = StreamDecoder()
     pages = 0
     while part := content.read(_FEED_BYTES):
@@ -343,10 +345,11 @@ def upload(client: ReplicaClient, file: PendingFile, content: BinaryIO) -> LTXFi
     header = Header.unpack(content.read(HEADER_SIZE))
     content.seek(0)
     try:
-        return client.write(0, file.txid, file.txid, content, header.timestamp_ms, exclusive=True)
+        data = content if file.content is None else file.content
+        return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True)
     except StorageFileExistsError as exc:
         exists = exc
-    expected = fingerprint(file.path)
+    expected = file.fingerprint
     for there in client.list_files(0, file.txid):
         if (there.min_txid, there.max_txid) == (file.txid, file.txid):
             if (there.size, _trailer(client, there)) == expected:

@@ -18,6 +18,9 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from litevfs.testing.faulty_objects import FaultyObjectsClient
 
+LARGE = 20_000
+"""Bytes of a value whose commit makes a file that is too large for the record of the state."""
+
 
 def files_of(client: ReplicaClient) -> list[LTXFile]:
     """Every file of level 0, verified, by TXID; TXIDs run from 1 without a gap, one file each."""

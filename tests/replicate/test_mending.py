@@ -29,7 +29,7 @@ from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
-from tests.replicate.support import failing_client, rebuilt, refuse_writes, source_bytes, wait_until
+from tests.replicate.support import LARGE, failing_client, rebuilt, refuse_writes, source_bytes, wait_until
 
 
 def synced(app, replicator: Replicator, syncs: int) -> Replicator:
@@ -385,7 +385,7 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
     now, deadline = 1_000, time.monotonic() + 20
     replicator = replicate(app, clock_ms=lambda: now)
     replicator.sync()
-    app.insert()
+    app.insert(size=LARGE)
     now = 2_000
     replicator._capturing.step(deadline)
     (waiting,) = replicator._folder.queues[0].pending()
@@ -444,7 +444,7 @@ def waiting(app, tmp_path: Path, replicate):
     replicator = synced(app, replicate(app, client), 1)
     refuse_writes(client)
     for _ in range(3):
-        app.insert()
+        app.insert(size=LARGE)
         with pytest.raises(TransientStorageError):
             replicator.sync(timeout_s=0)
     client.faults.clear()

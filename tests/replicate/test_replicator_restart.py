@@ -17,7 +17,7 @@ from litevfs.ltx.format import Header
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault
-from tests.replicate.support import assert_replicated, fail_writes, failing_client, files_of, states, written
+from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client, files_of, states, written
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 
@@ -480,7 +480,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_and_loses_nothing(app, clie
         replicator.sync()
         pending = state_folder(app) / "pending"
         pending.rename(state_folder(app) / "away")
-        app.insert(20)
+        app.insert(20, size=LARGE)
         with pytest.raises(ReplicatorError, match=r"local state cannot be kept.*hint: "):
             replicator.sync()
         app.checkpoint("TRUNCATE")

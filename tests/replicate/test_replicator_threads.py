@@ -22,6 +22,7 @@ from litevfs.replicate.database import ReadTransaction
 from litevfs.replicate.uploads import ReplicaPosition
 from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
+    LARGE,
     assert_replicated,
     fail_writes,
     files_of,
@@ -248,7 +249,7 @@ def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client,
     wait_until(lambda: replicator.status.last_sync_ms == 1_000)
     pending = app.path.with_name(".app.db-litevfs") / "pending"
     pending.rename(pending.with_name("away"))
-    app.insert()
+    app.insert(size=LARGE)
     wait_until(lambda: replicator.status.last_error)
     now = 2_000
     wait_until(lambda: caplog.text.count("local state cannot be kept") > 5)

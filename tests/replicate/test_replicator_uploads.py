@@ -18,6 +18,7 @@ from litevfs.replicate.state import State
 from litevfs.replicate.uploads import retry_transient
 from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
+    LARGE,
     assert_replicated,
     fail_writes,
     files_of,
@@ -94,14 +95,15 @@ def test_a_file_that_the_state_does_not_count_yet_is_not_uploaded(app, client, r
     folder = replicator._folder
     save, on_replica = folder.save, []
 
-    def save_after_an_upload(state: State) -> None:
+    def save_after_an_upload(state: State, small: bytes | None) -> None:
+        assert small is None
         assert [file.txid for file in folder.queues[0].pending()] == [2]
         replicator.places[0].upload(time.monotonic() + 10)  # as its thread does at any time
         on_replica.extend(file.max_txid for file in client.list_files(0))
         save(state)
 
     monkeypatch.setattr(folder, "save", save_after_an_upload)
-    app.insert()
+    app.insert(size=LARGE)
     assert replicator.sync() == 2
     assert on_replica == [1]
     assert_replicated(client, app.path)

@@ -18,7 +18,7 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, fail_writes, failing_client, wait_until
+from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client, wait_until
 
 
 def state_folder(app: Application) -> Path:
@@ -48,7 +48,7 @@ def test_no_user_can_read_the_state_who_cannot_read_the_database(app, tmp_path: 
     try:
         with Replicator(app.path, client) as replicator:
             replicator.sync()
-            app.insert()
+            app.insert(size=LARGE)
             fail_writes(client)
             with pytest.raises(Exception, match="injected fault"):
                 replicator.sync(timeout_s=0)
@@ -118,8 +118,12 @@ def test_a_forked_process_that_closes_its_copy_lets_no_other_in(app, tmp_path: P
 # --- what is on disk --------------------------------------------------------------------------------------------------
 
 
-def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeypatch: pytest.MonkeyPatch):
-    """Whole before it gets its name, the name before `state.json` counts the file, and that before it is uploaded."""
+@pytest.mark.parametrize("size", [100, LARGE])
+def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeypatch: pytest.MonkeyPatch, size: int):
+    """Whole before it gets its name, the name before `state.json` counts the file, and that before it is uploaded.
+
+    A small one is on disk with the record in `state.json` that counts it.
+    """
     folder, events = state_folder(app), []
     fsync, sync_data, replace, write = os.fsync, local_files.sync_data, os.replace, client.write
 
@@ -151,21 +155,21 @@ def test_every_file_is_on_disk_before_anything_counts_on_it(app, client, monkeyp
 
     with Replicator(app.path, client) as replicator:
         replicator.sync()
-        app.insert()
+        app.insert(size=size)
         monkeypatch.setattr(os, "fsync", noted_fsync)
         monkeypatch.setattr(local_files, "sync_data", noted_sync_data)
         monkeypatch.setattr(os, "replace", noted_replace)
         monkeypatch.setattr(client, "write", noted_write)
         replicator.sync()
-    size, state_size = client.list_files(0)[-1].size, (folder / "state.json").stat().st_size
+        monkeypatch.undo()
+    file_size, state_size = client.list_files(0)[-1].size, (folder / "state.json").stat().st_size
     stem = f"pending/{2:016x}-{2:016x}"
-    assert events == [
-        ("sync", f"{stem}.tmp", size),
-        ("name", f"{stem}.tmp", f"{stem}.ltx", size),
+    before = [
+        ("sync", f"{stem}.tmp", file_size),
+        ("name", f"{stem}.tmp", f"{stem}.ltx", file_size),
         ("sync", "pending", None),
-        ("sync", "state.json", state_size),
-        ("upload",),
     ]
+    assert events == [*(before if size == LARGE else []), ("sync", "state.json", state_size), ("upload",)]
 
 
 def test_nothing_is_left_of_a_state_that_was_forgotten(app, tmp_path: Path):
@@ -282,7 +286,7 @@ def test_a_folder_that_another_made_during_a_step_gets_no_file_and_no_state(
 
     with Replicator(app.path, client) as replicator:
         replicator.sync()
-        app.insert()
+        app.insert(size=LARGE)
         monkeypatch.setattr(os, "open", make_anew_then_open)
         with pytest.raises(ReplicatorError, match="the replicator's local state was removed"):
             replicator._capture.step()
