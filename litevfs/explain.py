@@ -18,6 +18,8 @@ import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
 from litevfs.bindings.apsw_vfs import ReplicaFile, ReplicaVFS
+from litevfs.bindings.rehearsal import rehearse
+from litevfs.bindings.statements import runs_statement
 from litevfs.bindings.warming import THREAD_NAME, warm
 from litevfs.errors import OptionError
 from litevfs.files.requests import Request
@@ -144,6 +146,7 @@ def explain_io(
         registry.release(lease)
 
 
+@runs_statement("sql", "parameters")
 def _run(
     vfs: str, recorder: _Recorder, sql: str, parameters: Sequence[object]
 ) -> tuple[int, float, float, tuple[int, int]]:
@@ -266,6 +269,7 @@ class _RecordingVFS(ReplicaVFS):
                     session.close()
                     raise
                 recorder.warming = session.warming
+            rehearse(session)
         return ReplicaFile(session)  # type: ignore[return-value]  # any object with the methods of a VFSFile works
 
 

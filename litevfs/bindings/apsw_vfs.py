@@ -51,6 +51,10 @@ class ReplicaVFS(apsw.VFS):
                 from litevfs.bindings.warming import warm  # few connections need it
 
                 warm(session)
+            if session.replica.pages.ahead is not None:
+                from litevfs.bindings.rehearsal import rehearse  # local replicas need none
+
+                rehearse(session)
         except BaseException:
             session.close()  # SQLite does not close it: it has no file yet
             raise

@@ -183,6 +183,10 @@ class Binding:
                 from litevfs.bindings.warming import warm  # loads APSW
 
                 warm(session)
+            if session.replica.pages.ahead is not None:
+                from litevfs.bindings.rehearsal import rehearse  # loads APSW
+
+                rehearse(session)
             self._open_empty(_Open(file, session, has_no_locks))
         except BaseException:
             session.close()

@@ -17,13 +17,12 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from weakref import WeakSet
 
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
-from litevfs.bindings.apsw_vfs import ReplicaVFS
+from litevfs.bindings.guests import connect_guest
 from litevfs.concurrency.futures import settle
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, OptionError, TransientStorageError
@@ -41,7 +40,6 @@ GRACE_S = 5.0
 STEPS_BETWEEN_CHECKS = 10_000
 """Of SQLite's machine, between two looks at the time."""
 _WRONG_SQL = apsw.SQLError, apsw.BindingsError
-_FLAGS = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_PRIVATECACHE
 
 
 def warm(session: Session) -> None:
@@ -246,27 +244,12 @@ class _Guest(Session):
 
     def connect(self) -> apsw.Connection:
         """A connection that reads by this session. Raises what APSW raises."""
-        name = f"warm-{next(_numbers)}"
-        _guests[name] = self
-        try:
-            connection = apsw.Connection(name, flags=_FLAGS, vfs=_vfs.name)
-        finally:
-            _guests.pop(name, None)
+        connection = connect_guest(self)
         connection.set_progress_handler(lambda: self._queries.must_end, STEPS_BETWEEN_CHECKS)
         return connection
 
 
-class _GuestVFS(ReplicaVFS):
-    """Opens sessions that lie ready."""
-
-    def _open_session(self, name: str | apsw.URIFilename | None) -> Session:
-        return _guests[str(name.filename() if isinstance(name, apsw.URIFilename) else name)]
-
-
-_numbers = count(1)
-_guests: dict[str, _Guest] = {}
 _running: WeakSet[Queries] = WeakSet()
-_vfs = _GuestVFS("litevfs-warm", {})
 
 
 @atexit.register

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import apsw
 
+from litevfs.bindings.statements import runs_statement
 from litevfs.dbapi.errors import OperationalError, ProgrammingError, translated
 from litevfs.dbapi.rows import own_row_factory, with_text
 from litevfs.errors import LitevfsError
@@ -80,6 +81,7 @@ class Cursor:
 
     # --- running ------------------------------------------------------------------------------------------------------
 
+    @runs_statement("sql", "parameters")
     def execute(self, sql: str, parameters: Parameters = (), /) -> Self:
         """Run one statement. Raises ProgrammingError for more than one, or parameters that do not fit."""
         self._begin(sql)

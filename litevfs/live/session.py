@@ -17,6 +17,7 @@ from litevfs.errors import LitevfsError, OptionError, ReplicaError, ReplicaReadO
 from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
+from litevfs.pages.reads import Waits
 from litevfs.pages.source import HEADER_SIZE
 from litevfs.states.snapshot import Snapshot
 
@@ -67,6 +68,7 @@ class Session:
         self._along: dict[int, bytes] = {}  # pages of the pinned snapshot that a scan needs next, by offset in bytes
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
+        self._waits: Waits | None = None
         try:
             self._open()
             self._epoch = self.snapshot.epoch
@@ -91,9 +93,22 @@ class Session:
     def _use_pages(self) -> None:
         """Read from the replica's page source from here on. A forked child has a new one."""
         self._pages = self.replica.pages
-        self._reads = self._pages.reads()
+        self._reads = self._pages.reads(self._waits)
         self._read_page = self._reads.read
         self._is_watched = self._reads is not self._pages
+
+    def listen(self, waits: Waits) -> None:
+        """Tell `waits` from here on when a read waits for the storage, and when the session is closed."""
+        self._waits = waits
+        self._use_pages()
+
+    def is_reading(self, snapshot: Snapshot) -> bool:
+        """Whether a read transaction that sees this snapshot goes on."""
+        return self._pinned is snapshot
+
+    def page_one(self, snapshot: Snapshot) -> bytes:
+        """Page 1 as SQLite has last seen it; empty if that was another snapshot's."""
+        return self._first_page if self._first_page_of is snapshot else b""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -119,6 +134,8 @@ class Session:
         """Release the replica. Idempotent."""
         if self.warming is not None:
             self.warming.stop()
+        if self._waits is not None:
+            self._waits.stop()
         if not self._is_guest:
             registry.release(self._lease)
 

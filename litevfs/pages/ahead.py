@@ -6,7 +6,7 @@ A failure here raises no error: a reader that needs the page reads it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from litevfs.errors import LitevfsError
 from litevfs.files.blocks import BlockReader
@@ -22,6 +22,7 @@ from litevfs.states.snapshot import (
     decode_page,
     page_key,
 )
+from litevfs.states.unplaced import locate
 
 logger = logging.getLogger("litevfs.pages.ahead")
 
@@ -78,6 +79,24 @@ class ReadAhead:
             except LitevfsError as error:
                 logger.info("page %d in memory is damaged: %s", pgno, error)
         return page
+
+    def fetch(self, snapshot: Snapshot, pgnos: list[int], call: Callable[[], object]) -> None:
+        """Start fetching pages, and make the call when the requests for them have ended, with or without them."""
+        locate(snapshot, pgnos)
+        self.start(snapshot, pgnos, Watcher(self.max_pages()))
+        self._when_there(snapshot, pgnos, call)
+
+    def _when_there(self, snapshot: Snapshot, pgnos: Iterable[int], call: Callable[[], object]) -> None:
+        places = [snapshot.place(pgno) for pgno in pgnos if snapshot.version(pgno) and snapshot.is_placed(pgno)]
+        left = iter(range(len(places)))  # `next` of it is atomic
+
+        def one_more() -> None:
+            if next(left, -1) < 0:
+                call()
+
+        for place in places:
+            self._blocks.when_there(*place, one_more)
+        one_more()
 
     @property
     def pages_in_a_trip(self) -> int:

@@ -32,8 +32,24 @@ class Reads(Protocol):
         ...
 
 
+class Waits(Protocol):
+    """What is told of the waits of one connection's reads."""
+
+    def before_wait(self, snapshot: Snapshot, begins: int) -> None:
+        """A read is about to wait for the storage; it is the connection's query number `begins`."""
+        ...
+
+    def stop(self) -> None:
+        """The connection is closed. Waits for nothing; idempotent."""
+        ...
+
+
 class Source(Reads, Protocol):
     """A page source that can read ahead."""
+
+    def needs_request(self, snapshot: Snapshot, pgno: int) -> bool:
+        """Whether a read of the page would have to ask the storage."""
+        ...
 
     def keep_pages(self, snapshot: Snapshot, pages: dict[int, bytes]) -> None:
         """Keep pages, by number, that were decoded along with one and not handed out."""
@@ -51,9 +67,11 @@ class Source(Reads, Protocol):
 class WatchedReads:
     """Reads of one connection; from their order a watcher predicts the next pages."""
 
-    def __init__(self, source: Source, watcher: Watcher) -> None:
+    def __init__(self, source: Source, watcher: Watcher, waits: Waits | None = None) -> None:
         self._source = source
         self._watcher: Watcher | None = watcher
+        self._waits = waits
+        self._begins = 0
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
         """Read a page, and start reading what will probably come next.
@@ -67,6 +85,8 @@ class WatchedReads:
             page = self._read_resting(snapshot, pgno, along, watcher, scan)
         else:
             try:
+                if self._waits is not None and source.needs_request(snapshot, pgno):
+                    self._waits.before_wait(snapshot, self._begins)
                 ahead = watcher.before_read(pgno)
                 if watcher.recall.is_due:
                     ahead += source.recall(snapshot, watcher)
@@ -114,6 +134,7 @@ class WatchedReads:
 
     def begin(self) -> None:
         """Another query begins: the reads of the query before say nothing about it."""
+        self._begins += 1
         if self._watcher is not None:
             self._watcher.begin()
 

@@ -23,7 +23,7 @@ from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
-from litevfs.pages.reads import Reads, WatchedReads
+from litevfs.pages.reads import Reads, Waits, WatchedReads
 from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
 from litevfs.pages.watcher import Watcher
@@ -193,9 +193,9 @@ class PageSource:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def reads(self) -> Reads:
-        """The reads of one connection: watched, where read-ahead pays."""
-        return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()))
+    def reads(self, waits: Waits | None = None) -> Reads:
+        """The reads of one connection: watched, where read-ahead pays. `waits` is told when they wait."""
+        return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()), waits)
 
     def begin(self) -> None:
         """A query of one connection begins; see `WatchedReads`."""
@@ -226,6 +226,11 @@ class PageSource:
             return []
         most = JUMPS * self._ahead.pages_in_a_trip
         return watcher.recalled(partial(self._ahead.peek, snapshot), most)
+
+    @property
+    def ahead(self) -> ReadAhead | None:
+        """What reads ahead, where that pays and is wanted."""
+        return self._ahead
 
     @property
     def is_remote(self) -> bool:

@@ -99,6 +99,21 @@ class KnownTrees:
             keys[position - 1] + 1 if position else MIN_ROWID, keys[position] + 1 if position < len(keys) else MAX_ROWID
         )
 
+    def bounds(self, pgno: int) -> tuple[int | None, int | None]:
+        """The first rowid that a page of a table may hold, and the one after the last; None where that is not known."""
+        lower = upper = None
+        for _ in range(MAX_DEPTH):
+            place = self.place(pgno)
+            if place is None or (lower is not None and upper is not None):
+                break
+            pgno, position = place
+            keys = self.interior[pgno].keys
+            if lower is None and position:
+                lower = keys[position - 1] + 1
+            if upper is None and position < len(keys):
+                upper = keys[position] + 1
+        return lower, upper
+
     def next_leaf(self, pgno: int) -> int:
         """The page after a leaf; 0 if there is none, or it is not known."""
         parent = self.place(pgno)

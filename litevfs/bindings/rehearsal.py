@@ -1,0 +1,210 @@
+"""Rehearses a query that waits for the storage, to know which pages it needs next: they are then fetched together.
+
+A session beside the query's runs the same statement on the pages in memory. For a page that is missing it gives SQLite
+one that stands in for it, and SQLite goes on: with the next row of the outer table of a join, the next value of an IN,
+the next subquery. What was missing is fetched, and the query is rehearsed again with it, which comes one level of
+look-ups further; so the levels cost a round trip each, however many rows there are.
+
+The rows of a rehearsal go nowhere: it only hints, and an error in it costs the hints of one statement. It waits for no
+read, and ends with the query.
+
+Bounds: the pages of one rehearsal (`Plan.pages`), which grow while what they brought leads on; SQLite's steps; two
+leaves in a row of a table that is scanned, which the watcher reads ahead; and the governor's bound on all read-ahead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+
+import apsw
+
+from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.statements import Statement, running_statement
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import LitevfsError, TransientStorageError
+from litevfs.live.session import Session
+from litevfs.states.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.bindings.rehearsal")
+
+THREAD_NAME = "litevfs-rehearsal"
+GROWTH, MOST_PAGES = 4, 1024
+"""How the number of pages grows that a rehearsal may miss, and its end."""
+MAX_REHEARSALS = 24
+"""Of one statement in a row; each needs what the one before has missed."""
+PATIENCE_S = 10.0
+"""A rehearsal waits no longer than this for pages."""
+FIRST_S = 0.003
+"""It lets its query ask first for so long: more than the query takes to use what came, less than a round trip."""
+LOOK_S = 0.05
+"""So often a rehearsal that waits looks whether its query is over."""
+
+
+class Rehearsals:
+    """Those of one session's statements, one at a time, in a thread that lives as long as there is one. See `Waits`."""
+
+    def __init__(self, host: Session) -> None:
+        self._host = weakref.ref(host)
+        self._guest: RehearsalSession | None = None
+        self._last: tuple[Statement, int] | None = None  # the statement that waited last, in which transaction
+        self._waits = 0  # of that statement; it is rehearsed at the first, second, fourth, ... of them
+        self._query_waits = threading.Event()  # set when it waits again
+        self._next: Task | None = None
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        _running.add(self)
+
+    def before_wait(self, snapshot: Snapshot, begins: int) -> None:
+        """The session is about to wait for the storage in its read transaction number `begins`."""
+        statement, host = running_statement(), self._host()
+        if statement is None or host is None:
+            return
+        if (statement, begins) != self._last:
+            self._last, self._waits = (statement, begins), 0
+        self._waits += 1
+        self._query_waits.set()
+        first_page = host.page_one(snapshot)
+        if self._waits & (self._waits - 1) or not first_page or host.replica.pages.hydration is not None:
+            return
+        if os.getpid() != self._pid:
+            self._forget()
+        with self._lock:
+            if not self._is_stopped and (self._thread is None or self._waits == 1):
+                self._next = Task(statement, snapshot, first_page)
+                try:
+                    self._thread = self._thread or start_thread(self._run, THREAD_NAME)
+                except TransientStorageError as error:
+                    self._next = None
+                    logger.info("no rehearsal: %s", error)
+
+    def stop(self) -> None:
+        """End them. Waits for nothing; idempotent."""
+        if os.getpid() != self._pid:
+            self._forget()
+        guest = None
+        with self._lock:
+            self._is_stopped, self._next = True, None
+            if self._thread is None:  # else the thread closes it
+                guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close_connection()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread, if there is one."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, timeout_s))
+
+    def must_end(self, task: Task) -> bool:
+        """Whether the query of a task is over, or another one waits."""
+        if self._is_stopped or self._next is not None:
+            return True
+        host = self._host()
+        return host is None or not host.is_reading(task.snapshot)
+
+    def _forget(self) -> None:
+        """Begin again in a forked child: the thread is gone, and its connection may be in the middle of a call."""
+        _left_behind.append(self._guest)
+        self._guest = self._thread = self._next = None
+        self._lock, self._pid = threading.Lock(), os.getpid()
+
+    # --- in the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        guest = None
+        while True:
+            with self._lock:
+                task, self._next = self._next, None
+                if task is None:
+                    self._thread = None
+                    if self._is_stopped:
+                        guest, self._guest = self._guest, None
+                    break
+            try:
+                self._rehearse(task)
+            except (LitevfsError, apsw.Error, TypeError) as error:  # SQL or values that only its own connection knows
+                logger.debug("no rehearsal of %s: %s", task.statement.sql, error)
+            except Exception:
+                logger.exception("rehearsing failed; this connection goes on without")
+                self._is_stopped = True
+        if guest is not None:
+            guest.close_connection()
+
+    def _rehearse(self, task: Task) -> None:
+        guest = self._guest_for(task)
+        if guest is None:
+            return
+        plan = guest.plan(task)
+        if plan.is_single_look_up:
+            return
+        asked: set[int] = set()
+        logger.debug("rehearsing %s", task.statement.sql)
+        if roots := guest.missing_of(plan.trees):
+            asked.update(roots)
+            self._fetch(task, roots)
+        most = plan.pages
+        for _ in range(MAX_REHEARSALS):
+            if self.must_end(task):
+                return
+            missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
+            logger.debug("a rehearsal misses %d pages", len(missing))
+            if not missing:
+                return
+            asked.update(missing)
+            self._fetch(task, missing)
+            if guest.has_met_a_scan_alone:
+                return
+            most = min(most * GROWTH, MOST_PAGES)
+
+    def _guest_for(self, task: Task) -> RehearsalSession | None:
+        if self._guest is None and (host := self._host()) is not None:
+            self._guest = RehearsalSession(host, self.must_end, task)
+        return self._guest
+
+    def _fetch(self, task: Task, pgnos: list[int]) -> None:
+        """Fetch these pages, and wait until their requests have ended, or the rehearsal has to."""
+        host = self._host()
+        if host is None:
+            return
+        there = threading.Event()
+        ahead = host.replica.pages.ahead
+        del host  # the session may close meanwhile
+        if ahead is None:
+            return
+        self._let_query_ask()
+        ahead.fetch(task.snapshot, pgnos, there.set)
+        deadline = time.monotonic() + PATIENCE_S
+        while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
+            pass
+
+    def _let_query_ask(self) -> None:
+        """Let the query ask for the page that it needs first: with that comes the block around it."""
+        self._query_waits.wait(FIRST_S)
+        self._query_waits.clear()
+
+
+_running: weakref.WeakSet[Rehearsals] = weakref.WeakSet()
+_left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let no thread be in SQLite when the interpreter ends."""
+    deadline = time.monotonic() + 0.5
+    for rehearsals in list(_running):
+        rehearsals.stop()
+    for rehearsals in list(_running):
+        rehearsals.join(deadline - time.monotonic())
+
+
+def rehearse(session: Session) -> None:
+    """Rehearse the statements of a session from here on, if it reads from a storage where that pays."""
+    if session.replica.pages.ahead is not None:
+        session.listen(Rehearsals(session))

@@ -1,0 +1,209 @@
+"""The session that a rehearsal reads by: it gives SQLite what lies in memory, stand-ins for the rest, and waits never.
+
+Owns one connection and what SQLite is going to do in a statement (`Plan`). `rehearsal` decides what is rehearsed when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import apsw
+
+from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.guests import connect_guest
+from litevfs.bindings.statements import Statement
+from litevfs.errors import LitevfsError
+from litevfs.live.session import Session
+from litevfs.pages.stand_ins import StandIns, Tree
+from litevfs.states.snapshot import Snapshot
+
+logger = logging.getLogger("litevfs.bindings.rehearsal")
+
+FEW_PAGES, MANY_PAGES = 16, 256
+"""That the first rehearsal of a query may miss: with a LIMIT that may end it after a few rows, and without one."""
+STEPS_BETWEEN_CHECKS, MAX_CHECKS = 1000, 100
+"""Steps of SQLite's machine, and after how many of them, in checks, a rehearsal ends."""
+MAX_SIBLINGS = {True: 1, False: 8}
+"""Leaves in a row that a scan of a table, or of an index, may miss in one rehearsal: the watcher knows scans better."""
+KEPT_BYTES = 8_000_000
+"""Of decoded pages that are kept from one rehearsal of a statement to the next."""
+REMEMBERED = 64
+"""Plans, by their SQL."""
+_SCHEMA_VERSION = slice(40, 44)
+"""Where it lies on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
+
+
+class Ended(LitevfsError):
+    """A rehearsal that need not go on."""
+
+    extendedresult = apsw.SQLITE_INTERRUPT
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What SQLite is going to do in a statement."""
+
+    trees: dict[int, Tree]  # by root page
+    pages: int  # that the first rehearsal may miss
+    is_loop: bool  # something is done more than once
+
+    @property
+    def is_single_look_up(self) -> bool:
+        """Whether nothing in the statement can go side by side."""
+        return not self.trees or (len(self.trees) == 1 and not self.is_loop)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A statement to rehearse, and what its query sees."""
+
+    statement: Statement
+    snapshot: Snapshot
+    first_page: bytes
+
+
+class RehearsalSession(Session):
+    """Reads beside another session, for one thread at a time."""
+
+    def __init__(self, host: Session, must_end: Callable[[Task], bool], task: Task) -> None:
+        self._must_end = must_end
+        self._connection: apsw.Connection | None = None
+        self._plans: dict[str, Plan] = {}
+        self._task = task
+        self._counter = 0  # of rehearsals: SQLite's page cache must keep nothing from the one before
+        self._checks = 0
+        self._decoded: dict[int, bytes] = {}  # true pages of this task
+        self._missing: dict[int, None] = {}
+        self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
+        self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
+        self._scanned: Tree | None = None  # whose leaves ended the rehearsal
+        super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
+        self._view = task.snapshot
+
+    def plan(self, task: Task) -> Plan:
+        """What SQLite is going to do; from here on, serve this task. Raises what APSW raises."""
+        if task.first_page[_SCHEMA_VERSION] != self._task.first_page[_SCHEMA_VERSION]:
+            self._plans.clear()
+        self._view, self._task = task.snapshot, task
+        self._decoded.clear()
+        self._stand_ins = None
+        if self._connection is None:
+            self._connection = connect_guest(self)
+            self._connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
+        sql, values = task.statement.sql, task.statement.values
+        if (plan := self._plans.get(sql)) is None:
+            self._begin()
+            plan = _plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
+            while len(self._plans) >= REMEMBERED:
+                del self._plans[next(iter(self._plans))]
+            self._plans[sql] = plan
+        self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._in_memory)
+        return plan
+
+    def missing_of(self, pgnos: Iterable[int]) -> list[int]:
+        """Those of these pages that are not in memory."""
+        return [pgno for pgno in pgnos if pgno > 1 and self._in_memory(pgno) is None]
+
+    def rehearse(self, most: int) -> list[int]:
+        """Run the statement of the task, and return the pages that it misses, up to so many."""
+        assert self._connection is not None
+        self._missing.clear()
+        self._most, self._siblings, self._last, self._scanned = most, 0, 0, None
+        self._begin()
+        try:
+            for _ in self._connection.execute(self._task.statement.sql, self._task.statement.values):
+                pass
+        except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
+            logger.debug("a rehearsal ended: %s", error)
+        return list(self._missing)
+
+    @property
+    def has_met_a_scan_alone(self) -> bool:
+        """Whether the last rehearsal ended in a scan, and missed nothing else: the watcher knows those better."""
+        return self._scanned is not None and all(self._tree_of(pgno) == self._scanned for pgno in self._missing)
+
+    def close_connection(self) -> None:
+        """Close the connection, and with it this session."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with closing(connection):
+                connection.set_progress_handler(None)
+
+    def _begin(self) -> None:
+        self._counter += 1
+        self._checks = 0
+
+    def _is_over(self) -> bool:
+        self._checks += 1
+        return self._checks > MAX_CHECKS or self._must_end(self._task)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, amount: int, offset: int) -> bytes:
+        """See `Session.read`; waits for nothing."""
+        number, start = divmod(offset, self.snapshot.page_size)
+        return self._page(number + 1)[start : start + amount]
+
+    def _page(self, pgno: int) -> bytes:
+        if pgno == 1:
+            page, counter = self._task.first_page, self._counter.to_bytes(4)
+            return page[:24] + counter + page[28:92] + counter + page[96:]
+        page_or_none = self._in_memory(pgno)
+        if page_or_none is None:
+            return self._stand_in(pgno)
+        if self._stand_ins is not None:
+            self._stand_ins.learn(pgno, page_or_none)
+        return page_or_none
+
+    def _in_memory(self, pgno: int) -> bytes | None:
+        page = self._decoded.get(pgno)
+        if page is None and (ahead := self.replica.pages.ahead) is not None:
+            page = ahead.peek(self.snapshot, pgno)
+            if page is not None and len(self._decoded) * len(page) < KEPT_BYTES:
+                self._decoded[pgno] = page
+        return page
+
+    def _stand_in(self, pgno: int) -> bytes:
+        if self._stand_ins is None:
+            raise self._ended("the schema is not in memory")
+        if pgno not in self._missing:
+            if len(self._missing) >= self._most or self._is_scan(pgno):
+                raise self._ended(f"{len(self._missing)} pages are missing")
+            self._missing[pgno] = None
+        return self._stand_ins.make(pgno)
+
+    def _is_scan(self, pgno: int) -> bool:
+        assert self._stand_ins is not None
+        tree = self._tree_of(pgno)
+        self._siblings = self._siblings + 1 if self._stand_ins.is_next_to(pgno, self._last) else 0
+        self._last = pgno
+        if tree is not None and tree.is_scanned and self._siblings >= MAX_SIBLINGS[tree.is_table]:
+            self._scanned = tree
+        return self._scanned is not None
+
+    def _tree_of(self, pgno: int) -> Tree | None:
+        return None if self._stand_ins is None else self._stand_ins.tree_of(pgno)
+
+    @staticmethod
+    def _ended(why: str) -> Ended:
+        error = Ended(why)
+        make_apsw_error(error)
+        return error
+
+
+def _plan_of(program: list[tuple[object, ...]]) -> Plan:
+    """From the rows of EXPLAIN (https://www.sqlite.org/opcode.html)."""
+    trees: dict[int, Tree] = {}
+    steps = [(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
+    scanned = {p1 for opcode, p1, *_ in steps if opcode in {"Next", "Prev", "Count"}}
+    for opcode, cursor, root, database, p4 in steps:
+        if opcode in {"OpenRead", "ReopenIdx"} and database == 0 and isinstance(root, int):
+            known = trees.get(root)
+            is_scanned = cursor in scanned or (known is not None and known.is_scanned)
+            trees[root] = Tree(root, not p4.startswith("k("), is_scanned)
+    opcodes = {opcode for opcode, *_ in steps}
+    may_end_early = "DecrJumpZero" in opcodes and not opcodes & {"Sort", "SorterSort"}
+    return Plan(trees, FEW_PAGES if may_end_early else MANY_PAGES, bool(scanned))

@@ -1,0 +1,417 @@
+"""Queries that are rehearsed while they wait: few round trips that follow each other, the right rows, bounded bytes.
+
+A round trip is counted by `Tides`, not by a clock: requests come only when no thread can make another one before.
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+import litevfs
+import litevfs.dbapi
+from litevfs.bindings import rehearsal, rehearsal_session
+from litevfs.bindings.rehearsal import THREAD_NAME
+from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
+from litevfs.ltx import Header
+from litevfs.ltx.encoder import encode_file
+from tests.scripted import Script
+from tests.support import wait_until
+
+PAGE_SIZE = 1024
+POSTS, USERS = 4000, 400
+BLOCK_SIZE = 1 << 12
+
+_SCHEMA = """
+    CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
+    CREATE TABLE posts (id INTEGER PRIMARY KEY, user_id INTEGER, created INTEGER, body TEXT);
+    CREATE TABLE likes (user_id INTEGER, post_id INTEGER, created INTEGER, PRIMARY KEY (user_id, post_id))
+        WITHOUT ROWID;
+    CREATE TABLE friendships (user_a INTEGER, user_b INTEGER, since INTEGER, PRIMARY KEY (user_a, user_b))
+        WITHOUT ROWID;
+    CREATE INDEX posts_by_user ON posts (user_id, created);
+    CREATE INDEX likes_by_post ON likes (post_id);
+    CREATE INDEX friendships_by_b ON friendships (user_b, user_a)
+"""
+POST = "SELECT p.*, u.name, u.city FROM posts p JOIN users u ON u.id = p.user_id WHERE p.id = :post"
+PROFILE = (
+    "SELECT u.name, p.id, p.body, count(l.user_id), max(liker.name), max(f.since), max(friend.name) FROM users u "
+    "JOIN posts p ON p.user_id = u.id LEFT JOIN likes l ON l.post_id = p.id "
+    "LEFT JOIN users liker ON liker.id = l.user_id LEFT JOIN friendships f ON f.user_a = u.id AND f.user_b = l.user_id "
+    "LEFT JOIN users friend ON friend.id = f.user_b "
+    "WHERE u.id = :user GROUP BY p.id ORDER BY p.created DESC LIMIT 10"
+)
+LIKED = (
+    "SELECT u.id, u.name, l.created FROM likes l JOIN users u ON u.id = l.user_id WHERE l.post_id = :post ORDER BY u.id"
+)
+MUTUAL = (
+    "SELECT u.id, u.name FROM friendships a JOIN friendships b ON b.user_b = a.user_b AND b.user_a = :other "
+    "JOIN users u ON u.id = a.user_b WHERE a.user_a = :user ORDER BY u.id"
+)
+COUNT = "SELECT count(*) FROM posts WHERE user_id = :user"
+LISTED = "SELECT id, body FROM posts WHERE id IN (7, 901, 1802, 2703, 3604, 3999, 12, 1700)"
+VALUES = {"post": POSTS // 2, "user": USERS // 2, "other": USERS // 2 + 3}
+QUERIES = {"post": POST, "profile": PROFILE, "liked": LIKED, "mutual": MUTUAL, "count": COUNT, "listed": LISTED}
+
+
+def _make(path: Path) -> None:
+    rng = random.Random(1)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(f"PRAGMA page_size={PAGE_SIZE}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
+        connection.execute(_SCHEMA)
+        with connection:
+            connection.executemany(
+                "INSERT INTO users VALUES (?, ?, ?)",
+                ((i, rng.randbytes(20).hex(), f"city {i % 20}") for i in range(USERS)),
+            )
+            connection.executemany(
+                "INSERT INTO posts VALUES (?, ?, ?, ?)",
+                ((i, rng.randrange(USERS), rng.randrange(10**9), rng.randbytes(60).hex()) for i in range(POSTS)),
+            )
+            likes = ((rng.randrange(USERS), rng.randrange(POSTS), i) for i in range(5 * POSTS))
+            connection.executemany("INSERT OR IGNORE INTO likes VALUES (?, ?, ?)", likes)
+            friends = ((a, (a + rng.randrange(1, 40)) % USERS, a) for a in range(USERS) for _ in range(10))
+            connection.executemany("INSERT OR IGNORE INTO friendships VALUES (?, ?, ?)", friends)
+            connection.execute("INSERT OR IGNORE INTO friendships SELECT user_b, user_a, since FROM friendships")
+        connection.execute("VACUUM")
+
+
+def snapshot_file(database: bytes, page_size: int = PAGE_SIZE) -> bytes:
+    """A replica's only file."""
+    commit = len(database) // page_size
+    pages = ((i + 1, database[i * page_size : (i + 1) * page_size]) for i in range(commit))
+    return encode_file(Header(page_size=page_size, commit=commit, min_txid=1, max_txid=1, timestamp_ms=1), pages)
+
+
+def shared_replica(url: str) -> Replica:
+    """The replica that connections to a URL share."""
+    (replica,) = (shared.replica for shared in registry._shared.values() if shared.replica.url == url)
+    return replica
+
+
+class Tides:
+    """Holds back all requests until every thread that could make one waits; then all that are held come at once."""
+
+    def __init__(self, script: Script, url: str) -> None:
+        self._script, self._url = script, url
+        self._reader = threading.get_ident()
+        self._held: list[threading.Event] = []
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._turn)
+        self.count = 0
+
+    def __enter__(self) -> Tides:
+        self._script.on_read = self._hold
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._script.on_read = None
+
+    def _hold(self, _file: object, _offset: int, data: bytes) -> bytes:
+        gate = threading.Event()
+        with self._lock:
+            self._held.append(gate)
+        assert gate.wait(30)
+        return data
+
+    def _turn(self) -> None:
+        calm = 0
+        while not self._ended.wait(0.002):
+            calm = calm + 1 if self._is_calm() else 0
+            if calm >= 5:
+                self._release()
+                calm = 0
+        self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            held, self._held = self._held, []
+            self.count += bool(held)
+        for gate in held:
+            gate.set()
+
+    def _is_calm(self) -> bool:
+        """Whether requests are held, no other one is about to be, and query and rehearsal wait for them."""
+        under_way = {id(request) for request in list(shared_replica(self._url).pages._blocks._under_way.values())}
+        with self._lock:
+            if not self._held or len(under_way) > len(self._held):
+                return False
+        reader = sys._current_frames()[self._reader]
+        return _stands_in(reader, {"_miss", "_range_alone", "_first_answer"}) and _rehearsals_wait()
+
+
+def _rehearsals_wait() -> bool:
+    """Whether no rehearsal goes on, or all of them wait for pages that have not come."""
+    threads = [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+    frames = sys._current_frames()
+    return all(_waits_for_pages(frames.get(thread.ident)) for thread in threads)
+
+
+def _waits_for_pages(frame: object) -> bool:
+    names = {"_let_query_ask", "fetch"}
+    while frame is not None and frame.f_code.co_name not in names:
+        if frame.f_code.co_name == "_fetch":
+            there = frame.f_locals.get("there")
+            return there is not None and not there.is_set()
+        frame = frame.f_back
+    return False
+
+
+def _stands_in(frame: object, names: set[str]) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name in names:
+            return True
+        frame = frame.f_back
+    return False
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
+    """A remote replica of the social network, and its database."""
+    path = tmp_path_factory.mktemp("social") / "social.db"
+    _make(path)
+    with Script(block_size=BLOCK_SIZE) as script:
+        script.writer.write(9, 1, 1, snapshot_file(path.read_bytes()), 1)
+        yield script, path
+
+
+def answer(path: Path, sql: str, values: object = ()) -> list[tuple[object, ...]]:
+    """SQLite's own, on the file."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+def trips(script: Script, path: Path, sql: str, connect: Callable[..., object] = litevfs.connect, **options) -> int:
+    """Round trips, one after the other, of a query on a fresh connection whose schema is known; rows are checked."""
+    values = VALUES if ":" in sql else ()
+    with closing(connect(script.url, poll_interval=0, **options)) as connection:
+        list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+        with Tides(script, script.url) as tides:
+            rows = [tuple(row) for row in connection.execute(sql, values)]
+        assert rows == answer(path, sql, values)
+        return tides.count
+
+
+TRIPS = {
+    # With rehearsals, and without read-ahead: each level of three B-trees of one to three levels, and each row.
+    "post": (3, 3),
+    "profile": (6, 37),
+    "liked": (6, 10),
+    "mutual": (5, 5),
+    "count": (3, 3),
+    "listed": (2, 9),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_the_look_ups_of_a_query_go_side_by_side(network, name):
+    script, path = network
+    assert trips(script, path, QUERIES[name]) <= TRIPS[name][0]
+    assert trips(script, path, QUERIES[name], prefetch=False) == TRIPS[name][1]
+
+
+DOORS = {"stdlib": litevfs.connect_stdlib, "dbapi": litevfs.dbapi.connect}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_they_do_so_at_other_doors(network, door):
+    script, path = network
+    assert trips(script, path, PROFILE, DOORS[door]) <= TRIPS["profile"][0]
+
+
+def test_they_do_so_where_the_trips_are_explained(network):
+    script, path = network
+    reader = threading.get_ident()
+
+    def hold(_file: object, _offset: int, data: bytes) -> bytes:
+        if threading.get_ident() == reader:
+            wait_until(_rehearsals_wait, "the rehearsal")
+        return data
+
+    script.on_read = hold
+    report = litevfs.explain_io(script.url, LIKED.replace(":post", "?"), [VALUES["post"]])
+    script.on_read = None
+    assert report.rows == len(answer(path, LIKED, VALUES))
+    assert report.count("read ahead, used")[0] > 0
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+def reads_of(script: Script, sql: str, values: object = (), **options: object) -> tuple[int, int]:
+    """(requests, bytes) of a query on a fresh connection whose schema is known, until all have come."""
+    with closing(litevfs.connect(script.url, poll_interval=0, **options)) as connection:
+        list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+        script.clear()
+        for _ in connection.execute(sql, values):
+            pass
+        blocks = shared_replica(script.url).pages._blocks
+        wait_until(lambda: not rehearsing() and not blocks._under_way, "what is under way")
+        return len(script.reads), sum(size for _, _, size in script.reads)
+
+
+def rehearsing() -> bool:
+    """Whether a rehearsal goes on in this process."""
+    return any(thread.name == THREAD_NAME for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("sql", ["SELECT * FROM posts WHERE id = 1234", "SELECT name FROM users WHERE id = 77", COUNT])
+def test_a_look_up_alone_costs_no_request_more(network, sql):
+    script, _ = network
+    values = VALUES if ":" in sql else ()
+    (requests, size), (needed, needed_size) = (
+        reads_of(script, sql, values),
+        reads_of(script, sql, values, prefetch=False),
+    )
+    assert requests <= needed
+    assert size <= needed_size
+
+
+def test_a_query_that_ends_after_a_few_rows_reads_few_pages_more(network):
+    script, _ = network
+    sql = "SELECT p.id, u.name FROM posts p JOIN users u ON u.id = p.user_id ORDER BY p.id DESC LIMIT 3"
+    few, many = reads_of(script, sql, prefetch=False)[1], reads_of(script, sql)[1]
+    assert many <= few + rehearsal_session.FEW_PAGES * PAGE_SIZE + 4 * BLOCK_SIZE
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_query_with_functions_and_values_of_its_own_connection_has_its_rows(network):
+    script, path = network
+    with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+        calls = []
+        connection.create_scalar_function("noted", lambda value: calls.append(value) or value, 1)
+        sql = "SELECT noted(u.id) FROM likes l JOIN users u ON u.id = l.user_id WHERE l.post_id = :post ORDER BY u.id"
+        rows = connection.execute(sql, VALUES).fetchall()
+        assert rows == answer(path, sql.replace("noted", ""), VALUES)
+        assert sorted(calls) == sorted(value for (value,) in rows)  # once for each row
+        big = connection.execute("SELECT ? || name FROM users WHERE id IN (1, 300)", (b"x" * 10,)).fetchall()
+        assert big == answer(path, "SELECT ? || name FROM users WHERE id IN (1, 300)", (b"x" * 10,))
+
+
+def test_an_error_in_a_rehearsal_ends_the_hints_and_no_query(network, monkeypatch, caplog):
+    script, path = network
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(rehearsal_session, "StandIns", fail)
+    with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+        for _ in range(2):
+            assert connection.execute(LIKED, VALUES).fetchall() == answer(path, LIKED, VALUES)
+        wait_until(lambda: not rehearsing(), "the rehearsal")
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
+
+
+def test_a_rehearsal_that_waits_for_pages_ends_when_it_is_stopped(network):
+    script, path = network
+    gate, held = threading.Event(), threading.Event()
+
+    def hold(_file: object, _offset: int, data: bytes) -> bytes:
+        if threading.current_thread().name.startswith("litevfs-io"):
+            held.set()
+            assert gate.wait(30)
+        else:
+            wait_until(_rehearsals_wait, "the rehearsal")
+        return data
+
+    def query() -> None:
+        with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+            list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+            script.on_read = hold
+            rows.extend(connection.execute(LIKED, VALUES))
+
+    rows: list[tuple[object, ...]] = []
+    thread = threading.Thread(target=query)
+    thread.start()
+    try:
+        assert held.wait(30)
+        for rehearsals in list(rehearsal._running):
+            rehearsals.stop()
+        wait_until(lambda: not rehearsing(), "the rehearsal")
+    finally:
+        gate.set()
+        thread.join()
+        script.on_read = None
+    assert rows == answer(path, LIKED, VALUES)
+
+
+def _random_world(rng: random.Random, path: Path) -> list[str]:
+    """Tables of random shape whose columns name each other's rows; returns random queries of them."""
+    names = [f"t{i}" for i in range(rng.randint(2, 4))]
+    rows = {name: rng.choice((1, 40, 900)) for name in names}
+    has_rowid = {name: rng.random() < 0.6 for name in names}
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA page_size={PAGE_SIZE}")
+        for name in names:
+            step = rng.choice((1, 1, 7, 1000))
+            kind = rng.choice(("INTEGER", "TEXT"))
+            key = "k INTEGER PRIMARY KEY" if has_rowid[name] else f"k {kind} PRIMARY KEY"
+            connection.execute(f"CREATE TABLE {name} ({key}, a, b, pad) {'' if has_rowid[name] else 'WITHOUT ROWID'}")
+            pad = rng.choice((10, 100, 1500))
+            for i in range(rows[name]):
+                values = (i * step, rng.randrange(1000), rng.choice((None, i % 9, f"s{i % 30}")), rng.randbytes(pad))
+                connection.execute(f"INSERT INTO {name} VALUES (?, ?, ?, ?)", values)
+            for columns in rng.sample(("a", "b", "b, a", "a DESC"), rng.randint(0, 2)):
+                connection.execute(f"CREATE INDEX {name}_{len(columns)}_{columns[0]} ON {name} ({columns})")
+        connection.commit()
+        connection.execute("VACUUM")
+    return [_random_query(rng, names) for _ in range(6)]
+
+
+def _random_query(rng: random.Random, names: list[str]) -> str:
+    tables = [rng.choice(names) for _ in range(rng.randint(1, 4))]
+    columns = ", ".join(f"x{i}.k, x{i}.b, length(x{i}.pad)" for i in range(len(tables)))
+    sql = f"SELECT {columns} FROM {tables[0]} x0"
+    for i, table in enumerate(tables[1:], 1):
+        join = rng.choice(("JOIN", "LEFT JOIN"))
+        sql += f" {join} {table} x{i} ON x{i}.{rng.choice('kab')} = x{rng.randrange(i)}.{rng.choice('kab')}"
+    wanted = rng.choice(
+        (f"BETWEEN {rng.randrange(500)} AND 600", f"= {rng.randrange(1000)}", "IN (1, 7, 70, 700, 7000)")
+    )
+    sql += f" WHERE x0.{rng.choice('ka')} {wanted}"
+    if rng.random() < 0.3:
+        sql += f" AND EXISTS (SELECT 1 FROM {rng.choice(names)} y WHERE y.a = x0.{rng.choice('ka')})"
+    return sql + f" ORDER BY {', '.join(str(n + 1) for n in range(3 * len(tables)))} LIMIT 2000"
+
+
+def _check_random_joins(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    path = tmp_path / f"{seed}.db"
+    queries = _random_world(rng, path)
+    with Script(block_size=rng.choice((1 << 11, 1 << 14))) as script:
+        script.writer.write(9, 1, 1, snapshot_file(path.read_bytes()), 1)
+        with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+            for sql in queries:
+                assert connection.execute(sql).fetchall() == answer(path, sql), (seed, sql)
+            pages = shared_replica(script.url).pages
+            wait_until(lambda: not rehearsing() and not pages._blocks._under_way, "what is under way")
+            governor = pages._blocks.governor
+            assert sum(size for *_, size in script.reads[1:]) <= 2 * path.stat().st_size + 8_000_000
+            assert governor.unused <= 8_000_000 + governor.used + governor.needed
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_joins_of_random_tables_have_the_rows_of_sqlite(seed, tmp_path):
+    _check_random_joins(seed, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_many_random_joins_have_the_rows_of_sqlite(tmp_path):
+    for seed in range(8, 200):
+        _check_random_joins(seed, tmp_path)

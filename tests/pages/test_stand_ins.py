@@ -1,0 +1,90 @@
+"""Pages that stand in for others: SQLite takes them, finds the rows an index names, and passes an index's."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
+from litevfs.pages.stand_ins import StandIns, Tree, max_rows
+
+ROWS = 3000
+
+
+def database(path: Path, page_size: int, step: int) -> tuple[dict[int, bytes], int, int]:
+    """The pages of a table with an index, and both roots; rowids are `step` apart."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            f"PRAGMA page_size={page_size}; CREATE TABLE t (id INTEGER PRIMARY KEY, k, s); CREATE INDEX i ON t (k);"
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) "
+            f"INSERT INTO t SELECT i * {step}, i % 500, hex(randomblob(30)) FROM n; VACUUM"
+        )
+        roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema ORDER BY type DESC")]
+    data = path.read_bytes()
+    pages = {i // page_size + 1: data[i : i + page_size] for i in range(0, len(data), page_size)}
+    return pages, *roots
+
+
+def below(pages: dict[int, bytes], pgno: int) -> list[int]:
+    """The pages of a tree, in order."""
+    interior = parse_interior(pgno, pages[pgno])
+    return [pgno, *(page for child in (interior.children if interior else ()) for page in below(pages, child))]
+
+
+@pytest.mark.parametrize("page_size", [512, 4096])
+@pytest.mark.parametrize("step", [1, 1000])
+def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step):
+    path = tmp_path / "t.db"
+    pages, table, index = database(path, page_size, step)
+    stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
+    replaced = []
+    for root, leaf in ((index, LEAF_INDEX), (table, LEAF_TABLE)):
+        of_tree = below(pages, root)
+        for pgno in of_tree:
+            stand_ins.learn(pgno, pages[pgno])
+        leaves = [pgno for pgno in of_tree if pages[pgno][0] == leaf]
+        replaced.append(leaves[len(leaves) // 2])
+    for pgno in replaced[1:]:
+        assert stand_ins.tree_of(pgno) == Tree(table, True, True)
+        pages[pgno] = stand_ins.make(pgno)
+    path.write_bytes(b"".join(pages.values()))
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT id, k, s FROM t INDEXED BY i WHERE k BETWEEN 0 AND 499").fetchall()
+        assert [row[0] // step for row in sorted(found)] == list(range(1, ROWS + 1))
+        assert 0 < sum(row[1:] == (row[1], None) for row in found) < ROWS
+    pages[replaced[0]] = stand_ins.make(replaced[0])
+    path.write_bytes(b"".join(pages.values()))
+    with closing(sqlite3.connect(path)) as connection:
+        counts = [
+            connection.execute("SELECT count(*) FROM t INDEXED BY i WHERE k = ?", (k,)).fetchone()[0]
+            for k in range(500)
+        ]
+        assert ROWS - page_size // 2 <= sum(counts) < ROWS
+        assert max(counts) <= ROWS // 500 + 1
+
+
+def test_a_page_without_a_place_and_the_ends_of_a_table_have_as_many_rowids_as_there_is_room_for(tmp_path):
+    pages, table, _ = database(tmp_path / "t.db", 512, 1)
+    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get)
+    assert int.from_bytes(stand_ins.make(table)[3:5]) == max_rows(512)
+    for pgno in below(pages, table):
+        stand_ins.learn(pgno, pages[pgno])
+    last = below(pages, table)[-1]
+    assert int.from_bytes(stand_ins.make(last)[3:5]) == max_rows(512)
+    assert stand_ins.make(10**6) == bytes(512)
+
+
+def test_neighbours_are_known_by_the_page_above(tmp_path):
+    pages, table, _ = database(tmp_path / "t.db", 512, 1)
+    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get)
+    for pgno in below(pages, table):
+        stand_ins.learn(pgno, pages[pgno])
+    interior = next(parsed for page in below(pages, table)[1:] if (parsed := parse_interior(page, pages[page])))
+    first, second, third = interior.children[:3]
+    assert stand_ins.is_next_to(first, second)
+    assert stand_ins.is_next_to(second, first)
+    assert not stand_ins.is_next_to(first, third)
+    assert not stand_ins.is_next_to(first, 0)
