@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, as_completed, wait
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from itertools import takewhile
@@ -21,6 +21,7 @@ from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import Governor
+from litevfs.files.hedges import first_of
 from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, scattered_runs
 from litevfs.ltx.file_info import LTXFileInfo
 
@@ -193,14 +194,7 @@ class BlockReader:
         if not self._fetcher.hedges.take() or not self._start(second, deadline):
             return request.result(patience)[key]
         logger.debug("asking for a part of %s a second time", request.file.name)
-        failure: TransientStorageError | None = None
-        for answer in as_completed((request, second), patience):
-            try:
-                return answer.result()[key]
-            except TransientStorageError as error:
-                failure = error
-        assert failure is not None
-        raise failure
+        return first_of((request, second), patience)[key]
 
     @property
     def request_bytes(self) -> int:

@@ -25,9 +25,9 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.files.fetched import FetchedFile, check_name
+from litevfs.files.fetched import FetchedFile, check_name, too_short
 from litevfs.files.frame_checks import frame_checks, verify_stream
-from litevfs.files.hedges import Hedges
+from litevfs.files.hedges import LIST, Hedges, What, pace_of
 from litevfs.files.line import line_to
 from litevfs.files.ranges import likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
@@ -76,7 +76,7 @@ class Fetcher:
         self.counters = self.requests.counters
         self.troubles = Troubles(client.url)
         self.line = line_to(client.url)
-        self.hedges = Hedges()
+        self.hedges = Hedges(pace_of(client.url))
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
@@ -117,7 +117,12 @@ class Fetcher:
         return files if are_all else None
 
     def _counted_list(self, call: Callable[[], T], name: str) -> T:
-        return self.requests.list(lambda: self.line.trip(call), name)
+        return self.hedged(LIST, lambda: self.requests.list(lambda: self.line.trip(call), name))
+
+    def hedged(self, what: What, request: Callable[[], T]) -> T:
+        """Make a request, and again if it is late. Raises what it raises. What is observed stays as it is."""
+        is_alone = not self.is_remote or self.requests.observer
+        return (self.hedges.timed if is_alone else self.hedges.first_answer)(what, request)
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""
@@ -142,24 +147,19 @@ class Fetcher:
         With a `deadline` (from `deadline()`) all attempts end then. Raises TransientStorageError when answers stay
         too short, else what the client raises.
         """
-        return self.retry(lambda: self.read_once(file, offset, size, deadline), after=after, deadline=deadline)
+        once = partial(self.hedged, size, partial(self._read_once, file, offset, size, deadline))
+        return self.retry(once, after=after, deadline=deadline)
 
     def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
-        carry = partial(self.line.carry, size, lambda: self._request(file, offset, size, deadline))
-        began = time.monotonic()
+        return self.hedges.timed(size, partial(self._read_once, file, offset, size, deadline))
+
+    def _read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
+        carry = partial(self.line.carry, size, partial(self._request, file, offset, size, deadline))
         data = self.requests.get(carry, len, f"{file.level}/{file.name}", offset)
-        self.hedges.note(size, time.monotonic() - began)
         if len(data) != size:
             self.requests.fail()
-            raise TransientStorageError(
-                f"got {len(data)} of {size} bytes at offset {offset} of a file of {file.size} bytes",
-                level=file.level,
-                min_txid=file.min_txid,
-                max_txid=file.max_txid,
-                key=self.client.key(file),
-                hint="the file may be incomplete: still being uploaded, or truncated",
-            )
+            raise too_short(file, self.client.key(file), offset, size, len(data))
         return data
 
     def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:

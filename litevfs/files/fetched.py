@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LTXFormatError
+from litevfs.errors import LTXFormatError, TransientStorageError
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header
 from litevfs.ltx.page_index import PageIndex
@@ -45,3 +45,15 @@ def check_name(file: LTXFileInfo, header: Header) -> None:
             f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}, the name says otherwise",
             hint="the file was renamed or copied to a wrong place",
         )
+
+
+def too_short(file: LTXFileInfo, key: str, offset: int, size: int, got: int) -> TransientStorageError:
+    """The error of a read that brought only `got` of `size` bytes of a file that has them."""
+    return TransientStorageError(
+        f"got {got} of {size} bytes at offset {offset} of a file of {file.size} bytes",
+        level=file.level,
+        min_txid=file.min_txid,
+        max_txid=file.max_txid,
+        key=key,
+        hint="the file may be incomplete: still being uploaded, or truncated",
+    )

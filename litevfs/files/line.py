@@ -134,10 +134,15 @@ _lines: WeakValueDictionary[tuple[str, str, str], Line] = WeakValueDictionary()
 _lines_lock = threading.Lock()
 
 
+def host_of(url: str) -> tuple[str, str, str]:
+    """What the URLs of all replicas on one host have in common."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc, "".join(parse_qs(parts.query).get("endpoint", []))
+
+
 def line_to(url: str) -> Line:
     """The line to the host that a replica's URL names; one for all replicas there that are open."""
-    parts = urlsplit(url)
-    host = parts.scheme, parts.netloc, "".join(parse_qs(parts.query).get("endpoint", []))
+    host = host_of(url)
     with _lines_lock:
         line = _lines.get(host)
         if line is None:

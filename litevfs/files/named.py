@@ -12,6 +12,7 @@ from functools import partial
 from litevfs.errors import LTXFormatError
 from litevfs.files.fetch import WHOLE_FILE_BYTES, Fetcher
 from litevfs.files.fetched import FetchedFile
+from litevfs.files.hedges import NAMED
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.names import format_file_name
 from litevfs.replica_clients.base import ReadsNamed
@@ -46,8 +47,8 @@ def fetch_named(fetcher: Fetcher, txids: Sequence[int]) -> list[FetchedFile]:
 def _read(fetcher: Fetcher, txid: int) -> tuple[LTXFileInfo, bytes] | None:
     client = fetcher.client
     assert isinstance(client, ReadsNamed)
-    return fetcher.requests.get(
-        lambda: client.read_named(0, txid, txid, WHOLE_FILE_BYTES, timeout_s=fetcher.request_timeout_s),
-        lambda found: 0 if found is None else len(found[1]),
-        f"0/{format_file_name(txid, txid)}",
+    ask = partial(client.read_named, 0, txid, txid, WHOLE_FILE_BYTES, timeout_s=fetcher.request_timeout_s)
+    name = f"0/{format_file_name(txid, txid)}"
+    return fetcher.hedged(
+        NAMED, lambda: fetcher.requests.get(ask, lambda found: 0 if found is None else len(found[1]), name)
     )
