@@ -142,7 +142,7 @@ class Rehearsals:
         if guest is None:
             return
         plan = guest.plan(task)
-        if plan.is_single_look_up:
+        if not plan.is_worth_it:
             return
         asked: set[int] = set()
         logger.debug("rehearsing %s", task.statement.sql)

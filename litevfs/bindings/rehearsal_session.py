@@ -49,11 +49,12 @@ class Plan:
     trees: dict[int, Tree]  # by root page
     pages: int  # that the first rehearsal may miss
     is_loop: bool  # something is done more than once
+    has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
 
     @property
-    def is_single_look_up(self) -> bool:
-        """Whether nothing in the statement can go side by side."""
-        return not self.trees or (len(self.trees) == 1 and not self.is_loop)
+    def is_worth_it(self) -> bool:
+        """Whether something in the statement can go side by side."""
+        return not self.has_modules and (len(self.trees) > 1 or (len(self.trees) == 1 and self.is_loop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class RehearsalSession(Session):
         if self._connection is None:
             self._connection = connect_guest(self)
             self._connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
+            self._connection.authorizer = _only_functions_of_sqlite(self._connection)
         sql, values = task.statement.sql, task.statement.values
         if (plan := self._plans.get(sql)) is None:
             self._begin()
@@ -206,4 +208,18 @@ def _plan_of(program: list[tuple[object, ...]]) -> Plan:
             trees[root] = Tree(root, not p4.startswith("k("), is_scanned)
     opcodes = {opcode for opcode, *_ in steps}
     may_end_early = "DecrJumpZero" in opcodes and not opcodes & {"Sort", "SorterSort"}
-    return Plan(trees, FEW_PAGES if may_end_early else MANY_PAGES, bool(scanned))
+    return Plan(trees, FEW_PAGES if may_end_early else MANY_PAGES, bool(scanned), "VOpen" in opcodes)
+
+
+def _only_functions_of_sqlite(connection: apsw.Connection) -> Callable[..., int]:
+    """An authorizer: a rehearsal calls no function of an application, which `apsw.connection_hooks` may have added."""
+    functions = connection.execute("SELECT name, builtin FROM pragma_function_list").fetchall()
+    known = {name for name, is_builtin in functions if is_builtin} - {
+        name for name, builtin in functions if not builtin
+    }
+
+    def authorize(action: int, _: str | None, name: str | None, *__: str | None) -> int:
+        is_foreign = action == apsw.SQLITE_FUNCTION and str(name).lower() not in known
+        return apsw.SQLITE_DENY if is_foreign else apsw.SQLITE_OK
+
+    return authorize

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 F = TypeVar("F", bound=Callable[..., Any])
 Value = str | int | float | bytes | None
 
-_PLAIN = (str, int, float, bytes, type(None))
+_PLAIN = (str, int, float, bool, bytes, type(None))
 _OF_THE_VFS = ("litevfs.pages.", "litevfs.live.", "litevfs.bindings.", "litevfs.explain")
 _QUERY = re.compile(r"\s*(SELECT|WITH)\b", re.IGNORECASE)
 _doors: dict[CodeType, tuple[str, str]] = {}

@@ -303,6 +303,23 @@ def test_a_query_with_functions_and_values_of_its_own_connection_has_its_rows(ne
         assert big == answer(path, "SELECT ? || name FROM users WHERE id IN (1, 300)", (b"x" * 10,))
 
 
+def test_a_function_that_every_connection_of_the_application_has_is_called_by_its_own_alone(network, monkeypatch):
+    script, path = network
+    threads = []
+
+    def add(connection: apsw.Connection) -> None:
+        connection.create_scalar_function("noted", lambda value: threads.append(threading.get_ident()) or value, 1)
+
+    monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, add])
+    sql = "SELECT noted(u.id) FROM likes l JOIN users u ON u.id = l.user_id WHERE l.post_id = :post ORDER BY u.id"
+    script.on_read = lambda _file, _offset, data: (wait_until(_rehearsals_wait, "the rehearsal"), data)[1]
+    with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+        rows = connection.execute(sql, VALUES).fetchall()
+    script.on_read = None
+    assert rows == answer(path, sql.replace("noted", ""), VALUES)
+    assert threads == [threading.get_ident()] * len(rows)
+
+
 def test_an_error_in_a_rehearsal_ends_the_hints_and_no_query(network, monkeypatch, caplog):
     script, path = network
 
