@@ -17,6 +17,7 @@ from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
 from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
 from litevfs.replicate.content import Content
 from litevfs.replicate.joining import ReplicaEnd
+from litevfs.replicate.pace import Pace
 from litevfs.replicate.status import ClockWatch
 from litevfs.replicate.upload_queue import UploadQueue
 
@@ -87,8 +88,8 @@ class Capturing:
         """Unix time at which everything committed before was captured."""
         self.error: str | None = None
         """Of the last turn, None after a success."""
-        self.shortest_pause_s = 0.0
-        """Between two turns: many databases in a process share its time."""
+        self.pace = Pace()
+        """Many databases in a process share its time, and this."""
         self.captured: Callable[[], object] = lambda: None
         """Called in a turn after each capture, also after one that failed."""
 
@@ -138,7 +139,8 @@ class Capturing:
             return self.pause(self._next_sync)
         self._captured_begun = self.begun
         error = attempt(self.step_if_known, self.path, self._closed)
-        self._next_sync = now + (self._sync_interval_s if error is None else min(self._sync_interval_s, _RETRY_S))
+        interval_s = self._sync_interval_s * self.pace.stretch
+        self._next_sync = now + (interval_s if error is None else min(interval_s, _RETRY_S))
         self.error = None if error is None else str(error)
         self.captured()
         return self.pause(self._next_sync)
@@ -162,7 +164,7 @@ class Capturing:
         """Seconds until the next turn; the next sync is due at `next_sync` (monotonic)."""
         remaining = max(0.0, next_sync - time.monotonic())
         pause_s = MOVE_UP_INTERVAL_S if self.capture.is_in_the_way else _SETTLE_INTERVAL_S
-        return min(remaining, max(pause_s, self.shortest_pause_s))
+        return min(remaining, max(pause_s, self.pace.shortest_pause_s))
 
     def holding(self, deadline: float) -> AbstractContextManager[None]:
         """Hold the lock; see `holding`."""

@@ -24,13 +24,13 @@ from litevfs.errors import LitevfsError, ReplicaConflictError, ReplicatorError, 
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
 from litevfs.replicate.lease import DEFAULT_TTL_S
+from litevfs.replicate.pace import Pace
 from litevfs.replicate.replicator import Replicator
 
 logger = logging.getLogger("litevfs.replicate")
 
 WATCH_INTERVAL_S = 1.0
-_SETTLE_S = 0.001
-"""Between two turns of a capture at least, times the number of databases: together they take a bounded share."""
+_PACE_INTERVAL_S = 1.0
 _HEADER = b"SQLite format 3\x00"
 _LAST_UPLOAD_S = 10.0
 _LEASE_PAUSE_S = 1.0
@@ -102,7 +102,7 @@ class Member:
             try:
                 if self.replicator is None:
                     self.replicator = self._opened()
-                    self.replicator.shortest_pause_s = self._fleet.shortest_pause_s
+                    self.replicator.share_pace(self._fleet.pace)
                     self.replicator.start(self._fleet.threads)
                     self._fleet.opened(self.replicator)
                     if self._fleet.check is not None:
@@ -183,21 +183,18 @@ class Fleet:
         self._entries, self._watch_interval_s = tuple(entries), watch_interval_s
         self.threads = SharedThreads(_THREADS, "litevfs-fleet")
         self.members: dict[Path, Member] = {}
+        self.pace = Pace()
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._watching: Task | None = None
         self._is_first = True
-
-    @property
-    def shortest_pause_s(self) -> float:
-        """See `Replicator`: a thousand databases look after checkpoints once a second each."""
-        return _SETTLE_S * len(self.members)
 
     def start(self) -> None:
         """Open what there is now, and go on opening and closing what comes and goes."""
         self.refresh()
         if any(entry.watch or entry.pattern is None for entry in self._entries):
             self._watching = self.threads.start(self._watch, "litevfs-open", "watch")
+        self.threads.start(self._keep_pace, "litevfs-open", "pace")
 
     def refresh(self) -> None:
         """Look which databases there are. Raises OSError for a folder that cannot be read."""
@@ -216,10 +213,7 @@ class Fleet:
             for path, (entry, places) in found.items():
                 if path not in self.members:
                     self.members[path] = Member(path, places, entry, self)
-            if not self._is_first:
-                for member in self.members.values():
-                    if member.replicator is not None:
-                        member.replicator.shortest_pause_s = self.shortest_pause_s
+            self.pace.databases = len(self.members)
             self._is_first = False
 
     def wait_until_open(self, timeout_s: float) -> None:
@@ -250,6 +244,10 @@ class Fleet:
         except (OSError, LitevfsError) as exc:
             logger.warning("databases are not looked for: %s", exc)
         return self._watch_interval_s
+
+    def _keep_pace(self) -> float:
+        self.pace.adapt()
+        return _PACE_INTERVAL_S
 
     def _let_go(self, member: Member) -> None:
         logger.info("%s: the database is gone", member.path)

@@ -30,6 +30,7 @@ from litevfs.replicate.database import SourceDatabase, database_path
 from litevfs.replicate.guard import open_guard
 from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.limits import WALLimits
+from litevfs.replicate.pace import Pace
 from litevfs.replicate.place import Place, for_all
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import CheckResult, ReplicatorStatus, combined_error, unix_time_ms
@@ -151,14 +152,9 @@ class Replicator:
     def __repr__(self) -> str:
         return f"<Replicator {self.path} to {', '.join(place.client.url for place in self.places)}>"
 
-    @property
-    def shortest_pause_s(self) -> float:
-        """Seconds between two turns of the capture at least: many databases in a process share its time."""
-        return self._capturing.shortest_pause_s
-
-    @shortest_pause_s.setter
-    def shortest_pause_s(self, seconds: float) -> None:
-        self._capturing.shortest_pause_s = seconds
+    def share_pace(self, pace: Pace) -> None:
+        """Capture at the pace of the other databases of the process from now on."""
+        self._capturing.pace = pace
 
     @property
     def status(self) -> ReplicatorStatus:
