@@ -8,8 +8,8 @@ from typing import Any
 import apsw
 
 import litevfs
-from litevfs.bindings import sqlite3_vfs
 from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.kept_errors import forget_error
 from litevfs.errors import LitevfsError
 from litevfs.live.registry import registry
 from tests.support import wait_until
@@ -36,7 +36,7 @@ class StdlibConnection:
 
     @staticmethod
     def _translated(do: Any) -> Any:
-        sqlite3_vfs.forget_error()
+        forget_error()
         failed: sqlite3.Error | None = None
         try:
             result = do()
