@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
+from inspect import ismethod
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
@@ -168,20 +169,39 @@ def last_error() -> BaseException | None:
     return binding.last_error() if binding else None
 
 
+def plain_connection(connection: Any) -> Any:
+    """The connection of APSW, `sqlite3` or `litevfs.dbapi` that lies in one of SQLAlchemy or Django."""
+    if hasattr(connection, "ensure_connection"):  # Django's, which connects when it first has to
+        connection.ensure_connection()
+    while not hasattr(connection, "dbapi_connection"):
+        inner = getattr(connection, "connection", None)
+        if inner is None:
+            return connection
+        connection = inner() if ismethod(inner) else inner  # a Session of SQLAlchemy has a method
+    return connection.dbapi_connection
+
+
 @apsw_errors()
 def wait_for(
-    connection: apsw.Connection | sqlite3.Connection, txid: int | str, timeout: float = 10.0, *, schema: str = "main"
+    connection: apsw.Connection | sqlite3.Connection | Any,
+    txid: int | str,
+    timeout: float = 10.0,
+    *,
+    schema: str = "main",
 ) -> int:
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
-    Returns the TXID it will see. `timeout` is in seconds, `schema` names an attached replica. Raises StaleReplicaError
-    when the transaction has not arrived in time, and OptionError if the connection sees a fixed earlier state or
-    `schema` is no replica.
+    The connection may also be one of SQLAlchemy, a Session, or one of Django. Returns the TXID it will see. `timeout`
+    is in seconds, `schema` names an attached replica. Raises StaleReplicaError when the transaction has not arrived in
+    time, and OptionError if the connection sees a fixed earlier state or `schema` is no replica.
     """
+    connection = plain_connection(connection)
     wanted = txid if isinstance(txid, int) else parse_txid(txid)
     value = f"{format_txid(wanted)} {timeout:.9f}s"
     if isinstance(connection, apsw.Connection):
         answer = connection.pragma("litestream_wait_txid", value, schema=schema)
+    elif not hasattr(connection, "execute"):
+        raise OptionError(f"no connection: {type(connection).__name__}", hint="pass an open connection to the replica")
     else:
         name = schema.replace('"', '""')
         answer = next(iter(connection.execute(f"PRAGMA \"{name}\".litestream_wait_txid = '{value}'")), (None,))[0]

@@ -16,6 +16,20 @@ from litevfs.errors import LitevfsError
 
 LEGACY_TRANSACTION_CONTROL = -1
 T = TypeVar("T")
+_ELSEWHERE = {
+    "backup": "litevfs.restore, or the same method of .apsw_connection",
+    "blobopen": ".apsw_connection.blob_open",
+    "deserialize": "litevfs.connect_stdlib",
+    "enable_load_extension": ".apsw_connection",
+    "getconfig": ".apsw_connection.config",
+    "getlimit": ".apsw_connection.limit",
+    "iterdump": "litevfs dump, the command, or litevfs.connect_stdlib",
+    "load_extension": ".apsw_connection",
+    "serialize": ".apsw_connection",
+    "setconfig": ".apsw_connection.config",
+    "setlimit": ".apsw_connection.limit",
+}
+"""Where to find what `sqlite3.Connection` has, and this one has not."""
 _ISOLATION_LEVELS = ("", "DEFERRED", "IMMEDIATE", "EXCLUSIVE")
 
 
@@ -74,6 +88,10 @@ class Connection:
         self._autocommit = autocommit
         if autocommit is False:
             self._control("BEGIN")
+
+    def __getattr__(self, name: str) -> Any:
+        where = f"; hint: use {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"a connection of litevfs.dbapi has no {name}{where}", name=name, obj=self)
 
     # --- statements ---------------------------------------------------------------------------------------------------
 

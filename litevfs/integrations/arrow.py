@@ -16,7 +16,7 @@ from typing import Any
 
 import apsw
 
-from litevfs.api import connect
+from litevfs.api import connect, plain_connection
 from litevfs.bindings.apsw_connections import add_hint
 from litevfs.errors import OptionError
 from litevfs.integrations.arrow_columns import (
@@ -61,11 +61,11 @@ def arrow(
 ) -> ArrowResult:
     """The rows of one statement as a stream of Arrow record batches: `pyarrow.table(litevfs.arrow(url, "SELECT ..."))`.
 
-    `source` is a replica URL, with `options` as for `connect`, or a connection of `connect` or `litevfs.dbapi`. Columns
-    declared INTEGER, REAL, TEXT or BLOB (by SQLite's rules of affinity) are int64, double, large_string and
-    large_binary. All others, expressions and NUMERIC above all, get the type that all their values have: with such a
-    column a stream begins when all rows are read. `KEPT_BYTES` of them are kept; if there are more, the statement runs
-    a second time for the types alone, on the same state.
+    `source` is a replica URL, with `options` as for `connect`, or a connection of `connect`, `litevfs.dbapi` or
+    SQLAlchemy's `litevfs:///`. Columns declared INTEGER, REAL, TEXT or BLOB (by SQLite's rules of affinity) are int64,
+    double, large_string and large_binary. All others, expressions and NUMERIC above all, get the type that all their
+    values have: with such a column a stream begins when all rows are read. `KEPT_BYTES` of them are kept; if there are
+    more, the statement runs a second time for the types alone, on the same state.
 
     A value that does not fit raises ResultTypeError, which names row and column; with `strict=False` such a column is
     text instead. Raises what `connect` raises, OptionError without pyarrow, and APSW's errors for the statement.
@@ -76,11 +76,12 @@ def arrow(
         return ArrowResult(connect(os.fspath(source), **options), sql, parameters, strict=strict, is_owner=True)
     if options:
         raise OptionError(f"options with an open connection: {', '.join(options)}", hint="give them where it is opened")
-    connection = getattr(source, "apsw_connection", source)
+    connection = plain_connection(source)
+    connection = getattr(connection, "apsw_connection", connection)
     if not isinstance(connection, apsw.Connection):
         raise OptionError(
             f"no replica URL and no connection: {type(source).__name__}",
-            hint="pass a URL, or a connection of litevfs.connect or litevfs.dbapi.connect",
+            hint="pass a URL, or a connection of litevfs.connect, litevfs.dbapi.connect or SQLAlchemy",
         )
     return ArrowResult(connection, sql, parameters, strict=strict, is_owner=False)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
@@ -54,6 +55,8 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
             raise ArgumentError(f"a replica URL stands after three slashes: {_FORM}")
         if not url.database:
             raise ArgumentError(f"no replica URL: {_FORM}")
+        if _lacks_a_slash(url.database):
+            raise ArgumentError(f"no such folder: {url.database}; an absolute path has four slashes: {_FORM}")
         options, parameters = split_query(url.query)
         return [replica_url(url.database, parameters)], {"check_same_thread": False, "autocommit": False, **options}
 
@@ -87,6 +90,10 @@ class LitevfsDialect(SQLiteDialect_pysqlite):
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Whether the connection is closed; after a storage error, the same connection may work again."""
         return isinstance(e, self.import_dbapi().ProgrammingError) and "closed database" in str(e)
+
+
+def _lacks_a_slash(database: str) -> bool:
+    return "://" not in database and not Path(database).exists() and Path("/", database).exists()
 
 
 def split_query(query: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -415,3 +415,12 @@ def test_a_cursor_has_all_of_pep_249(con):
         assert cursor.execute("SELECT 1").fetchone() == (1,)
     with pytest.raises(dbapi.ProgrammingError):
         cursor.execute("SELECT 1")
+
+
+def test_what_only_sqlite3_has_is_said_to_be_elsewhere(con):
+    for name in set(dir(sqlite3.Connection)) - set(dir(con)) - {"__call__"}:
+        with pytest.raises(AttributeError, match=f"a connection of litevfs.dbapi has no {name}; hint: use "):
+            getattr(con, name)
+    with pytest.raises(AttributeError, match=r"has no executes$"):
+        con.executes("SELECT 1")
+    assert not hasattr(con, "backup")

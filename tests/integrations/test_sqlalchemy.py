@@ -131,6 +131,32 @@ def test_a_transaction_sees_one_txid_and_the_next_the_newest(live_shop: Shop):
     engine.dispose()
 
 
+def test_read_your_writes_and_arrow_take_connections_of_the_engine(live_shop: Shop):
+    from sqlalchemy.orm import Session
+
+    engine = create_engine(f"litevfs:///{live_shop.folder}")
+    txid = live_shop.primary.commit("INSERT INTO customer(name) VALUES ('new')")
+    count = sa.text("SELECT count(*) AS n FROM customer")
+    with engine.connect() as connection:
+        assert litevfs.wait_for(connection, txid) >= txid
+        connection.rollback()
+        assert connection.scalar(count) == 4
+        if pytest.importorskip("pyarrow", reason="needs pyarrow (pip install 'litevfs[arrow]')"):
+            rows = litevfs.arrow(connection, str(count)).reader().read_all().to_pylist()
+            assert rows == [{"n": 4}]
+    with Session(engine, future=True) as session:
+        assert litevfs.wait_for(session, txid) >= txid
+        assert session.scalar(count) == 4
+    raw = engine.raw_connection()
+    assert litevfs.wait_for(raw, txid) >= txid
+    raw.close()
+    with pytest.raises(sa.exc.ResourceClosedError):
+        litevfs.wait_for(connection, txid)
+    with pytest.raises(litevfs.OptionError, match="no connection: str; hint: pass an open connection"):
+        litevfs.wait_for(live_shop.url, txid)
+    engine.dispose()
+
+
 def test_the_pool_keeps_connections_that_hold_no_state(engine):
     import apsw
 
@@ -193,6 +219,11 @@ def test_options_are_taken_out_of_the_url_and_the_rest_is_the_replicas(url: str,
 def test_a_wrong_url_says_what_to_write(url: str, message: str):
     with pytest.raises((sa.exc.ArgumentError, litevfs.OptionError), match=message):
         create_engine(url).connect()
+
+
+def test_a_folder_with_a_slash_too_few_is_told_to_have_four(shop: Shop):
+    with pytest.raises(sa.exc.ArgumentError, match=r"an absolute path has four slashes: write litevfs:///s3://"):
+        create_engine(f"litevfs://{shop.folder}").connect()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def test_django_reads_with_its_own_backend(uri, local):
     answer = run(f"""
         import django
         from django.conf import settings
-        database = {{"ENGINE": "django.db.backends.sqlite3", "NAME": {uri!r}, "OPTIONS": {{"uri": True}}}}
+        database = {{"ENGINE": "django.db.backends.sqlite3", "NAME": {uri!r}}}
+        database["OPTIONS"] = {{"uri": True, "factory": litevfs.StdlibConnection}}
         settings.configure(DATABASES={{"default": database}})
         django.setup()
         from django.db import OperationalError, connection, models
@@ -110,6 +111,7 @@ def test_django_reads_with_its_own_backend(uri, local):
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM sale")
             counted = cursor.fetchone()[0]
+            assert litevfs.wait_for(connection, "1") == litevfs.wait_for(cursor, 1) > 0
             try:
                 cursor.execute("DELETE FROM sale")
             except OperationalError as error:
@@ -117,4 +119,5 @@ def test_django_reads_with_its_own_backend(uri, local):
         connection.close()
     """)
     (expected,) = local.execute("SELECT count(*) FROM sale").fetchone()
-    assert answer == [expected, expected, "attempt to write a readonly database"]
+    message = "attempt to write a readonly database; a replica is read-only: write to the primary database"
+    assert answer == [expected, expected, message]
