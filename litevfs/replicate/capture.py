@@ -63,7 +63,7 @@ class Capture:
         """After the newest file; None until `begin`, when there is no local state to continue."""
         self.reason: str | None = None
         """Why the next step takes the whole database; None when it reads on in the WAL."""
-        self.snapshots = 0
+        self.snapshots, self.patience_s = 0, limits.MAKE_WAY_AFTER_S
         self.last_snapshot_reason: str | None = None
         self._load()
 
@@ -136,19 +136,19 @@ class Capture:
             return
         frames, backfilled = self._database.wal_counts()
         quiet_s = self._hold.quiet_s(frames)
-        is_at_end = self._stands_at_end and backfilled < frames == self.state.position.frame
-        if is_at_end and not self._is_time_to_look():
+        is_behind = frames != self.state.position.frame
+        if self._stands_at_end and backfilled < frames and not (is_behind or self._is_time_to_look()):
             return
-        self._move_up()
-        is_too_early = self._has_moved_up or (self._hold.is_at_mark_zero and quiet_s < limits.SHORTEN_AFTER_S)
-        if is_too_early or not self._database.is_in_place():
+        self._move_up(counts=(frames, backfilled))
+        patience_s = limits.SHORTEN_AFTER_S if self._hold.is_at_mark_zero else self.patience_s if is_behind else 0.0
+        if self._has_moved_up or quiet_s < patience_s or not self._database.is_in_place():
             return
         with translated(self._path), WALReader(self._database.wal_path) as wal:
             if self._hold.is_at_mark_zero:
                 self._shorten(wal, quiet_s)
-            elif frames == self.state.position.frame:
+            elif not is_behind:
                 self._read_on(wal)
-            elif quiet_s >= limits.MAKE_WAY_AFTER_S and self._database.is_kept_from_writing():
+            elif self._database.is_kept_from_writing():
                 self._advance(wal)
 
     def keeps_state(self) -> bool:
@@ -197,8 +197,8 @@ class Capture:
         if pages is not None and quiet_s >= limits.SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
             self._database.checkpoint(truncate=True)
 
-    def _move_up(self, frames: int = limits.MOVE_UP_FRAMES) -> None:
-        self._has_moved_up = self._hold.move_up(frames)
+    def _move_up(self, frames: int = limits.MOVE_UP_FRAMES, counts: tuple[int, int] | None = None) -> None:
+        self._has_moved_up = self._hold.move_up(frames, counts)
         self._stands_at_end &= not self._has_moved_up
 
     def _keep_up(self) -> None:
@@ -375,7 +375,7 @@ class Capture:
         return self._look_at is not None and time.monotonic() >= self._look_at
 
     def _look_later(self) -> None:
-        self._has_looked, self._look_at = False, time.monotonic() + limits.MAKE_WAY_AFTER_S
+        self._has_looked, self._look_at = False, time.monotonic() + self.patience_s
 
     def _begin_hold(self, state: WALState, *, stands_at_end: bool) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before.

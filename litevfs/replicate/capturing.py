@@ -158,6 +158,7 @@ class Capturing:
     def settle(self, deadline: float) -> None:
         """See `Capture.settle`."""
         with self.holding(deadline):
+            self.capture.patience_s = self.pace.patience_s
             self.capture.settle()
 
     def pause(self, next_sync: float) -> float:

@@ -29,13 +29,13 @@ class Hold:
         """Note a hand-over to a new transaction; the WAL was in this state then, or a moment later."""
         self.is_held, self.is_at_mark_zero, self._frames = True, state.is_backfilled, state.frames
 
-    def move_up(self, frames: int) -> bool:
+    def move_up(self, frames: int, counts: tuple[int, int] | None = None) -> bool:
         """Hand over if the WAL has at least `frames` frames more than the held transaction sees. Returns whether it
-        did.
+        did. `counts`: those of the WAL as just read, if they were.
 
         From mark zero, one frame is enough: until then no checkpoint makes progress.
         """
-        written, backfilled = self._database.wal_counts()
+        written, backfilled = counts or self._database.wal_counts()
         if not (written > backfilled if self.is_at_mark_zero else written >= self._frames + frames):
             return False
         with self._database.hand_over():

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import time
 
+from litevfs.replicate import limits
+
 _SETTLE_S = 0.001
+_PATIENCE_S = 0.0125
+_MOST_PATIENCE_S = 1.25
 _WANTED_SHARE = 0.65
 """Of a processor, for what a process does all in all."""
 _MOST = 4.0
@@ -27,6 +31,12 @@ class Pace:
     def shortest_pause_s(self) -> float:
         """Seconds between two turns of a capture: a thousand databases look after checkpoints once a second each."""
         return _SETTLE_S * self.databases
+
+    @property
+    def patience_s(self) -> float:
+        """How long nothing is written before a capture looks whether a checkpoint holds writers off: to look is to
+        checkpoint, and in a hundred databases with a commit a second each it took more than to replicate them."""
+        return max(limits.MAKE_WAY_AFTER_S, min(_MOST_PATIENCE_S, _PATIENCE_S * self.databases))
 
     def adapt(self) -> None:
         """Go by what the process has used since the last call. For every second or so."""

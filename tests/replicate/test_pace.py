@@ -55,3 +55,32 @@ def test_a_replicator_goes_by_the_pace_that_it_shares(app, client, replicate):
     before = time.monotonic()
     replicator._capturing.turn()
     assert replicator._capturing._next_sync >= before + 3000.0
+
+
+def test_with_many_databases_the_look_for_a_checkpoint_that_waits_comes_later():
+    pace = Pace()
+    assert pace.patience_s == 0.3
+    waits = []
+    for pace.databases in (10, 100, 1_000):
+        waits.append(pace.patience_s)
+    assert waits == [0.3, 1.25, 1.25]
+
+
+def test_between_syncs_a_database_that_was_not_written_to_is_asked_one_question(
+    app, client, replicate, monkeypatch: pytest.MonkeyPatch
+):
+    replicator = replicate(app)
+    replicator.sync()
+    app.insert()
+    replicator.sync()
+    replicator._capturing.settle(time.monotonic() + 20)
+    asked = []
+    database = replicator._capture._database
+    wal_counts = database.wal_counts
+    monkeypatch.setattr(database, "wal_counts", lambda: asked.append(1) or wal_counts())
+    monkeypatch.setattr(database, "was_replaced", None)
+    monkeypatch.setattr(database, "hand_over", None)
+    for asks in range(1, 4):
+        replicator._capturing.settle(time.monotonic() + 20)
+        assert len(asked) == asks
+    monkeypatch.undo()
