@@ -49,7 +49,8 @@ def google_tokens(transport: Transport, timeout_s: float) -> Tokens:
         if "/v1/projects/" in url:  # google-auth asks for the project of some credentials: not needed here
             return _Answer(404, {}, b"{}")
         try:
-            response = transport.request("AUTH", method, url, dict(headers or {}), body)
+            own = {"Accept-Encoding": "identity", "User-Agent": "litevfs"}
+            response = transport.request("AUTH", method, url, {**own, **(headers or {})}, body)
             data = transport.read_body(response, url, _ANSWER_LIMIT_BYTES)
         except StorageError as exc:
             raise errors.TransportError(exc) from exc
