@@ -22,6 +22,7 @@ from litevfs.errors import OptionError
 from litevfs.integrations.arrow_columns import (
     NULL,
     REAL,
+    TEXT,
     Column,
     Part,
     arrow_type,
@@ -184,7 +185,7 @@ class ArrowResult:
         for piece in kept:
             for column, part, kinds in zip(self._columns, piece, found, strict=True):
                 if has_misfit(column.kind, kinds):
-                    cast(part, column_kind(column.kind, kinds), column, strict=True)
+                    cast(part, column.kind or TEXT, column, strict=True)
 
     def _types_of_all_rows(self) -> list[str]:
         wanted = [i for i, column in enumerate(self._columns) if column.kind is None or not self._strict]

@@ -154,25 +154,31 @@ def _texts(values: list[Any]) -> _Texts | None:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
-def common_kind(first: str, last: str) -> str | None:
-    """The type of a column whose values have these types and, maybe, some between them by name; or None."""
+def column_kind(declared: str | None, found: set[str]) -> str:
+    """The type of a column whose values have the types `found`; TEXT for values to be converted to text."""
+    common = _common_kind_of(found)
+    if declared is None:
+        return common or TEXT
+    return declared if _holds(declared, common) else TEXT
+
+
+def has_misfit(declared: str | None, found: set[str]) -> bool:
+    """Whether values of the types `found` have none in common, or one that is not the declared type."""
+    common = _common_kind_of(found)
+    return common is None if declared is None else not _holds(declared, common)
+
+
+def _common_kind_of(found: set[str]) -> str | None:
+    """The type that all of them make; NULL without any. Of several between them by name, `found` may lack some."""
+    found = found - {NULL} or {NULL}
+    first, last = min(found), max(found)
     if first == last:
         return first
     return REAL if (first, last) == (INTEGER, REAL) else None
 
 
-def column_kind(declared: str | None, found: set[str]) -> str:
-    """The type of a column whose values have the types `found`; TEXT for values to be converted to text."""
-    found = found - {NULL} or {NULL}
-    common = common_kind(min(found), max(found))
-    if declared is None:
-        return common or TEXT
-    return declared if common in (NULL, declared) or (common, declared) == (INTEGER, REAL) else TEXT
-
-
-def has_misfit(declared: str | None, found: set[str]) -> bool:
-    """Whether values of the types `found` would have to be converted to text."""
-    return column_kind(declared, found) == TEXT and not found <= {TEXT, NULL}
+def _holds(declared: str, common: str | None) -> bool:
+    return common in (NULL, declared) or (common, declared) == (INTEGER, REAL)
 
 
 def arrow_type(kind: str) -> Any:

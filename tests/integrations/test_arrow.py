@@ -114,11 +114,12 @@ MISFITS = [
 ]
 
 
+@pytest.mark.parametrize("columns", ["a", "a, 1 + 1 AS b"])
 @pytest.mark.parametrize(("declared", "values", "message"), MISFITS)
-def test_a_value_that_does_not_fit_is_named(con, declared: str, values: list[str], message: str):
+def test_a_value_that_does_not_fit_is_named(con, declared: str, values: list[str], message: str, columns: str):
     con.execute(f"CREATE TEMP TABLE odd(a {declared}); INSERT INTO odd VALUES ({'), ('.join(values)})")
     with pytest.raises(litevfs.ResultTypeError, match=f"^{message}; hint: CAST .*strict=False"):
-        litevfs.arrow(con, "SELECT a FROM odd").reader().read_all()
+        litevfs.arrow(con, f"SELECT {columns} FROM odd").reader().read_all()
 
 
 @pytest.mark.parametrize(("declared", "values", "message"), MISFITS[:-1])
