@@ -53,6 +53,7 @@ class Rehearsals:
         self._guest: RehearsalSession | None = None
         self._last: tuple[Statement, int] | None = None  # the statement that waited last, in which transaction
         self._waits = 0  # of that statement; it is rehearsed at the first, second, fourth, ... of them
+        self._given_up: tuple[Statement, int] | None = None  # one that is rehearsed no more
         self._query_waits = threading.Event()  # set when it waits again
         self._next: Task | None = None
         self._thread: threading.Thread | None = None
@@ -71,13 +72,15 @@ class Rehearsals:
         self._waits += 1
         self._query_waits.set()
         first_page = host.page_one(snapshot)
-        if self._waits & (self._waits - 1) or not first_page or host.replica.pages.hydration is not None:
+        if self._waits & (self._waits - 1) or (statement, begins) == self._given_up:
+            return
+        if not first_page or host.replica.pages.hydration is not None:
             return
         if os.getpid() != self._pid:
             self._forget()
         with self._lock:
             if not self._is_stopped and (self._thread is None or self._waits == 1):
-                self._next = Task(statement, snapshot, first_page)
+                self._next = Task(statement, snapshot, first_page, begins)
                 try:
                     self._thread = self._thread or start_thread(self._run, THREAD_NAME)
                 except TransientStorageError as error:
@@ -143,6 +146,7 @@ class Rehearsals:
             return
         plan = guest.plan(task)
         if not plan.is_worth_it:
+            self._given_up = task.statement, task.begins
             return
         asked: set[int] = set()
         logger.debug("rehearsing %s", task.statement.sql)
@@ -155,6 +159,8 @@ class Rehearsals:
                 return
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
             logger.debug("a rehearsal misses %d pages", len(missing))
+            if guest.is_exhausted:
+                self._given_up = task.statement, task.begins
             if not missing:
                 return
             asked.update(missing)

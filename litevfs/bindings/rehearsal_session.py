@@ -54,7 +54,10 @@ class Plan:
     @property
     def is_worth_it(self) -> bool:
         """Whether something in the statement can go side by side."""
-        return not self.has_modules and (len(self.trees) > 1 or (len(self.trees) == 1 and self.is_loop))
+        if len(self.trees) > 1:
+            return not self.has_modules
+        is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
+        return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Task:
     statement: Statement
     snapshot: Snapshot
     first_page: bytes
+    begins: int  # read transactions of the session so far
 
 
 class RehearsalSession(Session):
@@ -121,6 +125,11 @@ class RehearsalSession(Session):
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
         return list(self._missing)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether the last rehearsal took all the steps that it may: the next one would not come further."""
+        return self._checks > MAX_CHECKS
 
     @property
     def has_met_a_scan_alone(self) -> bool:
