@@ -29,7 +29,7 @@ from litevfs.files.fetched import FetchedFile, check_name, too_short
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.hedges import LIST, Hedges, What, pace_of
 from litevfs.files.line import line_to
-from litevfs.files.ranges import likely_tail_bytes, pieces
+from litevfs.files.ranges import likely_head_bytes, likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file, read_header_and_index, tail_size_needed
@@ -288,7 +288,8 @@ class Fetcher:
         yield tail[max(0, start - end) :]
 
     def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
-        return self._read_kept(file, 0, min(max(HEADER_SIZE, self.client.block_size), file.size), fresh=fresh)
+        size = likely_head_bytes(file, self.client.block_size, self.line.trip_bytes)
+        return self._read_kept(file, 0, size, fresh=fresh)
 
     def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
         """At least `size` bytes of the end, or the whole file; with a folder, whole blocks."""

@@ -89,6 +89,11 @@ class Line:
         return int(min(max(self.bytes_per_s * 2 * self.latency_s, least), MAX_REQUEST_BYTES))
 
     @property
+    def trip_bytes(self) -> int:
+        """How many bytes come in the time that a request takes."""
+        return int(self.bytes_per_s * self.latency_s)
+
+    @property
     def ahead_bytes(self) -> int:
         """How many bytes may be under way ahead of their use."""
         return int(self.bytes_per_s * max(TRIPS_AHEAD * self.latency_s, MIN_AHEAD_S))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from litevfs.errors import LTXFormatError
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import check_name
-from litevfs.files.ranges import Range, pieces
+from litevfs.files.ranges import Range, likely_head_bytes, pieces
 from litevfs.ltx.decoder import tail_size_needed
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import END_OF_PAGES, HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
@@ -217,7 +217,7 @@ def open_part(current: Callable[[], Fetcher], file: LTXFileInfo) -> tuple[Header
     """
     fetcher = current()
     tail_size = min(file.size, INDEX_SIZE_FIELD_SIZE + TRAILER_SIZE)
-    head_size = min(file.size, max(HEADER_SIZE, fetcher.client.block_size))
+    head_size = likely_head_bytes(file, fetcher.client.block_size, fetcher.line.trip_bytes)
     ranges = ((0, head_size), (file.size - tail_size, tail_size))
     head, tail = fetcher.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
     try:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.ltx.format import HEADER_SIZE
 
 DENSE = 0.25
 """From this share of wanted bytes on, whole blocks are worth keeping, if gaps of that size are worth reading over."""
@@ -23,6 +24,9 @@ TAIL_BYTES_PER_FILE_BYTE = 1 / 100
 """First guess of where a page index starts: entries are about 9 bytes, frames about 2 kB."""
 MIN_TAIL_BYTES, MAX_TAIL_BYTES = 1 << 14, 1 << 20
 """The end of a file says how large its index is: for a large one, reading exactly the rest beats a generous guess."""
+
+HEAD_BYTES_PER_FILE_BYTE = 1 / 100
+"""Tables and indexes are made before they grow, so most of their roots lie at the start of a snapshot file."""
 
 Range = tuple[int, int]
 """(offset, size), bytes."""
@@ -106,6 +110,16 @@ def scattered_runs(ranges: Iterable[Range], limits: Limits) -> list[list[Range]]
 def likely_tail_bytes(file: LTXFileInfo) -> int:
     """How many bytes of the end of a file to read first: all of the page index, unless that is large."""
     return min(max(MIN_TAIL_BYTES, int(file.size * TAIL_BYTES_PER_FILE_BYTE)), MAX_TAIL_BYTES)
+
+
+def likely_head_bytes(file: LTXFileInfo, block_size: int, free_bytes: int) -> int:
+    """How many bytes of the start of a file to read first: a block, and more of them as far as `free_bytes` goes.
+
+    So much comes while the reader waits for the end of the file anyway.
+    """
+    more = min(int(file.size * HEAD_BYTES_PER_FILE_BYTE), free_bytes)
+    blocks = -(-more // block_size) if block_size else 0
+    return min(file.size, max(HEADER_SIZE, block_size, blocks * block_size))
 
 
 def pieces(start: int, end: int, most: int) -> list[Range]:

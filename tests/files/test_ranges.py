@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, scattered_runs
+from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, likely_head_bytes, scattered_runs
+from litevfs.ltx.file_info import LTXFileInfo
 
 
 @st.composite
@@ -59,3 +60,18 @@ def test_blocks_come_in_runs_of_neighbours(blocks, most):
     assert list(itertools.chain.from_iterable(runs)) == sorted(blocks)
     assert all(1 <= len(run) <= most for run in runs)
     assert all(len(run) == most or run.stop != following.start for run, following in itertools.pairwise(runs))
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "free", "head"),
+    [
+        (40_000_000, 1 << 16, 500_000, 7 << 16),  # a hundredth of the file
+        (40_000_000, 1 << 16, 100_000, 2 << 16),  # what comes in a round trip
+        (40_000_000, 1 << 16, 10, 1 << 16),
+        (3_000_000, 1 << 16, 500_000, 1 << 16),
+        (1000, 1 << 16, 500_000, 1000),
+        (40_000_000, 0, 500_000, 100),  # without blocks only the header is of use
+    ],
+)
+def test_the_head_of_a_file_is_a_hundredth_of_it_as_far_as_that_costs_no_time(size, block, free, head):
+    assert likely_head_bytes(LTXFileInfo(9, 1, 1, size, 0), block, free) == head
