@@ -11,6 +11,7 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.testing.fixtures import TEST_BUCKET
+from litevfs.testing.http_faults import HTTPFault
 from litevfs.testing.s3_proxy import running_s3_proxy
 from tests.primary import Primary
 from tests.support import connected, one
@@ -64,6 +65,7 @@ def test_opening_a_large_file_takes_one_listing_and_its_two_ends(world):
 def test_a_minute_costs_sixty_reads_and_four_listings(world, clock):
     primary, proxy, url = world
     replica = Replica(Options(replica_url=url), clock=clock)
+    replica.fetcher.requests.observer = lambda _: None  # nothing is asked for twice, however busy the machine is
     try:
         replica.refresh()
         proxy.clear()
@@ -78,5 +80,27 @@ def test_a_minute_costs_sixty_reads_and_four_listings(world, clock):
         assert replica.snapshot is not None
         assert replica.snapshot.txid == 2
         assert kinds(proxy) == {"GET": 3}  # the file, the proof, and that there is no further file
+    finally:
+        replica.close()
+
+
+@pytest.mark.s3
+def test_a_poll_whose_answer_does_not_come_is_made_a_second_time(world, clock):
+    primary, proxy, url = world
+    replica = Replica(Options(replica_url=url), clock=clock)
+    try:
+        replica.refresh()
+        for _ in range(80):
+            clock.now_s += 1
+            replica.refresh(thorough=False)
+        second, before = replica.status().second_requests, kinds(proxy)["GET"]
+        primary.commit(INSERT)
+        proxy.faults.add(HTTPFault(delay_ms=3_600_000, method="GET", count=1))
+        clock.now_s += 1
+        replica.refresh(thorough=False)
+        assert replica.snapshot is not None
+        assert replica.snapshot.txid == 2
+        assert replica.status().second_requests == second + 1
+        assert kinds(proxy)["GET"] == before + 4  # the file twice, the proof, and that there is no further file
     finally:
         replica.close()
