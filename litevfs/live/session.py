@@ -157,8 +157,8 @@ class Session:
         The arguments are in the order of APSW's `xRead`, so that APSW can call this method directly: a page costs one
         Python call.
         """
-        page = self._along.get(offset)
-        if page is not None and len(page) == amount:
+        along = self._along
+        if along and (page := along.get(offset)) is not None and len(page) == amount:
             return page  # most reads of a scan end here
         snapshot = self._pinned or self.snapshot
         if offset + amount <= HEADER_SIZE and snapshot is self._first_page_of:
@@ -168,8 +168,7 @@ class Session:
             if self._pages is not self.replica.pages:
                 self._use_pages()
             if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
-                along = self._along if snapshot is self._pinned else None
-                return self._read_page(snapshot, offset // page_size + 1, along)
+                return self._read_page(snapshot, offset // page_size + 1, along if self._pinned else None)
             if snapshot is not self._first_page_of:
                 self._first_page = self._reads.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
                 self._first_page_of = snapshot

@@ -32,7 +32,7 @@ MAX_RUN_BYTES = 1 << 18
 """Bytes of pages that are decoded at once."""
 MAX_GAP_BYTES = 1 << 14
 """A run ends where so many bytes of other frames lie between two of its pages."""
-FORGOTTEN_AFTER = 256
+FORGOTTEN_AFTER = 64
 """After so many pages that were read alone, what came before says nothing about the reads that come."""
 
 

@@ -263,7 +263,10 @@ class PageSource:
         else:
             self.counters.misses += 1
             if self._runs.is_alone(pgno):
-                page = self.read_through(snapshot, pgno, deadline)
+                try:  # as `read_through` does
+                    page = self._read_from(snapshot, pgno, deadline, None)
+                except StorageNotFoundError as error:
+                    page = self._read_elsewhere(snapshot, pgno, error, deadline)
             else:
                 page, is_kept = self._load_run(snapshot, pgno, deadline, along)
                 if not is_kept:
@@ -327,38 +330,25 @@ class PageSource:
         offset, size = frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
+        run = run_from(snapshot, pgno, along.count) if along is not None else None
+        most = size if run is None else run.end - offset
         try:
-            if along is not None:
-                return self._read_run(snapshot, pgno, (number, offset, size), deadline, along)
-            return decode_page(snapshot, pgno, self._read_bytes(snapshot, number, offset, size, size, deadline))
+            if self._blocks is None:
+                data = self._client_read(snapshot.files[number], offset, most)
+                counters = self._fetcher.counters
+                counters.get += 1
+                counters.bytes_read += most
+            else:
+                deadline = self._fetcher.deadline() if deadline is None else deadline
+                data = self._blocks.read(number, snapshot.files[number], offset, size, deadline, most=most)
+            if run is None or along is None:
+                return decode_page(snapshot, pgno, data)
+            if pages := run.decode(snapshot, data, offset):
+                self._hand_out(snapshot, run, pages, along)
+                return pages[0]
+            return decode_page(snapshot, pgno, data[:size])
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
-
-    def _read_bytes(
-        self, snapshot: Snapshot, number: int, offset: int, size: int, most: int, deadline: float | None
-    ) -> bytes:
-        """The frame at `offset` of a file, and up to `most` bytes from there on if that costs no request more."""
-        file = snapshot.files[number]
-        if self._blocks is not None:
-            deadline = self._fetcher.deadline() if deadline is None else deadline
-            return self._blocks.read(number, file, offset, size, deadline, most=most)
-        data = self._client_read(file, offset, most)
-        counters = self._fetcher.counters
-        counters.get += 1
-        counters.bytes_read += most
-        return data
-
-    def _read_run(
-        self, snapshot: Snapshot, pgno: int, place: tuple[int, int, int], deadline: float | None, along: Along
-    ) -> bytes:
-        """The page at `place`, and those decoded along with it."""
-        number, offset, size = place
-        run = run_from(snapshot, pgno, along.count)
-        data = self._read_bytes(snapshot, number, offset, size, run.end - offset, deadline)
-        if pages := run.decode(snapshot, data, offset):
-            self._hand_out(snapshot, run, pages, along)
-            return pages[0]
-        return decode_page(snapshot, pgno, data[:size])
 
     def _hand_out(self, snapshot: Snapshot, run: Run, pages: list[bytes], along: Along) -> None:
         """Let the pages after the first one be found by the reads that come."""
