@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
+
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_rowids, varint
 from litevfs.pages.trees import KnownTrees
 
 HEADER, POINTER, CHILD, MIN_CELL = 8, 2, 4, 4
 """Bytes of a leaf's header, of a cell pointer, of a child's number in an interior cell, and of the smallest cell
 (https://www.sqlite.org/fileformat2.html#b_tree_pages)."""
+LONG = 9
+"""Bytes of the longest varint: that of numbers from 2**56 on, and of those below 0."""
 MAX_ROWS = 2048
 """More take as long to write down as a round trip."""
 _RESERVED = 255
@@ -116,27 +120,49 @@ def max_rows(page_size: int) -> int:
 
 def table_leaf(page_size: int, rowids: Iterable[int]) -> bytes:
     """A leaf of a table with the first of these rowids, which ascend; with the largest one of all if there is none."""
-    cells = [_cell(_NULL, _varint(rowid)) for rowid in islice(rowids, max_rows(page_size))]
-    return _leaf(page_size, LEAF_TABLE, cells or [_cell(_NULL, _varint((1 << 63) - 1))])
+    values = np.fromiter(islice(rowids, max_rows(page_size)), np.int64)
+    if not len(values):
+        values = np.array([(1 << 63) - 1])
+    cells: list[bytes] = []
+    sizes: list[int] = []
+    ends = np.searchsorted(values, [0, *(1 << 7 * size for size in range(1, LONG)), np.iinfo(np.int64).max], "left")
+    ends[-1] = len(values)
+    start = 0
+    for size, end in zip((LONG, *range(1, LONG), LONG), ends.tolist(), strict=True):
+        part = values[start:end]
+        if len(part):
+            made = [_cell(_NULL, _varint(rowid)) for rowid in part.tolist()] if size == LONG else [_cells(part, size)]
+            cells += made
+            sizes += [1 + size + len(_NULL)] * len(part)
+        start = end
+    return _leaf(page_size, LEAF_TABLE, b"".join(cells), sizes)
+
+
+def _cells(rowids: np.ndarray[tuple[int], np.dtype[np.int64]], size: int) -> bytes:
+    """The cells of rowids that take so many bytes each; a hundredth of the time of one cell after the other."""
+    cells = np.zeros((len(rowids), 1 + size + len(_NULL)), np.uint8)
+    cells[:, 0] = len(_NULL)
+    cells[:, 1 : 1 + size] = rowids[:, None] >> 7 * np.arange(size - 1, -1, -1) & 0x7F
+    cells[:, 1:size] |= 0x80
+    cells[:, 1 + size :] = np.frombuffer(_NULL, np.uint8)
+    return cells.tobytes()
 
 
 def index_leaf(page_size: int, record: bytes) -> bytes:
     """A leaf of an index, or of a table WITHOUT ROWID."""
-    return _leaf(page_size, LEAF_INDEX, [_cell(record)])
+    cell = _cell(record)
+    return _leaf(page_size, LEAF_INDEX, cell, [len(cell)])
 
 
 def _cell(record: bytes, rowid: bytes = b"") -> bytes:
     return (_varint(len(record)) + rowid + record).ljust(MIN_CELL, b"\0")
 
 
-def _leaf(page_size: int, kind: int, cells: list[bytes]) -> bytes:
-    start = position = HEADER + POINTER * len(cells)
-    pointers = []
-    for cell in cells:
-        pointers.append(position.to_bytes(2))
-        position += len(cell)
-    header = bytes([kind, 0, 0]) + len(cells).to_bytes(2) + start.to_bytes(2) + b"\0"
-    return b"".join([header, *pointers, *cells]).ljust(page_size, b"\0")
+def _leaf(page_size: int, kind: int, cells: bytes, sizes: list[int]) -> bytes:
+    start = HEADER + POINTER * len(sizes)
+    pointers = (start + np.cumsum([0, *sizes[:-1]])).astype(">u2").tobytes()
+    header = bytes([kind, 0, 0]) + len(sizes).to_bytes(2) + start.to_bytes(2) + b"\0"
+    return b"".join([header, pointers, cells]).ljust(page_size, b"\0")
 
 
 def _varint(number: int) -> bytes:
@@ -145,6 +171,6 @@ def _varint(number: int) -> bytes:
     if value < 0x80:
         return bytes([value])
     if value >> 56:
-        return bytes(value >> shift & 0x7F | 0x80 for shift in range(57, 0, -7)) + bytes([value & 0xFF])
+        return bytes(value >> shift & 0x7F | 0x80 for shift in range(57, 7, -7)) + bytes([value & 0xFF])
     shifts = range((value.bit_length() - 1) // 7 * 7, 0, -7)
     return bytes(value >> shift & 0x7F | 0x80 for shift in shifts) + bytes([value & 0x7F])

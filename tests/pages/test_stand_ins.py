@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
-from litevfs.pages.stand_ins import StandIns, Tree, max_rows
+from litevfs.pages.stand_ins import StandIns, Tree, max_rows, table_leaf
 
 ROWS = 3000
 
@@ -88,3 +88,17 @@ def test_neighbours_are_known_by_the_page_above(tmp_path):
     assert stand_ins.is_next_to(second, first)
     assert not stand_ins.is_next_to(first, third)
     assert not stand_ins.is_next_to(first, 0)
+
+
+def test_a_leaf_has_rowids_of_any_size(tmp_path):
+    path = tmp_path / "t.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("PRAGMA page_size=4096; CREATE TABLE t (id INTEGER PRIMARY KEY, a, b)")
+    edges = [1 << 7 * size for size in range(1, 9)]
+    rowids = sorted({0, 1, -1, -5, -(1 << 63), (1 << 63) - 1, *edges, *(edge - 1 for edge in edges)})
+    data = path.read_bytes()
+    path.write_bytes(data[:4096] + table_leaf(4096, rowids))
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT * FROM t").fetchall() == [(rowid, None, None) for rowid in rowids]
+        for rowid in rowids:
+            assert connection.execute("SELECT id FROM t WHERE id = ?", (rowid,)).fetchone() == (rowid,)
