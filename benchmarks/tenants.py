@@ -1,10 +1,11 @@
 """One process that replicates 1, 100 and 1,000 databases, each with a commit a second: CPU, memory, threads and lag.
 
-    python benchmarks/tenants.py [--small] [--json FILE] [--seconds N]
+    python benchmarks/tenants.py [--small] [--json FILE] [--seconds N] [--places N]
 
 A writer process makes the commits, round and round. The replicator is `litevfs replicate --dir`, with replicas in a
-folder. CPU is what the replicator's process used while all databases were being written to, in cores; memory is its
-resident set at the end; lag is from a commit to the upload of its file (its modification time), over all databases.
+folder, or in several (`--places`). Commits begin when the work of the start is done, the first snapshots included. CPU
+is what the replicator's process used while all databases were being written to, in cores; memory is its resident set at
+the end; lag is from a commit to the upload of its file (its modification time), over all databases.
 
 First, the CPU of one commit's way alone, capture and upload into a folder: of rounds over 30 databases in one thread
 the cheapest, as others that use the same cores make each slower. Once on the disk, and once in memory.
@@ -34,6 +35,7 @@ ROUND, ROUNDS = 30, 25
 MEMORY = Path("/dev/shm")
 START_LIMIT_S = 300.0
 END_LIMIT_S = 60.0
+IDLE_LIMIT_S = 40.0
 
 
 def make(path: Path) -> None:
@@ -63,14 +65,14 @@ def write(paths: list[Path], seconds: float, commits: dict[Path, list[float]]) -
             commits.setdefault(path, []).append(time.time())
 
 
-def run(count: int, seconds: float) -> dict[str, Any]:
+def run(count: int, seconds: float, places: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="litevfs-bench-") as name:
-        folder, replicas = Path(name, "tenants"), Path(name, "replicas")
+        folder, replicas = Path(name, "tenants"), [Path(name, f"replicas-{number}") for number in range(places)]
         folder.mkdir()
         paths = [folder / f"{number:04}.db" for number in range(count)]
         for path in paths:
             make(path)
-        command = [sys.executable, "-m", "litevfs", "replicate", "--dir", str(folder), str(replicas)]
+        command = [sys.executable, "-m", "litevfs", "replicate", "--dir", str(folder), *map(str, replicas)]
         began = time.monotonic()
         process = subprocess.Popen([*command, "--shutdown-timeout", "50s"], stderr=subprocess.DEVNULL)
         try:
@@ -82,32 +84,43 @@ def run(count: int, seconds: float) -> dict[str, Any]:
 
 
 def measure(
-    process: subprocess.Popen[bytes], paths: list[Path], replicas: Path, seconds: float, began: float
+    process: subprocess.Popen[bytes], paths: list[Path], replicas: list[Path], seconds: float, began: float
 ) -> dict[str, Any]:
-    while not all(uploaded(replicas / path.name) for path in paths):
+    while not all(uploaded(replica / path.name) for replica in replicas for path in paths):
         assert process.poll() is None, "the replicator has ended"
         assert time.monotonic() < began + START_LIMIT_S, "the first copies take too long"
         threading.Event().wait(0.2)
     started_s = time.monotonic() - began
     seen = psutil.Process(process.pid)
+    wait_until_idle(seen)
     before, start = seen.cpu_times(), time.monotonic()
     commits: dict[Path, list[float]] = {}
     write(paths, seconds, commits)
     after, took = seen.cpu_times(), time.monotonic() - start
+    made = sum(map(len, commits.values()))
     memory, threads, files = seen.memory_info().rss, seen.num_threads(), seen.num_fds()
     process.send_signal(signal.SIGTERM)
     code = process.wait(END_LIMIT_S)
     assert code == 0, f"the replicator ended with {code}"
     return {
-        "case": f"{len(paths)} databases",
+        "case": f"{len(paths)} databases" + (f", {len(replicas)} places" if len(replicas) > 1 else ""),
         "start_s": round(started_s, 2),
-        "commits_per_s": round(sum(map(len, commits.values())) / took, 1),
+        "commits_per_s": round(made / took, 1),
         "cpu_cores": round((after.user + after.system - before.user - before.system) / took, 3),
         "memory_mb": round(memory / 1e6, 1),
         "threads": threads,
         "files": files,
-        **lags(commits, replicas),
+        "user_ms": round((after.user - before.user) / made * 1e3, 3),
+        "system_ms": round((after.system - before.system) / made * 1e3, 3),
+        **lags(commits, replicas[-1]),
     }
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Return when the process has used less than a fifth of a core for a second, or in time."""
+    deadline = time.monotonic() + IDLE_LIMIT_S
+    while process.cpu_percent(1.0) > 20.0 and time.monotonic() < deadline:
+        pass
 
 
 def commit_cost(parent: Path | None, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -151,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="20 databases at most, for a few seconds")
     parser.add_argument("--seconds", type=float, help="how long commits are made [20; 2 with --small]")
+    parser.add_argument("--places", type=int, default=1, help="replicas of each database [1]")
     parser.add_argument("--databases", type=int, nargs="*", help="how many [1 100 1000; 1 20 with --small]")
     parser.add_argument("--json", type=Path, help="write the results to this file too")
     args = parser.parse_args()
@@ -160,7 +174,7 @@ def main() -> None:
     for result in results:
         print("  ".join(f"{name} {value}" for name, value in result.items()), flush=True)
     for count in args.databases or ([1, 20] if args.small else [1, 100, 1000]):
-        results.append(run(count, seconds))
+        results.append(run(count, seconds, args.places))
         print("  ".join(f"{name} {value}" for name, value in results[-1].items()), flush=True)
     if args.json:
         args.json.write_text(json.dumps({"small": args.small, "results": results}, indent=1))
