@@ -297,8 +297,9 @@ class StateFolder:
             self._write_without_file(fields)
 
     def _forget_small(self) -> None:
-        """Drop the file in the record, if it is uploaded."""
-        if self._holds_small and self.is_held() and not any(queue.has_small for queue in self.queues):
+        """Drop the file in the record, if it is uploaded; a process forked from this one leaves it alone."""
+        is_waiting = any(queue.has_small for queue in self.queues)
+        if self._holds_small and not is_waiting and os.getpid() == self._lock_pid and self.is_held():
             self._holds_small = False
             fields = self._slots.read()
             if fields is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,29 @@ def test_a_clean_end_leaves_no_file_to_upload_again(app, client, folder: Path, m
     monkeypatch.setattr(client, "write", None)
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 2
+
+
+def test_a_forked_process_that_closes_its_copy_leaves_the_record_alone(app, folder: Path, tmp_path: Path):
+    program = """if True:
+        import os, sys
+        import apsw
+        from litevfs.replicate import Replicator
+        path, url = sys.argv[1:]
+        replicator = Replicator(path, url)
+        replicator.sync()
+        apsw.Connection(path).execute("INSERT INTO t (data) VALUES (1)")
+        replicator.sync()
+        child = os.fork()
+        if child == 0:
+            replicator.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        os._exit(0)
+    """
+    command = [sys.executable, "-c", program, str(app.path), f"file://{tmp_path}/replica"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert file_in_record(folder) is not None
 
 
 def test_a_file_that_was_uploaded_before_a_kill_is_known_again(app, client, folder: Path, tmp_path: Path):
