@@ -126,8 +126,7 @@ class Fetcher:
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""
-        listings = self.parallel([partial(self.list_files, level) for level in levels])
-        return [file for listing in listings for file in listing]
+        return [file for files in self.parallel([partial(self.list_files, n) for n in levels]) for file in files]
 
     def deadline(self) -> float:
         """When a read of one page that begins now has to end (`time.monotonic()`, seconds)."""
@@ -288,8 +287,10 @@ class Fetcher:
         yield tail[max(0, start - end) :]
 
     def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
-        size = likely_head_bytes(file, self.client.block_size, self.line.trip_bytes)
-        return self._read_kept(file, 0, size, fresh=fresh)
+        free_bytes = (
+            0 if self._verify else self.line.trip_bytes
+        )  # to verify a file, all of it is read, within its memory
+        return self._read_kept(file, 0, likely_head_bytes(file, self.client.block_size, free_bytes), fresh=fresh)
 
     def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
         """At least `size` bytes of the end, or the whole file; with a folder, whole blocks."""
