@@ -26,6 +26,7 @@ from litevfs.operations.copy import copy_replica
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.slots import SlotFile
 from litevfs.testing.s3_server import S3Server
 from tests.servers import running_minio, use_bucket
 
@@ -164,10 +165,30 @@ def a_replicated_database(world: World) -> None:
     write(world.database, "since")
 
 
+def a_small_file_that_waits(world: World) -> None:
+    """Captured into the record of the position, and not uploaded, by a run that was killed.
+
+    Without a lease: that of the killed run is not known again beside a copy of the folder.
+    """
+    assert world.start("--once", "--restore-if-missing") == 0
+    for value in ("since", "after"):
+        with closing(apsw.Connection(str(world.database))) as db:
+            db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # the WAL is kept, and read on
+            db.execute("INSERT INTO t VALUES (?)", (value,))
+        if value == "since":
+            assert world.start("--once") == 0
+    record = SlotFile(world.database.with_name(".app.db-litevfs") / "state.json")
+    step = 1
+    while "file" not in (record.read() or {}):
+        assert world.start("--once", "--no-lease", kill_at=step) == KILLED
+        step += 1
+
+
 COURSES: dict[str, tuple[tuple[str, ...], Callable[[World], None], list[str]]] = {
     "restore": (("--once", "--restore-if-missing"), nothing, ["one", "two", "three"]),
     "first": (("--once",), no_replica, ["one", "two", "three"]),
     "next": (("--once", "--restore-if-missing"), a_replicated_database, ["one", "two", "three", "since"]),
+    "waits": (("--once", "--no-lease"), a_small_file_that_waits, ["one", "two", "three", "since", "after"]),
     "refused": (("--once", "--restore-if-missing"), a_new_database, ["one", "two", "three"]),
     "exec": (("--restore-if-missing", "--exec"), nothing, ["one", "two", "three"]),
 }
