@@ -56,6 +56,7 @@ class Session:
         """With `beside`, read the replica and the state of that session, until that one is closed."""
         self.options = options
         self.warming: Warming | None = None
+        self._waits: Waits | None = None
         self.last_error: BaseException | None = None  # the last error of a call of this session, or of its binding
         self._on_error = on_error
         self._is_guest = beside is not None
@@ -68,7 +69,6 @@ class Session:
         self._along: dict[int, bytes] = {}  # pages of the pinned snapshot that a scan needs next, by offset in bytes
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
-        self._waits: Waits | None = None
         try:
             self._open()
             self._epoch = self.snapshot.epoch
