@@ -18,7 +18,7 @@ import apsw
 
 from litevfs.api import connect, plain_connection
 from litevfs.bindings.apsw_connections import add_hint
-from litevfs.errors import OptionError
+from litevfs.errors import LitevfsError, OptionError, ResultTypeError
 from litevfs.integrations.arrow_columns import (
     NULL,
     REAL,
@@ -31,6 +31,7 @@ from litevfs.integrations.arrow_columns import (
     has_misfit,
     joined,
     part_of,
+    type_in_sql,
 )
 
 BATCH_ROWS = 65_536
@@ -44,7 +45,7 @@ _PIECE_ROWS = 1000
 _FIRST_ROWS = 10
 """The first piece, which shows how wide rows are. The next ones hold at most about `PIECE_BYTES`."""
 _FEW = 3
-"""So many columns have at most 125 combinations of types. DISTINCT finds them in half the time of min and max, which
+"""So many columns have at most 216 combinations of types. DISTINCT finds them in half the time of min and max, which
 are for more columns, as these may have a combination in each row."""
 
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -69,7 +70,8 @@ def arrow(
     more, the statement runs a second time for the types alone, on the same state.
 
     A value that does not fit raises ResultTypeError, which names row and column; with `strict=False` such a column is
-    text instead. Raises what `connect` raises, OptionError without pyarrow, and APSW's errors for the statement.
+    text instead. Text that is not UTF-8 raises it in both cases. Raises what `connect` raises, OptionError without
+    pyarrow, and APSW's errors for the statement.
     """
     if _pyarrow() is None:
         raise OptionError("Arrow needs pyarrow", hint="pip install 'litevfs[arrow]'")
@@ -173,8 +175,8 @@ class ArrowResult:
             kept.append(piece)
             for column, kinds, part in zip(self._columns, found, piece, strict=True):
                 size += part.nbytes
-                if not part.kinds <= kinds:
-                    kinds |= part.kinds
+                if not (new := part.kinds(wide=not self._strict)) <= kinds:
+                    kinds |= new
                     if self._strict and has_misfit(column.kind, kinds):
                         self._raise_misfit(kept, found)
             if size > KEPT_BYTES:
@@ -194,25 +196,29 @@ class ArrowResult:
 
     def _look_ahead(self, wanted: list[int]) -> list[set[str]]:
         """Types of the values in each of these columns, at least the first and the last by name; NULL is not needed."""
-        names = ", ".join(f"c{i}" for i in range(len(self._columns)))
         if are_few := len(wanted) <= _FEW:
-            types = "DISTINCT " + ", ".join(f"typeof(c{i})" for i in wanted)
+            types = "DISTINCT " + ", ".join(type_in_sql(f"c{i}", wide=not self._strict) for i in wanted)
         else:
-            types = ", ".join(f"min({_type(i)}), max({_type(i)})" for i in wanted)
-        sql = f"WITH result({names}) AS ({self._sql}\n) SELECT {types} FROM result"
+            each = [f"nullif({type_in_sql(f'c{i}', wide=not self._strict)}, 'null')" for i in wanted]
+            types = ", ".join(f"min({type_}), max({type_})" for type_ in each)
         try:
-            found = list(self._run(sql))
+            found = list(self._run(self._select(types)))
         except apsw.SQLError:  # a PRAGMA, say, which no other statement can contain
             return self._types_by_row(wanted)
         if are_few:
             return [{row[i] for row in found} for i in range(len(wanted))]
         return [{kind or NULL for kind in found[0][i : i + 2]} for i in range(0, len(found[0]), 2)]
 
+    def _select(self, expressions: str) -> str:
+        """A statement that selects from the result, whose columns are c0, c1, ... there."""
+        names = ", ".join(f"c{i}" for i in range(len(self._columns)))
+        return f"WITH result({names}) AS ({self._sql}\n) SELECT {expressions} FROM result"
+
     def _types_by_row(self, wanted: list[int]) -> list[set[str]]:
         found: list[set[str]] = [set() for _ in wanted]
         for piece in self._pieces():
             for kinds, i in zip(found, wanted, strict=True):
-                kinds |= piece[i].kinds
+                kinds |= piece[i].kinds(wide=not self._strict)
         return found
 
     def _schema(self, kinds: list[str]) -> Any:
@@ -249,16 +255,53 @@ class ArrowResult:
         width = len(self._columns)
         expected = [column.kind or NULL for column in self._columns]
         widen = [self._strict and kind == REAL for kind in expected]
-        values = chain.from_iterable(self._run(self._sql))
         first, limit = 1, _FIRST_ROWS
-        while row_values := list(islice(values, width * limit)):
-            piece = [part_of(row_values[i::width], first, expected[i], widen=widen[i]) for i in range(width)]
-            expected = [kind if part.kind == NULL else part.kind for part, kind in zip(piece, expected, strict=True)]
-            first += piece[0].count
-            size = sum(part.nbytes for part in piece)
-            limit = max(1, min(_PIECE_ROWS, 10 * limit, piece[0].count * PIECE_BYTES // max(1, size)))
-            del row_values
-            yield piece
+        cursor = self._run(self._sql)
+        try:
+            values = chain.from_iterable(cursor)
+            while row_values := self._taken(values, width * limit, first):
+                piece = [part_of(row_values[i::width], first, expected[i], widen=widen[i]) for i in range(width)]
+                expected = [
+                    kind if part.kind == NULL else part.kind for part, kind in zip(piece, expected, strict=True)
+                ]
+                first += piece[0].count
+                size = sum(part.nbytes for part in piece)
+                limit = max(1, min(_PIECE_ROWS, 10 * limit, piece[0].count * PIECE_BYTES // max(1, size)))
+                del row_values
+                yield piece
+        finally:
+            cursor.close(True)  # an error that is held would keep its read lock
+
+    def _taken(self, values: Iterator[Any], count: int, first: int) -> list[Any]:
+        """The next values, of rows from `first` on. Raises ResultTypeError for text that is not UTF-8."""
+        taken: list[Any] = []
+        try:
+            taken.extend(islice(values, count))  # what came before an error stays in the list
+        except UnicodeDecodeError as error:
+            if error.__traceback__ and error.__traceback__.tb_next:  # an SQL function raised it
+                raise
+            raise self._not_utf8(error, first + len(taken) // len(self._columns)) from error
+        return taken
+
+    def _not_utf8(self, error: UnicodeDecodeError, row: int) -> ResultTypeError:
+        column = self._columns[0] if len(self._columns) == 1 else self._column_with(error.object, row)
+        return ResultTypeError(
+            f"{column.place(row) if column else f'row {row}'}: text is not UTF-8"
+            f" (byte 0x{error.object[error.start]:02x} at {error.start})",
+            hint="CAST(column AS BLOB) in the statement reads its bytes",
+        )
+
+    def _column_with(self, text: bytes, row: int) -> Column | None:
+        """The column that has this text. SQLite reads the row again; None if it has no such text then (`random()`)."""
+        texts = (f"CASE typeof(c{i}) WHEN 'text' THEN CAST(c{i} AS BLOB) END" for i in range(len(self._columns)))
+        try:
+            rows = self._run(f"{self._select(', '.join(texts))} LIMIT 1 OFFSET {row - 1}").fetchall()
+        except (apsw.Error, LitevfsError):  # a PRAGMA, say; the text is the error to report
+            return None
+        found = [
+            column for values in rows for column, value in zip(self._columns, values, strict=True) if value == text
+        ]
+        return found[0] if found else None
 
     def _run(self, sql: str) -> apsw.Cursor:
         """The rows as SQLite gives them, whatever the connection makes of rows."""
@@ -328,7 +371,3 @@ def _described(connection: apsw.Connection, sql: str, parameters: Parameters) ->
     if sql[len(statement) :].strip(" \t\r\n;"):
         raise OptionError("more than one statement", hint="pass one SELECT")
     return statement.rstrip(" \t\r\n;"), columns
-
-
-def _type(index: int) -> str:
-    return f"nullif(typeof(c{index}), 'null')"

@@ -20,6 +20,9 @@ INTEGER, REAL, TEXT, BLOB, NULL = "integer", "real", "text", "blob", "null"
 """SQLite's names of types."""
 MIXED = "mixed"
 """Of a part whose values have several types."""
+WIDE = "int54"
+"""Beside SQLite's types: an integer that a real may not represent. By name it stands between BLOB and INTEGER, which
+`_holders` relies on."""
 _KINDS: dict[type, str] = {int: INTEGER, float: REAL, str: TEXT, bytes: BLOB, type(None): NULL}
 _FORMATS = {INTEGER: "q", REAL: "d"}
 """`struct`'s for a number of `_NUMBER_BYTES`."""
@@ -50,6 +53,10 @@ class Column:
             return BLOB
         return REAL if any(part in declared for part in ("REAL", "FLOA", "DOUB")) else None
 
+    def place(self, row: int) -> str:
+        """How an error names a value of this column."""
+        return f"row {row}, column {self.name!r}" + (f", declared {self.declared}" if self.declared else "")
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -62,10 +69,17 @@ class Part:
     """Numbers without NULLs: the system's own, as bytes. ASCII texts without NULLs: `_Texts`. Mixed: a list. NULLs
     alone: None. Otherwise an array of pyarrow."""
 
-    @property
-    def kinds(self) -> set[str]:
-        """The types of the values; with NULL only if no value has another."""
-        return _kinds(self.content) if self.kind == MIXED else {self.kind}
+    def kinds(self, *, wide: bool) -> set[str]:
+        """The types of the values; with NULL only if no value has another, with WIDE only if asked for."""
+        kinds = _kinds(self.content) if self.kind == MIXED else {self.kind}
+        return kinds | {WIDE} if wide and INTEGER in kinds and self._has_wide() else kinds
+
+    def _has_wide(self) -> bool:
+        if self.kind == MIXED:
+            return any(isinstance(value, int) and not _is_fit(value, REAL) for value in self.content)
+        of_system = isinstance(self.content, bytes)
+        integers = np.frombuffer(self.content, np.int64) if of_system else self.content.drop_null().to_numpy()
+        return bool(integers.min() < -_EXACT or integers.max() > _EXACT)
 
     @property
     def nbytes(self) -> int:
@@ -154,31 +168,43 @@ def _texts(values: list[Any]) -> _Texts | None:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
+def type_in_sql(value: str, *, wide: bool) -> str:
+    """An SQL expression: the type of a value, as `Part.kinds` names it."""
+    if not wide:
+        return f"typeof({value})"
+    of_integer = f"CASE WHEN +{value} BETWEEN {-_EXACT} AND {_EXACT} THEN '{INTEGER}' ELSE '{WIDE}' END"
+    of_others = " ".join(f"WHEN '{kind}' THEN '{kind}'" for kind in (REAL, TEXT, BLOB))  # the value is computed once
+    return f"CASE typeof({value}) WHEN '{INTEGER}' THEN {of_integer} {of_others} ELSE '{NULL}' END"
+
+
 def column_kind(declared: str | None, found: set[str]) -> str:
     """The type of a column whose values have the types `found`; TEXT for values to be converted to text."""
-    common = _common_kind_of(found)
-    if declared is None:
-        return common or TEXT
-    return declared if _holds(declared, common) else TEXT
+    return TEXT if has_misfit(declared, found) else declared or _holders(found)[0]
 
 
 def has_misfit(declared: str | None, found: set[str]) -> bool:
     """Whether values of the types `found` have none in common, or one that is not the declared type."""
-    common = _common_kind_of(found)
-    return common is None if declared is None else not _holds(declared, common)
+    holders = _holders(found)
+    return not holders if declared is None else declared not in holders
 
 
-def _common_kind_of(found: set[str]) -> str | None:
-    """The type that all of them make; NULL without any. Of several between them by name, `found` may lack some."""
+_HOLDERS = {
+    (NULL, NULL): (NULL, INTEGER, REAL, TEXT, BLOB),
+    (INTEGER, INTEGER): (INTEGER, REAL),
+    (WIDE, WIDE): (INTEGER,),
+    (WIDE, INTEGER): (INTEGER,),
+    (INTEGER, REAL): (REAL,),
+    (REAL, REAL): (REAL,),
+    (TEXT, TEXT): (TEXT,),
+    (BLOB, BLOB): (BLOB,),
+}
+"""The types that hold values of two types and of those between them by name, the closest first."""
+
+
+def _holders(found: set[str]) -> tuple[str, ...]:
+    """The types that hold all values. Of several types between two by name, `found` may lack some."""
     found = found - {NULL} or {NULL}
-    first, last = min(found), max(found)
-    if first == last:
-        return first
-    return REAL if (first, last) == (INTEGER, REAL) else None
-
-
-def _holds(declared: str, common: str | None) -> bool:
-    return common in (NULL, declared) or (common, declared) == (INTEGER, REAL)
+    return _HOLDERS.get((min(found), max(found)), ())
 
 
 def arrow_type(kind: str) -> Any:
@@ -213,9 +239,8 @@ def cast(part: Part, kind: str, column: Column, *, strict: bool) -> Part:
     if (found := part_of(values, part.first, kind, widen=kind == REAL)).kind == kind:
         return found
     row, value = next((row, value) for row, value in enumerate(values, part.first) if not _is_fit(value, kind))
-    declared = f", declared {column.declared}" if column.declared else ""
     raise ResultTypeError(
-        f"row {row}, column {column.name!r}{declared}: {_KINDS[type(value)]} does not fit in {arrow_type(kind)}",
+        f"{column.place(row)}: {_KINDS[type(value)]} does not fit in {arrow_type(kind)}",
         hint="CAST it in the statement" + (", or pass strict=False to have the column as text" * strict),
     )
 
@@ -235,7 +260,7 @@ def _as_reals(content: Any) -> bytes | None:
 
 
 def _as_text(value: Any) -> Any:
-    """The value as SQLite's CAST converts it to text; a blob that is not UTF-8 stays a blob."""
+    """The value as text, a number as Python writes it; a blob that is not UTF-8 stays a blob."""
     if isinstance(value, bytes):
         try:
             return value.decode()

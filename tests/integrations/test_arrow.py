@@ -122,7 +122,7 @@ def test_a_value_that_does_not_fit_is_named(con, declared: str, values: list[str
         litevfs.arrow(con, f"SELECT {columns} FROM odd").reader().read_all()
 
 
-@pytest.mark.parametrize(("declared", "values", "message"), MISFITS[:-1])
+@pytest.mark.parametrize(("declared", "values", "message"), MISFITS)
 def test_a_column_of_several_types_is_text_where_that_is_asked_for(con, declared: str, values: list[str], message: str):
     con.execute(f"CREATE TEMP TABLE odd(a {declared}, b INT); INSERT INTO odd(a) VALUES ({'), ('.join(values)})")
     table = pa.table(litevfs.arrow(con, "SELECT * FROM odd", strict=False))
@@ -134,6 +134,90 @@ def test_a_column_of_several_types_is_text_where_that_is_asked_for(con, declared
 def test_a_blob_that_is_no_text_does_not_become_one(con):
     with pytest.raises(litevfs.ResultTypeError, match=r"row 2, .* blob does not fit in large_string; hint: CAST"):
         litevfs.arrow(con, "SELECT 'a' UNION ALL SELECT x'ff'", strict=False).reader().read_all()
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+@pytest.mark.parametrize(
+    ("big", "type_"), [(2**53, "double"), (-(2**53), "double"), (2**53 + 1, "large_string"), (-(2**63), "large_string")]
+)
+def test_an_integer_that_no_double_holds_makes_text_of_a_column_of_reals_only(
+    con, big: int, type_: str, kept: int, width: int, monkeypatch: pytest.MonkeyPatch
+):
+    """With its rows kept, and with types found by SQLite for few columns and for many."""
+    monkeypatch.setattr(arrow_module, "KEPT_BYTES", kept)
+    con.execute("CREATE TEMP TABLE r(a REAL)")
+    columns = ["a", "a", "a", "CASE WHEN a < 0 THEN NULL ELSE 1 END", "a"][:width]
+    reals = f"SELECT {', '.join(columns)} FROM r UNION ALL SELECT {', '.join(['i + 0.5'] * width)} FROM n"
+    integers = f"SELECT {', '.join([':big'] * width)} UNION ALL SELECT {', '.join(['NULL'] * width)}"
+    numbered = NUMBERED.format(rows=1200)
+    for sql, expected in [(f"{numbered} {reals} UNION ALL {integers}", type_), (integers, "int64")]:
+        rows = con.execute(sql, {"big": big}).fetchall()
+        table = pa.table(litevfs.arrow(con, sql, {"big": big}, strict=False))
+        assert {str(t) for t in table.schema.types} == {expected}
+        for n, column in enumerate(table.columns):
+            values = [row[n] for row in rows]
+            text = expected == "large_string"
+            assert column.to_pylist() == ([v if v is None else str(v) for v in values] if text else values)
+
+
+# --- text that is not UTF-8 -------------------------------------------------------------------------------------------
+
+BAD = "CAST(x'41ff' AS TEXT)"
+NOT_UTF8 = "text is not UTF-8 (byte 0xff at 1); hint: CAST(column AS BLOB) in the statement reads its bytes"
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 30])
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("at", [1, 11, 2345])
+@pytest.mark.parametrize(
+    ("sql", "column"),
+    [
+        (f"SELECT CASE i WHEN :at THEN {BAD} END AS a FROM n", "a"),
+        ("SELECT i, x'41ff' AS b, iif(i = :at, x'41ff' || '', 'x') AS a, i * 0.5 FROM n", "a"),
+        (f"SELECT i, 'ä' AS b, iif(1 + :rows - i = :at, {BAD}, 'x' || i) AS a FROM n ORDER BY i DESC;", "a"),
+        ("SELECT t AS b, iif(:at = count(*) OVER (ORDER BY i), t || x'ff', t) AS a FROM n, (SELECT 'A' AS t)", "a"),
+    ],
+)
+def test_text_that_is_not_utf8_is_named(con, sql: str, column: str, at: int, strict: bool, kept: int, monkeypatch):
+    monkeypatch.setattr(arrow_module, "KEPT_BYTES", kept)
+    rows = 3000
+    sql = f"{NUMBERED.format(rows=rows)} {sql}"
+    result = litevfs.arrow(con, sql, {"at": at, "rows": rows}, strict=strict)
+    with pytest.raises(litevfs.ResultTypeError) as caught:
+        result.reader().read_all()
+    assert str(caught.value) == f"row {at}, column {column!r}: {NOT_UTF8}"
+    assert con.txn_state() == apsw.SQLITE_TXN_NONE  # though the error is held
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_text_that_is_not_utf8_is_named_in_a_column_of_a_table(con, strict: bool):
+    con.execute("CREATE TEMP TABLE odd(id INTEGER, a VARCHAR(9), b TEXT)")
+    con.execute(f"INSERT INTO odd VALUES (7, 'x', 'y'), (8, 'x', {BAD}), (9, {BAD}, 'y')")
+    result = litevfs.arrow(con, "SELECT * FROM odd", strict=strict)
+    with pytest.raises(litevfs.ResultTypeError) as caught:
+        result.reader().read_all()
+    assert str(caught.value) == f"row 2, column 'b', declared TEXT: {NOT_UTF8}"
+    assert con.txn_state() == apsw.SQLITE_TXN_NONE
+    with pytest.raises(Exception, match="row 2, column 'b', declared TEXT: text is not UTF-8"):
+        pa.table(result)
+    table = pa.table(litevfs.arrow(con, "SELECT CAST(b AS BLOB) AS b FROM odd", strict=strict))
+    assert table["b"].to_pylist() == [b"y", b"A\xff", b"y"]
+
+
+def test_only_the_row_is_named_if_its_text_is_another_when_read_again(con):
+    texts = iter([b"A\xff1", b"A\xff2", b"A\xff3"])
+    con.create_scalar_function("another", lambda: next(texts), 0)
+    with pytest.raises(litevfs.ResultTypeError) as caught:
+        litevfs.arrow(con, "SELECT 'a' AS a, CAST(another() AS TEXT) AS b").reader()
+    assert str(caught.value) == f"row 1: {NOT_UTF8}"
+
+
+def test_an_error_of_a_function_stays_what_it_is(con):
+    con.create_scalar_function("decoded", lambda value: value.decode(), 1)
+    with pytest.raises(UnicodeDecodeError):
+        litevfs.arrow(con, "SELECT 1 UNION ALL SELECT decoded(x'ff')").reader()
+    assert con.txn_state() == apsw.SQLITE_TXN_NONE
 
 
 def test_batches_end_by_rows_and_by_bytes(con, shop: Shop, monkeypatch: pytest.MonkeyPatch):
