@@ -309,9 +309,9 @@ class PageSource:
         deadline = self._fetcher.deadline() if deadline is None else deadline
         for _ in range(MAX_MOVES):
             self._note_gone(snapshot, pgno)
-            snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
-            self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
             try:
+                snapshot = self._find_elsewhere(snapshot, pgno, gone, deadline)
+                self._gone.discard(snapshot.file_number(pgno))  # the file is listed, maybe again
                 return self._read_from(snapshot, pgno, deadline, None)
             except StorageNotFoundError as error:  # the page's file, or another one that vanished meanwhile
                 gone = error

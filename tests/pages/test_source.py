@@ -250,6 +250,31 @@ def test_a_page_whose_files_are_gone_is_looked_for_within_one_read_timeout_howev
         replica.close()
 
 
+@pytest.mark.parametrize("block_size", [0, 1 << 14], ids=["local", "remote"])
+def test_a_file_that_vanishes_while_the_page_is_looked_for_is_no_end_of_the_search(block_size):
+    with Script(block_size=block_size) as script, Primary(script.writer) as primary:
+        primary.commit(FILL)
+        replica = Replica(Options(replica_url=script.url))
+        before = replica.view(txid=1)
+        primary.compact(1, 1, 1)
+        primary.delete(0)
+        after = replica.view(txid=1)
+        searches: list[StorageNotFoundError] = []
+
+        def find(snapshot, pgno, why, deadline):
+            searches.append(why)
+            if len(searches) < 4:
+                raise StorageNotFoundError("listed, and gone before it was fetched")
+            return after
+
+        fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
+        pages = PageSource(fetcher, find, cache_size_bytes=1 << 20, prefetch=False)
+        assert pages.read(before, 3) == primary.page(3, 1)
+        assert len(searches) == 4
+        fetcher.close()
+        replica.close()
+
+
 @pytest.fixture
 def remote():
     with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
