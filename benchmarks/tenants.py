@@ -99,6 +99,7 @@ def measure(
     after, took = seen.cpu_times(), time.monotonic() - start
     made = sum(map(len, commits.values()))
     memory, threads, files = seen.memory_info().rss, seen.num_threads(), seen.num_fds()
+    wait_until_uploaded(commits, replicas)
     process.send_signal(signal.SIGTERM)
     code = process.wait(END_LIMIT_S)
     assert code == 0, f"the replicator ended with {code}"
@@ -121,6 +122,15 @@ def wait_until_idle(process: psutil.Process) -> None:
     deadline = time.monotonic() + IDLE_LIMIT_S
     while process.cpu_percent(1.0) > 20.0 and time.monotonic() < deadline:
         pass
+
+
+def wait_until_uploaded(commits: dict[Path, list[float]], replicas: list[Path]) -> None:
+    """Return when the last commits are in all replicas, or in time: those that the end uploads would count as late."""
+    deadline = time.monotonic() + IDLE_LIMIT_S
+    waiting = [(replica / path.name, times[-1]) for replica in replicas for path, times in commits.items()]
+    while waiting and time.monotonic() < deadline:
+        threading.Event().wait(1.0)
+        waiting = [(replica, when) for replica, when in waiting if uploaded(replica)[-1].stat().st_ctime < when]
 
 
 def commit_cost(parent: Path | None, rounds: int = ROUNDS) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """When to compact, write snapshot files and delete: Litestream's schedule, and one object that follows it. No thread.
 
 Windows are aligned to the clock, as Litestream's are: a level of 30 s is due once after every :00 and :30, for the
-process that checks first. The times of the files in the replica show whether another process was first.
+process that checks first. The times of the files in the replica show whether another process was first. Of many
+replicas in one process, each begins its work late in each window, by a time of its own: not all at once.
 """
 
 from __future__ import annotations
@@ -90,11 +91,15 @@ class _Task:
 
 
 class Maintenance:
-    """Keeps one replica compacted and free of old files. For one thread at a time; the client stays open."""
+    """Keeps one replica compacted and free of old files. For one thread at a time; the client stays open.
 
-    def __init__(self, client: ReplicaClient, config: MaintenanceConfig | None = None) -> None:
+    `late`, from 0 to less than 1: work begins by this share of the shortest interval after each window has begun.
+    """
+
+    def __init__(self, client: ReplicaClient, config: MaintenanceConfig | None = None, *, late: float = 0.0) -> None:
         self._client = client
         self.config = config = config or MaintenanceConfig()
+        self._late_s = late * next(iter(config.levels.values()))
         self._newest: dict[int, LTXFileInfo] = {}  # by level, from the last listing
         self._tasks: list[_Task] = []
         source = 0
@@ -154,8 +159,8 @@ class Maintenance:
         for task in self._tasks:
             if not everything and not task.is_due(now_s):
                 continue
-            window_s = math.floor(now_s / task.interval_s) * task.interval_s
-            task.due_at_s = window_s + task.interval_s
+            window_s = math.floor((now_s - self._late_s) / task.interval_s) * task.interval_s
+            task.due_at_s = window_s + task.interval_s + self._late_s
             task.error = None
             try:
                 if everything or task.level is None or not self._was_done(task.level, window_s, now_s):

@@ -210,10 +210,10 @@ class Fleet:
             gone = [path for path in self.members if path not in found]
             for path in gone:
                 self._let_go(self.members.pop(path))
+            self.pace.databases = len(found)  # first: a member goes by it as soon as it is opened
             for path, (entry, places) in found.items():
                 if path not in self.members:
                     self.members[path] = Member(path, places, entry, self)
-            self.pace.databases = len(self.members)
             self._is_first = False
 
     def wait_until_open(self, timeout_s: float) -> None:

@@ -153,8 +153,11 @@ class Replicator:
         return f"<Replicator {self.path} to {', '.join(place.client.url for place in self.places)}>"
 
     def share_pace(self, pace: Pace) -> None:
-        """Capture at the pace of the other databases of the process from now on."""
+        """Capture at the pace of the other databases of the process, and compact when they do not. Before `start`."""
         self._capturing.pace = pace
+        if pace.databases > 1:
+            for place in self.places:
+                place.upkeep.spread()
 
     @property
     def status(self) -> ReplicatorStatus:

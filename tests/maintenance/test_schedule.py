@@ -143,6 +143,55 @@ def test_next_due_time_is_the_end_of_the_shortest_window() -> None:
     assert maintenance.next_due_in_s(START_S - 10 * HOUR_S) == 0  # the clock was set back
 
 
+def hour_of_files(late: float) -> list[tuple[int, int, int]]:
+    """(level, min_txid, max_txid) of the files made in an hour, with a transaction at the begin of each half minute."""
+    history, client, made = History(seed=7), memory_client(), []
+    history.timestamp_ms = lambda txid: (START_S + 30 * txid) * 1000  # type: ignore[method-assign]
+    maintenance = Maintenance(client, late=late)
+    for second in range(30, HOUR_S + 60, 30):
+        write(client, history, START_S + second)
+        for passed_s in range(30):
+            report = maintenance.run_due(START_S + second + passed_s)
+            assert report.errors == ()
+            made += [(passed_s, file.level, file.min_txid, file.max_txid) for file in report.written]
+    assert {passed_s for passed_s, *_ in made[5:]} == {int(30 * late)}  # but for those of the first start
+    return [(level, first, last) for _, level, first, last in made]
+
+
+def test_a_replica_that_begins_late_in_each_window_makes_the_same_files() -> None:
+    by_the_clock = hour_of_files(0.0)
+    levels = [level for level, *_ in by_the_clock]
+    assert (levels.count(1), levels.count(2), levels.count(3)) == (121, 13, 2)
+    assert hour_of_files(0.5) == by_the_clock
+
+
+def test_work_that_has_waited_in_its_window_does_not_cost_the_next() -> None:
+    history, client = History(seed=8), memory_client()
+    history.timestamp_ms = lambda txid: (START_S + (10, 57, 75)[txid - 1]) * 1000  # type: ignore[method-assign]
+    maintenance = Maintenance(client, late=0.5)
+    write(client, history, START_S + 10)
+    maintenance.run_due(START_S + 10)
+    assert maintenance.next_due_in_s(START_S + 10) == 5
+    write(client, history, START_S + 57)
+    assert [file.level for file in maintenance.run_due(START_S + 58).written] == [1]
+    assert maintenance.next_due_in_s(START_S + 58) == 17
+    write(client, history, START_S + 75)
+    assert [file.level for file in maintenance.run_due(START_S + 75).written] == [1]
+
+
+def test_a_process_that_goes_by_the_clock_has_done_the_work_of_a_late_window() -> None:
+    history, client = History(seed=3), memory_client()
+    history.timestamp_ms = lambda txid: (START_S + txid) * 1000  # type: ignore[method-assign]
+    write(client, history, START_S + 1)
+    one, late = Maintenance(client), Maintenance(client, late=0.5)
+    one.run_due(START_S + 2)
+    late.run_due(START_S + 3)
+    for window in range(1, 5):
+        write(client, history, START_S + 30 * window)
+        assert [file.level for file in one.run_due(START_S + 30 * window + 1).written] == [1]
+        assert late.run_due(START_S + 30 * window + 15).written == ()
+
+
 def test_failure_is_reported_and_tried_again_soon_without_stopping_the_rest() -> None:
     history, client = History(seed=4).run(3), memory_client()
     history.upload_all(client)

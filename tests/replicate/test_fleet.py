@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
 from litevfs.replicate.fleet import Fleet
 from litevfs.replicate.marks import state_folder
+from litevfs.replicate.upkeep import Upkeep
 from tests.replicate.support import rebuilt, wait_until
 
 QUICK: dict[str, Any] = {"sync_interval_s": 0.05, "lease_ttl_s": None}
@@ -112,6 +114,35 @@ def test_databases_come_and_go(watched: Fleet, folder: Path, tmp_path: Path):
     assert rows_of(tmp_path / "replicas" / "new.db") == 5
     make(folder / "other.db")
     wait_until(lambda: rows_of(tmp_path / "replicas" / "other.db") == 1)
+
+
+def test_a_thousand_databases_are_compacted_one_after_the_other_and_one_alone_by_the_clock(fleet_of, folder: Path):
+    def late(number: int) -> float:
+        client = FileReplicaClient(Path(f"/replicas/{number:04}.db"))  # nothing is read
+        upkeep = Upkeep(client, None, lambda reason: None, lambda: True, 1.0)
+        assert upkeep.late == 0.0
+        upkeep.spread()
+        return upkeep.late
+
+    shares = [late(number) for number in range(1000)]
+    assert all(0.0 <= share < 0.9 for share in shares)
+    assert (
+        max(Counter(int(30 * share) for share in shares).values()) <= 1.5 * 1000 / 30
+    )  # of a second of the half minute
+    assert late(7) == shares[7]
+
+    def open_ones(fleet: Fleet) -> list[float]:
+        fleet.start()
+        wait_until(lambda: all(one.replicator is not None for one in fleet.members.values()))
+        shares = [one.replicator.places[0].upkeep.late for one in fleet.members.values() if one.replicator is not None]
+        assert fleet.close(20) == []
+        return shares
+
+    make(folder / "0.db")
+    assert open_ones(fleet_of()) == [0.0]
+    make(folder / "1.db")
+    first, second = open_ones(fleet_of())
+    assert 0.0 != first != second != 0.0
 
 
 WRITES_AND_DELETES = """
