@@ -287,9 +287,7 @@ class Fetcher:
         yield tail[max(0, start - end) :]
 
     def _read_head(self, file: LTXFileInfo, *, fresh: bool = False) -> bytes:
-        free_bytes = (
-            0 if self._verify else self.line.trip_bytes
-        )  # to verify a file, all of it is read, within its memory
+        free_bytes = 0 if self._verify else self.line.trip_bytes  # what verifies a file streams it, in bounded memory
         return self._read_kept(file, 0, likely_head_bytes(file, self.client.block_size, free_bytes), fresh=fresh)
 
     def _read_tail(self, file: LTXFileInfo, size: int, *, fresh: bool = False) -> bytes:
