@@ -22,6 +22,8 @@ from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
 from tests.support import wait_until
 
+pytestmark = pytest.mark.hedged
+
 BLOCK = 1 << 12
 BLOCKS = 400
 CONTENT = Random(1).randbytes(BLOCKS * BLOCK)
