@@ -123,6 +123,8 @@ class Tides:
     def _hold(self, _file: object, _offset: int, data: bytes) -> bytes:
         gate = threading.Event()
         with self._lock:
+            if self._ended.is_set():
+                return data
             self._held.append(gate)
         assert gate.wait(30)
         return data
