@@ -37,6 +37,7 @@ from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient, faulty_re
 from litevfs.units import format_timestamp
 from tests.histories import History
 from tests.ltx.reference import PAGE_SIZES, File, page_of
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 ORDERS = Path(__file__).parents[1] / "fixtures" / "orders"
@@ -263,14 +264,18 @@ def test_interrupt_ends_a_restore_while_storage_hangs(tmp_path: Path) -> None:
 
     with faulty_replica("memory://hanging-restore", block_size=1 << 16) as faults:
 
-        def interrupt(done: int, total: int) -> None:
-            if not faults.waiting:
-                faults.add(Fault("hang", operations=("read",)))
-                return
-            raise KeyboardInterrupt
+        def hang(done: int, total: int) -> None:
+            faults.add(Fault("hang", operations=("read",)))
 
+        def interrupt() -> None:
+            wait_until(lambda: faults.waiting, "a read that hangs", 30)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        interrupter = threading.Thread(target=interrupt)
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt):
-            restore(faults.url, tmp_path / "o.db", progress=interrupt)  # the reads would hang until the block's end
+            restore(faults.url, tmp_path / "o.db", progress=hang)  # the reads would hang until the block's end
+        interrupter.join()
     drop_memory_store("hanging-restore")
     assert list(tmp_path.iterdir()) == []
 
