@@ -95,6 +95,13 @@ class Headers(Mapping[str, str]):
         return sum(1 for _ in self)
 
 
+class _OddAnswer(http.client.HTTPResponse):
+    """An answer that `http.client` reads."""
+
+    def flush(self) -> None:
+        """Nothing is written; and the collector may have closed the stream before it comes to the answer."""
+
+
 class PlainAnswer:
     """An `Answer`. One that is forsaken ends its connection."""
 
@@ -118,8 +125,12 @@ class PlainAnswer:
         self._connection = connection
 
     def _begin_odd(self, came: bytes, method: str) -> None:
-        body = self._body = http.client.HTTPResponse(TimedStream(self._socket, came), method=method)  # type: ignore[arg-type]
-        body.begin()
+        body = self._body = _OddAnswer(TimedStream(self._socket, came), method=method)  # type: ignore[arg-type]
+        try:
+            body.begin()
+        except BaseException:
+            body.close()
+            raise
         self._rest = b""
         self.status = body.status
         self.headers = Headers("".join(f"{name}:{' '.join(text.split())}\r\n" for name, text in body.headers.items()))
