@@ -14,7 +14,6 @@ leaves in a row of a table that is scanned, which the watcher reads ahead; and t
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
@@ -23,6 +22,7 @@ import weakref
 
 import apsw
 
+from litevfs.bindings.guests import end_at_exit
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
 from litevfs.bindings.statements import Statement, running_statement
 from litevfs.concurrency.workers import start_thread
@@ -60,7 +60,7 @@ class Rehearsals:
         self._is_stopped = False
         self._lock = threading.Lock()
         self._pid = os.getpid()
-        _running.add(self)
+        end_at_exit(self)
 
     def before_wait(self, snapshot: Snapshot, begins: int) -> None:
         """The session is about to wait for the storage in its read transaction number `begins`."""
@@ -134,7 +134,7 @@ class Rehearsals:
                 self._rehearse(task)
             except (LitevfsError, apsw.Error, TypeError) as error:  # SQL or values that only its own connection knows
                 logger.debug("no rehearsal of %s: %s", task.statement.sql, error)
-            except Exception:
+            except Exception:  # a mistake of ours: it must not cost the query a row
                 logger.exception("rehearsing failed; this connection goes on without")
                 self._is_stopped = True
         if guest is not None:
@@ -196,21 +196,9 @@ class Rehearsals:
         self._query_waits.clear()
 
 
-_running: weakref.WeakSet[Rehearsals] = weakref.WeakSet()
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
 
 
-@atexit.register
-def _end_all() -> None:
-    """Let no thread be in SQLite when the interpreter ends."""
-    deadline = time.monotonic() + 0.5
-    for rehearsals in list(_running):
-        rehearsals.stop()
-    for rehearsals in list(_running):
-        rehearsals.join(deadline - time.monotonic())
-
-
 def rehearse(session: Session) -> None:
-    """Rehearse the statements of a session from here on, if it reads from a storage where that pays."""
-    if session.replica.pages.ahead is not None:
-        session.listen(Rehearsals(session))
+    """Rehearse the statements of a session from here on, which reads ahead."""
+    session.listen(Rehearsals(session))

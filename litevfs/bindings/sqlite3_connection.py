@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from litevfs.bindings.kept_errors import forget_error, last_error, untold_error
@@ -72,19 +72,25 @@ class Cursor(sqlite3.Cursor):
             raise
 
 
-class _Hinting:
+if TYPE_CHECKING:
+    _OtherCursor = sqlite3.Cursor
+else:
+    _OtherCursor = object  # a tool's own class comes after it
+
+
+class _Hinting(_OtherCursor):
     """What `Cursor` does, before the methods of another class of cursors."""
 
     __slots__ = ()
 
     def execute(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._hinting(super().execute, arguments, keywords)  # type: ignore[misc]  # mixed in
+        return self._hinting(super().execute, arguments, keywords)
 
     def executemany(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._hinting(super().executemany, arguments, keywords)  # type: ignore[misc]  # mixed in
+        return self._hinting(super().executemany, arguments, keywords)
 
     def executescript(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._hinting(super().executescript, arguments, keywords)  # type: ignore[misc]  # mixed in
+        return self._hinting(super().executescript, arguments, keywords)
 
     def _hinting(self, method: Any, arguments: Any, keywords: Any) -> Any:
         try:

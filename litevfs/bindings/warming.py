@@ -7,7 +7,6 @@ SQLite has taken every query, not until one has run.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 import time
@@ -17,12 +16,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from weakref import WeakSet
 
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
-from litevfs.bindings.guests import connect_guest
+from litevfs.bindings.guests import connect_guest, end_at_exit
 from litevfs.concurrency.futures import settle
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, OptionError, TransientStorageError
@@ -49,7 +47,7 @@ def warm(session: Session) -> None:
     """
     warming = Queries(session)
     session.warming = warming
-    _running.add(warming)
+    end_at_exit(warming)
     warming.start()
 
 
@@ -88,16 +86,15 @@ class Queries:
 
     def wait(self) -> tuple[int, int]:
         """See `Warming`."""
-        index = 0
-        while index < len(self._threads):  # the first one starts the others before it ends
-            self.join(index, self._deadline + GRACE_S - time.monotonic())
-            index += 1
+        self.join(self._deadline + GRACE_S - time.monotonic())
         return self._done, len(self._queries)
 
-    def join(self, index: int, timeout_s: float) -> None:
-        """Wait for one of the threads."""
-        if self._threads[index] is not threading.current_thread():
-            self._threads[index].join(max(0.0, timeout_s))
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end of all threads, so long at most."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:  # the first one starts the others before it ends
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def must_end(self) -> bool:
@@ -247,17 +244,3 @@ class _Guest(Session):
         connection = connect_guest(self)
         connection.set_progress_handler(lambda: self._queries.must_end, STEPS_BETWEEN_CHECKS)
         return connection
-
-
-_running: WeakSet[Queries] = WeakSet()
-
-
-@atexit.register
-def _end() -> None:
-    """Let no thread be in SQLite when the interpreter ends."""
-    deadline = time.monotonic() + 0.5
-    for queries in list(_running):
-        queries.stop()
-    for queries in list(_running):
-        for index in range(len(queries._threads)):
-            queries.join(index, deadline - time.monotonic())

@@ -27,7 +27,7 @@ from litevfs.errors import (
 )
 from litevfs.files.fetched import FetchedFile, check_name, too_short
 from litevfs.files.frame_checks import frame_checks, verify_stream
-from litevfs.files.hedges import LIST, Hedges, What, pace_of
+from litevfs.files.hedges import LIST, Hedges, What, answers_of
 from litevfs.files.line import line_to
 from litevfs.files.ranges import likely_head_bytes, likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
@@ -76,7 +76,7 @@ class Fetcher:
         self.counters = self.requests.counters
         self.troubles = Troubles(client.url)
         self.line = line_to(client.url)
-        self.hedges = Hedges(pace_of(client.url))
+        self.hedges = Hedges(answers_of(client.url))
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify

@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, as_completed, wait
 from functools import partial
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from litevfs.concurrency.futures import settle
 from litevfs.concurrency.workers import spare_threads
 from litevfs.errors import TransientStorageError
-from litevfs.files.line import host_of
+from litevfs.files.line import OneForEachHost
 
 logger = logging.getLogger("litevfs.files.hedges")
 
@@ -42,7 +41,7 @@ What = int | str
 """A read of so many bytes, or another kind of request."""
 
 
-class Pace:
+class Answers:
     """What the requests to one host take, of all replicas there. Safe to use from many threads."""
 
     def __init__(self) -> None:
@@ -80,14 +79,14 @@ def _kind(what: What) -> What:
 class Hedges:
     """The second requests of one replica. Safe to use from many threads."""
 
-    def __init__(self, pace: Pace | None = None) -> None:
+    def __init__(self, answers: Answers | None = None) -> None:
         self.second = 0  # requests made a second time
-        self._pace = pace or Pace()
-        self.late_after_s = self._pace.late_after_s
+        self._answers = answers or Answers()
+        self.late_after_s = self._answers.late_after_s
 
     def take(self) -> bool:
-        """See `Pace.take`."""
-        if not self._pace.take():
+        """See `Answers.take`."""
+        if not self._answers.take():
             return False
         self.second += 1
         return True
@@ -96,7 +95,7 @@ class Hedges:
         """Make a request and note what it takes. Raises what it raises."""
         began = time.monotonic()
         answer = request()
-        self._pace.note(what, time.monotonic() - began)
+        self._answers.note(what, time.monotonic() - began)
         return answer
 
     def first_answer(self, what: What, request: Callable[[], T]) -> T:
@@ -149,15 +148,5 @@ def first_of(requests: Iterable[Future[T]], patience_s: float | None = None) -> 
     raise failure
 
 
-_paces: WeakValueDictionary[object, Pace] = WeakValueDictionary()
-_paces_lock = threading.Lock()
-
-
-def pace_of(url: str) -> Pace:
-    """What requests to the host that a replica's URL names take; one for all replicas there that are open."""
-    host = host_of(url)
-    with _paces_lock:
-        pace = _paces.get(host)
-        if pace is None:
-            pace = _paces[host] = Pace()
-        return pace
+answers_of = OneForEachHost(Answers)
+"""What requests to the host that a replica's URL names take."""

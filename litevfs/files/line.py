@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import parse_qs, urlsplit
 from weakref import WeakValueDictionary
 
@@ -135,21 +135,24 @@ class Line:
         self._spell_began, self._spell_bytes, self._spell_trips = now, 0, 0
 
 
-_lines: WeakValueDictionary[tuple[str, str, str], Line] = WeakValueDictionary()
-_lines_lock = threading.Lock()
+class OneForEachHost(Generic[T]):
+    """One object for all replicas on a host that are open."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._found: WeakValueDictionary[tuple[str, str, str], T] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def __call__(self, url: str) -> T:
+        """The object for the host that a replica's URL names."""
+        parts = urlsplit(url)
+        host = parts.scheme, parts.netloc, "".join(parse_qs(parts.query).get("endpoint", []))
+        with self._lock:
+            found = self._found.get(host)
+            if found is None:
+                found = self._found[host] = self._make()
+            return found
 
 
-def host_of(url: str) -> tuple[str, str, str]:
-    """What the URLs of all replicas on one host have in common."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc, "".join(parse_qs(parts.query).get("endpoint", []))
-
-
-def line_to(url: str) -> Line:
-    """The line to the host that a replica's URL names; one for all replicas there that are open."""
-    host = host_of(url)
-    with _lines_lock:
-        line = _lines.get(host)
-        if line is None:
-            line = _lines[host] = Line()
-        return line
+line_to = OneForEachHost(Line)
+"""The line to the host that a replica's URL names."""

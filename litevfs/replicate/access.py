@@ -53,6 +53,13 @@ class Access:
             file.flush()
             os.fsync(file.fileno())
 
+    def replace_synced(self, path: Path, content: bytes) -> None:
+        """Write a file, or put it in the place of one; it is whole and on disk when this returns. Raises OSError."""
+        temp = path.with_suffix(".tmp")
+        with local_files.removing_on_error(temp):
+            self.write_synced(temp, [content])
+            local_files.replace_synced(temp, path)
+
     def link_synced(self, source: Path, target: Path) -> None:
         """Give the file a second name, or where the file system has none, copy it; on disk when this returns.
 

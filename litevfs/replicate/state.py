@@ -293,7 +293,8 @@ class StateFolder:
         fields = self._slots.read()
         if fields is not None and "file" in fields:
             path = self._pending_path(fields["txid"])
-            UploadQueue(self._pending, "", self._access, is_plain=True).put_down(path, base64.b64decode(fields["file"]))
+            with translated(path):
+                self._access.replace_synced(path, base64.b64decode(fields["file"]))
             self._write_without_file(fields)
 
     def _forget_small(self) -> None:

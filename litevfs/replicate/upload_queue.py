@@ -178,9 +178,7 @@ class UploadQueue:
         path = self.path / RECORD_NAME
         with translated(path):
             self._access.make_folder(self.path)
-            temp = path.with_suffix(".tmp")
-            self._access.write_synced(temp, [record.pack()])
-            local_files.replace_synced(temp, path)
+            self._access.replace_synced(path, record.pack())
         self.record = record
 
     def before(self, txid: int) -> int:
@@ -224,15 +222,9 @@ class UploadQueue:
         """Make a file of the one that is in the record of the state, which is about to be written over."""
         with self._small_lock:
             if self._small is not None and self._small.content is not None:
-                self.put_down(self._small.path, self._small.content)
+                with translated(self._small.path):
+                    self._access.replace_synced(self._small.path, self._small.content)
             self._small = None
-
-    def put_down(self, path: Path, content: bytes) -> None:
-        """Write a file that waits; it is whole and on disk when this returns."""
-        temp = path.with_suffix(".tmp")
-        with translated(path), local_files.removing_on_error(temp):
-            self._access.write_synced(temp, [content])
-            local_files.replace_synced(temp, path)
 
     @property
     def begins_now(self) -> bool:

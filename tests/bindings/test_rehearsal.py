@@ -18,7 +18,8 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
-from litevfs.bindings import rehearsal, rehearsal_session
+from litevfs.bindings import rehearsal_session
+from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
@@ -360,8 +361,7 @@ def test_a_rehearsal_that_waits_for_pages_ends_when_it_is_stopped(network):
     thread.start()
     try:
         assert held.wait(30)
-        for rehearsals in list(rehearsal._running):
-            rehearsals.stop()
+        end_all()  # as the interpreter does at its end
         wait_until(lambda: not rehearsing(), "the rehearsal")
     finally:
         gate.set()

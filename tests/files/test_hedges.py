@@ -14,7 +14,7 @@ import pytest
 from litevfs.errors import StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.fetch import Fetcher
-from litevfs.files.hedges import LEAST, LEAST_LATE_POLL_S, LEAST_LATE_S, LIST, NAMED, SHARE, Pace, first_of
+from litevfs.files.hedges import LEAST, LEAST_LATE_POLL_S, LEAST_LATE_S, LIST, NAMED, SHARE, Answers, first_of
 from litevfs.files.named import fetch_named
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.replica_clients.urls import open_replica_client
@@ -30,32 +30,32 @@ CONTENT = Random(1).randbytes(BLOCKS * BLOCK)
 
 
 def test_a_request_is_late_after_what_19_of_20_took_of_its_size():
-    pace = Pace()
+    answers = Answers()
     for i in range(LEAST):
-        assert pace.late_after_s(100) is None
-        pace.note(100, 0.1 if i % 20 else 7.0)
-    assert pace.late_after_s(1 << 16) == 7.0  # one of twenty
+        assert answers.late_after_s(100) is None
+        answers.note(100, 0.1 if i % 20 else 7.0)
+    assert answers.late_after_s(1 << 16) == 7.0  # one of twenty
     for _ in range(200):
-        pace.note(100, 0.1)
-    assert pace.late_after_s(1 << 16) == 0.1
-    assert pace.late_after_s(1 << 17) is None
+        answers.note(100, 0.1)
+    assert answers.late_after_s(1 << 16) == 0.1
+    assert answers.late_after_s(1 << 17) is None
     for _ in range(200):
-        pace.note(1 << 20, 0.0)
-    assert pace.late_after_s(1 << 20) == LEAST_LATE_S
+        answers.note(1 << 20, 0.0)
+    assert answers.late_after_s(1 << 20) == LEAST_LATE_S
     for kind in (LIST, NAMED):
-        assert pace.late_after_s(kind) is None
+        assert answers.late_after_s(kind) is None
         for _ in range(LEAST):
-            pace.note(kind, 0.0)
-        assert pace.late_after_s(kind) == LEAST_LATE_POLL_S
+            answers.note(kind, 0.0)
+        assert answers.late_after_s(kind) == LEAST_LATE_POLL_S
 
 
 def test_at_most_one_request_of_twenty_is_made_a_second_time():
-    pace = Pace()
-    assert not pace.take()
+    answers = Answers()
+    assert not answers.take()
     for _ in range(100):
-        pace.note(100, 0.1)
-    assert [pace.take() for _ in range(7)] == [True] * 5 + [False] * 2
-    assert pace.second <= SHARE * pace.made
+        answers.note(100, 0.1)
+    assert [answers.take() for _ in range(7)] == [True] * 5 + [False] * 2
+    assert answers.second <= SHARE * answers.made
 
 
 def test_answers_that_hang_keep_no_reader_waiting_and_are_counted_when_they_come():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -143,10 +144,20 @@ def test_next_due_time_is_the_end_of_the_shortest_window() -> None:
     assert maintenance.next_due_in_s(START_S - 10 * HOUR_S) == 0  # the clock was set back
 
 
+class TimedHistory(History):
+    """Transactions at these seconds after START_S."""
+
+    def __init__(self, seconds: Sequence[int]) -> None:
+        super().__init__(seed=7)
+        self._seconds = seconds
+
+    def timestamp_ms(self, txid: int) -> int:
+        return (START_S + self._seconds[txid - 1]) * 1000
+
+
 def hour_of_files(late: float) -> list[tuple[int, int, int]]:
     """(level, min_txid, max_txid) of the files made in an hour, with a transaction at the begin of each half minute."""
-    history, client, made = History(seed=7), memory_client(), []
-    history.timestamp_ms = lambda txid: (START_S + 30 * txid) * 1000  # type: ignore[method-assign]
+    history, client, made = TimedHistory(range(30, HOUR_S + 60, 30)), memory_client(), []
     maintenance = Maintenance(client, late=late)
     for second in range(30, HOUR_S + 60, 30):
         write(client, history, START_S + second)
@@ -166,8 +177,7 @@ def test_a_replica_that_begins_late_in_each_window_makes_the_same_files() -> Non
 
 
 def test_work_that_has_waited_in_its_window_does_not_cost_the_next() -> None:
-    history, client = History(seed=8), memory_client()
-    history.timestamp_ms = lambda txid: (START_S + (10, 57, 75)[txid - 1]) * 1000  # type: ignore[method-assign]
+    history, client = TimedHistory((10, 57, 75)), memory_client()
     maintenance = Maintenance(client, late=0.5)
     write(client, history, START_S + 10)
     maintenance.run_due(START_S + 10)
@@ -180,8 +190,7 @@ def test_work_that_has_waited_in_its_window_does_not_cost_the_next() -> None:
 
 
 def test_a_process_that_goes_by_the_clock_has_done_the_work_of_a_late_window() -> None:
-    history, client = History(seed=3), memory_client()
-    history.timestamp_ms = lambda txid: (START_S + txid) * 1000  # type: ignore[method-assign]
+    history, client = TimedHistory(range(1, HOUR_S)), memory_client()
     write(client, history, START_S + 1)
     one, late = Maintenance(client), Maintenance(client, late=0.5)
     one.run_due(START_S + 2)

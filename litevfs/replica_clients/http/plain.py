@@ -125,7 +125,7 @@ class PlainAnswer:
         self._connection = connection
 
     def _begin_odd(self, came: bytes, method: str) -> None:
-        body = self._body = _OddAnswer(TimedStream(self._socket, came), method=method)  # type: ignore[arg-type]
+        body = self._body = _OddAnswer(TimedStream(self._socket, came), method=method)  # type: ignore[arg-type]  # makefile is all
         try:
             body.begin()
         except BaseException:
