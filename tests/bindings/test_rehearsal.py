@@ -31,6 +31,8 @@ from tests.support import wait_until
 PAGE_SIZE = 1024
 POSTS, USERS = 4000, 400
 BLOCK_SIZE = 1 << 12
+CALM_LOOKS = 12
+"""So often in a row nothing may be about to ask: on a busy machine a thread that could may get no turn for a while."""
 
 _SCHEMA = """
     CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
@@ -134,7 +136,7 @@ class Tides:
         calm = 0
         while not self._ended.wait(0.002):
             calm = calm + 1 if self._is_calm() else 0
-            if calm >= 5:
+            if calm >= CALM_LOOKS:
                 self._release()
                 calm = 0
         self._release()
