@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_rowids, varint
-from litevfs.pages.trees import KnownTrees
+from litevfs.pages.trees import MAX_ROWID, MIN_ROWID, KnownTrees
 
 HEADER, POINTER, CHILD, MIN_CELL = 8, 2, 4, 4
 """Bytes of a leaf's header, of a cell pointer, of a child's number in an interior cell, and of the smallest cell
@@ -95,22 +95,27 @@ class StandIns:
     def _rowids(self, pgno: int) -> Iterable[int]:
         """Rowids that a page of a table may hold: all between those of its neighbours if these are not too many.
 
-        Else those of them that index leaves name; at an end of the table, as many as there is room for.
+        Else those of them that index leaves name; at an end of the table, as many more as there is room for.
         """
         lower, upper = self._known.bounds(pgno)
         most = max_rows(self._page_size)
-        if lower is None:
-            lower = 0 if upper is None else max(0, upper - most)
-        if upper is None:
-            upper = lower + most
-        if upper - lower <= most:
+        if lower is not None and upper is not None and upper - lower <= most:
             return range(lower, upper)
+        rowids = self._named(MIN_ROWID if lower is None else lower, MAX_ROWID if upper is None else upper)
+        if lower is None or upper is None:
+            first = lower if lower is not None else 0 if upper is None else max(0, upper - most)
+            room = max(0, most - len(rowids))
+            rowids.update(range(first, first + room if upper is None else min(first + room, upper)))
+        return sorted(rowids)
+
+    def _named(self, lower: int, upper: int) -> set[int]:
+        """The rowids from `lower` on and below `upper` that index leaves name."""
         named: set[int] = set()
         for leaf, rowids in self._index_leaves.items():
             if rowids is None and (page := self._peek(leaf)):
                 self._index_leaves[leaf] = rowids = parse_rowids(page)
             named.update(rowid for rowid in rowids or () if lower <= rowid < upper)
-        return sorted(named)
+        return named
 
 
 def max_rows(page_size: int) -> int:

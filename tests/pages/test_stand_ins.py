@@ -36,7 +36,8 @@ def below(pages: dict[int, bytes], pgno: int) -> list[int]:
 
 @pytest.mark.parametrize("page_size", [512, 4096])
 @pytest.mark.parametrize("step", [1, 1000])
-def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step):
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step, place):
     path = tmp_path / "t.db"
     pages, table, index = database(path, page_size, step)
     stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
@@ -46,7 +47,7 @@ def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step):
         for pgno in of_tree:
             stand_ins.learn(pgno, pages[pgno])
         leaves = [pgno for pgno in of_tree if pages[pgno][0] == leaf]
-        replaced.append(leaves[len(leaves) // 2])
+        replaced.append(leaves[int((len(leaves) - 1) * (place if leaf == LEAF_TABLE else 0.5))])
     for pgno in replaced[1:]:
         assert stand_ins.tree_of(pgno) == Tree(table, True, True)
         pages[pgno] = stand_ins.make(pgno)
