@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,11 @@ __all__ = ["s3_client", "s3_server", "s3_url"]
 pytest_plugins = ["tests.plan_plugin", "tests.leak_check", "pytester"]
 
 use_fast_folder()
+
+# Modules are compiled once, whatever the environment says: pytest rewrites every test module in each of its processes,
+# and tests start hundreds of Pythons, half of whose time would go into compiling litevfs. Git ignores the files.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Threads take turns fifty times as often as usual: more can come between any two steps, and a writer that lets go of
 # the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.
