@@ -6,7 +6,7 @@ Owns one connection and what SQLite is going to do in a statement (`Plan`). `reh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,8 @@ from litevfs.bindings.guests import connect_guest
 from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
+from litevfs.pages.btree import parse_interior
+from litevfs.pages.guesses import leaves_of_small_tree
 from litevfs.pages.stand_ins import StandIns, Tree
 from litevfs.states.snapshot import Snapshot
 
@@ -112,6 +114,12 @@ class RehearsalSession(Session):
     def missing_of(self, pgnos: Iterable[int]) -> list[int]:
         """Those of these pages that are not in memory."""
         return [pgno for pgno in pgnos if pgno > 1 and self._in_memory(pgno) is None]
+
+    def small_trees(self, roots: Iterable[int]) -> list[Sequence[int]]:
+        """The leaves of each tree whose root is in memory and has only leaves below it."""
+        pages = ((root, self._in_memory(root)) for root in roots if root > 1)
+        known = [interior for root, page in pages if page and (interior := parse_interior(root, page))]
+        return [leaves for interior in known if (leaves := leaves_of_small_tree(interior))]
 
     def rehearse(self, most: int) -> list[int]:
         """Run the statement of the task, and return the pages that it misses, up to so many."""

@@ -207,6 +207,11 @@ class BlockReader:
         return self._fetcher.line.latency_s
 
     @property
+    def trip_bytes(self) -> int:
+        """How many bytes come in the time that a small request takes."""
+        return self._fetcher.line.trip_bytes
+
+    @property
     def ahead_bytes(self) -> int:
         """How many bytes may wait for their use or be under way, by the cache's room and by the line."""
         return min(self.cache.ahead_limit_bytes, max(self._fetcher.line.ahead_bytes, 2 * self._block_size))

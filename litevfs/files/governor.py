@@ -33,6 +33,10 @@ class Governor:
         """Bytes read ahead that no reader took so far."""
         return self.ahead - self.used
 
+    def has_plenty(self, size: int) -> bool:
+        """Whether as much as may be read in vain at first is left beyond `size` bytes, by half."""
+        return self._credit - size >= FREE_BYTES // 2
+
     def grant(self, size: int) -> bool:
         """Whether `size` bytes may be requested ahead; they are charged if so."""
         with self._lock:

@@ -6,7 +6,9 @@ A failure here raises no error: a reader that needs the page reads it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 
 from litevfs.errors import LitevfsError
 from litevfs.files.blocks import BlockReader
@@ -34,6 +36,13 @@ PLANNED_SHARE = 0.9
 
 STAYING_SHARE = 0.25
 """Pages of a plan that would fill more of the page cache are not counted on there: others drive them out."""
+
+GUESS_SHARE = 0.5
+"""Part of a round trip that the bytes of one guess may take: it saves a whole one if it is right."""
+GUESS_PART = 0.5
+"""A guess of which less can be fetched is too seldom right."""
+MAX_GUESS_BYTES = 2_000_000
+"""Of one guess, however much the line carries."""
 
 LOOK_S = 1e-4
 """To decode a page and its entries takes about so long."""
@@ -79,6 +88,20 @@ class ReadAhead:
             except LitevfsError as error:
                 logger.info("page %d in memory is damaged: %s", pgno, error)
         return page
+
+    def guess(self, snapshot: Snapshot, pgnos: Sequence[int], *, least: float = GUESS_PART) -> Sequence[int]:
+        """Start fetching the first of these pages, as many as cost less than a round trip. Returns them at once.
+
+        None if less than the part `least` of them do, or if too much was read in vain before.
+        """
+        pgnos = [pgno for pgno in pgnos if snapshot.version(pgno) and snapshot.is_placed(pgno)]
+        ends = list(accumulate(snapshot.place(pgno)[2] for pgno in pgnos))
+        count = bisect_right(ends, min(self._blocks.trip_bytes * GUESS_SHARE, MAX_GUESS_BYTES))
+        if not count or count < least * len(pgnos) or not self._blocks.governor.has_plenty(ends[count - 1]):
+            return ()
+        for number, frames in self._missing(snapshot, pgnos[:count]).items():
+            self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))
+        return pgnos[:count]
 
     def fetch(self, snapshot: Snapshot, pgnos: list[int], call: Callable[[], object]) -> None:
         """Start fetching pages, and make the call when the requests for them have ended, with or without them."""

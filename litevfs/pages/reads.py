@@ -6,9 +6,11 @@ Where read-ahead does not pay, the source itself is a connection's `Reads`: no e
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from litevfs.pages.btree import LEAF_TABLE
+from litevfs.pages.guesses import Guesses
 from litevfs.pages.patterns import Scan
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import Snapshot
@@ -59,6 +61,10 @@ class Source(Reads, Protocol):
         """Start fetching pages that will probably be read."""
         ...
 
+    def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
+        """Start fetching the first of these pages if they cost less than a round trip. Returns them."""
+        ...
+
     def recall(self, snapshot: Snapshot, watcher: Watcher) -> list[int]:
         """What look-ups need next that an earlier query's index leaf explains."""
         ...
@@ -71,6 +77,7 @@ class WatchedReads:
         self._source = source
         self._watcher: Watcher | None = watcher
         self._waits = waits
+        self._guesses = Guesses(watcher.trees)
         self._begins = 0
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
@@ -85,8 +92,8 @@ class WatchedReads:
             page = self._read_resting(snapshot, pgno, along, watcher, scan)
         else:
             try:
-                if self._waits is not None and source.needs_request(snapshot, pgno):
-                    self._waits.before_wait(snapshot, self._begins)
+                if source.needs_request(snapshot, pgno):
+                    self._before_wait(snapshot, pgno)
                 ahead = watcher.before_read(pgno)
                 if watcher.recall.is_due:
                     ahead += source.recall(snapshot, watcher)
@@ -99,9 +106,17 @@ class WatchedReads:
             try:
                 if ahead := watcher.after_read(pgno, page):
                     source.read_ahead(snapshot, ahead, watcher)
+                self._guesses.check(pgno)
             except Exception:  # noqa: BLE001 (logged)
                 self._stop_watching()
         return page
+
+    def _before_wait(self, snapshot: Snapshot, pgno: int) -> None:
+        """Page `pgno` costs a round trip: see what may come with it."""
+        if self._waits is not None:
+            self._waits.before_wait(snapshot, self._begins)
+        if below := self._guesses.below(pgno):
+            self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
 
     def _read_resting(
         self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None, watcher: Watcher, scan: Scan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -207,6 +207,10 @@ class PageSource:
                 pgnos = self.hydration.lacks(snapshot, pgnos)
             locate(snapshot, pgnos)
             self._ahead.start(snapshot, pgnos, watcher)
+
+    def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
+        """Start fetching the first of these pages if they cost less than a round trip. Returns them."""
+        return () if self._ahead is None or self.hydration is not None else self._ahead.guess(snapshot, pgnos)
 
     def needs_request(self, snapshot: Snapshot, pgno: int) -> bool:
         """Whether a read of the page would have to ask a storage where that costs a round trip."""

@@ -56,7 +56,7 @@ class Watcher:
     def __init__(self, max_window: int) -> None:
         self.max_window = max_window  # pages of one plan that are ahead of their reads at once
         self.step = max_window  # pages that fill a request
-        self._trees = KnownTrees()
+        self._trees = self.trees = KnownTrees()
         self._interior = self._trees.interior
         self._parents = self._trees.parents
         self._scans: OrderedDict[int, Scan] = OrderedDict()  # by interior page
