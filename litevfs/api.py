@@ -21,7 +21,7 @@ from litevfs.bindings.apsw_connections import (
     ReplicaConnection,
 )
 from litevfs.bindings.apsw_errors import apsw_errors
-from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS
+from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS, tracer_of_last_opened
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
@@ -71,8 +71,8 @@ def register(name: str = "litestream", **options: object) -> None:
                 _registered[name].keywords = dict(options)
             return
         _set_log_level()
-        if _add_sql_functions not in apsw.connection_hooks:
-            apsw.connection_hooks.append(_add_sql_functions)
+        if _equip not in apsw.connection_hooks:
+            apsw.connection_hooks.append(_equip)
         _registered[name] = ReplicaVFS(name, dict(options))
 
 
@@ -349,11 +349,16 @@ def _set_log_level() -> None:
         logging.getLogger("litevfs").setLevel("WARNING" if level == "WARN" else level)
 
 
-def _add_sql_functions(connection: apsw.Connection) -> None:
-    """Litestream's SQL functions, on connections whose main database is a replica. Each asks its PRAGMA."""
+def _equip(connection: apsw.Connection) -> None:
+    """Litestream's SQL functions, each of which asks its PRAGMA, and a tracer for reading ahead.
+
+    On connections whose main database is a replica.
+    """
     # A URI may name the VFS: `open_vfs` is then the one it would have been without.
     if connection.open_vfs not in _registered and FILE_CLASS not in (connection.vfsname("main") or ""):
         return
+    if connection.exec_trace is None:
+        connection.exec_trace = tracer_of_last_opened()
     reference = weakref.ref(connection)
 
     def pragma(name: str, *value: str) -> apsw.SQLiteValue:

@@ -6,6 +6,8 @@ Errors reach the caller unchanged: APSW passes the exception object on, and SQLi
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from functools import partial
 from urllib.parse import quote
 
@@ -47,6 +49,7 @@ class ReplicaVFS(apsw.VFS):
         if not options.replica_url:
             raise OptionError("no replica URL", hint=_no_url_hint(name))
         session = Session(options, make_apsw_error)
+        _opened.tracer = None
         try:
             if isinstance(name, apsw.URIFilename) and (
                 name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
@@ -59,7 +62,7 @@ class ReplicaVFS(apsw.VFS):
             if session.replica.pages.ahead is not None:
                 from litevfs.bindings.rehearsal import rehearse  # local replicas need none
 
-                rehearse(session)
+                _opened.tracer = rehearse(session).note
         except BaseException:
             session.close()  # SQLite does not close it: it has no file yet
             raise
@@ -86,6 +89,19 @@ def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
         "add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL; for an "
         f"ordinary file, as in VACUUM INTO and ATTACH, write 'file:{quote(path or 'x.db')}?vfs={apsw.vfs_names()[0]}'"
     )
+
+
+_opened = threading.local()
+
+
+def tracer_of_last_opened() -> Callable[[apsw.Cursor, str, apsw.Bindings | None], bool] | None:
+    """What wants to know the statements of the connection that this thread has opened a replica for last, if anything.
+
+    To be asked once: another connection of this thread may have other statements.
+    """
+    tracer: Callable[[apsw.Cursor, str, apsw.Bindings | None], bool] | None = getattr(_opened, "tracer", None)
+    _opened.tracer = None
+    return tracer
 
 
 class ReplicaFile:

@@ -2,7 +2,7 @@
 
 The functions that hand a statement to SQLite are marked; while SQLite runs it and reads a page, the innermost Python
 frame outside the VFS is such a function's, with the statement in its local variables. Any other frame there, such as
-that of a caller who uses a cursor of APSW itself, means that the statement is not known.
+that of a caller who uses a cursor of APSW itself, says nothing: APSW's tracer does so then (`Rehearsals.note`).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def running_statement() -> Statement | None:
     while frame is not None:
         names = _doors.get(frame.f_code)
         if names is not None:
-            return _statement(frame.f_locals.get(names[0]), frame.f_locals.get(names[1]))
+            return as_statement(frame.f_locals.get(names[0]), frame.f_locals.get(names[1]))
         if not frame.f_globals.get("__name__", "").startswith(_OF_THE_VFS):
             return None
         frame = frame.f_back
     return None
 
 
-def _statement(sql: object, values: object) -> Statement | None:
+def as_statement(sql: object, values: object) -> Statement | None:
     """A query alone, no script, with values that have one meaning on any connection."""
     if not isinstance(sql, str) or ";" in sql.rstrip("; \n\t") or not _QUERY.match(sql):
         return None

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlencode
 
 import apsw
 import pytest
@@ -229,7 +230,36 @@ def test_the_look_ups_of_a_query_go_side_by_side(network, name):
     assert trips(script, path, QUERIES[name], prefetch=False) >= TRIPS[name][1]
 
 
-DOORS = {"stdlib": litevfs.connect_stdlib, "dbapi": litevfs.dbapi.connect}
+def _plain(url: str, **options: object) -> apsw.Connection:
+    litevfs.register()
+    uri = f"file:social.db?{urlencode({'replica_url': url, **options})}"
+    return apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, vfs="litestream")
+
+
+def _cursor(url: str, **options: object) -> apsw.Cursor:
+    return litevfs.connect(url, **options).cursor()
+
+
+class _Script:
+    """Runs statements as the last of a script."""
+
+    def __init__(self, url: str, **options: object) -> None:
+        self._connection = litevfs.connect(url, **options)
+        self.close = self._connection.close
+
+    def execute(self, sql: str, values: object = None) -> Iterator[tuple[object, ...]]:
+        for row in self._connection.execute(f"SELECT 'first'; {sql}", values):
+            if row != ("first",):
+                yield row
+
+
+DOORS = {
+    "apsw": _plain,
+    "cursor": _cursor,
+    "script": _Script,
+    "stdlib": litevfs.connect_stdlib,
+    "dbapi": litevfs.dbapi.connect,
+}
 
 
 @pytest.mark.parametrize("door", DOORS)
