@@ -197,6 +197,11 @@ class BlockReader:
         return first_of((request, second), patience)[key]
 
     @property
+    def block_bytes(self) -> int:
+        """Size of a block; the last one of a file may be smaller."""
+        return self._block_size
+
+    @property
     def request_bytes(self) -> int:
         """How many bytes one request fetches at most."""
         return max(self._fetcher.line.request_bytes, self._block_size)

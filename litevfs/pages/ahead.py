@@ -29,7 +29,7 @@ from litevfs.states.unplaced import locate
 logger = logging.getLogger("litevfs.pages.ahead")
 
 FIRST_FRAME_BYTES = 2048.0
-"""Assumed size of a page's frame, until some frames were seen."""
+"""Assumed size of a page's frame, until a state is known."""
 FRAMES_AVERAGED = 64
 PLANNED_SHARE = 0.9
 """Part of the room for read-ahead that one plan takes: whole blocks take more than the pages in them."""
@@ -54,11 +54,23 @@ class ReadAhead:
     def __init__(self, blocks: BlockReader, cache: ByteCache) -> None:
         self._blocks = blocks
         self._cache = cache
+        self._is_new = True  # no state is known yet
         self._frame_bytes = FIRST_FRAME_BYTES  # of a page, on average
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """A state is published: its files say how large a frame is, before any was read.
+
+        A plan of larger frames than assumed would drive its own pages out of the cache before they are read.
+        """
+        if self._is_new and snapshot.commit:
+            self._is_new = False
+            size = sum(file.size for file in snapshot.files.values()) / snapshot.commit
+            self._frame_bytes = min(size, float(snapshot.page_size))
 
     def max_pages(self) -> int:
         """Pages that may be kept ahead without driving each other out of the cache."""
-        room = self._blocks.ahead_bytes * PLANNED_SHARE
+        most = self._blocks.ahead_bytes
+        room = max(min(most * PLANNED_SHARE, most - 2 * self._blocks.block_bytes), most / 2)
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
     def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher) -> None:
@@ -70,10 +82,10 @@ class ReadAhead:
             frames.sort()
             if not self._blocks.read_ahead(number, snapshot.files[number], frames):
                 watcher.hold_back()
-        for pgno in watcher.awaited(pgnos):
-            self._show_when_there(snapshot, pgno, watcher)
         watcher.max_window = self.max_pages()
         watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
+        for pgno in watcher.awaited(pgnos):
+            self._show_when_there(snapshot, pgno, watcher)
 
     def peek(self, snapshot: Snapshot, pgno: int) -> bytes | None:
         """A page's bytes if they are in memory and sound; does not count as their use."""

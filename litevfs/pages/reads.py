@@ -11,7 +11,6 @@ from typing import Protocol
 
 from litevfs.pages.btree import LEAF_TABLE
 from litevfs.pages.guesses import Guesses
-from litevfs.pages.patterns import Scan
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import Snapshot
 
@@ -89,7 +88,7 @@ class WatchedReads:
         if watcher is None:
             return source.read(snapshot, pgno)
         if (scan := watcher.resting.get(pgno)) is not None:
-            page = self._read_resting(snapshot, pgno, along, watcher, scan)
+            scan.rested = pgno  # as `before_read` does
         else:
             try:
                 if source.needs_request(snapshot, pgno):
@@ -101,7 +100,7 @@ class WatchedReads:
                     source.read_ahead(snapshot, ahead, watcher)
             except Exception:  # noqa: BLE001 (logged)
                 self._stop_watching()
-            page = source.read(snapshot, pgno)
+        page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along, watcher)
         if watcher.wants(page):
             try:
                 if ahead := watcher.after_read(pgno, page):
@@ -118,25 +117,21 @@ class WatchedReads:
         if below := self._guesses.below(pgno):
             self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
 
-    def _read_resting(
-        self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None, watcher: Watcher, scan: Scan
-    ) -> bytes:
-        """A page whose read changes no plan; `along` gets those decoded with it of which the same is true."""
-        scan.rested = pgno  # as `before_read` does
-        if along is None:
-            return self._source.read(snapshot, pgno)
+    def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes], watcher: Watcher) -> bytes:
+        """A page; `along` gets those decoded with it that rest: whose reads change no plan."""
         come: dict[int, bytes] = {}
         page = self._source.read(snapshot, pgno, come)
         if come:
-            others: dict[int, bytes] = {}
-            for offset in list(come):
-                number = offset // snapshot.page_size + 1
-                if watcher.resting.get(number) is not scan or come[offset][0] != LEAF_TABLE:
-                    others[number] = come.pop(offset)
-                else:
-                    scan.rested = number  # for all that is known
+            resting, others = watcher.resting, {}
             along.clear()
-            along.update(come)
+            for offset, other in come.items():
+                number = offset // snapshot.page_size + 1
+                scan = resting.get(number)
+                if scan is None or other[0] != LEAF_TABLE:
+                    others[number] = other
+                else:
+                    along[offset] = other
+                    scan.rested = number  # for all that is known
             self._source.keep_pages(snapshot, others)
         return page
 

@@ -126,6 +126,8 @@ class PageSource:
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""
+        if self._ahead is not None:
+            self._ahead.follow(snapshot)
         if self.hydration is not None:
             self.hydration.follow(snapshot)
 

@@ -42,7 +42,7 @@ GROWTH = 8
 LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 MAX_SCANS = 8
-RESTS = 128
+RESTS = 512
 """At least so often, in leaves, a scan's place is noted."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
@@ -239,8 +239,7 @@ class Watcher:
             scan.end += len(leaves)
             scan.left += len(leaves)
             if scan.end >= len(interior.children):
-                following = self._trees.next_interior(scan.end_in)
-                if not following:
+                if not (following := self._trees.next_interior(scan.end_in)):
                     break
                 scan.end_in, scan.end = following, 0
         return plan + self._guess(scan)
@@ -249,8 +248,8 @@ class Watcher:
         """The pages that a plan needs beyond the known interior pages.
 
         The leaves below an interior page often lie between it and the next one. Where the two are not further apart
-        than a page has children, all between them is planned, or each interior page would cost a round trip. After the
-        last one as many pages are planned as lie between it and the one before.
+        than a page has children, all between them is planned, as far as the window goes, or each interior page would
+        cost a round trip. After the last one as many are planned as lie between it and the one before.
         """
         plan: list[int] = []
         pgno = start = scan.end_in
@@ -267,7 +266,8 @@ class Watcher:
                 if room < len(between) and (guessed or scan.left > scan.window // 2):
                     scan.wanted = len(between)
                     break
-                plan += scan.add(between)
+                between = between[: max(room, 1)]  # the others follow once the page is known
+                plan += scan.add(dict.fromkeys([pgno, *between]))
                 guessed += len(between)
                 scan.guessed[pgno] = len(between)
                 self._awaited.add(pgno)
