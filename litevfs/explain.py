@@ -19,7 +19,7 @@ import apsw
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
 from litevfs.bindings.apsw_vfs import ReplicaFile, ReplicaVFS
 from litevfs.bindings.rehearsal import rehearse
-from litevfs.bindings.statements import runs_statement
+from litevfs.bindings.statements import Noted
 from litevfs.bindings.warming import THREAD_NAME, warm
 from litevfs.errors import OptionError
 from litevfs.files.requests import Request
@@ -136,7 +136,7 @@ def explain_io(
         lease.replica.fetcher.requests.observer = recorder.add
         vfs = _RecordingVFS(f"litevfs-explain-{keywords['max_requests_per_s']}", keywords, recorder)
         try:
-            rows, opened_s, total_s, warmed = _run(vfs.name, recorder, sql, parameters)
+            rows, opened_s, total_s, warmed = _run(vfs, recorder, sql, parameters)
         finally:
             vfs.unregister()
             lease.replica.fetcher.requests.observer = None
@@ -146,13 +146,13 @@ def explain_io(
         registry.release(lease)
 
 
-@runs_statement("sql", "parameters")
 def _run(
-    vfs: str, recorder: _Recorder, sql: str, parameters: Sequence[object]
+    vfs: _RecordingVFS, recorder: _Recorder, sql: str, parameters: Sequence[object]
 ) -> tuple[int, float, float, tuple[int, int]]:
     """(rows of the result, seconds until the view was open, and until the last row; see `IOReport.warmed`)."""
-    connection = apsw.Connection("explain", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs)
+    connection = apsw.Connection("explain", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs.name)
     with closing(connection):
+        connection.exec_trace = vfs.noted.note
         recorder.is_opening = False
         opened_s = recorder.now_s()
         rows = sum(1 for _ in connection.execute(sql, tuple(parameters)))
@@ -251,6 +251,7 @@ class _RecordingVFS(ReplicaVFS):
 
     def __init__(self, name: str, keywords: dict[str, object], recorder: _Recorder) -> None:
         self._recorder = recorder
+        self.noted = Noted()
         super().__init__(name, keywords)
 
     def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
@@ -269,7 +270,7 @@ class _RecordingVFS(ReplicaVFS):
                     session.close()
                     raise
                 recorder.warming = session.warming
-            rehearse(session)
+            rehearse(session, self.noted.find)
         return ReplicaFile(session)  # type: ignore[return-value]  # any object with the methods of a VFSFile works
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import apsw
 
-from litevfs.bindings.statements import runs_statement
 from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
 
 _HINTS: dict[type[BaseException], str] = {
@@ -52,7 +51,6 @@ class ReplicaConnection(apsw.Connection):
 
     __slots__ = ()
 
-    @runs_statement("statements", "bindings")
     def execute(self, statements: Any, bindings: Any = None, **keywords: Any) -> Any:
         """Like that of APSW."""
         try:

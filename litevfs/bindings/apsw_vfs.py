@@ -7,13 +7,13 @@ Errors reach the caller unchanged: APSW passes the exception object on, and SQLi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from functools import partial
 from urllib.parse import quote
 
 import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
+from litevfs.bindings.statements import Noted
 from litevfs.errors import OptionError
 from litevfs.live.pragmas import answer_pragma
 from litevfs.live.session import SHARED, Session
@@ -62,7 +62,9 @@ class ReplicaVFS(apsw.VFS):
             if session.replica.pages.ahead is not None:
                 from litevfs.bindings.rehearsal import rehearse  # local replicas need none
 
-                _opened.tracer = rehearse(session).note
+                noted = Noted()
+                rehearse(session, noted.find)
+                _opened.tracer = noted.note
         except BaseException:
             session.close()  # SQLite does not close it: it has no file yet
             raise
@@ -94,12 +96,12 @@ def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
 _opened = threading.local()
 
 
-def tracer_of_last_opened() -> Callable[[apsw.Cursor, str, apsw.Bindings | None], bool] | None:
+def tracer_of_last_opened() -> apsw.ExecTracer | None:
     """What wants to know the statements of the connection that this thread has opened a replica for last, if anything.
 
     To be asked once: another connection of this thread may have other statements.
     """
-    tracer: Callable[[apsw.Cursor, str, apsw.Bindings | None], bool] | None = getattr(_opened, "tracer", None)
+    tracer: apsw.ExecTracer | None = getattr(_opened, "tracer", None)
     _opened.tracer = None
     return tracer
 

@@ -25,7 +25,7 @@ import apsw
 
 from litevfs.bindings.guests import end_at_exit
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
-from litevfs.bindings.statements import Statement, as_statement, running_statement
+from litevfs.bindings.statements import FindStatement, Statement
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, TransientStorageError
 from litevfs.live.session import Session
@@ -49,13 +49,12 @@ LOOK_S = 0.05
 class Rehearsals:
     """Those of one session's statements, one at a time, in a thread that lives as long as there is one. See `Waits`."""
 
-    def __init__(self, host: Session) -> None:
+    def __init__(self, host: Session, find: FindStatement) -> None:
         self._host = weakref.ref(host)
+        self._find = find
         self._guest: RehearsalSession | None = None
         self._last: tuple[Statement, int] | None = None  # the statement that waited last, in which transaction
         self._waits = 0  # of that statement; it is rehearsed at the first, second, fourth, ... of them
-        self._noted: tuple[object, object] = (None, None)  # SQL and values of the statement that began last, if known
-        self._noted_in: int | None = None  # the transaction that it reads in, once it has waited
         self._given_up: tuple[Statement, int] | None = None  # one that is rehearsed no more
         self._query_waits = threading.Event()  # set when it waits again
         self._next: Task | None = None
@@ -65,14 +64,9 @@ class Rehearsals:
         self._pid = os.getpid()
         end_at_exit(self)
 
-    def note(self, _: object, sql: str, values: object) -> bool:
-        """A statement begins. True: it may. An execution tracer of APSW."""
-        self._noted, self._noted_in = (sql, values), None
-        return True
-
     def before_wait(self, snapshot: Snapshot, begins: int) -> None:
         """The session is about to wait for the storage in its read transaction number `begins`."""
-        statement, host = running_statement() or self._noted_statement(begins), self._host()
+        statement, host = self._find(begins), self._host()
         if statement is None or host is None:
             return
         if (statement, begins) != self._last:
@@ -94,11 +88,6 @@ class Rehearsals:
                 except TransientStorageError as error:
                     self._next = None
                     logger.info("no rehearsal: %s", error)
-
-    def _noted_statement(self, begins: int) -> Statement | None:
-        """The statement that began last, unless it has ended: another transaction reads the schema for the next one."""
-        self._noted_in = begins if self._noted_in is None else self._noted_in
-        return as_statement(*self._noted) if self._noted_in == begins else None
 
     def stop(self) -> None:
         """End them. Waits for nothing; idempotent."""
@@ -226,8 +215,6 @@ class Rehearsals:
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
 
 
-def rehearse(session: Session) -> Rehearsals:
+def rehearse(session: Session, find: FindStatement) -> None:
     """Rehearse the statements of a session from here on, which reads ahead."""
-    rehearsals = Rehearsals(session)
-    session.listen(rehearsals)
-    return rehearsals
+    session.listen(Rehearsals(session, find))

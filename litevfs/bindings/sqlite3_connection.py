@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from litevfs.bindings.kept_errors import forget_error, last_error, untold_error
-from litevfs.bindings.statements import runs_statement
 from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
 
 _PROGRAMMING_HINTS = {
@@ -46,7 +45,6 @@ class Cursor(sqlite3.Cursor):
 
     __slots__ = ()
 
-    @runs_statement("sql", "parameters")
     def execute(self, sql: str, parameters: Any = (), /) -> Self:
         """Like that of `sqlite3`."""
         try:
@@ -131,7 +129,6 @@ class StdlibConnection(sqlite3.Connection):
             _add_hint(error)
             raise
 
-    @runs_statement("sql", "parameters")
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Like that of `sqlite3`."""
         try:

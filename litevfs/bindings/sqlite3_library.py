@@ -103,7 +103,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sqlite3_uri_key": (c_char_p, (c_void_p, c_int)),
     "sqlite3_uri_boolean": (c_int, (c_void_p, c_char_p, c_int)),
     "sqlite3_txn_state": (c_int, (c_void_p, c_char_p)),
+    "sqlite3_next_stmt": (c_void_p, (c_void_p, c_void_p)),
+    "sqlite3_stmt_busy": (c_int, (c_void_p,)),
+    "sqlite3_expanded_sql": (c_void_p, (c_void_p,)),
     "sqlite3_malloc": (c_void_p, (c_int,)),
+    "sqlite3_free": (None, (c_void_p,)),
     "sqlite3_auto_extension": (c_int, (ExtensionFunction,)),
     "sqlite3_cancel_auto_extension": (c_int, (ExtensionFunction,)),
     "sqlite3_file_control": (c_int, (c_void_p, c_char_p, c_int, POINTER(c_void_p))),
@@ -162,6 +166,23 @@ class Library:
         if address:
             ctypes.memmove(address, data, len(data))
         return address or 0
+
+    def running_sql(self, database: int) -> str | None:
+        """The statement that a connection runs, with its values; the one prepared last, if several are under way.
+
+        To be called in the thread that runs it, from a callback: SQLite does not wait for itself.
+        """
+        statement = None
+        while statement := self.sqlite3_next_stmt(database, statement):
+            if self.sqlite3_stmt_busy(statement):
+                break
+        address = self.sqlite3_expanded_sql(statement) if statement else None
+        if not address:
+            return None
+        try:
+            return ctypes.string_at(address).decode(errors="replace")
+        finally:
+            self.sqlite3_free(address)
 
     def uri_parameters(self, name: int) -> dict[str, str]:
         """The parameters of a URI, from the address of a name that SQLite gave to `xOpen`."""

@@ -1,26 +1,16 @@
-"""Which statement runs: found only when it has to wait, so that a statement which need not wait pays nothing.
-
-The functions that hand a statement to SQLite are marked; while SQLite runs it and reads a page, the innermost Python
-frame outside the VFS is such a function's, with the statement in its local variables. Any other frame there, such as
-that of a caller who uses a cursor of APSW itself, says nothing: APSW's tracer does so then (`Rehearsals.note`).
-"""
+"""Which statement runs. Asked when it has to wait: SQLite knows it, or an execution tracer of APSW has noted it."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import CodeType, FunctionType
-from typing import Any, TypeVar, cast
+from typing import TypeAlias
 
-F = TypeVar("F", bound=Callable[..., Any])
-Value = str | int | float | bytes | None
+Value: TypeAlias = str | int | float | bytes | None
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
-_OF_THE_VFS = ("litevfs.pages.", "litevfs.live.", "litevfs.bindings.", "litevfs.explain")
-_QUERY = re.compile(r"\s*(SELECT|WITH)\b", re.IGNORECASE)
-_doors: dict[CodeType, tuple[str, str]] = {}
+_QUERY = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(SELECT|WITH|VALUES)\b", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +21,32 @@ class Statement:
     values: tuple[Value, ...] | dict[str, Value]
 
 
-def runs_statement(sql: str, values: str) -> Callable[[F], F]:
-    """Mark a function that hands a statement to SQLite: its local variables of these names are text and values."""
-
-    def mark(function: F) -> F:
-        _doors[cast("FunctionType", function).__code__] = (sql, values)
-        return function
-
-    return mark
+FindStatement: TypeAlias = Callable[[int], Statement | None]
+"""The query that runs, if it is known, in the read transaction of this number; called while SQLite reads a page."""
 
 
-def running_statement() -> Statement | None:
-    """The query for which SQLite reads a page in this thread, if it is known; called from within that read."""
-    frame = sys._getframe(1) if hasattr(sys, "_getframe") else None
-    while frame is not None:
-        names = _doors.get(frame.f_code)
-        if names is not None:
-            return as_statement(frame.f_locals.get(names[0]), frame.f_locals.get(names[1]))
-        if not frame.f_globals.get("__name__", "").startswith(_OF_THE_VFS):
-            return None
-        frame = frame.f_back
-    return None
+class Noted:
+    """The statement that a connection of APSW has begun last, if its `exec_trace` is `note`."""
+
+    def __init__(self) -> None:
+        self._begun: tuple[str, object] | None = None  # SQL and values
+        self._reads_in: int | None = None  # the transaction in which it has waited first
+
+    def note(self, _: object, sql: str, values: object) -> bool:
+        """A statement begins. True: it may."""
+        self._begun, self._reads_in = (sql, values), None
+        return True
+
+    def find(self, transaction: int) -> Statement | None:
+        """See `FindStatement`. In another transaction it has ended: the schema is read for the next one, perhaps."""
+        if self._reads_in is None:
+            self._reads_in = transaction
+        return as_statement(*self._begun) if self._begun and self._reads_in == transaction else None
 
 
-def as_statement(sql: object, values: object) -> Statement | None:
-    """A query alone, no script, with values that have one meaning on any connection."""
-    if not isinstance(sql, str) or ";" in sql.rstrip("; \n\t") or not _QUERY.match(sql):
+def as_statement(sql: str, values: object) -> Statement | None:
+    """A query, with values that have one meaning on any connection; None for other statements."""
+    if not _QUERY.match(sql):
         return None
     if isinstance(values, Mapping):
         named = dict(values)

@@ -293,16 +293,17 @@ def make_writer(name: str, out: TextIO, header: bool | None) -> ResultWriter:
 def write_results(connection: apsw.Connection, sql: str, writer: ResultWriter) -> None:
     """Run all statements of `sql`; the results of those that return columns go to `writer` as they come."""
     cursor = connection.cursor()
+    of_connection = connection.exec_trace
     is_open = False
 
-    def begin(cursor: apsw.Cursor, statement: str, bindings: object) -> bool:
+    def begin(cursor: apsw.Cursor, statement: str, bindings: apsw.Bindings | None) -> bool:
         nonlocal is_open
         end()
         columns = [column[0] for column in cursor.get_description()]
         if columns:
             writer.begin(columns)
             is_open = True
-        return True
+        return of_connection is None or of_connection(cursor, statement, bindings)
 
     def end() -> None:
         nonlocal is_open

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import apsw
 
-from litevfs.bindings.statements import runs_statement
 from litevfs.dbapi.errors import OperationalError, ProgrammingError, translated
 from litevfs.dbapi.rows import own_row_factory, with_text
 from litevfs.errors import LitevfsError
@@ -69,7 +68,7 @@ class Cursor:
         self.row_factory = connection.row_factory
         self._cursor = connection.apsw_connection.cursor()
         self._cursor.convert_binding = _adapted
-        self._cursor.exec_trace = _tracer(weakref.ref(self))
+        self._cursor.exec_trace = _tracer(weakref.ref(self), connection.apsw_connection.exec_trace)
 
     @property
     def description(self) -> tuple[Column, ...] | None:
@@ -81,7 +80,6 @@ class Cursor:
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    @runs_statement("sql", "parameters")
     def execute(self, sql: str, parameters: Parameters = (), /) -> Self:
         """Run one statement. Raises ProgrammingError for more than one, or parameters that do not fit."""
         self._begin(sql)
@@ -221,13 +219,16 @@ class Cursor:
             raise ProgrammingError("Cannot operate on a closed cursor; hint: make another with connection.cursor()")
 
 
-def _tracer(reference: weakref.ref[Cursor]) -> Callable[[apsw.Cursor, str, object], bool]:
-    """The function that APSW calls before each statement. It keeps no reference: dropping the cursor ends its read."""
+def _tracer(reference: weakref.ref[Cursor], of_connection: apsw.ExecTracer | None) -> apsw.ExecTracer:
+    """The function that APSW calls before each statement; it calls that of the connection, too.
 
-    def trace(cursor: apsw.Cursor, sql: str, _: object) -> bool:
+    It keeps no reference to the cursor: dropping that ends its read.
+    """
+
+    def trace(cursor: apsw.Cursor, sql: str, parameters: apsw.Bindings | None) -> bool:
         if (own := reference()) is not None:
             own._before_statement(cursor, sql)
-        return True
+        return of_connection is None or of_connection(cursor, sql, parameters)
 
     return trace
 

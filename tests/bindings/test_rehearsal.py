@@ -253,8 +253,15 @@ class _Script:
                 yield row
 
 
+def _sqlite3(url: str, **options: object) -> sqlite3.Connection:
+    litevfs.register_stdlib()
+    uri = f"file:social.db?{urlencode({'replica_url': url, 'vfs': 'litestream', **options})}"
+    return sqlite3.connect(uri, uri=True)
+
+
 DOORS = {
     "apsw": _plain,
+    "sqlite3": _sqlite3,
     "cursor": _cursor,
     "script": _Script,
     "stdlib": litevfs.connect_stdlib,
