@@ -196,12 +196,12 @@ def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Sc
     with Script(block_size=1 << 16) as script, Primary(script.writer) as primary:
         primary.run(
             "CREATE TABLE t(id INTEGER PRIMARY KEY, data BLOB); CREATE INDEX i ON t(data);"
-            "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500)"
+            "WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 800)"
             "INSERT INTO t SELECT i, randomblob(2500) FROM n"
         )
         primary.compact(9, 1, 1)
         for i in range(40):
-            primary.commit("UPDATE t SET data = ? WHERE id = ?", (bytes([i]) * 900, 50 * i + 1))
+            primary.commit("UPDATE t SET data = ? WHERE id = ?", (bytes([i]) * 900, 20 * i + 1))
         primary.compact(9, 1, 21)
         files = [file for level in range(10) for file in script.writer.list_files(level)]
         script.clear()

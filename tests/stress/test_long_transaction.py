@@ -18,7 +18,7 @@ from tests.stress.conftest import MakePrimary
 from tests.support import connected, one, rows, txid_of, wait_until
 
 QUERY = "SELECT id, data, n FROM t ORDER BY id"
-ROWS = 300
+ROWS = 100
 TRANSACTIONS = 1000
 
 

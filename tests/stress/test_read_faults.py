@@ -264,7 +264,7 @@ def test_with_verify_random_corruption_of_reads_of_a_large_file_never_becomes_a_
     with connected(faults.url, **options) as connection:
         connection.execute("PRAGMA cache_size=0")
         faults.add(CORRUPTION)
-        for _ in range(400):
+        for _ in range(200):
             asked.ask(connection, point_query(picks.randrange(ROWS)))
         assert faults.injected["corrupt"] > 5
         faults.clear()
