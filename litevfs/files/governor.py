@@ -33,6 +33,11 @@ class Governor:
         """Bytes read ahead that no reader took so far."""
         return self.ahead - self.used
 
+    @property
+    def credit(self) -> int:
+        """Bytes that may be requested ahead now."""
+        return self._credit
+
     def has_plenty(self, size: int) -> bool:
         """Whether as much as may be read in vain at first is left beyond `size` bytes, by half."""
         return self._credit - size >= FREE_BYTES // 2

@@ -38,6 +38,8 @@ LARGE_BYTES = 1 << 15
 SPELL_BYTES = 1 << 17
 """Fewer bytes show nothing of the throughput."""
 SPELL_S = 0.25
+ENOUGH_BYTES = 1 << 22
+"""So many show it sooner."""
 LEAST_SHARE = 0.05
 """Part of a spell that its bytes took, at least: where nearly all of it was latency, the rest is no measure."""
 REMEMBERED = 32, 8
@@ -127,7 +129,7 @@ class Line:
 
     def _end_spell(self, now: float) -> None:
         took = now - self._spell_began
-        if self._spell_bytes < SPELL_BYTES or (self._under_way and took < SPELL_S):
+        if self._spell_bytes < SPELL_BYTES or (self._under_way and took < SPELL_S and self._spell_bytes < ENOUGH_BYTES):
             return
         net = max(took - self._spell_trips * self.latency_s, LEAST_SHARE * took, 1e-4)
         self._rates.append(self._spell_bytes / net)

@@ -83,6 +83,7 @@ class ReadAhead:
             if not self._blocks.read_ahead(number, snapshot.files[number], frames):
                 watcher.hold_back()
         watcher.max_window = self.max_pages()
+        watcher.credit = int((self._blocks.governor.credit - 2 * self._blocks.block_bytes) / self._frame_bytes)
         watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
         for pgno in watcher.awaited(pgnos):
             self._show_when_there(snapshot, pgno, watcher)

@@ -42,7 +42,7 @@ from litevfs.states.unplaced import locate
 
 logger = logging.getLogger("litevfs.pages.source")
 
-BLOCK_SHARE = 0.7
+BLOCK_SHARE = 0.8
 """Part of the cache for blocks where there are any: they hold compressed pages, so the same memory goes further."""
 
 RUNS_IN_CACHE = 8

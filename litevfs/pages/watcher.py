@@ -55,6 +55,7 @@ class Watcher:
 
     def __init__(self, max_window: int) -> None:
         self.max_window = max_window  # pages of one plan that are ahead of their reads at once
+        self.credit = max_window  # pages that a plan may grow by
         self.step = max_window  # pages that fill a request
         self._trees = self.trees = KnownTrees()
         self._interior = self._trees.interior
@@ -229,7 +230,8 @@ class Watcher:
         scan.wanted = 0
         self._look_at_rests()
         active = sum(other.is_active for other in self._scans.values()) or 1
-        scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, self.max_window // active))
+        most = min(self.max_window // active, scan.left + sum(scan.guessed.values()) + self.credit)
+        scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, most))
         plan: list[int] = []
         while scan.left < scan.window and (interior := self._interior.get(scan.end_in)) is not None:
             leaves = interior.children[scan.end : scan.end + scan.window - scan.left]

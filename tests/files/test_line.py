@@ -101,6 +101,20 @@ def test_a_line_that_becomes_slower_is_noticed():
     assert wire.line.bytes_per_s <= 4e6
 
 
+def test_much_that_has_come_shows_the_throughput_while_more_is_under_way():
+    wire = Wire(0.0, 100e6)
+    seen = []
+
+    def request() -> bytes:
+        for _ in range(8):
+            wire.carry([1 << 20])
+        seen.append(wire.line.bytes_per_s)
+        return bytes(1 << 20)
+
+    wire.line.carry(1 << 20, request)
+    assert 50e6 <= seen[0] <= 250e6
+
+
 def test_a_request_that_fails_is_over():
     line = Line()
     for size in (10, 1 << 20):
