@@ -7,7 +7,9 @@ or no B-tree page at all gives nothing, never an error.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final, overload
 
 import numpy as np
 
@@ -20,8 +22,14 @@ _MAX_VARINT = 9
 _FIXED_SIZES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)
 """Bytes by serial type, 0 to 11: NULL, six integers, a float, the constants 0 and 1, two reserved."""
 
-_FLOAT = 7
-"""Serial type of a float, which no rowid has."""
+_FLOAT, _ZERO, _ONE = 7, 8, 9
+"""Serial types of a float, which no rowid has, and of the constants."""
+_INT64 = 8
+"""Bytes."""
+_MAX_COLUMNS = 32
+"""Entries with more are decoded one by one."""
+
+Int64s = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def kind(pgno: int, page: bytes) -> int:
@@ -67,7 +75,7 @@ def parse_interior(pgno: int, page: bytes) -> Interior | None:
     return Interior(page, page[start] == INTERIOR_TABLE, [*left.tolist(), right], pointers.tolist())
 
 
-def _near_the_end(page: bytes, pointers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
+def _near_the_end(page: bytes, pointers: Int64s) -> list[int]:
     """Cells whose key may not lie wholly in the page."""
     near: list[int] = pointers[pointers + 4 + _MAX_VARINT > len(page)].tolist()
     return near
@@ -86,40 +94,103 @@ class IndexEntry:
     rowid: int
 
 
-def parse_index_entries(page: bytes) -> list[IndexEntry]:
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexEntries(Sequence[IndexEntry]):
+    """Entries of an index leaf, in the order in which they are looked up. Keys are decoded when asked for."""
+
+    page: bytes = field(repr=False)
+    pointers: Int64s
+    rowids: Int64s
+
+    def __len__(self) -> int:
+        return len(self.rowids)
+
+    @overload
+    def __getitem__(self, place: int) -> IndexEntry: ...
+    @overload
+    def __getitem__(self, place: slice) -> IndexEntries: ...
+    def __getitem__(self, place: int | slice) -> IndexEntry | IndexEntries:
+        if isinstance(place, slice):
+            return IndexEntries(self.page, self.pointers[place], self.rowids[place])
+        entry = _index_entry(self.page, int(self.pointers[place]))
+        assert entry is not None
+        return entry
+
+    def rowid(self, place: int) -> int:
+        """That of one entry, without its key."""
+        return int(self.rowids[place])
+
+
+NO_ENTRIES: Final = IndexEntries(b"", np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def parse_index_entries(page: bytes) -> IndexEntries:
     """The entries of an index leaf, in order; fewer if one is not understood."""
-    entries: list[IndexEntry] = []
     try:
-        for pointer in _cell_pointers(page, 0, _LEAF_HEADER).tolist():
-            entry = _index_entry(page, pointer)
-            if entry is None:
-                break
-            entries.append(entry)
-    except (IndexError, ValueError):
-        pass
-    return entries
+        pointers = _cell_pointers(page, 0, _LEAF_HEADER)
+    except ValueError:  # the page is shorter than the header
+        return NO_ENTRIES
+    rowids, is_usual = _usual_rowids(page, pointers)
+    for i in np.flatnonzero(~is_usual).tolist():
+        try:
+            entry = _index_entry(page, int(pointers[i]))
+        except IndexError:
+            entry = None
+        if entry is None:
+            return IndexEntries(page, pointers[:i], rowids[:i])
+        rowids[i] = entry.rowid
+    return IndexEntries(page, pointers, rowids)
 
 
 def parse_rowids(page: bytes) -> list[int]:
-    """The rowids that the entries of an index leaf lead to, in order; fewer if one is not understood.
-
-    For leaves of usual entries, with headers of less than 128 bytes; a third of the work of `parse_index_entries`.
-    """
-    rowids: list[int] = []
-    try:
-        for pointer in _cell_pointers(page, 0, _LEAF_HEADER).tolist():
-            payload_size, payload = varint(page, pointer)
-            end, serial_type = payload + payload_size, page[payload + page[payload] - 1]
-            if page[payload] >= 0x80 or end > len(page) or not 1 <= serial_type <= 9 or serial_type == _FLOAT:
-                break
-            size = _FIXED_SIZES[serial_type]
-            rowids.append(int.from_bytes(page[end - size : end], signed=True) if size else serial_type - 8)
-    except IndexError:
-        pass
+    """The rowids that the entries of an index leaf lead to, in order; fewer if one is not understood."""
+    rowids: list[int] = parse_index_entries(page).rowids.tolist()
     return rowids
 
 
-def _cell_pointers(page: bytes, start: int, header: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _usual_rowids(page: bytes, pointers: Int64s) -> tuple[Int64s, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """The rowids of the entries at `pointers`, and for which of them they are right: all but a few.
+
+    What `_index_entry` does for one entry, for all at once: in a page of 64 KiB a fiftieth of the time. Left out are
+    entries that end near the end of the page, those that `_index_entry` does not understand, and odd ones.
+    """
+    last_place = len(page) - _MAX_VARINT
+    if last_place < _INT64 or not len(pointers):
+        return np.zeros(len(pointers), np.int64), np.zeros(len(pointers), np.bool_)
+    content = np.frombuffer(page, np.uint8)
+
+    def next_varints(places: Int64s) -> tuple[Int64s, Int64s]:
+        return _read_varints(content, np.minimum(places, last_place))
+
+    sizes, payloads = next_varints(pointers)
+    header_sizes, places = next_varints(payloads)
+    bodies, ends = payloads + header_sizes, payloads + sizes
+    is_usual = (sizes >= 0) & (header_sizes >= 0) & (header_sizes <= sizes) & (ends >= _INT64) & (ends <= last_place)
+    if not is_usual.any():
+        return np.zeros(len(pointers), np.int64), is_usual
+    first_types, places = next_varints(places)
+    is_usual &= first_types >= 0
+    types = np.full(len(pointers), -1)
+    for _ in range(_MAX_COLUMNS):
+        has_more = is_usual & (places < bodies)
+        if has_more.all():
+            types, places = next_varints(places)
+        elif has_more.any():
+            types[has_more], places[has_more] = next_varints(places[has_more])
+        else:
+            break
+    is_usual &= (places >= bodies) & (types >= 1) & (types <= _ONE) & (types != _FLOAT)
+    return _integers(content, np.where(is_usual, ends, _INT64), np.where(is_usual, types, _ZERO)), is_usual
+
+
+def _integers(content: np.ndarray[tuple[int], np.dtype[np.uint8]], ends: Int64s, types: Int64s) -> Int64s:
+    """The integers of these serial types whose content ends there, after at least _INT64 bytes."""
+    values = content[ends[:, None] + np.arange(-_INT64, 0)].view(">i8")[:, 0].astype(np.int64)
+    unused_bits = 8 * (_INT64 - np.array(_FIXED_SIZES)[types])
+    return np.where(types >= _ZERO, types - _ZERO, values << unused_bits >> unused_bits)
+
+
+def _cell_pointers(page: bytes, start: int, header: int) -> Int64s:
     count = int.from_bytes(page[start + 3 : start + 5])
     available = (len(page) - start - header) // 2
     return np.frombuffer(page, ">u2", min(count, available), start + header).astype(np.int64)
@@ -151,21 +222,27 @@ def _content_size(serial_type: int) -> int:
 
 def _varints(page: bytes, positions: list[int]) -> list[int]:
     """The values of many varints that end in the page, as `varint` has them, in a tenth of the time."""
-    content = np.frombuffer(page + bytes(_MAX_VARINT), np.uint8)
-    places = np.array(positions)
+    values, _ = _read_varints(np.frombuffer(page + bytes(_MAX_VARINT), np.uint8), np.array(positions))
+    found: list[int] = values.tolist()
+    return found
+
+
+def _read_varints(content: np.ndarray[tuple[int], np.dtype[np.uint8]], places: Int64s) -> tuple[Int64s, Int64s]:
+    """(values, places after them) of many varints; _MAX_VARINT bytes follow each place."""
+    first = content[places]
+    if first.max() < 0x80:
+        return first.astype(np.int64), places + 1
     values = np.zeros(len(places), np.int64)
     goes_on = np.ones(len(places), np.bool_)
     for _ in range(_MAX_VARINT - 1):
         byte = content[places].astype(np.int64)
         values = np.where(goes_on, values << 7 | byte & 0x7F, values)
+        places = places + goes_on
         goes_on &= byte >= 0x80
         if not goes_on.any():
-            break
-        places = places + 1
-    else:
-        values = np.where(goes_on, values << 8 | content[places], values)
-    found: list[int] = values.tolist()
-    return found
+            return values, places
+    values = np.where(goes_on, values << 8 | content[places], values)
+    return values, places + goes_on
 
 
 def varint(page: bytes, position: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from litevfs.pages.btree import IndexEntry
+import numpy as np
+
+from litevfs.pages.btree import NO_ENTRIES, IndexEntries, IndexEntry, Int64s
 from litevfs.pages.recall import LOOK_AROUND
 
 
@@ -74,7 +76,7 @@ class IndexLeaf:
     pgno: int
     page: bytes
     first: int = 0  # the first table leaf read since
-    entries: list[IndexEntry] = field(default_factory=list)  # as looked up; empty until a second table leaf was read
+    entries: IndexEntries = NO_ENTRIES  # as looked up; empty until a second table leaf was read
     is_descending: bool = False  # looked up from the last entry on
     root: int = 0  # topmost known page of the table
     depth: int = 0  # pages that lead from there to a leaf
@@ -94,21 +96,26 @@ class IndexLeaf:
         self.end = max(self.position, 0) + 1
         self.window = min(self.window, window)
 
-    def led_along(self, targets: list[int], second: int) -> IndexEntry | None:
+    def led_along(self, targets: Int64s, second: int) -> IndexEntry | None:
         """The entry of the first table leaf, if the entries, with rows in `targets`, lead from it to page `second`.
 
         Forwards or, as for ORDER BY ... DESC, backwards; then the leaf knows which, and the entry looked up last.
         """
         for _ in range(2):
-            for i, (entry, target) in enumerate(zip(self.entries, targets, strict=True)):
-                if target == self.first and second in targets[i + 1 : i + 1 + LOOK_AROUND]:
-                    self.position = targets.index(second, i + 1)
-                    self.is_equality = entry.key == self.entries[self.position].key
-                    self.end = self.position + 1
-                    return entry
+            of_first, of_second = np.flatnonzero(targets == self.first), np.flatnonzero(targets == second)
+            if not (len(of_first) and len(of_second)):
+                return None
+            following = np.minimum(np.searchsorted(of_second, of_first), len(of_second) - 1)
+            distances = of_second[following] - of_first
+            near = np.flatnonzero((distances > 0) & (distances <= LOOK_AROUND))
+            if len(near):
+                entry = self.entries[int(of_first[near[0]])]
+                self.position = int(of_second[following[near[0]]])
+                self.is_equality = entry.key == self.entries[self.position].key
+                self.end = self.position + 1
+                return entry
             self.is_descending = not self.is_descending
-            self.entries.reverse()
-            targets.reverse()
+            self.entries, targets = self.entries[::-1], targets[::-1]
         return None
 
     def within_key(self, end: int) -> int:

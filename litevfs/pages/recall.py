@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from litevfs.pages.btree import LEAF_INDEX, parse_rowids
+import numpy as np
+
+from litevfs.pages.btree import LEAF_INDEX, Int64s, parse_index_entries
 from litevfs.pages.trees import KnownTrees
 
 REMEMBERED = 512
@@ -83,24 +85,19 @@ class Recall:
             page = peek(pgno)
             if not page or page[0] != LEAF_INDEX:
                 continue
-            entries = parse_rowids(page)
+            entries = parse_index_entries(page).rowids
             if _lead_to(entries, rowids) or _lead_to(entries[::-1], rowids):
                 return Found(pgno, page, *list(self._jumps)[-2:])
         return None
 
 
-def _lead_to(entries: list[int], leaves: list[range]) -> bool:
+def _lead_to(entries: Int64s, leaves: list[range]) -> bool:
     """Whether entries lead to these table leaves in this order, with few entries between them."""
-    for i, rowid in enumerate(entries):
-        if rowid in leaves[0]:
-            position = i
-            for leaf in leaves[1:]:
-                for j in range(position + 1, min(position + 1 + LOOK_AROUND, len(entries))):
-                    if entries[j] in leaf:
-                        position = j
-                        break
-                else:
-                    break
-            else:
-                return True
-    return False
+    positions, *others = (np.flatnonzero((entries >= leaf.start) & (entries <= leaf.stop - 1)) for leaf in leaves)
+    for following in others:
+        if not len(positions) or not len(following):
+            return False
+        place = np.searchsorted(following, positions, "right")
+        positions, place = positions[place < len(following)], place[place < len(following)]
+        positions = following[place][following[place] - positions <= LOOK_AROUND]
+    return len(positions) > 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import count
 
-from litevfs.pages.btree import Interior, parse_interior
+import numpy as np
+
+from litevfs.pages.btree import Int64s, Interior, parse_interior
 
 MAX_INTERIOR_PAGES = 512
 """Interior pages remembered; each knows a few hundred children."""
@@ -141,3 +143,22 @@ class KnownTrees:
             pgno = interior.child_for(rowid)
             path.append(pgno)
         return path[1:] or path
+
+    def ends(self, pgno: int, rowids: Int64s) -> Int64s:
+        """The last page of the `path` from `pgno` down of each rowid."""
+        ends = np.full(len(rowids), pgno)
+        below = [(pgno, np.arange(len(rowids)))]  # pages, and which of the rowids lie below them
+        for _ in range(MAX_DEPTH - 1):
+            level, below = below, []
+            for page, which in level:
+                interior = self.interior.get(page)
+                if interior is None or not interior.is_table:
+                    continue
+                positions = np.searchsorted(np.array(interior.keys, np.int64), rowids[which])
+                ends[which] = np.array(interior.children)[positions]
+                below += [
+                    (child, which[positions == position])
+                    for position in np.unique(positions).tolist()
+                    if (child := interior.children[position]) in self.interior
+                ]
+        return ends

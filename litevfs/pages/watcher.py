@@ -350,7 +350,7 @@ class Watcher:
             return []
         leaf.entries = leaf.entries or parse_index_entries(leaf.page)
         leaf.root = self._trees.topmost(pgno)
-        targets = [self._trees.path(leaf.root, entry.rowid)[-1] for entry in leaf.entries]
+        targets = self._trees.ends(leaf.root, leaf.entries.rowids)
         if (entry := leaf.led_along(targets, pgno)) is not None:
             leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
             leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
@@ -367,7 +367,7 @@ class Watcher:
         if not leaf.window:
             return self._recognize_lookups(leaf, pgno, is_read=False)
         for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
-            if pgno in self._trees.path(leaf.root, leaf.entries[i].rowid):
+            if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i)):
                 leaf.is_equality &= leaf.entries[i].key == leaf.key
                 leaf.position = i
                 leaf.end = max(leaf.end, i + 1)
@@ -390,7 +390,7 @@ class Watcher:
         """
         targets: dict[int, None] = {}
         for i in entries:
-            path = self._trees.path(leaf.root, leaf.entries[i].rowid)
+            path = self._trees.path(leaf.root, leaf.entries.rowid(i))
             if len(path) < leaf.depth:
                 leaf.waiting.setdefault(path[-1], []).append(i)
                 self._awaited.add(path[-1])
