@@ -85,7 +85,10 @@ class BlockReader:
             if (following := self.cache.get(_key(number, block))) is None:
                 break
             blocks.append(following)
-        return b"".join(blocks)[start : start + most]
+        views = [memoryview(block) for block in blocks]  # so that a slice is no copy
+        views[0] = views[0][start:]
+        views[-1] = views[-1][: max(0, most - sum(map(len, views[:-1])))]
+        return b"".join(views)
 
     def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
         """Keep bytes of the start of a file that were read anyway."""

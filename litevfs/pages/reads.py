@@ -11,6 +11,7 @@ from typing import Protocol
 
 from litevfs.pages.btree import LEAF_TABLE
 from litevfs.pages.guesses import Guesses
+from litevfs.pages.patterns import Scan
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import Snapshot
 
@@ -78,6 +79,9 @@ class WatchedReads:
         self._waits = waits
         self._guesses = Guesses(watcher.trees)
         self._begins = 0
+        self._left: dict[int, bytes] = {}  # leaves decoded along with another page and not handed out, by number
+        self._left_of: Snapshot | None = None
+        self._handed_for: dict[int, Scan] | None = None  # the watcher's `resting` that `_left` was compared with
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
         """Read a page, and start reading what will probably come next.
@@ -87,20 +91,15 @@ class WatchedReads:
         source, watcher = self._source, self._watcher
         if watcher is None:
             return source.read(snapshot, pgno)
+        page = self._left.pop(pgno, None) if self._left_of is snapshot else None
         if (scan := watcher.resting.get(pgno)) is not None:
             scan.rested = pgno  # as `before_read` does
         else:
-            try:
-                if source.needs_request(snapshot, pgno):
-                    self._before_wait(snapshot, pgno)
-                ahead = watcher.before_read(pgno)
-                if watcher.recall.is_due:
-                    ahead += source.recall(snapshot, watcher)
-                if ahead:
-                    source.read_ahead(snapshot, ahead, watcher)
-            except Exception:  # noqa: BLE001 (logged)
-                self._stop_watching()
-        page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along, watcher)
+            self._before_read(snapshot, pgno, watcher, is_there=page is not None)
+        if page is None:
+            page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along)
+        if self._left and along is not None and watcher.resting is not self._handed_for:
+            self._hand_out(watcher, along, snapshot.page_size)
         if watcher.wants(page):
             try:
                 if ahead := watcher.after_read(pgno, page):
@@ -110,6 +109,19 @@ class WatchedReads:
                 self._stop_watching()
         return page
 
+    def _before_read(self, snapshot: Snapshot, pgno: int, watcher: Watcher, *, is_there: bool) -> None:
+        source = self._source
+        try:
+            if not is_there and source.needs_request(snapshot, pgno):
+                self._before_wait(snapshot, pgno)
+            ahead = watcher.before_read(pgno)
+            if watcher.recall.is_due:
+                ahead += source.recall(snapshot, watcher)
+            if ahead:
+                source.read_ahead(snapshot, ahead, watcher)
+        except Exception:  # noqa: BLE001 (logged)
+            self._stop_watching()
+
     def _before_wait(self, snapshot: Snapshot, pgno: int) -> None:
         """Page `pgno` costs a round trip: see what may come with it."""
         if self._waits is not None:
@@ -117,23 +129,28 @@ class WatchedReads:
         if below := self._guesses.below(pgno):
             self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
 
-    def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes], watcher: Watcher) -> bytes:
-        """A page; `along` gets those decoded with it that rest: whose reads change no plan."""
+    def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes]) -> bytes:
+        """A page; the leaves decoded with it wait in `_left`, and `along` is empty then."""
         come: dict[int, bytes] = {}
         page = self._source.read(snapshot, pgno, come)
         if come:
-            resting, others = watcher.resting, {}
             along.clear()
-            for offset, other in come.items():
-                number = offset // snapshot.page_size + 1
-                scan = resting.get(number)
-                if scan is None or other[0] != LEAF_TABLE:
-                    others[number] = other
-                else:
-                    along[offset] = other
-                    scan.rested = number  # for all that is known
+            self._left = {offset // snapshot.page_size + 1: other for offset, other in come.items()}
+            self._left_of, self._handed_for = snapshot, None
+            self._left.pop(pgno, None)
+            others = {number: other for number, other in self._left.items() if other[0] != LEAF_TABLE}
+            for number in others:
+                del self._left[number]
             self._source.keep_pages(snapshot, others)
         return page
+
+    def _hand_out(self, watcher: Watcher, along: dict[int, bytes], page_size: int) -> None:
+        """Move pages to `along` that rest: whose reads change no plan."""
+        self._handed_for = resting = watcher.resting
+        left = self._left
+        for number in [number for number in left if number in resting]:
+            along[(number - 1) * page_size] = left.pop(number)
+            resting[number].rested = number  # for all that is known
 
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
         """Page 1, which may be the root of what is read next."""
@@ -145,6 +162,8 @@ class WatchedReads:
     def begin(self) -> None:
         """Another query begins: the reads of the query before say nothing about it."""
         self._begins += 1
+        self._left.clear()
+        self._left_of = None
         if self._watcher is not None:
             self._watcher.begin()
 

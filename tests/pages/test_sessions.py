@@ -247,7 +247,7 @@ def _roots(primary: Primary) -> tuple[int, int]:
     return table, index
 
 
-@pytest.mark.parametrize(("cache_size_bytes", "share"), [(400_000, 0.8), (8_000_000, 0.3)])
+@pytest.mark.parametrize(("cache_size_bytes", "share"), [(400_000, 0.8), (8_000_000, 0.2)])
 def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(trees, cache_size_bytes, share):
     script, primary = trees
     table, index = _roots(primary)
