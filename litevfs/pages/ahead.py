@@ -6,9 +6,7 @@ A failure here raises no error: a reader that needs the page reads it again.
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import accumulate
 
 from litevfs.errors import LitevfsError
 from litevfs.files.blocks import BlockReader
@@ -107,14 +105,24 @@ class ReadAhead:
 
         None if less than the part `least` of them do, or if too much was read in vain before.
         """
-        pgnos = [pgno for pgno in pgnos if snapshot.version(pgno) and snapshot.is_placed(pgno)]
-        ends = list(accumulate(snapshot.place(pgno)[2] for pgno in pgnos))
-        count = bisect_right(ends, min(self._blocks.trip_bytes * GUESS_SHARE, MAX_GUESS_BYTES))
-        if not count or count < least * len(pgnos) or not self._blocks.governor.has_plenty(ends[count - 1]):
+        room = min(self._blocks.trip_bytes * GUESS_SHARE, MAX_GUESS_BYTES)
+        wanted: list[int] = []
+        total = 0
+        for number, pgno in enumerate(pgnos):
+            if not snapshot.version(pgno) or not snapshot.is_placed(pgno):
+                continue
+            size = snapshot.place(pgno)[2]
+            if total + size > room:
+                if number < least * len(pgnos):
+                    return ()
+                break
+            total += size
+            wanted.append(pgno)
+        if not wanted or not self._blocks.governor.has_plenty(total):
             return ()
-        for number, frames in self._missing(snapshot, pgnos[:count]).items():
+        for number, frames in self._missing(snapshot, wanted).items():
             self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))
-        return pgnos[:count]
+        return wanted
 
     def fetch(self, snapshot: Snapshot, pgnos: list[int], call: Callable[[], object]) -> None:
         """Start fetching pages, and make the call when the requests for them have ended, with or without them."""

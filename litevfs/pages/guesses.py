@@ -27,6 +27,8 @@ CLOSE, FAR = 1 / 8, 4
 more of them apart have other pages between them, too."""
 MIN_STRIDE = 4
 """Leaves lie so few pages apart, too, where an interior page was made between them."""
+MAX_STRIDE = 2048
+"""Of larger pages there are more than a request should bring."""
 FIRST_SHARE = 1.3
 """The leaves below the first interior page lie before it, by so many times as many pages as it has room for at most:
 SQLite shares them out when it makes the second one."""
@@ -82,12 +84,13 @@ def _below(interior: Interior, position: int) -> Sequence[int]:
         if len(strides) > 1 and strides[1] < max(CLOSE * most, MIN_STRIDE):
             return ()
         if position == 0:
-            return range(pgno - 1, max(0, pgno - 1 - int(most * FIRST_SHARE)), -1)
+            before_it = min(int(most * FIRST_SHARE), MAX_STRIDE)
+            return range(pgno - 1, max(0, pgno - 1 - before_it), -1)
         stride = strides[-1] if len(strides) > 1 else most
     else:
         is_last = position == len(children) - 1
         stride = pgno - children[position - 1] if is_last else children[position + 1] - pgno
-    if not max(CLOSE * most, MIN_STRIDE) <= stride <= FAR * most:
+    if stride > MAX_STRIDE or not max(CLOSE * most, MIN_STRIDE) <= stride <= FAR * most:
         return ()
     before, after = AROUND[interior.is_table]
     return sorted(range(pgno - int(before * stride), pgno + int(after * stride)), key=lambda other: abs(other - pgno))
