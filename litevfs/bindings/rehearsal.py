@@ -40,8 +40,9 @@ MAX_REHEARSALS = 24
 """Of one statement in a row; each needs what the one before has missed."""
 PATIENCE_S = 10.0
 """A rehearsal waits no longer than this for pages."""
-FIRST_S = 0.003
-"""It lets its query ask first for so long: more than the query takes to use what came, less than a round trip."""
+FIRST_S, UNASKED_SHARE = 0.003, 0.05
+"""It lets its query ask first for so long: more than the query takes to use what came, less than a round trip.
+A query that finds what it needs, as the watcher reads ahead, is rehearsed for no more than this share of the time."""
 LOOK_S = 0.05
 """So often a rehearsal that waits looks whether its query is over."""
 
@@ -157,11 +158,14 @@ class Rehearsals:
         if roots := guest.missing_of(plan.trees):
             asked.update(roots)
             self._fetch(task, roots)
-        most = plan.pages
+        most, took_s = plan.pages, 0.0
         for _ in range(MAX_REHEARSALS):
+            self._let_query_ask(task, max(FIRST_S, took_s / UNASKED_SHARE))
             if self.must_end(task):
                 return
+            began = time.thread_time()
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
+            took_s = time.thread_time() - began
             logger.debug("a rehearsal misses %d pages", len(missing))
             if guest.is_exhausted:
                 self._given_up = task.statement, task.begins
@@ -200,15 +204,17 @@ class Rehearsals:
         del host  # the session may close meanwhile
         if ahead is None:
             return
-        self._let_query_ask()
         ahead.fetch(task.snapshot, pgnos, there.set)
         deadline = time.monotonic() + PATIENCE_S
         while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
             pass
 
-    def _let_query_ask(self) -> None:
+    def _let_query_ask(self, task: Task, most_s: float) -> None:
         """Let the query ask for the page that it needs first: with that comes the block around it."""
-        self._query_waits.wait(FIRST_S)
+        deadline = time.monotonic() + most_s
+        while (left_s := deadline - time.monotonic()) > 0 and not self._query_waits.wait(min(left_s, LOOK_S)):
+            if self.must_end(task):
+                return
         self._query_waits.clear()
 
 
