@@ -51,6 +51,10 @@ class Governor:
             self.ahead += size
             return True
 
+    def grant_gap(self, size: int) -> bool:
+        """Like `grant`, for bytes that nothing needs: what would bring such as are needed comes before them."""
+        return self.has_plenty(size) and self.grant(size)
+
     def give_back(self, size: int) -> None:
         """Return the charge of a granted request for `size` bytes that brought none."""
         with self._lock:
