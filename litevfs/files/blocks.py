@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import takewhile
 
 from litevfs.concurrency.futures import closed_error
-from litevfs.errors import LitevfsError, StorageClosedError, TransientStorageError
+from litevfs.errors import LitevfsError, StorageClosedError, StoragePermissionError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import Governor
@@ -108,7 +108,7 @@ class BlockReader:
                 if self._claim(request):
                     self._run(request, deadline)
                 data = request.result(patience_s(deadline)).get(key)
-            except (TransientStorageError, FutureTimeoutError):
+            except (TransientStorageError, StoragePermissionError, FutureTimeoutError):
                 self._forget(request)
                 return None
             except BaseException:
@@ -162,9 +162,8 @@ class BlockReader:
             data = self._first_answer(request, key, self._part(number, file, block), deadline)
             self.cache.get(key)  # the first use of bytes that were read ahead
             return data
-        except TransientStorageError as error:
-            # Read-ahead tries once; bytes that a reader waits for are worth the retries.
-            failure = error
+        except (TransientStorageError, StoragePermissionError) as error:
+            failure = _worth_a_try(error, is_mine=mine is not None)
         except FutureTimeoutError:
             assert request is not None
             logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
@@ -406,3 +405,18 @@ def _key(number: int, block: int) -> int:
 def _range_key(number: int, offset: int) -> int:
     """A key below 0; the keys of blocks are not."""
     return ~(number << OFFSET_BITS | offset)
+
+
+def _worth_a_try(
+    error: TransientStorageError | StoragePermissionError, *, is_mine: bool
+) -> TransientStorageError | None:
+    """What to try again after, None for at once; raises the error if it is final.
+
+    Read-ahead tries once; bytes that a reader waits for are worth the retries. Another reader's request may have been
+    refused with credentials that have ended since.
+    """
+    if isinstance(error, TransientStorageError):
+        return error
+    if is_mine:
+        raise error
+    return None

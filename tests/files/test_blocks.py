@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from contextlib import closing
 from random import Random
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from litevfs.errors import StorageNotFoundError, TransientStorageError
+from litevfs.errors import StorageNotFoundError, StoragePermissionError, TransientStorageError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.fetch import Fetcher
 from litevfs.replica_clients.base import LTXFileInfo
@@ -239,6 +240,30 @@ def test_a_failure_ahead_is_not_the_readers_and_costs_no_credit():
             assert world.read(offset, size) == CONTENT[offset : offset + size]
         world.settle()
         assert world.blocks.governor.ahead == 0
+
+
+def test_a_refusal_of_a_request_ahead_is_not_the_readers():
+    """It may be older than the reader: signed with credentials that have ended since."""
+    with World() as world:
+        is_asked, may_go_on = threading.Event(), threading.Event()
+
+        def refuse_first(file, offset, data):
+            if not is_asked.is_set():
+                is_asked.set()
+                assert may_go_on.wait(10)
+                raise StoragePermissionError("ExpiredToken")
+            return data
+
+        world.script.on_read = refuse_first
+        assert world.ahead((0, BLOCK), (BLOCK, BLOCK))
+        assert is_asked.wait(10)
+        read = {}
+        reader = threading.Thread(target=lambda: read.update(data=world.read(0, BLOCK)))
+        reader.start()
+        time.sleep(0.05)  # it waits for that request now, or will ask for itself
+        may_go_on.set()
+        reader.join()
+        assert read["data"] == CONTENT[:BLOCK]
 
 
 def test_what_was_read_anyway_is_kept_but_no_part_of_a_block():

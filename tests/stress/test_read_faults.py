@@ -202,7 +202,7 @@ def test_random_corruption_of_reads_never_becomes_a_wrong_row(primary, faults):
     picks = random.Random(6)
     with connected(faults.url, poll_interval=0, cache_size="20KB") as connection:
         faults.add(CORRUPTION)
-        for _ in range(150):
+        for _ in range(250):
             asked.ask(connection, point_query(picks.randrange(ROWS)))
         assert faults.injected["corrupt"] > 10
         faults.clear()
