@@ -10,6 +10,7 @@ from litevfs.files.line import Line
 from tests.bindings import test_rehearsal
 from tests.bindings.test_rehearsal import COUNT, LIKED, MUTUAL, POST, VALUES, reads_of, trips
 
+pytestmark = test_rehearsal.pytestmark
 network = test_rehearsal.network
 TRIP_BYTES = 1_000_000
 GUESS_BYTES = TRIP_BYTES // 2

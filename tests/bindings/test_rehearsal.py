@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -26,8 +25,11 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx import Header
 from litevfs.ltx.encoder import encode_file
+from tests.bindings.places import places
 from tests.scripted import Script
 from tests.support import wait_until
+
+pytestmark = pytest.mark.usefixtures("followed")
 
 PAGE_SIZE = 1024
 POSTS, USERS = 4000, 400
@@ -155,33 +157,7 @@ class Tides:
         with self._lock:
             if not self._held or len(under_way) > len(self._held):
                 return False
-        reader = sys._current_frames()[self._reader]
-        return _stands_in(reader, {"_miss", "_range_alone", "_first_answer"}) and _rehearsals_wait()
-
-
-def _rehearsals_wait() -> bool:
-    """Whether no rehearsal goes on, or all of them wait for pages that have not come."""
-    threads = [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
-    frames = sys._current_frames()
-    return all(_waits_for_pages(frames.get(thread.ident)) for thread in threads)
-
-
-def _waits_for_pages(frame: object) -> bool:
-    names = {"_let_query_ask", "fetch"}
-    while frame is not None and frame.f_code.co_name not in names:
-        if frame.f_code.co_name == "_fetch":
-            there = frame.f_locals.get("there")
-            return there is not None and not there.is_set()
-        frame = frame.f_back
-    return False
-
-
-def _stands_in(frame: object, names: set[str]) -> bool:
-    while frame is not None:
-        if frame.f_code.co_name in names:
-            return True
-        frame = frame.f_back
-    return False
+        return places.reads(self._reader) and places.rehearsals_wait()
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +257,7 @@ def test_they_do_so_where_the_trips_are_explained(network):
 
     def hold(_file: object, _offset: int, data: bytes) -> bytes:
         if threading.get_ident() == reader:
-            wait_until(_rehearsals_wait, "the rehearsal")
+            wait_until(places.rehearsals_wait, "the rehearsal")
         return data
 
     script.on_read = hold
@@ -355,7 +331,7 @@ def test_a_function_that_every_connection_of_the_application_has_is_called_by_it
 
     monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, add])
     sql = "SELECT noted(u.id) FROM likes l JOIN users u ON u.id = l.user_id WHERE l.post_id = :post ORDER BY u.id"
-    script.on_read = lambda _file, _offset, data: (wait_until(_rehearsals_wait, "the rehearsal"), data)[1]
+    script.on_read = lambda _file, _offset, data: (wait_until(places.rehearsals_wait, "the rehearsal"), data)[1]
     with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
         rows = connection.execute(sql, VALUES).fetchall()
     script.on_read = None
@@ -386,7 +362,7 @@ def test_a_rehearsal_that_waits_for_pages_ends_when_it_is_stopped(network):
             held.set()
             assert gate.wait(30)
         else:
-            wait_until(_rehearsals_wait, "the rehearsal")
+            wait_until(places.rehearsals_wait, "the rehearsal")
         return data
 
     def query() -> None:
