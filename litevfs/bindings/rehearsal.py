@@ -161,8 +161,7 @@ class Rehearsals:
             self._fetch(task, roots)
         most, took_s = plan.pages, 0.0
         for _ in range(MAX_REHEARSALS):
-            self._let_query_ask(task, max(FIRST_S, took_s / UNASKED_SHARE))
-            if self.must_end(task):
+            if not self._wait_for_query(task, took_s / UNASKED_SHARE):
                 return
             began = time.thread_time()
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
@@ -205,18 +204,25 @@ class Rehearsals:
         del host  # the session may close meanwhile
         if ahead is None:
             return
+        self._let_query_ask()
         ahead.fetch(task.snapshot, pgnos, there.set)
         deadline = time.monotonic() + PATIENCE_S
         while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
             pass
 
-    def _let_query_ask(self, task: Task, most_s: float) -> None:
+    def _let_query_ask(self) -> None:
         """Let the query ask for the page that it needs first: with that comes the block around it."""
-        deadline = time.monotonic() + most_s
-        while (left_s := deadline - time.monotonic()) > 0 and not self._query_waits.wait(min(left_s, LOOK_S)):
-            if self.must_end(task):
-                return
+        self._query_waits.wait(FIRST_S)
         self._query_waits.clear()
+
+    def _wait_for_query(self, task: Task, most_s: float) -> bool:
+        """Wait until the query waits again, or for so long; False if it is over, or another one waits."""
+        deadline = time.monotonic() + most_s
+        while not self.must_end(task):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or self._query_waits.wait(min(left_s, LOOK_S)):
+                return True
+        return False
 
 
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
