@@ -157,7 +157,6 @@ class Rehearsals:
         logger.debug("rehearsing %s", task.statement.sql)
         if roots := guest.missing_of(plan.trees):
             asked.update(roots)
-            self._let_query_ask(task, FIRST_S)
             self._fetch(task, roots)
         most, took_s = plan.pages, 0.0
         for _ in range(MAX_REHEARSALS):
