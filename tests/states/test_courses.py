@@ -48,6 +48,7 @@ def random_steps(seed: int, events: tuple[str, ...]) -> list[Step]:
     return [(random.choice(names), random.getrandbits(32)) for _ in range(random.choice((20, 40, 80)))]
 
 
+@pytest.mark.slow
 @pytest.mark.plan("D13", "L03", "L08", "L29", "E01", "E03", "D05")
 @pytest.mark.parametrize(
     "courses",
