@@ -40,9 +40,8 @@ MAX_REHEARSALS = 24
 """Of one statement in a row; each needs what the one before has missed."""
 PATIENCE_S = 10.0
 """A rehearsal waits no longer than this for pages."""
-FIRST_S, UNASKED_SHARE = 0.003, 0.05
-"""It lets its query ask first for so long: more than the query takes to use what came, less than a round trip.
-A query that finds what it needs, as the watcher reads ahead, is rehearsed for no more than this share of the time."""
+FIRST_S = 0.003
+"""It lets its query ask first for so long: more than the query takes to use what came, less than a round trip."""
 LOOK_S = 0.05
 """So often a rehearsal that waits looks whether its query is over."""
 
@@ -158,13 +157,11 @@ class Rehearsals:
         if roots := guest.missing_of(plan.trees):
             asked.update(roots)
             self._fetch(task, roots)
-        most, took_s = plan.pages, 0.0
+        most = plan.pages
         for _ in range(MAX_REHEARSALS):
-            if not self._wait_for_query(task, took_s / UNASKED_SHARE):
+            if self.must_end(task):
                 return
-            began = time.thread_time()
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
-            took_s = time.thread_time() - began
             logger.debug("a rehearsal misses %d pages", len(missing))
             if guest.is_exhausted:
                 self._given_up = task.statement, task.begins
@@ -213,15 +210,6 @@ class Rehearsals:
         """Let the query ask for the page that it needs first: with that comes the block around it."""
         self._query_waits.wait(FIRST_S)
         self._query_waits.clear()
-
-    def _wait_for_query(self, task: Task, most_s: float) -> bool:
-        """Wait until the query waits again, or for so long; False if it is over, or another one waits."""
-        deadline = time.monotonic() + most_s
-        while not self.must_end(task):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0 or self._query_waits.wait(min(left_s, LOOK_S)):
-                return True
-        return False
 
 
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
