@@ -124,12 +124,6 @@ class WorkerPool:
         with self._changed:
             return not self._closed and len(self._waiting) < self._idle + self._max_threads - self._threads
 
-    @property
-    def calls_without_thread(self) -> int:
-        """How many calls wait until a thread has made another one."""
-        with self._changed:
-            return max(0, len(self._waiting) - self._idle - (self._max_threads - self._threads))
-
     def shutdown(self) -> None:
         """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""
         with self._changed:

@@ -3,8 +3,7 @@
 A reader's miss fetches the whole block around the wanted bytes. Read-ahead fetches a plan's ranges in a few parallel
 requests, as far as the governor allows: as blocks where the ranges lie close together, else as the ranges alone.
 Every request under way stands in one register, so that no bytes are requested twice at the same time, unless a request
-takes too long. A reader that waits for another reader's request without getting its bytes makes its own request; one
-whose bytes are in a request that waits for its turn makes that one itself.
+takes too long. A reader that waits for another reader's request without getting its bytes makes its own request.
 """
 
 from __future__ import annotations
@@ -14,18 +13,16 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from dataclasses import dataclass
 from itertools import takewhile
 
-from litevfs.concurrency.futures import closed_error
-from litevfs.errors import LitevfsError, StorageClosedError, StoragePermissionError, TransientStorageError
+from litevfs.concurrency.futures import closed_error, settle
+from litevfs.errors import StorageClosedError, StoragePermissionError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
-from litevfs.files.governor import Governor
+from litevfs.files.governor import FREE_BYTES, Governor
 from litevfs.files.hedges import first_of
-from litevfs.files.lanes import Lanes
-from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, scattered_runs
-from litevfs.files.waiting import Part, RangeRequest, Waiting, interrupted
+from litevfs.files.ranges import Limits, Range, affordable_runs, block_runs, blocks_of, clusters
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
@@ -33,6 +30,27 @@ logger = logging.getLogger("litevfs.files.blocks")
 BLOCK_NUMBER_BITS = 32
 OFFSET_BITS = 47
 """Bits of an offset in the largest file (`MAX_FRAME_OFFSET`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bytes that are kept under one key."""
+
+    key: int
+    offset: int
+    size: int
+
+
+class _Request(Future[dict[int, bytes]]):
+    """A request for parts of a file, ascending; the result is their bytes by key."""
+
+    def __init__(self, file: LTXFileInfo, parts: Sequence[_Part], *, ahead: bool) -> None:
+        super().__init__()
+        self.file = file
+        self.parts = parts  # never empty
+        self.ahead = ahead
+        self.offset = parts[0].offset
+        self.size = parts[-1].offset + parts[-1].size - self.offset
 
 
 class BlockReader:
@@ -45,17 +63,8 @@ class BlockReader:
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
         self._block_size = fetcher.client.block_size
-        self._under_way: dict[int, RangeRequest] = {}
+        self._under_way: dict[int, _Request] = {}
         self._lock = threading.RLock()  # a request that ends at once may lead to the next one
-        self._waiting = Waiting(self.governor.grant_gap)
-        self._lanes = Lanes(
-            fetcher,
-            self._lock,
-            waiting=self._waiting.__len__,
-            take=self._take,
-            make=self._run,
-            abandon=self._abandon,
-        )
 
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
         """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
@@ -105,16 +114,10 @@ class BlockReader:
         request = self._under_way.get(key)
         if request is not None:
             try:
-                if self._claim(request):
-                    self._run(request, deadline)
                 data = request.result(patience_s(deadline)).get(key)
             except (TransientStorageError, StoragePermissionError, FutureTimeoutError):
                 self._forget(request)
                 return None
-            except BaseException:
-                if request.is_claimed:
-                    self._give_up(request)
-                raise
             self.cache.get(key)  # its first use
             return data
         return self.cache.get(key)
@@ -136,8 +139,8 @@ class BlockReader:
 
     def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int) -> bytes:
         key = _key(number, block)
-        request: RangeRequest | None = None
-        mine: RangeRequest | None = None
+        request: _Request | None = None
+        mine: _Request | None = None
         failure: TransientStorageError | None = None
         try:
             with self._lock:
@@ -152,10 +155,8 @@ class BlockReader:
                     )
                     request = mine = self._request_for(number, file, [block, *run], ahead=False)
                     self._register(mine)
-                    self.governor.need(mine.size)
-                elif self._claim(request):
-                    mine = request
             if mine is not None:
+                self.governor.need(mine.size)
                 late_after_s = self._late_after_s(mine)
                 if late_after_s is None or not self._start(mine, deadline):
                     self._run(mine, deadline)
@@ -163,14 +164,14 @@ class BlockReader:
             self.cache.get(key)  # the first use of bytes that were read ahead
             return data
         except (TransientStorageError, StoragePermissionError) as error:
-            failure = _worth_a_try(error, is_mine=mine is not None)
+            failure = _failure(error, is_mine=mine is not None)
         except FutureTimeoutError:
             assert request is not None
             logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
             self._forget(request)
         except BaseException:
-            if request is not None and (mine is not None or request.is_claimed):
-                self._give_up(request)
+            if mine is not None:
+                self._give_up(mine)
             raise
         part = self._part(number, file, block)
         data = self._fetcher.read(file, part.offset, part.size, after=failure, deadline=deadline)
@@ -178,11 +179,11 @@ class BlockReader:
         self.cache.put(key, data)
         return data
 
-    def _late_after_s(self, request: RangeRequest) -> float | None:
+    def _late_after_s(self, request: _Request) -> float | None:
         """After how many seconds a second request may be made; None: not at all. What is observed stays as it is."""
         return None if self._fetcher.requests.observer else self._fetcher.hedges.late_after_s(request.size)
 
-    def _first_answer(self, request: RangeRequest, key: int, part: Part, deadline: float) -> bytes:
+    def _first_answer(self, request: _Request, key: int, part: _Part, deadline: float) -> bytes:
         """The part's bytes from a request under way, or from a second one if that is late: what comes first.
 
         Raises the error of the last request, or FutureTimeoutError. The one that loses goes on and fills the cache.
@@ -191,7 +192,7 @@ class BlockReader:
         late_after_s = None if request.done() else self._late_after_s(request)
         if late_after_s is None or late_after_s >= patience or wait([request], late_after_s).done:
             return request.result(patience)[key]
-        second = RangeRequest(request.number, request.file, [part], ahead=False)
+        second = _Request(request.file, [part], ahead=False)
         if not self._fetcher.hedges.take() or not self._start(second, deadline):
             return request.result(patience)[key]
         logger.debug("asking for a part of %s a second time", request.file.name)
@@ -233,21 +234,14 @@ class BlockReader:
 
     def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> bool:
         """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses."""
-        is_granted = True
-        try:
-            with self._lock:
-                for parts in self._plan(number, file, ranges):
-                    request = RangeRequest(number, file, parts, ahead=True)
-                    is_granted = self.governor.grant(request.size)
-                    if not is_granted:
-                        break
-                    self._waiting.add(request)
-                    self._register(request)
-            self._lanes.start()
-        except BaseException:
-            self._abandon(interrupted())
-            raise
-        return is_granted
+        with self._lock:
+            for parts in self._plan(number, file, ranges):
+                request = _Request(file, parts, ahead=True)
+                if not self.governor.grant(request.size):
+                    return False
+                if not self._submit(request):
+                    break
+        return True
 
     def when_there(self, number: int, offset: int, size: int, call: Callable[[], object]) -> None:
         """Make the call when the request for these bytes ends, with or without them; now if there is none."""
@@ -268,10 +262,10 @@ class BlockReader:
         start = offset - around.start * self._block_size
         return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
-    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[Part]]:
+    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
         limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
-        planned: list[list[Part]] = []
+        planned: list[list[_Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
@@ -283,17 +277,13 @@ class BlockReader:
                     self.cache.hold(_range_key(number, offset))
                 scattered = [wanted for wanted in group if not self.has(number, file, *wanted)]
                 planned += [
-                    [Part(_range_key(number, offset), offset, size) for offset, size in run]
-                    for run in self._scattered_runs(scattered, limits)
+                    [_Part(_range_key(number, offset), offset, size) for offset, size in run]
+                    for run in affordable_runs(scattered, limits, self._has_room)
                 ]
         return planned
 
-    def _scattered_runs(self, ranges: list[Range], limits: Limits) -> list[list[Range]]:
-        """Over gaps that are worth it, as long as plenty of bytes may be read in vain: else more plans may be made."""
-        runs = scattered_runs(ranges, limits)
-        if self.governor.has_plenty(sum(sum(run[-1]) - run[0][0] for run in runs)):
-            return runs
-        return scattered_runs(ranges, replace(limits, gap=0))
+    def _has_room(self, size: int) -> bool:
+        return self.governor.has_room(size, beside=FREE_BYTES // 8)
 
     def _stays_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
         """Like `_is_near`; in memory a block stays until its turn comes: what comes ahead of it evicts others first."""
@@ -311,37 +301,37 @@ class BlockReader:
 
     # --- requests (with the lock held) --------------------------------------------------------------------------------
 
-    def _part(self, number: int, file: LTXFileInfo, block: int) -> Part:
+    def _part(self, number: int, file: LTXFileInfo, block: int) -> _Part:
         offset = block * self._block_size
-        return Part(_key(number, block), offset, min(self._block_size, file.size - offset))
+        return _Part(_key(number, block), offset, min(self._block_size, file.size - offset))
 
-    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> RangeRequest:
-        return RangeRequest(number, file, [self._part(number, file, block) for block in run], ahead=ahead)
+    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> _Request:
+        return _Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
 
-    def _register(self, request: RangeRequest) -> None:
+    def _register(self, request: _Request) -> None:
         for part in request.parts:
             self._under_way[part.key] = request
 
-    def _unregister(self, request: RangeRequest) -> None:
+    def _unregister(self, request: _Request) -> None:
         for part in request.parts:
             if self._under_way.get(part.key) is request:
                 del self._under_way[part.key]
 
-    def _take(self, others: int) -> RangeRequest | None:
-        """The next request that waits, while `others` may be made at the same time."""
-        limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
-        request = self._waiting.take(limits, others)
-        if request is not None:
-            self._register(request)  # its neighbours' parts, too
-        return request
+    def _submit(self, request: _Request) -> bool:
+        """Start a request that was granted. If no thread can start, there is no read-ahead."""
+        try:
+            self._register(request)
+            self._make_in_pool(request)
+        except BaseException as error:
+            self._unregister(request)
+            self.governor.give_back(request.size)
+            if not isinstance(error, RuntimeError | StorageClosedError):
+                raise
+            logger.info("not reading ahead in %s: %s", request.file.name, error)
+            return False
+        return True
 
-    def _claim(self, request: RangeRequest) -> bool:
-        """Whether the request waits: then it does so no more, and its reader makes it."""
-        with self._lock:
-            request.is_claimed |= request in self._waiting
-            return self._waiting.remove(request)
-
-    def _start(self, request: RangeRequest, deadline: float) -> bool:
+    def _start(self, request: _Request, deadline: float) -> bool:
         """Make a request in another thread at once; False if none can: it does not wait behind what is read ahead."""
         if not self._fetcher.has_room:
             return False
@@ -351,16 +341,16 @@ class BlockReader:
             return False
         return True
 
-    def _make_in_pool(self, request: RangeRequest, deadline: float) -> None:
+    def _make_in_pool(self, request: _Request, deadline: float | None = None) -> None:
         def end_if_cancelled(task: Future[None]) -> None:
             if task.cancelled():
-                request.settle(closed_error())
+                settle(request, closed_error())
 
         self._fetcher.submit(lambda: self._run(request, deadline)).add_done_callback(end_if_cancelled)
 
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 
-    def _run(self, request: RangeRequest, deadline: float | None = None) -> None:
+    def _run(self, request: _Request, deadline: float | None = None) -> None:
         """Make one request and hand its parts to the cache and to the readers that wait for them."""
         try:
             file, start = request.file, request.offset
@@ -369,31 +359,21 @@ class BlockReader:
             parts = {p.key: data[p.offset - start : p.offset - start + p.size] for p in request.parts}
             for key, part in parts.items():
                 self.cache.put(key, part, ahead=request.ahead)
-            request.settle(parts)
+            settle(request, parts)
         except Exception as error:  # noqa: BLE001 (handed to the readers that wait, to the last one)
             if request.ahead:
                 self.governor.give_back(request.size)
-            request.settle(error)
+            settle(request, error)
         finally:
             self._give_up(request)
 
-    def _give_up(self, request: RangeRequest) -> None:
+    def _give_up(self, request: _Request) -> None:
         """End a request without its bytes: a reader that still waits for it, as after Ctrl-C, makes its own."""
         self._forget(request)
         if not request.done():
-            request.settle(interrupted())
+            settle(request, TransientStorageError("the read that this one waited for was interrupted"))
 
-    def _abandon(self, error: LitevfsError) -> None:
-        """End the requests that wait."""
-        with self._lock:
-            requests = self._waiting.clear()
-            for request in requests:
-                self._unregister(request)
-                self.governor.give_back(request.size)
-        for request in requests:
-            request.settle(error)
-
-    def _forget(self, request: RangeRequest) -> None:
+    def _forget(self, request: _Request) -> None:
         with self._lock:
             self._unregister(request)
 
@@ -407,16 +387,10 @@ def _range_key(number: int, offset: int) -> int:
     return ~(number << OFFSET_BITS | offset)
 
 
-def _worth_a_try(
-    error: TransientStorageError | StoragePermissionError, *, is_mine: bool
-) -> TransientStorageError | None:
-    """What to try again after, None for at once; raises the error if it is final.
-
-    Read-ahead tries once; bytes that a reader waits for are worth the retries. Another reader's request may have been
-    refused with credentials that have ended since.
-    """
+def _failure(error: TransientStorageError | StoragePermissionError, *, is_mine: bool) -> TransientStorageError | None:
+    """What a reader tries again after; raises the error of its own request if it is final."""
     if isinstance(error, TransientStorageError):
-        return error
+        return error  # read-ahead tries once; bytes that a reader waits for are worth the retries
     if is_mine:
         raise error
-    return None
+    return None  # credentials of read-ahead may have ended since

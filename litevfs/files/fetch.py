@@ -203,7 +203,8 @@ class Fetcher:
             calls += [partial(self._read_head, file), partial(self._read_tail, file, likely_tail_bytes(file))]
         results = iter(self.parallel(calls))
         fetched: dict[LTXFileInfo, FetchedFile] = {}
-        fetched.update((file, cast(FetchedFile, next(results))) for file in small)
+        for file in small:
+            fetched[file] = cast(FetchedFile, next(results))
         for file in large:
             head, tail = cast(bytes, next(results)), cast(bytes, next(results))
             fetched[file] = self._twice(self._fetch_ends, file, (head, tail))
@@ -352,14 +353,11 @@ class Fetcher:
     @property
     def has_room(self) -> bool:
         """Whether a call that is submitted now is made at once."""
-        return (pool := self._pool) is None or pool.has_room
-
-    def has_others_waiting(self, count: int) -> bool:
-        """Whether more than `count` calls wait until another one has ended, or this is closed."""
-        return (pool := self._pool) is None or pool.calls_without_thread > count
+        pool = self._pool
+        return pool is None or pool.has_room
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run in the replica's pool. A call must not wait for another one there.
+        """Run in the replica's pool. A call must not wait for another one of the pool.
 
         Raises StorageClosedError, or RuntimeError if no thread can start or the interpreter is ending.
         """

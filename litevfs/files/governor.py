@@ -38,9 +38,9 @@ class Governor:
         """Bytes that may be requested ahead now."""
         return self._credit
 
-    def has_plenty(self, size: int) -> bool:
-        """Whether as much as may be read in vain at first is left beyond `size` bytes, by half."""
-        return self._credit - size >= FREE_BYTES // 2
+    def has_room(self, size: int, *, beside: int = 0) -> bool:
+        """Whether `size` bytes may be requested ahead, and `beside` bytes more after that."""
+        return self._credit - size >= beside
 
     def grant(self, size: int) -> bool:
         """Whether `size` bytes may be requested ahead; they are charged if so."""
@@ -50,10 +50,6 @@ class Governor:
             self._credit -= size
             self.ahead += size
             return True
-
-    def grant_gap(self, size: int) -> bool:
-        """Like `grant`, for bytes that nothing needs: what would bring such as are needed comes before them."""
-        return self.has_plenty(size) and self.grant(size)
 
     def give_back(self, size: int) -> None:
         """Return the charge of a granted request for `size` bytes that brought none."""

@@ -6,8 +6,8 @@ blocks, which also serve readers of neighbouring pages; where they lie scattered
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import HEADER_SIZE
@@ -16,6 +16,9 @@ DENSE = 0.25
 """From this share of wanted bytes on, whole blocks are worth keeping, if gaps of that size are worth reading over."""
 DENSER = 0.6
 """The same share, if such gaps are not worth reading over."""
+
+SMALLER_GAPS = 4
+"""So often half of a gap is tried where there is no room for larger ones."""
 
 DENSE_RANGES = 4
 """Fewer neighbours may be chance."""
@@ -105,6 +108,18 @@ def scattered_runs(ranges: Iterable[Range], limits: Limits) -> list[list[Range]]
         else:
             runs.append([(offset, size)])
     return runs
+
+
+def affordable_runs(ranges: list[Range], limits: Limits, has_room: Callable[[int], bool]) -> list[list[Range]]:
+    """`scattered_runs` over gaps that are small enough for there to be room for all bytes of the requests.
+
+    Without room, each range would come by a request of its own, one after the other.
+    """
+    for shift in range(SMALLER_GAPS):
+        runs = scattered_runs(ranges, replace(limits, gap=limits.gap >> shift))
+        if has_room(sum(sum(run[-1]) - run[0][0] for run in runs)):
+            return runs
+    return scattered_runs(ranges, replace(limits, gap=0))
 
 
 def likely_tail_bytes(file: LTXFileInfo) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from litevfs.errors import LitevfsError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ENTRY_OVERHEAD_BYTES, ByteCache
+from litevfs.files.governor import FREE_BYTES
 from litevfs.files.ranges import Range
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import (
@@ -118,7 +119,7 @@ class ReadAhead:
                 break
             total += size
             wanted.append(pgno)
-        if not wanted or not self._blocks.governor.has_plenty(total):
+        if not wanted or not self._blocks.governor.has_room(total, beside=FREE_BYTES // 2):
             return ()
         for number, frames in self._missing(snapshot, wanted).items():
             self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))

@@ -22,14 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from litevfs.pages.btree import (
-    INTERIOR_INDEX,
-    INTERIOR_TABLE,
-    LEAF_INDEX,
-    LEAF_TABLE,
-    kind,
-    parse_index_entries,
-)
+from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind, parse_index_entries
 from litevfs.pages.patterns import IndexLeaf, Run, Scan
 from litevfs.pages.recall import LOOK_AROUND, Recall
 from litevfs.pages.trees import KnownTrees

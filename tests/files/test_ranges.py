@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from litevfs.files.ranges import Limits, Range, block_runs, blocks_of, clusters, likely_head_bytes, scattered_runs
+from litevfs.files.ranges import (
+    Limits,
+    Range,
+    affordable_runs,
+    block_runs,
+    blocks_of,
+    clusters,
+    likely_head_bytes,
+    scattered_runs,
+)
 from litevfs.ltx.file_info import LTXFileInfo
 
 
@@ -34,6 +43,19 @@ def test_every_range_is_in_one_group_in_order_and_sparse_groups_are_not_neighbou
     for group, is_dense in groups:
         if is_dense:
             assert sum(size for _, size in group) >= (sum(group[-1]) - group[0][0]) / 4
+
+
+def _bytes(runs: list[list[Range]]) -> int:
+    return sum(sum(run[-1]) - run[0][0] for run in runs)
+
+
+@given(_ascending(), _limits, st.integers(0, 100_000))
+def test_gaps_are_read_over_as_far_as_there_is_room_and_no_range_is_left_out(ranges, limits, room):
+    runs = affordable_runs(ranges, limits, lambda size: size <= room)
+    assert list(itertools.chain.from_iterable(runs)) == ranges
+    assert _bytes(runs) <= max(room, _bytes([[wanted] for wanted in ranges]))
+    if _bytes(scattered_runs(ranges, limits)) <= room:
+        assert runs == scattered_runs(ranges, limits)
 
 
 @given(_ascending(), _limits)
