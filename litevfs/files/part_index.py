@@ -94,7 +94,7 @@ class PartIndex:
 
     def _find(self, numbers: NDArray[np.int64]) -> None:
         for _ in range(MAX_ROUNDS):
-            missing = np.unique(numbers[self._sizes[numbers] == 0]).tolist()
+            missing = sorted(set(numbers[self._sizes[numbers] == 0].tolist()))
             if not missing:
                 return
             with self._lock:

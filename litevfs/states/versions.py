@@ -46,6 +46,6 @@ class Versions:
         """Which codes stand for a TXID up to `txid`; 0 does not."""
         limit = min(max(txid - (self._base or 0) + 1, 0), self.FIRST_FAR - 1)
         result = (codes > 0) & (codes <= limit)
-        for code in np.unique(codes[codes >= self.FIRST_FAR]).tolist():
+        for code in set(codes[codes >= self.FIRST_FAR].tolist()):
             result[codes == code] = self._far[code - self.FIRST_FAR] <= txid
         return result
