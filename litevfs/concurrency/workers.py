@@ -92,10 +92,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class WorkerPool:
-    """Up to `max_threads` daemon threads, started as they are needed. Safe to use from many threads."""
+    """Up to `max_threads` daemon threads, which may be changed, as they are needed. Safe to use from many threads."""
 
     def __init__(self, max_threads: int, name: str) -> None:
-        self._max_threads = max_threads
+        self.max_threads = max_threads
         self._name = name
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads = 0
@@ -112,7 +112,7 @@ class WorkerPool:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pool is shut down")
-            if self._idle <= len(self._waiting) and self._threads < self._max_threads:
+            if self._idle <= len(self._waiting) and self._threads < self.max_threads:
                 self._start_thread()
             self._waiting.append((future, call))
             self._changed.notify()
@@ -122,7 +122,7 @@ class WorkerPool:
     def has_room(self) -> bool:
         """Whether a call that is submitted now is made at once."""
         with self._changed:
-            return not self._closed and len(self._waiting) < self._idle + self._max_threads - self._threads
+            return not self._closed and len(self._waiting) < self._idle + self.max_threads - self._threads
 
     def shutdown(self) -> None:
         """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""

@@ -28,7 +28,7 @@ from litevfs.errors import (
 from litevfs.files.fetched import FetchedFile, check_name, too_short
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.hedges import LIST, Hedges, What, answers_of
-from litevfs.files.line import line_to
+from litevfs.files.line import MIN_AT_ONCE, line_to
 from litevfs.files.ranges import likely_head_bytes, likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
@@ -43,7 +43,6 @@ E = TypeVar("E")
 
 WHOLE_FILE_BYTES = 1 << 20
 """Files up to this size come in one request and are verified whole; over S3 that costs little more than the trip."""
-PARALLEL_REQUESTS = 32
 READ_BYTES = 1 << 19
 """Bytes of one request when a file is streamed from its first byte to its last."""
 PARALLEL_READS = 16
@@ -364,8 +363,8 @@ class Fetcher:
         with self._lock:
             if self._closed.is_set():
                 raise StorageClosedError("the replica is closed")
-            if self._pool is None:
-                self._pool = WorkerPool(PARALLEL_REQUESTS, "litevfs-io")
+            self._pool = self._pool or WorkerPool(MIN_AT_ONCE, "litevfs-io")
+            self._pool.max_threads = self.line.at_once
             return self._pool.submit(call)
 
     def _submit_or_run(self, call: Callable[[], T]) -> Future[T]:

@@ -24,7 +24,9 @@ FIRST_BYTES_PER_S = 25e6
 """Assumed before anything was measured: neither a data centre's line nor a home's."""
 REQUEST_COST_S = 0.001
 """Time that a request takes on this side and on the storage's, whatever its size."""
-AT_ONCE = 32
+REQUEST_CPU_S = 0.0003
+"""Time of a processor that a small request takes on this side."""
+MIN_AT_ONCE, MAX_AT_ONCE = 32, 64
 """Requests under way at once, that share the latency."""
 MIN_GAP_BYTES, MAX_GAP_BYTES = 1 << 12, 1 << 17
 MAX_REQUEST_BYTES = 1 << 20
@@ -79,9 +81,14 @@ class Line:
         return data
 
     @property
+    def at_once(self) -> int:
+        """How many requests may be under way at once: as many as a processor makes in the time that one takes."""
+        return min(max(int(self.latency_s / REQUEST_CPU_S), MIN_AT_ONCE), MAX_AT_ONCE)
+
+    @property
     def gap_bytes(self) -> int:
         """Reading over a gap of this size takes less time than another request."""
-        gap = self.bytes_per_s * (REQUEST_COST_S + self.latency_s / AT_ONCE)
+        gap = self.bytes_per_s * (REQUEST_COST_S + self.latency_s / self.at_once)
         return int(min(max(gap, MIN_GAP_BYTES), MAX_GAP_BYTES))
 
     @property

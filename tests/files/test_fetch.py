@@ -275,6 +275,15 @@ def test_remote_files_are_read_in_parallel_and_local_ones_are_not():
             )
 
 
+def test_as_many_calls_run_at_once_as_the_line_is_worth(world):
+    _, _, fetcher = world
+    fetcher.line.latency_s = 0.1
+    meeting = threading.Barrier(fetcher.line.at_once)
+    for call in [fetcher.submit(lambda: meeting.wait(10)) for _ in range(meeting.parties)]:
+        call.result(10)
+    assert meeting.parties == 64
+
+
 def test_requests_and_bytes_are_counted(world):
     _, script, fetcher = world
     files = fetcher.list_levels([0, 1, 9])

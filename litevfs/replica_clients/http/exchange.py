@@ -36,7 +36,7 @@ class Exchange:
         renew: Renew = lambda refused, deadline: False,
         permission_hint: str | None = None,
         connect_timeout_s: float = 10.0,
-        max_connections: int = 48,
+        max_connections: int = 80,
         verify: Callable[[], bool | str] = lambda: True,
     ) -> None:
         if read_timeout_s <= 0:

@@ -69,7 +69,7 @@ class S3ReplicaClient:
         *,
         read_timeout_s: float = 30.0,
         connect_timeout_s: float = 10.0,
-        max_connections: int = 48,
+        max_connections: int = 80,
         part_size: int = PART_SIZE,
         access_key_id: str | None = None,
         secret_access_key: str | None = None,
