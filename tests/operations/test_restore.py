@@ -226,21 +226,21 @@ def test_killed_restores_leave_no_database_and_the_next_one_succeeds(tmp_path: P
     path = tmp_path / "o.db"
     script = (
         "import sys; from litevfs.operations.restore import restore\n"
-        "restore(sys.argv[1], sys.argv[2], progress=lambda done, total: print(done, flush=True))"
+        "restore(sys.argv[1], sys.argv[2], progress=lambda *_: print(flush=True) or sys.stdin.readline())"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "replica"), str(path)]
-    random_ = random.Random(7)
-    left_something = False
-    for _ in range(5):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
+    for steps in (1, 2, 3, 1):  # of three; it waits after each for a line
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
-            for _ in range(random_.randint(1, 20)):
-                process.stdout.readline()
+            for step in range(1, steps + 1):
+                assert process.stdout.readline() == b"\n"
+                if step < steps:
+                    process.stdin.write(b"\n")
             process.send_signal(signal.SIGKILL)
-        left_something |= path.with_name("o.db.tmp").exists()
-        if path.exists():  # it was faster than the signal
-            path.unlink()
-    assert left_something
+        assert path.with_name("o.db.tmp").exists()
+        assert not path.exists()
     restore(tmp_path / "replica", path)
     assert path.read_bytes() == b"".join(page for _, page in pages)
     assert not path.with_name("o.db.tmp").exists()
