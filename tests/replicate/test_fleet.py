@@ -249,6 +249,7 @@ def test_a_storage_that_hangs_delays_no_other_database(fleet_of, folder: Path, t
     assert errors == []
 
 
+@pytest.mark.slow
 def test_an_unrelated_database_is_refused_alone(fleet_of, folder: Path, tmp_path: Path):
     make(folder / "a.db", rows=5)
     make(folder / "b.db")
