@@ -131,6 +131,7 @@ def test_a_transaction_keeps_its_state_through_others_compaction_and_retention(w
         assert rows(con, LEDGER)[0][2:] == (60, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L06")
 def test_threads_read_whole_states_through_one_page_source_while_it_moves():
     with Script() as script, Primary(script.writer) as primary:
@@ -237,6 +238,7 @@ def test_a_defect_in_a_refresh_does_not_end_the_poller(caplog):
     assert sum("failed unexpectedly" in r.getMessage() for r in caplog.records) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.plan("L02")
 @pytest.mark.parametrize("block_size", [0, 1 << 14], ids=["local", "remote"])
 def test_reads_are_right_or_end_in_a_typed_error_while_storage_fails(block_size):
@@ -337,6 +339,7 @@ def descriptors() -> int:
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.plan("D07")
 def test_100_rounds_leave_no_descriptor_and_no_thread(tmp_path):

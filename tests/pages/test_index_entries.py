@@ -21,6 +21,8 @@ from litevfs.pages.patterns import IndexLeaf
 from litevfs.pages.recall import LOOK_AROUND, _lead_to
 from litevfs.pages.trees import KnownTrees
 
+pytestmark = pytest.mark.slow
+
 Entry = tuple[int, bytes, int]
 """Serial type and content of the first column, and the rowid."""
 

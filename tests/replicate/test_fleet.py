@@ -221,6 +221,7 @@ def test_a_database_that_cannot_be_replicated_is_named_and_delays_no_other(
     assert "not a database" in text
 
 
+@pytest.mark.slow
 def test_a_storage_that_hangs_delays_no_other_database(fleet_of, folder: Path, tmp_path: Path, monkeypatch):
     released, hanging = threading.Event(), []
     write = FileReplicaClient.write
