@@ -19,7 +19,6 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
 
 import apsw
 
@@ -152,7 +151,7 @@ class Rehearsals:
             return
         asked: set[int] = set()
         if len(plan.trees) > 1:
-            self._guess(task, guest.small_trees(plan.trees))
+            guest.guess_small_trees(plan.trees)  # the query will look into them
         logger.debug("rehearsing %s", task.statement.sql)
         if roots := guest.missing_of(plan.trees):
             asked.update(roots)
@@ -177,18 +176,6 @@ class Rehearsals:
         if self._guest is None and (host := self._host()) is not None:
             self._guest = RehearsalSession(host, self.must_end, task)
         return self._guest
-
-    def _guess(self, task: Task, trees: Iterable[Sequence[int]]) -> None:
-        """Fetch small trees whole, as many as cost less than a round trip: the query will look into them."""
-        host = self._host()
-        ahead = None if host is None else host.replica.pages.ahead
-        if ahead is not None:
-            wanted: list[int] = []
-            for leaves in sorted(trees, key=len):
-                more = ahead.guess(task.snapshot, [*wanted, *leaves], least=1)
-                if not more:
-                    break
-                wanted += leaves
 
     def _fetch(self, task: Task, pgnos: list[int]) -> None:
         """Fetch these pages, and wait until their requests have ended, or the rehearsal has to."""

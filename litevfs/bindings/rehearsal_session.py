@@ -6,7 +6,7 @@ Owns one connection and what SQLite is going to do in a statement (`Plan`). `reh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -115,11 +115,12 @@ class RehearsalSession(Session):
         """Those of these pages that are not in memory."""
         return [pgno for pgno in pgnos if pgno > 1 and self._in_memory(pgno) is None]
 
-    def small_trees(self, roots: Iterable[int]) -> list[Sequence[int]]:
-        """The leaves of each tree whose root is in memory and has only leaves below it."""
+    def guess_small_trees(self, roots: Iterable[int]) -> None:
+        """Fetch the trees whole, as far as that costs less than a round trip, that are small by what is in memory."""
         pages = ((root, self._in_memory(root)) for root in roots if root > 1)
         known = [interior for root, page in pages if page and (interior := parse_interior(root, page))]
-        return [leaves for interior in known if (leaves := leaves_of_small_tree(interior))]
+        if known and (ahead := self.replica.pages.ahead) is not None:
+            ahead.guess_trees(self.snapshot, filter(None, map(leaves_of_small_tree, known)))
 
     def rehearse(self, most: int) -> list[int]:
         """Run the statement of the task, and return the pages that it misses, up to so many."""

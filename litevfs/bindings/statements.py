@@ -10,7 +10,8 @@ from typing import TypeAlias
 Value: TypeAlias = str | int | float | bytes | None
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
-_QUERY = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(SELECT|WITH|VALUES)\b", re.IGNORECASE | re.DOTALL)
+_BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
+_QUERY = re.compile(r"(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,15 @@ class Noted:
         return as_statement(*self._begun) if self._begun and self._reads_in == transaction else None
 
 
+def blank_until(sql: str, start: int = 0) -> int:
+    """Where the white space, comments and semicolons from `start` on end."""
+    match = _BLANK.match(sql, start)
+    return match.end() if match else start
+
+
 def as_statement(sql: str, values: object) -> Statement | None:
     """A query, with values that have one meaning on any connection; None for other statements."""
-    if not _QUERY.match(sql):
+    if not _QUERY.match(sql, blank_until(sql)):
         return None
     if isinstance(values, Mapping):
         named = dict(values)

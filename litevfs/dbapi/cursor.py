@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import apsw
 
+from litevfs.bindings.statements import blank_until
 from litevfs.dbapi.errors import OperationalError, ProgrammingError, translated
 from litevfs.dbapi.rows import own_row_factory, with_text
 from litevfs.errors import LitevfsError
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 Parameters = Sequence[Any] | Mapping[str, Any]
 Column = tuple[str, None, None, None, None, None, None]
 
-_BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _FAILURES = (apsw.Error, LitevfsError, KeyError, UnicodeDecodeError)
 _CHANGE = re.compile(r"(?:insert|update|delete|replace)\b", re.IGNORECASE)
 
@@ -94,7 +94,7 @@ class Cursor:
     def executemany(self, sql: str, parameters: Iterable[Parameters], /) -> Self:
         """Run one statement that changes rows (of a temporary or attached table), once for each set of parameters."""
         self._begin(sql)
-        if not _CHANGE.match(sql, _blank_until(sql)):
+        if not _CHANGE.match(sql, blank_until(sql)):
             raise ProgrammingError("executemany() can only execute DML statements.")
         self._changed_before = self.connection.apsw_connection.total_changes()
         try:
@@ -136,10 +136,10 @@ class Cursor:
         """Check and describe the statement before its first row: later, an empty result has no description."""
         whole = self._whole
         if whole and not self._started:
-            if len(sql) < len(whole) and _blank_until(whole, len(sql)) < len(whole):
+            if len(sql) < len(whole) and blank_until(whole, len(sql)) < len(whole):
                 raise ProgrammingError("You can only execute one statement at a time.")
             self._names = cursor.get_description()
-            if not cursor.is_readonly and _CHANGE.match(sql, _blank_until(sql)):
+            if not cursor.is_readonly and _CHANGE.match(sql, blank_until(sql)):
                 self._changes = True
                 self._changed_before = self.connection.apsw_connection.total_changes()
                 self.connection._begin_implicitly()
@@ -231,12 +231,6 @@ def _tracer(reference: weakref.ref[Cursor], of_connection: apsw.ExecTracer | Non
         return of_connection is None or of_connection(cursor, sql, parameters)
 
     return trace
-
-
-def _blank_until(sql: str, start: int = 0) -> int:
-    """Where the white space, comments and semicolons from `start` on end."""
-    match = _BLANK.match(sql, start)
-    return match.end() if match else start
 
 
 def _not_utf8(error: UnicodeDecodeError) -> OperationalError:

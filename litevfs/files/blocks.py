@@ -28,6 +28,8 @@ from litevfs.ltx.file_info import LTXFileInfo
 logger = logging.getLogger("litevfs.files.blocks")
 
 BLOCK_NUMBER_BITS = 32
+GAP_RESERVE_BYTES = FREE_BYTES // 8
+"""Of what may be read in vain, kept for plans of other pages than those between which gaps are read over."""
 OFFSET_BITS = 47
 """Bits of an offset in the largest file (`MAX_FRAME_OFFSET`)."""
 
@@ -283,7 +285,7 @@ class BlockReader:
         return planned
 
     def _has_room(self, size: int) -> bool:
-        return self.governor.has_room(size, beside=FREE_BYTES // 8)
+        return self.governor.has_room(size, beside=GAP_RESERVE_BYTES)
 
     def _stays_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
         """Like `_is_near`; in memory a block stays until its turn comes: what comes ahead of it evicts others first."""

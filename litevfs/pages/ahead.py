@@ -42,6 +42,8 @@ GUESS_PART = 0.5
 """A guess of which less can be fetched is too seldom right."""
 MAX_GUESS_BYTES = 2_000_000
 """Of one guess, however much the line carries."""
+GUESS_RESERVE_BYTES = FREE_BYTES // 2
+"""Of what may be read in vain, kept for plans that rest on more than a guess."""
 
 LOOK_S = 1e-4
 """To decode a page and its entries takes about so long."""
@@ -101,29 +103,48 @@ class ReadAhead:
                 logger.info("page %d in memory is damaged: %s", pgno, error)
         return page
 
-    def guess(self, snapshot: Snapshot, pgnos: Sequence[int], *, least: float = GUESS_PART) -> Sequence[int]:
+    def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
         """Start fetching the first of these pages, as many as cost less than a round trip. Returns them at once.
 
-        None if less than the part `least` of them do, or if too much was read in vain before.
+        None if that is less than the part GUESS_PART of them, or if too much was read in vain before.
         """
-        room = min(self._blocks.trip_bytes * GUESS_SHARE, MAX_GUESS_BYTES)
+        room = self._guess_bytes
         wanted: list[int] = []
-        total = 0
         for number, pgno in enumerate(pgnos):
-            if not snapshot.version(pgno) or not snapshot.is_placed(pgno):
-                continue
-            size = snapshot.place(pgno)[2]
-            if total + size > room:
-                if number < least * len(pgnos):
+            size = _frame_size(snapshot, pgno)
+            if size > room:
+                if number < GUESS_PART * len(pgnos):
                     return ()
                 break
-            total += size
-            wanted.append(pgno)
-        if not wanted or not self._blocks.governor.has_room(total, beside=FREE_BYTES // 2):
-            return ()
-        for number, frames in self._missing(snapshot, wanted).items():
+            room -= size
+            if size:
+                wanted.append(pgno)
+        return wanted if self._start_guess(snapshot, wanted) else ()
+
+    def guess_trees(self, snapshot: Snapshot, trees: Iterable[Sequence[int]]) -> None:
+        """Start fetching small trees, by their leaves: each whole, as many as cost less than a round trip together."""
+        room = self._guess_bytes
+        wanted: list[int] = []
+        for leaves in sorted(trees, key=len):
+            room -= sum(_frame_size(snapshot, pgno) for pgno in leaves)
+            if room < 0:
+                break
+            wanted += leaves
+        self._start_guess(snapshot, wanted)
+
+    @property
+    def _guess_bytes(self) -> int:
+        return min(int(self._blocks.trip_bytes * GUESS_SHARE), MAX_GUESS_BYTES)
+
+    def _start_guess(self, snapshot: Snapshot, pgnos: list[int]) -> bool:
+        """Start fetching those that are missing; False if none is, or too much was read in vain before."""
+        missing = self._missing(snapshot, [pgno for pgno in pgnos if snapshot.is_placed(pgno)])
+        total = sum(size for frames in missing.values() for _, size in frames)
+        if not total or not self._blocks.governor.has_room(total, beside=GUESS_RESERVE_BYTES):
+            return False
+        for number, frames in missing.items():
             self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))
-        return wanted
+        return True
 
     def fetch(self, snapshot: Snapshot, pgnos: list[int], call: Callable[[], object]) -> None:
         """Start fetching pages, and make the call when the requests for them have ended, with or without them."""
@@ -179,3 +200,8 @@ class ReadAhead:
         if page is not None and (more := watcher.learn(pgno, page)):
             self.start(snapshot, more, watcher)
         return page is not None
+
+
+def _frame_size(snapshot: Snapshot, pgno: int) -> int:
+    """Bytes of a page's frame; 0 if there is none, or where it lies is not known without reading."""
+    return snapshot.place(pgno)[2] if snapshot.version(pgno) and snapshot.is_placed(pgno) else 0

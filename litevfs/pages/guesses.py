@@ -2,9 +2,9 @@
 
 On a line that carries many pages in a round trip, a level of a B-tree costs less as bytes than as a trip of its own:
 
-- Below an interior page. SQLite takes new pages from the end of the file, so a table that grew in the order of its
-  rows, and an index made at once, have the leaves of an interior page between it and the next one, or, as the first
-  interior page is made when there are too many leaves for one, before the first one.
+- Below an interior page. SQLite takes new pages from the end of the file, so the leaves below an interior page lie
+  around it if the table grew in the order of its rows, and between it and the next one if an index was made at once;
+  those below the first one lie before it, as it is made when there are too many leaves for the root.
 - A small tree that a statement looks into beside others: all its leaves.
 
 Where pages lie elsewhere, as after random inserts, guesses prove wrong, and end.
@@ -35,7 +35,7 @@ SQLite shares them out when it makes the second one."""
 AROUND = {True: (0.45, 0.65), False: (0.02, 1.0)}
 """Where the leaves below the others lie, before and after them, in parts of the way from one to the next, by whether it
 is a table: a table that grows shares leaves out to a new interior page, an index made at once begins with it. Measured
-on pages of 1 to 8 KiB that grew together and after VACUUM, for SQLite 3.53."""
+on pages of 1 to 8 KiB that grew together and after VACUUM, for SQLite 3.54."""
 DENSE = 0.5
 """Part of the pages between the first and the last leaf of a small tree that are its own, at least."""
 
@@ -45,32 +45,34 @@ class Guesses:
 
     def __init__(self, trees: KnownTrees) -> None:
         self._trees = trees  # another thread adds to them
-        self._made: dict[int, set[int]] = {}  # pages guessed, by interior page
+        self._made_for: set[int] = set()
+        self._guessed: frozenset[int] = frozenset()  # pages
         self._wrong = 0  # more than right ones
+        self.open_for = 0  # the page that is about to be read whose guess is not checked yet; 0: none
 
     def below(self, pgno: int) -> Sequence[int]:
-        """The pages that probably lie below a page which is about to be read, nearest first; empty without a reason."""
+        """The pages that probably lie below one which is about to be read, nearest first; empty if it is not known."""
         trees = self._trees
         place = trees.place(pgno)
-        if place is None or self._wrong >= MAX_WRONG or pgno in trees.interior or pgno in self._made:
+        if place is None or self._wrong >= MAX_WRONG or pgno in trees.interior or pgno in self._made_for:
             return ()
         parent, position = place
         interior = trees.interior.get(parent)
         return () if interior is None else _below(interior, position)
 
     def note(self, pgno: int, guessed: Sequence[int]) -> None:
-        """These pages were asked for together with `pgno`."""
-        self._made[pgno] = set(guessed)
+        """These pages were asked for together with `pgno`; none if it was too much. It is not guessed for again."""
+        self._made_for.add(pgno)
+        self._guessed = frozenset(guessed)
+        self.open_for = pgno if guessed else 0
 
-    def check(self, pgno: int) -> None:
-        """Page `pgno` is read, and known if it is an interior one."""
-        guessed = self._made.get(pgno)
-        if guessed:
-            interior = self._trees.interior.get(pgno)
-            children = () if interior is None else interior.children
-            is_right = sum(child in guessed for child in children) > RIGHT_SHARE * len(children)
-            self._wrong += -1 if is_right else 1
-            guessed.clear()
+    def check(self) -> None:
+        """The page that the guess is for is read, and known if it is an interior one."""
+        interior = self._trees.interior.get(self.open_for)
+        children = () if interior is None else interior.children
+        is_right = sum(child in self._guessed for child in children) > RIGHT_SHARE * len(children)
+        self._wrong += -1 if is_right else 1
+        self.open_for = 0
 
 
 def _below(interior: Interior, position: int) -> Sequence[int]:

@@ -104,9 +104,10 @@ class WatchedReads:
             try:
                 if ahead := watcher.after_read(pgno, page):
                     source.read_ahead(snapshot, ahead, watcher)
-                self._guesses.check(pgno)
             except Exception:  # noqa: BLE001 (logged)
                 self._stop_watching()
+        if self._guesses.open_for == pgno:
+            self._guesses.check()
         return page
 
     def _before_read(self, snapshot: Snapshot, pgno: int, watcher: Watcher, *, is_there: bool) -> None:

@@ -152,8 +152,10 @@ def test_guesses_end_where_they_prove_wrong(scattered):
         made += bool(guess)
         guesses.note(pgno, guess)
         trees.learn(pgno, database.pages[pgno])
-        guesses.check(pgno)
-        guesses.check(pgno)
+        if guess:
+            assert guesses.open_for == pgno
+            guesses.check()
+        assert not guesses.open_for
     assert made <= MAX_WRONG
     assert len(database.level("one", 1)) > 2 * MAX_WRONG
 
@@ -168,7 +170,7 @@ def test_a_right_guess_makes_up_for_a_wrong_one(grown):
         assert guess
         guesses.note(pgno, guess if n % 2 else [1])
         trees.learn(pgno, database.pages[pgno])
-        guesses.check(pgno)
+        guesses.check()
         assert guesses.below(pgno) == ()  # known now
 
 
