@@ -58,7 +58,7 @@ class ReplicaConnection(apsw.Connection):
                 return _execute(self, statements, bindings, **keywords)
             return _execute(self, statements, bindings)
         except apsw.Error as error:
-            del self  # or the error, which the session keeps, would keep the connection
+            del self  # or whatever keeps the error would keep the connection
             add_hint(error)
             raise
 

@@ -8,7 +8,11 @@ _errors = threading.local()
 
 
 def keep_error(error: BaseException, code: int) -> None:
-    """Keep an error of which SQLite is told this code."""
+    """Keep an error of which SQLite is told this code, without frames: these hold on to the caller's connection."""
+    part: BaseException | None = error
+    while part is not None and part.__traceback__ is not None:
+        part.__traceback__ = None
+        part = part.__cause__ or part.__context__
     _errors.last = error
     _errors.untold = (code, error)
 

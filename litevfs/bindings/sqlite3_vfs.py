@@ -106,13 +106,11 @@ class Binding:
 
     # --- errors -------------------------------------------------------------------------------------------------------
 
-    def fail(self, error: BaseException, code: int, file: int = 0, *, level: int = logging.WARNING) -> int:
+    def fail(self, error: BaseException, code: int, *, level: int = logging.WARNING) -> int:
         """Keep an error that a callback ended with, and log it; what the callback returns for it."""
         if isinstance(error, KeyboardInterrupt):
             interrupt_soon()
             return c.INTERRUPT
-        if (opened := self._files.get(file)) is not None:
-            opened.session.last_error = error
         if isinstance(error, LitevfsError):
             code = error.extendedresult or code
             logger.log(level, "SQLite is told code %d: %s", code, error)
@@ -294,7 +292,7 @@ class Binding:
                     copy_bytes(buffer, data, len(data))
                     return c.IOERR_SHORT_READ
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR_READ, file)
+                    return self.fail(error, c.IOERR_READ)
             except BaseException:  # noqa: BLE001 (one more Ctrl-C)
                 return c.IOERR_READ
 
@@ -309,7 +307,7 @@ class Binding:
                     number_at(result).value = files[file].session.size()
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR, file)
+                    return self.fail(error, c.IOERR)
             except BaseException:  # noqa: BLE001 (one more Ctrl-C)
                 return c.IOERR
 
@@ -327,7 +325,7 @@ class Binding:
                     files[file].session.lock(level, level == SHARED)
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR, file)
+                    return self.fail(error, c.IOERR)
             except BaseException:  # noqa: BLE001 (one more Ctrl-C)
                 return c.IOERR
 
@@ -351,7 +349,7 @@ class Binding:
                     argument[0] = library.allocate_text(answer)
                     return c.OK if argument[0] else c.NOMEM
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    code = self.fail(error, c.ERROR, file, level=logging.INFO)  # SQLite reports its text
+                    code = self.fail(error, c.ERROR, level=logging.INFO)  # SQLite reports its text
                     argument[0] = library.allocate_text(str(error) or "interrupted")
                     return code
             except BaseException:  # noqa: BLE001 (one more Ctrl-C)

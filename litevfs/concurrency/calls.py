@@ -31,7 +31,15 @@ class Troubles:
 
     def note(self, error: LitevfsError) -> None:
         """Note that a call failed and will be retried."""
-        self._last = (now_s(), error)
+        copy = LitevfsError(  # the error itself has the frames of a caller, and so what that has open
+            error.message,
+            level=error.level,
+            min_txid=error.min_txid,
+            max_txid=error.max_txid,
+            key=error.key,
+            hint=error.hint,
+        )
+        self._last = (now_s(), copy)
 
     def too_late(self, began: float, timeout_s: float) -> StorageTimeoutError:
         """See `TooLate`: names the last error since then, or says that the storage has not answered at all."""
@@ -80,11 +88,18 @@ class SharedCall(Generic[T]):
             try:
                 result = _result(running.future, deadline, partial(self._too_late, running.began, timeout_s))
             except Exception:
+                self._drop(running)
                 if running.began >= not_before or not running.future.done():
                     raise
             else:
                 if running.began >= not_before:
                     return result
+
+    def _drop(self, running: _Running[T]) -> None:
+        """Keep no error of a call that has ended: it has the frames of its callers, and so what they have open."""
+        with self._lock:
+            if self._running is running and running.future.done():
+                self._running = None
 
     def _join(self) -> _Running[T]:
         with self._lock:

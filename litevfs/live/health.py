@@ -32,7 +32,7 @@ class Health:
     def __init__(self, url: str) -> None:
         self.refreshes = 0  # that began
         self.errors = 0  # refreshes that failed
-        self.last_error: Exception | None = None  # of the last refresh, if it failed
+        self.last_error: str | None = None  # of the last refresh, if it failed; its words: it has frames of a caller
         self._url = url
         self._began: float | None = None  # the start of the refresh under way
         self._last_success: float | None = None  # when the last successful refresh began
@@ -58,17 +58,17 @@ class Health:
     def fail(self, error: Exception, state: State) -> None:
         """The refresh failed. Logs the first failure, and once more when it lasts; status and lag always show it."""
         self.errors += 1
-        self.last_error = error
+        self.last_error = str(error)
         self._began = None
         if state is State.CLOSED:
             return
         if self._failing_since is None:
             self._failing_since = now_s()
             if state is not State.OPENING:
-                logger.warning("%s stays at its last state: %s", self._url, error)
+                logger.warning("%s stays at its last state: %s", self._url, self.last_error)
         if state is State.STALLED and not self._said_stalled:
             self._said_stalled = True
-            logger.error("%s is stalled: %s", self._url, error)
+            logger.error("%s is stalled: %s", self._url, self.last_error)
 
     def forget_look(self) -> None:
         """Forget the refresh under way: its thread runs in the parent process only."""

@@ -57,7 +57,6 @@ class Session:
         self.options = options
         self.warming: Warming | None = None
         self._waits: Waits | None = None
-        self.last_error: BaseException | None = None  # the last error of a call of this session, or of its binding
         self._on_error = on_error
         self._is_guest = beside is not None
         self._lease: Lease = registry.acquire(options) if beside is None else beside._lease
@@ -145,7 +144,7 @@ class Session:
             self.close()
 
     def _note(self, error: LitevfsError) -> None:
-        self.last_error = error
+        """Let the binding see an error. Nothing keeps it: it has the frames of the caller, and so the connection."""
         if self._on_error is not None:
             self._on_error(error)
 

@@ -78,7 +78,7 @@ def collect_status(
         lag_s=health.lag_s(),
         poll_interval_s=poll_interval_s,
         errors=health.errors,
-        last_error=str(health.last_error) if health.last_error else None,
+        last_error=health.last_error,
         cache_hits=counters.hits,
         cache_misses=counters.misses,
         cache_hydrated=counters.hydrated,

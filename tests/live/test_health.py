@@ -69,7 +69,7 @@ def test_failures_are_trouble_from_the_first_one_on(clock):
     assert health.state(0) is State.BEHIND
     clock.now_s += 1
     assert health.state(0) is State.STALLED
-    assert (health.errors, health.last_error) == (2, AWAY)
+    assert (health.errors, health.last_error) == (2, str(AWAY))
 
 
 def test_ages_are_told_from_when_a_refresh_began_and_only_a_refresh_that_missed_nothing_is_a_proof(clock):

@@ -1,0 +1,55 @@
+"""A connection that is dropped without being closed, as by a request handler that fails, lets its replica go."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import pytest
+
+import litevfs
+import litevfs.dbapi
+from litevfs.errors import TransientStorageError
+from litevfs.live.registry import registry
+from tests.support import wait_until
+
+DOORS: dict[str, Callable[..., object]] = {
+    "apsw": litevfs.connect,
+    "stdlib": litevfs.connect_stdlib,
+    "dbapi": litevfs.dbapi.connect,
+}
+
+
+def _fail(*_: object) -> bytes:
+    raise TransientStorageError("the storage is away")
+
+
+def _read(url: str, connect: Callable[..., object], script: object) -> None:
+    """Fail with a connection that is a variable of this function, whose frame the error has."""
+    connection = connect(url, poll_interval=0, cache_size=0, read_timeout="50ms")
+    connection.execute("PRAGMA cache_size=0")
+    connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+    script.on_read = _fail
+    connection.execute("SELECT * FROM t").fetchall()
+
+
+def _refresh(url: str, connect: Callable[..., object], script: object) -> None:
+    connection = connect(url, poll_interval=0)
+    script.on_list = lambda level, files: _fail()
+    connection.execute("PRAGMA litestream_poll").fetchall()
+
+
+@pytest.mark.parametrize("handle", [_read, _refresh])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_connection_that_is_dropped_after_an_error_lets_its_replica_go(small, door, handle):
+    primary, script = small
+    primary.commit("INSERT INTO t VALUES(2)")
+    try:
+        handle(script.url, DOORS[door], script)
+    except Exception as error:  # noqa: BLE001 (of three libraries)
+        assert "the storage is away" in f"{error} {error.__cause__}"
+    else:
+        pytest.fail("no error")
+    finally:
+        script.on_read = script.on_list = None
+    wait_until(lambda: gc.collect() * 0 + (not registry._shared), "the end of the replica")
