@@ -23,6 +23,7 @@ import weakref
 import apsw
 
 from litevfs.bindings.guests import end_at_exit
+from litevfs.bindings.programs import Plan
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
 from litevfs.bindings.statements import FindStatement, Statement
 from litevfs.concurrency.workers import start_thread
@@ -35,6 +36,8 @@ logger = logging.getLogger("litevfs.bindings.rehearsal")
 THREAD_NAME = "litevfs-rehearsal"
 GROWTH, MOST_PAGES = 4, 1024
 """How the number of pages grows that a rehearsal may miss, and its end."""
+LEVELS = 4
+"""Where a LIMIT says how many rows there are, so many rehearsals in a row may miss no more pages than the first one."""
 MAX_REHEARSALS = 24
 """Of one statement in a row; each needs what the one before has missed."""
 PATIENCE_S = 10.0
@@ -146,6 +149,10 @@ class Rehearsals:
         if guest is None:
             return
         plan = guest.plan(task)
+        rows = plan.rows(task.statement.values)
+        if rows is not None and (host := self._host()) is not None:
+            host.expect_rows(task.begins, rows)
+            del host  # the session may close meanwhile
         if not plan.is_worth_it:
             self._given_up = task.statement, task.begins
             return
@@ -156,8 +163,13 @@ class Rehearsals:
         if roots := guest.missing_of(plan.trees):
             asked.update(roots)
             self._fetch(task, roots)
-        most = plan.pages
-        for _ in range(MAX_REHEARSALS):
+        self._rehearse_levels(task, guest, plan, asked)
+
+    def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, asked: set[int]) -> None:
+        """Fetch what each rehearsal misses, until it is nothing. These pages were `asked` for already."""
+        most = plan.pages(task.statement.values)
+        is_limited = plan.rows(task.statement.values) is not None
+        for number in range(MAX_REHEARSALS):
             if self.must_end(task):
                 return
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
@@ -170,7 +182,8 @@ class Rehearsals:
             self._fetch(task, missing)
             if guest.has_met_a_scan_alone:
                 return
-            most = min(most * GROWTH, MOST_PAGES)
+            if not is_limited or number >= LEVELS:
+                most = min(most * GROWTH, MOST_PAGES)
 
     def _guest_for(self, task: Task) -> RehearsalSession | None:
         if self._guest is None and (host := self._host()) is not None:

@@ -1,6 +1,6 @@
 """The session that a rehearsal reads by: it gives SQLite what lies in memory, stand-ins for the rest, and waits never.
 
-Owns one connection and what SQLite is going to do in a statement (`Plan`). `rehearsal` decides what is rehearsed when.
+Owns one connection. `rehearsal` decides what is rehearsed when; `programs` says what SQLite is going to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
 from litevfs.bindings.guests import connect_guest
+from litevfs.bindings.programs import Plan, plan_of
 from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
@@ -24,8 +25,6 @@ from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
 
-FEW_PAGES, MANY_PAGES = 16, 256
-"""That the first rehearsal of a query may miss: with a LIMIT that may end it after a few rows, and without one."""
 STEPS_BETWEEN_CHECKS, MAX_CHECKS = 1000, 100
 """Steps of SQLite's machine, and after how many of them, in checks, a rehearsal ends."""
 MAX_SIBLINGS = {True: 1, False: 8}
@@ -42,24 +41,6 @@ class Ended(LitevfsError):
     """A rehearsal that need not go on."""
 
     extendedresult = apsw.SQLITE_INTERRUPT
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What SQLite is going to do in a statement."""
-
-    trees: dict[int, Tree]  # by root page
-    pages: int  # that the first rehearsal may miss
-    is_loop: bool  # something is done more than once
-    has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
-
-    @property
-    def is_worth_it(self) -> bool:
-        """Whether something in the statement can go side by side."""
-        if len(self.trees) > 1:
-            return not self.has_modules
-        is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
-        return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +85,7 @@ class RehearsalSession(Session):
         sql, values = task.statement.sql, task.statement.values
         if (plan := self._plans.get(sql)) is None:
             self._begin()
-            plan = _plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
+            plan = plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
@@ -212,21 +193,6 @@ class RehearsalSession(Session):
         error = Ended(why)
         make_apsw_error(error)
         return error
-
-
-def _plan_of(program: list[tuple[object, ...]]) -> Plan:
-    """From the rows of EXPLAIN (https://www.sqlite.org/opcode.html)."""
-    trees: dict[int, Tree] = {}
-    steps = [(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
-    scanned = {p1 for opcode, p1, *_ in steps if opcode in {"Next", "Prev", "Count"}}
-    for opcode, cursor, root, database, p4 in steps:
-        if opcode in {"OpenRead", "ReopenIdx"} and database == 0 and isinstance(root, int):
-            known = trees.get(root)
-            is_scanned = cursor in scanned or (known is not None and known.is_scanned)
-            trees[root] = Tree(root, not p4.startswith("k("), is_scanned)
-    opcodes = {opcode for opcode, *_ in steps}
-    may_end_early = "DecrJumpZero" in opcodes and not opcodes & {"Sort", "SorterSort"}
-    return Plan(trees, FEW_PAGES if may_end_early else MANY_PAGES, bool(scanned), "VOpen" in opcodes)
 
 
 def _only_functions_of_sqlite(connection: apsw.Connection) -> Callable[..., int]:

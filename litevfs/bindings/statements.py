@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Value: TypeAlias = str | int | float | bytes | None
+Values: TypeAlias = tuple[Value, ...] | dict[str, Value]
 
 _PLAIN = (str, int, float, bool, bytes, type(None))
 _BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
@@ -19,7 +20,7 @@ class Statement:
     """A single query with the values of its parameters."""
 
     sql: str
-    values: tuple[Value, ...] | dict[str, Value]
+    values: Values
 
 
 FindStatement: TypeAlias = Callable[[int], Statement | None]

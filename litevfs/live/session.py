@@ -101,6 +101,10 @@ class Session:
         self._waits = waits
         self._use_pages()
 
+    def expect_rows(self, begins: int, rows: int) -> None:
+        """The query of read transaction number `begins` looks up about so many rows; may come from another thread."""
+        self._reads.expect_rows(begins, rows)
+
     def is_reading(self, snapshot: Snapshot) -> bool:
         """Whether a read transaction that sees this snapshot goes on."""
         return self._pinned is snapshot

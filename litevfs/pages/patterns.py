@@ -80,6 +80,7 @@ class IndexLeaf:
     is_descending: bool = False  # looked up from the last entry on
     root: int = 0  # topmost known page of the table
     depth: int = 0  # pages that lead from there to a leaf
+    began: int = 0  # entry looked up first
     position: int = 0  # entry looked up last
     end: int = 0  # first entry not planned yet
     window: int = 0  # 0: not known to be a pattern
@@ -90,6 +91,16 @@ class IndexLeaf:
     def key(self) -> tuple[int, bytes]:
         """The key of the entry looked up last, or of the first one."""
         return self.entries[max(self.position, 0)].key
+
+    @property
+    def rows(self) -> int:
+        """How many entries were looked up."""
+        return self.position + 1 - self.began if self.window else 0
+
+    @property
+    def planned(self) -> int:
+        """How many entries are planned and not looked up."""
+        return self.end - self.position - 1
 
     def start_again(self, window: int) -> None:
         """Plan from the entry looked up last on, with a window of at most that."""
@@ -109,7 +120,8 @@ class IndexLeaf:
             distances = of_second[following] - of_first
             near = np.flatnonzero((distances > 0) & (distances <= LOOK_AROUND))
             if len(near):
-                entry = self.entries[int(of_first[near[0]])]
+                self.began = int(of_first[near[0]])
+                entry = self.entries[self.began]
                 self.position = int(of_second[following[near[0]]])
                 self.is_equality = entry.key == self.entries[self.position].key
                 self.end = self.position + 1

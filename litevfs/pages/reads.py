@@ -33,6 +33,10 @@ class Reads(Protocol):
         """Another query begins."""
         ...
 
+    def expect_rows(self, begins: int, rows: int) -> None:
+        """Query number `begins` looks up about so many rows; may come from another thread."""
+        ...
+
 
 class Waits(Protocol):
     """What is told of the waits of one connection's reads."""
@@ -167,6 +171,13 @@ class WatchedReads:
         self._left_of = None
         if self._watcher is not None:
             self._watcher.begin()
+
+    def expect_rows(self, begins: int, rows: int) -> None:
+        """Plan the look-ups of query number `begins` for about so many rows; may come from another thread."""
+        if (watcher := self._watcher) is not None and begins == self._begins:
+            watcher.expect(rows)
+            if begins != self._begins:  # meanwhile another one has begun
+                watcher.expect(0)
 
     def _stop_watching(self) -> None:
         """Go on without hints after an error in them: reads get slower, but no query fails."""

@@ -202,6 +202,9 @@ class PageSource:
     def begin(self) -> None:
         """A query of one connection begins; see `WatchedReads`."""
 
+    def expect_rows(self, begins: int, rows: int) -> None:
+        """See `WatchedReads`."""
+
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         if self._ahead is not None:

@@ -18,7 +18,7 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
-from litevfs.bindings import rehearsal_session
+from litevfs.bindings import programs, rehearsal_session
 from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
 from litevfs.live.registry import registry
@@ -303,7 +303,7 @@ def test_a_query_that_ends_after_a_few_rows_reads_few_pages_more(network):
     script, _ = network
     sql = "SELECT p.id, u.name FROM posts p JOIN users u ON u.id = p.user_id ORDER BY p.id DESC LIMIT 3"
     few, many = reads_of(script, sql, prefetch=False)[1], reads_of(script, sql)[1]
-    assert many <= few + rehearsal_session.FEW_PAGES * PAGE_SIZE + 4 * BLOCK_SIZE
+    assert many <= few + programs.FEW_PAGES * PAGE_SIZE + 4 * BLOCK_SIZE
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""What SQLite is going to do in a statement, read off its EXPLAIN (https://www.sqlite.org/opcode.html). Pure; hints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from litevfs.bindings.statements import Values
+from litevfs.pages.stand_ins import Tree
+
+FEW_PAGES, MANY_PAGES = 16, 256
+"""That the first rehearsal of a query may miss: where a LIMIT of unknown rows may end it, and without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many rows a LIMIT lets through."""
+
+    rows: int | None = None  # None: the parameter says it, or nothing that is known
+    parameter: int = 0  # its number, from 1 on; 0: none
+    name: str = ""  # of the parameter, with the character before it
+
+    def value(self, values: Values) -> int | None:
+        """The rows, with these values of the parameters; None if that is not known; less than 0: no limit."""
+        if self.rows is not None or not self.parameter:
+            return self.rows
+        if isinstance(values, dict):
+            given = values.get(self.name[1:])
+        else:
+            given = values[self.parameter - 1] if self.parameter <= len(values) else None
+        return given if type(given) is int else None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What SQLite is going to do in a statement."""
+
+    trees: dict[int, Tree]  # by root page
+    limits: tuple[Limit, ...]  # each may end the query, or a part of it that runs once, before all rows are read
+    is_loop: bool  # something is done more than once
+    has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
+
+    @property
+    def is_worth_it(self) -> bool:
+        """Whether something in the statement can go side by side."""
+        if len(self.trees) > 1:
+            return not self.has_modules
+        is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
+        return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
+
+    def rows(self, values: Values) -> int | None:
+        """How many rows the query looks up in a table, unless it rejects some; None if no LIMIT says so."""
+        limits = self._limits(values)
+        known = [limit for limit in limits if limit is not None]
+        return max(known) if known and len(known) == len(limits) else None
+
+    def pages(self, values: Values) -> int:
+        """How many pages the first rehearsal may miss."""
+        if not self._limits(values):
+            return MANY_PAGES
+        rows = self.rows(values) or 0
+        return min(max(rows * (len(self.trees) - 1), FEW_PAGES), MANY_PAGES)
+
+    def _limits(self, values: Values) -> list[int | None]:
+        rows = [limit.value(values) for limit in self.limits]
+        return [limit for limit in rows if limit is None or limit >= 0]  # less: none
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    opcode: str
+    p1: object
+    p2: object
+    p3: object
+    p4: str
+
+
+def plan_of(program: list[tuple[object, ...]]) -> Plan:
+    """From the rows of EXPLAIN."""
+    trees: dict[int, Tree] = {}
+    steps = [_Step(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
+    scanned = {step.p1 for step in steps if step.opcode in {"Next", "Prev", "Count"}}
+    for step in steps:
+        root = step.p2
+        if step.opcode in {"OpenRead", "ReopenIdx"} and step.p3 == 0 and isinstance(root, int):
+            known = trees.get(root)
+            is_scanned = step.p1 in scanned or (known is not None and known.is_scanned)
+            trees[root] = Tree(root, not step.p4.startswith("k("), is_scanned)
+    has_modules = any(step.opcode == "VOpen" for step in steps)
+    return Plan(trees, _limits_of(steps), bool(scanned), has_modules)
+
+
+def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:
+    """Those of the query, and of parts of it that run once, if no row is sorted before it is counted.
+
+    A part that runs for each row ends no other part, and is left out.
+    """
+    repeated = _repeated(steps)
+    once = [step for address, step in enumerate(steps) if not any(address in part for part in repeated)]
+    if any(step.opcode in {"Sort", "SorterSort"} for step in once):
+        return ()
+    counters = dict.fromkeys(step.p1 for step in once if step.opcode == "DecrJumpZero")
+    return tuple(_limit_of(once, counter) for counter in counters)
+
+
+def _limit_of(steps: list[_Step], counter: object) -> Limit:
+    for step in steps:
+        if step.opcode == "Integer" and step.p2 == counter and isinstance(step.p1, int):
+            return Limit(step.p1)
+        if step.opcode == "Variable" and step.p2 == counter and isinstance(step.p1, int):
+            return Limit(None, step.p1, step.p4)
+    return Limit()
+
+
+def _repeated(steps: list[_Step]) -> list[range]:
+    """The addresses of subroutines that may run more than once."""
+    parts = []
+    for address, step in enumerate(steps):
+        if step.opcode == "Return" and isinstance(step.p2, int) and 0 < step.p2 <= address:
+            begin = step.p2 - 1
+            if steps[begin].opcode == "BeginSubrtn" and steps[begin + 1].opcode != "Once":
+                parts.append(range(begin, address))
+    return parts

@@ -1,0 +1,173 @@
+"""Recognizes a query's look-ups through an index, and plans what they read next. State and plans; no I/O.
+
+Two table leaves read in the order of an index leaf's rowids, or against it, mean that the table leaves of its other
+rowids come next. The leaf may be one that an earlier query read (`recall`).
+
+Look-ups go on in the next index leaf only if they went to the end of the one before. Where it is known how many rows
+the query looks up, no more are planned until these are; it is known too late or wrong where the query rejects rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from litevfs.pages.btree import parse_index_entries
+from litevfs.pages.patterns import IndexLeaf
+from litevfs.pages.recall import LOOK_AROUND, Recall
+from litevfs.pages.trees import KnownTrees
+
+FIRST_WINDOW = 8
+LOOKUP_GROWTH = 8
+"""Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
+EXPECTED_WINDOW = 64
+"""So many rows may be planned at once if the query is known to look up as many."""
+
+
+class LookUps:
+    """Those of one connection's query. The caller has the watcher's lock."""
+
+    def __init__(self, trees: KnownTrees, awaited: set[int], max_window: int) -> None:
+        """`awaited` gets the interior pages without which a plan cannot go on."""
+        self.max_window = max_window  # pages of one plan that are ahead of their reads at once
+        self.expected = 0  # rows that the query looks up; 0: not known
+        self.leaf: IndexLeaf | None = None
+        self.recall = Recall()
+        self.descends = False  # this query has read an interior page of a table
+        self._trees = trees
+        self._parents = trees.parents
+        self._awaited = awaited
+        self._rows_before = 0  # looked up by index leaves before this one
+
+    def begin(self) -> None:
+        """Another query begins."""
+        self.leaf = None
+        self.recall.begin()
+        self.descends = False
+        self.expected = self._rows_before = 0
+
+    def hold_back(self) -> None:
+        """The pages planned last are not fetched."""
+        if self.leaf is not None:
+            self.leaf.start_again(FIRST_WINDOW // LOOKUP_GROWTH)
+
+    def come(self, pgno: int) -> list[int]:
+        """Interior page `pgno` is known: what look-ups that waited for it need next."""
+        return [] if self.leaf is None else self._targets(self.leaf, self.leaf.waiting.pop(pgno, ()))
+
+    def recalled(self, peek: Callable[[int], bytes | None], most: int) -> list[int]:
+        """See `Watcher.recalled`."""
+        next_leaf, self.recall.next_leaf = self.recall.next_leaf, 0
+        if next_leaf and (page := peek(next_leaf)):
+            self.recall.is_due = False
+            return self.enter(next_leaf, page)
+        found = self.recall.find(self._trees, peek, most)
+        if found is None:
+            return []
+        self.leaf = leaf = IndexLeaf(found.pgno, found.page, found.first)
+        plan = self.recognize(leaf, found.second)
+        if leaf.window:
+            self.recall.begin()
+        return plan
+
+    def enter(self, pgno: int, page: bytes) -> list[int]:
+        """Index leaf `pgno` is read."""
+        self.recall.note_leaf(pgno)
+        before, leaf = self.leaf, IndexLeaf(pgno, page)
+        self.leaf = leaf
+        if before is None or not before.window:
+            return []
+        self._rows_before += before.rows
+        if not self._is_continued(before, pgno):
+            return []
+        entries = parse_index_entries(page)[:: -1 if before.is_descending else 1]
+        if before.is_equality and not (entries and entries[0].key == before.key):
+            return []
+        leaf.root, leaf.depth, leaf.entries, leaf.position = before.root, before.depth, entries, -1
+        leaf.window, leaf.is_equality, leaf.is_descending = before.window, before.is_equality, before.is_descending
+        return self._plan(leaf)
+
+    def _is_continued(self, before: IndexLeaf, pgno: int) -> bool:
+        """Whether the rows of an index leaf were looked up to its end, and leaf `pgno` comes next."""
+        if before.position < max(0, len(before.entries) - LOOK_AROUND):
+            return False
+        first, second = (pgno, before.pgno) if before.is_descending else (before.pgno, pgno)
+        return before.pgno not in self._parents or self._trees.next_leaf(first) == second
+
+    def recognize(self, leaf: IndexLeaf, pgno: int, *, is_read: bool = True) -> list[int]:
+        """Whether two table leaves, read one after the other, are those of two entries of the index leaf.
+
+        If not `is_read`, page `pgno` is about to be read, and may be an interior page above the second one.
+        """
+        if not leaf.first and is_read and pgno in self._parents:
+            leaf.first = pgno
+        if leaf.window or leaf.first in {0, pgno} or pgno not in self._parents:
+            return []
+        leaf.entries = leaf.entries or parse_index_entries(leaf.page)
+        leaf.root = self._trees.topmost(pgno)
+        targets = self._trees.ends(leaf.root, leaf.entries.rowids)
+        if (entry := leaf.led_along(targets, pgno)) is not None:
+            leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
+            leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
+            return self._plan(leaf) if self._is_due(leaf) else []
+        if is_read:
+            self.leaf = None
+        return []
+
+    def follow(self, pgno: int) -> list[int]:
+        """Where in the index leaf the look-ups are, and whether it is time to plan further ones."""
+        leaf = self.leaf
+        if leaf is None:
+            return []
+        if not leaf.window:
+            return self.recognize(leaf, pgno, is_read=False)
+        for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
+            if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i)):
+                leaf.is_equality &= leaf.entries[i].key == leaf.key
+                leaf.position = i
+                leaf.end = max(leaf.end, i + 1)
+                return self._plan(leaf) if self._is_due(leaf) else []
+        self.recall.note_jump(pgno)
+        if leaf.position >= len(leaf.entries) - LOOK_AROUND and not leaf.is_descending:
+            self.recall.expect(self._trees.next_leaf(leaf.pgno))
+        return []
+
+    def _plan(self, leaf: IndexLeaf) -> list[int]:
+        """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
+        most = max(FIRST_WINDOW, self.max_window)
+        window = min(leaf.window * LOOKUP_GROWTH, most)
+        after = window * LOOKUP_GROWTH
+        if self.expected:
+            looked_up = self._rows_before + leaf.rows
+            left = self.expected - looked_up - leaf.planned
+            if left > 0:
+                window = min(max(window, EXPECTED_WINDOW), left, most)
+                after = left - window
+            else:  # the query rejects rows: perhaps as large a part of those to come
+                window = after = min(max(looked_up, FIRST_WINDOW), most)
+        leaf.window = window
+        start, leaf.end = leaf.end, leaf.within_key(leaf.end + window)
+        return self._targets(leaf, range(start, leaf.within_key(leaf.end + after)))
+
+    def _is_due(self, leaf: IndexLeaf) -> bool:
+        """Whether it is time to plan further look-ups."""
+        if self.expected and 0 <= self.expected - self._rows_before - leaf.rows <= leaf.planned:
+            return False
+        return leaf.planned <= leaf.window // 2
+
+    def _targets(self, leaf: IndexLeaf, entries: Iterable[int]) -> list[int]:
+        """The pages that each of these entries needs next: of those beyond the window, only interior ones.
+
+        Known interior pages are among them if SQLite reads such pages in this query: it has none of its own then.
+        """
+        targets: dict[int, None] = {}
+        for i in entries:
+            path = self._trees.path(leaf.root, leaf.entries.rowid(i))
+            if len(path) < leaf.depth:
+                leaf.waiting.setdefault(path[-1], []).append(i)
+                self._awaited.add(path[-1])
+            elif i >= leaf.end:
+                continue
+            if self.descends:
+                targets.update(dict.fromkeys(path))
+            targets[path[-1]] = None
+        return list(targets)

@@ -1,0 +1,71 @@
+"""What is read off SQLite's program of a statement: how many rows a LIMIT lets through."""
+
+from __future__ import annotations
+
+import apsw
+import pytest
+
+from litevfs.bindings.programs import FEW_PAGES, MANY_PAGES, Plan, plan_of
+
+_SCHEMA = """
+    CREATE TABLE orders (id INTEGER PRIMARY KEY, batch INTEGER, amount INTEGER, note TEXT);
+    CREATE INDEX orders_by_batch ON orders (batch);
+    CREATE TABLE likes (user_id, post_id, PRIMARY KEY (user_id, post_id)) WITHOUT ROWID
+"""
+BY_BATCH = "SELECT * FROM orders WHERE batch = 7"
+
+
+def _plan(sql: str, values: object = None) -> Plan:
+    connection = apsw.Connection(":memory:")
+    connection.execute(_SCHEMA)
+    return plan_of(connection.execute(f"EXPLAIN {sql}", values).fetchall())
+
+
+@pytest.mark.parametrize(
+    ("sql", "values", "rows"),
+    [
+        (f"{BY_BATCH} LIMIT 20", (), 20),
+        (f"{BY_BATCH} LIMIT 20 OFFSET 40", (), 20),
+        (f"{BY_BATCH} ORDER BY id DESC LIMIT 20", (), 20),
+        (f"{BY_BATCH} LIMIT ?", (30,), 30),
+        ("SELECT * FROM orders WHERE batch = ? LIMIT ? OFFSET ?", (7, 30, 5), 30),
+        ("SELECT * FROM orders WHERE batch = :batch LIMIT :most", {"batch": 7, "most": 40}, 40),
+        ("SELECT * FROM orders WHERE batch = ?2 LIMIT ?1", (40, 7), 40),
+        (f"SELECT count(*), max(note) FROM ({BY_BATCH} LIMIT 20)", (), 20),
+        (f"SELECT * FROM ({BY_BATCH} LIMIT 5) UNION ALL SELECT * FROM ({BY_BATCH} LIMIT 9)", (), 9),
+        (f"{BY_BATCH} LIMIT 0", (), 0),
+        (f"{BY_BATCH} LIMIT -1", (), None),
+        (f"{BY_BATCH} LIMIT ?", (None,), None),
+        (f"{BY_BATCH} LIMIT ?", ("20",), None),
+        (f"{BY_BATCH} LIMIT 10 + 10", (), None),
+        (f"{BY_BATCH} ORDER BY note LIMIT 20", (), None),  # all rows are sorted first
+        (BY_BATCH, (), None),
+    ],
+)
+def test_the_rows_that_a_limit_lets_through_are_known(sql, values, rows):
+    assert _plan(sql, values).rows(values) == rows
+
+
+@pytest.mark.parametrize(
+    "subquery",
+    [
+        "SELECT 1 FROM likes WHERE post_id = o.amount LIMIT 1",
+        "SELECT post_id FROM likes WHERE user_id = o.amount ORDER BY post_id DESC LIMIT 3",
+    ],
+)
+def test_a_limit_within_what_runs_for_each_row_ends_no_other_part(subquery):
+    plan = _plan(f"SELECT id, ({subquery}) FROM orders o WHERE batch = 7")
+    assert plan.rows(()) is None
+    assert plan.pages(()) == MANY_PAGES
+    limited = _plan(f"SELECT id, ({subquery}) FROM orders o WHERE batch = 7 LIMIT 30")
+    assert limited.rows(()) == 30
+
+
+def test_a_limit_bounds_what_the_first_rehearsal_may_miss():
+    assert _plan(BY_BATCH).pages(()) == MANY_PAGES
+    assert _plan(f"{BY_BATCH} ORDER BY note LIMIT 20").pages(()) == MANY_PAGES
+    assert _plan(f"{BY_BATCH} LIMIT -1").pages(()) == MANY_PAGES
+    assert _plan(f"{BY_BATCH} LIMIT 10 + 10").pages(()) == FEW_PAGES
+    assert _plan(f"{BY_BATCH} LIMIT 2").pages(()) == FEW_PAGES
+    assert _plan(f"{BY_BATCH} LIMIT 20").pages(()) == 20
+    assert _plan(f"{BY_BATCH} LIMIT 100000").pages(()) == MANY_PAGES

@@ -1,0 +1,65 @@
+"""Look-ups of a query that is known to look up so many rows: plans for these, and for more only when they are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from litevfs.pages.btree import LEAF_TABLE
+from litevfs.pages.watcher import Watcher
+from tests.pages.test_watcher import fetched, indexed_pages, look_ups, look_ups_backwards
+
+ROWS = 8000
+KEY = 1017
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
+    """A table whose rows of each key lie scattered, and an index by key, whose leaves hold some forty rows each."""
+    return indexed_pages(tmp_path_factory.mktemp("lookups") / "t.db", ROWS)
+
+
+def _expecting(rows: int) -> Watcher:
+    watcher = Watcher(300)
+    watcher.expect(rows)
+    return watcher
+
+
+def _leaves(pages: dict[int, bytes], pgnos: set[int]) -> set[int]:
+    return {pgno for pgno in pgnos if pages[pgno][0] == LEAF_TABLE}
+
+
+@pytest.mark.parametrize("rows", [2, 3, 9, 20, 30, 70, 120])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_as_many_rows_are_planned_as_are_expected(pages: dict[int, bytes], rows: int, backwards: bool):
+    wanted = list(look_ups_backwards(pages, rows) if backwards else look_ups(pages, KEY, rows))
+    trips, asked_for = fetched(pages, iter(wanted), _expecting(rows))
+    assert asked_for == set(wanted)  # of interior pages, too
+    assert trips <= fetched(pages, iter(wanted))[0]
+
+
+def test_rows_beyond_those_expected_are_planned_as_the_query_comes_to_them(pages: dict[int, bytes]):
+    wanted = list(look_ups(pages, KEY, 60))
+    trips, asked_for = fetched(pages, iter(wanted), _expecting(10))
+    assert len(_leaves(pages, asked_for)) <= 2 * 60
+    assert trips <= fetched(pages, iter(wanted))[0] + 4
+
+
+def test_rows_that_are_expected_too_late_are_planned_no_further(pages: dict[int, bytes]):
+    wanted = list(look_ups(pages, KEY, 20))
+    watcher = Watcher(300)
+    more: set[int] = set()
+    for number, pgno in enumerate(wanted):
+        if number == 8:
+            watcher.expect(20)
+        more.update(watcher.before_read(pgno))
+        more.update(watcher.after_read(pgno, pages[pgno]))
+    assert len(_leaves(pages, more - set(wanted))) <= 8
+
+
+def test_another_query_expects_nothing(pages: dict[int, bytes], tmp_path: Path):
+    watcher = _expecting(3)
+    watcher.begin()
+    wanted = list(look_ups(pages, KEY, 200))
+    assert fetched(pages, iter(wanted), watcher) == fetched(pages, iter(wanted))
