@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any
 
-from botocore.awsrequest import AWSHTTPConnection, AWSHTTPSConnection
+import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from litevfs.errors import StorageClosedError
@@ -189,6 +189,7 @@ class _Watched:
     port: int
     timeout: float | None
     socket_options: Any
+    response_class: Any
     _dns_host: str
 
     def __init__(self, *args: Any, sockets: LiveSockets, limits: Limits, **kwargs: Any) -> None:
@@ -264,11 +265,11 @@ def _finish_connecting(sock: socket.socket, begun: int, timeout_s: float | None)
         raise OSError(begun, os.strerror(begun))
 
 
-class HTTPConnection(_Watched, AWSHTTPConnection):  # type: ignore[misc]  # botocore's own overrides
+class HTTPConnection(_Watched, urllib3.connection.HTTPConnection):
     """A connection that `sockets` knows, with answers that `limits` hold for."""
 
 
-class HTTPSConnection(_Watched, AWSHTTPSConnection):  # type: ignore[misc]  # botocore's own overrides
+class HTTPSConnection(_Watched, urllib3.connection.HTTPSConnection):
     """An `HTTPConnection` over TLS."""
 
     def connect(self) -> None:

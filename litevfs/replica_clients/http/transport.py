@@ -17,8 +17,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
-from botocore.httpsession import get_cert_path
-from botocore.utils import get_environ_proxies
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -111,8 +109,8 @@ class Transport:
             return pool.urlopen(
                 method,
                 target,
-                body=body,  # type: ignore[arg-type]  # bytes or a file, whatever botocore prepared
-                headers=headers,  # a mapping of text, or botocore's own
+                body=body,  # type: ignore[arg-type]  # bytes or a file
+                headers=headers,
                 timeout=self._timeout if timeout_s is None else self._total_timeout(timeout_s),
                 retries=False,
                 redirect=False,
@@ -207,7 +205,7 @@ class Transport:
         if scheme == "https":
             verify = self._verify()
             options |= {"ssl_context": _ssl_context(verify), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
-        proxy = get_environ_proxies(url).get(scheme)
+        proxy = _proxy(scheme, netloc)
         manager = _proxy_manager(proxy, options) if proxy else urllib3.PoolManager(**options)
         pool = manager.connection_from_url(url)
         kind = HTTPSConnection if scheme == "https" else HTTPConnection
@@ -225,6 +223,14 @@ def endpoint_of(url: str) -> str:
     """Scheme and host of a URL: what an error may name."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _proxy(scheme: str, netloc: str) -> str | None:
+    """The URL of the proxy that the environment, or the system's settings, name for a server."""
+    from urllib.request import getproxies, proxy_bypass  # loaded when a process makes a connection: 4 ms of CPU
+
+    proxy = getproxies().get(scheme)
+    return None if proxy is None or proxy_bypass(netloc) else proxy
 
 
 def _proxy_manager(proxy: str, options: Mapping[str, Any]) -> urllib3.ProxyManager:
@@ -253,11 +259,20 @@ def _translate(exc: HTTPError | OSError, endpoint: str) -> StorageError:
     return TransientStorageError(f"the connection to {endpoint} broke: {exc}", hint=broken_hint)
 
 
+def _usual_authorities() -> str:
+    """The file of authorities that botocore would use."""
+    try:
+        from certifi import where  # many packages bring it
+    except ImportError:
+        from botocore.httpsession import where  # its own list
+    return str(where())
+
+
 def _ssl_context(verify: bool | str) -> ssl.SSLContext:
     """One TLS context for all connections: loading certificates costs milliseconds."""
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
     if verify:
-        path = str(get_cert_path(verify))  # type: ignore[arg-type]  # the stubs know no path
+        path = _usual_authorities() if verify is True else verify
         try:
             context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})  # noqa: PTH112
         except OSError as exc:

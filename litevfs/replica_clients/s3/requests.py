@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from botocore.credentials import ReadOnlyCredentials
-
 from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
@@ -24,6 +22,7 @@ from litevfs.replica_clients.s3.errors import (
     parse_error,
     unzipped,
 )
+from litevfs.replica_clients.s3.signing import Credentials
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 
 _ERROR_LIMIT_BYTES = 1 << 16
@@ -101,7 +100,7 @@ class SignedRequests:
         url: str,
         location: str | None,
         region: str,
-        credentials: ReadOnlyCredentials | None,
+        credentials: Credentials | None,
         request: Request,
         corrected: set[str],
     ) -> tuple[str, str | None]:
@@ -123,7 +122,7 @@ class SignedRequests:
             return "credentials", None
         return "", None
 
-    def _send_once(self, url: str, request: Request, credentials: ReadOnlyCredentials | None) -> Answer:
+    def _send_once(self, url: str, request: Request, credentials: Credentials | None) -> Answer:
         headers = self._access.headers(request.method, url, request.headers, request.body or b"", credentials)
         timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
         body: bytes | io.BytesIO | None = request.body

@@ -11,13 +11,23 @@ import functools
 import hashlib
 import hmac
 import time
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
-
-from botocore.credentials import ReadOnlyCredentials
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Credentials(NamedTuple):
+    """What a request is signed with."""
+
+    access_key: str
+    secret_key: str
+    token: str | None = None  # of keys that are temporary
+
+    def __repr__(self) -> str:
+        return f"Credentials(access_key={self.access_key!r})"
 
 
 def signed(
@@ -25,7 +35,7 @@ def signed(
     url: str,
     headers: dict[str, str],
     body: bytes,
-    credentials: ReadOnlyCredentials,
+    credentials: Credentials,
     *,
     service: str,
     region: str,
