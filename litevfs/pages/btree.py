@@ -86,11 +86,15 @@ def _has_varint(page: bytes, position: int) -> bool:
     return any(byte < 0x80 for byte in page[position : position + _MAX_VARINT - 1])
 
 
+Key = tuple[int, bytes]
+"""The first column of an index entry, in its encoded form: serial type and content."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """An entry of an index leaf: the first column, in its encoded form, and the rowid it leads to."""
+    """An entry of an index leaf: its key, and the rowid it leads to."""
 
-    key: tuple[int, bytes]  # serial type and content
+    key: Key
     rowid: int
 
 

@@ -80,10 +80,10 @@ class LookUps:
         if not self._is_continued(before, pgno):
             return []
         entries = parse_index_entries(page)[:: -1 if before.is_descending else 1]
-        if before.is_equality and not (entries and entries[0].key == before.key):
+        if before.key is not None and not (entries and entries[0].key == before.key):
             return []
         leaf.root, leaf.depth, leaf.entries, leaf.position = before.root, before.depth, entries, -1
-        leaf.window, leaf.is_equality, leaf.is_descending = before.window, before.is_equality, before.is_descending
+        leaf.window, leaf.key, leaf.is_descending = before.window, before.key, before.is_descending
         return self._plan(leaf)
 
     def _is_continued(self, before: IndexLeaf, pgno: int) -> bool:
@@ -120,16 +120,20 @@ class LookUps:
             return []
         if not leaf.window:
             return self.recognize(leaf, pgno, is_read=False)
-        for i in range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries))):
-            if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i)):
-                leaf.is_equality &= leaf.entries[i].key == leaf.key
-                leaf.position = i
-                leaf.end = max(leaf.end, i + 1)
-                return self._plan(leaf) if self._is_due(leaf) else []
+        if (position := self._position(leaf, pgno)) is not None:
+            leaf.come_to(position)
+            return self._plan(leaf) if self._is_due(leaf) else []
         self.recall.note_jump(pgno)
         if leaf.position >= len(leaf.entries) - LOOK_AROUND and not leaf.is_descending:
             self.recall.expect(self._trees.next_leaf(leaf.pgno))
         return []
+
+    def _position(self, leaf: IndexLeaf, pgno: int) -> int | None:
+        """The next entry whose look-up reads a page; None if it is none of the next ones."""
+        next_ones = range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries)))
+        if (planned := leaf.first_for.get(pgno)) in next_ones:
+            return planned
+        return next((i for i in next_ones if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i))), None)
 
     def _plan(self, leaf: IndexLeaf) -> list[int]:
         """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
@@ -167,6 +171,7 @@ class LookUps:
                 self._awaited.add(path[-1])
             elif i >= leaf.end:
                 continue
+            leaf.first_for.setdefault(path[-1], i)
             if self.descends:
                 targets.update(dict.fromkeys(path))
             targets[path[-1]] = None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from litevfs.pages.btree import NO_ENTRIES, IndexEntries, IndexEntry, Int64s
+from litevfs.pages.btree import NO_ENTRIES, IndexEntries, IndexEntry, Int64s, Key
 from litevfs.pages.recall import LOOK_AROUND
 
 
@@ -84,13 +84,10 @@ class IndexLeaf:
     position: int = 0  # entry looked up last
     end: int = 0  # first entry not planned yet
     window: int = 0  # 0: not known to be a pattern
-    is_equality: bool = False  # so far all entries have the same key: plan no further than that key goes
+    key: Key | None = None  # of all entries looked up so far, if they share one: plan no further than it goes
+    key_end: int = 0  # first entry after those of that key; 0: not known yet
     waiting: dict[int, list[int]] = field(default_factory=dict)  # interior page not known yet -> entries below it
-
-    @property
-    def key(self) -> tuple[int, bytes]:
-        """The key of the entry looked up last, or of the first one."""
-        return self.entries[max(self.position, 0)].key
+    first_for: dict[int, int] = field(default_factory=dict)  # page planned -> the first entry that it is planned for
 
     @property
     def rows(self) -> int:
@@ -123,17 +120,27 @@ class IndexLeaf:
                 self.began = int(of_first[near[0]])
                 entry = self.entries[self.began]
                 self.position = int(of_second[following[near[0]]])
-                self.is_equality = entry.key == self.entries[self.position].key
+                self.key = entry.key if entry.key == self.entries[self.position].key else None
                 self.end = self.position + 1
                 return entry
             self.is_descending = not self.is_descending
             self.entries, targets = self.entries[::-1], targets[::-1]
         return None
 
+    def come_to(self, position: int) -> None:
+        """The entry at `position`, further on, is looked up."""
+        self.position = position
+        self.end = max(self.end, position + 1)
+        if self.key is not None and position >= self._end_of_key():
+            self.key = None
+
     def within_key(self, end: int) -> int:
         """`end`, or the end of the entries that are going to be looked up for all that is known."""
         end = min(end, len(self.entries))
-        if self.is_equality and end > self.end:
-            key = self.key
-            return bisect_left(self.entries, True, self.end, end, key=lambda entry: entry.key != key)
-        return end
+        return min(end, max(self.end, self._end_of_key())) if self.key is not None else end
+
+    def _end_of_key(self) -> int:
+        if not self.key_end:  # each look at a key decodes an entry
+            key, first = self.key, max(self.position, 0)
+            self.key_end = bisect_left(self.entries, True, first, key=lambda entry: entry.key != key)
+        return self.key_end

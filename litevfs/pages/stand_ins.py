@@ -8,13 +8,14 @@ after the page, which is a true one, too. Both stand on interior pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_rowids, varint
+from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, Int64s, parse_rowids, varint
 from litevfs.pages.trees import MAX_ROWID, MIN_ROWID, KnownTrees
 
 HEADER, POINTER, CHILD, MIN_CELL = 8, 2, 4, 4
@@ -26,9 +27,13 @@ MAX_ROWS = 2048
 """More take as long to write down as a round trip."""
 _RESERVED = 255
 """Bytes at the end of a page that a database may keep for extensions, at most."""
+_EDGES = (0, *(1 << 7 * size for size in range(1, LONG)))
+"""The first rowid whose varint has 1 byte, 2, and so on, and of those that have LONG ones from 2**56 on."""
+_SHIFTS = 7 * np.arange(LONG - 2, -1, -1)
 _NULL = b"\x02\x00"
 """A record of one column: the header's size, and the serial type of NULL; SQLite reads columns beyond as NULL, too
 (https://www.sqlite.org/fileformat2.html#record_format)."""
+_NULL_BYTES = np.frombuffer(_NULL, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +52,17 @@ class StandIns:
         """`trees` by root page; `peek` gives a page's bytes if they are in memory."""
         self._page_size = page_size
         self._peek = peek
-        self._tree_of = dict(trees)  # by page
+        self._tree_of = dict(trees)  # by interior page or root
         self._known = KnownTrees()
-        self._index_leaves: dict[int, list[int] | None] = {}  # those read, and their rowids if these were needed
+        self._index_leaves: dict[int, bool] = {}  # those read, and whether their rowids are among those named
+        self._named: list[list[int]] = []  # ascending rowids; each list is less than half as long as the one before
 
     def tree_of(self, pgno: int) -> Tree | None:
         """The tree that a page belongs to; None for pages that no interior page leads to."""
-        return self._tree_of.get(pgno)
+        tree = self._tree_of.get(pgno)
+        if tree is None and (place := self._known.place(pgno)) is not None:
+            tree = self._tree_of.get(place[0])
+        return tree
 
     def is_next_to(self, pgno: int, other: int) -> bool:
         """Whether two pages are neighbours below one interior page."""
@@ -62,19 +71,18 @@ class StandIns:
 
     def learn(self, pgno: int, page: bytes) -> None:
         """A true page is read."""
-        tree = self._tree_of.get(pgno)
+        tree = self.tree_of(pgno)
         if tree is None:
             return
         if page[0] == LEAF_INDEX:
-            self._index_leaves.setdefault(pgno, None)
+            self._index_leaves.setdefault(pgno, False)
         elif page[0] in {INTERIOR_INDEX, INTERIOR_TABLE} and pgno not in self._known.interior:
             self._known.learn(pgno, page)
-            if (interior := self._known.interior.get(pgno)) is not None:
-                self._tree_of.update(dict.fromkeys(interior.children, tree))
+            self._tree_of[pgno] = tree
 
     def make(self, pgno: int) -> bytes:
         """A page that stands in for one of a known tree, or for a part of a large row, which then ends there."""
-        tree = self._tree_of.get(pgno)
+        tree = self.tree_of(pgno)
         if tree is None:
             return bytes(self._page_size)
         if tree.is_table:
@@ -92,7 +100,7 @@ class StandIns:
         largest = (self._page_size - _RESERVED - 12) * 64 // 255 - 23  # the rest lies on other pages
         return record if len(record) == size <= largest else _NULL
 
-    def _rowids(self, pgno: int) -> Iterable[int]:
+    def _rowids(self, pgno: int) -> Sequence[int]:
         """Rowids that a page of a table may hold: all between those of its neighbours if these are not too many.
 
         Else those of them that index leaves name; at an end of the table, as many more as there is room for.
@@ -101,21 +109,29 @@ class StandIns:
         most = max_rows(self._page_size)
         if lower is not None and upper is not None and upper - lower <= most:
             return range(lower, upper)
-        rowids = self._named(MIN_ROWID if lower is None else lower, MAX_ROWID if upper is None else upper)
+        rowids = self._named_within(MIN_ROWID if lower is None else lower, MAX_ROWID if upper is None else upper)
         if lower is None or upper is None:
             first = lower if lower is not None else 0 if upper is None else max(0, upper - most)
             room = max(0, most - len(rowids))
-            rowids.update(range(first, first + room if upper is None else min(first + room, upper)))
+            rowids.update(range(first, min(first + room, MAX_ROWID if upper is None else upper)))
         return sorted(rowids)
 
-    def _named(self, lower: int, upper: int) -> set[int]:
+    def _named_within(self, lower: int, upper: int) -> set[int]:
         """The rowids from `lower` on and below `upper` that index leaves name."""
-        named: set[int] = set()
-        for leaf, rowids in self._index_leaves.items():
-            if rowids is None and (page := self._peek(leaf)):
-                self._index_leaves[leaf] = rowids = parse_rowids(page)
-            named.update(rowid for rowid in rowids or () if lower <= rowid < upper)
-        return named
+        for leaf, is_named in self._index_leaves.items():
+            if not is_named and (page := self._peek(leaf)):
+                self._index_leaves[leaf] = True
+                self._name(parse_rowids(page))
+        found: set[int] = set()
+        for rowids in self._named:
+            found.update(rowids[bisect_left(rowids, lower) : bisect_left(rowids, upper)])
+        return found
+
+    def _name(self, rowids: list[int]) -> None:
+        named = self._named
+        named.append(sorted(rowids))
+        while len(named) > 1 and len(named[-2]) <= 2 * len(named[-1]):
+            named[-2:] = [sorted(named[-2] + named[-1])]
 
 
 def max_rows(page_size: int) -> int:
@@ -123,33 +139,35 @@ def max_rows(page_size: int) -> int:
     return min(MAX_ROWS, (page_size - HEADER - _RESERVED) // (POINTER + 3 + 9))
 
 
-def table_leaf(page_size: int, rowids: Iterable[int]) -> bytes:
+def table_leaf(page_size: int, rowids: Sequence[int]) -> bytes:
     """A leaf of a table with the first of these rowids, which ascend; with the largest one of all if there is none."""
-    values = np.fromiter(islice(rowids, max_rows(page_size)), np.int64)
-    if not len(values):
-        values = np.array([(1 << 63) - 1])
+    rowids = rowids[: max_rows(page_size)] or (MAX_ROWID - 1,)
+    size = _varint_size(rowids[-1])
+    if _varint_size(rowids[0]) == size < LONG:  # most leaves are such
+        return _leaf(page_size, LEAF_TABLE, _cells(rowids, size), [1 + size + len(_NULL)] * len(rowids))
     cells: list[bytes] = []
     sizes: list[int] = []
-    ends = np.searchsorted(values, [0, *(1 << 7 * size for size in range(1, LONG)), np.iinfo(np.int64).max], "left")
-    ends[-1] = len(values)
-    start = 0
-    for size, end in zip((LONG, *range(1, LONG), LONG), ends.tolist(), strict=True):
-        part = values[start:end]
-        if len(part):
-            made = [_cell(_NULL, _varint(rowid)) for rowid in part.tolist()] if size == LONG else [_cells(part, size)]
-            cells += made
-            sizes += [1 + size + len(_NULL)] * len(part)
-        start = end
+    ends = [0, *(bisect_left(rowids, edge) for edge in _EDGES), len(rowids)]
+    for (start, end), size in zip(pairwise(ends), (LONG, *range(1, LONG), LONG), strict=True):
+        cells.append(_cells(rowids[start:end], size))
+        sizes += [1 + size + len(_NULL)] * (end - start)
     return _leaf(page_size, LEAF_TABLE, b"".join(cells), sizes)
 
 
-def _cells(rowids: np.ndarray[tuple[int], np.dtype[np.int64]], size: int) -> bytes:
+def _varint_size(rowid: int) -> int:
+    return LONG if rowid < 0 else min(max(1, -(-rowid.bit_length() // 7)), LONG)
+
+
+def _cells(rowids: Sequence[int], size: int) -> bytes:
     """The cells of rowids that take so many bytes each; a hundredth of the time of one cell after the other."""
-    cells = np.zeros((len(rowids), 1 + size + len(_NULL)), np.uint8)
+    if size == LONG:
+        return b"".join(_cell(_NULL, _varint(rowid)) for rowid in rowids)
+    values: Int64s = np.arange(rowids.start, rowids.stop) if isinstance(rowids, range) else np.array(rowids, np.int64)
+    cells = np.empty((len(rowids), 1 + size + len(_NULL)), np.uint8)
     cells[:, 0] = len(_NULL)
-    cells[:, 1 : 1 + size] = rowids[:, None] >> 7 * np.arange(size - 1, -1, -1) & 0x7F
+    cells[:, 1 : 1 + size] = values[:, None] >> _SHIFTS[-size:] & 0x7F
     cells[:, 1:size] |= 0x80
-    cells[:, 1 + size :] = np.frombuffer(_NULL, np.uint8)
+    cells[:, 1 + size :] = _NULL_BYTES
     return cells.tobytes()
 
 
@@ -163,9 +181,10 @@ def _cell(record: bytes, rowid: bytes = b"") -> bytes:
     return (_varint(len(record)) + rowid + record).ljust(MIN_CELL, b"\0")
 
 
-def _leaf(page_size: int, kind: int, cells: bytes, sizes: list[int]) -> bytes:
+def _leaf(page_size: int, kind: int, cells: bytes, sizes: Sequence[int]) -> bytes:
+    """A leaf with these cells, of so many bytes each."""
     start = HEADER + POINTER * len(sizes)
-    pointers = (start + np.cumsum([0, *sizes[:-1]])).astype(">u2").tobytes()
+    pointers = np.array([*accumulate(sizes[:-1], initial=start)], ">u2").tobytes()
     header = bytes([kind, 0, 0]) + len(sizes).to_bytes(2) + start.to_bytes(2) + b"\0"
     return b"".join([header, pointers, cells]).ljust(page_size, b"\0")
 

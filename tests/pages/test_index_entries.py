@@ -297,7 +297,7 @@ def test_a_leaf_is_led_along_by_the_first_entries_that_explain_two_reads(targets
             assert (entry.rowid, index_leaf.position, index_leaf.end) == (rowids[found[0]], found[1], found[1] + 1)
             assert index_leaf.is_descending is is_descending
             assert index_leaf.entries[found[1]].rowid == rowids[found[1]]
-            assert index_leaf.is_equality is (rowids[found[0]] // 2 == rowids[found[1]] // 2)
+            assert (index_leaf.key is not None) is (rowids[found[0]] // 2 == rowids[found[1]] // 2)
             return
     assert entry is None
     assert not index_leaf.is_descending
