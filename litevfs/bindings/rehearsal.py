@@ -25,7 +25,7 @@ import apsw
 from litevfs.bindings.guests import end_at_exit
 from litevfs.bindings.programs import Plan
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
-from litevfs.bindings.statements import FindStatement, Statement
+from litevfs.bindings.statements import FindRunning
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, TransientStorageError
 from litevfs.live.session import Session
@@ -51,13 +51,13 @@ LOOK_S = 0.05
 class Rehearsals:
     """Those of one session's statements, one at a time, in a thread that lives as long as there is one. See `Waits`."""
 
-    def __init__(self, host: Session, find: FindStatement) -> None:
+    def __init__(self, host: Session, find: FindRunning) -> None:
         self._host = weakref.ref(host)
         self._find = find
         self._guest: RehearsalSession | None = None
-        self._last: tuple[Statement, int] | None = None  # the statement that waited last, in which transaction
-        self._waits = 0  # of that statement; it is rehearsed at the first, second, fourth, ... of them
-        self._given_up: tuple[Statement, int] | None = None  # one that is rehearsed no more
+        self._last: tuple[object, int] | None = None  # the run that waited last, in which transaction
+        self._waits = 0  # of that run; its statement is rehearsed at the first, second, fourth, ... of them
+        self._given_up: tuple[object, int] | None = None  # one that is rehearsed no more
         self._query_waits = threading.Event()  # set when it waits again
         self._next: Task | None = None
         self._thread: threading.Thread | None = None
@@ -68,23 +68,27 @@ class Rehearsals:
 
     def before_wait(self, snapshot: Snapshot, begins: int) -> None:
         """The session is about to wait for the storage in its read transaction number `begins`."""
-        statement, host = self._find(begins), self._host()
-        if statement is None or host is None:
+        running, host = self._find(begins), self._host()
+        if running is None or host is None:
             return
-        if (statement, begins) != self._last:
-            self._last, self._waits = (statement, begins), 0
+        if (run := (running.run, begins)) != self._last:
+            self._last, self._waits = run, 0
         self._waits += 1
         self._query_waits.set()
         first_page = host.page_one(snapshot)
-        if self._waits & (self._waits - 1) or (statement, begins) == self._given_up:
+        if self._waits & (self._waits - 1) or run == self._given_up:
             return
         if not first_page or host.replica.pages.hydration is not None:
+            return
+        statement = running.find()
+        if statement is None:
+            self._given_up = run
             return
         if os.getpid() != self._pid:
             self._forget()
         with self._lock:
             if not self._is_stopped and (self._thread is None or self._waits == 1):
-                self._next = Task(statement, snapshot, first_page, begins)
+                self._next = Task(statement, snapshot, first_page, *run)
                 try:
                     self._thread = self._thread or start_thread(self._run, THREAD_NAME)
                 except TransientStorageError as error:
@@ -154,7 +158,7 @@ class Rehearsals:
             host.expect_rows(task.begins, rows)
             del host  # the session may close meanwhile
         if not plan.is_worth_it:
-            self._given_up = task.statement, task.begins
+            self._given_up = task.run, task.begins
             return
         asked: set[int] = set()
         if len(plan.trees) > 1:
@@ -175,7 +179,7 @@ class Rehearsals:
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
             logger.debug("a rehearsal misses %d pages", len(missing))
             if guest.is_exhausted:
-                self._given_up = task.statement, task.begins
+                self._given_up = task.run, task.begins
             if not missing:
                 return
             asked.update(missing)
@@ -215,6 +219,6 @@ class Rehearsals:
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
 
 
-def rehearse(session: Session, find: FindStatement) -> None:
+def rehearse(session: Session, find: FindRunning) -> None:
     """Rehearse the statements of a session from here on, which reads ahead."""
     session.listen(Rehearsals(session, find))

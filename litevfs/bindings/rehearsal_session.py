@@ -50,6 +50,7 @@ class Task:
     statement: Statement
     snapshot: Snapshot
     first_page: bytes
+    run: object  # of the statement, see `Running`
     begins: int  # read transactions of the session so far
 
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 import ctypes
 import importlib
 from ctypes import CFUNCTYPE, POINTER, PYFUNCTYPE, Structure, c_char, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from functools import partial
 from typing import Any
 
+from litevfs.bindings.statements import Running, Statement, as_statement
 from litevfs.errors import OptionError, SQLiteLibraryError
 
 OLDEST_VERSION = 3_034_000
 """SQLite's version number: the first that tells whether a transaction is open (`sqlite3_txn_state`)."""
 TRANSIENT = -1
 """SQLITE_TRANSIENT: SQLite copies the bytes."""
+MAX_SQL_BYTES = 1 << 18
+"""A query whose values make its text longer is not worth parsing again."""
+_STATUS_RUN = 6
+"""SQLITE_STMTSTATUS_RUN: how often a statement began."""
 _DBAPI_HINT = "litevfs.dbapi is the same in the shape of sqlite3, on a SQLite library of its own"
 
 OPEN_READONLY, OPEN_READWRITE, OPEN_CREATE = 0x1, 0x2, 0x4
@@ -105,6 +111,7 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sqlite3_txn_state": (c_int, (c_void_p, c_char_p)),
     "sqlite3_next_stmt": (c_void_p, (c_void_p, c_void_p)),
     "sqlite3_stmt_busy": (c_int, (c_void_p,)),
+    "sqlite3_stmt_status": (c_int, (c_void_p, c_int, c_int)),
     "sqlite3_expanded_sql": (c_void_p, (c_void_p,)),
     "sqlite3_malloc": (c_void_p, (c_int,)),
     "sqlite3_free": (None, (c_void_p,)),
@@ -167,22 +174,28 @@ class Library:
             ctypes.memmove(address, data, len(data))
         return address or 0
 
-    def running_sql(self, database: int) -> str | None:
-        """The statement that a connection runs, with its values; the one prepared last, if several are under way.
+    def running(self, database: int) -> Running | None:
+        """The statement that a connection runs; the one prepared last, if several are under way.
 
         To be called in the thread that runs it, from a callback: SQLite does not wait for itself.
         """
         statement = None
         while statement := self.sqlite3_next_stmt(database, statement):
             if self.sqlite3_stmt_busy(statement):
-                break
-        address = self.sqlite3_expanded_sql(statement) if statement else None
+                runs = self.sqlite3_stmt_status(statement, _STATUS_RUN, 0)
+                return Running((statement, runs), partial(self._query_of, statement))
+        return None
+
+    def _query_of(self, statement: int) -> Statement | None:
+        """A statement with its values, if it is a query and these are not too large."""
+        address = self.sqlite3_expanded_sql(statement)
         if not address:
             return None
         try:
-            return ctypes.string_at(address).decode(errors="replace")
+            sql = ctypes.string_at(address)
         finally:
             self.sqlite3_free(address)
+        return as_statement(sql.decode(errors="replace"), ()) if len(sql) <= MAX_SQL_BYTES else None
 
     def uri_parameters(self, name: int) -> dict[str, str]:
         """The parameters of a URI, from the address of a name that SQLite gave to `xOpen`."""

@@ -28,7 +28,6 @@ from litevfs.bindings.closings import Closings
 from litevfs.bindings.kept_errors import keep_error
 from litevfs.bindings.sqlite3_functions import SQLFunctions
 from litevfs.bindings.sqlite3_library import Library
-from litevfs.bindings.statements import Statement, as_statement
 from litevfs.errors import LitevfsError, OptionError, SQLiteLibraryError
 from litevfs.live.pragmas import answer_pragma
 from litevfs.live.session import SHARED, UNLOCKED, Session
@@ -186,15 +185,11 @@ class Binding:
             if session.replica.pages.ahead is not None:
                 from litevfs.bindings.rehearsal import rehearse  # loads APSW
 
-                rehearse(session, lambda _: self._running_statement(opened))
+                rehearse(session, lambda _: self.library.running(opened.database) if opened.database else None)
             self._open_empty(opened)
         except BaseException:
             session.close()
             raise
-
-    def _running_statement(self, opened: _Open) -> Statement | None:
-        sql = self.library.running_sql(opened.database) if opened.database else None
-        return None if sql is None else as_statement(sql, ())
 
     def _open_empty(self, opened: _Open) -> None:
         """Open an empty file of the default VFS, give it our methods, and let `Closings` watch it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 Value: TypeAlias = str | int | float | bytes | None
@@ -23,8 +24,16 @@ class Statement:
     values: Values
 
 
-FindStatement: TypeAlias = Callable[[int], Statement | None]
-"""The query that runs, if it is known, in the read transaction of this number; called while SQLite reads a page."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A statement that runs."""
+
+    run: object  # equal for the same run of the same statement alone
+    find: Callable[[], Statement | None]  # None for what is no query; may take long where values are large
+
+
+FindRunning: TypeAlias = Callable[[int], Running | None]
+"""What runs, if it is known, in the read transaction of this number; called while SQLite reads a page."""
 
 
 class Noted:
@@ -33,17 +42,19 @@ class Noted:
     def __init__(self) -> None:
         self._begun: tuple[str, object] | None = None  # SQL and values
         self._reads_in: int | None = None  # the transaction in which it has waited first
+        self._running: Running | None = None
 
     def note(self, _: object, sql: str, values: object) -> bool:
         """A statement begins. True: it may."""
         self._begun, self._reads_in = (sql, values), None
         return True
 
-    def find(self, transaction: int) -> Statement | None:
-        """See `FindStatement`. In another transaction it has ended: the schema is read for the next one, perhaps."""
+    def find(self, transaction: int) -> Running | None:
+        """See `FindRunning`. In another transaction it has ended: the schema is read for the next one, perhaps."""
         if self._reads_in is None:
             self._reads_in = transaction
-        return as_statement(*self._begun) if self._begun and self._reads_in == transaction else None
+            self._running = Running(object(), partial(as_statement, *self._begun)) if self._begun else None
+        return self._running if self._reads_in == transaction else None
 
 
 def blank_until(sql: str, start: int = 0) -> int:

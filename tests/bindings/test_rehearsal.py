@@ -18,9 +18,10 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
-from litevfs.bindings import programs, rehearsal_session
+from litevfs.bindings import programs, rehearsal_session, sqlite3_library
 from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
+from litevfs.bindings.statements import as_statement
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx import Header
@@ -265,6 +266,40 @@ def test_they_do_so_where_the_trips_are_explained(network):
     script.on_read = None
     assert report.rows == len(answer(path, LIKED, VALUES))
     assert report.count("read ahead, used")[0] > 0
+
+
+@pytest.mark.parametrize(("size", "most"), [(1000, 6), (sqlite3_library.MAX_SQL_BYTES, 0)], ids=["small", "large"])
+def test_a_statement_of_sqlite3_is_written_down_for_its_rehearsals_alone(network, monkeypatch, size, most):
+    script, path = network
+    written = []
+
+    def note(sql: str, values: object) -> object:
+        written.append(sql)
+        return as_statement(sql, values)
+
+    monkeypatch.setattr(sqlite3_library, "as_statement", note)
+    ids = ", ".join(map(str, range(0, POSTS, POSTS // 40)))
+    sql = f"SELECT noted(id), length(body), length(?) FROM posts WHERE id IN ({ids})"
+    with closing(litevfs.connect_stdlib(script.url, poll_interval=0)) as connection:
+        connection.create_function("noted", 1, lambda value: value)  # no rehearsal goes far: the query waits often
+        script.clear()
+        rows = connection.execute(sql, (b"x" * size,)).fetchall()
+    assert rows == answer(path, sql.replace("noted", ""), (b"x" * size,))
+    assert len(script.reads) > 16
+    assert len(written) <= most
+    assert bool(written) is bool(most)
+
+
+def test_each_run_of_a_statement_in_a_transaction_is_rehearsed(network):
+    script, path = network
+    with closing(litevfs.connect_stdlib(script.url, poll_interval=0)) as connection:
+        list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+        connection.execute("BEGIN")
+        for post in (VALUES["post"], 1, POSTS - 1):
+            with Tides(script, script.url) as tides:
+                rows = connection.execute(LIKED, {"post": post}).fetchall()
+            assert rows == answer(path, LIKED, {"post": post})
+            assert tides.count <= TRIPS["liked"][0]
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

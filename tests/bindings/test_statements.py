@@ -33,7 +33,13 @@ def test_what_was_noted_holds_for_the_transaction_in_which_it_waits():
     noted = Noted()
     assert noted.find(1) is None
     assert noted.note(None, "SELECT 1", None)
-    assert noted.find(2) == noted.find(2) == Statement("SELECT 1", ())
+    running = noted.find(2)
+    assert running is noted.find(2)
+    assert running.find() == Statement("SELECT 1", ())
     assert noted.find(3) is None
-    noted.note(None, "SELECT 2", None)
-    assert noted.find(3) == Statement("SELECT 2", ())
+    noted.note(None, "SELECT 1", None)
+    again = noted.find(3)
+    assert again.find() == Statement("SELECT 1", ())
+    assert again.run != running.run
+    noted.note(None, "PRAGMA user_version", None)
+    assert noted.find(4).find() is None
