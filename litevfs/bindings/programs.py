@@ -10,6 +10,34 @@ from litevfs.pages.stand_ins import Tree
 FEW_PAGES, MANY_PAGES = 16, 256
 """That the first rehearsal of a query may miss: where a LIMIT of unknown rows may end it, and without one."""
 
+_ENDS = {
+    "ResultRow",
+    "Yield",
+    "Halt",
+    "HaltIfNull",
+    "DecrJumpZero",
+    "Return",
+    "Gosub",
+    "Jump",
+    "Program",
+    "VFilter",
+    "VNext",
+}
+"""After these the application, or a LIMIT, may go on with no further row of a loop; or what comes is not known."""
+_JUMP_NAMES = """
+    Goto If IfNot IfPos IfNotZero IsNull NotNull IsType IsTrue Not IfNullRow Eq Ne Lt Le Gt Ge ElseEq Once MustBeInt
+    Filter Last IdxLE IdxGT IdxLT IdxGE SeekLT SeekLE SeekGE SeekGT SeekScan IfSizeBetween IfSmaller Found NotFound
+    NoConflict NotExists SeekRowid Sort SorterSort SorterNext RowSetRead RowSetTest Rewind Next Prev
+"""
+_JUMPS = frozenset(_JUMP_NAMES.split())
+"""Their second operand is where they may go on."""
+_READ_NAMES = """
+    Rewind Last Count OpenRead ReopenIdx SeekLT SeekLE SeekGE SeekGT SeekRowid NotExists Found NotFound NoConflict
+    DeferredSeek FinishSeek
+"""
+_READS = frozenset(_READ_NAMES.split())
+"""They read other pages than the scan goes through."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -38,10 +66,13 @@ class Plan:
     limits: tuple[Limit, ...]  # each may end the query, or a part of it that runs once, before all rows are read
     is_loop: bool  # something is done more than once
     has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
+    scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
 
     @property
     def is_worth_it(self) -> bool:
         """Whether something in the statement can go side by side."""
+        if self.scans and set(self.scans) >= self.trees.keys():
+            return False
         if len(self.trees) > 1:
             return not self.has_modules
         is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
@@ -77,6 +108,7 @@ class _Step:
 def plan_of(program: list[tuple[object, ...]]) -> Plan:
     """From the rows of EXPLAIN."""
     trees: dict[int, Tree] = {}
+    roots: dict[object, int] = {}  # by cursor
     steps = [_Step(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
     scanned = {step.p1 for step in steps if step.opcode in {"Next", "Prev", "Count"}}
     for step in steps:
@@ -85,8 +117,9 @@ def plan_of(program: list[tuple[object, ...]]) -> Plan:
             known = trees.get(root)
             is_scanned = step.p1 in scanned or (known is not None and known.is_scanned)
             trees[root] = Tree(root, not step.p4.startswith("k("), is_scanned)
+            roots[step.p1] = root
     has_modules = any(step.opcode == "VOpen" for step in steps)
-    return Plan(trees, _limits_of(steps), bool(scanned), has_modules)
+    return Plan(trees, _limits_of(steps), bool(scanned), has_modules, _whole_scans(steps, roots))
 
 
 def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:
@@ -120,3 +153,39 @@ def _repeated(steps: list[_Step]) -> list[range]:
             if steps[begin].opcode == "BeginSubrtn" and steps[begin + 1].opcode != "Once":
                 parts.append(range(begin, address))
     return parts
+
+
+def _whole_scans(steps: list[_Step], roots: dict[object, int]) -> tuple[int, ...]:
+    """The trees of which every leaf is read, in order, before the statement has a row, and with no other tree between.
+
+    Each is read once: loops within loops are left out, and those that a condition may leave out.
+    """
+    first_row = next((i for i, step in enumerate(steps) if step.opcode in {"ResultRow", "Yield"}), len(steps))
+    jumps = [
+        (i, step.p2)
+        for i, step in enumerate(steps[:-1])  # the last one leads from the preparations to the beginning
+        if step.opcode in _JUMPS and isinstance(step.p2, int)
+    ]
+    found: dict[int, None] = {}
+    for begin, step in enumerate(steps[:first_row]):
+        if step.opcode not in {"Rewind", "Count"} or step.p1 not in roots:
+            continue
+        end = _end_of_loop(steps, begin, roots) if step.opcode == "Rewind" else begin
+        is_within_loop = any(0 < to <= begin <= at for at, to in jumps)
+        may_be_left_out = any(at < begin and to > end + 1 and steps[at].opcode != "Once" for at, to in jumps)
+        if end and not is_within_loop and not may_be_left_out:
+            found[roots[step.p1]] = None
+    return tuple(found)
+
+
+def _end_of_loop(steps: list[_Step], begin: int, roots: dict[object, int]) -> int:
+    """Where the loop ends whose Rewind is at `begin`, if it goes through its whole tree and reads no other; or 0."""
+    cursor = steps[begin].p1
+    ends = (i for i, step in enumerate(steps[begin + 1 :], begin + 1) if step.opcode == "Next" and step.p1 == cursor)
+    end = next(ends, 0)
+    for step in steps[begin + 1 : end]:
+        if step.opcode in _ENDS or (step.opcode in _READS and (step.p1 in roots or step.opcode == "OpenRead")):
+            return 0
+        if step.opcode in _JUMPS and not (isinstance(step.p2, int) and (begin < step.p2 <= end or not step.p2)):
+            return 0
+    return end

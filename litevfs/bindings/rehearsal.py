@@ -157,6 +157,7 @@ class Rehearsals:
         if rows is not None and (host := self._host()) is not None:
             host.expect_rows(task.begins, rows)
             del host  # the session may close meanwhile
+        self._expect_scans(task, plan)
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
             return
@@ -188,6 +189,11 @@ class Rehearsals:
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)
+
+    def _expect_scans(self, task: Task, plan: Plan) -> None:
+        host = self._host()
+        if plan.scans and host is not None and not self.must_end(task):
+            host.expect_scans(task.snapshot, plan.scans, task.begins)
 
     def _guest_for(self, task: Task) -> RehearsalSession | None:
         if self._guest is None and (host := self._host()) is not None:

@@ -9,7 +9,7 @@ A binding (`litevfs.bindings`) passes SQLite's calls on, and turns errors into t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from zlib import crc32
 
@@ -17,7 +17,7 @@ from litevfs.errors import LitevfsError, OptionError, ReplicaError, ReplicaReadO
 from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
-from litevfs.pages.reads import Waits
+from litevfs.pages.reads import Waits, WatchedReads
 from litevfs.pages.source import HEADER_SIZE
 from litevfs.states.snapshot import Snapshot
 
@@ -108,6 +108,14 @@ class Session:
     def is_reading(self, snapshot: Snapshot) -> bool:
         """Whether a read transaction that sees this snapshot goes on."""
         return self._pinned is snapshot
+
+    def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
+        """Read transaction number `begins` is going to read these trees whole, one after the other.
+
+        Called in another thread.
+        """
+        if isinstance(self._reads, WatchedReads):
+            self._reads.expect_scans(snapshot, roots, begins)
 
     def page_one(self, snapshot: Snapshot) -> bytes:
         """Page 1 as SQLite has last seen it; empty if that was another snapshot's."""

@@ -58,7 +58,7 @@ class Guesses:
             return ()
         parent, position = place
         interior = trees.interior.get(parent)
-        return () if interior is None else _below(interior, position)
+        return () if interior is None else pages_below(interior, position)
 
     def note(self, pgno: int, guessed: Sequence[int]) -> None:
         """These pages were asked for together with `pgno`; none if it was too much. It is not guessed for again."""
@@ -75,7 +75,10 @@ class Guesses:
         self.open_for = 0
 
 
-def _below(interior: Interior, position: int) -> Sequence[int]:
+def pages_below(interior: Interior, position: int) -> Sequence[int]:
+    """The pages that probably lie below a child of an interior page, nearest first; empty if that is a leaf, or if its
+    siblings say nothing.
+    """
     children = interior.children
     most = _capacity(interior)
     pgno = children[position]
@@ -96,6 +99,12 @@ def _below(interior: Interior, position: int) -> Sequence[int]:
         return ()
     before, after = AROUND[interior.is_table]
     return sorted(range(pgno - int(before * stride), pgno + int(after * stride)), key=lambda other: abs(other - pgno))
+
+
+def leads_to_leaves(interior: Interior) -> bool:
+    """Whether the children of an interior page are leaves, by their distances; False if these say nothing."""
+    strides = sorted(abs(after - before) for before, after in pairwise(interior.children))
+    return strides[len(strides) // 2] < max(CLOSE * _capacity(interior), MIN_STRIDE)
 
 
 def _capacity(interior: Interior) -> int:

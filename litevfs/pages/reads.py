@@ -179,6 +179,15 @@ class WatchedReads:
             if begins != self._begins:  # meanwhile another one has begun
                 watcher.expect(0)
 
+    def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
+        """Query number `begins` is going to read these trees whole, one after the other: start with the first of them.
+
+        Called in another thread than `read`.
+        """
+        watcher = self._watcher
+        if watcher is not None and begins == self._begins and (ahead := watcher.expect_scans(list(roots))):
+            self._source.read_ahead(snapshot, ahead, watcher)
+
     def _stop_watching(self) -> None:
         """Go on without hints after an error in them: reads get slower, but no query fails."""
         logger.exception("reading ahead failed; this connection goes on without")

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
+from litevfs.pages.foreseen import Beginning, Expected, guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
 from litevfs.pages.trees import KnownTrees
@@ -34,8 +35,6 @@ RESTS = 512
 """At least so often, in leaves, a scan's place is noted."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
-GUESS_PAGES = 2048
-"""Leaves below one interior page that are planned before it is known, together with what lies between them."""
 
 
 class Watcher:
@@ -53,6 +52,7 @@ class Watcher:
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lookups = LookUps(self._trees, self._awaited, max_window)
         self.recall = self._lookups.recall
+        self._expected = Expected()
         self._lock = threading.Lock()  # another thread calls `learn` with pages that were read ahead
 
     @property
@@ -70,6 +70,7 @@ class Watcher:
             self._scans.clear()
             self.resting = {}
             self._awaited.clear()
+            self._expected.begin([])
             self._run = Run()
             self._lookups.begin()
 
@@ -129,7 +130,7 @@ class Watcher:
     def learn(self, pgno: int, page: bytes) -> list[int]:
         """Page `pgno` is known now: plans that waited for it can go on."""
         if kind(pgno, page) not in {INTERIOR_TABLE, INTERIOR_INDEX}:
-            return []
+            return self._begin_at_leaf(pgno) if self._expected.waits_for(pgno) else []
         with self._lock:
             self._awaited.discard(pgno)
             for forgotten in self._trees.learn(pgno, page):
@@ -138,10 +139,45 @@ class Watcher:
             if pgno not in self._interior:
                 return []
             plan = self._lookups.come(pgno)
-            for scan in self._scans.values():
+            for scan in list(self._scans.values()):
                 if scan.end_in == pgno:
                     plan += self._extend(scan, at_once=True)
+            if self._expected.waits_for(pgno):
+                plan += self._begin_expected()
             return plan
+
+    def expect_scans(self, roots: list[int]) -> list[int]:
+        """The query that has begun is going to read these trees whole, one after the other."""
+        with self._lock:
+            self._expected.begin(roots)
+            unknown = [root for root in roots if root not in self._interior]
+            self._awaited.update(unknown)
+            return unknown + self._begin_expected()
+
+    def _begin_expected(self) -> list[int]:
+        """The first pages of the next tree that is expected, as many as the line carries."""
+        return self._begin_scan(self._expected.take(self._trees))
+
+    def _begin_at_leaf(self, pgno: int) -> list[int]:
+        with self._lock:
+            self._awaited.discard(pgno)
+            return self._begin_scan(self._expected.take_leaf(self._trees)) or self._begin_expected()
+
+    def _begin_scan(self, beginning: Beginning | None) -> list[int]:
+        if beginning is None:
+            return []
+        if (pgno := beginning.awaited) in self._awaited:
+            return []
+        if pgno:
+            self._awaited.add(pgno)
+            return [pgno]
+        if beginning.parent in self._scans:  # SQLite was faster
+            return []
+        most = min(self.credit // 2 if beginning.before else self.credit, self.max_window)  # guesses take half of it
+        scan, plan = beginning.scan(most, max(1, most // GROWTH))
+        self._scans[beginning.parent] = scan
+        self._awaited.update(scan.guessed)
+        return plan + self._extend(scan, at_once=True)
 
     # --- scans and runs -----------------------------------------------------------------------------------------------
 
@@ -226,7 +262,7 @@ class Watcher:
             return []
         scan.wanted = 0
         self._look_at_rests()
-        active = sum(other.is_active for other in self._scans.values()) or 1
+        active = sum(other.is_active or other is scan for other in self._scans.values()) or 1
         most = min(self.max_window // active, scan.left + sum(scan.guessed.values()) + self.credit)
         scan.window = min(scan.window * GROWTH, max(FIRST_WINDOW, most))
         plan: list[int] = []
@@ -239,41 +275,9 @@ class Watcher:
             scan.left += len(leaves)
             if scan.end >= len(interior.children):
                 if not (following := self._trees.next_interior(scan.end_in)):
-                    break
+                    return plan + self._begin_expected()
                 scan.end_in, scan.end = following, 0
-        return plan + self._guess(scan)
-
-    def _guess(self, scan: Scan) -> list[int]:
-        """The pages that a plan needs beyond the known interior pages.
-
-        The leaves below an interior page often lie between it and the next one. Where the two are not further apart
-        than a page has children, all between them is planned, as far as the window goes, or each interior page would
-        cost a round trip. After the last one as many are planned as lie between it and the one before.
-        """
-        plan: list[int] = []
-        pgno = start = scan.end_in
-        if not scan.guessed and scan.last < pgno <= scan.last + GUESS_PAGES:
-            start = scan.last + 1  # as if it was added when some of its leaves existed already
-        guessed = sum(scan.guessed.values())
-        while pgno not in self._interior:
-            following = self._trees.next_interior(pgno)
-            until = following or pgno + self._trees.stride(pgno)
-            is_near = pgno < until <= pgno + GUESS_PAGES
-            between = range(start, until) if is_near else range(pgno, pgno + 1)
-            if pgno not in scan.guessed:
-                room = scan.window - scan.left - guessed
-                if room < len(between) and (guessed or scan.left > scan.window // 2):
-                    scan.wanted = len(between)
-                    break
-                between = between[: max(room, 1)]  # the others follow once the page is known
-                plan += scan.add(dict.fromkeys([pgno, *between]))
-                guessed += len(between)
-                scan.guessed[pgno] = len(between)
-                self._awaited.add(pgno)
-            if not is_near or not following:
-                break
-            pgno = start = following
-        return plan
+        return plan + guess_leaves(scan, self._trees, self._awaited)
 
     def _continued_scan(self, parent: int, position: int) -> Scan | None:
         """A scan that comes from the end of the interior page before goes on at full width."""

@@ -207,6 +207,14 @@ def test_the_look_ups_of_a_query_go_side_by_side(network, name):
     assert trips(script, path, QUERIES[name], prefetch=False) >= TRIPS[name][1]
 
 
+SCANS = "SELECT count(body), max(created), (SELECT max(user_id) FROM likes WHERE created % 7), count(*) FROM posts"
+
+
+def test_scans_of_whole_trees_are_planned_before_their_leaves_are_read(network):
+    script, path = network
+    assert trips(script, path, SCANS) <= 3
+
+
 def _plain(url: str, **options: object) -> apsw.Connection:
     litevfs.register()
     uri = f"file:social.db?{urlencode({'replica_url': url, **options})}"

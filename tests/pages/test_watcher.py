@@ -63,6 +63,36 @@ def test_a_scan_is_planned_in_few_steps_with_each_page_once_and_before_it_is_rea
     assert len(plans) < len(leaves) / 16
 
 
+def show_all(watcher: Watcher, pages: dict[int, bytes], plan: list[int]) -> list[list[int]]:
+    """The plans that follow each other, where all pages of one come together."""
+    plans = [plan]
+    while awaited := watcher.awaited(plans[-1]):
+        plans.append(list(chain.from_iterable(watcher.learn(pgno, pages[pgno]) for pgno in awaited)))
+    return plans
+
+
+@pytest.mark.parametrize("rows", [1, 5, 60, 3000])
+def test_scans_that_are_sure_to_come_are_planned_whole_before_a_leaf_is_read(tmp_path: Path, rows: int):
+    pages = indexed_pages(tmp_path / "t.db", rows)
+    watcher = Watcher(4 * len(pages))
+    plans = show_all(watcher, pages, watcher.expect_scans([TABLE_ROOT, INDEX_ROOT]))
+    planned = list(chain.from_iterable(plans))
+    assert set(planned) >= {*in_order(pages, TABLE_ROOT), *in_order(pages, INDEX_ROOT)}
+    assert len(planned) <= 1.05 * len(set(planned)) + 2  # of each tree the page that has shown how deep it is
+    assert len(plans) <= 5  # both roots; then the levels of the trees
+    more = [watcher.before_read(pgno) for pgno in in_order(pages) if not watcher.after_read(pgno, pages[pgno])]
+    assert not any(more)
+
+
+def test_a_scan_that_is_expected_ends_with_its_query(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 3000)
+    watcher = Watcher(64)
+    watcher.expect_scans([TABLE_ROOT, INDEX_ROOT])
+    watcher.begin()
+    assert watcher.awaited([TABLE_ROOT, INDEX_ROOT]) == []
+    assert watcher.learn(TABLE_ROOT, pages[TABLE_ROOT]) == []
+
+
 # --- look-ups through an index ----------------------------------------------------------------------------------------
 
 TABLE_ROOT, INDEX_ROOT = 2, 3
