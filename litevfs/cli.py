@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 import apsw
 
 import litevfs
-from litevfs.commands import COMMANDS
+from litevfs.commands import COMMANDS, load
 from litevfs.errors import HINT_READ_ONLY, LitevfsError, OptionError
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
@@ -59,20 +59,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"litevfs {litevfs.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        sub = commands.add_parser(
-            command.NAME, help=command.HELP, description=command.DESCRIPTION, parents=[common], allow_abbrev=False
-        )
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
+    for name, help_ in COMMANDS.items():
+        commands.add_parser(name, help=help_, parents=[common], allow_abbrev=False).command = name
     return parser
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports errors in one line; argparse's own parser prints every flag first."""
 
+    command = ""  # whose module is imported, and tells the arguments, when they are parsed
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse unknown arguments here: argparse would leave that to the parser of the whole command line."""
+        if self.command:
+            command, self.command = load(self.command), ""
+            self.description = command.DESCRIPTION
+            command.add_arguments(self)
+            self.set_defaults(run=command.run)
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown[0])}")

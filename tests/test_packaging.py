@@ -79,6 +79,7 @@ OF_ONE_SOURCE = {
     "litevfs/replicate/config/document.py": CONFIG,  # by `--config`
     "litevfs/files/compressed.py": {"zstandard"},  # by `cache_dir_compress`
     "litevfs/explain.py": CHARTS,  # by `explain-io --png`
+    "litevfs/replica_clients/http/transport.py": {"certifi"},  # preferred to botocore's list where it is installed
 }
 
 

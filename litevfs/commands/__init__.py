@@ -1,36 +1,36 @@
-"""The commands of `litevfs`, one module each: name and help, arguments, and `run`, which returns the exit code."""
+"""The commands of `litevfs`, one module each: description, arguments, and `run`, which returns the exit code."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
-from litevfs.commands import (
-    compact,
-    copy,
-    demo,
-    diff,
-    doctor,
-    dump,
-    explain_io,
-    follow,
-    history,
-    ls,
-    query,
-    replicate,
-    restore,
-    shell,
-    status,
-    verify,
-    watch,
-)
+COMMANDS = {
+    "query": "run SQL and print the rows",
+    "shell": "query a replica interactively",
+    "status": "say where a replica stands",
+    "history": "list the states to go back to",
+    "ls": "list the LTX files",
+    "dump": "show what one LTX file holds",
+    "explain-io": "the requests of a query, and why each was made",
+    "verify": "check every file, the chain and the database",
+    "restore": "make a database file of a state",
+    "follow": "keep a local database file current",
+    "diff": "the rows that differ between two states",
+    "watch": "print row changes as they come",
+    "copy": "copy a replica to another storage",
+    "doctor": "try what a reader and a primary need of a storage",
+    "replicate": "replicate a live database",
+    "compact": "compact levels, take a snapshot, delete old files",
+    "demo": "see it work: a database, its replica and a live reader",
+}
+"""Half a line on each, in the order of the help."""
 
 
 class Command(Protocol):
     """The interface of a module of this package."""
 
-    NAME: str
-    HELP: str  # half a line, for the list of commands
     DESCRIPTION: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -42,23 +42,6 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (
-    query,
-    shell,
-    status,
-    history,
-    ls,
-    dump,
-    explain_io,
-    verify,
-    restore,
-    follow,
-    diff,
-    watch,
-    copy,
-    doctor,
-    replicate,
-    compact,
-    demo,
-)
-"""In the order of the help."""
+def load(name: str) -> Command:
+    """Import the module of a command: most load what no other one needs."""
+    return cast("Command", import_module(f"{__name__}.{name.replace('-', '_')}"))

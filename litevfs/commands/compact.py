@@ -16,8 +16,6 @@ from litevfs.maintenance.schedule import Maintenance
 from litevfs.replica_clients.base import LEVELS
 from litevfs.units import format_bytes
 
-NAME = "compact"
-HELP = "compact levels, take a snapshot, delete old files"
 DESCRIPTION = (
     "Compact each level of a replica into the next, take a snapshot, and delete files that are older than the "
     "retention and not needed any more: what 'litevfs replicate' does by and by, now. Readers go on meanwhile."

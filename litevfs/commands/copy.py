@@ -14,8 +14,6 @@ from litevfs.operations.copy import copy_replica
 from litevfs.replica_clients.http.indexed import IndexedReplicaClient
 from litevfs.units import format_bytes
 
-NAME = "copy"
-HELP = "copy a replica to another storage"
 DESCRIPTION = (
     "Copy all LTX files that the source has and the destination does not have yet, each verified on its way. What has "
     "arrived is a replica without gaps whenever the copy stops; run it again to go on. Nothing is deleted or replaced."

@@ -24,8 +24,6 @@ from litevfs.replica_clients.base import LEVELS
 from litevfs.replicate.replicator import Replicator
 from litevfs.units import format_bytes
 
-NAME = "demo"
-HELP = "see it work: a database, its replica and a live reader"
 DESCRIPTION = (
     "Make a SQLite database, replicate it into a folder, and query the replica live while the database changes. Needs "
     "nothing but this package, takes a few seconds and leaves nothing behind."

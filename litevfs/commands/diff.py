@@ -17,8 +17,6 @@ from litevfs.operations.diff import Change, Diff, Row, Value
 from litevfs.operations.patch import patch_statements
 from litevfs.options import SPECS
 
-NAME = "diff"
-HELP = "the rows that differ between two states"
 DESCRIPTION = (
     "Print the rows that were inserted, updated and deleted between two states of a replica. Only pages that differ "
     "are read. The format sql is a patch: run on the older state, it makes the newer one."

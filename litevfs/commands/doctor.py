@@ -11,8 +11,6 @@ from litevfs.commands.text import clean, format_table
 from litevfs.operations.doctor import Check, Outcome, examine
 from litevfs.replica_clients.urls import canonical_url
 
-NAME = "doctor"
-HELP = "try what a reader and a primary need of a storage"
 DESCRIPTION = (
     "Try what a reader and a primary need of a replica's storage: list, read, ranges, writes, conditions, deletes, the "
     "clock, round trip and throughput. What is written lies in a folder of its own and is deleted again. Says what is "

@@ -18,8 +18,6 @@ from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.units import format_bytes, format_timestamp
 
-NAME = "dump"
-HELP = "show what one LTX file holds"
 DESCRIPTION = (
     "Show the header, the page index and the trailer of one LTX file, checked against each other: the file at a local "
     "path, or a file of a replica, which is the newest one unless --txid or --level picks another."

@@ -9,8 +9,6 @@ from litevfs.commands.options import add_options, add_url, given_options
 from litevfs.explain import draw, explain_io
 from litevfs.options import SPECS
 
-NAME = "explain-io"
-HELP = "the requests of a query, and why each was made"
 DESCRIPTION = (
     "Run a query on a fresh view of a remote replica and print its requests: when, what, how many bytes, and whether "
     "the query needed them or they were read ahead. A sum and an estimate for other latencies follow."

@@ -15,8 +15,6 @@ from litevfs.operations.follow import Follow
 from litevfs.options import SPECS
 from litevfs.units import parse_duration_s
 
-NAME = "follow"
-HELP = "keep a local database file current"
 DESCRIPTION = (
     "Keep an ordinary SQLite file at the newest state of a replica, until Ctrl-C or SIGTERM. Any program reads it "
     "meanwhile; each of its read transactions sees one TXID. FILE-follow says which one the file holds. A later call "

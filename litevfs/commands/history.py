@@ -14,8 +14,6 @@ from litevfs.ltx.names import format_txid
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.units import format_bytes, format_timestamp
 
-NAME = "history"
-HELP = "list the states to go back to"
 DESCRIPTION = "List the states that --txid and --timestamp can open, newest first."
 _BATCH = 64
 

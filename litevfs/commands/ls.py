@@ -11,8 +11,6 @@ from litevfs.ltx.names import format_txid
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.units import format_bytes, format_timestamp
 
-NAME = "ls"
-HELP = "list the LTX files"
 DESCRIPTION = "List the LTX files of a replica, by level and TXID. The time is that of the storage."
 
 

@@ -42,8 +42,6 @@ from litevfs.replicate.replicator import Replicator
 from litevfs.replicate.status import unix_time_ms
 from litevfs.units import parse_duration_s, parse_size_bytes
 
-NAME = "replicate"
-HELP = "replicate a live database"
 DESCRIPTION = (
     "Replicate a SQLite database in WAL mode while others use it, until Ctrl-C or SIGTERM; what was committed by "
     "then is still replicated, or the exit code is 1 when that takes longer than --shutdown-timeout. Levels are "

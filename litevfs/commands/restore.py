@@ -18,8 +18,6 @@ from litevfs.operations.restore import RestoreResult, restore
 from litevfs.operations.target import is_missing
 from litevfs.units import format_bytes, format_timestamp
 
-NAME = "restore"
-HELP = "make a database file of a state"
 DESCRIPTION = (
     "Make a database file of the newest state of a replica, or of an earlier one. The file appears whole or not at "
     "all; one that exists is replaced only with --force."

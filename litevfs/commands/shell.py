@@ -14,8 +14,6 @@ from litevfs.commands.options import add_options, add_url, connect
 
 logger = logging.getLogger("litevfs.shell")
 
-NAME = "shell"
-HELP = "query a replica interactively"
 DESCRIPTION = (
     "An interactive SQL shell on a replica, much like sqlite3's: .help lists its commands. Each statement sees the "
     "newest transactions unless BEGIN holds one state. Statements may also come through a pipe; the first error then "

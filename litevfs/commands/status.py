@@ -13,8 +13,6 @@ from litevfs.ltx.names import format_txid
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 from litevfs.units import format_bytes, parse_timestamp_ms
 
-NAME = "status"
-HELP = "say where a replica stands"
 DESCRIPTION = "Open a replica and say where it stands: its newest state, how old that is, and what lies on each level."
 
 

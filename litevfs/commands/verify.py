@@ -19,8 +19,6 @@ from litevfs.operations.verify import Problem
 from litevfs.operations.whole_check import Report, check_replica
 from litevfs.units import format_bytes, format_timestamp
 
-NAME = "verify"
-HELP = "check every file, the chain and the database"
 DESCRIPTION = (
     "Read every LTX file of a replica whole and check format, checksums and names; check that the files make the "
     "newest state without a gap; run PRAGMA integrity_check on that state. Exits with 1 when anything is wrong. "

@@ -17,8 +17,6 @@ from litevfs.errors import TXIDNotFoundError
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.options import SPECS
 
-NAME = "watch"
-HELP = "print row changes as they come"
 DESCRIPTION = (
     "Print the rows that each new transaction inserted, updated or deleted, an object a line, until Ctrl-C or SIGTERM. "
     'After the rows of a transaction comes {"txid": ..., "changes": N}: --from that TXID goes on after it, so a reader '

@@ -13,8 +13,8 @@ import os
 import sys
 from typing import Any, NoReturn
 
-import litevfs.commands.replicate
 from litevfs.cli import main
+from litevfs.commands import COMMANDS, load
 from litevfs.testing.kills import kill_at
 
 
@@ -35,7 +35,8 @@ def run(order: dict[str, Any]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    assert litevfs.commands.replicate.NAME
+    for name in COMMANDS:
+        load(name)
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

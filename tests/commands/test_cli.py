@@ -277,3 +277,23 @@ def test_warnings_of_the_library_are_messages_on_stderr(
     assert main(["ls", REPLICA]) == 0
     assert capsys.readouterr().err == "litevfs: warning: the replica is stalled\n"
     assert not logging.getLogger("litevfs").handlers, "the handler goes with the command"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["query", REPLICA, "SELECT 1"]])
+def test_a_command_loads_nothing_of_the_others(arguments):
+    program = (
+        "import sys\nfrom litevfs.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "    print(*sys.modules, file=sys.stderr)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment(), capture_output=True, text=True, check=True
+    ).stderr.split()
+    rooms = (
+        "litevfs.replicate",
+        "litevfs.maintenance",
+        "litevfs.operations",
+        "litevfs.commands.replicate",
+        "apsw.shell",
+    )
+    assert not [name for name in loaded if name.startswith(rooms)]
+    assert ("numpy" in loaded) == (arguments != ["--help"])
