@@ -20,7 +20,7 @@ from litevfs.live.session import SHARED, Session
 from litevfs.options import Options
 
 _says_no = "".startswith
-"""False to any name, with flags or without: `xAccess`, twice a transaction, in no step of Python.
+"""False to any name, with flags or without: `xAccess`, until `apsw_access` has put a function of C in its place.
 
 SQLite asks for a journal and a WAL beside a replica, which has none, whatever lies in the current folder. The one other
 name is that of a new journal for a commit to several attached databases, which SQLite then opens exclusively.
