@@ -26,6 +26,10 @@ PASSING = 8
 """How many of the entries put ahead stay after their use; a reader that passes through returns to no earlier one."""
 ROOM_SHIFT = 8
 """A full cache makes room for `limit_bytes >> ROOM_SHIFT` at once: for each entry alone it would take longer."""
+OFFERED_SHIFT = 5
+"""A full cache to which bytes are offered takes `limit_bytes >> OFFERED_SHIFT` for the keys of those not kept."""
+OFFERED_BYTES = 200
+"""Memory of such a key, at most: an int of 96 bits, and its share of a set that has just grown."""
 
 
 class _Unused(NamedTuple):
@@ -55,6 +59,8 @@ class ByteCache:
         self._passing: deque[int] = deque()
         self._size_bytes = 0
         self._ahead_bytes = 0  # size of `_ahead`
+        self._offered: set[int] = set()  # keys of bytes that were offered lately, and not kept
+        self._offered_most = 0  # of them; room for so many is part of `_size_bytes`
         self._lock = threading.Lock()
 
     @property
@@ -126,6 +132,28 @@ class ByteCache:
                 self._ahead[key] = _Unused(value, self._clock())
             else:
                 self._entries[key] = value
+
+    def offer(self, key: int, value: bytes) -> None:
+        """`put` if there is room, or if the bytes were offered lately: bytes of a single use drive out no others."""
+        if (
+            self._size_bytes > self.limit_bytes - len(value) - ENTRY_OVERHEAD_BYTES
+            and key not in self._offered
+            and (len(self._offered) < self._offered_most or self._forget_offered())
+        ):
+            self._offered.add(key)
+            return
+        self.put(key, value)
+
+    def _forget_offered(self) -> bool:
+        """Begin with no keys of bytes offered lately, for which room is made once. Whether there is any."""
+        self._offered.clear()
+        if not self._offered_most:
+            most = (self.limit_bytes >> OFFERED_SHIFT) // OFFERED_BYTES
+            with self._lock:
+                self._make_room(most * OFFERED_BYTES)
+                self._size_bytes += most * OFFERED_BYTES
+                self._offered_most = most
+        return self._offered_most > 0
 
     def put_all(self, values: dict[int, bytes]) -> int:
         """Keep the bytes under all these keys, which together are small beside the limit. Returns how many are new."""
@@ -203,7 +231,7 @@ class ByteCache:
     def _forget(self, value: bytes) -> None:
         self._size_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
         if not self._entries and not self._ahead:
-            self._size_bytes = 0
+            self._size_bytes = self._offered_most * OFFERED_BYTES
 
     @property
     def size_bytes(self) -> int:

@@ -18,11 +18,13 @@ from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.pages.reads import Waits, WatchedReads
-from litevfs.pages.source import HEADER_SIZE
 from litevfs.states.snapshot import Snapshot
 
 UNLOCKED, SHARED = 0, 1
 """SQLite's lock levels (https://www.sqlite.org/lockingv3.html) that a reader takes; higher ones are a writer's."""
+
+CHECK_OFFSET, CHECK_BYTES = 24, 16
+"""What SQLite reads of page 1 when a transaction begins: is its page cache still good?"""
 
 
 class Warming(Protocol):
@@ -65,9 +67,11 @@ class Session:
         self._level = UNLOCKED
         self._pinned: Snapshot | None = None  # from SHARED to UNLOCKED
         self._view: Snapshot | None = beside._view if beside else None  # a fixed state instead of the newest
-        self._along: dict[int, bytes] = {}  # pages of the pinned snapshot that a scan needs next, by offset in bytes
+        # While a snapshot is pinned, by offset: what SQLite checks of page 1, and pages that a scan needs next.
+        self._along: dict[int, bytes] = {}
         self._first_page = b""
         self._first_page_of: Snapshot | None = None
+        self._check = b""  # of that page
         try:
             self._open()
             self._epoch = self.snapshot.epoch
@@ -169,20 +173,21 @@ class Session:
         Python call.
         """
         along = self._along
-        if along and (page := along.get(offset)) is not None and len(page) == amount:
-            return page  # most reads of a scan end here
+        page = along.get(offset)
+        if page is not None and len(page) == amount:
+            return page  # the check that begins each transaction, and most reads of a scan, end here
         snapshot = self._pinned or self.snapshot
-        if offset + amount <= HEADER_SIZE and snapshot is self._first_page_of:
-            return self._first_page[offset : offset + amount]  # each transaction begins with such a read
         page_size = snapshot.page_size
         try:
             if self._pages is not self.replica.pages:
                 self._use_pages()
-            if amount == page_size and 0 < offset < snapshot.commit * page_size and offset % page_size == 0:
-                return self._read_page(snapshot, offset // page_size + 1, along if self._pinned else None)
+            before = offset // page_size  # pages
+            if amount == page_size and 0 < before < snapshot.commit and before * page_size == offset:
+                return self._read_page(snapshot, before + 1, along if self._pinned else None)
             if snapshot is not self._first_page_of:
                 self._first_page = self._reads.first_page(snapshot, schema_salt=self._schema_salt(snapshot))
                 self._first_page_of = snapshot
+                self._check = self._first_page[CHECK_OFFSET : CHECK_OFFSET + CHECK_BYTES]
             if offset + amount <= page_size:
                 return self._first_page[offset : offset + amount]
             return self._read_across(snapshot, amount, offset)
@@ -232,8 +237,10 @@ class Session:
                     self.replica.check_freshness(self._max_staleness_s)
                 if self._is_watched:
                     self._reads.begin()
-                self._pinned = self._view or self.replica.snapshot
+                self._pinned = snapshot = self._view or self.replica.snapshot
                 self._level = level
+                if snapshot is self._first_page_of:
+                    self._along[CHECK_OFFSET] = self._check
         except LitevfsError as error:
             self._note(error)
             raise
@@ -247,8 +254,7 @@ class Session:
         if level < self._level:
             self._pinned = None
             self._level = level
-            if self._along:
-                self._along.clear()
+            self._along.clear()
 
     @staticmethod
     def read_only() -> ReplicaReadOnlyError:

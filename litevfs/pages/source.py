@@ -9,7 +9,6 @@ owner for another one.
 from __future__ import annotations
 
 import logging
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +18,13 @@ from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
+from litevfs.files.frame_checks import verify_frame
 from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
+from litevfs.ltx.frame import decode_frame
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
+from litevfs.pages.page_one import as_rollback_journal
 from litevfs.pages.reads import Reads, Waits, WatchedReads
 from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
@@ -50,12 +52,6 @@ RUNS_IN_CACHE = 8
 
 MAX_MOVES = 8
 """How many other files one read tries for a page: meanwhile, retention may delete the next file too."""
-
-HEADER_SIZE = 100
-"""Bytes of SQLite's database header on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
-_JOURNAL_VERSIONS = b"\x01\x01"
-"""Write and read version, bytes 18 and 19: 1 means rollback journal, 2 means WAL."""
-_U32 = struct.Struct(">I")
 
 SCAN_SHARE = 0.5
 """Part of the page cache that one scan may take."""
@@ -109,6 +105,8 @@ class PageSource:
         self.counters = PageCounters()
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
         self._cache = ByteCache(cache_size_bytes - block_bytes)
+        # A local page costs little to decode again: a full cache keeps those that are read twice.
+        self._keep_page = self._cache.put if fetcher.is_remote else self._cache.offer
         self._blocks: BlockReader | None = None
         if fetcher.is_remote:
             self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor)
@@ -182,16 +180,7 @@ class PageSource:
         """
         if not snapshot.commit:
             return b""
-        page = bytearray(self.read(snapshot, 1))
-        counter = _U32.pack(snapshot.change_counter)
-        if page[24:28] != page[92:96]:  # as SQLite before 3.7 leaves it: then the size next to it is not valid
-            page[28:32] = _U32.pack(snapshot.commit)
-        page[18:20] = _JOURNAL_VERSIONS
-        page[24:28] = counter
-        page[92:96] = counter
-        if schema_salt:
-            page[40:44] = _U32.pack((_U32.unpack_from(page, 40)[0] + schema_salt) & 0xFFFFFFFF)
-        return bytes(page)
+        return as_rollback_journal(self.read(snapshot, 1), snapshot, schema_salt)
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
@@ -273,14 +262,14 @@ class PageSource:
             self.counters.misses += 1
             if self._runs.is_alone(pgno):
                 try:  # as `read_through` does
-                    page = self._read_from(snapshot, pgno, deadline, None)
+                    page = self._read_one(snapshot, pgno, deadline)
                 except StorageNotFoundError as error:
                     page = self._read_elsewhere(snapshot, pgno, error, deadline)
             else:
                 page, is_kept = self._load_run(snapshot, pgno, deadline, along)
                 if not is_kept:
                     return page
-        self._cache.put(key, page)
+        self._keep_page(key, page)
         return page
 
     def _load_run(
@@ -332,32 +321,48 @@ class PageSource:
         self.counters.relocated += 1
 
     def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, along: Along | None) -> bytes:
-        chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
-        slot = (pgno - 1) & CHUNK_MASK
-        number = chunk.files[slot]
-        frame = chunk.frames[slot] or snapshot.frame(pgno)
-        offset, size = frame >> FRAME_SIZE_BITS, frame & FRAME_SIZE_MASK
-        if number in self._gone:
-            raise StorageNotFoundError("the file is gone, as an earlier read has shown")
-        run = run_from(snapshot, pgno, along.count) if along is not None else None
-        most = size if run is None else run.end - offset
+        if along is None:
+            return self._read_one(snapshot, pgno, deadline)
+        run = run_from(snapshot, pgno, along.count)
+        number, offset, size = snapshot.place(pgno)
         try:
-            if self._blocks is None:
-                data = self._client_read(snapshot.files[number], offset, most)
-                counters = self._fetcher.counters
-                counters.get += 1
-                counters.bytes_read += most
-            else:
-                deadline = self._fetcher.deadline() if deadline is None else deadline
-                data = self._blocks.read(number, snapshot.files[number], offset, size, deadline, most=most)
-            if run is None or along is None:
-                return decode_page(snapshot, pgno, data)
+            data = self._fetch(snapshot, number, offset, size, run.end - offset, deadline)
             if pages := run.decode(snapshot, data, offset):
                 self._hand_out(snapshot, run, pages, along)
                 return pages[0]
             return decode_page(snapshot, pgno, data[:size])
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
+
+    def _read_one(self, snapshot: Snapshot, pgno: int, deadline: float | None) -> bytes:
+        """A page and no other."""
+        chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
+        slot = (pgno - 1) & CHUNK_MASK
+        number = chunk.files[slot]
+        frame = chunk.frames[slot] or snapshot.frame(pgno)
+        size = frame & FRAME_SIZE_MASK
+        try:
+            data = self._fetch(snapshot, number, frame >> FRAME_SIZE_BITS, size, size, deadline)
+            if check := chunk.checks[slot]:
+                verify_frame(data, pgno, check)
+            return decode_frame(data, pgno, snapshot.page_size)
+        except (LTXFormatError, TransientStorageError) as error:
+            return self._read_again(snapshot, pgno, error, deadline)
+
+    def _fetch(
+        self, snapshot: Snapshot, number: int, offset: int, size: int, most: int, deadline: float | None
+    ) -> bytes:
+        """`size` bytes of a file of the snapshot, or up to `most` of them where that costs no request more."""
+        if number in self._gone:
+            raise StorageNotFoundError("the file is gone, as an earlier read has shown")
+        if self._blocks is None:
+            data = self._client_read(snapshot.files[number], offset, most)
+            counters = self._fetcher.counters
+            counters.get += 1
+            counters.bytes_read += most
+            return data
+        deadline = self._fetcher.deadline() if deadline is None else deadline
+        return self._blocks.read(number, snapshot.files[number], offset, size, deadline, most=most)
 
     def _hand_out(self, snapshot: Snapshot, run: Run, pages: list[bytes], along: Along) -> None:
         """Let the pages after the first one be found by the reads that come."""

@@ -49,6 +49,29 @@ def test_full_and_partial_reads_of_page_1_agree_and_change_nothing_else(page_siz
             session.close()
 
 
+def test_the_check_that_begins_a_transaction_is_of_the_state_that_it_sees():
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        session = Session(Options(replica_url=script.url, poll_interval_s=0))
+        try:
+            checks = []
+            for _ in range(3):
+                session.lock(SHARED)
+                checks.append(session.read(16, 24))
+                assert checks[-1][:4] == session.snapshot.change_counter.to_bytes(4)
+                session.unlock(UNLOCKED)
+                session.lock(SHARED)  # page 1 is known
+                assert session.read(16, 24) == checks[-1]
+                primary.commit("INSERT INTO t VALUES(1)")
+                session.replica.refresh()
+                assert session.read(16, 24) == checks[-1] == session.read(100, 0)[24:40]
+                session.unlock(UNLOCKED)
+                assert session.read(16, 24) == session.read(100, 0)[24:40] != checks[-1]
+            assert len(set(checks)) == len(checks)
+        finally:
+            session.close()
+
+
 def test_header_value_1_stands_for_a_page_of_65536_bytes():
     with Script() as script, Primary(script.writer, page_size=65536) as primary:
         primary.commit("CREATE TABLE t(x)")
