@@ -140,7 +140,9 @@ class Rehearsals:
                     break
             try:
                 self._rehearse(task)
-            except (LitevfsError, apsw.Error, TypeError) as error:  # SQL or values that only its own connection knows
+                if self._guest is not None and self._next is None:
+                    self._guest.rest()
+            except (LitevfsError, apsw.Error, TypeError, UnicodeError) as error:  # that only its own connection knows
                 logger.debug("no rehearsal of %s: %s", task.statement.sql, error)
             except Exception:  # a mistake of ours: it must not cost the query a row
                 logger.exception("rehearsing failed; this connection goes on without")
@@ -225,6 +227,15 @@ class Rehearsals:
 _left_behind: list[RehearsalSession | None] = []  # of the process that this one was forked from: never closed
 
 
+def _is_of_no_rehearsal(record: logging.LogRecord) -> bool:
+    """Whether it is not what SQLite says of a rehearsal's statement, which ends early.
+
+    `apsw.ext.log_sqlite` logs that by the root logger with the level ERROR.
+    """
+    return record.threadName != THREAD_NAME or not hasattr(record, "sqlite_code")
+
+
 def rehearse(session: Session, find: FindRunning) -> None:
     """Rehearse the statements of a session from here on, which reads ahead."""
+    logging.getLogger().addFilter(_is_of_no_rehearsal)
     session.listen(Rehearsals(session, find))

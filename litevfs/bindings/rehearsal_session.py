@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.forks import gate
 from litevfs.bindings.guests import connect_guest
 from litevfs.bindings.programs import Plan, plan_of
 from litevfs.bindings.statements import Statement
@@ -29,6 +30,8 @@ STEPS_BETWEEN_CHECKS, MAX_CHECKS = 1000, 100
 """Steps of SQLite's machine, and after how many of them, in checks, a rehearsal ends."""
 MAX_SIBLINGS = {True: 1, False: 8}
 """Leaves in a row that a scan of a table, or of an index, may miss in one rehearsal: the watcher knows scans better."""
+MAX_REPEATS = 1000
+"""So often a rehearsal reads pages again that are missing: as the parts of a large row, which lead to themselves."""
 KEPT_BYTES = 8_000_000
 """Of decoded pages that are kept from one rehearsal of a statement to the next."""
 REMEMBERED = 64
@@ -68,6 +71,7 @@ class RehearsalSession(Session):
         self._missing: dict[int, None] = {}
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
+        self._repeats = 0
         self._scanned: Tree | None = None  # whose leaves ended the rehearsal
         super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
         self._view = task.snapshot
@@ -79,19 +83,29 @@ class RehearsalSession(Session):
         self._view, self._task = task.snapshot, task
         self._decoded.clear()
         self._stand_ins = None
-        if self._connection is None:
-            self._connection = connect_guest(self)
-            self._connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
-            self._connection.authorizer = _only_functions_of_sqlite(self._connection)
         sql, values = task.statement.sql, task.statement.values
         if (plan := self._plans.get(sql)) is None:
-            self._begin()
-            plan = plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
+            with gate.inside():
+                if self._connection is None:
+                    self._connection = self._connected()
+                self._begin()
+                plan = plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
         self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._in_memory)
         return plan
+
+    def _connected(self) -> apsw.Connection:
+        """A connection whose authorizer is set: what fails before leaves none behind that would do without."""
+        connection = connect_guest(self)
+        try:
+            connection.authorizer = _only_functions_of_sqlite(connection)
+        except BaseException:
+            connection.close()
+            raise
+        connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
+        return connection
 
     def missing_of(self, pgnos: Iterable[int]) -> list[int]:
         """Those of these pages that are not in memory."""
@@ -108,11 +122,12 @@ class RehearsalSession(Session):
         """Run the statement of the task, and return the pages that it misses, up to so many."""
         assert self._connection is not None
         self._missing.clear()
-        self._most, self._siblings, self._last, self._scanned = most, 0, 0, None
+        self._most, self._siblings, self._last, self._scanned, self._repeats = most, 0, 0, None, 0
         self._begin()
         try:
-            for _ in self._connection.execute(self._task.statement.sql, self._task.statement.values):
-                pass
+            with gate.inside():
+                for _ in self._connection.execute(self._task.statement.sql, self._task.statement.values):
+                    pass
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
         return list(self._missing)
@@ -127,11 +142,25 @@ class RehearsalSession(Session):
         """Whether the last rehearsal ended in a scan, and missed nothing else: the watcher knows those better."""
         return self._scanned is not None and all(self._tree_of(pgno) == self._scanned for pgno in self._missing)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Decoded pages that are kept for the next rehearsal."""
+        return sum(map(len, self._decoded.values()))
+
+    def rest(self) -> None:
+        """Free the memory that only the task needed."""
+        self._decoded.clear()
+        self._missing.clear()
+        self._stand_ins = None
+        if self._connection is not None:
+            with gate.inside():
+                self._connection.release_memory()
+
     def close_connection(self) -> None:
         """Close the connection, and with it this session."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with closing(connection):
+            with gate.inside(), closing(connection):
                 connection.set_progress_handler(None)
 
     def _begin(self) -> None:
@@ -139,6 +168,7 @@ class RehearsalSession(Session):
         self._checks = 0
 
     def _is_over(self) -> bool:
+        gate.rest()
         self._checks += 1
         return self._checks > MAX_CHECKS or self._must_end(self._task)
 
@@ -175,6 +205,10 @@ class RehearsalSession(Session):
             if len(self._missing) >= self._most or self._is_scan(pgno):
                 raise self._ended(f"{len(self._missing)} pages are missing")
             self._missing[pgno] = None
+        elif (repeats := self._repeats) > MAX_REPEATS:
+            raise self._ended(f"{repeats} reads of pages that are missing")
+        else:
+            self._repeats = repeats + 1
         return self._stand_ins.make(pgno)
 
     def _is_scan(self, pgno: int) -> bool:

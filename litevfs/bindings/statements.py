@@ -15,6 +15,11 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 _BLANK = re.compile(r"(?:\s|;|--[^\n]*(?:\n|$)|/\*.*?(?:\*/|$))*", re.DOTALL)
 _QUERY = re.compile(r"(?:SELECT|WITH|VALUES)\b", re.IGNORECASE)
 
+_BLOB_OR_QUOTED = re.compile(
+    r"""[xX]'((?:[0-9A-Fa-f]{2})*)'|'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|$)""",
+    re.DOTALL,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Statement:
@@ -63,6 +68,22 @@ def blank_until(sql: str, start: int = 0) -> int:
     return match.end() if match else start
 
 
+def _with_blobs_bound(sql: str) -> tuple[str, tuple[bytes, ...]]:
+    """A statement without parameters, with one in place of each blob, and their values.
+
+    EXPLAIN shows a blob of the statement itself as text, which it seldom is.
+    """
+    values: list[bytes] = []
+
+    def bound(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        values.append(bytes.fromhex(match[1]))
+        return "?"
+
+    return (_BLOB_OR_QUOTED.sub(bound, sql) if "'" in sql else sql), tuple(values)
+
+
 def as_statement(sql: str, values: object) -> Statement | None:
     """A query, with values that have one meaning on any connection; None for other statements."""
     if not _QUERY.match(sql, blank_until(sql)):
@@ -70,8 +91,8 @@ def as_statement(sql: str, values: object) -> Statement | None:
     if isinstance(values, Mapping):
         named = dict(values)
         return Statement(sql, named) if all(type(value) in _PLAIN for value in named.values()) else None
-    if values is None:
-        return Statement(sql, ())
+    if values is None or values == ():
+        return Statement(*_with_blobs_bound(sql))
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         return None
     listed = tuple(values)

@@ -20,6 +20,7 @@ from functools import partial
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.forks import gate
 from litevfs.bindings.guests import connect_guest, end_at_exit
 from litevfs.concurrency.futures import settle
 from litevfs.concurrency.workers import start_thread
@@ -105,7 +106,7 @@ class Queries:
 
     def _check_and_run(self) -> None:
         try:
-            with closing(self._guests[0].connect()) as connection:
+            with gate.inside(), closing(self._guests[0].connect()) as connection:
                 self._queries = [sql for sql in self._queries if _is_query(connection, sql)]
                 self._waiting.extend(self._queries)
                 self._start_others()
@@ -128,7 +129,7 @@ class Queries:
 
     def _run(self, guest: _Guest) -> None:
         try:
-            with closing(guest.connect()) as connection:
+            with gate.inside(), closing(guest.connect()) as connection:
                 self._run_all(guest, connection)
         except (LitevfsError, apsw.Error) as error:
             self._log("a connection for the queries", error)
@@ -213,7 +214,8 @@ class _Guest(Session):
             error = _Ended("the query has no time left, or its connection is closed")
             make_apsw_error(error)
             raise error
-        data = super().read(amount, offset)
+        with gate.outside():  # it may wait for the storage
+            data = super().read(amount, offset)
         snapshot = self.snapshot
         if snapshot.page_size:
             pgno = offset // snapshot.page_size + 1
@@ -242,5 +244,9 @@ class _Guest(Session):
     def connect(self) -> apsw.Connection:
         """A connection that reads by this session. Raises what APSW raises."""
         connection = connect_guest(self)
-        connection.set_progress_handler(lambda: self._queries.must_end, STEPS_BETWEEN_CHECKS)
+        connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
         return connection
+
+    def _is_over(self) -> bool:
+        gate.rest()
+        return self._queries.must_end

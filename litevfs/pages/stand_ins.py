@@ -2,8 +2,9 @@
 
 A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column. So a row that an
 index names is found, as it has to be, and a join goes on with what hangs on the rowid alone. An index's stand-in is a
-leaf with one entry, the one before the page, so nothing new hangs on it: a search passes it and goes on with the entry
-after the page, which is a true one, too. Both stand on interior pages.
+leaf with one entry, one that is beside the page, so nothing new hangs on it: a search passes it and goes on with the
+entry after the page, which is a true one, too. Both stand on interior pages. A part of a large row leads to itself, so
+the row has its true size. What SQLite would call a corrupt page is avoided: it would say so in the application's log.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _NULL = b"\x02\x00"
 """A record of one column: the header's size, and the serial type of NULL; SQLite reads columns beyond as NULL, too
 (https://www.sqlite.org/fileformat2.html#record_format)."""
 _NULL_BYTES = np.frombuffer(_NULL, np.uint8)
+_NULL_ENTRY = b"\x03\x00\x08"
+"""A record of an index: NULL, and the rowid 0."""
+_POINTER_MAP_ENTRY = b"\x05\0\0\0\0"
+"""One of a B-tree page, and its parent: some page (https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,24 +86,28 @@ class StandIns:
             self._tree_of[pgno] = tree
 
     def make(self, pgno: int) -> bytes:
-        """A page that stands in for one of a known tree, or for a part of a large row, which then ends there."""
+        """A page that stands in for one of a known tree, for a part of a large row, or for a pointer map."""
         tree = self.tree_of(pgno)
         if tree is None:
-            return bytes(self._page_size)
+            entries = _POINTER_MAP_ENTRY * (self._page_size // len(_POINTER_MAP_ENTRY))
+            return (pgno.to_bytes(4) + b"\0" + entries)[: self._page_size]
         if tree.is_table:
             return table_leaf(self._page_size, self._rowids(pgno))
-        return index_leaf(self._page_size, self._entry_before(pgno))
+        return index_leaf(self._page_size, self._entry_beside(pgno))
 
-    def _entry_before(self, pgno: int) -> bytes:
-        """The record of the last entry before a page of an index; of NULL if it is not known."""
+    def _entry_beside(self, pgno: int) -> bytes:
+        """The record of the last entry before a page of an index, or of the first after it; NULL if none is known."""
         parent, position = self._known.place(pgno) or (0, 0)
         interior = self._known.interior.get(parent)
-        if interior is None or not position:
-            return _NULL
-        size, start = varint(interior.page, interior.pointers[position - 1] + CHILD)
-        record = interior.page[start : start + size]
+        pointers = () if interior is None else interior.pointers[max(0, position - 1) : position + 1]
         largest = (self._page_size - _RESERVED - 12) * 64 // 255 - 23  # the rest lies on other pages
-        return record if len(record) == size <= largest else _NULL
+        for pointer in pointers:
+            assert interior is not None
+            size, start = varint(interior.page, pointer + CHILD)
+            record = interior.page[start : start + size]
+            if len(record) == size <= largest:
+                return record
+        return _NULL_ENTRY
 
     def _rowids(self, pgno: int) -> Sequence[int]:
         """Rowids that a page of a table may hold: all between those of its neighbours if these are not too many.

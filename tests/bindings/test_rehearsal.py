@@ -5,6 +5,7 @@ A round trip is counted by `Tides`, not by a clock: requests come only when no t
 
 from __future__ import annotations
 
+import gc
 import random
 import sqlite3
 import threading
@@ -14,18 +15,23 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import apsw
+import apsw.ext
 import pytest
 
 import litevfs
 import litevfs.dbapi
 from litevfs.bindings import programs, rehearsal_session, sqlite3_library
+from litevfs.bindings.apsw_errors import make_apsw_error
 from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
-from litevfs.bindings.statements import as_statement
+from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.statements import Statement, as_statement
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
+from litevfs.live.session import Session
 from litevfs.ltx import Header
 from litevfs.ltx.encoder import encode_file
+from litevfs.options import Options
 from tests.bindings.places import places
 from tests.scripted import Script
 from tests.support import wait_until
@@ -177,6 +183,21 @@ def answer(path: Path, sql: str, values: object = ()) -> list[tuple[object, ...]
         return connection.execute(sql, values).fetchall()
 
 
+@pytest.mark.parametrize("connect", [litevfs.connect, litevfs.connect_stdlib])
+def test_blobs_that_are_no_text_hinder_no_rehearsal(network, connect, caplog):
+    """`sqlite3` tells the statement with its values, and SQLite shows those in EXPLAIN."""
+    script, path = network
+    sql = LISTED.replace("SELECT", "SELECT ? = x'c328',")
+    with closing(connect(script.url, poll_interval=0)) as connection:
+        list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+        with Tides(script, script.url) as tides:
+            rows = [tuple(row) for row in connection.execute(sql, (b"\xc3\x28",))]
+    assert rows == answer(path, sql, (b"\xc3\x28",))
+    assert not caplog.records
+    if connect is litevfs.connect_stdlib:
+        assert tides.count <= TRIPS["listed"][0]
+
+
 def trips(script: Script, path: Path, sql: str, connect: Callable[..., object] = litevfs.connect, **options) -> int:
     """Round trips, one after the other, of a query on a fresh connection whose schema is known; rows are checked."""
     values = VALUES if ":" in sql else ()
@@ -310,6 +331,25 @@ def test_each_run_of_a_statement_in_a_transaction_is_rehearsed(network):
             assert tides.count <= TRIPS["liked"][0]
 
 
+def test_the_application_is_told_nothing_of_them_by_sqlite(network, caplog):
+    script, path = network
+    sql = "SELECT noted(u.id) FROM likes l JOIN users u ON u.id = l.user_id WHERE l.post_id = :post ORDER BY u.id"
+    apsw.ext.log_sqlite()  # as `apsw.bestpractice.recommended` does
+    script.on_read = lambda _file, _offset, data: (wait_until(places.rehearsals_wait, "the rehearsal"), data)[1]
+    try:
+        with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+            connection.create_scalar_function("noted", lambda value: value, 1)
+            assert connection.execute(sql, VALUES).fetchall() == answer(path, sql.replace("noted", ""), VALUES)
+            wait_until(lambda: not rehearsing(), "the rehearsal")
+            assert not caplog.records
+            with pytest.raises(apsw.SQLError):
+                connection.execute("SELECT absent")
+        assert ["no such column: absent" in record.message for record in caplog.records] == [True]
+    finally:
+        script.on_read = None
+        apsw.config(apsw.SQLITE_CONFIG_LOG, None)
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +420,40 @@ def test_a_function_that_every_connection_of_the_application_has_is_called_by_it
     script.on_read = None
     assert rows == answer(path, sql.replace("noted", ""), VALUES)
     assert threads == [threading.get_ident()] * len(rows)
+
+
+def test_a_first_rehearsal_that_ends_early_leaves_no_connection_that_calls_functions(network, monkeypatch):
+    script, _ = network
+
+    def add(connection: apsw.Connection) -> None:
+        connection.create_scalar_function("noted", lambda value: pytest.fail("called"), 1)
+
+    monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, add])
+    ends = [True]
+    with closing(
+        Session(Options.collect({}, {"replica_url": script.url, "poll_interval": 0}), make_apsw_error)
+    ) as host:
+        first_page = host.read(PAGE_SIZE, 0)
+        statement = Statement("SELECT noted(u.id) FROM likes l JOIN users u ON u.id = l.user_id", ())
+        task = Task(statement, host.snapshot, first_page, 1, 1)
+        guest = RehearsalSession(host, lambda _: ends[0], task)
+        for is_over in (True, False):
+            ends[0] = is_over
+            with pytest.raises((apsw.SQLError, apsw.InterruptError)):
+                guest.plan(task)
+        guest.close_connection()
+
+
+def test_memory_of_a_rehearsal_is_free_after_it(network):
+    script, path = network
+    with closing(litevfs.connect(script.url, poll_interval=0)) as connection:
+        assert connection.execute(PROFILE, VALUES).fetchall() == answer(path, PROFILE, VALUES)
+        wait_until(lambda: not rehearsing(), "the rehearsal")
+        guests = [
+            one for one in gc.get_objects() if isinstance(one, RehearsalSession) and one.replica.url == script.url
+        ]
+        assert guests
+        assert [one.kept_bytes for one in guests] == [0] * len(guests)
 
 
 def test_an_error_in_a_rehearsal_ends_the_hints_and_no_query(network, monkeypatch, caplog):

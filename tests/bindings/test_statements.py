@@ -43,3 +43,10 @@ def test_what_was_noted_holds_for_the_transaction_in_which_it_waits():
     assert again.run != running.run
     noted.note(None, "PRAGMA user_version", None)
     assert noted.find(4).find() is None
+
+
+def test_blobs_of_a_statement_without_parameters_are_bound():
+    quoted = """'it''s X''00''', "x'00'", `x'00`, [x'00], 1 /* x'00' */ -- x'00'\n"""
+    sql, bound = f"SELECT x'C328', {quoted}, X''", f"SELECT ?, {quoted}, ?"
+    assert as_statement(sql, None) == as_statement(sql, ()) == Statement(bound, (b"\xc3\x28", b""))
+    assert as_statement(sql, [1]) == Statement(sql, (1,))
