@@ -208,12 +208,14 @@ class Rehearsals:
         if host is None:
             return
         there = threading.Event()
-        ahead = host.replica.pages.ahead
+        ahead, planner = host.replica.pages.ahead, host.planner
         del host  # the session may close meanwhile
         if ahead is None:
             return
         self._let_query_ask()
-        ahead.fetch(task.snapshot, pgnos, there.set)
+        if self.must_end(task):  # nobody would take back what is asked for now
+            return
+        ahead.fetch(task.snapshot, pgnos, planner, there.set)
         deadline = time.monotonic() + PATIENCE_S
         while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
             pass

@@ -11,48 +11,24 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
+from concurrent.futures import wait
 from itertools import takewhile
 
-from litevfs.concurrency.futures import closed_error, settle
+from litevfs.concurrency.futures import settle
 from litevfs.errors import StorageClosedError, StoragePermissionError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import FREE_BYTES, Governor
 from litevfs.files.hedges import first_of
 from litevfs.files.ranges import Limits, Range, affordable_runs, block_runs, blocks_of, clusters
+from litevfs.files.under_way import Part, Request, block_key, range_key
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
 
-BLOCK_NUMBER_BITS = 32
 GAP_RESERVE_BYTES = FREE_BYTES // 8
 """Of what may be read in vain, kept for plans of other pages than those between which gaps are read over."""
-OFFSET_BITS = 47
-"""Bits of an offset in the largest file (`MAX_FRAME_OFFSET`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Bytes that are kept under one key."""
-
-    key: int
-    offset: int
-    size: int
-
-
-class _Request(Future[dict[int, bytes]]):
-    """A request for parts of a file, ascending; the result is their bytes by key."""
-
-    def __init__(self, file: LTXFileInfo, parts: Sequence[_Part], *, ahead: bool) -> None:
-        super().__init__()
-        self.file = file
-        self.parts = parts  # never empty
-        self.ahead = ahead
-        self.offset = parts[0].offset
-        self.size = parts[-1].offset + parts[-1].size - self.offset
 
 
 class BlockReader:
@@ -65,7 +41,7 @@ class BlockReader:
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
         self._block_size = fetcher.client.block_size
-        self._under_way: dict[int, _Request] = {}
+        self._under_way: dict[int, Request] = {}
         self._lock = threading.RLock()  # a request that ends at once may lead to the next one
 
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
@@ -74,7 +50,7 @@ class BlockReader:
         More bytes, up to `most`, as far as the blocks after the last of these are in memory. Raises what `Fetcher.read`
         raises.
         """
-        alone = self._range_alone(_range_key(number, offset), deadline)
+        alone = self._range_alone(range_key(number, offset), deadline)
         if alone is not None and len(alone) == size:
             return alone
         block_size = self._block_size
@@ -84,7 +60,7 @@ class BlockReader:
             return self._block(number, file, first, deadline)[start : start + most]
         blocks = [self._block(number, file, block, deadline, last) for block in range(first, last + 1)]
         for block in range(last + 1, (offset + most - 1) // block_size + 1):
-            if (following := self.cache.get(_key(number, block))) is None:
+            if (following := self.cache.get(block_key(number, block))) is None:
                 break
             blocks.append(following)
         views = [memoryview(block) for block in blocks]  # so that a slice is no copy
@@ -98,13 +74,13 @@ class BlockReader:
         for start in range(0, len(data), self._block_size):
             block = data[start : start + self._block_size]
             if whole or len(block) == self._block_size:
-                self.cache.put(_key(number, start // self._block_size), block)
+                self.cache.put(block_key(number, start // self._block_size), block)
 
     def drop(self, number: int, file: LTXFileInfo, offset: int, size: int) -> None:
         """Forget the blocks around these bytes: they turned out to be damaged."""
-        self.cache.drop(_range_key(number, offset))
+        self.cache.drop(range_key(number, offset))
         for block in self._blocks_around(offset, size):
-            self.cache.drop(_key(number, block))
+            self.cache.drop(block_key(number, block))
             if self._disk_cache is not None:
                 self._disk_cache.drop(file, block)
 
@@ -115,6 +91,7 @@ class BlockReader:
         """A range that was read ahead without its block; waits until it has come."""
         request = self._under_way.get(key)
         if request is not None:
+            request.owner = None
             try:
                 data = request.result(patience_s(deadline)).get(key)
             except (TransientStorageError, StoragePermissionError, FutureTimeoutError):
@@ -126,7 +103,7 @@ class BlockReader:
 
     def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int = 0) -> bytes:
         """A block, whose reader wants those up to `last`, too: what is missing there comes by the same request."""
-        data = self.cache.get(_key(number, block))
+        data = self.cache.get(block_key(number, block))
         if data is None:
             data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline, last)
         return data
@@ -134,15 +111,15 @@ class BlockReader:
     def _from_disk(self, number: int, file: LTXFileInfo, block: int) -> bytes | None:
         data = self._disk_cache.get(file, block) if self._disk_cache else None
         if data is not None:
-            self.cache.put(_key(number, block), data)
+            self.cache.put(block_key(number, block), data)
         return data
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
     def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int) -> bytes:
-        key = _key(number, block)
-        request: _Request | None = None
-        mine: _Request | None = None
+        key = block_key(number, block)
+        request: Request | None = None
+        mine: Request | None = None
         failure: TransientStorageError | None = None
         try:
             with self._lock:
@@ -152,11 +129,12 @@ class BlockReader:
                     if data is not None:
                         return data
                     run = takewhile(
-                        lambda following: not self._is_near(_key(number, following), file, following),
+                        lambda following: not self._is_near(block_key(number, following), file, following),
                         range(block + 1, last + 1),
                     )
                     request = mine = self._request_for(number, file, [block, *run], ahead=False)
                     self._register(mine)
+                request.owner = None
             if mine is not None:
                 self.governor.need(mine.size)
                 late_after_s = self._late_after_s(mine)
@@ -181,11 +159,11 @@ class BlockReader:
         self.cache.put(key, data)
         return data
 
-    def _late_after_s(self, request: _Request) -> float | None:
+    def _late_after_s(self, request: Request) -> float | None:
         """After how many seconds a second request may be made; None: not at all. What is observed stays as it is."""
         return None if self._fetcher.requests.observer else self._fetcher.hedges.late_after_s(request.size)
 
-    def _first_answer(self, request: _Request, key: int, part: _Part, deadline: float) -> bytes:
+    def _first_answer(self, request: Request, key: int, part: Part, deadline: float) -> bytes:
         """The part's bytes from a request under way, or from a second one if that is late: what comes first.
 
         Raises the error of the last request, or FutureTimeoutError. The one that loses goes on and fills the cache.
@@ -194,7 +172,7 @@ class BlockReader:
         late_after_s = None if request.done() else self._late_after_s(request)
         if late_after_s is None or late_after_s >= patience or wait([request], late_after_s).done:
             return request.result(patience)[key]
-        second = _Request(request.file, [part], ahead=False)
+        second = Request(request.file, [part], ahead=False)
         if not self._fetcher.hedges.take() or not self._start(second, deadline):
             return request.result(patience)[key]
         logger.debug("asking for a part of %s a second time", request.file.name)
@@ -229,26 +207,39 @@ class BlockReader:
 
     def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
         """Whether all of these bytes are in memory, in the folder, or under way."""
-        key = _range_key(number, offset)
+        key = range_key(number, offset)
         if key in self.cache or key in self._under_way:
             return True
-        return all(self._is_near(_key(number, block), file, block) for block in self._blocks_around(offset, size))
+        return all(self._is_near(block_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
-    def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> bool:
-        """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses."""
+    def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None = None) -> bool:
+        """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses.
+
+        The `owner` may `take_back` the requests that have not begun.
+        """
         with self._lock:
-            for parts in self._plan(number, file, ranges):
-                request = _Request(file, parts, ahead=True)
+            for parts in self._plan(number, file, ranges, owner):
+                request = Request(file, parts, ahead=True, owner=owner)
                 if not self.governor.grant(request.size):
                     return False
                 if not self._submit(request):
                     break
         return True
 
+    def take_back(self, owner: object) -> None:
+        """Take back the requests that have not begun and that this owner alone has planned. No reader waits for one."""
+        if not self._under_way:
+            return
+        with self._lock:
+            for request in set(self._under_way.values()):
+                if request.owner is owner and request.take_back():
+                    self._unregister(request)
+                    self.governor.give_back(request.size)
+
     def when_there(self, number: int, offset: int, size: int, call: Callable[[], object]) -> None:
         """Make the call when the request for these bytes ends, with or without them; now if there is none."""
         last = self._blocks_around(offset, size)[-1]
-        request = self._under_way.get(_range_key(number, offset)) or self._under_way.get(_key(number, last))
+        request = self._under_way.get(range_key(number, offset)) or self._under_way.get(block_key(number, last))
         if request is None:
             call()
         else:
@@ -256,33 +247,42 @@ class BlockReader:
 
     def peek(self, number: int, offset: int, size: int) -> bytes | None:
         """These bytes if they are in memory; does not count as their use."""
-        alone = self.cache.peek(_range_key(number, offset))
+        alone = self.cache.peek(range_key(number, offset))
         if alone is not None:
             return alone
         around = self._blocks_around(offset, size)
-        blocks = [block for n in around if (block := self.cache.peek(_key(number, n))) is not None]
+        blocks = [block for n in around if (block := self.cache.peek(block_key(number, n))) is not None]
         start = offset - around.start * self._block_size
         return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
-    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range]) -> list[list[_Part]]:
+    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None) -> list[list[Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
         limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
-        planned: list[list[_Part]] = []
+        planned: list[list[Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
-                missing = [block for block in wanted if not self._stays_near(_key(number, block), file, block)]
+                self._share((block_key(number, block) for block in wanted), owner)
+                missing = [block for block in wanted if not self._stays_near(block_key(number, block), file, block)]
                 runs = block_runs(missing, limits.request // limits.block)
                 planned += [[self._part(number, file, block) for block in run] for run in runs]
             else:
+                self._share((range_key(number, offset) for offset, _ in group), owner)
                 for offset, _ in group:
-                    self.cache.hold(_range_key(number, offset))
+                    self.cache.hold(range_key(number, offset))
                 scattered = [wanted for wanted in group if not self.has(number, file, *wanted)]
                 planned += [
-                    [_Part(_range_key(number, offset), offset, size) for offset, size in run]
+                    [Part(range_key(number, offset), offset, size) for offset, size in run]
                     for run in affordable_runs(scattered, limits, self._has_room)
                 ]
         return planned
+
+    def _share(self, keys: Iterable[int], owner: object | None) -> None:
+        """Another owner wants these parts, too: requests for them that are under way are not taken back."""
+        for key in keys if self._under_way else ():
+            request = self._under_way.get(key)
+            if request is not None and request.owner is not owner:
+                request.owner = None
 
     def _has_room(self, size: int) -> bool:
         return self.governor.has_room(size, beside=GAP_RESERVE_BYTES)
@@ -303,23 +303,23 @@ class BlockReader:
 
     # --- requests (with the lock held) --------------------------------------------------------------------------------
 
-    def _part(self, number: int, file: LTXFileInfo, block: int) -> _Part:
+    def _part(self, number: int, file: LTXFileInfo, block: int) -> Part:
         offset = block * self._block_size
-        return _Part(_key(number, block), offset, min(self._block_size, file.size - offset))
+        return Part(block_key(number, block), offset, min(self._block_size, file.size - offset))
 
-    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> _Request:
-        return _Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
+    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> Request:
+        return Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
 
-    def _register(self, request: _Request) -> None:
+    def _register(self, request: Request) -> None:
         for part in request.parts:
             self._under_way[part.key] = request
 
-    def _unregister(self, request: _Request) -> None:
+    def _unregister(self, request: Request) -> None:
         for part in request.parts:
             if self._under_way.get(part.key) is request:
                 del self._under_way[part.key]
 
-    def _submit(self, request: _Request) -> bool:
+    def _submit(self, request: Request) -> bool:
         """Start a request that was granted. If no thread can start, there is no read-ahead."""
         try:
             self._register(request)
@@ -333,7 +333,7 @@ class BlockReader:
             return False
         return True
 
-    def _start(self, request: _Request, deadline: float) -> bool:
+    def _start(self, request: Request, deadline: float) -> bool:
         """Make a request in another thread at once; False if none can: it does not wait behind what is read ahead."""
         if not self._fetcher.has_room:
             return False
@@ -343,16 +343,12 @@ class BlockReader:
             return False
         return True
 
-    def _make_in_pool(self, request: _Request, deadline: float | None = None) -> None:
-        def end_if_cancelled(task: Future[None]) -> None:
-            if task.cancelled():
-                settle(request, closed_error())
-
-        self._fetcher.submit(lambda: self._run(request, deadline)).add_done_callback(end_if_cancelled)
+    def _make_in_pool(self, request: Request, deadline: float | None = None) -> None:
+        request.began_in(self._fetcher.submit(lambda: self._run(request, deadline)))
 
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 
-    def _run(self, request: _Request, deadline: float | None = None) -> None:
+    def _run(self, request: Request, deadline: float | None = None) -> None:
         """Make one request and hand its parts to the cache and to the readers that wait for them."""
         try:
             file, start = request.file, request.offset
@@ -369,24 +365,15 @@ class BlockReader:
         finally:
             self._give_up(request)
 
-    def _give_up(self, request: _Request) -> None:
+    def _give_up(self, request: Request) -> None:
         """End a request without its bytes: a reader that still waits for it, as after Ctrl-C, makes its own."""
         self._forget(request)
         if not request.done():
             settle(request, TransientStorageError("the read that this one waited for was interrupted"))
 
-    def _forget(self, request: _Request) -> None:
+    def _forget(self, request: Request) -> None:
         with self._lock:
             self._unregister(request)
-
-
-def _key(number: int, block: int) -> int:
-    return number << BLOCK_NUMBER_BITS | block
-
-
-def _range_key(number: int, offset: int) -> int:
-    """A key below 0; the keys of blocks are not."""
-    return ~(number << OFFSET_BITS | offset)
 
 
 def _failure(error: TransientStorageError | StoragePermissionError, *, is_mine: bool) -> TransientStorageError | None:

@@ -98,7 +98,7 @@ class Session:
         self._pages = self.replica.pages
         self._reads = self._pages.reads(self._waits)
         self._read_page = self._reads.read
-        self._is_watched = self._reads is not self._pages
+        self._watched = self._reads if isinstance(self._reads, WatchedReads) else None
 
     def listen(self, waits: Waits) -> None:
         """Tell `waits` from here on when a read waits for the storage, and when the session is closed."""
@@ -107,7 +107,13 @@ class Session:
 
     def expect_rows(self, begins: int, rows: int) -> None:
         """The query of read transaction number `begins` looks up about so many rows; may come from another thread."""
-        self._reads.expect_rows(begins, rows)
+        if (watched := self._watched) is not None:
+            watched.expect_rows(begins, rows)
+
+    @property
+    def planner(self) -> object | None:
+        """Whom what is read ahead for a query of this session belongs to."""
+        return None if self._watched is None else self._watched.planner
 
     def is_reading(self, snapshot: Snapshot) -> bool:
         """Whether a read transaction that sees this snapshot goes on."""
@@ -118,8 +124,8 @@ class Session:
 
         Called in another thread.
         """
-        if isinstance(self._reads, WatchedReads):
-            self._reads.expect_scans(snapshot, roots, begins)
+        if (watched := self._watched) is not None:
+            watched.expect_scans(snapshot, roots, begins)
 
     def page_one(self, snapshot: Snapshot) -> bytes:
         """Page 1 as SQLite has last seen it; empty if that was another snapshot's."""
@@ -235,8 +241,8 @@ class Session:
                     self.replica.wake()
                 if self._max_staleness_s is not None and self._view is None:
                     self.replica.check_freshness(self._max_staleness_s)
-                if self._is_watched:
-                    self._reads.begin()
+                if self._watched is not None:
+                    self._watched.begin()
                 self._pinned = snapshot = self._view or self.replica.snapshot
                 self._level = level
                 if snapshot is self._first_page_of:
@@ -254,6 +260,8 @@ class Session:
         if level < self._level:
             self._pinned = None
             self._level = level
+            if self._watched is not None:
+                self._watched.end()
             self._along.clear()
 
     @staticmethod

@@ -74,14 +74,17 @@ class ReadAhead:
         room = max(min(most * PLANNED_SHARE, most - 2 * self._blocks.block_bytes), most / 2)
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
-    def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher) -> None:
-        """Start fetching the pages that are neither cached nor under way. Returns at once."""
+    def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher, owner: object | None = None) -> None:
+        """Start fetching the pages that are neither cached nor under way. Returns at once.
+
+        The owner, which is the watcher if none is given, may `take_back` what has not begun.
+        """
         pgnos = list(pgnos)
         if snapshot.unplaced:  # this may be a thread of the pool, which must not wait for another one
             pgnos = [pgno for pgno in pgnos if snapshot.is_placed(pgno)]
         for number, frames in self._missing(snapshot, pgnos).items():
             frames.sort()
-            if not self._blocks.read_ahead(number, snapshot.files[number], frames):
+            if not self._blocks.read_ahead(number, snapshot.files[number], frames, owner or watcher):
                 watcher.hold_back()
         watcher.max_window = self.max_pages()
         watcher.credit = int((self._blocks.governor.credit - 2 * self._blocks.block_bytes) / self._frame_bytes)
@@ -146,10 +149,14 @@ class ReadAhead:
             self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))
         return True
 
-    def fetch(self, snapshot: Snapshot, pgnos: list[int], call: Callable[[], object]) -> None:
+    def take_back(self, owner: object) -> None:
+        """Take back what this owner alone has started, as far as it has not begun."""
+        self._blocks.take_back(owner)
+
+    def fetch(self, snapshot: Snapshot, pgnos: list[int], owner: object, call: Callable[[], object]) -> None:
         """Start fetching pages, and make the call when the requests for them have ended, with or without them."""
         locate(snapshot, pgnos)
-        self.start(snapshot, pgnos, Watcher(self.max_pages()))
+        self.start(snapshot, pgnos, Watcher(self.max_pages()), owner)
         self._when_there(snapshot, pgnos, call)
 
     def _when_there(self, snapshot: Snapshot, pgnos: Iterable[int], call: Callable[[], object]) -> None:

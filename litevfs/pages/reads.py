@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
+from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.btree import LEAF_TABLE
 from litevfs.pages.guesses import Guesses
 from litevfs.pages.patterns import Scan
@@ -27,14 +28,6 @@ class Reads(Protocol):
 
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
         """Page 1 as SQLite has to see it."""
-        ...
-
-    def begin(self) -> None:
-        """Another query begins."""
-        ...
-
-    def expect_rows(self, begins: int, rows: int) -> None:
-        """Query number `begins` looks up about so many rows; may come from another thread."""
         ...
 
 
@@ -67,6 +60,11 @@ class Source(Reads, Protocol):
 
     def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
         """Start fetching the first of these pages if they cost less than a round trip. Returns them."""
+        ...
+
+    @property
+    def ahead(self) -> ReadAhead | None:
+        """What reads ahead, where that pays and is wanted."""
         ...
 
     def recall(self, snapshot: Snapshot, watcher: Watcher) -> list[int]:
@@ -164,8 +162,19 @@ class WatchedReads:
             self._watcher.after_read(1, page)
         return page
 
+    @property
+    def planner(self) -> object | None:
+        """Whom what is read ahead for the query belongs to."""
+        return self._watcher
+
+    def end(self) -> None:
+        """The query has ended: what is planned and has not been asked for yet is not wanted any more."""
+        if self._watcher is not None and (ahead := self._source.ahead) is not None:
+            ahead.take_back(self._watcher)
+
     def begin(self) -> None:
         """Another query begins: the reads of the query before say nothing about it."""
+        self.end()
         self._begins += 1
         self._left.clear()
         self._left_of = None

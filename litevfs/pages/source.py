@@ -188,12 +188,6 @@ class PageSource:
         """The reads of one connection: watched, where read-ahead pays. `waits` is told when they wait."""
         return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()), waits)
 
-    def begin(self) -> None:
-        """A query of one connection begins; see `WatchedReads`."""
-
-    def expect_rows(self, begins: int, rows: int) -> None:
-        """See `WatchedReads`."""
-
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
         if self._ahead is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,16 @@ import pytest
 
 import litevfs
 from litevfs.files import line
-from tests.bindings.test_rehearsal import BLOCK_SIZE, PAGE_SIZE, Tides, rehearsing, shared_replica, snapshot_file
+from litevfs.live.session import SHARED, UNLOCKED, Session
+from litevfs.options import Options
+from tests.bindings.test_rehearsal import (
+    BLOCK_SIZE,
+    PAGE_SIZE,
+    Tides,
+    rehearsing,
+    shared_replica,
+    snapshot_file,
+)
 from tests.scripted import Script
 from tests.support import wait_until
 
@@ -86,3 +96,32 @@ def test_rows_that_a_query_rejects_are_made_up_for(orders):
     few, trips = _requests(*orders, litevfs.connect, f"{BY_BATCH} AND id % 1000 < 500 LIMIT 20", ())
     assert trips <= 10
     assert few <= 3 * MOST
+
+
+@pytest.mark.usefixtures("no_gaps")
+def test_what_is_planned_and_has_not_been_asked_for_ends_with_its_query(orders, monkeypatch):
+    script, path = orders
+    monkeypatch.setattr(line, "MIN_AT_ONCE", 8)
+    monkeypatch.setattr(line, "MAX_AT_ONCE", 8)
+    gate = threading.Event()
+    with closing(Session(Options(replica_url=script.url, poll_interval_s=0))) as session:
+        script.clear()
+        script.on_read = lambda _file, _offset, data: (gate.wait(30), data)[1]
+        blocks, snapshot = session.replica.pages._blocks, session.snapshot
+        try:
+            session.lock(SHARED)
+            waited = threading.Event()
+            session.replica.pages.ahead.fetch(snapshot, list(range(100, 900, 16)), session.planner, waited.set)
+            wait_until(lambda: len(script.reads) == 8, "requests")
+            assert len(blocks._under_way) > 40
+            session.unlock(UNLOCKED)
+            assert len(blocks._under_way) == 8
+        finally:
+            gate.set()
+            script.on_read = None
+        assert waited.wait(30)
+        session.lock(SHARED)
+        assert session.read(PAGE_SIZE, 899 * PAGE_SIZE) == path.read_bytes()[899 * PAGE_SIZE : 900 * PAGE_SIZE]
+        session.unlock(UNLOCKED)
+        wait_until(lambda: not blocks._under_way, "what is under way")
+    assert len(script.reads) <= 8 + 1
