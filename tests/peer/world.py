@@ -171,21 +171,26 @@ class World:
 
     def reads(self) -> int:
         """GET requests since the last `proxy.clear()` that do not ask for news."""
-        return self.requests()["GET"] - sum(kind_of(request) == "GET" for request in self.polls())
+        requests = list(self.proxy.requests)  # once: more may come meanwhile
+        gets, polls = (sum(kind_of(r) == "GET" for r in some) for some in (requests, _polls_of(requests)))
+        return gets - polls
 
     def polls(self) -> list[RecordedRequest]:
         """What asked for news of level 0 since the last `proxy.clear()`: listings (not their continuations) of it or of
         all levels, and reads of the file that would be the next.
         """
-        requests = list(self.proxy.requests)
-        named = [r for r in requests if r.method == "GET" and "/0000/" in r.path and r.range == NAMED_RANGE]
-        listings = [r for r in requests if kind_of(r) == "LIST" and "continuation-token" not in parse_qs(r.query)]
-        return named + [r for r in listings if "/0000/" in _prefix(r) or not _LEVEL.search(_prefix(r))]
+        return _polls_of(list(self.proxy.requests))
 
 
 NAMED_RANGE = f"bytes=0-{WHOLE_FILE_BYTES - 1}"
 """What litevfs asks of a file that it knows the name of, and nothing else."""
 _LEVEL = re.compile(r"/000\d/")
+
+
+def _polls_of(requests: list[RecordedRequest]) -> list[RecordedRequest]:
+    named = [r for r in requests if r.method == "GET" and "/0000/" in r.path and r.range == NAMED_RANGE]
+    listings = [r for r in requests if kind_of(r) == "LIST" and "continuation-token" not in parse_qs(r.query)]
+    return named + [r for r in listings if "/0000/" in _prefix(r) or not _LEVEL.search(_prefix(r))]
 
 
 def kind_of(request: RecordedRequest) -> str:
