@@ -147,9 +147,9 @@ class ByteCache:
     def _forget_offered(self) -> bool:
         """Begin with no keys of bytes offered lately, for which room is made once. Whether there is any."""
         self._offered.clear()
-        if not self._offered_most:
-            most = (self.limit_bytes >> OFFERED_SHIFT) // OFFERED_BYTES
-            with self._lock:
+        with self._lock:
+            if not self._offered_most:
+                most = (self.limit_bytes >> OFFERED_SHIFT) // OFFERED_BYTES
                 self._make_room(most * OFFERED_BYTES)
                 self._size_bytes += most * OFFERED_BYTES
                 self._offered_most = most
