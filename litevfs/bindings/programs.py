@@ -24,6 +24,8 @@ _ENDS = {
     "VNext",
 }
 """After these the application, or a LIMIT, may go on with no further row of a loop; or what comes is not known."""
+_OTHER_ROWS = {"AggStep", "AggStep1", "SorterOpen", "OpenEphemeral", "OpenAutoindex", "OpenPseudo", "Yield", "Program"}
+"""With one of these, a query has other rows than those that it looks up, or has them later."""
 _JUMP_NAMES = """
     Goto If IfNot IfPos IfNotZero IsNull NotNull IsType IsTrue Not IfNullRow Eq Ne Lt Le Gt Ge ElseEq Once MustBeInt
     Filter Last IdxLE IdxGT IdxLT IdxGE SeekLT SeekLE SeekGE SeekGT SeekScan IfSizeBetween IfSmaller Found NotFound
@@ -67,6 +69,7 @@ class Plan:
     is_loop: bool  # something is done more than once
     has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
     scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
+    shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
 
     @property
     def is_worth_it(self) -> bool:
@@ -119,7 +122,9 @@ def plan_of(program: list[tuple[object, ...]]) -> Plan:
             trees[root] = Tree(root, not step.p4.startswith("k("), is_scanned)
             roots[step.p1] = root
     has_modules = any(step.opcode == "VOpen" for step in steps)
-    return Plan(trees, _limits_of(steps), bool(scanned), has_modules, _whole_scans(steps, roots))
+    shows_rows = sorted((tree.is_table, tree.is_scanned) for tree in trees.values()) == [(False, True), (True, False)]
+    shows_rows &= not any(step.opcode in _OTHER_ROWS for step in steps)
+    return Plan(trees, _limits_of(steps), bool(scanned), has_modules, _whole_scans(steps, roots), shows_rows)
 
 
 def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:

@@ -155,10 +155,8 @@ class Rehearsals:
         if guest is None:
             return
         plan = guest.plan(task)
-        rows = plan.rows(task.statement.values)
-        if rows is not None and (host := self._host()) is not None:
-            host.expect_rows(task.begins, rows)
-            del host  # the session may close meanwhile
+        if (rows := plan.rows(task.statement.values)) is not None:
+            self._expect_rows(task, rows)
         self._expect_scans(task, plan)
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
@@ -181,6 +179,8 @@ class Rehearsals:
                 return
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
             logger.debug("a rehearsal misses %d pages", len(missing))
+            if plan.shows_rows and not is_limited:
+                self._expect_rows(task, guest.rows or 0)
             if guest.is_exhausted:
                 self._given_up = task.run, task.begins
             if not missing:
@@ -191,6 +191,11 @@ class Rehearsals:
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)
+
+    def _expect_rows(self, task: Task, rows: int) -> None:
+        host = self._host()
+        if host is not None:
+            host.expect_rows(task.begins, rows)
 
     def _expect_scans(self, task: Task, plan: Plan) -> None:
         host = self._host()

@@ -72,6 +72,7 @@ class RehearsalSession(Session):
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
         self._repeats = 0
+        self.rows: int | None = None  # of the last rehearsal, if it came to its end
         self._scanned: Tree | None = None  # whose leaves ended the rehearsal
         super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
         self._view = task.snapshot
@@ -124,10 +125,12 @@ class RehearsalSession(Session):
         self._missing.clear()
         self._most, self._siblings, self._last, self._scanned, self._repeats = most, 0, 0, None, 0
         self._begin()
+        self.rows, rows = None, 0
         try:
             with gate.inside():
                 for _ in self._connection.execute(self._task.statement.sql, self._task.statement.values):
-                    pass
+                    rows += 1
+            self.rows = rows
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
         return list(self._missing)

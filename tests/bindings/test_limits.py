@@ -38,6 +38,8 @@ LIMITED = {
     "named": (f"{BY_BATCH} LIMIT :most", {"most": 20}),
     "descending": (f"{BY_BATCH} ORDER BY id DESC LIMIT 20", ()),
     "offset": (f"{BY_BATCH} LIMIT 20 OFFSET 40", ()),
+    "range": (f"{BY_BATCH} AND id BETWEEN 8000 AND 9999", ()),
+    "range descending": (f"{BY_BATCH} AND id BETWEEN ? AND ? ORDER BY id DESC", (8000, 9999)),
     "subquery": (f"SELECT count(*), max(note) FROM ({BY_BATCH} LIMIT 20)", ()),
 }
 MOST = 35

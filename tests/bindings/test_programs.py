@@ -69,3 +69,20 @@ def test_a_limit_bounds_what_the_first_rehearsal_may_miss():
     assert _plan(f"{BY_BATCH} LIMIT 2").pages(()) == FEW_PAGES
     assert _plan(f"{BY_BATCH} LIMIT 20").pages(()) == 20
     assert _plan(f"{BY_BATCH} LIMIT 100000").pages(()) == MANY_PAGES
+
+
+@pytest.mark.parametrize(
+    ("sql", "shows"),
+    [
+        (BY_BATCH, True),
+        ("SELECT note FROM orders WHERE batch BETWEEN 3 AND 7 AND amount > 5", True),
+        ("SELECT id FROM orders WHERE batch = 7", False),  # the index has it all
+        ("SELECT sum(amount) FROM orders WHERE batch = 7", False),
+        ("SELECT DISTINCT amount FROM orders WHERE batch = 7", False),
+        (f"{BY_BATCH} ORDER BY note", False),
+        ("SELECT * FROM orders JOIN likes ON user_id = amount WHERE batch = 7", False),
+        ("SELECT * FROM orders", False),
+    ],
+)
+def test_whether_a_query_has_a_row_for_each_that_it_looks_up_is_known(sql, shows):
+    assert _plan(sql).shows_rows is shows
