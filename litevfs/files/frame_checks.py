@@ -12,7 +12,6 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LTXChecksumError
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.page_index import PageIndex
 
@@ -23,12 +22,6 @@ FEED_BYTES = 1 << 16
 def frame_check(frame: bytes | memoryview) -> int:
     """A 16-bit check of a frame's bytes, never 0. The format itself has none per page."""
     return (crc32(frame) & 0xFFFF) or 1
-
-
-def verify_frame(frame: bytes | memoryview, pgno: int, check: int) -> None:
-    """Raise LTXChecksumError unless the frame of page `pgno` has this check, which is not 0."""
-    if check != frame_check(frame):
-        raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
 
 
 def frame_checks(index: PageIndex, data: bytes) -> NDArray[np.uint16]:

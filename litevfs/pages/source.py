@@ -18,10 +18,8 @@ from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
-from litevfs.files.frame_checks import verify_frame
 from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
-from litevfs.ltx.frame import decode_frame
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.page_one import as_rollback_journal
@@ -337,9 +335,7 @@ class PageSource:
         size = frame & FRAME_SIZE_MASK
         try:
             data = self._fetch(snapshot, number, frame >> FRAME_SIZE_BITS, size, size, deadline)
-            if check := chunk.checks[slot]:
-                verify_frame(data, pgno, check)
-            return decode_frame(data, pgno, snapshot.page_size)
+            return decode_page(snapshot, pgno, data)
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
 

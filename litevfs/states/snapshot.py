@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.errors import LTXFormatError, PageUnavailableError, TXIDGapError
-from litevfs.files.frame_checks import verify_frame
+from litevfs.errors import LTXChecksumError, LTXFormatError, PageUnavailableError, TXIDGapError
+from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.frame import decode_frame
@@ -387,8 +387,9 @@ def _put_chunk(
 
 def decode_page(snapshot: Snapshot, pgno: int, frame: bytes) -> bytes:
     """The page in its frame, read from where the snapshot has it, with every check there is. Raises LTXFormatError."""
-    if check := snapshot.chunks[(pgno - 1) >> CHUNK_BITS].checks[(pgno - 1) & CHUNK_MASK]:
-        verify_frame(frame, pgno, check)
+    check = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].checks[(pgno - 1) & CHUNK_MASK]
+    if check and check != frame_check(frame):
+        raise LTXChecksumError(f"page {pgno} is not what it was when its whole file was verified")
     return decode_frame(frame, pgno, snapshot.page_size)
 
 
