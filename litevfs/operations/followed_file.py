@@ -81,6 +81,8 @@ class FollowedFile:
 
     def _is_taken(self) -> bool:
         """Whether a database lies at the path; an empty file, as container mounts make them, is none."""
+        if self.path.exists() and not self.path.is_file():
+            raise FollowTargetError("neither a file nor free", key=str(self.path), hint="give the path of a file")
         is_taken = self.path.exists() and self.path.stat().st_size > 0
         for suffix in ("-wal", "-journal"):
             companion = self.path.with_name(self.path.name + suffix)

@@ -147,6 +147,10 @@ class RestoreTarget:
             self._run_start = end
 
     def _check_free(self) -> None:
+        if self.path.exists() and not self.path.is_file():  # a device, say, which a rename would take away
+            raise RestoreTargetExistsError(
+                "neither a file nor free", key=str(self.path), hint="give the path of a file"
+            )
         for suffix in () if self._is_replacing else _COMPANIONS:
             path = self.path.with_name(self.path.name + suffix)
             if os.path.lexists(path):

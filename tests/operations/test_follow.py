@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -321,3 +322,12 @@ def test_a_follower_killed_at_random_moments_leaves_a_state_and_goes_on(tmp_path
         with closing(sqlite3.connect(path)) as reader:
             mine = reader.execute("SELECT id, cents, filler FROM account").fetchall()
         assert mine == application.execute("SELECT id, cents, filler FROM account").fetchall()
+
+
+@pytest.mark.usefixtures("primary")
+def test_what_is_no_file_is_not_followed_into(url: str, tmp_path: Path):
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(FollowTargetError, match="neither a file nor free"):
+        followed(url, path)
+    assert path.is_fifo()

@@ -104,3 +104,14 @@ def test_a_system_that_takes_less_than_it_was_given_gets_the_rest(tmp_path: Path
     with RestoreTarget(tmp_path / "o.db") as target:
         write(target)
         assert target.temp_path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path, replace: bool):
+    """A rename onto a device, /dev/null say, would leave a file there for all programs."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(RestoreTargetExistsError, match="neither a file nor free"), RestoreTarget(path, replace=replace):
+        pass
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
