@@ -175,3 +175,25 @@ def test_a_header_with_a_line_break_is_not_sent(value: str):
     transport = Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)
     with closing(transport), pytest.raises(ValueError, match="line break"):
         transport.request("GET", "GET", "http://127.0.0.1:9/", {"X-A": value})
+
+
+def test_a_request_on_a_kept_connection_that_is_dropped_is_made_again_at_once():
+    """Of three connections, the server lets go of each when it gets a second request on it."""
+    answered: list[int] = []
+
+    def run(listener: socket.socket) -> None:
+        for connection in range(3):
+            sock, _ = listener.accept()
+            with sock:
+                while sock.recv(1 << 16).startswith(b"GET") and answered[-1:] != [connection]:
+                    sock.sendall(ANSWERS["usual"])
+                    answered.append(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=run, args=(listener,), daemon=True)
+        thread.start()
+        with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            assert [get(transport, url)[2] for _ in range(3)] == [BODY] * 3
+        thread.join(10)
+    assert answered == [0, 1, 2]

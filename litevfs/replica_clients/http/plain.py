@@ -213,31 +213,54 @@ def ask(
 ) -> PlainAnswer:
     """Send a request that `is_plain`; returns once the answer's head is there.
 
-    `read_timeout_s` bounds each wait, and `total_s`, if it is given, all of them together, those for the body too.
+    On a connection that was kept, and that the server drops without a byte, the request is made again at once: a
+    server or a load balancer may have let it go while this process was idle, or frozen. `read_timeout_s` bounds each
+    wait, and `total_s`, if it is given, all of them together, those for the body too.
+
     Raises OSError, HTTPError of urllib3.
     """
     began = time.monotonic()
     head = _request_head(pool, method, target, headers)
-    connection: Any = pool._get_conn()
-    try:
-        if connection.is_closed:
-            connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
-            connection.connect()
-        left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
-        if left_s <= 0:
-            raise ReadTimeoutError(pool, target, "no time is left for the answer")
-        source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+    may_be_stale = True
+    while True:
+        connection: Any = pool._get_conn()
+        was_kept = not connection.is_closed
         try:
-            source.sendall(head)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the server may have answered, and closed the connection then
-        return PlainAnswer(pool, connection, source, method)
-    except BaseException as exc:
-        connection.close()
-        pool._put_conn(connection)
-        if isinstance(exc, http.client.HTTPException | ConnectionError):
-            raise ProtocolError("Connection aborted.", exc) from exc
-        raise
+            return _answer(pool, connection, method, target, head, began, connect_timeout_s, read_timeout_s, total_s)
+        except BaseException as exc:
+            connection.close()
+            pool._put_conn(connection)  # the next one that is taken: it connects again
+            if was_kept and may_be_stale and isinstance(exc, ConnectionError):
+                may_be_stale = False
+                continue
+            if isinstance(exc, http.client.HTTPException | ConnectionError):
+                raise ProtocolError("Connection aborted.", exc) from exc
+            raise
+
+
+def _answer(
+    pool: HTTPConnectionPool,
+    connection: Any,
+    method: str,
+    target: str,
+    head: bytes,
+    began: float,
+    connect_timeout_s: float,
+    read_timeout_s: float,
+    total_s: float | None,
+) -> PlainAnswer:
+    if connection.is_closed:
+        connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
+        connection.connect()
+    left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
+    if left_s <= 0:
+        raise ReadTimeoutError(pool, target, "no time is left for the answer")
+    source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+    try:
+        source.sendall(head)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the server may have answered, and closed the connection then
+    return PlainAnswer(pool, connection, source, method)
 
 
 def _request_head(pool: HTTPConnectionPool, method: str, target: str, headers: Mapping[str, str]) -> bytes:
