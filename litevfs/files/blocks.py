@@ -29,6 +29,8 @@ logger = logging.getLogger("litevfs.files.blocks")
 
 GAP_RESERVE_BYTES = FREE_BYTES // 8
 """Of what may be read in vain, kept for plans of other pages than those between which gaps are read over."""
+SCAN_REQUESTS = 3
+"""That wait for their use or are under way, at least."""
 
 
 class BlockReader:
@@ -37,6 +39,7 @@ class BlockReader:
     def __init__(self, fetcher: Fetcher, *, limit_bytes: int, governor: Governor | None = None) -> None:
         self.governor = governor or Governor()
         self.cache = ByteCache(limit_bytes, self.governor.take)
+        self.line = fetcher.line
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
@@ -186,22 +189,17 @@ class BlockReader:
     @property
     def request_bytes(self) -> int:
         """How many bytes one request fetches at most."""
-        return max(self._fetcher.line.request_bytes, self._block_size)
+        return max(self.line.request_bytes, self._block_size)
 
     @property
-    def latency_s(self) -> float:
-        """Seconds that a small request takes."""
-        return self._fetcher.line.latency_s
-
-    @property
-    def trip_bytes(self) -> int:
-        """How many bytes come in the time that a small request takes."""
-        return self._fetcher.line.trip_bytes
+    def scan_request_bytes(self) -> int:
+        """The same for a reader that goes through a file, if several such requests may be under way."""
+        return max(self.request_bytes, min(self.line.scan_request_bytes, self.ahead_bytes // SCAN_REQUESTS))
 
     @property
     def ahead_bytes(self) -> int:
         """How many bytes may wait for their use or be under way, by the cache's room and by the line."""
-        return min(self.cache.ahead_limit_bytes, max(self._fetcher.line.ahead_bytes, 2 * self._block_size))
+        return min(self.cache.ahead_limit_bytes, max(self.line.ahead_bytes, 2 * self._block_size))
 
     # --- read-ahead ---------------------------------------------------------------------------------------------------
 
@@ -212,13 +210,15 @@ class BlockReader:
             return True
         return all(self._is_near(block_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
-    def read_ahead(self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None = None) -> bool:
+    def read_ahead(
+        self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None = None, most: int = 0
+    ) -> bool:
         """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses.
 
-        The `owner` may `take_back` the requests that have not begun.
+        The `owner` may `take_back` the requests that have not begun; each is for `most` bytes, or `request_bytes`.
         """
         with self._lock:
-            for parts in self._plan(number, file, ranges, owner):
+            for parts in self._plan(number, file, ranges, owner, most or self.request_bytes):
                 request = Request(file, parts, ahead=True, owner=owner)
                 if not self.governor.grant(request.size):
                     return False
@@ -255,9 +255,11 @@ class BlockReader:
         start = offset - around.start * self._block_size
         return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
-    def _plan(self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None) -> list[list[Part]]:
+    def _plan(
+        self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None, most: int
+    ) -> list[list[Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
-        limits = Limits(self._block_size, self._fetcher.line.gap_bytes, self.request_bytes)
+        limits = Limits(self._block_size, self.line.gap_bytes, most)
         planned: list[list[Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone

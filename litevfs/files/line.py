@@ -31,6 +31,8 @@ MIN_AT_ONCE, MAX_AT_ONCE = 32, 64
 MIN_GAP_BYTES, MAX_GAP_BYTES = 1 << 12, 1 << 17
 MAX_REQUEST_BYTES = 1 << 20
 """One stream seldom fills a line that carries more than this in the time of a request."""
+MAX_SCAN_REQUEST_BYTES = 1 << 21
+"""The same for a reader that goes through a file: each request costs a storage some 3 ms of a processor (MinIO)."""
 MIN_REQUEST_BYTES, USUAL_REQUEST_BYTES, USUAL_WAIT_S = 1 << 16, 1 << 18, 0.1
 """However short the latency is, a request costs something: the second size is the least where it comes in that time."""
 TRIPS_AHEAD, MIN_AHEAD_S = 8, 0.25
@@ -94,8 +96,13 @@ class Line:
     @property
     def request_bytes(self) -> int:
         """A request for more than this is better made as several: its reader waits for all of it."""
+        return min(self.scan_request_bytes, MAX_REQUEST_BYTES)
+
+    @property
+    def scan_request_bytes(self) -> int:
+        """The same where what comes is needed later, and all of it."""
         least = min(max(self.bytes_per_s * USUAL_WAIT_S, MIN_REQUEST_BYTES), USUAL_REQUEST_BYTES)
-        return int(min(max(self.bytes_per_s * 2 * self.latency_s, least), MAX_REQUEST_BYTES))
+        return int(min(max(self.bytes_per_s * 2 * self.latency_s, least), MAX_SCAN_REQUEST_BYTES))
 
     @property
     def trip_bytes(self) -> int:

@@ -82,13 +82,14 @@ class ReadAhead:
         pgnos = list(pgnos)
         if snapshot.unplaced:  # this may be a thread of the pool, which must not wait for another one
             pgnos = [pgno for pgno in pgnos if snapshot.is_placed(pgno)]
+        most = self._blocks.scan_request_bytes if watcher.is_on_its_way else self._blocks.request_bytes
         for number, frames in self._missing(snapshot, pgnos).items():
             frames.sort()
-            if not self._blocks.read_ahead(number, snapshot.files[number], frames, owner or watcher):
+            if not self._blocks.read_ahead(number, snapshot.files[number], frames, owner or watcher, most):
                 watcher.hold_back()
         watcher.max_window = self.max_pages()
         watcher.credit = int((self._blocks.governor.credit - 2 * self._blocks.block_bytes) / self._frame_bytes)
-        watcher.step = int(self._blocks.request_bytes / self._frame_bytes)
+        watcher.step = int(most / self._frame_bytes)
         for pgno in watcher.awaited(pgnos):
             self._show_when_there(snapshot, pgno, watcher)
 
@@ -137,7 +138,7 @@ class ReadAhead:
 
     @property
     def _guess_bytes(self) -> int:
-        return min(int(self._blocks.trip_bytes * GUESS_SHARE), MAX_GUESS_BYTES)
+        return min(int(self._blocks.line.trip_bytes * GUESS_SHARE), MAX_GUESS_BYTES)
 
     def _start_guess(self, snapshot: Snapshot, pgnos: list[int]) -> bool:
         """Start fetching those that are missing; False if none is, or too much was read in vain before."""
@@ -174,7 +175,7 @@ class ReadAhead:
     @property
     def pages_in_a_trip(self) -> int:
         """How many pages can be looked at in the time of a round trip."""
-        return int(self._blocks.latency_s / LOOK_S)
+        return int(self._blocks.line.latency_s / LOOK_S)
 
     def _missing(self, snapshot: Snapshot, pgnos: list[int]) -> dict[int, list[Range]]:
         """Frames by file of the pages that are not in the page cache, or will not be when their turn comes."""

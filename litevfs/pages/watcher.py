@@ -53,6 +53,8 @@ class Watcher:
         self._lookups = LookUps(self._trees, self._awaited, max_window)
         self.recall = self._lookups.recall
         self._expected = Expected()
+        self._reads_whole = False  # this query, the trees that it has come to
+        self.is_on_its_way = False  # and it has come to the second leaf of one
         self._lock = threading.Lock()  # another thread calls `learn` with pages that were read ahead
 
     @property
@@ -71,6 +73,7 @@ class Watcher:
             self.resting = {}
             self._awaited.clear()
             self._expected.begin([])
+            self._reads_whole = self.is_on_its_way = False
             self._run = Run()
             self._lookups.begin()
 
@@ -150,6 +153,7 @@ class Watcher:
         """The query that has begun is going to read these trees whole, one after the other."""
         with self._lock:
             self._expected.begin(roots)
+            self._reads_whole = bool(roots)
             unknown = [root for root in roots if root not in self._interior]
             self._awaited.update(unknown)
             return unknown + self._begin_expected()
@@ -217,6 +221,7 @@ class Watcher:
 
     def _advance(self, scan: Scan, parent: int, position: int) -> None:
         """The scan has come to the leaf at `position`, further on."""
+        self.is_on_its_way = self._reads_whole
         scan.left = max(0, scan.left - (position - scan.position))
         scan.planned.difference_update(self._interior[parent].children[scan.position + 1 : position + 1])
         scan.position = position

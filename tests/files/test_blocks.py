@@ -131,6 +131,21 @@ def test_what_lies_close_together_comes_in_few_requests_that_overlap_nowhere():
         assert all(end == start for (_, end), (start, _) in itertools.pairwise(covered))
 
 
+def test_a_reader_on_its_way_through_a_file_takes_larger_requests_of_which_several_have_room():
+    with World() as world:
+        world.blocks.line.latency_s, world.blocks.line.bytes_per_s = 0.02, 500e6
+        assert world.blocks.request_bytes == 1 << 20
+        assert world.blocks.scan_request_bytes == 1 << 20  # of the cache, too few would have room
+        world.blocks.cache.limit_bytes = 64 << 20
+        assert world.blocks.scan_request_bytes == 2 << 20
+        world.blocks.line.bytes_per_s = 2.5e6
+        assert world.blocks.scan_request_bytes == world.blocks.request_bytes < 1 << 20
+        ranges = [(start, min(500, SIZE - start)) for start in range(0, SIZE, 500)]
+        assert world.blocks.read_ahead(7, world.file, ranges, most=8 * BLOCK)
+        world.settle()
+        assert sorted(size for _, _, size in world.script.reads) == [123, *[8 * BLOCK] * 5]
+
+
 def test_what_lies_scattered_comes_without_the_blocks_around_it_and_is_there_when_it_is_read():
     with World() as world:
         frames = [(block * BLOCK + 50, 300) for block in (1, 9, 17, 33)]

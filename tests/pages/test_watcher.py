@@ -88,7 +88,12 @@ def test_a_scan_that_is_expected_ends_with_its_query(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 3000)
     watcher = Watcher(64)
     watcher.expect_scans([TABLE_ROOT, INDEX_ROOT])
+    for pgno in in_order(pages):
+        watcher.before_read(pgno)
+        watcher.after_read(pgno, pages[pgno])
+    assert watcher.is_on_its_way
     watcher.begin()
+    assert not watcher.is_on_its_way
     assert watcher.awaited([TABLE_ROOT, INDEX_ROOT]) == []
     assert watcher.learn(TABLE_ROOT, pages[TABLE_ROOT]) == []
 
