@@ -194,8 +194,12 @@ class WatchedReads:
         Called in another thread than `read`.
         """
         watcher = self._watcher
-        if watcher is not None and begins == self._begins and (ahead := watcher.expect_scans(list(roots))):
-            self._source.read_ahead(snapshot, ahead, watcher)
+        if watcher is not None and begins == self._begins:
+            if ahead := watcher.expect_scans(list(roots)):
+                self._source.read_ahead(snapshot, ahead, watcher)
+            if begins != self._begins:  # meanwhile another one has begun, which shows its own patterns
+                watcher.begin()
+                self.end()
 
     def _stop_watching(self) -> None:
         """Go on without hints after an error in them: reads get slower, but no query fails."""
