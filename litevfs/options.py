@@ -319,6 +319,14 @@ def to_uri_text(name: str, value: object) -> str:
     return format_txid(parsed) if name == "txid" else str(parsed)
 
 
+def hint_if_option(name: str) -> str | None:
+    """What to do about a parameter of a replica URL that is the name of an option; None if it is none."""
+    if name not in OPTION_NAMES:
+        return None
+    flag = name.replace("_", "-")
+    return f"{name} is an option, no part of the replica's URL: give it beside the URL, {name}=... or --{flag}"
+
+
 def check_names(names: Iterable[str], what: str) -> None:
     """Raise OptionError for the first name that is not an option, with the nearest one as a hint."""
     for name in names:

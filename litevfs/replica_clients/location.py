@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 
 from litevfs.errors import ReplicaURLError
 from litevfs.ltx.names import parse_file_name
+from litevfs.options import hint_if_option
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 _LEVELS = frozenset(map(str, LEVELS))
@@ -101,7 +102,7 @@ def _parameters(query: str, scheme: str, known: list[str]) -> dict[str, str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}" if known else None
-            raise ReplicaURLError(f"unknown parameter {name!r} of a {scheme} URL", hint=hint)
+            raise ReplicaURLError(f"unknown parameter {name!r} of a {scheme} URL", hint=hint_if_option(name) or hint)
         if name in found:
             raise ReplicaURLError(f"parameter {name!r} of a {scheme} URL is given twice")
         if value:

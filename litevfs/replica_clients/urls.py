@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
+from litevfs.options import hint_if_option
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
@@ -206,7 +207,7 @@ def _refuse_query(url: str, scheme: str) -> None:
     if parts.query or parts.fragment:
         raise ReplicaURLError(
             f"a {scheme} URL has no parameters",  # not shown: they may be credentials
-            hint="write ? in a path as %3F and # as %23",
+            hint=hint_if_option(parts.query.partition("=")[0]) or "write ? in a path as %3F and # as %23",
         )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
+from litevfs.options import hint_if_option
 from litevfs.replica_clients.layouts import HEX, LTX_FOLDER, Layout
 from litevfs.replica_clients.s3.hosts import Host, parse_host, parse_oss_host
 
@@ -222,7 +223,9 @@ def _parameters(query: str) -> Mapping[str, str]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         known = _BY_FOLDED_NAME.get(name.replace("-", "").lower())
         if known is None:
-            raise ReplicaURLError(f"unknown parameter {name!r} in an S3 replica URL", hint=_nearest(name))
+            raise ReplicaURLError(
+                f"unknown parameter {name!r} in an S3 replica URL", hint=hint_if_option(name) or _nearest(name)
+            )
         if known in found:
             raise ReplicaURLError(f"parameter {known!r} is given twice in an S3 replica URL")
         found[known] = value
