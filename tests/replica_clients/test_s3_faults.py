@@ -222,8 +222,8 @@ def test_a_connection_that_breaks_is_made_again(when: Any, url: str, primary: Pr
     proxy.faults.add(HTTPFault(drop_connection=when, path=FILES, count=2))
     with connected(url, poll_interval=0) as connection:
         assert rows(connection, QUERY) == primary.rows(QUERY)
-        # The listing has left a connection: dropped without a byte, it is replaced at once, without a pause.
-        assert status_of(connection)["retries"] == {"before": 1, "body": 2}[when]
+        # A connection that the listing has left, if the server keeps any, is replaced at once, without a pause.
+        assert status_of(connection)["retries"] in {"before": (1, 2), "body": (2,)}[when]
     assert len(reads(proxy)) == 3
 
 
