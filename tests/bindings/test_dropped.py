@@ -39,6 +39,7 @@ def _refresh(url: str, connect: Callable[..., object], script: object) -> None:
     connection.execute("PRAGMA litestream_poll").fetchall()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of sqlite3, from Python 3.13 on
 @pytest.mark.parametrize("handle", [_read, _refresh])
 @pytest.mark.parametrize("door", DOORS)
 def test_a_connection_that_is_dropped_after_an_error_lets_its_replica_go(small, door, handle):
