@@ -20,6 +20,9 @@ class ForkGate:
     """Who is in SQLite, and whether a fork is about to come."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0  # threads
         self._forks = False  # a thread forks, or waits to
@@ -80,7 +83,7 @@ class ForkGate:
 
     def after_fork_in_child(self) -> None:
         """Begin again: the threads are gone."""
-        self.__init__()  # type: ignore[misc]  # the same object, which others refer to
+        self._begin()
 
 
 gate = ForkGate()

@@ -218,7 +218,7 @@ class Rehearsals:
         if ahead is None:
             return
         self._let_query_ask()
-        if self.must_end(task):  # nobody would take back what is asked for now
+        if self.must_end(task):  # the session has taken back what it planned: this would stay
             return
         ahead.fetch(task.snapshot, pgnos, planner, there.set)
         deadline = time.monotonic() + PATIENCE_S

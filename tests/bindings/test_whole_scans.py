@@ -71,7 +71,10 @@ def test_a_tree_that_a_row_a_limit_or_a_condition_may_end_is_none_of_them(sql):
 def test_a_statement_that_only_scans_is_not_rehearsed_and_a_join_is():
     with closing(apsw.Connection(":memory:")) as connection:
         connection.execute(_SCHEMA)
-        explain = lambda sql: plan_of(connection.execute(f"EXPLAIN {sql}").fetchall())  # noqa: E731
-        assert not explain("SELECT sum(amount), (SELECT sum(name) FROM users) FROM orders").is_worth_it
-        assert explain("SELECT sum(amount), (SELECT name FROM users WHERE id = 7) FROM orders").is_worth_it
-        assert explain("SELECT count(*) FROM orders o JOIN users u ON u.id = o.customer").is_worth_it
+
+        def is_worth_it(sql: str) -> bool:
+            return plan_of(connection.execute(f"EXPLAIN {sql}").fetchall()).is_worth_it
+
+        assert not is_worth_it("SELECT sum(amount), (SELECT sum(name) FROM users) FROM orders")
+        assert is_worth_it("SELECT sum(amount), (SELECT name FROM users WHERE id = 7) FROM orders")
+        assert is_worth_it("SELECT count(*) FROM orders o JOIN users u ON u.id = o.customer")

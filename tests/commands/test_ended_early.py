@@ -34,7 +34,7 @@ os._exit(code)
 """
 """A command that is killed when it has done something for so many seconds, unless it has ended."""
 
-KILLS = [2, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
+KILLS = [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(600)])]
 
 
 def run_to_the_end(*arguments: object) -> float:

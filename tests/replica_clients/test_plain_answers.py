@@ -6,6 +6,7 @@ import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -197,3 +198,37 @@ def test_a_request_on_a_kept_connection_that_is_dropped_is_made_again_at_once():
             assert [get(transport, url)[2] for _ in range(3)] == [BODY] * 3
         thread.join(10)
     assert answered == [0, 1, 2]
+
+
+def test_when_all_kept_connections_are_dropped_at_once_each_request_gets_another_one():
+    count = 8
+    all_kept, dropped = threading.Barrier(count), threading.Event()
+
+    def serve(sock: socket.socket, *, is_kept: bool) -> None:
+        with sock:
+            sock.recv(1 << 16)
+            sock.sendall(ANSWERS["usual"])
+            if is_kept:
+                dropped.wait(10)
+
+    def run(listener: socket.socket) -> None:
+        for number in range(2 * count):
+            sock, _ = listener.accept()
+            threading.Thread(target=serve, args=(sock,), kwargs={"is_kept": number < count}, daemon=True).start()
+
+    def ask(transport: Transport, url: str) -> tuple[bytes, bytes]:
+        answer = transport.request("GET", "GET", url, {})
+        all_kept.wait(10)  # no connection is free before each thread has one
+        first = transport.read_body(answer, url, 100)
+        all_kept.wait(10)
+        dropped.set()
+        return first, get(transport, url)[2]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(count) as pool:
+        server = threading.Thread(target=run, args=(listener,), daemon=True)
+        server.start()
+        with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=count)) as transport:
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            answers = [pool.submit(ask, transport, url) for _ in range(count)]
+            assert [answer.result(30) for answer in answers] == [(BODY, BODY)] * count
+        server.join(10)

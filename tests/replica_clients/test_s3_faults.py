@@ -218,12 +218,15 @@ def test_a_slow_server_is_waited_for_and_not_asked_twice(url: str, primary: Prim
 
 @pytest.mark.plan("F06")
 @pytest.mark.parametrize("when", ["before", "body"])
-def test_a_connection_that_breaks_is_made_again(when: Any, url: str, primary: Primary, proxy: HTTPProxy):
+def test_a_connection_that_breaks_is_made_again(
+    when: Any, url: str, primary: Primary, proxy: HTTPProxy, s3_server: S3Server
+):
+    at_once = when == "before" and s3_server.kind == "minio"  # moto keeps no connection
     proxy.faults.add(HTTPFault(drop_connection=when, path=FILES, count=2))
     with connected(url, poll_interval=0) as connection:
         assert rows(connection, QUERY) == primary.rows(QUERY)
-        # A connection that the listing has left, if the server keeps any, is replaced at once, without a pause.
-        assert status_of(connection)["retries"] in {"before": (1, 2), "body": (2,)}[when]
+        # The listing has left a connection: dropped without a byte, it is replaced at once, without a pause.
+        assert status_of(connection)["retries"] == (1 if at_once else 2)
     assert len(reads(proxy)) == 3
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.states.course_world import Step, World
 
-COURSES = 24
+COURSES = 40
 SOAK_COURSES = 3000
 CAPTURED_STEP = 4
 """One course in so many is tried with databases of SQLite: they take long."""

@@ -221,41 +221,32 @@ def ask(
     """
     began = time.monotonic()
     head = _request_head(pool, method, target, headers)
-    may_be_stale = True
-    while True:
-        connection: Any = pool._get_conn()
-        was_kept = not connection.is_closed
-        try:
-            return _answer(pool, connection, method, target, head, began, connect_timeout_s, read_timeout_s, total_s)
-        except BaseException as exc:
-            connection.close()
-            pool._put_conn(connection)  # the next one that is taken: it connects again
-            if was_kept and may_be_stale and isinstance(exc, ConnectionError):
-                may_be_stale = False
-                continue
-            if isinstance(exc, http.client.HTTPException | ConnectionError):
-                raise ProtocolError("Connection aborted.", exc) from exc
-            raise
+    connection: Any = pool._get_conn()
+    try:
+        while True:
+            was_kept = not connection.is_closed
+            if not was_kept:
+                connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
+                connection.connect()
+            left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
+            if left_s <= 0:
+                raise ReadTimeoutError(pool, target, "no time is left for the answer")
+            source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+            try:
+                return _sent(pool, connection, source, method, head)
+            except ConnectionError:
+                if not was_kept:
+                    raise
+                connection.close()
+    except BaseException as exc:
+        connection.close()
+        pool._put_conn(connection)
+        if isinstance(exc, http.client.HTTPException | ConnectionError):
+            raise ProtocolError("Connection aborted.", exc) from exc
+        raise
 
 
-def _answer(
-    pool: HTTPConnectionPool,
-    connection: Any,
-    method: str,
-    target: str,
-    head: bytes,
-    began: float,
-    connect_timeout_s: float,
-    read_timeout_s: float,
-    total_s: float | None,
-) -> PlainAnswer:
-    if connection.is_closed:
-        connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
-        connection.connect()
-    left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
-    if left_s <= 0:
-        raise ReadTimeoutError(pool, target, "no time is left for the answer")
-    source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+def _sent(pool: HTTPConnectionPool, connection: Any, source: TimedSocket, method: str, head: bytes) -> PlainAnswer:
     try:
         source.sendall(head)
     except (BrokenPipeError, ConnectionResetError):

@@ -21,7 +21,6 @@ from litevfs.errors import StorageError, StoragePermissionError, TransientStorag
 from litevfs.replica_clients.s3.errors import (
     CREDENTIALS_HINT,
     MESSAGE_LIMIT,
-    NO_S3_HINT,
     STALE_CREDENTIALS,
     error_from_answer,
 )
@@ -134,7 +133,7 @@ class Chain:
             raise kind(f"{_CREDENTIALS_SERVICE} does not answer: {self._redacted(str(exc))}") from exc
         except ResponseParserError as exc:  # not a BotoCoreError
             message = f"{_CREDENTIALS_SERVICE} gave no answer of its kind: {self._redacted(str(exc))[:MESSAGE_LIMIT]}"
-            raise StorageError(message, hint=NO_S3_HINT) from exc
+            raise StorageError(message, hint=CREDENTIALS_HINT) from exc
         except exceptions.BotoCoreError as exc:
             raise StorageError(f"cannot ask {self._server}: {self._redacted(str(exc))}") from exc
 
