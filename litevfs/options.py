@@ -191,7 +191,14 @@ class Options:
         "1 MiB",
         of_replica=lambda options: options.verify,
     )
-
+    keep_open_s: float = _option(
+        0.0,
+        parse_duration_s,
+        "how long the replica stays open, with its caches and polls, after the connection was closed: for programs "
+        "that open a connection for each request",
+        name="keep_open",
+        of_replica=None,  # the longest counts
+    )
     max_requests_per_s: float | None = _option(
         None,
         parse_rate,

@@ -31,6 +31,8 @@ from litevfs.units import (
 
 STORAGE_OPTIONS = frozenset({"read_timeout"})
 """The options that a command needs which only reads files."""
+_NO_FLAGS = frozenset({"replica_url", "keep_open"})
+"""The URL is an argument of its own; no command opens one connection after another."""
 _METAVARS: dict[Callable[[object], object], str] = {
     parse_duration_s: "DURATION",
     parse_size_bytes: "SIZE",
@@ -70,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = 
         "Each also has an environment variable: LITEVFS_READ_TIMEOUT for --read-timeout, and so on.",
     )
     for spec in SPECS:
-        if spec.name != "replica_url" and (only is None or spec.name in only):
+        if spec.name not in _NO_FLAGS and (only is None or spec.name in only):
             _add_flag(group, spec)
 
 

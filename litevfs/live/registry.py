@@ -1,4 +1,5 @@
-"""One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one.
+"""One `Replica` per replica and process, shared by every connection that opens it and dropped with the last one, or
+`keep_open` after it.
 
 The garbage collector may release a connection, in any thread and at any moment: also in a thread that runs this
 package's code and holds its locks. So a release only takes a name off a list, under a reentrant lock; a separate thread
@@ -11,10 +12,13 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from litevfs.concurrency.scheduler import scheduler
+from litevfs.errors import TransientStorageError
 from litevfs.live.counts import ClosedCounts, Counts, counts_of
 from litevfs.live.replica import Replica
 from litevfs.options import Options
@@ -24,6 +28,9 @@ logger = logging.getLogger("litevfs.live.registry")
 
 CLOSE_TIMEOUT_S = 0.9
 """How long a release waits for the end of a replica, which goes on in the background."""
+
+_KEPT = "keep_open"
+"""The place of the scheduler's calls that let replicas go."""
 
 _Key = tuple[object, ...]
 """See `Options.of_replica`."""
@@ -51,6 +58,9 @@ class Shared:
     replica: Replica | None = None  # while the first connection makes it
     leases: set[Lease] = field(default_factory=set)
     making: threading.Lock = field(default_factory=threading.Lock)
+    kept: Lease | None = None  # one of `leases`, of no connection: it keeps the replica open until `keep_until`
+    keep_until: float = 0.0  # by time.monotonic
+    is_watched: bool = False  # a call of the scheduler's ends it then
 
     def poll_interval_s(self) -> float:
         """The shortest interval that a connection asks for; 0: no connection polls."""
@@ -110,11 +120,12 @@ class ReplicaRegistry:
                 # A finalizer has just released the last lease before this one, and the replica is being closed.
 
     def release(self, lease: Lease) -> None:
-        """Release a lease; the last release closes the replica. Returns within a second; idempotent."""
+        """Release a lease; the last release closes the replica, after `keep_open`. Idempotent, within a second."""
         shared = lease.shared
         with self._lock:
             if lease not in shared.leases:
                 return
+            begins_to_keep = self._keep(lease)
             shared.leases.discard(lease)
             is_last = not shared.leases
             if is_last and self._shared.get(shared.key) is shared:
@@ -125,8 +136,43 @@ class ReplicaRegistry:
             return
         if is_last:
             _in_background(shared.replica.close)
+        elif begins_to_keep:
+            _in_background(partial(self._watch_kept, shared))
         elif lease.options.is_polling and not 0 < shared.poll_interval_s() <= lease.options.poll_interval_s:
             _in_background(partial(_slow_down, shared, shared.replica))
+
+    def _keep(self, lease: Lease) -> bool:
+        """Keep the replica for as long as the lease asks for; with the lock. Whether the end is to be watched."""
+        shared, keep_s = lease.shared, lease.options.keep_open_s
+        if keep_s <= 0 or shared.replica is None:
+            return False
+        shared.keep_until = max(shared.keep_until, time.monotonic() + keep_s)
+        kept = Lease(replace(lease.options, keep_open_s=0.0), shared)
+        if shared.kept is None:
+            shared.kept = kept
+            shared.leases.add(kept)
+        return not shared.is_watched
+
+    def _watch_kept(self, shared: Shared) -> None:
+        with self._lock:
+            if shared.is_watched:
+                return
+            shared.is_watched = True
+        try:
+            scheduler.add(partial(self._end_kept, shared), shared.keep_until - time.monotonic(), _KEPT)
+        except TransientStorageError:  # no thread can start
+            shared.keep_until = 0.0
+            self._end_kept(shared)
+
+    def _end_kept(self, shared: Shared) -> float | None:
+        """Let the replica go if its time is over. Else the seconds that are left; connections were closed meanwhile."""
+        with self._lock:
+            if shared.kept is not None and (left_s := shared.keep_until - time.monotonic()) > 0:
+                return left_s
+            kept, shared.kept, shared.is_watched = shared.kept, None, False
+        if kept is not None:
+            self.release(kept)
+        return None
 
     def forget(self, lease: Lease) -> None:
         """In a forked child: like `release`, but without waiting, as the replica has no thread or request there yet."""
@@ -142,7 +188,7 @@ class ReplicaRegistry:
             counts = dict(self._closed.items())
             for shared in self._shared.values():
                 if (replica := shared.replica) is not None:
-                    one = OpenReplica(replica, len(shared.leases), shared.poll_interval_s() > 0)
+                    one = OpenReplica(replica, len(shared.leases - {shared.kept}), shared.poll_interval_s() > 0)
                     opened.setdefault(replica.url, []).append(one)
                     counts[replica.url] = counts.get(replica.url, Counts()) + counts_of(replica)
         return opened, counts
@@ -158,6 +204,9 @@ class ReplicaRegistry:
                 shared.replica.restart_after_fork()
             except Exception:  # must not keep the other replicas from restarting
                 logger.exception("%s cannot be read after the fork", shared.replica.url)
+            if shared.kept is not None:  # what would end it ran in the parent only
+                kept, shared.kept, shared.is_watched = shared.kept, None, False
+                self.forget(kept)
 
 
 def _key(options: Options) -> _Key:

@@ -53,7 +53,7 @@ BESIDE_S = 2.0
 MIN_REFRESH_S = 1.0
 """A storage gets at least this long to answer, however short a caller's time is."""
 JUST_NOW_S = 1.0
-"""A state that was the newest so shortly ago is new enough to open."""
+"""A state that was the newest so shortly ago, or a poll interval before that, is new enough to open."""
 
 
 class Replica:
@@ -129,9 +129,9 @@ class Replica:
             self._bounded_refresh.result(timeout_s)
 
     def _was_just_refreshed(self) -> bool:
-        """Whether a refresh has just succeeded: connections that open together share one refresh."""
-        age_s = self.health.lag_s()
-        return self._poller is not None and age_s is not None and age_s <= JUST_NOW_S
+        """Whether a refresh has just succeeded, as all do while polls come in time: connections share these."""
+        age_s, interval_s = self.health.lag_s(), self._poll_interval_s
+        return bool(interval_s) and age_s is not None and age_s <= JUST_NOW_S + min(interval_s, JUST_NOW_S)
 
     def poll_every(self, interval_s: float) -> None:
         """Poll from now on, at the shortest interval that any connection asks for (0: this one does not ask)."""

@@ -121,3 +121,45 @@ def test_django_reads_with_its_own_backend(uri, local):
     (expected,) = local.execute("SELECT count(*) FROM sale").fetchone()
     message = "attempt to write a readonly database; a replica is read-only: write to the primary database"
     assert answer == [expected, expected, message]
+
+
+def test_django_closes_its_connection_after_each_request_and_the_replica_stays_open(shop, local):
+    pytest.importorskip("django", reason=HOW)
+    uri = f"file:shop.db?vfs=litestream&keep_open=1m&poll_interval=1h&replica_url={quote(shop.url)}"
+    answer = run(f"""
+        import django
+        from django.conf import settings
+        replica = {{"ENGINE": "django.db.backends.sqlite3", "NAME": {uri!r}}}
+        replica["OPTIONS"] = {{"uri": True, "factory": litevfs.StdlibConnection}}
+        settings.configure(DATABASES={{"default": replica}}, ROOT_URLCONF="__main__", ALLOWED_HOSTS=["*"])
+        django.setup()
+        from django.core.handlers.wsgi import WSGIHandler
+        from django.db import connection, models
+        from django.http import HttpResponse
+        from django.test import RequestFactory
+        from django.urls import path
+
+        class Sale(models.Model):
+            class Meta:
+                app_label, managed, db_table = "shop", False, "sale"
+
+        urlpatterns = [path("sales", lambda request: HttpResponse(Sale.objects.count()))]
+        handler = WSGIHandler()
+
+        def get(address):
+            answer = handler(RequestFactory().get(address).environ, lambda status, headers: None)
+            content = b"".join(answer)
+            answer.close()  # as a server does at the end of a request
+            assert connection.connection is None
+            return int(content)
+
+        def asked():
+            lines = litevfs.metrics().splitlines()
+            return sum(float(line.split()[-1]) for line in lines if line.startswith("litevfs_requests_total"))
+
+        counts, first = {{get("/sales")}}, asked()
+        counts |= {{get("/sales") for _ in range(5)}}
+        print(json.dumps([*counts, first > 0, asked() - first]))
+    """)
+    (expected,) = local.execute("SELECT count(*) FROM sale").fetchone()
+    assert answer == [expected, True, 0]
