@@ -42,7 +42,11 @@ LET_GO_S = 2.0
 """How long a replica that is being closed may still have the file at `hydration_path`."""
 SAVE_PAUSE_S = 30.0
 """Between two records; pages that came later are fetched again if this process is killed."""
+_STAT_BLOCK = 512
+"""Bytes of what stat counts as a block, on every system."""
 ReadPage = Callable[[Snapshot, int], bytes]
+_known: weakref.WeakSet[Hydration] = weakref.WeakSet()
+"""Those with a path of their own."""
 
 
 class Hydration:
@@ -72,6 +76,7 @@ class Hydration:
         self._copied = 0
         self._changed = Condition()
         self._closed = False
+        self._stopped = ""  # why the last copy did not come to its end
         self._thread: threading.Thread | None = None  # once it has taken over the file
         self._delete: Callable[[], object] = _nothing
         if not lazily:
@@ -150,8 +155,7 @@ class Hydration:
     def _start(self, patience_s: float) -> None:
         path = self._wanted_path
         try:
-            if path:
-                self._fd, self.path = _open_at(path, patience_s)
+            if path and self._opens_wanted(path, patience_s):
                 self._left = None if self._wanted_lazily else _load(path, self._url)
                 if self._left is None:
                     hydrated.forget(path)
@@ -164,6 +168,26 @@ class Hydration:
         except BaseException:  # also Ctrl-C, which may come when the thread already runs
             self.close()
             raise
+
+    def _opens_wanted(self, path: str, patience_s: float) -> bool:
+        """Open the file that was wanted; False if a temporary one is to take its place."""
+        try:
+            self._fd, self.path = _open_at(path, patience_s)
+        except BlockingIOError as error:
+            if self._wanted_lazily or any(other._has_open(path) for other in tuple(_known)):
+                what = f"hydration_path {path} is in use by another replica"
+                raise OptionError(what, hint="give each its own file") from error
+            # Workers of one application, or its next process while the last one ends: no reason not to start.
+            logger.warning("hydration_path %s is in use by another process: a temporary file takes its place", path)
+            self._wanted_path = None
+            return False
+        _known.add(self)
+        return True
+
+    def _has_open(self, path: str) -> bool:
+        with contextlib.suppress(OSError):
+            return self._fd >= 0 and os.path.samestat(os.fstat(self._fd), Path(path).stat())
+        return False
 
     def _start_late(self) -> None:
         with self._changed:
@@ -214,7 +238,11 @@ class Hydration:
                 return  # the replica is being closed, its storage before this
             except (LitevfsError, OSError) as error:
                 # Reads go on from the LTX files; the next state is a new chance.
-                logger.warning("hydration stopped at TXID %016x: %s", done.txid, error)
+                level = logging.INFO if str(error) == self._stopped else logging.WARNING
+                self._stopped = str(error)
+                logger.log(level, "hydration stopped at TXID %016x, reads go to the storage: %s", done.txid, error)
+            else:
+                self._stopped = ""
 
     def _copy(self, target: Snapshot) -> None:
         """Write every page of `target` that the file does not have, in the order in which they lie in storage."""
@@ -229,6 +257,7 @@ class Hydration:
         self._held = (target.epoch, have)
         stale = np.flatnonzero((have == 0) & (wanted != 0))
         self._copied = len(wanted) - len(stale)
+        self._check_room(target)
         for slot in stale[np.lexsort((frames[0][stale], frames[1][stale]))].tolist():
             if self._closed or self._target is not target:
                 return
@@ -241,6 +270,13 @@ class Hydration:
             have[slot] = wanted[slot]
             self._copied += 1
         os.ftruncate(self._fd, target.size_bytes)
+
+    def _check_room(self, target: Snapshot) -> None:
+        """Raise OSError before the disk is filled up for nothing: others need it, too."""
+        missing = target.size_bytes - os.fstat(self._fd).st_blocks * _STAT_BLOCK
+        disk = os.fstatvfs(self._fd)
+        if missing > disk.f_bavail * disk.f_frsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
 
     # --- what lasts ---------------------------------------------------------------------------------------------------
 
@@ -306,7 +342,10 @@ def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.
 
 
 def _open_at(path: str, patience_s: float) -> tuple[int, str]:
-    """A file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing."""
+    """A file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing.
+
+    Raises BlockingIOError, and OptionError if there can be no file.
+    """
     fd = -1
     try:
         try:
@@ -317,10 +356,8 @@ def _open_at(path: str, patience_s: float) -> tuple[int, str]:
             if fd >= 0:
                 os.close(fd)
             raise
-    except BlockingIOError as error:
-        raise OptionError(
-            f"hydration_path {path} is in use by another replica", hint="give each its own file"
-        ) from error
+    except BlockingIOError:
+        raise
     except OSError as error:
         hint = "name a file in a writable folder"
         raise OptionError(f"hydration_path {path}: {error.strerror}", hint=hint) from error

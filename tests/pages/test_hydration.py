@@ -8,6 +8,7 @@ import os
 import signal
 import tempfile
 import threading
+from collections import namedtuple
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -313,6 +314,44 @@ def test_two_replicas_do_not_share_a_file(world, tmp_path):
     options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db")}
     with connected(script.url, **options), pytest.raises(OptionError, match="in use"):
         litevfs.connect(script.url, poll_interval=0, **options)
+
+
+def test_beside_another_process_that_has_the_file_a_temporary_one_takes_its_place(world, tmp_path, caplog):
+    primary, script = world
+    path = tmp_path / "x.db"
+    options = {"hydration_enabled": True, "hydration_path": str(path), "cache_size": 0, "poll_interval": 0}
+    with path.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # as the other one does
+        other.write(b"its pages")
+        other.flush()
+        with connected(script.url, **options) as con:
+            wait_until(lambda: progress(con) == 100, "hydration")
+            own = Path(one(con, "PRAGMA litestream_hydration_file"))
+            assert own.name.startswith(TEMP_PREFIX)
+            assert rows(con, QUERY) == primary.rows(QUERY)
+        assert not own.exists()
+        assert path.read_bytes() == b"its pages"
+    assert "in use by another process" in caplog.text
+    assert not list(tmp_path.glob("*-litevfs"))
+
+
+def test_without_room_for_the_database_the_disk_is_not_filled_up_and_that_is_told_once(world, monkeypatch, caplog):
+    primary, script = world
+    have, real = [1], os.fstatvfs
+    Disk = namedtuple("Disk", "f_bavail f_frsize")
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: Disk(have[0], PAGE_SIZE) if have else real(fd))
+    with connected(script.url, poll_interval="5ms", hydration_enabled=True, cache_size=0) as con:
+        path = Path(one(con, "PRAGMA litestream_hydration_file"))
+        for _ in range(3):
+            primary.commit("UPDATE t SET s = s || 'C' WHERE id > 1500")
+            wait_until(lambda: rows(con, QUERY) == primary.rows(QUERY), "the new state")
+            wait_until(lambda: "hydration stopped" in caplog.text, "a try")
+        assert path.stat().st_blocks == 0
+        assert [record.levelname for record in caplog.records if "stopped" in record.message].count("WARNING") == 1
+        have.clear()
+        primary.commit("UPDATE t SET s = s || 'D' WHERE id > 1500")
+        wait_until(lambda: progress(con) == 100, "hydration")
+        assert rows(con, QUERY) == primary.rows(QUERY)
 
 
 @pytest.fixture
