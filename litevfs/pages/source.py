@@ -20,7 +20,9 @@ from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
+from litevfs.ltx.frame import decode_frame
 from litevfs.pages.ahead import ReadAhead
+from litevfs.pages.counters import PageCounters
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.page_one import as_rollback_journal
 from litevfs.pages.reads import Reads, Waits, WatchedReads
@@ -34,6 +36,7 @@ from litevfs.states.snapshot import (
     FRAME_SIZE_BITS,
     FRAME_SIZE_MASK,
     PGNO_BITS,
+    Chunk,
     Snapshot,
     decode_page,
     page_key,
@@ -59,22 +62,6 @@ FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
 
 Or a clear error, soon after the deadline (`time.monotonic()`, seconds) at the latest.
 """
-
-
-@dataclass(slots=True)
-class PageCounters:
-    """Where the pages that SQLite asked for came from."""
-
-    hits: int = 0  # less than 0 while pages decoded along with others are not read yet
-    misses: int = 0
-    hydrated: int = 0
-    reread: int = 0
-    relocated: int = 0
-
-    def decoded_along(self, count: int) -> None:
-        """Count pages decoded with another one as misses: their first read, which is about to come, is no hit."""
-        self.misses += count
-        self.hits -= count
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +90,14 @@ class PageSource:
         self.counters = PageCounters()
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
         self._cache = ByteCache(cache_size_bytes - block_bytes)
+        self._cached = self._cache.get
         # A local page costs little to decode again: a full cache keeps those that are read twice.
         self._keep_page = self._cache.put if fetcher.is_remote else self._cache.offer
         self._blocks: BlockReader | None = None
         if fetcher.is_remote:
             self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor)
         self._ahead = ReadAhead(self._blocks, self._cache) if self._blocks and prefetch else None
-        self._client_read = fetcher.client.read
+        self._client_read, self._counters = fetcher.client.read, fetcher.counters
         self.hydration: Hydration | None = None
         self._runs = Runs()
         self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
@@ -157,14 +145,24 @@ class PageSource:
         returns anything else than the page.
         """
         if 1 <= pgno <= snapshot.commit:
-            version = snapshot.chunks[(pgno - 1) >> CHUNK_BITS].versions[(pgno - 1) & CHUNK_MASK]
+            chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
+            slot = (pgno - 1) & CHUNK_MASK
+            version = chunk.versions[slot]
             key = snapshot.epoch << EPOCH_SHIFT | version << PGNO_BITS | pgno
-            page = self._cache.get(key)
+            page = self._cached(key)
             if page is not None:
                 self.counters.hits += 1
                 return page
             if version:
-                return self._load(snapshot, pgno, version, key, along)
+                if self._blocks is not None or self.hydration is not None or not self._runs.is_alone(pgno):
+                    return self._load(snapshot, pgno, version, key, along)
+                self.counters.misses += 1
+                try:  # as `read_through` does
+                    page = self._read_one(snapshot, pgno, chunk, slot, None)
+                except StorageNotFoundError as error:
+                    page = self._read_elsewhere(snapshot, pgno, error, None)
+                self._keep_page(key, page)
+                return page
             if pgno == lock_pgno(snapshot.page_size):
                 return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
         snapshot.place(pgno)  # raises: no file holds the page
@@ -253,10 +251,7 @@ class PageSource:
         else:
             self.counters.misses += 1
             if self._runs.is_alone(pgno):
-                try:  # as `read_through` does
-                    page = self._read_one(snapshot, pgno, deadline)
-                except StorageNotFoundError as error:
-                    page = self._read_elsewhere(snapshot, pgno, error, deadline)
+                page = self.read_through(snapshot, pgno, deadline)
             else:
                 page, is_kept = self._load_run(snapshot, pgno, deadline, along)
                 if not is_kept:
@@ -314,7 +309,9 @@ class PageSource:
 
     def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, along: Along | None) -> bytes:
         if along is None:
-            return self._read_one(snapshot, pgno, deadline)
+            return self._read_one(
+                snapshot, pgno, snapshot.chunks[(pgno - 1) >> CHUNK_BITS], (pgno - 1) & CHUNK_MASK, deadline
+            )
         run = run_from(snapshot, pgno, along.count)
         number, offset, size = snapshot.place(pgno)
         try:
@@ -326,16 +323,22 @@ class PageSource:
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
 
-    def _read_one(self, snapshot: Snapshot, pgno: int, deadline: float | None) -> bytes:
-        """A page and no other."""
-        chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
-        slot = (pgno - 1) & CHUNK_MASK
+    def _read_one(self, snapshot: Snapshot, pgno: int, chunk: Chunk, slot: int, deadline: float | None) -> bytes:
+        """A page and no other, which the page map has at `slot` of `chunk`."""
         number = chunk.files[slot]
         frame = chunk.frames[slot] or snapshot.frame(pgno)
         size = frame & FRAME_SIZE_MASK
         try:
-            data = self._fetch(snapshot, number, frame >> FRAME_SIZE_BITS, size, size, deadline)
-            return decode_page(snapshot, pgno, data)
+            if self._blocks is None and number not in self._gone:  # as `_fetch` does
+                data = self._client_read(snapshot.files[number], frame >> FRAME_SIZE_BITS, size)
+                counters = self._counters
+                counters.get += 1
+                counters.bytes_read += size
+            else:
+                data = self._fetch(snapshot, number, frame >> FRAME_SIZE_BITS, size, size, deadline)
+            if chunk.checks[slot]:
+                return decode_page(snapshot, pgno, data)
+            return decode_frame(data, pgno, snapshot.page_size)
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
 
@@ -347,7 +350,7 @@ class PageSource:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
         if self._blocks is None:
             data = self._client_read(snapshot.files[number], offset, most)
-            counters = self._fetcher.counters
+            counters = self._counters
             counters.get += 1
             counters.bytes_read += most
             return data
