@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import apsw
 
-from litevfs.bindings.apsw_access import answer_access_in_c
+from litevfs.bindings.apsw_access import answer_in_c
 from litevfs.bindings.apsw_connections import (
     AsyncReplicaConnection,
     ReplicaConnection,
@@ -358,7 +358,7 @@ def _equip(connection: apsw.Connection) -> None:
     # A URI may name the VFS: `open_vfs` is then the one it would have been without.
     if connection.open_vfs not in _registered and FILE_CLASS not in (connection.vfsname("main") or ""):
         return
-    answer_access_in_c(connection, _registered)
+    answer_in_c(connection, _registered)
     if connection.exec_trace is None:
         connection.exec_trace = tracer_of_last_opened()
     reference = weakref.ref(connection)
