@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from concurrent.futures import wait
 from itertools import takewhile
 
-from litevfs.concurrency.futures import settle
 from litevfs.errors import StorageClosedError, StoragePermissionError, TransientStorageError
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import FREE_BYTES, Governor
 from litevfs.files.hedges import first_of
 from litevfs.files.ranges import Limits, Range, affordable_runs, block_runs, blocks_of, clusters
-from litevfs.files.under_way import Part, Request, block_key, range_key
+from litevfs.files.under_way import Cutter, Part, Request, block_key, failure_of, range_key
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
@@ -92,17 +92,23 @@ class BlockReader:
 
     def _range_alone(self, key: int, deadline: float) -> bytes | None:
         """A range that was read ahead without its block; waits until it has come."""
-        request = self._under_way.get(key)
-        if request is not None:
+        if key in self._under_way and (coming := self._coming(key)) is not None:
+            request, answer = coming
             request.owner = None
             try:
-                data = request.result(patience_s(deadline)).get(key)
+                data = answer.result(patience_s(deadline))
             except (TransientStorageError, StoragePermissionError, FutureTimeoutError):
                 self._forget(request)
                 return None
             self.cache.get(key)  # its first use
             return data
         return self.cache.get(key)
+
+    def _coming(self, key: int) -> tuple[Request, Future[bytes]] | None:
+        """The request under way for a part, and its answer; None if there is none, or no more."""
+        with self._lock:
+            request = self._under_way.get(key)
+            return None if request is None else (request, request.answer(key))
 
     def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int = 0) -> bytes:
         """A block, whose reader wants those up to `last`, too: what is missing there comes by the same request."""
@@ -138,16 +144,16 @@ class BlockReader:
                     request = mine = self._request_for(number, file, [block, *run], ahead=False)
                     self._register(mine)
                 request.owner = None
+                answer = request.answer(key)
             if mine is not None:
                 self.governor.need(mine.size)
-                late_after_s = self._late_after_s(mine)
-                if late_after_s is None or not self._start(mine, deadline):
+                if self._late_after_s(mine) is None or not self._start(mine, deadline):
                     self._run(mine, deadline)
-            data = self._first_answer(request, key, self._part(number, file, block), deadline)
+            data = self._first_answer(request, answer, self._part(number, file, block), deadline)
             self.cache.get(key)  # the first use of bytes that were read ahead
             return data
         except (TransientStorageError, StoragePermissionError) as error:
-            failure = _failure(error, is_mine=mine is not None)
+            failure = failure_of(error, is_mine=mine is not None)
         except FutureTimeoutError:
             assert request is not None
             logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
@@ -164,22 +170,24 @@ class BlockReader:
 
     def _late_after_s(self, request: Request) -> float | None:
         """After how many seconds a second request may be made; None: not at all. What is observed stays as it is."""
-        return None if self._fetcher.requests.observer else self._fetcher.hedges.late_after_s(request.size)
+        gets, hedges = self._fetcher.gets, self._fetcher.hedges
+        return None if self._fetcher.requests.observer else hedges.late_after_s(gets.first_bytes(request.size))
 
-    def _first_answer(self, request: Request, key: int, part: Part, deadline: float) -> bytes:
+    def _first_answer(self, request: Request, answer: Future[bytes], part: Part, deadline: float) -> bytes:
         """The part's bytes from a request under way, or from a second one if that is late: what comes first.
 
         Raises the error of the last request, or FutureTimeoutError. The one that loses goes on and fills the cache.
         """
-        patience = patience_s(deadline)
-        late_after_s = None if request.done() else self._late_after_s(request)
-        if late_after_s is None or late_after_s >= patience or wait([request], late_after_s).done:
-            return request.result(patience)[key]
+        until = time.monotonic() + patience_s(deadline)
+        late_after_s = None if answer.done() else self._late_after_s(request)
+        if late_after_s is None or request.comes_in_time(answer, late_after_s, until):
+            return answer.result(max(0.0, until - time.monotonic()))
         second = Request(request.file, [part], ahead=False)
+        other = second.answer(part.key)
         if not self._fetcher.hedges.take() or not self._start(second, deadline):
-            return request.result(patience)[key]
+            return answer.result(max(0.0, until - time.monotonic()))
         logger.debug("asking for a part of %s a second time", request.file.name)
-        return first_of((request, second), patience)[key]
+        return first_of((answer, other), patience_s(deadline))
 
     @property
     def block_bytes(self) -> int:
@@ -237,13 +245,13 @@ class BlockReader:
                     self.governor.give_back(request.size)
 
     def when_there(self, number: int, offset: int, size: int, call: Callable[[], object]) -> None:
-        """Make the call when the request for these bytes ends, with or without them; now if there is none."""
+        """Make the call when these bytes come, or their request ends without them; now if there is none."""
         last = self._blocks_around(offset, size)[-1]
-        request = self._under_way.get(range_key(number, offset)) or self._under_way.get(block_key(number, last))
-        if request is None:
+        coming = self._coming(range_key(number, offset)) or self._coming(block_key(number, last))
+        if coming is None:
             call()
         else:
-            request.add_done_callback(lambda _: call())
+            coming[1].add_done_callback(lambda _: call())
 
     def peek(self, number: int, offset: int, size: int) -> bytes | None:
         """These bytes if they are in memory; does not count as their use."""
@@ -351,37 +359,40 @@ class BlockReader:
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 
     def _run(self, request: Request, deadline: float | None = None) -> None:
-        """Make one request and hand its parts to the cache and to the readers that wait for them."""
+        """Make one request and hand each part, when it has come, to the cache and to the readers that wait for it.
+
+        The last one waits for the end: who has all of a request's bytes finds it counted.
+        """
+        cutter = Cutter(request.parts)
+
+        def take(piece: bytes) -> None:
+            request.came_at = time.monotonic()
+            for part, data in cutter.feed(piece):
+                self._bring(request, part, data)
+
         try:
-            file, start = request.file, request.offset
-            data = self._fetcher.read_once(file, start, request.size, deadline)
-            self._fetcher.keep(file, start, data)  # first: bytes that a reader has seen are on their way to the folder
-            parts = {p.key: data[p.offset - start : p.offset - start + p.size] for p in request.parts}
-            for key, part in parts.items():
-                self.cache.put(key, part, ahead=request.ahead)
-            settle(request, parts)
+            self._fetcher.gets.read_pieces(request.file, request.offset, request.size, take, deadline)
+            self._bring(request, *cutter.last())
         except Exception as error:  # noqa: BLE001 (handed to the readers that wait, to the last one)
             if request.ahead:
-                self.governor.give_back(request.size)
-            settle(request, error)
+                self.governor.give_back(request.size - cutter.came)
+            request.end(error)
         finally:
             self._give_up(request)
 
+    def _bring(self, request: Request, part: Part, data: bytes) -> None:
+        self._fetcher.keep(request.file, part.offset, data)  # first: what a reader has seen is on its way to the folder
+        self.cache.put(part.key, data, ahead=request.ahead)
+        with self._lock:  # from here on readers find it in the cache
+            if self._under_way.get(part.key) is request:
+                del self._under_way[part.key]
+        request.bring(part.key, data)
+
     def _give_up(self, request: Request) -> None:
-        """End a request without its bytes: a reader that still waits for it, as after Ctrl-C, makes its own."""
+        """End a request: a reader that still waits for it, as after Ctrl-C, makes its own."""
         self._forget(request)
-        if not request.done():
-            settle(request, TransientStorageError("the read that this one waited for was interrupted"))
+        request.end(TransientStorageError("the read that this one waited for was interrupted"))
 
     def _forget(self, request: Request) -> None:
         with self._lock:
             self._unregister(request)
-
-
-def _failure(error: TransientStorageError | StoragePermissionError, *, is_mine: bool) -> TransientStorageError | None:
-    """What a reader tries again after; raises the error of its own request if it is final."""
-    if isinstance(error, TransientStorageError):
-        return error  # read-ahead tries once; bytes that a reader waits for are worth the retries
-    if is_mine:
-        raise error
-    return None  # credentials of read-ahead may have ended since

@@ -25,8 +25,9 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.files.fetched import FetchedFile, check_name, too_short
+from litevfs.files.fetched import FetchedFile, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
+from litevfs.files.gets import REQUEST_SHARE, Gets
 from litevfs.files.hedges import LIST, Hedges, What, answers_of
 from litevfs.files.line import MIN_AT_ONCE, line_to
 from litevfs.files.ranges import likely_head_bytes, likely_tail_bytes, pieces
@@ -47,8 +48,6 @@ READ_BYTES = 1 << 19
 """Bytes of one request when a file is streamed from its first byte to its last."""
 PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on their read-ahead."""
-REQUEST_SHARE = 0.5
-"""Part of the read timeout for one request of a page read: a request that hangs must leave time for another."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -76,6 +75,7 @@ class Fetcher:
         self.troubles = Troubles(client.url)
         self.line = line_to(client.url)
         self.hedges = Hedges(answers_of(client.url))
+        self.gets = Gets(client, self.requests, self.line, self.hedges, read_timeout_s)
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
@@ -145,30 +145,13 @@ class Fetcher:
         With a `deadline` (from `deadline()`) all attempts end then. Raises TransientStorageError when answers stay
         too short, else what the client raises.
         """
-        once = partial(self.hedged, size, partial(self._read_once, file, offset, size, deadline))
+        once = partial(self.hedged, size, partial(self.gets.read, file, offset, size, deadline))
         return self.retry(once, after=after, deadline=deadline)
-
-    def read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
-        """Exactly `size` bytes of a file in one request. Raises TransientStorageError when fewer come, or too late."""
-        return self.hedges.timed(size, partial(self._read_once, file, offset, size, deadline))
-
-    def _read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
-        carry = partial(self.line.carry, size, partial(self._request, file, offset, size, deadline))
-        data = self.requests.get(carry, len, f"{file.level}/{file.name}", offset)
-        if len(data) != size:
-            self.requests.fail()
-            raise too_short(file, self.client.key(file), offset, size, len(data))
-        return data
-
-    def _request(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
-        most_s = self._read_timeout_s * REQUEST_SHARE
-        timeout_s = None if deadline is None else min(most_s, deadline - time.monotonic())
-        return self.client.read(file, offset, size, timeout_s=timeout_s)
 
     @property
     def request_timeout_s(self) -> float:
         """The time limit of one request that may be retried."""
-        return self._read_timeout_s * REQUEST_SHARE
+        return self.gets.timeout_s
 
     def retry(
         self, call: Callable[[], T], *, after: TransientStorageError | None = None, deadline: float | None = None

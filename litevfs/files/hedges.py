@@ -82,7 +82,7 @@ class Hedges:
     def __init__(self, answers: Answers | None = None) -> None:
         self.second = 0  # requests made a second time
         self._answers = answers or Answers()
-        self.late_after_s = self._answers.late_after_s
+        self.late_after_s, self.note = self._answers.late_after_s, self._answers.note
 
     def take(self) -> bool:
         """See `Answers.take`."""

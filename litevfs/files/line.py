@@ -66,21 +66,21 @@ class Line:
         self.latency_s = FIRST_LATENCY_S  # of one request
         self.bytes_per_s = FIRST_BYTES_PER_S  # of all requests together
 
-    def carry(self, size: int, request: Callable[[], bytes]) -> bytes:
-        """Make a request for `size` bytes and measure it. Raises what it raises."""
+    def carry(self, size: int, request: Callable[[], T], size_of: Callable[[T], int]) -> T:
+        """Make a request for `size` bytes and measure it; `size_of` its answer have come. Raises what it raises."""
         began = self._clock()
         if size < LARGE_BYTES:
-            data = request()
+            answer = request()
             self._note_latency(self._clock() - began - size / self.bytes_per_s)
-            return data
+            return answer
         self._begin(began)
         came = 0
         try:
-            data = request()
-            came = len(data)
+            answer = request()
+            came = size_of(answer)
         finally:
             self._end(came)
-        return data
+        return answer
 
     @property
     def at_once(self) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from litevfs.concurrency.futures import closed_error, settle
-from litevfs.errors import TransientStorageError
+from litevfs.errors import StoragePermissionError, TransientStorageError
 from litevfs.ltx.file_info import LTXFileInfo
 
 BLOCK_NUMBER_BITS = 32
@@ -23,20 +25,72 @@ class Part:
     offset: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """The offset of the byte after them."""
+        return self.offset + self.size
 
-class Request(Future[dict[int, bytes]]):
-    """A request for parts of a file, ascending; the result is their bytes by key."""
+
+class Request:
+    """A request for parts of a file, ascending, each of which is given to its readers when it has come.
+
+    What has come stays right, however the request ends.
+    """
 
     def __init__(self, file: LTXFileInfo, parts: Sequence[Part], *, ahead: bool, owner: object | None = None) -> None:
-        super().__init__()
         self.file = file
         self.parts = parts  # never empty
         self.ahead = ahead
         self.owner = owner  # who alone wants it, and may take it back; None: a reader waits for it, or several want it
         self.offset = parts[0].offset
-        self.size = parts[-1].offset + parts[-1].size - self.offset
+        self.size = parts[-1].end - self.offset
+        self.came_at = 0.0  # `time.monotonic()` when the last bytes came
+        self._answers: dict[int, Future[bytes]] = {}  # of the parts that readers wait for
+        self._error: Exception | None = None
+        self._lock = threading.RLock()  # the collector may end an abandoned query under this lock
         self._task: Future[None] | None = None
         self._is_taken_back = False
+
+    def answer(self, key: int) -> Future[bytes]:
+        """The bytes of a part that has not come yet, or the error that the request ends with."""
+        with self._lock:
+            answer = self._answers.get(key)
+            if answer is None:
+                answer = self._answers[key] = Future()
+            error = self._error
+        if error is not None:
+            settle(answer, error)
+        return answer
+
+    def bring(self, key: int, data: bytes) -> None:
+        """A part has come."""
+        with self._lock:
+            answer = self._answers.pop(key, None)
+        if answer is not None:
+            settle(answer, data)
+
+    def end(self, error: Exception) -> None:
+        """No further part comes; the readers that wait for one get the error. Does nothing at a second end."""
+        with self._lock:
+            error = self._error = self._error or error
+            answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            settle(answer, error)
+
+    def comes_in_time(self, answer: Future[bytes], late_after_s: float, until: float) -> bool:
+        """Wait for a part while the request is not late: while bytes of it keep coming within `late_after_s`.
+
+        False once it is late; it is not if that would be after `until` (`time.monotonic()`, seconds).
+        """
+        began = time.monotonic()
+        while not answer.done():
+            now, late_at = time.monotonic(), max(began, self.came_at) + late_after_s
+            if late_at >= until:
+                return True
+            if now >= late_at:
+                return False
+            wait([answer], late_at - now)
+        return True
 
     def began_in(self, task: Future[None]) -> None:
         """A pool makes the request by this task, and cancels that when it is closed."""
@@ -51,7 +105,46 @@ class Request(Future[dict[int, bytes]]):
     def _end_if_cancelled(self, task: Future[None]) -> None:
         if task.cancelled():
             taken_back = TransientStorageError("what was read ahead is no longer wanted")
-            settle(self, taken_back if self._is_taken_back else closed_error())
+            self.end(taken_back if self._is_taken_back else closed_error())
+
+
+class Cutter:
+    """Cuts the bytes of an answer, as they come, into the parts that were asked for."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.came = 0  # bytes of the answer so far
+        self._parts = parts
+        self._cut = 0  # parts that are whole
+        self._at = self._end = parts[0].offset  # what the pieces cover
+        self._pieces: list[bytes] = []
+
+    def feed(self, piece: bytes) -> Iterator[tuple[Part, bytes]]:
+        """The next bytes of the answer; gives the parts that are whole with them, but for the last one of all."""
+        self.came += len(piece)
+        self._end += len(piece)
+        self._pieces.append(piece)
+        before_last = len(self._parts) - 1
+        if self._cut == before_last or self._end < self._parts[self._cut].end:
+            return
+        data = self._joined()
+        while self._cut < before_last and self._parts[self._cut].end <= self._end:
+            yield self._parts[self._cut], self._bytes_of(self._parts[self._cut], data)
+            self._cut += 1
+        passed = min(self._parts[self._cut].offset, self._end) - self._at
+        self._pieces, self._at = [data[passed:]] if passed < len(data) else [], self._at + passed
+
+    def last(self) -> tuple[Part, bytes]:
+        """The last part, once the whole answer has come."""
+        return self._parts[-1], self._bytes_of(self._parts[-1], self._joined())
+
+    def _joined(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def _bytes_of(self, part: Part, data: bytes) -> bytes:
+        start = part.offset - self._at
+        if start < 0 or part.end > self._end:
+            raise ValueError("a part of a request is not where it should be")
+        return data[start : start + part.size]
 
 
 def block_key(number: int, block: int) -> int:
@@ -62,3 +155,12 @@ def block_key(number: int, block: int) -> int:
 def range_key(number: int, offset: int) -> int:
     """The key of a range that was read ahead without its block; below 0."""
     return ~(number << OFFSET_BITS | offset)
+
+
+def failure_of(error: TransientStorageError | StoragePermissionError, *, is_mine: bool) -> TransientStorageError | None:
+    """What a reader tries again after; raises the error of its own request if it is final."""
+    if isinstance(error, TransientStorageError):
+        return error  # read-ahead tries once; bytes that a reader waits for are worth the retries
+    if is_mine:
+        raise error
+    return None  # credentials of read-ahead may have ended since

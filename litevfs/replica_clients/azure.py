@@ -23,7 +23,7 @@ from litevfs.errors import (
     StoragePreconditionError,
 )
 from litevfs.replica_clients.azure_access import PERMISSION_HINT, AzureAccess
-from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.files import HTTPFiles, Page
@@ -142,6 +142,12 @@ class AzureReplicaClient:
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
         return self._files.read(file, offset, size, timeout_s)
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`."""
+        return self._files.read_pieces(file, offset, size, take, timeout_s)
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None

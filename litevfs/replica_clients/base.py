@@ -7,7 +7,7 @@ not retry: its caller knows what a retry is worth (see `litevfs.files.fetch`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -15,6 +15,9 @@ from litevfs.errors import StorageTimeoutError
 from litevfs.ltx.file_info import LEVELS as LEVELS
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL as SNAPSHOT_LEVEL
 from litevfs.ltx.file_info import LTXFileInfo as LTXFileInfo
+
+Take = Callable[[bytes], object]
+"""Called with the next bytes of a read."""
 
 
 @runtime_checkable
@@ -94,6 +97,31 @@ class ReadsNamed(Protocol):
         Of the returned file, only `modified_ms` may differ from what a listing shows. Raises
         StoragePermissionError if the storage does not say whether there is one; other errors are those of
         `ReplicaClient.read`.
+        """
+        ...
+
+
+@runtime_checkable
+class ReadsPieces(Protocol):
+    """An optional part of a client: a read whose bytes are of use before all of them have come.
+
+    `litevfs.files.fetch` reads them at once if a client lacks this.
+    """
+
+    @property
+    def block_size(self) -> int:
+        """See `ReplicaClient.block_size`."""
+        ...
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """Like `ReplicaClient.read`, in one request; but `take` is called with the bytes, in order, as they come.
+
+        The pieces may have any size; the calls are made in this thread. Returns how many bytes there were.
+
+        What `take` got is right, though an error may follow, of the kinds that `read` raises. What `take` raises ends
+        the request.
         """
         ...
 

@@ -23,6 +23,7 @@ _OPERATIONS = (
     "list_files",
     "list_from",
     "read",
+    "read_pieces",
     "read_named",
     "write",
     "delete",
@@ -82,7 +83,7 @@ def _spanned(tracer: Any, trace: Any, url: str, name: str, call: Callable[..., A
 
 
 def _asked(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Attributes:
-    if name == "read":
+    if name in ("read", "read_pieces"):
         file, *rest = args
         offset = rest[0] if rest else options.get("offset", 0)
         return _place(file) | {"litevfs.offset": offset} if isinstance(file, LTXFileInfo) else {}
@@ -100,6 +101,8 @@ def _asked(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Attribu
 
 def _answered(name: str, answer: Any) -> Attributes:
     match answer:
+        case int():  # of `read_pieces`
+            return {"litevfs.bytes": answer}
         case bytes():
             return {"litevfs.bytes": len(answer)}
         case SideObject():

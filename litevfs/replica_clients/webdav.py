@@ -26,7 +26,7 @@ from litevfs.errors import (
     StoragePreconditionError,
     TransientStorageError,
 )
-from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.files import HTTPFiles
@@ -149,6 +149,12 @@ class WebDAVReplicaClient:
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
         return self._files.read(file, offset, size, timeout_s)
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`."""
+        return self._files.read_pieces(file, offset, size, take, timeout_s)
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None

@@ -25,7 +25,7 @@ import pytest
 
 from litevfs.errors import StorageClosedError, StorageNotFoundError, StorageTimeoutError
 from litevfs.ltx.names import MAX_TXID
-from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReadsNamed, ReplicaClient
+from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReadsNamed, ReadsPieces, ReplicaClient
 from litevfs.testing.conformance_base import (
     TIMESTAMP_MS,
     WAIT_S,
@@ -269,6 +269,27 @@ class ReplicaClientConformance(WritingConformance, ObjectsConformance):
         client.delete([LTXFileInfo(0, 8, 8, 1, 0), file, file, LTXFileInfo(5, 9, 9, 1, 0)])
         client.delete([file])
         assert replica.names(0) == set()
+
+    def test_a_read_in_pieces_gives_the_bytes_of_a_read(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
+        if not isinstance(client, ReadsPieces):
+            pytest.skip("this client reads all bytes at once")
+        data = random.Random(5).randbytes(3_000_000)
+        replica.put(0, file_name(1, 1), data)
+        (file,) = client.list_files(0)
+        for offset, size in ((0, len(data)), (0, 1), (70_000, 2_000_000), (2_999_999, 1), (2_900_000, 200_000)):
+            pieces: list[bytes] = []
+            expected = data[offset : offset + size]
+            assert client.read_pieces(file, offset, size, pieces.append) == len(expected)
+            assert b"".join(pieces) == expected
+            assert client.read_pieces(file, offset, size, pieces.append, timeout_s=WAIT_S) == len(expected)
+        assert client.read_pieces(file, 0, 0, pieces.append) == 0
+        with pytest.raises(StorageTimeoutError):
+            client.read_pieces(file, 0, 10, pieces.append, timeout_s=0)
+        with pytest.raises(StorageNotFoundError):
+            client.read_pieces(replace(file, min_txid=8, max_txid=8), 0, 10, pieces.append)
+        client.close()
+        with pytest.raises(StorageClosedError):
+            client.read_pieces(file, 0, 10, pieces.append)
 
     # --- life ---------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,15 @@ from typing import BinaryIO, get_args
 
 from litevfs.errors import LitevfsError, ReplicaURLError, StorageClosedError, StorageTimeoutError, TransientStorageError
 from litevfs.ltx.file_info import LTXFileInfo
-from litevfs.replica_clients.base import ReplicaClient
+from litevfs.replica_clients.base import ReplicaClient, Take
 from litevfs.replica_clients.urls import open_replica_client, register_scheme
 from litevfs.testing.faults import ERRORS, DataKind, ErrorKind, ListingKind, WaitKind, WriteKind
 from litevfs.testing.faults import Fault as Fault
 from litevfs.testing.faults import Faults as Faults
 from litevfs.testing.faults import Request as Request
+
+PIECE_BYTES = 30_011
+"""Of a read in pieces."""
 
 
 class FaultyReplicaClient:
@@ -94,6 +97,15 @@ class FaultyReplicaClient:
             data = self._faults.damage(fault.kind, data)
         self._end(request)
         return data
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`. The pieces begin and end at no bounds of the caller's."""
+        data = self.read(file, offset, size, timeout_s=timeout_s)
+        for start in range(0, len(data), PIECE_BYTES):
+            take(data[start : start + PIECE_BYTES])
+        return len(data)
 
     def write(
         self,

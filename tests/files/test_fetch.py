@@ -55,7 +55,7 @@ def test_fewer_bytes_than_the_file_should_have_are_an_error_that_says_which_file
     file = fetcher.list_files(0)[1]
     script.on_read = lambda file, offset, data: data[:-1]
     with pytest.raises(TransientStorageError, match=r"got 99 of 100 bytes") as caught:
-        fetcher.read_once(file, 0, 100)
+        fetcher.gets.read_timed(file, 0, 100)
     assert (caught.value.level, caught.value.min_txid) == (0, 2)
     assert caught.value.key
     assert caught.value.hint

@@ -46,7 +46,7 @@ class Wire:
                 return bytes(size)
 
             self.now = began
-            self.line.carry(size, request)
+            self.line.carry(size, request, len)
 
 
 @pytest.mark.parametrize("latency_s", [0.004, 0.025, 0.1])
@@ -119,7 +119,7 @@ def test_much_that_has_come_shows_the_throughput_while_more_is_under_way():
         seen.append(wire.line.bytes_per_s)
         return bytes(1 << 20)
 
-    wire.line.carry(1 << 20, request)
+    wire.line.carry(1 << 20, request, len)
     assert 50e6 <= seen[0] <= 250e6
 
 
@@ -127,8 +127,8 @@ def test_a_request_that_fails_is_over():
     line = Line()
     for size in (10, 1 << 20):
         with pytest.raises(ConnectionError):
-            line.carry(size, _fail)
-    assert line.carry(1 << 20, lambda: bytes(1 << 20)) == bytes(1 << 20)
+            line.carry(size, _fail, len)
+    assert line.carry(1 << 20, lambda: bytes(1 << 20), len) == bytes(1 << 20)
     assert (line.latency_s, line.bytes_per_s) != (FIRST_LATENCY_S, FIRST_BYTES_PER_S)
 
 

@@ -120,6 +120,76 @@ def test_an_answer_of_any_shape_is_read_as_urllib3_reads_it(serve, name: str, si
     assert ours.connections == theirs.connections == (2 if hangs_up else 1)
 
 
+@pytest.mark.parametrize("size", [1 << 20, 7])
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_body_in_pieces_is_the_same_as_at_once(serve, name: str, size: int):
+    hangs_up = name in ("closes", "without a length", "of 1.0")
+    server = serve(ANSWERS[name], size * (1000 if len(ANSWERS[name]) > 1000 else 1), hangs_up=hangs_up)
+    with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
+        for limit in (1 << 20, 10, 1):
+            expected = get(transport, server.url, limit)[2]
+            answer = transport.request("GET", "GET", server.url, {})
+            pieces: list[bytes] = []
+            assert transport.read_pieces(pieces.append, answer, server.url, limit) == len(expected)
+            assert b"".join(pieces) == expected
+            assert all(pieces)
+
+
+def test_a_piece_is_there_before_the_next_is_sent():
+    taken = threading.Semaphore(0)
+    body = [b"a" * 10, b"b" * 70_000, b"c" * 300_000]
+
+    def send() -> None:
+        sock, _ = listener.accept()
+        with sock:
+            sock.recv(1 << 16)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % sum(map(len, body)))
+            for piece in body:
+                sock.sendall(piece)
+                for _ in piece:
+                    assert taken.acquire(timeout=10)
+
+    pieces: list[bytes] = []
+
+    def take(piece: bytes) -> None:
+        pieces.append(piece)
+        taken.release(len(piece))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=send)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
+            answer = transport.request("GET", "GET", url, {})
+            assert transport.read_pieces(take, answer, url, 1 << 20) == 370_010
+        thread.join()
+    assert b"".join(pieces) == b"".join(body)
+
+
+@pytest.mark.parametrize("name", ["breaks off in the body", "breaks off in a chunk"])
+def test_a_body_that_breaks_off_is_transient_after_the_pieces_that_came(serve, name: str):
+    server = serve(MALFORMED[name], hangs_up=True)
+    pieces: list[bytes] = []
+    with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
+        answer = transport.request("GET", "GET", server.url, {})
+        with pytest.raises(TransientStorageError, match="broke"):
+            transport.read_pieces(pieces.append, answer, server.url, 1 << 20)
+    assert b"".join(pieces) in (b"012", b"")
+
+
+def test_what_the_taker_of_pieces_raises_ends_the_connection(serve):
+    server = serve(ANSWERS["usual"])
+
+    def refuse(_: bytes) -> None:
+        raise KeyError("not wanted")
+
+    with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
+        answer = transport.request("GET", "GET", server.url, {})
+        with pytest.raises(KeyError):
+            transport.read_pieces(refuse, answer, server.url, 1 << 20)
+        assert server.closed.acquire(timeout=10)
+
+
 @pytest.mark.parametrize("name", MALFORMED)
 def test_an_answer_that_is_none_is_transient(serve, name: str):
     server = serve(MALFORMED[name], hangs_up=True)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TypeVar
 
 from litevfs.errors import (
     StorageError,
@@ -19,9 +21,11 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
-from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.base import LTXFileInfo, Take
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
+
+T = TypeVar("T")
 
 _PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
 _SAID_LIMIT = 300  # characters
@@ -32,6 +36,7 @@ _SAID = re.compile(
     rb'"message"\s*:\s*"((?:[^"\\]|\\.){1,1000})"|<(?:[a-z]+:)?Message>([^<]{1,1000})<|<title>([^<]{1,300})<',
     re.IGNORECASE,
 )
+_SHORTER = "the file is shorter than it was when listed"
 _UNSOUND_HINT = "a proxy or cache before the server, or the server, is at fault"
 
 
@@ -103,21 +108,44 @@ def read_range(
     A server may ignore the range: bytes before it are read and dropped. Raises StorageNotFoundError when the
     file is shorter than it was, StorageError for headers that lie.
     """
+    return _read_range(transport, response, url, (file, offset, size), transport.read_body, len) or b""
+
+
+def read_range_in_pieces(
+    transport: Transport, response: Answer, url: str, file: LTXFileInfo, offset: int, size: int, take: Take
+) -> int:
+    """`read_range`, which calls `take` with the bytes as they come. Returns how many there were."""
+    read_body = partial(transport.read_pieces, take)
+    return _read_range(transport, response, url, (file, offset, size), read_body, int) or 0
+
+
+def _read_range(
+    transport: Transport,
+    response: Answer,
+    url: str,
+    wanted: tuple[LTXFileInfo, int, int | None],
+    read_body: Callable[[Answer, str, int], T],
+    size_of: Callable[[T], int],
+) -> T | None:
+    """What `read_body` returns for the answer, its URL and a limit, bytes; None if the file has no such bytes."""
+    file, offset, _ = wanted
     if response.status == 416:
         response.close()
         if offset < file.size:
-            raise StorageNotFoundError("the file is shorter than it was when listed")
-        return b""
+            raise StorageNotFoundError(_SHORTER)
+        return None
     try:
-        skip, expected = _place(response, file, offset, size, endpoint_of(url))
+        skip, expected = _place(response, *wanted, endpoint_of(url))
+        if expected is not None and expected < _least(*wanted):
+            raise StorageNotFoundError(_SHORTER)
         _skip(transport, response, url, skip)
     except BaseException:
         response.close()
         raise
-    data = transport.read_body(response, url, _MAX_OFFSET if expected is None else expected)
-    if len(data) < _least(file, offset, size):
-        raise StorageNotFoundError("the file is shorter than it was when listed")
-    return data
+    body = read_body(response, url, _MAX_OFFSET if expected is None else expected)
+    if size_of(body) < _least(*wanted):
+        raise StorageNotFoundError(_SHORTER)
+    return body
 
 
 def read_named(

@@ -23,7 +23,7 @@ import urllib3
 
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.ltx.names import parse_file_name
-from litevfs.replica_clients.base import LEVELS, LTXFileInfo
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, Take
 from litevfs.replica_clients.http.answers import (
     about,
     date_ms,
@@ -32,6 +32,7 @@ from litevfs.replica_clients.http.answers import (
     range_header,
     read_named,
     read_range,
+    read_range_in_pieces,
 )
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
@@ -263,16 +264,31 @@ class HTTPReplicaClient:
         self._exchange.transport.check_open()
         if size == 0:
             return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = self.key(file)
-        with about(file, key):
-            response, url = self._get("GET", key, range_header(offset, size), (200, 206, 416), deadline)
-            try:
-                self._check_version(file, response)
-            except StorageError:
-                response.close()
-                raise
+        with about(file, self.key(file)):
+            response, url = self._ask(file, offset, size, timeout_s)
             return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`."""
+        self._exchange.transport.check_open()
+        if size == 0:
+            return 0
+        with about(file, self.key(file)):
+            response, url = self._ask(file, offset, size, timeout_s)
+            return read_range_in_pieces(self._exchange.transport, response, url, file, offset, size, take)
+
+    def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        headers = range_header(offset, size)
+        response, url = self._get("GET", self.key(file), headers, (200, 206, 416), deadline)
+        try:
+            self._check_version(file, response)
+        except StorageError:
+            response.close()
+            raise
+        return response, url
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None

@@ -10,8 +10,15 @@ import time
 from collections.abc import Callable, Iterable
 
 from litevfs.errors import StorageNotFoundError
-from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject
-from litevfs.replica_clients.http.answers import about, plain_etag, range_header, read_named, read_range
+from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject, Take
+from litevfs.replica_clients.http.answers import (
+    about,
+    plain_etag,
+    range_header,
+    read_named,
+    read_range,
+    read_range_in_pieces,
+)
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import OldReplicaCheck
@@ -83,17 +90,29 @@ class HTTPFiles:
         self._exchange.transport.check_open()
         if size == 0:
             return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        key = self._location.key(file)
-        url = self._content_url(key, file.etag)
-        headers = range_header(offset, size) | (self._condition(file.etag) if file.etag else {})
-        with about(file, key):
-            response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 412, 416), deadline=deadline)
-            version = "" if response.status == 416 else self._version_of(response)
-            if response.status == 412 or (file.etag and version and version != file.etag):
-                response.close()
-                raise StorageNotFoundError("the file was replaced since it was listed")
+        with about(file, self._location.key(file)):
+            response, url = self._ask(file, offset, size, timeout_s)
             return read_range(self._exchange.transport, response, url, file, offset, size)
+
+    def read_pieces(self, file: LTXFileInfo, offset: int, size: int, take: Take, timeout_s: float | None) -> int:
+        """One request; none for zero bytes."""
+        self._exchange.transport.check_open()
+        if size == 0:
+            return 0
+        with about(file, self._location.key(file)):
+            response, url = self._ask(file, offset, size, timeout_s)
+            return read_range_in_pieces(self._exchange.transport, response, url, file, offset, size, take)
+
+    def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        url = self._content_url(self._location.key(file), file.etag)
+        headers = range_header(offset, size) | (self._condition(file.etag) if file.etag else {})
+        response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 412, 416), deadline=deadline)
+        version = "" if response.status == 416 else self._version_of(response)
+        if response.status == 412 or (file.etag and version and version != file.etag):
+            response.close()
+            raise StorageNotFoundError("the file was replaced since it was listed")
+        return response, url
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, timeout_s: float | None

@@ -24,6 +24,7 @@ _TARGET = re.compile(r"/(?:[A-Za-z0-9/_.~=&?+:@!$'()*,;-]|%[0-9A-F]{2})*")
 _FIRST_BYTES = 1 << 16
 _HEAD_LIMIT_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 18
+_SOME_BYTES = 1 << 16
 _PLAIN_HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)*)\r\n")
 _HEAD_END = re.compile(rb"\n\r?\n")  # some end their lines with LF alone
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -149,6 +150,17 @@ class PlainAnswer:
             data, self._rest = self._rest, b""
             if len(data) < size:
                 data = self._read_on(data, size)
+        self.length_remaining -= len(data)
+        return data
+
+    def read_some(self, amt: int) -> bytes:
+        """Up to `amt` bytes of the body: those that have come; none at its end, or where it breaks off.
+
+        Raises what `read` raises.
+        """
+        if self._body is not None or self._rest or not self.length_remaining:
+            return self.read(min(amt, len(self._rest) or _SOME_BYTES))
+        data = self._socket.recv(min(amt, self.length_remaining, _PIECE_BYTES))
         self.length_remaining -= len(data)
         return data
 

@@ -30,9 +30,11 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 from litevfs.replica_clients.http.connections import HTTPConnection, HTTPSConnection, Limits, LiveSockets
-from litevfs.replica_clients.http.plain import Answer, ask, is_plain
+from litevfs.replica_clients.http.plain import Answer, PlainAnswer, ask, is_plain
 
 _PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
+_PIECE_BYTES = 1 << 18
+"""Of a body that is read in pieces, at most."""
 MAX_WAIT_S = 1e6
 """A socket counts milliseconds in 31 bits; a longer wait has to be made of several."""
 _SOCKET_OPTIONS = [
@@ -147,11 +149,31 @@ class Transport:
             except BaseException:
                 response.close()
                 raise
-            if len(data) < limit or response.length_remaining == 0:
-                response.release_conn()
-            else:
-                response.close()
+            self._leave(response, is_at_end=len(data) < limit)
         return data
+
+    def read_pieces(self, take: Callable[[bytes], object], response: Answer, url: str, limit: int) -> int:
+        """Like `read_body`, but calls `take` with the bytes as they come. Returns how many there were."""
+        read = response.read_some if isinstance(response, PlainAnswer) else response.read
+        came = 0
+        with self.translated(url):
+            try:
+                while came < limit and (piece := read(min(limit - came, _PIECE_BYTES))):
+                    came += len(piece)
+                    take(piece)
+                if came < limit and response.length_remaining:
+                    raise ProtocolError(f"after {came} bytes, with {response.length_remaining} to come")
+            except BaseException:
+                response.close()
+                raise
+            self._leave(response, is_at_end=came < limit)
+        return came
+
+    def _leave(self, response: Answer, *, is_at_end: bool) -> None:
+        if is_at_end or response.length_remaining == 0:
+            response.release_conn()
+        else:
+            response.close()
 
     def _total_timeout(self, timeout_s: float) -> urllib3.Timeout:
         return urllib3.Timeout(connect=self._connect_timeout_s, total=min(_still(timeout_s), MAX_WAIT_S))

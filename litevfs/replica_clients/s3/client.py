@@ -7,21 +7,22 @@ and corrects them; `listing`, `ranges` and `errors` interpret the answers.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from litevfs.errors import OptionError, StorageError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
-from litevfs.replica_clients.base import LTXFileInfo, SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
+from litevfs.replica_clients.http.answers import about
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoint_of
 from litevfs.replica_clients.layouts import GENERATIONS, layout_of
 from litevfs.replica_clients.s3 import objects
@@ -34,11 +35,13 @@ from litevfs.replica_clients.s3.listing import (
     parse_list_page,
     plain_etag,
 )
-from litevfs.replica_clients.s3.ranges import Wanted, check_body, expected_length, total_size
+from litevfs.replica_clients.s3.ranges import Wanted, check_size, expected_length, total_size
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.url import parse_s3_url
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 from litevfs.replica_clients.s3.writing import NO_CONDITIONS_STATUS, Writer
+
+T = TypeVar("T")
 
 BLOCK_SIZE = 1 << 16
 """To read so many bytes costs hardly more than to read one."""
@@ -226,33 +229,47 @@ class S3ReplicaClient:
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
+        return self._read(file, offset, size, timeout_s, self._transport.read_body, len) or b""
+
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`."""
+        return self._read(file, offset, size, timeout_s, partial(self._transport.read_pieces, take), int) or 0
+
+    def _read(
+        self,
+        file: LTXFileInfo,
+        offset: int,
+        size: int | None,
+        timeout_s: float | None,
+        read_body: Callable[[Answer, str, int], T],
+        size_of: Callable[[T], int],
+    ) -> T | None:
+        """What `read_body` returns for the answer, its URL and a limit; None if the file has no such bytes."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._transport.check_open()
         if size == 0:
-            return b""
+            return None
         wanted, key = Wanted(file, offset, size), self.key(file)
-        request = Request(
-            "GET",
-            "GET",
-            lambda: self._access.object_url(key),
-            key,
-            {**self._sse_headers, **wanted.headers()},
-            deadline=deadline,
-            is_gone=lambda: self._is_gone(key, deadline),
-        )
-        with _about(file, key):
+        url_of, headers = lambda: self._access.object_url(key), {**self._sse_headers, **wanted.headers()}
+        is_gone = lambda: self._is_gone(key, deadline)  # noqa: E731
+        request = Request("GET", "GET", url_of, key, headers, deadline=deadline, is_gone=is_gone)
+        with about(file, key):
             url, response = self._requests.send(request)
             if response.status == 416:
                 if offset < file.size:
                     raise StorageNotFoundError("the object is shorter than it was when listed")
-                return b""
+                return None
             try:
                 length = expected_length(response, wanted, endpoint_of(url))
             except StorageError:
                 response.close()  # its body may be of any size
                 raise
             limit = length if length is not None else file.size + 1 if file.size else MAX_UNKNOWN_BYTES
-            return check_body(self._transport.read_body(response, url, limit), length, wanted, endpoint_of(url))
+            body = read_body(response, url, limit)
+            check_size(size_of(body), length, wanted, endpoint_of(url))
+            return body
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
@@ -264,7 +281,7 @@ class S3ReplicaClient:
         wanted, key = Wanted(file, 0, size), self.key(file)
         headers = {**self._sse_headers, **wanted.headers()}
         request = Request("GET", "GET", lambda: self._access.object_url(key), key, headers, deadline=deadline)
-        with _about(file, key):
+        with about(file, key):
             try:
                 url, response = self._requests.send(request)
             except StorageNotFoundError:
@@ -317,7 +334,7 @@ class S3ReplicaClient:
         def exists() -> bool:
             return any(other.name == name for other in self._list_level(level, min_txid))
 
-        with _about(LTXFileInfo(level, min_txid, max_txid, 0, 0), key):
+        with about(LTXFileInfo(level, min_txid, max_txid, 0, 0), key):
             stored = self._writer.store(key, stream, metadata, exists if exclusive else None)
         self._is_layout_known = True
         return LTXFileInfo(level, min_txid, max_txid, stored.size, _date_ms(stored.date), stored.etag)
@@ -369,16 +386,6 @@ def rfc3339(timestamp_ms: int) -> str:
     seconds, millis = divmod(timestamp_ms, 1000)
     text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     return text + f".{millis:03d}".rstrip("0").rstrip(".") + "Z"
-
-
-@contextlib.contextmanager
-def _about(file: LTXFileInfo, key: str) -> Iterator[None]:
-    """Add the file to every storage error of this block."""
-    try:
-        yield
-    except StorageError as error:
-        error.level, error.min_txid, error.max_txid, error.key = file.level, file.min_txid, file.max_txid, key
-        raise
 
 
 def _date_ms(date: str) -> int:

@@ -69,12 +69,11 @@ def total_size(response: Answer, read: int) -> int:
     return int(match[3]) if match is not None and match[3] and match[3] != "*" else read
 
 
-def check_body(data: bytes, length: int | None, wanted: Wanted, endpoint: str) -> bytes:
-    """`data`, if it has all the bytes that the answer's headers promised. Raises TransientStorageError."""
-    expected = length if length is not None else wanted.file.size or len(data)
-    if len(data) != expected:
-        raise TransientStorageError(f"the answer of {endpoint} broke off after {len(data)} of {expected} bytes")
-    return data
+def check_size(came: int, length: int | None, wanted: Wanted, endpoint: str) -> None:
+    """Check that a body of `came` bytes has all that the answer's headers promised. Raises TransientStorageError."""
+    expected = length if length is not None else wanted.file.size or came
+    if came != expected:
+        raise TransientStorageError(f"the answer of {endpoint} broke off after {came} of {expected} bytes")
 
 
 def _content_length(headers: Mapping[str, str], endpoint: str) -> int | None:
