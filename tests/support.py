@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import apsw
+import pytest
 
 import litevfs
+from litevfs.files.line import Line
 
 _TICK_S = 0.002
 
@@ -86,3 +88,9 @@ class Clock:
     def __call__(self) -> float:
         """Seconds, for what takes a clock."""
         return self.now_s
+
+
+def leave_lines_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each line be what is assumed at first: else what is planned would change with how busy the machine is."""
+    monkeypatch.setattr(Line, "carry", lambda _, size, request: request())
+    monkeypatch.setattr(Line, "trip", lambda _, request: request())

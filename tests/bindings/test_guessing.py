@@ -24,7 +24,7 @@ from tests.bindings.test_rehearsal import (
     trips,
 )
 from tests.scripted import Script
-from tests.support import wait_until
+from tests.support import leave_lines_unmeasured, wait_until
 
 pytestmark = test_rehearsal.pytestmark
 network = test_rehearsal.network
@@ -35,6 +35,7 @@ GUESS_BYTES = TRIP_BYTES // 2
 @pytest.fixture(autouse=True)
 def fast_line(monkeypatch) -> None:
     """As measured in a data centre; what opening reads stays small."""
+    leave_lines_unmeasured(monkeypatch)
     monkeypatch.setattr(Line, "trip_bytes", TRIP_BYTES)
     monkeypatch.setattr("litevfs.files.fetch.likely_head_bytes", lambda file, block_size, free_bytes: block_size)
 

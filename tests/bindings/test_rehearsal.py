@@ -26,6 +26,7 @@ from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
 from litevfs.bindings.statements import Statement, as_statement
+from litevfs.files.line import Line
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.live.session import Session
@@ -34,13 +35,14 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
 from tests.bindings.places import places
 from tests.scripted import Script
-from tests.support import wait_until
+from tests.support import leave_lines_unmeasured, wait_until
 
 pytestmark = pytest.mark.usefixtures("followed")
 
 PAGE_SIZE = 1024
 POSTS, USERS = 4000, 400
 BLOCK_SIZE = 1 << 12
+TRIP_BYTES = 8000
 CALM_LOOKS = 12
 """So often in a row nothing may be about to ask: on a busy machine a thread that could may get no turn for a while."""
 
@@ -165,6 +167,13 @@ class Tides:
             if not self._held or len(under_way) > len(self._held):
                 return False
         return places.reads(self._reader) and places.rehearsals_wait()
+
+
+@pytest.fixture(autouse=True)
+def narrow_line(monkeypatch) -> None:
+    """It carries little in a round trip, so that little is guessed, and opening reads little."""
+    leave_lines_unmeasured(monkeypatch)
+    monkeypatch.setattr(Line, "trip_bytes", TRIP_BYTES)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import botocore.loaders
 import botocore.session
 import pytest
 from botocore.config import Config
@@ -20,6 +21,8 @@ KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 REGIONS = ["us-east-1", "ap-southeast-7", "mx-central-1", "cn-north-1", "us-gov-west-1", "eusc-de-east-1", "aws-global"]
 BUCKETS = ["my-bucket", "a1b", "with.dots", "two--hyphens", "access-s3alias", "Capitals_1"]
 PREFIX = "a path/ü~"
+LOADER = botocore.loaders.create_loader()
+"""It remembers what it has read: botocore's descriptions of all services take half a second."""
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,7 @@ def botocore_url(bucket: str, region: str) -> str | None:
     """The address that botocore gives a bucket, None if it refuses."""
     config = Config(signature_version="s3v4", s3={"addressing_style": "virtual"})
     session = botocore.session.Session()
+    session.register_component("data_loader", LOADER)
     try:
         client = session.create_client("s3", region_name=region, config=config)
         url = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": f"{PREFIX}/x"})
