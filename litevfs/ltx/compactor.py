@@ -16,7 +16,7 @@ from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import HEADER_FLAG_NO_CHECKSUM, Header, Trailer
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageOrder, check_growth
+from litevfs.ltx.page_index import PageOrder, check_growth, check_size_change
 
 
 class CompactionInput(Protocol):
@@ -51,19 +51,23 @@ def compact(inputs: Sequence[CompactionInput], *, spool: IO[bytes] | None = None
     return _write(inputs, Encoder(header, spool=spool))
 
 
+def _end_of_other_sizes(headers: Sequence[Header]) -> int:
+    """The index of the first header from which on the page size stays: no page of those before it is in the result."""
+    others = [i for i, header in enumerate(headers) if header.page_size != headers[-1].page_size]
+    return others[-1] + 1 if others else 0
+
+
 def compacted_header(headers: Sequence[Header]) -> Header:
     """The header of the file that files with `headers`, oldest first, become. Raises LTXFormatError."""
     if not headers:
         raise LTXFormatError("cannot compact LTX files: there are none")
     for previous, header in pairwise(headers):
-        if header.page_size != previous.page_size:
-            raise _refused(previous, header, f"page sizes {previous.page_size} and {header.page_size} differ")
         if not header.min_txid <= previous.max_txid + 1 <= header.max_txid:
             raise _refused(previous, header, "their TXIDs are not contiguous")
     first, last = headers[0], headers[-1]
     has_checksums = all(header.has_checksums for header in headers)
     return Header(
-        page_size=first.page_size,
+        page_size=last.page_size,
         commit=last.commit,
         min_txid=first.min_txid,
         max_txid=last.max_txid,
@@ -98,8 +102,12 @@ def _newest_frames(inputs: Sequence[CompactionInput], commit: int) -> Iterator[t
     """Of each page up to `commit` the frame of the newest input that has it, ascending: the files are in page order.
 
     Raises LTXMissingPagesError at the end where an input does not hold the pages by which it makes the database larger
-    than the input before it did: the result would bring back older content of them.
+    than the input before it did: the result would bring back older content of them. Raises LTXFormatError there where
+    the page size changes with an input that does not hold all pages.
     """
+    first = _end_of_other_sizes([source.header for source in inputs])
+    page_size_before = inputs[first - 1].header.page_size
+    inputs = inputs[first:]
     orders = [PageOrder(replace(source.header, commit=min(source.header.commit, commit))) for source in inputs]
     ranked = (_ranked(source, -i, order) for i, (source, order) in enumerate(zip(inputs, orders, strict=True)))
     last_pgno = 0
@@ -109,6 +117,8 @@ def _newest_frames(inputs: Sequence[CompactionInput], commit: int) -> Iterator[t
         if pgno != last_pgno:
             last_pgno = pgno
             yield pgno, frame
+    if first:
+        check_size_change(orders[0].header, orders[0].whole_from, page_size_before)
     for previous, order in zip(inputs, orders[1:], strict=False):
         check_growth(order.header, order.whole_from, previous.header.commit)
 

@@ -261,6 +261,21 @@ def check_growth(header: Header, first_whole: int, commit_before: int) -> None:
     )
 
 
+def check_size_change(header: Header, first_whole: int, page_size: int) -> None:
+    """Check that a file may follow on a state with pages of another size, `page_size`: it holds the whole database.
+
+    Raises LTXFormatError.
+    """
+    if first_whole > 1:
+        raise LTXFormatError(
+            f"page size changes from {page_size} to {header.page_size} within one replica, in a file that does not "
+            "hold all pages",
+            min_txid=header.min_txid,
+            max_txid=header.max_txid,
+            hint="two databases seem to write to one replica path; give each its own",
+        )
+
+
 def validate_page_index(index: PageIndex, header: Header, pages_end: int) -> None:
     """Check that `index` is one that a file with `header` can have.
 

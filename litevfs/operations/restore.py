@@ -234,11 +234,12 @@ def _apply_file(
         if before is None and not is_begun:
             # A false or damaged header must not fill the disk.
             target.reserve(min(stream.header.commit * page_size, stream.file.size * _MOST_EXPANSION))
-        elif before is not None and page_size != before.page_size:
-            raise _UnfitError(f"its page size is {page_size}, that of the files before it {before.page_size}")
         is_begun = True
         target.write_pages(pages, page_size)
         on_read(len(data))
+    if before is not None and stream.header.page_size != before.page_size and stream.whole_from > 1:
+        sizes = f"its page size is {stream.header.page_size}, that of the files before it {before.page_size}"
+        raise _UnfitError(f"{sizes}, and it does not hold all pages")
     check_growth(stream.header, stream.whole_from, before.commit if before else 0)
     return stream.header
 

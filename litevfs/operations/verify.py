@@ -15,7 +15,6 @@ from itertools import pairwise
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
-    LTXMissingPagesError,
     ReplicaError,
     RestoreError,
     StorageNotFoundError,
@@ -27,7 +26,7 @@ from litevfs.files.plan import Chain, newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer, VerifiedStream
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
-from litevfs.ltx.page_index import check_growth
+from litevfs.ltx.page_index import check_growth, check_size_change
 from litevfs.operations.restore import apply_files
 from litevfs.operations.target import RestoreTarget
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
@@ -194,7 +193,7 @@ def judge(checks: Sequence[FileCheck]) -> Findings:
     if newest is None:
         return Findings(tuple(problems), (), None, None)
     header = _header(sound[newest.files[-1]])
-    problems += _other_page_sizes(sound.values(), header.page_size)
+    problems += _two_page_sizes(sound.values())
     problems += _broken_checksum_chain([sound[file] for file in newest.files])
     return Findings(tuple(problems), tuple(_holes(files)), newest, header)
 
@@ -213,15 +212,17 @@ def _newest_fitting(sound: dict[LTXFileInfo, FileCheck]) -> tuple[Chain | None, 
 
 
 def _missing_pages(chain: Sequence[FileCheck]) -> Iterator[tuple[LTXFileInfo, Problem]]:
-    """Files that make the database larger than those before them, and do not hold the new pages."""
-    commit = 0
+    """Files that make the database larger than those before, or change the page size, and do not hold the pages."""
+    commit = page_size = 0
     for check in chain:
+        header, file = _header(check), check.file
         try:
-            check_growth(_header(check), check.whole_from, commit)
-        except LTXMissingPagesError as error:
-            file = check.file
+            if page_size not in (0, header.page_size):
+                check_size_change(header, check.whole_from, page_size)
+            check_growth(header, check.whole_from, commit)
+        except LTXFormatError as error:
             yield file, Problem(error.message, file.level, file.min_txid, file.max_txid)
-        commit = _header(check).commit
+        commit, page_size = header.commit, header.page_size
 
 
 def _unreadable(newest_txid: int, listed_txid: int) -> Problem:
@@ -234,11 +235,13 @@ def _header(check: FileCheck) -> Header:
     return check.header
 
 
-def _other_page_sizes(checks: Iterable[FileCheck], page_size: int) -> Iterator[Problem]:
+def _two_page_sizes(checks: Iterable[FileCheck]) -> Iterator[Problem]:
+    """Files that end with a TXID at which another one has pages of another size."""
+    sizes: dict[int, int] = {}
     for check in checks:
         size, file = _header(check).page_size, check.file
-        if size != page_size:
-            message = f"the page size is {size} bytes, that of the newest state is {page_size}"
+        if (other := sizes.setdefault(file.max_txid, size)) != size:
+            message = f"the page size is {size} bytes, that of another file with the same newest TXID is {other}"
             yield Problem(message, file.level, file.min_txid, file.max_txid)
 
 

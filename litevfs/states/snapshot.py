@@ -28,7 +28,7 @@ from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageIndex, check_growth, whole_from
+from litevfs.ltx.page_index import PageIndex, check_growth, check_size_change, whole_from
 from litevfs.states.versions import Versions
 
 CHUNK_BITS = 11
@@ -209,27 +209,27 @@ class Snapshot:
     def apply(self, file: NumberedFile) -> Snapshot:
         """The state after `file`, or this state with pages relocated into it if it does not advance the TXID.
 
-        Raises TXIDGapError when the file does not connect, LTXFormatError when its page size is another, and
+        A file with another page size holds no version of a page that this state has. Raises TXIDGapError when the file
+        does not connect, LTXFormatError when the page size changes and it does not hold the whole database, and
         LTXMissingPagesError when the state has pages, by the file's header, that neither of them holds.
         """
         header = file.header
-        if self.page_size and header.page_size != self.page_size:
-            raise LTXFormatError(
-                f"page size changes from {self.page_size} to {header.page_size} within one replica",
-                level=file.info.level,
-                min_txid=header.min_txid,
-                max_txid=header.max_txid,
-                hint="two databases seem to write to one replica path; give each its own",
-            )
+        is_same_size = self.page_size in (0, header.page_size)
         if header.max_txid <= self.txid:
-            return self._relocate(file)
+            return self._relocate(file) if is_same_size else self
         if header.min_txid > self.txid + 1:
             raise TXIDGapError(
                 "an LTX file does not connect to the state it should follow",
                 min_txid=self.txid + 1,
                 max_txid=header.min_txid - 1,
             )
-        return self._advance(file)
+        return (self if is_same_size else self._without_pages(file))._advance(file)
+
+    def _without_pages(self, file: NumberedFile) -> Snapshot:
+        """This state without its pages: none is left after a VACUUM that has changed the page size."""
+        check_size_change(file.header, whole_from(file.index, file.header), self.page_size)
+        start = empty_snapshot(epoch=self.epoch, change_counter=self.change_counter, versions=self.versions)
+        return replace(start, txid=self.txid)
 
     def _advance(self, file: NumberedFile) -> Snapshot:
         header = file.header

@@ -129,11 +129,20 @@ def test_a_hole_that_another_level_covers_is_a_note(run: Callable[..., Any], tmp
     assert result.json["integrity_check"] is None
 
 
-def test_another_page_size_is_found(run: Callable[..., Any], tmp_path: Path):
+def test_a_new_page_size_is_sound_with_all_pages_and_found_without(run: Callable[..., Any], tmp_path: Path):
     write(tmp_path, 0, header(1, 1, page_size=512), {1: b"a"}, page_size=512)
     write(tmp_path, 0, header(2, 2), {1: b"b"})
+    assert problems(run("verify", tmp_path, "--json", "--no-integrity-check")) == []
+    write(tmp_path, 0, header(3, 3, page_size=512, commit=2), {2: b"c"}, page_size=512)
+    found, *_ = problems(run("verify", tmp_path, "--json", "--no-integrity-check"))
+    assert f"page size changes from {PAGE_SIZE} to 512" in found["message"]
+
+
+def test_two_page_sizes_of_one_txid_are_found(run: Callable[..., Any], tmp_path: Path):
+    write(tmp_path, 0, header(1, 1, page_size=512), {1: b"a"}, page_size=512)
+    write(tmp_path, 1, header(1, 1), {1: b"b"})
     (found,) = problems(run("verify", tmp_path, "--json", "--no-integrity-check"))
-    assert found["message"] == f"the page size is 512 bytes, that of the newest state is {PAGE_SIZE}"
+    assert f"that of another file with the same newest TXID is {512}" in found["message"]
 
 
 def test_a_broken_chain_of_database_checksums_is_found(run: Callable[..., Any], tmp_path: Path):

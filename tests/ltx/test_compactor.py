@@ -145,9 +145,17 @@ def test_nothing_follows_the_last_txid():
         compact([update(2, 2**64 - 1), update(2, 2)])
 
 
-def test_other_page_size_is_refused():
-    with pytest.raises(LTXFormatError, match="page sizes 512 and 1024 differ"):
-        compact([update(2, 2), update(3, 3, page_size=1024)])
+def test_of_files_before_a_new_page_size_nothing_is_left():
+    whole = File(page_size=1024, commit=2, min_txid=3, max_txid=3, pages=[(n, bytes([n]) * 1024) for n in (1, 2)])
+    after = File(page_size=1024, commit=2, min_txid=4, max_txid=4, pages=[(2, b"x" * 1024)])
+    result = compacted([update(2, 2), *(decode_file(file.write()) for file in (whole, after))])
+    assert (result.header.min_txid, result.header.max_txid, result.header.page_size) == (2, 4, 1024)
+    assert dict(result.pages()) == {1: b"\1" * 1024, 2: b"x" * 1024}
+
+
+def test_a_new_page_size_without_all_pages_is_refused():
+    with pytest.raises(LTXFormatError, match="page size changes from 512 to 1024"):
+        compacted([update(2, 2), update(3, 3, page_size=1024)])
 
 
 def test_result_has_no_checksums_when_one_input_has_none():

@@ -361,6 +361,16 @@ def test_change_of_the_page_size_within_a_chain_is_refused(tmp_path: Path) -> No
         restore(client, tmp_path / "o.db")
 
 
+def test_a_file_with_all_pages_may_change_the_page_size(tmp_path: Path) -> None:
+    client = memory_client()
+    client.write(0, 1, 1, File(commit=9).write(), 0)
+    pages = [(n, bytes([n]) * 1024) for n in (1, 2)]
+    client.write(0, 2, 2, File(page_size=1024, commit=2, min_txid=2, max_txid=2, pages=pages).write(), 0)
+    result = restore(client, tmp_path / "o.db", integrity_check=False)
+    assert (result.txid, result.page_size, result.pages) == (2, 1024, 2)
+    assert (tmp_path / "o.db").read_bytes()[1024:] == b"\2" * 1024
+
+
 def test_gap_empty_replica_and_unknown_states_are_told(tmp_path: Path) -> None:
     history = History(seed=8).run(5)
     client = memory_client(history)

@@ -263,11 +263,11 @@ def test_a_text_file_that_is_named_like_an_ltx_file_is_refused(world):
     assert replica.snapshot.txid == 1
 
 
-def test_a_file_of_another_page_size_is_refused(world):
+def test_a_file_of_another_page_size_that_holds_a_part_is_refused(world):
     primary, script, replica = world
     replica.refresh()
     with Primary(script.writer, page_size=8192) as other:
-        other.run("CREATE TABLE t(x)")
+        other.run("CREATE TABLE t(x); CREATE TABLE u(x)")
         other.run("INSERT INTO t VALUES(1)")
         other.upload()
     with pytest.raises(LTXFormatError, match="page size changes from 4096 to 8192") as caught:

@@ -230,13 +230,25 @@ def test_a_file_that_does_not_connect_is_refused_with_the_missing_txids(first):
     assert (caught.value.min_txid, caught.value.max_txid) == (3, first - 1)
 
 
-@pytest.mark.parametrize("txids", [(2, 2), (1, 1)])
-def test_a_change_of_the_page_size_is_refused(txids):
+def test_a_change_of_the_page_size_without_all_pages_is_refused():
     history = history_of((3, set()), (3, {1}))
     state = empty_snapshot().apply(numbered(history, 1, 1, 1))
     with pytest.raises(LTXFormatError, match="page size changes from 4096 to 8192") as caught:
-        state.apply(numbered(history, 2, *txids, page_size=8192))
+        state.apply(numbered(history, 2, 2, 2, page_size=8192))
     assert caught.value.hint
+
+
+def test_a_file_with_all_pages_changes_the_page_size_and_older_files_relocate_nothing_after_it():
+    history = history_of((9, set()), (3, {1, 2, 3}), (3, {2}))
+    before = empty_snapshot().apply(numbered(history, 1, 1, 1))
+    after = before.apply(numbered(history, 2, 2, 2, page_size=8192))
+    assert (after.page_size, after.commit, after.txid, set(after.files)) == (8192, 3, 2, {2})
+    assert after.apply(numbered(history, 3, 1, 1)) is after
+    assert not {before.version(pgno) for pgno in (1, 2, 3)} & {after.version(pgno) for pgno in (1, 2, 3)}
+    born: dict[tuple[int, int], int] = {}
+    for state in (before, after, after.apply(numbered(history, 4, 3, 3, page_size=8192))):
+        check(state, history, born)
+    assert (before.epoch, before.versions) == (after.epoch, after.versions)
 
 
 @pytest.mark.parametrize("pgno", [0, -1, 4, 10**9])
