@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -28,27 +29,29 @@ class KnownTrees:
         # child -> its `place` as one number: hundreds of tuples a page keep the garbage collector busy
         self.parents: dict[int, int] = {}
 
-    def learn(self, pgno: int, page: bytes) -> list[int]:
-        """Note that `pgno` is this interior page now, or none. Returns the pages whose place is no longer known."""
+    def learn(self, pgno: int, page: bytes, before_forgetting: Callable[[int], object] = id) -> None:
+        """Note that `pgno` is this interior page now, or none.
+
+        `before_forgetting` is called with each page whose children mean nothing any more, while they are still known:
+        so what is built on them goes first, also where Ctrl-C comes between.
+        """
         old = self.interior.get(pgno)
         if old is not None and old.page == page and self.place(old.children[-1]) == (pgno, len(old.children) - 1):
             self.interior.move_to_end(pgno)
-            return []
+            return
         interior = parse_interior(pgno, page)
-        forgotten = []
         if old is not None and (interior is None or old.children != interior.children):
+            before_forgetting(pgno)
             self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
-            forgotten.append(pgno)
         if interior is None:
-            return forgotten
+            return
         self.interior[pgno] = interior
         self.interior.move_to_end(pgno)
         self.parents.update(zip(interior.children, count(pgno << _BITS), strict=False))
         while len(self.interior) > MAX_INTERIOR_PAGES:
             oldest, content = next(iter(self.interior.items()))
+            before_forgetting(oldest)
             self._forget(oldest, content)
-            forgotten.append(oldest)
-        return forgotten
 
     def _forget(self, pgno: int, interior: Interior) -> None:
         for child in interior.children:

@@ -136,9 +136,7 @@ class Watcher:
             return self._begin_at_leaf(pgno) if self._expected.waits_for(pgno) else []
         with self._lock:
             self._awaited.discard(pgno)
-            for forgotten in self._trees.learn(pgno, page):
-                self._scans.pop(forgotten, None)
-                self.resting = {}
+            self._trees.learn(pgno, page, self._drop_scan)
             if pgno not in self._interior:
                 return []
             plan = self._lookups.come(pgno)
@@ -148,6 +146,10 @@ class Watcher:
             if self._expected.waits_for(pgno):
                 plan += self._begin_expected()
             return plan
+
+    def _drop_scan(self, pgno: int) -> None:
+        self._scans.pop(pgno, None)
+        self.resting = {}
 
     def expect_scans(self, roots: list[int]) -> list[int]:
         """The query that has begun is going to read these trees whole, one after the other."""

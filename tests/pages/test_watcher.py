@@ -421,7 +421,7 @@ def test_the_rest_of_a_large_row_is_planned_while_its_pages_follow_each_other():
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
-    before, after = interior_pages(tmp_path / "before.db", 1000), interior_pages(tmp_path / "after.db", 2000)
+    before, after = interior_pages(tmp_path / "before.db", 600), interior_pages(tmp_path / "after.db", 900)
     changed = {pgno for pgno in before if before[pgno] != after.get(pgno)}
     assert changed
     assert len(after) > 3
@@ -439,7 +439,7 @@ def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
             watcher.before_read(pgno + 2)
 
     for watcher in interrupted_everywhere(make, work):
-        for pgno in range(2, 400):
+        for pgno in range(2, 100):
             watcher.before_read(pgno)
         for pgno, page in after.items():
             watcher.after_read(pgno, page)
