@@ -38,7 +38,7 @@ class Gets:
 
     def read(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
         """Exactly `size` bytes of a file."""
-        return self._get(file, offset, size, partial(self._read, file, offset, size, deadline), len)
+        return self._get(file, offset, size, partial(self._read, file, offset, size, deadline), len, len)
 
     def read_timed(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None = None) -> bytes:
         """`read`, and note what it takes."""
@@ -61,13 +61,14 @@ class Gets:
             if not came:
                 self._hedges.note(self.first_bytes(size), time.monotonic() - began)
             came += len(piece)
+            self._line.came(len(piece))
             take(piece)
 
         def request() -> int:
             client.read_pieces(file, offset, size, taken, timeout_s=self._left_s(deadline))
             return came
 
-        self._get(file, offset, size, request, int)
+        self._get(file, offset, size, request, int, lambda _: 0)
 
     def first_bytes(self, size: int) -> int:
         """How many bytes of those that `read_pieces` reads come first."""
@@ -80,9 +81,16 @@ class Gets:
         return None if deadline is None else min(self.timeout_s, deadline - time.monotonic())
 
     def _get(
-        self, file: LTXFileInfo, offset: int, size: int, request: Callable[[], T], size_of: Callable[[T], int]
+        self,
+        file: LTXFileInfo,
+        offset: int,
+        size: int,
+        request: Callable[[], T],
+        size_of: Callable[[T], int],
+        at_end: Callable[[T], int],
     ) -> T:
-        carry = partial(self._line.carry, size, request, size_of)
+        """An answer of `size_of` it bytes, of which the line has not been told of those `at_end`."""
+        carry = partial(self._line.carry, size, request, at_end)
         answer = self._requests.get(carry, size_of, f"{file.level}/{file.name}", offset)
         if (came := size_of(answer)) != size:
             self._requests.fail()

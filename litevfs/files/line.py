@@ -67,7 +67,10 @@ class Line:
         self.bytes_per_s = FIRST_BYTES_PER_S  # of all requests together
 
     def carry(self, size: int, request: Callable[[], T], size_of: Callable[[T], int]) -> T:
-        """Make a request for `size` bytes and measure it; `size_of` its answer have come. Raises what it raises."""
+        """Make a request for `size` bytes and measure it. Raises what it raises.
+
+        `size_of` its answer are the bytes that came with its end, and that `came` was not told of.
+        """
         began = self._clock()
         if size < LARGE_BYTES:
             answer = request()
@@ -81,6 +84,13 @@ class Line:
         finally:
             self._end(came)
         return answer
+
+    def came(self, size: int) -> None:
+        """Bytes of a request that goes on have come: a slow line shows before the first answer is whole."""
+        with self._lock:
+            if self._under_way:
+                self._spell_bytes += size
+                self._end_spell(self._clock())
 
     @property
     def at_once(self) -> int:

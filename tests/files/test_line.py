@@ -123,6 +123,24 @@ def test_much_that_has_come_shows_the_throughput_while_more_is_under_way():
     assert 50e6 <= seen[0] <= 250e6
 
 
+def test_bytes_that_have_come_show_a_slow_line_before_their_request_has_ended():
+    wire = Wire(0.05, 2.5e6)
+    wire.carry([100])
+    seen = []
+
+    def request() -> bytes:
+        wire.now += wire.latency_s
+        for _ in range(16):
+            wire.now += (1 << 16) / wire.bytes_per_s
+            wire.line.came(1 << 16)
+            seen.append(wire.line.bytes_per_s)
+        return bytes(1 << 20)
+
+    wire.line.carry(1 << 20, request, lambda _: 0)
+    assert seen[0] == FIRST_BYTES_PER_S
+    assert all(2e6 <= rate <= 4e6 for rate in [*seen[8:], wire.line.bytes_per_s])
+
+
 def test_a_request_that_fails_is_over():
     line = Line()
     for size in (10, 1 << 20):
