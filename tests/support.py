@@ -92,5 +92,5 @@ class Clock:
 
 def leave_lines_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each line be what is assumed at first: else what is planned would change with how busy the machine is."""
-    monkeypatch.setattr(Line, "carry", lambda _, size, request: request())
+    monkeypatch.setattr(Line, "carry", lambda _, size, request, size_of: request())
     monkeypatch.setattr(Line, "trip", lambda _, request: request())
