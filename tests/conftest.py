@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from litevfs.files import hedges
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
@@ -28,6 +29,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Threads take turns fifty times as often as usual: more can come between any two steps, and a writer that lets go of
 # the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.
 sys.setswitchinterval(0.0001)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("litevfs", deadline=None)
+settings.load_profile("litevfs")
 
 # A shell makes commands in the background ignore Ctrl-C, and they pass that on to the programs that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

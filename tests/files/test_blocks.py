@@ -54,7 +54,7 @@ class World:
 _ranges = st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 3 * BLOCK)), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from([0, 5000, 30_000, 1 << 20]),
     st.lists(st.tuples(st.booleans(), _ranges), max_size=6),

@@ -138,9 +138,9 @@ def test_the_folder_is_its_owners_alone(tmp_path):
 def test_neither_url_nor_etag_is_written_to_disk(tmp_path):
     cache = make(tmp_path, url="s3://bucket/path?sse=topsecret")
     cache.put(FILE, 0, bytes(BLOCK))
-    for path in files_in(tmp_path):
-        for word in (b"topsecret", b"bucket", b"etag"):
-            assert word not in str(path.relative_to(tmp_path)).encode() + path.read_bytes()
+    (path,) = files_in(tmp_path)
+    for word in (b"topsecret", b"bucket", b"etag"):
+        assert word not in str(path.relative_to(tmp_path)).encode() + path.read_bytes()
 
 
 @pytest.mark.plan("K01")

@@ -85,7 +85,7 @@ class Blocks(RuleBasedStateMachine):
 def test_a_block_is_right_or_not_there_whatever_happens_to_the_folder(tmp_path_factory):
     Blocks.tmp_path_factory = tmp_path_factory
     case = Blocks.TestCase
-    case.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+    case.settings = settings(max_examples=25, stateful_step_count=40)
     case().runTest()
 
 

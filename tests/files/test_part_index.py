@@ -64,7 +64,7 @@ def sizes_of(seed: int, count: int, kind: str) -> list[int]:
 _kinds = st.sampled_from(["equal", "like a database's", "uneven"])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(1, 30_000), _kinds, st.lists(st.integers(0, 10**6), min_size=1, max_size=30))
 def test_places_are_those_of_the_whole_index(seed, count, kind, wanted):
     world = World(sizes_of(seed, count, kind))
@@ -76,7 +76,7 @@ def test_places_are_those_of_the_whole_index(seed, count, kind, wanted):
     assert world.read_bytes == before
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 9),
     st.integers(50, 5_000),

@@ -57,7 +57,7 @@ def histories(draw) -> list[File]:
     return files
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(histories())
 def test_result_does_what_the_files_do_one_after_another(history: list[File]):
     result = compacted([decode_file(file.write()) for file in history])
@@ -71,7 +71,7 @@ def test_result_does_what_the_files_do_one_after_another(history: list[File]):
     assert result.trailer.post_apply_checksum == last.post
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(histories().filter(lambda history: len(history) >= 3), st.data())
 def test_compacting_in_steps_gives_the_same_file(history: list[File], data):
     files = [decode_file(file.write()) for file in history]

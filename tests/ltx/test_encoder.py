@@ -120,7 +120,7 @@ def files(draw) -> File:
 
 
 @pytest.mark.plan("L05", "L18")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(files())
 def test_what_is_written_is_read_back(file: File):
     data = encode_file(header_of(file), file.all_pages, file.post)

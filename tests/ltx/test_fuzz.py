@@ -90,7 +90,7 @@ def damaged(draw) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.plan("K10")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(damaged(), st.integers(1, 700))
 def test_damaged_file_is_refused_or_gives_the_same_pages(files: tuple[bytes, bytes], piece: int):
     original, data = files
@@ -112,7 +112,7 @@ def test_every_flipped_bit_is_refused_or_gives_the_same_pages(name: str):
         assert verdict_of_stream(bytes(data), len(data)) in (None, original)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=300), st.integers(1, 300))
 @example(b"", 1)
 @example(bytes(200), 1)
@@ -125,7 +125,7 @@ def test_any_bytes_are_refused_as_a_file(data: bytes, piece: int):
         check_ends(candidate)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=200), st.sampled_from([512, 4096, 65536]))
 def test_any_bytes_are_a_page_or_refused_as_a_frame(data: bytes, page_size: int):
     sized = b"\0\0\0\1\0\1" + len(data).to_bytes(4, "big") + data
@@ -137,7 +137,7 @@ def test_any_bytes_are_a_page_or_refused_as_a_frame(data: bytes, page_size: int)
             continue
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([block_frame, old_frame]), st.integers(0, 200), st.binary(min_size=1, max_size=4))
 def test_damaged_frame_is_refused_or_gives_a_whole_page(make, position: int, replacement: bytes):
     frame = make(1, PAGES[0][1])
@@ -149,7 +149,7 @@ def test_damaged_frame_is_refused_or_gives_a_whole_page(make, position: int, rep
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=100))
 def test_any_bytes_are_an_index_or_refused(data: bytes):
     for candidate in (data, data + len(data).to_bytes(8, "big"), data + b"\0" + (len(data) + 1).to_bytes(8, "big")):

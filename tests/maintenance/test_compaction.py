@@ -80,7 +80,7 @@ def test_compaction_makes_one_file_of_all_that_is_new_below() -> None:
     check_every_file(client, history)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.lists(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, 9]), min_size=4, max_size=40))
 def test_every_compacted_file_does_what_its_transactions_did(seed: int, actions: list[int]) -> None:
     history = History(seed=seed)

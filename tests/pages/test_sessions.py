@@ -208,7 +208,7 @@ _reads = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_reads)
 def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(trees, steps):
     """Runs of pages up and down, strides and jumps, with and without a new transaction before them."""
