@@ -7,31 +7,40 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import closing
-from inspect import ismethod
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import apsw
 
-from litevfs.bindings.apsw_access import answer_in_c
+from litevfs.bindings.any_connection import plain_connection, pragma, schemas
 from litevfs.bindings.apsw_connections import (
     AsyncReplicaConnection,
     ReplicaConnection,
 )
 from litevfs.bindings.apsw_errors import apsw_errors
-from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS, tracer_of_last_opened
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.bindings.apsw_functions import equip
+from litevfs.bindings.apsw_vfs import ReplicaVFS
+from litevfs.errors import LitevfsError, OptionError, shown
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
+from litevfs.options import (
+    OPTION_NAMES,
+    Options,
+    check_names,
+    check_vfs_name,
+    names_of,
+    parse_replica_url,
+    parse_text,
+    to_uri_text,
+)
 from litevfs.states.snapshot import Snapshot
 from litevfs.states.views import Moment
-from litevfs.units import parse_moment_ms
+from litevfs.units import parse_duration_s, parse_moment_ms
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
 
 _registered: dict[str, ReplicaVFS] = {}
 _lock = threading.Lock()
+_equip = partial(equip, _registered)
 _closing: set[object] = set()  # tasks, of which an event loop keeps no reference
 _SQLITE3_ARGUMENTS = (
     "timeout",
@@ -54,6 +64,8 @@ _SQLITE3_ARGUMENTS = (
     "autocommit",
 )
 READ_TIMEOUT_S = 30.0
+_MOST_LABEL = 200
+"""Characters of a replica's name, for SQLite limits the bytes of a file's (`mxPathname` of a VFS)."""
 _FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 """The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: databases attached to it are writable."""
 
@@ -65,6 +77,7 @@ def register(name: str = "litestream", **options: object) -> None:
     `options` become the defaults of connections opened through that name (see the README for all of them); another
     call replaces them for connections opened from then on. Raises OptionError for an unknown one.
     """
+    check_vfs_name(name)
     check_names(options, "option")
     with _lock:
         if name in _registered:
@@ -78,7 +91,7 @@ def register(name: str = "litestream", **options: object) -> None:
 
 
 @apsw_errors()
-def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.Connection:
+def connect(replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **options: object) -> apsw.Connection:
     """A connection to the replica at `replica_url`; registers the VFS if needed.
 
     The replica is read-only; temporary tables and databases that are attached beside it are writable.
@@ -90,7 +103,9 @@ def connect(replica_url: str, *, vfs: str = "litestream", **options: object) -> 
     return ReplicaConnection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
 
 
-async def connect_async(replica_url: str, *, vfs: str = "litestream", **options: object) -> apsw.AsyncConnection:
+async def connect_async(
+    replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **options: object
+) -> apsw.AsyncConnection:
     """`connect` for asyncio, trio and AnyIO: a connection of APSW's async mode, with its own worker thread.
 
     `await connection.execute(...)`, then `async for row in cursor`; `await connection.async_run(litevfs.wait_for,
@@ -140,11 +155,14 @@ def register_stdlib(
     """
     from litevfs.bindings import sqlite3_vfs  # loads ctypes and sqlite3
 
+    check_vfs_name(name)
     _set_log_level()
-    sqlite3_vfs.register(name, dict(options), None if library is None else os.fspath(library))
+    sqlite3_vfs.register(name, dict(options), None if library is None else parse_text(library))
 
 
-def connect_stdlib(replica_url: str, *, vfs: str = "litestream", **options: Any) -> sqlite3.Connection:
+def connect_stdlib(
+    replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **options: Any
+) -> sqlite3.Connection:
     """A `sqlite3.Connection` to the replica at `replica_url`; registers the VFS if needed.
 
     Options are those of `connect`, and the keywords of `sqlite3.connect` (`check_same_thread`, `isolation_level`, ...).
@@ -170,50 +188,39 @@ def last_error() -> BaseException | None:
     return binding.last_error() if binding else None
 
 
-def plain_connection(connection: Any) -> Any:
-    """The connection of APSW, `sqlite3` or `litevfs.dbapi` that lies in one of SQLAlchemy or Django."""
-    if hasattr(connection, "ensure_connection"):  # Django's, which connects when it first has to
-        connection.ensure_connection()
-    while not hasattr(connection, "dbapi_connection"):
-        inner = getattr(connection, "connection", None)
-        if inner is None:
-            return connection
-        connection = inner() if ismethod(inner) else inner  # a Session of SQLAlchemy has a method
-    return connection.dbapi_connection
-
-
 @apsw_errors()
 def wait_for(
     connection: apsw.Connection | sqlite3.Connection | Any,
     txid: int | str,
-    timeout: float = 10.0,
+    timeout: float | str = 10.0,
     *,
     schema: str = "main",
 ) -> int:
     """Wait until the next transaction of `connection` sees `txid` (a number or hex digits) or later: read your writes.
 
     The connection may also be one of SQLAlchemy, a Session, or one of Django. Returns the TXID it will see. `timeout`
-    is in seconds, `schema` names an attached replica. Raises StaleReplicaError when the transaction has not arrived in
-    time, and OptionError if the connection sees a fixed earlier state or `schema` is no replica.
+    is in seconds, or text such as "250ms"; `schema` names an attached replica. Raises StaleReplicaError when the
+    transaction has not arrived in time, and OptionError if the connection sees a fixed earlier state or `schema` is no
+    replica.
     """
     connection = plain_connection(connection)
-    wanted = txid if isinstance(txid, int) else parse_txid(txid)
-    value = f"{format_txid(wanted)} {timeout:.9f}s"
-    if isinstance(connection, apsw.Connection):
-        answer = connection.pragma("litestream_wait_txid", value, schema=schema)
-    elif not hasattr(connection, "execute"):
+    value = f"{format_txid(parse_txid(txid))} {parse_duration_s(timeout):.9f}s"
+    if not hasattr(connection, "execute"):
         raise OptionError(f"no connection: {type(connection).__name__}", hint="pass an open connection to the replica")
-    else:
-        name = schema.replace('"', '""')
-        answer = next(iter(connection.execute(f"PRAGMA \"{name}\".litestream_wait_txid = '{value}'")), (None,))[0]
+    is_there = parse_text(schema).lower() in schemas(connection)
+    answer = pragma(connection, schema, "litestream_wait_txid", value) if is_there else None
     if answer is None:  # SQLite's answer to an unknown PRAGMA
         raise OptionError(f"schema {schema} of this connection is no replica", hint="schema= names an attached one")
-    return parse_txid(str(answer))
+    return parse_txid(answer)
 
 
 @apsw_errors()
 def subscribe(
-    replica_url: str, callback: Callable[[int], object], *, tables: Collection[str] | None = None, **options: object
+    replica_url: str | os.PathLike[str],
+    callback: Callable[[int], object],
+    *,
+    tables: Collection[str] | None = None,
+    **options: object,
 ) -> Subscription:
     """Call `callback(txid)` for each new transaction of a replica, in order, once each, in a thread of its own.
 
@@ -224,13 +231,16 @@ def subscribe(
     """
     from litevfs.operations.changed_sides import TableFilter
 
-    collected = Options.collect({}, {**options, "replica_url": os.fspath(replica_url)})
-    return Subscription(collected, callback, None if tables is None else TableFilter(tables))
+    if not callable(callback):
+        raise OptionError(f"not a function to call: {shown(callback)}", hint="subscribe(url, callback)")
+    return Subscription(
+        Options.of(replica_url, options), callback, None if tables is None else TableFilter(names_of(tables, "tables"))
+    )
 
 
 @apsw_errors()
 def diff(
-    replica_url: str,
+    replica_url: str | os.PathLike[str],
     from_: int | str,
     to: int | str = "latest",
     tables: Collection[str] | None = None,
@@ -251,8 +261,8 @@ def diff(
     from litevfs.operations.diff import Diff, State
 
     check_names(options, "option")
-    url = os.fspath(replica_url)
-    lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
+    url, tables = parse_replica_url(replica_url), None if tables is None else names_of(tables, "tables")
+    lease = registry.acquire(Options.of(url, {**options, "txid": 1}))
     connection: apsw.Connection | None = None
 
     def close() -> None:
@@ -318,18 +328,21 @@ def _moment(moment: int | str) -> Moment:
     if moment == "latest":
         return None, None
     try:
-        return moment if isinstance(moment, int) else parse_txid(moment), None
+        return parse_txid(moment), None
     except OptionError:
-        return None, parse_moment_ms(str(moment), now_ms=int(time.time() * 1000))
+        if not isinstance(moment, str):
+            raise
+        return None, parse_moment_ms(moment, now_ms=int(time.time() * 1000))
 
 
-def _uri(replica_url: str, options: dict[str, object]) -> str:
-    parameters = {"replica_url": os.fspath(replica_url)}
+def _uri(replica_url: str | os.PathLike[str], options: dict[str, object]) -> str:
+    url = parse_replica_url(replica_url)
+    parameters = {"replica_url": url}
     parameters |= {name: to_uri_text(name, options[name]) for name in OPTION_NAMES if options.get(name) is not None}
-    return f"file:{_label(replica_url)}?{urlencode(parameters, quote_via=quote)}"
+    return f"file:{_label(url)}?{urlencode(parameters, quote_via=quote)}"
 
 
-def _checked_uri(replica_url: str, vfs: str, options: dict[str, object]) -> str:
+def _checked_uri(replica_url: str | os.PathLike[str], vfs: str, options: dict[str, object]) -> str:
     """The URI to open with the VFS, which is registered. Raises OptionError."""
     if "replica_url" in options:
         raise OptionError("replica_url is given twice")
@@ -339,45 +352,12 @@ def _checked_uri(replica_url: str, vfs: str, options: dict[str, object]) -> str:
 
 
 def _label(replica_url: str) -> str:
-    """A file name for messages and `Connection.filename`: the last part of the URL's path."""
-    path = os.fspath(replica_url).partition("?")[0].rstrip("/")
-    return quote(path.rpartition("/")[2] or "replica", safe="")
+    """A file name for messages and `Connection.filename`: the last part of the URL's path, cut where it is long."""
+    path = replica_url.partition("?")[0].rstrip("/")
+    return quote(path.rpartition("/")[2][:_MOST_LABEL] or "replica", safe="")
 
 
 def _set_log_level() -> None:
     level = os.environ.get("LITESTREAM_LOG_LEVEL", "").upper()
     if level in {"DEBUG", "INFO", "WARN", "WARNING", "ERROR"}:
         logging.getLogger("litevfs").setLevel("WARNING" if level == "WARN" else level)
-
-
-def _equip(connection: apsw.Connection) -> None:
-    """Litestream's SQL functions, each of which asks its PRAGMA, and a tracer for reading ahead.
-
-    On connections whose main database is a replica.
-    """
-    # A URI may name the VFS: `open_vfs` is then the one it would have been without.
-    if connection.open_vfs not in _registered and FILE_CLASS not in (connection.vfsname("main") or ""):
-        return
-    answer_in_c(connection, _registered)
-    if connection.exec_trace is None:
-        connection.exec_trace = tracer_of_last_opened()
-    reference = weakref.ref(connection)
-
-    def pragma(name: str, *value: str) -> apsw.SQLiteValue:
-        connection = reference()
-        return None if connection is None else cast("apsw.SQLiteValue", connection.pragma(name, *value))
-
-    def txid(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
-        return pragma("litestream_txid")
-
-    def lag(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
-        return int(str(pragma("litestream_lag")))
-
-    def time(*_: apsw.SQLiteValue) -> apsw.SQLiteValue:
-        return pragma("litestream_time")
-
-    def set_time(*values: apsw.SQLiteValue) -> apsw.SQLiteValue:
-        return pragma("litestream_time", str(values[0]))
-
-    for function, arguments in ((txid, 0), (lag, 0), (time, 0), (set_time, 1)):
-        connection.create_scalar_function(f"litestream_{function.__name__}", function, arguments)

@@ -20,7 +20,7 @@ import apsw
 
 import litevfs
 from litevfs.commands import COMMANDS, load
-from litevfs.errors import HINT_READ_ONLY, LitevfsError, OptionError
+from litevfs.errors import HINT_READ_ONLY, LitevfsError, OptionError, shown
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 """Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -97,12 +97,12 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.flush()
     except (BrokenPipeError, KeyboardInterrupt):
         raise
-    except (LitevfsError, apsw.Error, OSError, UnicodeDecodeError) as error:
+    except (LitevfsError, apsw.Error, OSError, UnicodeError) as error:
         if _is_debugging(args):
             raise
         _flush_or_discard()
         print(f"litevfs: error: {_one_line(error)}", file=sys.stderr)
-        return USAGE if isinstance(error, OptionError) else FAILED
+        return USAGE if isinstance(error, OptionError | UnicodeEncodeError) else FAILED
     return code
 
 
@@ -114,6 +114,8 @@ def _is_debugging(args: argparse.Namespace) -> bool:
 def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a value of type text is not UTF-8 ({error}); hint: select it with cast(... AS blob)"
+    if isinstance(error, UnicodeEncodeError):
+        return f"not text in UTF-8: {shown(error.object)}; hint: SQLite takes no other text"
     text = str(error)
     if isinstance(error, apsw.ReadOnlyError) and HINT_READ_ONLY not in text:  # it came with a later row
         text += f"; hint: {HINT_READ_ONLY}"

@@ -21,6 +21,18 @@ HINT_OTHER_THREAD = "open one connection for each thread: they share the replica
 """What a binding appends to errors of its SQLite library, which has words for the fault only."""
 
 
+_MOST_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value for the text of an error: its repr, cut where it is longer than 200 characters."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the repr of a foreign class, or of an int of more than 4,300 digits
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN // 2]}... ({len(text)} characters)"
+
+
 class LitevfsError(Exception):
     """Base of all errors of this package.
 

@@ -25,7 +25,7 @@ from litevfs.errors import OptionError
 from litevfs.files.requests import Request
 from litevfs.live.registry import registry
 from litevfs.live.session import Session, Warming
-from litevfs.options import Options, check_names
+from litevfs.options import Options, check_names, parse_replica_url
 from litevfs.states.snapshot import Snapshot
 
 OPENING, NEEDED, USED, UNUSED = "opening", "needed", "read ahead, used", "read ahead for nothing"
@@ -128,7 +128,7 @@ def explain_io(
         if name in options:
             raise OptionError(f"explain_io sets {name} itself")
     check_names(options, "option")
-    keywords = {**options, "replica_url": os.fspath(replica_url), "poll_interval": 0}
+    keywords = {**options, "replica_url": parse_replica_url(replica_url), "poll_interval": 0}
     keywords["max_requests_per_s"] = next(_UNBOUNDED)
     lease = registry.acquire(Options.collect({}, keywords))
     try:

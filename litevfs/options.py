@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from decimal import Decimal
 from typing import Any
 
-from litevfs.errors import OptionError
+from litevfs.errors import OptionError, ReplicaURLError, shown
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.units import format_timestamp, parse_bool, parse_duration_s, parse_size_bytes, parse_timestamp_ms
 
@@ -22,28 +22,42 @@ SQLITE_URI_PARAMETERS = frozenset({"mode", "cache", "immutable", "nolock", "psow
 """Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); ignored."""
 
 
-def _parse_text(value: object) -> str:
-    if not isinstance(value, str | os.PathLike):
-        raise OptionError(f"not text: {value!r}")
-    return os.fspath(value)
+def parse_text(value: object) -> str:
+    """A text, or a path as text. Raises OptionError for what no URI for SQLite can hold."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise OptionError(f"not text: {shown(value)}")
+    if "\0" in text or not _is_unicode(text):
+        raise OptionError(f"not text in UTF-8 without NUL: {shown(value)}", hint="SQLite takes no other text")
+    return text
 
 
-def _parse_txid_option(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if 1 <= value < 2**64:
-            return value
-        raise OptionError(f"not a TXID: {value!r}", hint="TXIDs are 1 to 2^64-1")
-    return parse_txid(str(value))
+def parse_replica_url(value: object) -> str:
+    """The text of a replica URL, or of a path. Raises ReplicaURLError."""
+    try:
+        return parse_text(value)
+    except OptionError as error:
+        raise ReplicaURLError(
+            f"no replica URL: {error.message}", hint="for example s3://bucket/path, or the path of a folder"
+        ) from None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_rate(value: object) -> float:
     """A number above 0. Raises OptionError."""
     try:
         rate = float(str(value))
-    except ValueError:
+    except ValueError:  # of an int of more than 4,300 digits, too
         rate = math.nan
     if isinstance(value, bool) or not 0 < rate < math.inf:
-        raise OptionError(f"not a number above 0: {value!r}", hint="for example 100 requests a second, or 0.5")
+        raise OptionError(f"not a number above 0: {shown(value)}", hint="for example 100 requests a second, or 0.5")
     return rate
 
 
@@ -51,8 +65,9 @@ def parse_queries(value: object) -> str:
     """SQL queries, with semicolons between them: a text, or several texts. Raises OptionError."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise OptionError(f"not SQL: {value!r}", hint="a text, or a list of texts")
-    return "\n;".join(texts)  # a query may end with a comment
+        raise OptionError(f"not SQL: {shown(value)}", hint="a text, or a list of texts")
+    text = parse_text("\n;".join(texts))  # a query may end with a comment
+    return text if text.strip("; \n") else ""
 
 
 def _option(
@@ -84,7 +99,7 @@ class Options:
 
     replica_url: str = _option(
         "",
-        _parse_text,
+        parse_replica_url,
         "where the replica is: file:///path, s3://bucket/path, memory://name",
         litestream_env="LITESTREAM_REPLICA_URL",
         of_replica=lambda options: options.replica_url,
@@ -106,7 +121,7 @@ class Options:
     )
     cache_dir: str = _option(
         "",
-        _parse_text,
+        parse_text,
         "folder that keeps what was read from remote storage, over restarts and for every process; made if missing; "
         "no effect on local replicas",
         of_replica=lambda options: options.cache_dir,
@@ -133,14 +148,14 @@ class Options:
     )
     hydration_path: str = _option(
         "",
-        _parse_text,
+        parse_text,
         "that local file; a temporary one by default",
         litestream_env="LITESTREAM_HYDRATION_PATH",
         of_replica=lambda options: options.hydration_enabled and options.hydration_path,
     )
     txid: int | None = _option(
         None,
-        _parse_txid_option,
+        parse_txid,
         "open the state after this transaction, fixed, without polling",
         of_replica=None,
     )
@@ -222,6 +237,14 @@ class Options:
         return tuple(spec.of_replica(self) for spec in SPECS if spec.of_replica is not None)
 
     @classmethod
+    def of(cls, replica_url: object, options: Mapping[str, object]) -> Options:
+        """Options as a public function takes them: a URL or a path, and keywords. See `collect`.
+
+        Raises ReplicaURLError, too.
+        """
+        return cls.collect({}, {**options, "replica_url": parse_replica_url(replica_url)})
+
+    @classmethod
     def collect(
         cls,
         uri: Mapping[str, str],
@@ -276,7 +299,7 @@ class OptionSpec:
         try:
             return self.parse(value)
         except OptionError as error:
-            raise OptionError(f"{source}: {error.message}", hint=error.hint) from error
+            raise type(error)(f"{source}: {error.message}", hint=error.hint) from error
 
 
 _STATE_VARIABLES = {"txid": "LITEVFS_TXID", "timestamp": "LITEVFS_TIMESTAMP"}
@@ -332,6 +355,20 @@ def hint_if_option(name: str) -> str | None:
         return None
     flag = name.replace("_", "-")
     return f"{name} is an option, no part of the replica's URL: give it beside the URL, {name}=... or --{flag}"
+
+
+def names_of(names: object, what: str) -> list[str]:
+    """Names of tables or columns, given as a collection. Raises OptionError for a single text: it has letters only."""
+    texts = list(names) if isinstance(names, Iterable) and not isinstance(names, str | bytes) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise OptionError(f"not a list of names: {what}={shown(names)}", hint=f'for example {what}=["a", "b"]')
+    return texts
+
+
+def check_vfs_name(name: object) -> None:
+    """Raise OptionError for what cannot be the name of a VFS."""
+    if not isinstance(name, str) or not name or "\0" in name or not _is_unicode(name):
+        raise OptionError(f"not a name for a VFS: {shown(name)}", hint='for example "litestream"')
 
 
 def check_names(names: Iterable[str], what: str) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from datetime import UTC, datetime, timedelta
 
-from litevfs.errors import OptionError
+from litevfs.errors import OptionError, shown
 
 _DURATION_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS_BYTES = {
@@ -52,7 +52,7 @@ def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
     """
     seconds = math.nan
     if isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if 0 <= value <= most_s else math.nan  # a large int is no float
     elif isinstance(value, str):
         text = value.strip()
         if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
@@ -61,7 +61,7 @@ def parse_duration_s(value: object, *, most_s: float = MAX_DURATION_S) -> float:
             seconds = sum(_one_duration_s(part) for part in parts)
     if not 0 <= seconds <= most_s:  # NaN fails this
         raise OptionError(
-            f"not a duration: {value!r}",
+            f"not a duration: {shown(value)}",
             hint="write for example 1s, 250ms, 1h30m, or seconds as a number; a hundred years are the most",
         )
     return seconds
@@ -78,9 +78,9 @@ def parse_size_bytes(value: object) -> int:
         return value
     if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         unit = _SIZE_UNITS_BYTES.get(match[2].upper())
-        if unit is not None:
-            return round(float(match[1]) * unit)
-    raise OptionError(f"not a size: {value!r}", hint="write for example 10MB, 64KiB, or bytes as a number")
+        if unit is not None and (size := float(match[1]) * unit) < math.inf:
+            return round(size)
+    raise OptionError(f"not a size: {shown(value)}", hint="write for example 10MB, 64KiB, or bytes as a number")
 
 
 def parse_bool(value: object) -> bool:
@@ -92,7 +92,7 @@ def parse_bool(value: object) -> bool:
         return True
     if word in {"0", "f", "false", "no", "off"}:
         return False
-    raise OptionError(f"not a truth value: {value!r}", hint="write true or false")
+    raise OptionError(f"not a truth value: {shown(value)}", hint="write true or false")
 
 
 def parse_timestamp_ms(value: object) -> int:
@@ -104,7 +104,7 @@ def parse_timestamp_ms(value: object) -> int:
         except ValueError:
             moment = None
     if not isinstance(moment, datetime):
-        raise OptionError(f"not a time: {value!r}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
+        raise OptionError(f"not a time: {shown(value)}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - _EPOCH) // timedelta(milliseconds=1)
@@ -137,7 +137,7 @@ def parse_moment_ms(text: str, now_ms: int) -> int:
         return now_ms - round(parse_duration_s(f"{number}{short}", most_s=_MAX_AGO_S) * 1000)
     except OptionError as error:
         raise OptionError(
-            f"not a time: {text!r}", hint="write RFC 3339 (2026-01-31T12:00:00Z), or for example '5 minutes ago'"
+            f"not a time: {shown(text)}", hint="write RFC 3339 (2026-01-31T12:00:00Z), or for example '5 minutes ago'"
         ) from error
 
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 import litevfs
 from litevfs.errors import OptionError
-from litevfs.options import OPTION_NAMES, SPECS, Options, to_uri_text
+from litevfs.options import (
+    OPTION_NAMES,
+    SPECS,
+    Options,
+    parse_queries,
+    parse_replica_url,
+    parse_text,
+    to_uri_text,
+)
 from litevfs.units import parse_bool, parse_duration_s, parse_size_bytes
 
 
@@ -91,7 +99,7 @@ def test_a_bad_value_says_where_it_was_given(uri, keywords, environ, source):
 
 
 @pytest.mark.plan("K01")
-@pytest.mark.parametrize("bad", ["", "0", "xyz", "1" * 17, 0, 2**64, -1, True])
+@pytest.mark.parametrize("bad", ["", "0", "xyz", "1" * 17, 0, 2**64, -1, True, 1.5, b"1", []])
 def test_what_is_no_txid_is_refused(bad):
     with pytest.raises(OptionError):
         collect(keywords={"txid": bad})
@@ -127,10 +135,11 @@ def test_an_interval_of_zero_is_not_polling():
 
 # --- round trip -------------------------------------------------------------------------------------------------------
 
+_TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 _VALUES = {
-    "replica_url": st.text(min_size=1, max_size=30),
-    "hydration_path": st.text(max_size=30),
-    "cache_dir": st.text(max_size=30),
+    "replica_url": _TEXT,
+    "hydration_path": _TEXT,
+    "cache_dir": _TEXT,
     "max_requests_per_s": st.floats(0.001, 1e6) | st.integers(1, 10**6),
     "warm": st.lists(st.sampled_from(["SELECT 1", "SELECT ';' -- a;b", 'SELECT "x;" /* ; */', "SELECT `a;b`, [c;d]"])),
     "txid": st.integers(1, 2**64 - 1),
@@ -163,6 +172,23 @@ def test_a_value_written_into_a_uri_is_read_as_the_same_value(spec, data):
         assert (read == 0) == (expected == 0)  # 0 is a switch
     else:
         assert read == expected
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    "bad", ["a\0b", "\udcff", b"1", object(), "x" * 100_000], ids=["NUL", "bytes", "b", "o", "long"]
+)
+def test_a_value_of_no_kind_is_refused_in_few_words(spec, bad):
+    if spec.parse in (parse_text, parse_replica_url, parse_queries) and bad == "x" * 100_000:
+        bad = [bad.encode()]  # a long text is one
+    with pytest.raises(OptionError) as caught:
+        collect(keywords={spec.name: bad})
+    assert str(caught.value).startswith(f"option {spec.name}: ")
+    assert len(str(caught.value)) < 500
+
+
+def test_blank_queries_are_none():
+    assert [collect(keywords={"warm": text}).warm for text in ("", " ", "\n", ";", [" ", ";"])] == [""] * 5
 
 
 @given(st.floats(0, 1e9, exclude_min=True))

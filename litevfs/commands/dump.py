@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE|URL", help="a local .ltx file, or a replica")
     parser.add_argument(
         "--txid",
-        type=checked(lambda text: parse_txid(str(text))),
+        type=checked(parse_txid),
         metavar="TXID",
         help="of a replica: the file that holds it, on the lowest level",
     )

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", dest="path", type=Path, required=True, metavar="FILE", help="the local file")
     parser.add_argument("--once", action="store_true", help="bring the file up to date, and end")
     parser.add_argument(
-        "--wait", metavar="TXID", type=checked(_parse_txid), help="end when the file holds this transaction"
+        "--wait", metavar="TXID", type=checked(parse_txid), help="end when the file holds this transaction"
     )
     parser.add_argument("--force", action="store_true", help="overwrite a database that litevfs did not make")
     parser.add_argument(
@@ -40,10 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pause between looks for new transactions [1s]",
     )
     add_options(parser, {spec.name for spec in SPECS} - _NOT_OURS)
-
-
-def _parse_txid(text: object) -> int:
-    return parse_txid(str(text))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -134,7 +134,7 @@ def given_options(args: argparse.Namespace) -> dict[str, object]:
 
 def collect_options(args: argparse.Namespace, url: str | None = None) -> Options:
     """All options of the replica at `url` (default: `args.url`): flags, environment, defaults. Raises OptionError."""
-    return Options.collect({"replica_url": args.url if url is None else url}, given_options(args))
+    return Options.of(args.url if url is None else url, given_options(args))
 
 
 def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:

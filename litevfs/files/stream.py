@@ -23,7 +23,7 @@ from litevfs.files.frame_checks import FEED_BYTES, small_parts
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
-from litevfs.replica_clients.urls import open_replica_client
+from litevfs.replica_clients.urls import is_client, open_replica_client
 
 T = TypeVar("T")
 
@@ -31,10 +31,10 @@ T = TypeVar("T")
 @contextmanager
 def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
     """The client of a URL or a path, closed at the end; or the client that was passed, which stays open."""
-    if not isinstance(replica, str | os.PathLike):
+    if is_client(replica):
         yield replica
         return
-    client = open_replica_client(os.fspath(replica))
+    client = open_replica_client(replica)
     try:
         yield client
     finally:

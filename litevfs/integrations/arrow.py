@@ -16,7 +16,8 @@ from typing import Any
 
 import apsw
 
-from litevfs.api import connect, plain_connection
+from litevfs.api import connect
+from litevfs.bindings.any_connection import plain_connection
 from litevfs.bindings.apsw_connections import add_hint
 from litevfs.errors import LitevfsError, OptionError, ResultTypeError
 from litevfs.integrations.arrow_columns import (
@@ -76,7 +77,7 @@ def arrow(
     if _pyarrow() is None:
         raise OptionError("Arrow needs pyarrow", hint="pip install 'litevfs[arrow]'")
     if isinstance(source, str | os.PathLike):
-        return ArrowResult(connect(os.fspath(source), **options), sql, parameters, strict=strict, is_owner=True)
+        return ArrowResult(connect(source, **options), sql, parameters, strict=strict, is_owner=True)
     if options:
         raise OptionError(f"options with an open connection: {', '.join(options)}", hint="give them where it is opened")
     connection = plain_connection(source)

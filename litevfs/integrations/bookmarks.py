@@ -125,6 +125,5 @@ def checked_reader(replica_url: str, timeout: float, options: dict[str, Any]) ->
     """
     if {"txid", "timestamp"} & options.keys():
         raise OptionError("a fixed state never has a later transaction", hint="leave out txid and timestamp")
-    Options.collect({}, {**options, "replica_url": os.fspath(replica_url)})
-    canonical_url(os.fspath(replica_url))
+    canonical_url(Options.of(replica_url, options).replica_url)
     return ReplicaReader(replica_url, timeout, options)

@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 
 from litevfs.api import connect, find_view
-from litevfs.errors import OptionError, PageUnavailableError, TXIDNotFoundError
+from litevfs.errors import OptionError, PageUnavailableError, TXIDNotFoundError, shown
 from litevfs.files.stream import client_of
 from litevfs.integrations.arrow import arrow
 from litevfs.integrations.arrow_columns import Column
@@ -27,7 +27,7 @@ from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
 from litevfs.operations.diff import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
-from litevfs.options import Options, check_names
+from litevfs.options import Options, check_names, names_of, parse_replica_url
 from litevfs.states.snapshot import Snapshot
 
 CHILDREN_A_PIECE = 4
@@ -122,15 +122,15 @@ def partitions(
     database, and the right to write. Raises OptionError for a table or column that does not exist, for views and
     virtual tables, and what `connect` raises; with `hold` also what writing to the storage raises.
     """
-    if count < 1:
-        raise OptionError(f"not a number of pieces: {count}", hint="1 or more")
-    url = os.fspath(replica_url)
+    if not isinstance(count, int) or count < 1:
+        raise OptionError(f"not a number of pieces: {shown(count)}", hint="1 or more")
+    url = parse_replica_url(replica_url)
     if hold and txid is not None:
         raise OptionError("only the newest state can be held", hint="leave out txid=")
     if hold:
         check_names(options, "option")
         txid = _hold(url)
-    lease = registry.acquire(Options.collect({}, {**options, "replica_url": url, "txid": 1}))
+    lease = registry.acquire(Options.of(url, {**options, "txid": 1}))
     try:
         replica = lease.replica
         view = _state(replica, table, txid)
@@ -228,9 +228,11 @@ class _Table:
         self.root = int(str(root))
         info = connection.execute(f"PRAGMA table_xinfo({quoted(self.name)})").fetchall()
         known = [str(column[1]) for column in info if column[6] != 1]
-        self.columns = tuple(known if columns is None else columns)
+        self.columns = tuple(known if columns is None else names_of(columns, "columns"))
         if missing := set(self.columns) - set(known):
             raise OptionError(f"table {name} has no column {min(missing)}", hint="columns: " + ", ".join(known))
+        if not self.columns:
+            raise OptionError("no columns to read", hint="columns: " + ", ".join(known))
         self.has_rowid = not without_rowid
         self.is_utf_8 = connection.pragma("encoding") == "UTF-8"
         self.is_descending = False
@@ -253,6 +255,7 @@ class _Table:
             keys = self._keys(read, commit, count * CHILDREN_A_PIECE)
         except UnclearError:
             return []
+        count = min(count, len(keys) + 1)
         size = (len(keys) + 1) / count
         chosen = [keys[int(size * piece) - 1] for piece in range(1, count) if int(size * piece) >= 1]
         return [key for key, before in zip(chosen, [None, *chosen], strict=False) if key != before]

@@ -71,7 +71,7 @@ class LitevfsStreamReader(DataSourceStreamReader):
         if self._connection is None:
             self._connection = connect(self._url, **self._options)
         ((txid,),) = self._connection.execute("PRAGMA litestream_txid").fetchall()
-        return {TXID: format_txid(parse_txid(str(txid)))}
+        return {TXID: format_txid(parse_txid(txid))}
 
     def partitions(self, start: Offset, end: Offset) -> list[InputPartition]:
         """One task for a batch, none for an empty one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from litevfs.errors import OptionError
+from litevfs.errors import OptionError, shown
 
 MAX_TXID = 2**64 - 1
 """TXIDs are unsigned 64-bit numbers from 1 on."""
@@ -21,13 +21,20 @@ def format_txid(txid: int) -> str:
     return f"{txid:016x}"
 
 
-def parse_txid(text: str) -> int:
-    """The TXID written as 1 to 16 hex digits, case ignored.
+def parse_txid(value: object) -> int:
+    """The TXID given as a number, or written as 1 to 16 hex digits, case ignored.
 
     Raises OptionError for anything else, zero included (no state has TXID 0).
     """
-    if not _TXID.fullmatch(text) or (txid := int(text, 16)) == 0:
-        raise OptionError(f"not a TXID: {text!r}", hint="a TXID is 1 to 16 hex digits, for example 00000000000000ff")
+    if isinstance(value, str):
+        txid = int(value, 16) if _TXID.fullmatch(value) else 0
+    else:
+        txid = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    if not 1 <= txid <= MAX_TXID:
+        raise OptionError(
+            f"not a TXID: {shown(value)}",
+            hint="a TXID is a number from 1 to 2^64-1, or 1 to 16 hex digits, for example 00000000000000ff",
+        )
     return txid
 
 

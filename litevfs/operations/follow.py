@@ -25,10 +25,11 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.followed_file import FollowedFile, PageSpool
-from litevfs.options import Options
+from litevfs.options import Options, parse_text
 from litevfs.pages.bulk import read_pages
 from litevfs.states.changes import all_pgnos, changed_pgnos, pgnos_changed_since
 from litevfs.states.snapshot import Snapshot
+from litevfs.units import parse_duration_s
 
 logger = logging.getLogger("litevfs.operations.follow")
 
@@ -75,14 +76,14 @@ class Follow:
         self._note_news(0)
         self._thread = start_thread(self._run, f"litevfs-follow {self.path.name}")
 
-    def wait_for(self, txid: int | str, timeout: float = 10.0) -> int:
+    def wait_for(self, txid: int | str, timeout: float | str = 10.0) -> int:
         """Wait until the file holds transaction `txid` (a number or hex digits) or a later one; returns which.
 
-        Raises StaleReplicaError after `timeout` seconds, or the error that ended the thread.
+        Raises StaleReplicaError after `timeout` (seconds, or text such as "250ms"), or the error that ended the thread.
         """
-        wanted = parse_txid(txid) if isinstance(txid, str) else txid
+        wanted, timeout_s = parse_txid(txid), parse_duration_s(timeout)
         with self._changed:
-            self._changed.wait_for(lambda: self.txid >= wanted or self._closed, timeout)
+            self._changed.wait_for(lambda: self.txid >= wanted or self._closed, timeout_s)
             if self.txid >= wanted:
                 return self.txid
             if isinstance(self.last_error, FollowTargetError):
@@ -226,7 +227,9 @@ class Follow:
             self._file.close()
 
 
-def follow(replica_url: str, path: str | os.PathLike[str], *, overwrite: bool = False, **options: object) -> Follow:
+def follow(
+    replica_url: str | os.PathLike[str], path: str | os.PathLike[str], *, overwrite: bool = False, **options: object
+) -> Follow:
     """Keep the SQLite file `path` at the newest state of a replica; every program may read it meanwhile.
 
     Returns when the file holds a state, and goes on in a thread until `close()` (or the end of a `with` block). It
@@ -238,9 +241,7 @@ def follow(replica_url: str, path: str | os.PathLike[str], *, overwrite: bool = 
     Raises FollowTargetError when `path` is another database (`overwrite=True` takes it over) or was written since,
     FollowError when it cannot be written or another process follows to it, and what `connect` raises.
     """
-    followed = Follow(
-        Options.collect({}, {**options, "replica_url": os.fspath(replica_url)}), Path(path), overwrite=overwrite
-    )
+    followed = Follow(Options.of(replica_url, options), Path(parse_text(path)), overwrite=overwrite)
     try:
         followed.start()
     except BaseException:

@@ -148,9 +148,7 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
         now_ms = int(time.time() * 1000)
         at_ms = parse_moment_ms(timestamp, now_ms) if isinstance(timestamp, str) else parse_timestamp_ms(timestamp)
         return lambda streamer, files: state_at(files, at_ms, lambda f: streamer.fetcher.read_header(f).timestamp_ms)
-    wanted = parse_txid(txid) if isinstance(txid, str) else txid
-    if wanted is not None and not 1 <= wanted < 2**64:
-        raise OptionError(f"not a TXID: {wanted}", hint="TXIDs are 1 to 2^64-1")
+    wanted = None if txid is None else parse_txid(txid)
     return lambda streamer, files: wanted
 
 

@@ -41,8 +41,7 @@ class RestoreTarget:
     """
 
     def __init__(self, path: Path, *, mode: int = 0o666, replace: bool = False) -> None:
-        if not path.name or "\0" in str(path):
-            raise RestoreError("cannot write the database: not the name of a file", key=ascii(os.fspath(path)))
+        _check_name(path)
         self.path = path
         self.temp_path = path.with_name(path.name + ".tmp")
         self._mode, self._is_replacing = mode, replace
@@ -171,8 +170,22 @@ class RestoreTarget:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is no database: no file, or an empty file as a placeholder, and no log beside it."""
+    """Whether there is no database: no file, or an empty file as a placeholder, and no log beside it.
+
+    Raises RestoreError for what is not the name of a file.
+    """
+    _check_name(path)
     return not any(_size(path.with_name(path.name + suffix)) for suffix in ("", "-wal", "-journal"))
+
+
+def _check_name(path: Path) -> None:
+    """Raise RestoreError for what is not the name of a file, or not one that SQLite takes."""
+    try:
+        is_name = bool(path.name) and "\0" not in os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        is_name = False
+    if not is_name:
+        raise RestoreError("cannot write the database: not the name of a file in UTF-8", key=ascii(os.fspath(path)))
 
 
 def _size(path: Path) -> int:
@@ -184,6 +197,7 @@ def _size(path: Path) -> int:
 
 def check_unused(path: Path) -> None:
     """Raise RestoreError when another process or connection has the database open in WAL mode, or writes to it."""
+    _check_name(path)
     if not _size(path):
         return
     try:

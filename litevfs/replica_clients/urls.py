@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
-from litevfs.options import hint_if_option
+from litevfs.options import hint_if_option, parse_replica_url
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
@@ -21,6 +21,8 @@ from litevfs.replica_clients.tracing import traced
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
+
+    from typing_extensions import TypeIs
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
@@ -49,19 +51,26 @@ def register_scheme(scheme: str, factory: ClientFactory) -> None:
     _factories[scheme.lower()] = factory
 
 
-def open_replica_client(url: str, *, read_timeout_s: float = 30.0) -> ReplicaClient:
+def open_replica_client(url: str | os.PathLike[str], *, read_timeout_s: float = 30.0) -> ReplicaClient:
     """The client of the replica at `url`; nothing is read yet. A text without `://` is a path.
 
     `read_timeout_s` bounds each wait for a storage at the other end of a network. Raises ReplicaURLError.
     """
+    url = parse_replica_url(url)
     scheme = _scheme(url)
     if not scheme:
         _refuse_half_a_scheme(url)
         return traced(FileReplicaClient(_path(url)))
+    _refuse_unreadable(url)
     factory = _factories.get(scheme.lower()) or _installed_factory(scheme.lower())
     if factory is None:
         raise _unknown(scheme)
     return traced(factory(url, read_timeout_s=read_timeout_s))
+
+
+def is_client(replica: object) -> TypeIs[ReplicaClient]:
+    """Whether an argument that may be a client is one, and no URL or path."""
+    return hasattr(replica, "list_files")
 
 
 def _installed_factory(scheme: str) -> ClientFactory | None:
@@ -186,6 +195,16 @@ def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     from litevfs.replica_clients.http.client import HTTPReplicaClient
 
     return HTTPReplicaClient(url, read_timeout_s=read_timeout_s)
+
+
+def _refuse_unreadable(url: str) -> None:
+    """Raise ReplicaURLError where `urlsplit` finds no host; without its words, which may quote credentials."""
+    try:
+        urlsplit(url)
+    except ValueError:
+        raise ReplicaURLError(
+            "a replica URL whose host cannot be read", hint="an IPv6 address stands in brackets: [::1]"
+        ) from None
 
 
 def _refuse_half_a_scheme(path: str) -> None:

@@ -21,7 +21,7 @@ from litevfs.concurrency.turns import OwnThreads, Task, Threads
 from litevfs.errors import LitevfsError, OptionError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
-from litevfs.replica_clients.urls import open_replica_client
+from litevfs.replica_clients.urls import is_client, open_replica_client
 from litevfs.replicate.attempts import attempt, holding
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.capturing import Capturing
@@ -82,7 +82,7 @@ class Replicator:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        replica: str | ReplicaClient,
+        replica: str | os.PathLike[str] | ReplicaClient,
         *,
         sync_interval_s: float = 1.0,
         switch_to_wal: bool = False,
@@ -94,7 +94,7 @@ class Replicator:
         lease_ttl_s: float | None = DEFAULT_TTL_S,
         max_pending_bytes: int | None = None,
         own_process: bool = False,
-        places: Sequence[str | ReplicaClient] = (),
+        places: Sequence[str | os.PathLike[str] | ReplicaClient] = (),
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
         if sync_interval_s <= 0 or (lease_ttl_s is not None and lease_ttl_s <= 0):
@@ -293,8 +293,8 @@ class Replicator:
         for task in list(self._tasks.values()):
             task.stop()
 
-    def _opened(self, replica: str | ReplicaClient, undo: ExitStack) -> ReplicaClient:
-        if not isinstance(replica, str):
+    def _opened(self, replica: str | os.PathLike[str] | ReplicaClient, undo: ExitStack) -> ReplicaClient:
+        if is_client(replica):
             return replica
         client = open_replica_client(replica)
         undo.callback(client.close)

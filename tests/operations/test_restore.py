@@ -30,6 +30,7 @@ from litevfs.ltx import encode_file
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.operations.restore import restore
+from litevfs.operations.target import is_missing
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore, drop_memory_store, memory_store
 from litevfs.replica_clients.s3.client import S3ReplicaClient
@@ -396,10 +397,13 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_read(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["", ".", "/", "a\0b"])
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b", "a\udcff"], ids=ascii)
 def test_what_names_no_file_is_refused(name: str) -> None:
+    for force in (False, True):
+        with pytest.raises(RestoreError, match="not the name of a file"):
+            restore(ORDERS / "replica", name, force=force)
     with pytest.raises(RestoreError, match="not the name of a file"):
-        restore(ORDERS / "replica", name)
+        is_missing(Path(name))
 
 
 def test_integrity_check_keeps_an_unsound_database_from_appearing(tmp_path: Path) -> None:

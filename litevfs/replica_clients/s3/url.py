@@ -240,13 +240,14 @@ def _nearest(name: str) -> str:
 def _endpoint(text: str | None) -> str | None:
     if not text:
         return None
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    bad = ReplicaURLError("not an S3 endpoint", hint="an endpoint is http://host:port or https://host")
     try:
-        bad = parts.scheme not in ("http", "https") or not parts.hostname or (parts.port or 1) < 1
-    except ValueError:  # a port that is no number
-        bad = True
-    if bad or "@" in parts.netloc or parts.query or parts.fragment:
-        raise ReplicaURLError("not an S3 endpoint", hint="an endpoint is http://host:port or https://host")
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        has_host = bool(parts.hostname) and (parts.port or 1) >= 1
+    except ValueError:  # half an IPv6 address, or a port that is no number
+        raise bad from None
+    if parts.scheme not in ("http", "https") or not has_host or "@" in parts.netloc or parts.query or parts.fragment:
+        raise bad
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
 
