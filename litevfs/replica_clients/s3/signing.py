@@ -42,17 +42,41 @@ def signed(
     offset_s: float,
 ) -> dict[str, str]:
     """`headers` and the signature, valid for some minutes. `offset_s`: how far the server's clock is ahead of ours."""
-    parts = urlsplit(url)
-    timestamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + offset_s))
+    timestamp = _timestamp(int(time.time() + offset_s))
     body_hash = hashlib.sha256(body).hexdigest() if body else _EMPTY_SHA256
     headers = {**headers, "X-Amz-Date": timestamp, "X-Amz-Content-SHA256": body_hash}
     if credentials.token:
         headers["X-Amz-Security-Token"] = credentials.token
+    what = tuple((name, value) for name, value in headers.items() if _is_signed(name))
+    headers["Authorization"] = _authorization(method, url, what, body_hash, timestamp, credentials, region, service)
+    return headers
+
+
+@functools.lru_cache(maxsize=4)
+def _timestamp(seconds: int) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_signed(name: str) -> bool:
+    return (lower := name.lower()).startswith("x-amz-") or lower in ("content-md5", "host")
+
+
+@functools.lru_cache(maxsize=64)
+def _authorization(
+    method: str,
+    url: str,
+    headers: tuple[tuple[str, str], ...],
+    body_hash: str,
+    timestamp: str,
+    credentials: Credentials,
+    region: str,
+    service: str,
+) -> str:
+    """The header that signs these `headers`. Reads of one object that differ in their range share it for a second."""
+    parts = urlsplit(url)
     values = {"host": _host(parts)}
-    for name, value in headers.items():
-        lower = name.lower()
-        if lower.startswith("x-amz-") or lower in ("content-md5", "host"):
-            values[lower] = " ".join(value.split())
+    values.update((name.lower(), " ".join(value.split())) for name, value in headers)
     names = sorted(values)
     lines = [method, parts.path or "/", _query(parts.query), *(f"{name}:{values[name]}" for name in names)]
     request = "\n".join([*lines, "", ";".join(names), body_hash])
@@ -61,10 +85,7 @@ def signed(
     text = f"{_ALGORITHM}\n{timestamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
     signature = _hmac(_key(credentials.secret_key, day, region, service), text).hex()
     credential = f"{credentials.access_key}/{scope}"
-    headers["Authorization"] = (
-        f"{_ALGORITHM} Credential={credential}, SignedHeaders={';'.join(names)}, Signature={signature}"
-    )
-    return headers
+    return f"{_ALGORITHM} Credential={credential}, SignedHeaders={';'.join(names)}, Signature={signature}"
 
 
 @functools.lru_cache(maxsize=16)
