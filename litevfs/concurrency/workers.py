@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from queue import SimpleQueue
+from typing import Protocol, TypeVar
 
 from litevfs.concurrency.condition import Condition
 from litevfs.errors import TransientStorageError
@@ -91,81 +92,129 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=spare_threads.reset)
 
 
+class Task(Protocol):
+    """What a pool makes. One of the two is called, once."""
+
+    def run(self) -> object:
+        """Do it; must not raise."""
+        ...
+
+    def drop(self) -> object:
+        """Do without: the pool is shut down."""
+        ...
+
+
 class WorkerPool:
     """Up to `max_threads` daemon threads, which may be changed, as they are needed. Safe to use from many threads."""
 
     def __init__(self, max_threads: int, name: str) -> None:
         self.max_threads = max_threads
         self._name = name
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._waiting: deque[Task] = deque()  # empty while a thread is idle
+        self._idle: list[SimpleQueue[Task | None]] = []  # of each idle thread, where it waits for its next task
         self._threads = 0
-        self._idle = 0
+        self._fresh = 0  # of them, those that are about to take their first task
         self._closed = False
-        self._changed = Condition()
+        self._lock = threading.RLock()  # a signal's handler may submit, too
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Make the call in one of the threads, after those submitted before it.
 
         Raises RuntimeError when the pool is shut down, or when there is no thread and none can be started.
         """
-        future: Future[T] = Future()
-        with self._changed:
+        task = _Call(call)
+        self.start([task])
+        return task
+
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Run tasks as `submit` makes calls, for little more than the price of one. Raises what that raises."""
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is shut down")
-            if self._idle <= len(self._waiting) and self._threads < self.max_threads:
-                self._start_thread()
-            self._waiting.append((future, call))
-            self._changed.notify()
-        return future
+            lacking = len(self._waiting) + len(tasks) - len(self._idle)
+            if lacking > self._fresh and self._threads < self.max_threads:
+                self._start_thread()  # which starts the next one
+            for task in tasks:
+                if self._idle:
+                    self._idle[-1].put(task)  # from here on it is run, even if Ctrl-C comes before the next line
+                    self._idle.pop()
+                else:
+                    self._waiting.append(task)
 
     @property
     def has_room(self) -> bool:
         """Whether a call that is submitted now is made at once."""
-        with self._changed:
-            return not self._closed and len(self._waiting) < self._idle + self.max_threads - self._threads
+        with self._lock:
+            return not self._closed and (bool(self._idle) or self._threads < self.max_threads)
 
     def shutdown(self) -> None:
         """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            cancelled = list(self._waiting)
+            tasks = list(self._waiting)
             self._waiting.clear()
-            self._changed.notify_all()
-        for future, _ in cancelled:
-            future.cancel()
+            while self._idle:
+                self._idle.pop().put(None)
+        for task in tasks:
+            task.drop()
 
     def _start_thread(self) -> None:
-        self._threads += 1
+        with self._lock:
+            self._threads += 1
+            self._fresh += 1
+            name = f"{self._name}_{self._threads}"
         try:
-            _start(threading.Thread(target=self._run, name=f"{self._name}_{self._threads}", daemon=True))
-        except RuntimeError:  # no further thread can start: the running ones make the call, if there are any
-            self._threads -= 1
-            if not self._threads:
-                raise
+            _start(threading.Thread(target=self._run, name=name, daemon=True))
+        except BaseException as error:  # after Ctrl-C it may run all the same: then there is one more than is counted
+            with self._lock:
+                self._threads -= 1
+                self._fresh -= 1
+                # If no further thread can start, the running ones make the call, if there are any.
+                if not self._threads or not isinstance(error, RuntimeError):
+                    raise
 
     def _run(self) -> None:
-        while (next_call := self._next_call()) is not None:
-            _make(*next_call)
-            del next_call  # an idle thread keeps no result alive
+        box: SimpleQueue[Task | None] = SimpleQueue()
+        with self._lock:
+            self._fresh -= 1
+            lacks_more = len(self._waiting) - 1 > self._fresh and self._threads < self.max_threads
+        if lacks_more:
+            self._start_thread()
+        while (task := self._next(box)) is not None:
+            task.run()
+            del task  # an idle thread keeps no result alive
 
-    def _next_call(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        """The call that waits longest; None when the pool is shut down."""
-        with self._changed:
-            self._idle += 1
-            try:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                return self._waiting.popleft() if self._waiting else None
-            finally:
-                self._idle -= 1
+    def _next(self, box: SimpleQueue[Task | None]) -> Task | None:
+        """The task that waits longest; None when the pool is shut down."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._closed:
+                return None
+            self._idle.append(box)
+        return box.get()
 
 
-def _make(future: Future[T], call: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = call()
-    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
-        future.set_exception(error)
-        del future  # its error refers to this frame: avoid a reference cycle
-    else:
-        future.set_result(result)
+class _Call(Future[T]):
+    """A call whose result is this future's."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        super().__init__()
+        self._call: Callable[[], T] | None = call
+
+    def run(self) -> None:
+        """See `Task`."""
+        call, self._call = self._call, None
+        if call is None or not self.set_running_or_notify_cancel():
+            return
+        try:
+            result = call()
+        except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
+            self.set_exception(error)
+            del self  # its error refers to this frame: avoid a reference cycle
+        else:
+            self.set_result(result)
+
+    def drop(self) -> None:
+        """See `Task`."""
+        self.cancel()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from functools import partial
 from itertools import takewhile
 
 from litevfs.errors import StorageClosedError, StoragePermissionError, TransientStorageError
@@ -226,13 +227,11 @@ class BlockReader:
         The `owner` may `take_back` the requests that have not begun; each is for `most` bytes, or `request_bytes`.
         """
         with self._lock:
-            for parts in self._plan(number, file, ranges, owner, most or self.request_bytes):
-                request = Request(file, parts, ahead=True, owner=owner)
-                if not self.governor.grant(request.size):
-                    return False
-                if not self._submit(request):
-                    break
-        return True
+            planned = self._plan(number, file, ranges, owner, most or self.request_bytes)
+            requests = [Request(file, parts, ahead=True, owner=owner) for parts in planned]
+            granted = list(takewhile(lambda request: self.governor.grant(request.size), requests))
+            self._submit(granted)
+        return len(granted) == len(planned)
 
     def take_back(self, owner: object) -> None:
         """Take back the requests that have not begun and that this owner alone has planned. No reader waits for one."""
@@ -329,32 +328,29 @@ class BlockReader:
             if self._under_way.get(part.key) is request:
                 del self._under_way[part.key]
 
-    def _submit(self, request: Request) -> bool:
-        """Start a request that was granted. If no thread can start, there is no read-ahead."""
+    def _submit(self, requests: Sequence[Request]) -> None:
+        """Start requests that were granted. If no thread can start, there is no read-ahead."""
         try:
-            self._register(request)
-            self._make_in_pool(request)
+            for request in requests:
+                self._register(request.made_by(partial(self._run, request)))
+            self._fetcher.start(requests)
         except BaseException as error:
-            self._unregister(request)
-            self.governor.give_back(request.size)
+            for request in requests:
+                self._give_up(request)
+                self.governor.give_back(request.size)
             if not isinstance(error, RuntimeError | StorageClosedError):
                 raise
-            logger.info("not reading ahead in %s: %s", request.file.name, error)
-            return False
-        return True
+            logger.info("not reading ahead: %s", error)
 
     def _start(self, request: Request, deadline: float) -> bool:
         """Make a request in another thread at once; False if none can: it does not wait behind what is read ahead."""
         if not self._fetcher.has_room:
             return False
         try:
-            self._make_in_pool(request, deadline)
+            self._fetcher.start([request.made_by(partial(self._run, request, deadline))])
         except (RuntimeError, StorageClosedError):
             return False
         return True
-
-    def _make_in_pool(self, request: Request, deadline: float | None = None) -> None:
-        request.began_in(self._fetcher.submit(lambda: self._run(request, deadline)))
 
     # --- requests (without the lock) ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 from litevfs.concurrency.calls import Troubles
 from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
 from litevfs.concurrency.retry import Backoff, retry
-from litevfs.concurrency.workers import WorkerPool
+from litevfs.concurrency.workers import Task, WorkerPool
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -344,11 +344,20 @@ class Fetcher:
         Raises StorageClosedError, or RuntimeError if no thread can start or the interpreter is ending.
         """
         with self._lock:
-            if self._closed.is_set():
-                raise StorageClosedError("the replica is closed")
-            self._pool = self._pool or WorkerPool(MIN_AT_ONCE, "litevfs-io")
-            self._pool.max_threads = self.line.at_once
-            return self._pool.submit(call)
+            return self._open_pool().submit(call)
+
+    def start(self, tasks: Sequence[Task]) -> None:
+        """Run tasks as `submit` makes calls. Raises what that raises."""
+        if tasks:
+            with self._lock:
+                self._open_pool().start(tasks)
+
+    def _open_pool(self) -> WorkerPool:
+        if self._closed.is_set():
+            raise StorageClosedError("the replica is closed")
+        self._pool = self._pool or WorkerPool(MIN_AT_ONCE, "litevfs-io")
+        self._pool.max_threads = self.line.at_once
+        return self._pool
 
     def _submit_or_run(self, call: Callable[[], T]) -> Future[T]:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
@@ -48,8 +48,8 @@ class Request:
         self._answers: dict[int, Future[bytes]] = {}  # of the parts that readers wait for
         self._error: Exception | None = None
         self._lock = threading.RLock()  # the collector may end an abandoned query under this lock
-        self._task: Future[None] | None = None
-        self._is_taken_back = False
+        self._make: Callable[[], object] | None = None
+        self._turn = threading.Lock()  # taken for good by what comes first: making the request, or giving it up
 
     def answer(self, key: int) -> Future[bytes]:
         """The bytes of a part that has not come yet, or the error that the request ends with."""
@@ -92,20 +92,31 @@ class Request:
             wait([answer], late_at - now)
         return True
 
-    def began_in(self, task: Future[None]) -> None:
-        """A pool makes the request by this task, and cancels that when it is closed."""
-        self._task = task
-        task.add_done_callback(self._end_if_cancelled)
+    def made_by(self, make: Callable[[], object]) -> Request:
+        """Make this request by that call, which must not raise, once a pool runs it (see `workers.Task`)."""
+        self._make = make
+        return self
+
+    def run(self) -> None:
+        """See `workers.Task`."""
+        make, self._make = self._make, None
+        if make is not None and self._turn.acquire(blocking=False):
+            make()
+
+    def drop(self) -> None:
+        """See `workers.Task`."""
+        self._give_up(closed_error())
 
     def take_back(self) -> bool:
         """End the request if it has not begun; False if it has."""
-        self._is_taken_back = True
-        return self._task is not None and self._task.cancel()
+        return self._give_up(TransientStorageError("what was read ahead is no longer wanted"))
 
-    def _end_if_cancelled(self, task: Future[None]) -> None:
-        if task.cancelled():
-            taken_back = TransientStorageError("what was read ahead is no longer wanted")
-            self.end(taken_back if self._is_taken_back else closed_error())
+    def _give_up(self, error: Exception) -> bool:
+        is_mine = self._turn.acquire(blocking=False)
+        if is_mine:
+            self._make = None
+            self.end(error)
+        return is_mine
 
 
 class Cutter:

@@ -56,7 +56,7 @@ def test_no_more_threads_than_allowed_and_as_many_as_that_at_once(pool):
 def test_an_idle_thread_is_used_again(pool):
     for _ in range(50):
         pool.submit(int).result(10)
-        wait_until(lambda: pool._idle == 1, "the thread to be idle")
+        wait_until(lambda: len(pool._idle) == 1, "the thread to be idle")
     assert len(threads()) == 1
 
 
@@ -86,9 +86,9 @@ def test_a_call_that_was_cancelled_is_not_made_and_one_that_has_begun_cannot_be(
 
 def test_an_idle_thread_that_has_a_call_already_is_not_counted_on_for_another(pool):
     pool.submit(int).result(10)
-    wait_until(lambda: pool._idle == 1, "the thread to be idle")
+    wait_until(lambda: len(pool._idle) == 1, "the thread to be idle")
     together = threading.Barrier(2)
-    with pool._changed:  # before the idle one can take its call
+    with pool._lock:  # before the idle one can take its call
         futures = [pool.submit(lambda: together.wait(20)) for _ in range(2)]
     assert {future.result(20) for future in futures} == {0, 1}
 
