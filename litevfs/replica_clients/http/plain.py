@@ -10,7 +10,7 @@ from __future__ import annotations
 import http.client
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from urllib3.connectionpool import HTTPConnectionPool
@@ -25,7 +25,9 @@ _FIRST_BYTES = 1 << 16
 _HEAD_LIMIT_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 18
 _SOME_BYTES = 1 << 16
-_PLAIN_HEAD = re.compile(rb"HTTP/1\.1 ([2-5][0-9][0-9])(?: [^\r\n]*)?\r\n((?:[!-9;-~]+:[^\r\n]*\r\n)*)\r\n")
+_PLAIN_STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: .*)?", re.DOTALL)
+_ODD_LINE = re.compile(r"\n(?![!-9;-~]+:)")
+"""The beginning of a line that is no header, as one that goes on with the one before."""
 _HEAD_END = re.compile(rb"\n\r?\n")  # some end their lines with LF alone
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _NO_BODY = (204, 304)
@@ -63,37 +65,31 @@ class Answer(Protocol):
 
 
 class Headers(Mapping[str, str]):
-    """Header values by name in any case; those of one name are joined by commas.
+    """Header values by name in any case; those of one name are joined by commas."""
 
-    Of some twenty that an answer has, a read asks for six: they are looked for in the text.
-    """
-
-    def __init__(self, text: str) -> None:
-        """From lines `name: value`, each of which ends with CR LF."""
-        self._text = f"\r\n{text}"
-        self._lower = self._text.lower()  # as long: these are bytes
+    def __init__(self, lines: Iterable[str]) -> None:
+        """From lines `name: value`."""
+        self._values: dict[str, str] = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            name, value = name.lower(), value.strip(" \t")
+            self._values[name] = f"{self._values[name]}, {value}" if name in self._values else value
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or `default`."""
-        start, values = f"\r\n{name.lower()}:", []
-        at = self._lower.find(start)
-        while at >= 0:
-            end = self._text.index("\r\n", at + 2)
-            values.append(self._text[at + len(start) : end].strip(" \t"))
-            at = self._lower.find(start, end)
-        return ", ".join(values) if values else default
+        return self._values.get(name.lower(), default)
 
     def __getitem__(self, name: str) -> str:
-        value = self.get(name)
-        if value is None:
-            raise KeyError(name)
-        return str(value)
+        return self._values[name.lower()]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._values
 
     def __iter__(self) -> Iterator[str]:
-        return iter({line.partition(":")[0]: 0 for line in self._lower.split("\r\n") if line})
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._values)
 
 
 class _OddAnswer(http.client.HTTPResponse):
@@ -134,7 +130,7 @@ class PlainAnswer:
             raise
         self._rest = b""
         self.status = body.status
-        self.headers = Headers("".join(f"{name}:{' '.join(text.split())}\r\n" for name, text in body.headers.items()))
+        self.headers = Headers(f"{name}:{' '.join(text.split())}" for name, text in body.headers.items())
         self.length_remaining = body.length
         self._is_kept = not body.will_close
 
@@ -295,10 +291,15 @@ def _head_of(source: TimedSocket) -> tuple[bytes, bytes]:
 
 def _plain(head: bytes, method: str) -> tuple[int, Headers, int, bool] | None:
     """(status, headers, bytes of the body, whether the connection is kept) of a plain answer; None for another."""
-    match = _PLAIN_HEAD.fullmatch(head)
-    if match is None:
+    if not head.endswith(b"\r\n\r\n"):
         return None
-    headers = Headers(match[2].decode("latin-1"))
+    text = head[:-4].decode("latin-1")
+    lines = text.split("\r\n")
+    breaks = len(lines) - 1
+    match = _PLAIN_STATUS.fullmatch(lines[0])
+    if match is None or text.count("\n") != breaks or text.count("\r") != breaks or _ODD_LINE.search(text):
+        return None
+    headers = Headers(lines[1:])
     status, length = int(match[1]), headers.get("content-length", "")
     if "transfer-encoding" in headers:
         return None
