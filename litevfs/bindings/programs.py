@@ -81,11 +81,21 @@ class Plan:
         is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
         return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
 
+    @property
+    def is_lookup(self) -> bool:
+        """Whether it follows the entries of one index into its table, and reads nothing else."""
+        kinds = sorted((tree.is_table, tree.is_scanned) for tree in self.trees.values())
+        return kinds == [(False, True), (True, False)] and not self.has_modules
+
     def rows(self, values: Values) -> int | None:
         """How many rows the query looks up in a table, unless it rejects some; None if no LIMIT says so."""
         limits = self._limits(values)
         known = [limit for limit in limits if limit is not None]
         return max(known) if known and len(known) == len(limits) else None
+
+    def looks_up_all(self, values: Values) -> bool:
+        """Whether it looks up every row that the entries of its index lead to: no LIMIT ends it."""
+        return self.is_lookup and not self._limits(values)
 
     def pages(self, values: Values) -> int:
         """How many pages the first rehearsal may miss."""

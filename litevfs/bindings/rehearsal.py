@@ -29,6 +29,7 @@ from litevfs.bindings.statements import FindRunning
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, TransientStorageError
 from litevfs.live.session import Session
+from litevfs.pages.lookups import ALL_ROWS
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
@@ -62,6 +63,7 @@ class Rehearsals:
         self._next: Task | None = None
         self._thread: threading.Thread | None = None
         self._is_stopped = False
+        self._is_lookup = False  # the statement that is rehearsed
         self._lock = threading.Lock()
         self._pid = os.getpid()
         end_at_exit(self)
@@ -114,11 +116,11 @@ class Rehearsals:
             thread.join(max(0.0, timeout_s))
 
     def must_end(self, task: Task) -> bool:
-        """Whether the query of a task is over, or another one waits."""
+        """Whether the query of a task is over, another one waits, or the query shows by itself what it reads next."""
         if self._is_stopped or self._next is not None:
             return True
         host = self._host()
-        return host is None or not host.is_reading(task.snapshot)
+        return host is None or not host.is_reading(task.snapshot) or (self._is_lookup and host.looks_up)
 
     def _forget(self) -> None:
         """Begin again in a forked child: the thread is gone, and its connection may be in the middle of a call."""
@@ -155,8 +157,11 @@ class Rehearsals:
         if guest is None:
             return
         plan = guest.plan(task)
+        self._is_lookup = plan.is_lookup
         if (rows := plan.rows(task.statement.values)) is not None:
             self._expect_rows(task, rows)
+        elif plan.looks_up_all(task.statement.values):
+            self._expect_rows(task, ALL_ROWS)
         self._expect_scans(task, plan)
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
@@ -174,13 +179,14 @@ class Rehearsals:
         """Fetch what each rehearsal misses, until it is nothing. These pages were `asked` for already."""
         most = plan.pages(task.statement.values)
         is_limited = plan.rows(task.statement.values) is not None
+        all_rows = ALL_ROWS if plan.looks_up_all(task.statement.values) else 0
         for number in range(MAX_REHEARSALS):
             if self.must_end(task):
                 return
             missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
             logger.debug("a rehearsal misses %d pages", len(missing))
             if plan.shows_rows and not is_limited:
-                self._expect_rows(task, guest.rows or 0)
+                self._expect_rows(task, guest.rows or all_rows)
             if guest.is_exhausted:
                 self._given_up = task.run, task.begins
             if not missing:

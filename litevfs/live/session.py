@@ -106,7 +106,7 @@ class Session:
         self._use_pages()
 
     def expect_rows(self, begins: int, rows: int) -> None:
-        """The query of read transaction number `begins` looks up about so many rows; may come from another thread."""
+        """See `WatchedReads.expect_rows`; `begins` is the number of the read transaction."""
         if (watched := self._watched) is not None:
             watched.expect_rows(begins, rows)
 
@@ -114,6 +114,11 @@ class Session:
     def planner(self) -> object | None:
         """Whom what is read ahead for a query of this session belongs to."""
         return None if self._watched is None else self._watched.planner
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether its query looks up rows by an index, and is read ahead for accordingly."""
+        return self._watched is not None and self._watched.looks_up
 
     def is_reading(self, snapshot: Snapshot) -> bool:
         """Whether a read transaction that sees this snapshot goes on."""

@@ -21,6 +21,10 @@ LOOKUP_GROWTH = 8
 """Look-ups are scattered: the more of them are planned at once, the more fall into one request."""
 EXPECTED_WINDOW = 64
 """So many rows may be planned at once if the query is known to look up as many."""
+ALL_WINDOW = 256
+"""The same if it is known to look up all that share a key."""
+ALL_ROWS = 1 << 60
+"""More than there are: a query that looks up all that its index names."""
 
 
 class LookUps:
@@ -29,7 +33,7 @@ class LookUps:
     def __init__(self, trees: KnownTrees, awaited: set[int], max_window: int) -> None:
         """`awaited` gets the interior pages without which a plan cannot go on."""
         self.max_window = max_window  # pages of one plan that are ahead of their reads at once
-        self.expected = 0  # rows that the query looks up; 0: not known
+        self.expected = 0  # rows that the query looks up; 0: not known; ALL_ROWS: all of them
         self.leaf: IndexLeaf | None = None
         self.recall = Recall()
         self.descends = False  # this query has read an interior page of a table
@@ -37,6 +41,11 @@ class LookUps:
         self._parents = trees.parents
         self._awaited = awaited
         self._rows_before = 0  # looked up by index leaves before this one
+
+    @property
+    def are_recognized(self) -> bool:
+        """Whether the look-ups of this query are planned as far as they are known."""
+        return self.leaf is not None and self.leaf.window > 0
 
     def begin(self) -> None:
         """Another query begins."""
@@ -140,7 +149,10 @@ class LookUps:
         most = max(FIRST_WINDOW, self.max_window)
         window = min(leaf.window * LOOKUP_GROWTH, most)
         after = window * LOOKUP_GROWTH
-        if self.expected:
+        if self.expected == ALL_ROWS:
+            if leaf.key is not None:  # which says where they end
+                window = min(max(window, ALL_WINDOW), most)
+        elif self.expected:
             looked_up = self._rows_before + leaf.rows
             left = self.expected - looked_up - leaf.planned
             if left > 0:

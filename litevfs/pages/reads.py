@@ -167,6 +167,11 @@ class WatchedReads:
         """Whom what is read ahead for the query belongs to."""
         return self._watcher
 
+    @property
+    def looks_up(self) -> bool:
+        """Whether the query looks up rows that are planned as soon as they can be."""
+        return self._watcher is not None and self._watcher.looks_up
+
     def end(self) -> None:
         """The query has ended: what is planned and has not been asked for yet is not wanted any more."""
         if self._watcher is not None and (ahead := self._source.ahead) is not None:
@@ -182,7 +187,7 @@ class WatchedReads:
             self._watcher.begin()
 
     def expect_rows(self, begins: int, rows: int) -> None:
-        """Plan the look-ups of query number `begins` for about so many rows; may come from another thread."""
+        """Plan the look-ups of query number `begins` for about so many rows, or ALL_ROWS; from any thread."""
         if (watcher := self._watcher) is not None and begins == self._begins:
             watcher.expect(rows)
             if begins != self._begins:  # meanwhile another one has begun

@@ -78,8 +78,13 @@ class Watcher:
             self._lookups.begin()
 
     def expect(self, rows: int) -> None:
-        """This query looks up about so many rows; 0: that is not known. Safe to call from another thread."""
+        """This query looks up about so many rows, or ALL_ROWS; 0: not known. Safe to call from another thread."""
         self._lookups.expected = rows
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether it is known which rows this query looks up next."""
+        return self._lookups.are_recognized
 
     def hold_back(self) -> None:
         """Note that the pages planned last are not fetched."""
