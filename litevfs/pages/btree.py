@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, overload
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def kind(pgno: int, page: bytes) -> int:
     return page[_FIRST_PAGE_HEADER if pgno == 1 else 0]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True)
 class Interior:
     """An interior page: `children[i]` holds keys up to `keys[i]`, the last child the rest."""
 
@@ -59,11 +60,25 @@ class Interior:
         return self.children[bisect_left(self.keys, rowid)]
 
 
+_parsed: WeakValueDictionary[tuple[int, bytes], Interior] = WeakValueDictionary()
+"""By what they were parsed from: a query and its rehearsal, or several connections, look at the same pages."""
+
+
 def parse_interior(pgno: int, page: bytes) -> Interior | None:
-    """An interior page, or None if it is none."""
+    """An interior page, which others may share, or None if it is none."""
     start = _FIRST_PAGE_HEADER if pgno == 1 else 0
     if page[start] not in {INTERIOR_INDEX, INTERIOR_TABLE}:
         return None
+    key = start, page
+    interior = _parsed.get(key)
+    if interior is None:
+        interior = _newly_parsed(page, start)
+        if interior is not None:
+            _parsed[key] = interior
+    return interior
+
+
+def _newly_parsed(page: bytes, start: int) -> Interior | None:
     pointers = _cell_pointers(page, start, _INTERIOR_HEADER)
     if not len(pointers) or int(pointers.max()) + 4 > len(page):
         return None
