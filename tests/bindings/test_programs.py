@@ -86,3 +86,21 @@ def test_a_limit_bounds_what_the_first_rehearsal_may_miss():
 )
 def test_whether_a_query_has_a_row_for_each_that_it_looks_up_is_known(sql, shows):
     assert _plan(sql).shows_rows is shows
+
+
+@pytest.mark.parametrize(
+    ("sql", "is_lookup", "of_all"),
+    [
+        (BY_BATCH, True, True),
+        ("SELECT count(*), max(note) FROM orders WHERE batch = 7", True, True),
+        (f"{BY_BATCH} ORDER BY note", True, True),
+        (f"{BY_BATCH} LIMIT 20", True, False),
+        (f"SELECT EXISTS ({BY_BATCH} AND note = 'a')", True, False),
+        ("SELECT batch FROM orders WHERE batch = 7", False, False),  # the index says it all
+        ("SELECT * FROM orders WHERE id = 7", False, False),
+        ("SELECT * FROM orders JOIN likes ON user_id = amount WHERE batch = 7", False, False),
+    ],
+)
+def test_whether_a_query_looks_up_all_that_one_index_leads_to_is_known(sql, is_lookup, of_all):
+    plan = _plan(sql)
+    assert (plan.is_lookup, plan.looks_up_all(())) == (is_lookup, of_all)

@@ -9,7 +9,9 @@ import sys
 import textwrap
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 
 import pytest
 
@@ -129,6 +131,66 @@ def test_an_idle_thread_keeps_no_result_and_an_error_no_circle(pool):
         wait_until(lambda: gone() is None and future() is None, "both to be let go")
     finally:
         gc.enable()
+
+
+class Noted:
+    """A task that notes which of its two ends it came to."""
+
+    def __init__(self, noted: list[str], run: Callable[[], object] = int) -> None:
+        self._noted, self._run = noted, run
+
+    def run(self) -> None:
+        self._run()
+        self._noted.append("run")
+
+    def drop(self) -> None:
+        self._noted.append("dropped")
+
+
+def test_tasks_that_come_together_run_together_on_new_threads_and_on_idle_ones(pool):
+    noted: list[str] = []
+    for _ in range(3):
+        together = threading.Barrier(5)
+        pool.start([Noted(noted, partial(together.wait, 20)) for _ in range(4)])
+        together.wait(20)
+        wait_until(lambda: len(pool._idle) == 4, "all threads to be idle")
+    assert noted == ["run"] * 12
+    assert len(threads()) == 4
+
+
+def test_of_tasks_that_come_together_no_more_run_than_there_may_be_threads_and_the_rest_is_dropped(pool):
+    noted: list[str] = []
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold() -> None:
+        begun.release()
+        go_on.wait(20)
+
+    pool.start([Noted(noted, hold) for _ in range(10)])
+    for _ in range(4):
+        assert begun.acquire(timeout=20)
+    assert not pool.has_room
+    pool.shutdown()
+    assert noted == ["dropped"] * 6
+    go_on.set()
+    wait_until(lambda: not threads(), "the end of the threads")
+    assert sorted(noted) == ["dropped"] * 6 + ["run"] * 4
+    with pytest.raises(RuntimeError, match="shut down"):
+        pool.start([Noted(noted)])
+
+
+def test_tasks_run_on_the_threads_there_are_where_no_further_one_can_start(pool, monkeypatch):
+    noted: list[str] = []
+    pool.submit(int).result(10)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        pool.start([Noted(noted) for _ in range(10)])
+        wait_until(lambda: len(noted) == 10, "the tasks")
+    assert len(threads()) == 1
 
 
 def test_many_threads_submit_at_once(pool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,20 @@ def test_the_keys_of_an_interior_page_are_read_whatever_their_size():
     assert interior is not None
     assert interior.keys == rowids
     assert [interior.child_for(rowid) for rowid in rowids] == interior.children[:-1]
+
+
+def test_what_an_interior_page_says_is_shared_while_it_is_in_use_and_by_none_that_differs(sound):
+    page = sound[TABLE_ROOT]
+    interior = parse_interior(TABLE_ROOT, page)
+    assert interior is not None
+    assert parse_interior(9, bytes(bytearray(page))) is interior
+    child = interior.children[0]
+    for changed in (page[:8] + (child + 1).to_bytes(4) + page[12:], bytes(100) + page):
+        other = parse_interior(1 if changed[0] == 0 else 9, changed)
+        assert other is not interior
+    gone = weakref.ref(interior)
+    del interior
+    assert gone() is None
 
 
 def _varint(value: int) -> bytes:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.pages.btree import LEAF_TABLE
+from litevfs.pages.btree import INTERIOR_TABLE, LEAF_TABLE
+from litevfs.pages.lookups import ALL_ROWS
 from litevfs.pages.watcher import Watcher
 from tests.pages.test_watcher import fetched, indexed_pages, look_ups, look_ups_backwards
 
@@ -63,3 +64,29 @@ def test_another_query_expects_nothing(pages: dict[int, bytes], tmp_path: Path):
     watcher.begin()
     wanted = list(look_ups(pages, KEY, 200))
     assert fetched(pages, iter(wanted), watcher) == fetched(pages, iter(wanted))
+
+
+def test_all_rows_of_a_key_are_planned_at_once_where_all_are_looked_up(pages: dict[int, bytes]):
+    wanted = list(look_ups(pages, KEY, ROWS))
+    trips, asked_for = fetched(pages, iter(wanted), _expecting(ALL_ROWS))
+    assert asked_for == set(wanted)
+    assert trips <= fetched(pages, iter(wanted))[0]
+    assert _first_plan(pages, wanted, Watcher(300)) <= 8
+    assert _first_plan(pages, wanted, _expecting(ALL_ROWS)) > 8
+
+
+def _first_plan(pages: dict[int, bytes], wanted: list[int], watcher: Watcher) -> int:
+    """How many leaves of the table are planned at once, as soon as any is."""
+    for pgno, page in pages.items():
+        if page[0] == INTERIOR_TABLE:
+            watcher.learn(pgno, page)
+    plans = ([*watcher.before_read(pgno), *watcher.after_read(pgno, pages[pgno])] for pgno in wanted)
+    return next(len(leaves) for plan in plans if (leaves := _leaves(pages, set(plan))))
+
+
+def test_where_all_rows_are_looked_up_no_more_are_planned_at_once_than_have_room(pages: dict[int, bytes]):
+    watcher, wanted = Watcher(10), list(look_ups(pages, KEY, ROWS))
+    watcher.expect(ALL_ROWS)
+    for pgno in wanted:
+        assert len(watcher.before_read(pgno)) <= 10
+        assert len(_leaves(pages, set(watcher.after_read(pgno, pages[pgno])))) <= 10
