@@ -126,7 +126,9 @@ def test_a_body_in_pieces_is_the_same_as_at_once(serve, name: str, size: int):
     hangs_up = name in ("closes", "without a length", "of 1.0")
     server = serve(ANSWERS[name], size * (1000 if len(ANSWERS[name]) > 1000 else 1), hangs_up=hangs_up)
     with closing(Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)) as transport:
-        for limit in (1 << 20, 10, 1):
+        for limit in (
+            (1 << 20, 10, 1) if size > 7 else (1 << 20,)
+        ):  # a server that sends on would see a broken connection
             expected = get(transport, server.url, limit)[2]
             answer = transport.request("GET", "GET", server.url, {})
             pieces: list[bytes] = []
