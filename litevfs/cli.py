@@ -20,7 +20,7 @@ import apsw
 
 import litevfs
 from litevfs.commands import COMMANDS, load
-from litevfs.errors import HINT_READ_ONLY, LitevfsError, OptionError, shown
+from litevfs.errors import HINT_FULL, HINT_READ_ONLY, LitevfsError, OptionError, shown
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 """Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -117,8 +117,9 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return f"not text in UTF-8: {shown(error.object)}; hint: SQLite takes no other text"
     text = str(error)
-    if isinstance(error, apsw.ReadOnlyError) and HINT_READ_ONLY not in text:  # it came with a later row
-        text += f"; hint: {HINT_READ_ONLY}"
+    for kind, hint in ((apsw.ReadOnlyError, HINT_READ_ONLY), (apsw.FullError, HINT_FULL)):
+        if isinstance(error, kind) and hint not in text:  # it came with a later row
+            text += f"; hint: {hint}"
     if isinstance(error, OSError) and not isinstance(error, LitevfsError) and error.strerror:
         text = error.strerror + (f": {error.filename}" if error.filename else "")
     return " ".join(text.splitlines()) or type(error).__name__

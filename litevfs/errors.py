@@ -18,6 +18,9 @@ _IOERR_AUTH = 10 | 28 << 8
 
 HINT_READ_ONLY = "a replica is read-only: write to the primary database"
 HINT_OTHER_THREAD = "open one connection for each thread: they share the replica's memory"
+HINT_FULL = (
+    "a replica takes no room: that of sorts and temporary tables (SQLITE_TMPDIR), or of an attached file, is full"
+)
 """What a binding appends to errors of its SQLite library, which has words for the fault only."""
 
 

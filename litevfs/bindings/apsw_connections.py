@@ -12,11 +12,12 @@ from typing import Any
 
 import apsw
 
-from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
+from litevfs.errors import HINT_FULL, HINT_OTHER_THREAD, HINT_READ_ONLY
 
 _HINTS: dict[type[BaseException], str] = {
     apsw.ReadOnlyError: HINT_READ_ONLY,
     apsw.ThreadingViolationError: HINT_OTHER_THREAD,
+    apsw.FullError: HINT_FULL,
 }
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from litevfs.bindings.kept_errors import forget_error, last_error, untold_error
-from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY
+from litevfs.errors import HINT_FULL, HINT_OTHER_THREAD, HINT_READ_ONLY
 
 _PROGRAMMING_HINTS = {
     "closed database": "open another one with litevfs.connect_stdlib",
@@ -29,6 +29,8 @@ def _add_hint(error: sqlite3.Error) -> None:
         hint, error.__cause__ = str(own), own
     elif code & 0xFF == sqlite3.SQLITE_READONLY:
         hint = HINT_READ_ONLY
+    elif code & 0xFF == sqlite3.SQLITE_FULL:
+        hint = HINT_FULL
     else:
         hint = next((hint for part, hint in _PROGRAMMING_HINTS.items() if part in message), None)
     if hint is not None and hint not in message:

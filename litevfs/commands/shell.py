@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         shell.prompt, shell.moreprompt = "litevfs> ", "    ...> "
         shell.bail = not shell.interactive
         shell.cmdloop(_intro(connection))  # type: ignore[no-untyped-call]
+    except BrokenPipeError:  # the reader of the output went away
+        raise
     except Exception as error:
         if shell.interactive and isinstance(error, OSError):  # an interactive shell reports errors of statements itself
             logger.warning("the history of this session was not saved: %s", error)
@@ -52,6 +54,8 @@ class _Shell(apsw.shell.Shell):
     def handle_exception(self) -> None:
         """Print the error that is handled now, as APSW does, and what to do."""
         error = sys.exception()
+        if isinstance(error, BrokenPipeError):
+            raise error
         if isinstance(error, apsw.Error):
             add_hint(error)
         super().handle_exception()  # type: ignore[no-untyped-call]

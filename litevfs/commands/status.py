@@ -65,8 +65,8 @@ def _render(status: dict[str, object], levels: list[dict[str, object]]) -> str:
         ("database", f"{size}: {count(int(str(status['commit'])), 'page')} of {status['page_size']} bytes"),
         (
             "opened with",
-            f"{status['list_requests']} listings, {count(int(str(status['get_requests'])), 'read')}, "
-            f"{format_bytes(int(str(status['bytes_read'])))}",
+            f"{count(int(str(status['list_requests'])), 'listing')}, "
+            f"{count(int(str(status['get_requests'])), 'read')}, {format_bytes(int(str(status['bytes_read'])))}",
         ),
     ]
     fields += [("server", text) for text in _texts(status["workarounds"])]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from litevfs.bindings.apsw_errors import plain_class
-from litevfs.errors import HINT_OTHER_THREAD, HINT_READ_ONLY, LitevfsError, LTXFormatError, OptionError
+from litevfs.errors import HINT_FULL, HINT_OTHER_THREAD, HINT_READ_ONLY, LitevfsError, LTXFormatError, OptionError
 
 if TYPE_CHECKING:
     from sqlite3 import (
@@ -108,6 +108,7 @@ _HINTS = {
     apsw.ReadOnlyError: HINT_READ_ONLY,
     apsw.ConnectionClosedError: "open another one with litevfs.dbapi.connect",
     apsw.ThreadingViolationError: HINT_OTHER_THREAD,
+    apsw.FullError: HINT_FULL,
 }
 
 

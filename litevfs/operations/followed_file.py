@@ -12,7 +12,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -192,6 +192,7 @@ class PageSpool:
 
     def __init__(self, page_size: int, folder: Path) -> None:
         self.page_size = page_size  # bytes
+        self._folder = folder
         self.header = b""  # the first 100 bytes of page 1
         self._pgnos: list[int] = []
         self._spool = tempfile.SpooledTemporaryFile(MEMORY_BYTES, dir=str(folder))  # noqa: SIM115 (closed by `__exit__`)
@@ -202,7 +203,8 @@ class PageSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._spool.close()
+        with suppress(OSError):  # what a full disk has not taken is of no use any more
+            self._spool.close()
 
     def __len__(self) -> int:
         return len(self._pgnos)
@@ -211,7 +213,8 @@ class PageSpool:
         """Keep a page; call this once for each page."""
         if pgno == 1:
             self.header = page[:100]
-        self._spool.write(page)
+        with _translated(self._folder, "the pages to be written"):
+            self._spool.write(page)
         self._pgnos.append(pgno)
 
     def in_order(self) -> Iterator[tuple[int, bytes]]:
@@ -222,14 +225,14 @@ class PageSpool:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translated(path: Path, what: str = "the database") -> Iterator[None]:
     try:
         yield
     except LitevfsError:
         raise
     except OSError as error:
         hint = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
-        raise FollowError(f"cannot write the database: {error.strerror or error}", key=str(path), hint=hint) from error
+        raise FollowError(f"cannot write {what}: {error.strerror or error}", key=str(path), hint=hint) from error
 
 
 def _check_is_ordinary(path: Path, header: bytes) -> None:

@@ -48,10 +48,10 @@ def litevfs_command(*arguments: str, stdin: str = "") -> subprocess.CompletedPro
     )
 
 
-def started(arguments: Sequence[str], **variables: str) -> subprocess.Popen[str]:
+def started(arguments: Sequence[str], stdin: int | None = None, **variables: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [*command(), *arguments], stdout=pipe, stderr=pipe, text=True, env=environment() | variables
+        [*command(), *arguments], stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=environment() | variables
     )
 
 
@@ -161,6 +161,22 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(form: str):
     with process:
         assert process.stdout
         assert process.stderr
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(TIME_LIMIT_S) == 128 + signal.SIGPIPE
+
+
+@pytest.mark.slow
+@pytest.mark.plan("K08")
+def test_a_reader_that_goes_away_ends_the_shell_quietly():
+    process = started(["shell", REPLICA], stdin=subprocess.PIPE)
+    with process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(f".mode list\n{ENDLESS};\n")
+        process.stdin.close()
         assert process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -91,3 +93,34 @@ def test_both_sides_can_be_opened_and_compacted(world):
         assert rows(now, QUERY) == after.rows(QUERY)
     with connected(script.url) as later:
         assert rows(later, QUERY) == after.rows(QUERY)
+
+
+def test_a_local_file_follows_and_its_readers_see_the_new_pages(world, tmp_path):
+    script, before, after = world
+    with (
+        litevfs.follow(script.url, tmp_path / "copy.db", poll_interval="5ms") as followed,
+        closing(sqlite3.connect(tmp_path / "copy.db")) as reader,
+    ):
+        assert reader.execute(QUERY).fetchall() == before.rows(QUERY)
+        after.upload()
+        after.commit("CREATE TABLE later AS SELECT count(*) AS n FROM t")
+        followed.wait_for(4, 20)
+        assert reader.execute(QUERY).fetchall() == after.rows(QUERY)
+        assert reader.execute("SELECT n FROM later").fetchall() == [(400,)]
+        assert reader.execute("PRAGMA page_size").fetchall() == [(16384,)]
+        assert reader.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_subscribers_and_diffs_see_the_rows_on_both_sides(world):
+    script, _, after = world
+    seen: list[int] = []
+    with litevfs.subscribe(script.url, seen.append, tables=["t"], poll_interval="5ms"):
+        after.upload()
+        after.commit("UPDATE t SET x = 'z' WHERE id = 5")
+        wait_until(lambda: 4 in seen, "the transactions")
+    with litevfs.diff(script.url, 2, 4) as diff:
+        changes = {change.new["id"]: change for change in diff}
+    assert len(changes) == 400
+    assert changes[5].new["x"] == "z"
+    with litevfs.diff(script.url, 3, 4) as diff:
+        assert [change.new for change in diff] == [{"id": 5, "x": "z"}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import litevfs
 from litevfs.errors import FollowError, FollowTargetError, OptionError, StaleReplicaError
 from litevfs.operations.follow import Follow
+from litevfs.operations.followed_file import PageSpool
 from litevfs.options import Options
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.testing.faulty import faulty_replica
@@ -331,3 +333,15 @@ def test_what_is_no_file_is_not_followed_into(url: str, tmp_path: Path):
     with pytest.raises(FollowTargetError, match="neither a file nor free"):
         followed(url, path)
     assert path.is_fifo()
+
+
+def test_pages_that_a_full_disk_does_not_take_are_told_with_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("litevfs.operations.followed_file.MEMORY_BYTES", 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))  # Python ignores the signal: an error as of a full disk
+    try:
+        with PageSpool(4096, tmp_path) as spool, pytest.raises(FollowError, match="cannot write the pages") as caught:
+            spool.add(1, bytes(4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(tmp_path) in str(caught.value)
