@@ -39,6 +39,7 @@ _READ_NAMES = """
 """
 _READS = frozenset(_READ_NAMES.split())
 """They read other pages than the scan goes through."""
+_LOOK_UPS = _READS - {"OpenRead", "ReopenIdx", "DeferredSeek", "FinishSeek"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,14 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Outer:
+    """A tree that an outermost loop goes through, and that nothing else in the statement reads."""
+
+    root: int
+    is_descending: bool  # from its end on
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What SQLite is going to do in a statement."""
 
@@ -70,6 +79,7 @@ class Plan:
     has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
     scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
     shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
+    outer: tuple[Outer, ...] = ()  # trees that its outermost loops go through
 
     @property
     def is_worth_it(self) -> bool:
@@ -134,7 +144,37 @@ def plan_of(program: list[tuple[object, ...]]) -> Plan:
     has_modules = any(step.opcode == "VOpen" for step in steps)
     shows_rows = sorted((tree.is_table, tree.is_scanned) for tree in trees.values()) == [(False, True), (True, False)]
     shows_rows &= not any(step.opcode in _OTHER_ROWS for step in steps)
-    return Plan(trees, _limits_of(steps), bool(scanned), has_modules, _whole_scans(steps, roots), shows_rows)
+    return Plan(
+        trees,
+        _limits_of(steps),
+        bool(scanned),
+        has_modules,
+        scans=_whole_scans(steps, roots),
+        shows_rows=shows_rows,
+        outer=_outer_loops(steps, roots),
+    )
+
+
+def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, ...]:
+    """Those in which other trees are looked into, by single keys, or row by row (Yield)."""
+    loops = [
+        (step.p2, end, step)
+        for end, step in enumerate(steps)
+        if step.opcode in {"Next", "Prev"} and isinstance(step.p2, int) and step.p2 <= end
+    ]
+    opened = [step.p2 for step in steps if step.opcode in {"OpenRead", "ReopenIdx"}]
+    found: dict[int, Outer] = {}
+    for begin, end, last in loops:
+        root = roots.get(last.p1, 0)
+        is_inner = any(other <= begin and end < other_end for other, other_end, _ in loops)
+        if is_inner or opened.count(root) != 1:
+            continue
+        if any(
+            step.opcode == "Yield" or (step.opcode in _LOOK_UPS and roots.get(step.p1, root) != root)
+            for step in steps[begin:end]
+        ):
+            found[root] = Outer(root, last.opcode == "Prev")
+    return tuple(found.values())
 
 
 def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:

@@ -23,7 +23,8 @@ import weakref
 import apsw
 
 from litevfs.bindings.guests import end_at_exit
-from litevfs.bindings.programs import Plan
+from litevfs.bindings.long_runs import LongRun
+from litevfs.bindings.programs import MANY_PAGES, Plan
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
 from litevfs.bindings.statements import FindRunning
 from litevfs.concurrency.workers import start_thread
@@ -59,6 +60,7 @@ class Rehearsals:
         self._last: tuple[object, int] | None = None  # the run that waited last, in which transaction
         self._waits = 0  # of that run; its statement is rehearsed at the first, second, fourth, ... of them
         self._given_up: tuple[object, int] | None = None  # one that is rehearsed no more
+        self._long: LongRun | None = None  # the one rehearsed last
         self._query_waits = threading.Event()  # set when it waits again
         self._next: Task | None = None
         self._thread: threading.Thread | None = None
@@ -78,7 +80,7 @@ class Rehearsals:
         self._waits += 1
         self._query_waits.set()
         first_page = host.page_one(snapshot)
-        if self._waits & (self._waits - 1) or run == self._given_up:
+        if run == self._given_up or (self._waits & (self._waits - 1) and not self._goes_on(run)):
             return
         if not first_page or host.replica.pages.hydration is not None:
             return
@@ -96,6 +98,10 @@ class Rehearsals:
                 except TransientStorageError as error:
                     self._next = None
                     logger.info("no rehearsal: %s", error)
+
+    def _goes_on(self, run: tuple[object, int]) -> bool:
+        """Whether a run is rehearsed at each of its waits."""
+        return self._long is not None and self._long.run == run and self._long.goes_on
 
     def stop(self) -> None:
         """End them. Waits for nothing; idempotent."""
@@ -158,6 +164,10 @@ class Rehearsals:
             return
         plan = guest.plan(task)
         self._is_lookup = plan.is_lookup
+        if (long := self._long) is not None and self._goes_on((task.run, task.begins)):
+            long.begin_task()
+            self._rehearse_levels(task, guest, plan, long)
+            return
         if (rows := plan.rows(task.statement.values)) is not None:
             self._expect_rows(task, rows)
         elif plan.looks_up_all(task.statement.values):
@@ -166,37 +176,60 @@ class Rehearsals:
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
             return
-        asked: set[int] = set()
+        if plan.outer and (host := self._host()) is not None:
+            host.hold([outer.root for outer in plan.outer], task.begins)
+        long = self._long = LongRun(task, plan)
         if len(plan.trees) > 1:
             guest.guess_small_trees(plan.trees)  # the query will look into them
         logger.debug("rehearsing %s", task.statement.sql)
         if roots := guest.missing_of(plan.trees):
-            asked.update(roots)
-            self._fetch(task, roots)
-        self._rehearse_levels(task, guest, plan, asked)
+            self._fetch(task, long.unasked(roots))
+        self._rehearse_levels(task, guest, plan, long)
 
-    def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, asked: set[int]) -> None:
-        """Fetch what each rehearsal misses, until it is nothing. These pages were `asked` for already."""
+    def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, long: LongRun) -> None:
+        """Fetch what each rehearsal misses, until it is nothing."""
         most = plan.pages(task.statement.values)
         is_limited = plan.rows(task.statement.values) is not None
         all_rows = ALL_ROWS if plan.looks_up_all(task.statement.values) else 0
         for number in range(MAX_REHEARSALS):
-            if self.must_end(task):
+            host = self._host()
+            if host is None or self.must_end(task):
                 return
-            missing = [pgno for pgno in guest.rehearse(most) if pgno not in asked]
-            logger.debug("a rehearsal misses %d pages", len(missing))
+            most_seen = long.begin_next(host, guest)
+            missing = long.unasked(guest.rehearse(most, most_seen))
+            whole = long.whole_trees(host, guest)
+            del host  # the session may close meanwhile
+            logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
             if plan.shows_rows and not is_limited:
                 self._expect_rows(task, guest.rows or all_rows)
-            if guest.is_exhausted:
+            if guest.is_exhausted and not most_seen:
                 self._given_up = task.run, task.begins
-            if not missing:
+            if not missing and not whole:
                 return
-            asked.update(missing)
-            self._fetch(task, missing)
-            if guest.has_met_a_scan_alone:
+            if missing:
+                self._fetch(task, missing, is_sparing=most_seen > 0 and len(missing) >= MANY_PAGES)
+                long.refused(guest.to_be_asked_for(missing))
+            if whole:
+                self._fetch_slowly(task, guest, whole)
+            elif guest.has_met_a_scan_alone:
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)
+
+    def _fetch_slowly(self, task: Task, guest: RehearsalSession, pgnos: list[int]) -> None:
+        """Fetch pages for as many of which there is room, and the others while the query uses those."""
+        ahead = guest.replica.pages.ahead
+        while ahead is not None and pgnos and not self.must_end(task):
+            room, least = ahead.room()
+            if room >= min(least, len(pgnos)):
+                self._fetch(task, pgnos[:room], is_sparing=True)
+                pgnos = guest.to_be_asked_for(pgnos[room:])
+            else:
+                self._let_query_read()
+
+    def _let_query_read(self) -> None:
+        """Wait until the query has read more of what came, perhaps."""
+        time.sleep(LOOK_S)
 
     def _expect_rows(self, task: Task, rows: int) -> None:
         host = self._host()
@@ -213,7 +246,7 @@ class Rehearsals:
             self._guest = RehearsalSession(host, self.must_end, task)
         return self._guest
 
-    def _fetch(self, task: Task, pgnos: list[int]) -> None:
+    def _fetch(self, task: Task, pgnos: list[int], *, is_sparing: bool = False) -> None:
         """Fetch these pages, and wait until their requests have ended, or the rehearsal has to."""
         host = self._host()
         if host is None:
@@ -226,7 +259,7 @@ class Rehearsals:
         self._let_query_ask()
         if self.must_end(task):  # the session has taken back what it planned: this would stay
             return
-        ahead.fetch(task.snapshot, pgnos, planner, there.set)
+        ahead.fetch(task.snapshot, pgnos, planner, there.set, is_sparing=is_sparing)
         deadline = time.monotonic() + PATIENCE_S
         while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
             pass

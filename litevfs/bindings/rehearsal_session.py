@@ -6,6 +6,7 @@ Owns one connection. `rehearsal` decides what is rehearsed when; `programs` says
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.pages.btree import parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
+from litevfs.pages.parts import from_child_on, up_to_child
 from litevfs.pages.stand_ins import StandIns, Tree
 from litevfs.states.snapshot import Snapshot
 
@@ -72,6 +74,10 @@ class RehearsalSession(Session):
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
         self._repeats = 0
+        self._parts: dict[int, bytes] = {}  # interior pages, without what the query has gone through
+        self._seen: set[int] = set()  # pages that the rehearsal has read, and that were in memory
+        self._most_seen = 0
+        self._is_cut_short = False  # the rehearsal has ended at a bound, where there is more to be read
         self.rows: int | None = None  # of the last rehearsal, if it came to its end
         self._scanned: Tree | None = None  # whose leaves ended the rehearsal
         super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
@@ -119,11 +125,29 @@ class RehearsalSession(Session):
         if known and (ahead := self.replica.pages.ahead) is not None:
             ahead.guess_trees(self.snapshot, filter(None, map(leaves_of_small_tree, known)))
 
-    def rehearse(self, most: int) -> list[int]:
-        """Run the statement of the task, and return the pages that it misses, up to so many."""
+    def begin_at(self, way: Iterable[tuple[int, int]], *, is_descending: bool) -> None:
+        """In the next rehearsal, begin in this place of a tree; see `Watcher.way_to`."""
+        part = up_to_child if is_descending else from_child_on
+        for pgno, position in way:
+            if pgno > 1 and (page := self._in_memory(pgno)) is not None and parse_interior(pgno, page) is not None:
+                self._parts[pgno] = part(page, position)
+
+    def rehearse(self, most: int, most_seen: int = 0) -> list[int]:
+        """Run the statement of the task, and return the pages that it misses, up to so many.
+
+        It ends as well when it has read `most_seen` pages; 0: however many.
+        """
         assert self._connection is not None
         self._missing.clear()
-        self._most, self._siblings, self._last, self._scanned, self._repeats = most, 0, 0, None, 0
+        self._most, self._siblings, self._last, self._scanned, self._repeats = (
+            min(most, most_seen or most),
+            0,
+            0,
+            None,
+            0,
+        )
+        self._most_seen, self._is_cut_short = most_seen, False
+        self._seen.clear()
         self._begin()
         self.rows, rows = None, 0
         try:
@@ -133,7 +157,30 @@ class RehearsalSession(Session):
             self.rows = rows
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
+        self._parts.clear()
         return list(self._missing)
+
+    def whole_trees(self, asked: Iterable[int], pages_for_a_request: float, room: int) -> list[int]:
+        """Missing pages of trees that cost no more to read whole than the pages `asked` for one by one so far.
+
+        `pages_for_a_request` take the time of a request; a tree has to fit in the room for so many pages. Where not
+        all interior pages of such a tree are known, the others come first.
+        """
+        if self._stand_ins is None or not self._is_cut_short:
+            return []
+        counts = Counter(tree.root for pgno in asked if (tree := self._tree_of(pgno)) is not None)
+        found: list[int] = []
+        for root, count in counts.items():
+            pages, are_leaves = self._stand_ins.leaves_of(root)
+            if are_leaves and len(pages) > min(room - len(found), count * pages_for_a_request):
+                continue
+            found += pages
+        return self.to_be_asked_for(found)
+
+    def to_be_asked_for(self, pgnos: Iterable[int]) -> list[int]:
+        """Those of these pages that are neither near nor under way."""
+        pages, snapshot = self.replica.pages, self.snapshot
+        return [pgno for pgno in pgnos if pages.needs_request(snapshot, pgno)]
 
     @property
     def is_exhausted(self) -> bool:
@@ -191,7 +238,11 @@ class RehearsalSession(Session):
             return self._stand_in(pgno)
         if self._stand_ins is not None:
             self._stand_ins.learn(pgno, page_or_none)
-        return page_or_none
+            self._seen.add(pgno)
+            if 0 < self._most_seen < len(self._seen):
+                self._is_cut_short = True
+                raise self._ended(f"it is {len(self._seen)} pages ahead")
+        return self._parts.get(pgno, page_or_none)
 
     def _in_memory(self, pgno: int) -> bytes | None:
         page = self._decoded.get(pgno)
@@ -205,7 +256,8 @@ class RehearsalSession(Session):
         if self._stand_ins is None:
             raise self._ended("the schema is not in memory")
         if pgno not in self._missing:
-            if len(self._missing) >= self._most or self._is_scan(pgno):
+            self._is_cut_short = len(self._missing) >= self._most
+            if self._is_cut_short or self._is_scan(pgno):
                 raise self._ended(f"{len(self._missing)} pages are missing")
             self._missing[pgno] = None
         elif (repeats := self._repeats) > MAX_REPEATS:

@@ -220,14 +220,21 @@ class BlockReader:
         return all(self._is_near(block_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
     def read_ahead(
-        self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None = None, most: int = 0
+        self,
+        number: int,
+        file: LTXFileInfo,
+        ranges: Iterable[Range],
+        owner: object | None = None,
+        most: int = 0,
+        is_sparing: bool = False,
     ) -> bool:
         """Start fetching ascending ranges that are neither kept nor under way. False if the governor refuses.
 
-        The `owner` may `take_back` the requests that have not begun; each is for `most` bytes, or `request_bytes`.
+        The `owner` may `take_back` what has not begun. Requests have `most`, or `request_bytes`; see `Limits`, too.
         """
+        limits = Limits(self._block_size, self.line.gap_bytes, most or self.request_bytes, is_sparing)
         with self._lock:
-            planned = self._plan(number, file, ranges, owner, most or self.request_bytes)
+            planned = self._plan(number, file, ranges, owner, limits)
             requests = [Request(file, parts, ahead=True, owner=owner) for parts in planned]
             granted = list(takewhile(lambda request: self.governor.grant(request.size), requests))
             self._submit(granted)
@@ -263,10 +270,9 @@ class BlockReader:
         return b"".join(blocks)[start : start + size] if len(blocks) == len(around) else None
 
     def _plan(
-        self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None, most: int
+        self, number: int, file: LTXFileInfo, ranges: Iterable[Range], owner: object | None, limits: Limits
     ) -> list[list[Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
-        limits = Limits(self._block_size, self.line.gap_bytes, most)
         planned: list[list[Part]] = []
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone

@@ -20,6 +20,8 @@ DENSER = 0.6
 SMALLER_GAPS = 4
 """So often half of a gap is tried where there is no room for larger ones."""
 
+SPREAD = 2
+"""Bytes read for each wanted byte, at most, of plans that have to be sparing."""
 DENSE_RANGES = 4
 """Fewer neighbours may be chance."""
 
@@ -42,6 +44,7 @@ class Limits:
     block: int
     gap: int  # reading over a gap of this size costs less than another request
     request: int  # a larger one is split
+    is_sparing: bool = False  # no more bytes are read over than wanted, so that these pay for them when they are used
 
 
 def block_runs(blocks: Iterable[int], most: int) -> list[range]:
@@ -96,6 +99,8 @@ def clusters(ranges: Iterable[Range], limits: Limits) -> list[tuple[list[Range],
 
 def _is_dense(group: list[Range], limits: Limits) -> bool:
     share = DENSE if limits.gap >= DENSE * limits.block else DENSER
+    if limits.is_sparing:
+        share = max(share, 1 / SPREAD)
     return len(group) >= DENSE_RANGES and sum(size for _, size in group) >= share * (sum(group[-1]) - group[0][0])
 
 
@@ -115,9 +120,11 @@ def affordable_runs(ranges: list[Range], limits: Limits, has_room: Callable[[int
 
     Without room, each range would come by a request of its own, one after the other.
     """
+    wanted = sum(size for _, size in ranges)
     for shift in range(SMALLER_GAPS):
         runs = scattered_runs(ranges, replace(limits, gap=limits.gap >> shift))
-        if has_room(sum(sum(run[-1]) - run[0][0] for run in runs)):
+        total = sum(sum(run[-1]) - run[0][0] for run in runs)
+        if has_room(total) and not (limits.is_sparing and total > SPREAD * wanted):
             return runs
     return scattered_runs(ranges, replace(limits, gap=0))
 

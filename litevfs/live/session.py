@@ -110,6 +110,15 @@ class Session:
         if (watched := self._watched) is not None:
             watched.expect_rows(begins, rows)
 
+    def hold(self, roots: Sequence[int], begins: int) -> None:
+        """Keep in mind where read transaction number `begins` is in these trees. May come from another thread."""
+        if (watched := self._watched) is not None:
+            watched.hold(roots, begins)
+
+    def way_to(self, root: int) -> list[tuple[int, int]]:
+        """Where in the tree below `root` the reads are; see `Watcher.way_to`. May come from another thread."""
+        return [] if self._watched is None else self._watched.way_to(root)
+
     @property
     def planner(self) -> object | None:
         """Whom what is read ahead for a query of this session belongs to."""

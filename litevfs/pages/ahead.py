@@ -74,10 +74,19 @@ class ReadAhead:
         room = max(min(most * PLANNED_SHARE, most - 2 * self._blocks.block_bytes), most / 2)
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
-    def start(self, snapshot: Snapshot, pgnos: Iterable[int], watcher: Watcher, owner: object | None = None) -> None:
+    def start(
+        self,
+        snapshot: Snapshot,
+        pgnos: Iterable[int],
+        watcher: Watcher,
+        owner: object | None = None,
+        *,
+        is_sparing: bool = False,
+    ) -> None:
         """Start fetching the pages that are neither cached nor under way. Returns at once.
 
-        The owner, which is the watcher if none is given, may `take_back` what has not begun.
+        The owner, which is the watcher if none is given, may `take_back` what has not begun. `is_sparing`: see
+        `BlockReader.read_ahead`.
         """
         pgnos = list(pgnos)
         if snapshot.unplaced:  # this may be a thread of the pool, which must not wait for another one
@@ -85,7 +94,8 @@ class ReadAhead:
         most = self._blocks.scan_request_bytes if watcher.is_on_its_way else self._blocks.request_bytes
         for number, frames in self._missing(snapshot, pgnos).items():
             frames.sort()
-            if not self._blocks.read_ahead(number, snapshot.files[number], frames, owner or watcher, most):
+            file = snapshot.files[number]
+            if not self._blocks.read_ahead(number, file, frames, owner or watcher, most, is_sparing=is_sparing):
                 watcher.hold_back()
         watcher.max_window = self.max_pages()
         watcher.credit = int((self._blocks.governor.credit - 2 * self._blocks.block_bytes) / self._frame_bytes)
@@ -154,10 +164,21 @@ class ReadAhead:
         """Take back what this owner alone has started, as far as it has not begun."""
         self._blocks.take_back(owner)
 
-    def fetch(self, snapshot: Snapshot, pgnos: list[int], owner: object, call: Callable[[], object]) -> None:
-        """Start fetching pages, and make the call when the requests for them have ended, with or without them."""
+    def fetch(
+        self,
+        snapshot: Snapshot,
+        pgnos: list[int],
+        owner: object,
+        call: Callable[[], object],
+        *,
+        is_sparing: bool = False,
+    ) -> None:
+        """Start fetching pages, and make the call when the requests for them have ended, with or without them.
+
+        `is_sparing`: see `BlockReader.read_ahead`.
+        """
         locate(snapshot, pgnos)
-        self.start(snapshot, pgnos, Watcher(self.max_pages()), owner)
+        self.start(snapshot, pgnos, Watcher(self.max_pages()), owner, is_sparing=is_sparing)
         self._when_there(snapshot, pgnos, call)
 
     def _when_there(self, snapshot: Snapshot, pgnos: Iterable[int], call: Callable[[], object]) -> None:
@@ -171,6 +192,16 @@ class ReadAhead:
         for place in places:
             self._blocks.when_there(*place, one_more)
         one_more()
+
+    def room(self) -> tuple[int, int]:
+        """How many pages may be read ahead by what was read in vain so far, and how many a request brings."""
+        credit = self._blocks.governor.credit - 2 * self._blocks.block_bytes
+        return int(credit / self._frame_bytes), int(self._blocks.request_bytes / self._frame_bytes)
+
+    @property
+    def pages_for_a_request(self) -> float:
+        """How many pages come in the time that a request takes among many, beside its bytes."""
+        return self._blocks.line.gap_bytes / self._frame_bytes
 
     @property
     def pages_in_a_trip(self) -> int:

@@ -193,6 +193,17 @@ class WatchedReads:
             if begins != self._begins:  # meanwhile another one has begun
                 watcher.expect(0)
 
+    def hold(self, roots: Sequence[int], begins: int) -> None:
+        """Keep in mind where query number `begins` is in these trees; may come from another thread."""
+        if (watcher := self._watcher) is not None and begins == self._begins:
+            watcher.hold(roots)
+            if begins != self._begins:
+                watcher.hold(())
+
+    def way_to(self, root: int) -> list[tuple[int, int]]:
+        """See `Watcher.way_to`."""
+        return [] if self._watcher is None else self._watcher.way_to(root)
+
     def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
         """Query number `begins` is going to read these trees whole, one after the other: start with the first of them.
 

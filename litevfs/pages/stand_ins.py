@@ -17,7 +17,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, Int64s, parse_rowids, varint
-from litevfs.pages.trees import MAX_ROWID, MIN_ROWID, KnownTrees
+from litevfs.pages.trees import MAX_DEPTH, MAX_ROWID, MIN_ROWID, KnownTrees
 
 HEADER, POINTER, CHILD, MIN_CELL = 8, 2, 4, 4
 """Bytes of a leaf's header, of a cell pointer, of a child's number in an interior cell, and of the smallest cell
@@ -73,6 +73,21 @@ class StandIns:
         """Whether two pages are neighbours below one interior page."""
         parent, position = self._known.place(pgno) or (0, 0)
         return self._known.place(other) in {(parent, position - 1), (parent, position + 1)}
+
+    def leaves_of(self, root: int) -> tuple[list[int], bool]:
+        """The leaves of a tree, in order, and True; or, where interior pages of it are not known, those, and False.
+
+        A page below which nothing is known counts as a leaf where its neighbours do.
+        """
+        level = [root]
+        for _ in range(MAX_DEPTH):
+            known = [self._known.interior.get(pgno) for pgno in level]
+            if not any(known):
+                return level, True
+            if not all(known):
+                return [pgno for pgno, interior in zip(level, known, strict=True) if interior is None], False
+            level = [child for interior in known if interior for child in interior.children]
+        return [], False
 
     def learn(self, pgno: int, page: bytes) -> None:
         """A true page is read."""

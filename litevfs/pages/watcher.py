@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
 from litevfs.pages.foreseen import Beginning, Expected, guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
-from litevfs.pages.trees import KnownTrees
+from litevfs.pages.trees import MAX_DEPTH, KnownTrees
 
 FIRST_SHARE = 2
 """Part of a full request that a scan may begin with, if that is larger: on a line that carries much in a round trip."""
@@ -52,6 +52,8 @@ class Watcher:
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lookups = LookUps(self._trees, self._awaited, max_window)
         self.recall = self._lookups.recall
+        self._outer: frozenset[int] = frozenset()  # roots of the trees that this query's outermost loops go through
+        self._outer_below: dict[int, bool] = {}  # whether an interior page belongs to one of them
         self._expected = Expected()
         self._reads_whole = False  # this query, the trees that it has come to
         self.is_on_its_way = False  # and it has come to the second leaf of one
@@ -74,6 +76,8 @@ class Watcher:
             self._awaited.clear()
             self._expected.begin([])
             self._reads_whole = self.is_on_its_way = False
+            self._outer = frozenset()
+            self._outer_below.clear()
             self._run = Run()
             self._lookups.begin()
 
@@ -190,6 +194,46 @@ class Watcher:
         self._awaited.update(scan.guessed)
         return plan + self._extend(scan, at_once=True)
 
+    def hold(self, roots: Iterable[int]) -> None:
+        """Keep in mind where the reads in these trees are, however many pages of others come between.
+
+        Safe to call from another thread.
+        """
+        with self._lock:
+            self._outer = frozenset(roots)
+            self._outer_below.clear()
+
+    def _is_outer(self, parent: int) -> bool:
+        """Whether an interior page is of a tree to keep in mind."""
+        if not self._outer:
+            return False
+        found = self._outer_below.get(parent)
+        if found is None:
+            found = self._outer_below[parent] = self._root(parent) in self._outer
+        return found
+
+    def _root(self, pgno: int) -> int:
+        for _ in range(MAX_DEPTH):
+            above = self._trees.place(pgno)
+            if above is None:
+                break
+            pgno = above[0]
+        return pgno
+
+    def way_to(self, root: int) -> list[tuple[int, int]]:
+        """Where in the tree below `root` the reads are: from there down, interior pages and the place of the next one.
+
+        Ends above a leaf. Empty if that is not known. Safe to call from another thread.
+        """
+        with self._lock:
+            for parent, scan in reversed(self._scans.items()):
+                way = [(parent, max(scan.position, self._trees.position(scan.rested, parent)))]
+                while way[-1][0] != root and len(way) < MAX_DEPTH and (above := self._trees.place(way[-1][0])):
+                    way.append(above)
+                if way[-1][0] == root:
+                    return way[::-1]
+        return []
+
     # --- scans and runs -----------------------------------------------------------------------------------------------
 
     def _follow_scan(self, parent: int, position: int) -> list[int]:
@@ -211,7 +255,7 @@ class Watcher:
             self.resting = {}
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
-            self._scans.popitem(last=False)
+            del self._scans[next((old for old in self._scans if not self._is_outer(old)), parent)]
         plan = self._extend(scan, at_once=parent in scan.guessed)
         missing = self._due(scan) - scan.short  # if none, the plan ends here or waits for an interior page
         rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, missing) if missing > 0 else RESTS
@@ -250,7 +294,9 @@ class Watcher:
         self._look_at_rests()
         for parent, scan in self._scans.items():
             interior = self._interior.get(scan.end_in)
-            if scan.window and not scan.is_active and interior and scan.end >= len(interior.children):
+            if not scan.window or scan.is_active or self._is_outer(parent):
+                continue
+            if interior and scan.end >= len(interior.children):
                 del self._scans[parent]
                 self.resting = {}
                 return max(scan.window, FIRST_WINDOW)

@@ -32,7 +32,7 @@ class Places:
         self._names.clear()
         for owner, names in {
             BlockReader: READS,
-            Rehearsals: ("_fetch", "_let_query_ask"),
+            Rehearsals: ("_fetch", "_let_query_ask", "_let_query_read"),
             ReadAhead: ("fetch",),
         }.items():
             for name in names:
@@ -44,7 +44,7 @@ class Places:
             if name == "_fetch":
                 self._awaited[thread] = None
             elif name == "fetch":
-                self._awaited[thread] = arguments[-1].__self__
+                self._awaited[thread] = arguments[4].__self__
             names = self._names.setdefault(thread, [])
             names.append(name)
             try:
@@ -64,8 +64,8 @@ class Places:
         return all(map(self._waits_for_pages, threads))
 
     def _waits_for_pages(self, thread: int) -> bool:
-        awaited = self._awaited.get(thread)
-        return list(self._names.get(thread, ()))[-1:] == ["_fetch"] and awaited is not None and not awaited.is_set()
+        awaited, last = self._awaited.get(thread), list(self._names.get(thread, ()))[-1:]
+        return last == ["_let_query_read"] or (last == ["_fetch"] and awaited is not None and not awaited.is_set())
 
 
 places = Places()

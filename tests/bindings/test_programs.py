@@ -104,3 +104,33 @@ def test_whether_a_query_has_a_row_for_each_that_it_looks_up_is_known(sql, shows
 def test_whether_a_query_looks_up_all_that_one_index_leads_to_is_known(sql, is_lookup, of_all):
     plan = _plan(sql)
     assert (plan.is_lookup, plan.looks_up_all(())) == (is_lookup, of_all)
+
+
+@pytest.mark.parametrize(
+    ("sql", "outer"),
+    [
+        ("SELECT count(*) FROM orders o JOIN users u ON u.id = o.amount", {"orders": False}),
+        ("SELECT * FROM orders o JOIN users u ON u.id = o.amount ORDER BY o.id DESC", {"orders": True}),
+        ("SELECT u.name FROM orders o JOIN users u ON u.id = o.amount WHERE batch > 7", {"orders_by_batch": False}),
+        (
+            "SELECT * FROM likes CROSS JOIN orders ON batch = post_id CROSS JOIN users u ON u.id = amount",
+            {"likes": False},
+        ),
+        (
+            "SELECT name FROM orders JOIN users u ON u.id = amount UNION ALL "
+            "SELECT name FROM likes JOIN users u ON u.id = post_id",
+            {"orders": False, "likes": False},
+        ),
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount", {}),  # what is left out of one is left out of both
+        ("SELECT * FROM orders", {}),
+        (BY_BATCH, {}),  # look-ups in its own table: the watcher sees those
+        ("SELECT * FROM users WHERE id IN (1, 2, 3)", {}),
+    ],
+)
+def test_the_trees_that_the_outermost_loops_go_through_are_known(sql, outer):
+    connection = apsw.Connection(":memory:")
+    connection.execute(f"{_SCHEMA}; CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)")
+    names = dict(connection.execute("SELECT rootpage, name FROM sqlite_schema").fetchall())
+    names[connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'likes'").get] = "likes"
+    plan = plan_of(connection.execute(f"EXPLAIN {sql}").fetchall())
+    assert {names[tree.root]: tree.is_descending for tree in plan.outer} == outer

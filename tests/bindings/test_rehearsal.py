@@ -162,9 +162,12 @@ class Tides:
 
     def _is_calm(self) -> bool:
         """Whether requests are held, no other one is about to be, and query and rehearsal wait for them."""
-        under_way = {id(request) for request in list(shared_replica(self._url).pages._blocks._under_way.values())}
+        pages = shared_replica(self._url).pages
+        under_way = {id(request) for request in list(pages._blocks._under_way.values())}
+        pool = pages._fetcher._pool
+        at_once = pool.max_threads if pool else 1
         with self._lock:
-            if not self._held or len(under_way) > len(self._held):
+            if not self._held or min(len(under_way), at_once) > len(self._held):
                 return False
         return places.reads(self._reader) and places.rehearsals_wait()
 

@@ -370,3 +370,17 @@ def test_a_request_that_takes_too_long_is_not_waited_for_by_readers_with_a_time_
             go_on.set()
             first.join(10)
         assert world.blocks._under_way == {}
+
+
+def test_sparing_reads_go_over_no_more_bytes_than_are_wanted():
+    wanted = [(offset, 400) for offset in range(0, SIZE - 400, 1500)]
+    counts = []
+    for is_sparing in (False, True):
+        with World() as world:
+            assert world.blocks.read_ahead(7, world.file, wanted, is_sparing=is_sparing)
+            world.settle()
+            assert all(world.read(*part) == CONTENT[part[0] : sum(part)] for part in wanted)
+            counts.append((len(world.script.reads), sum(size for _, _, size in world.script.reads)))
+    (requests, size), (spared_requests, spared_size) = counts
+    assert spared_size <= 2 * 400 * len(wanted) < size
+    assert requests < spared_requests <= len(wanted)

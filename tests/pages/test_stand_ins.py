@@ -154,3 +154,19 @@ def test_a_large_row_has_its_size_and_the_rows_after_it_follow(tmp_path, auto_va
     with closing(sqlite3.connect(path)) as connection:
         found = connection.execute("SELECT id, a, b FROM t").fetchall()
     assert [(number, text, len(blob)) for number, text, blob in found] == [(1, "x", 20000), (2, "y", 20000)]
+
+
+@pytest.mark.parametrize("page_size", [512, 4096])
+def test_the_leaves_of_a_tree_are_known_once_its_interior_pages_are(tmp_path, page_size):
+    pages, table, index = database(tmp_path / "t.db", page_size, 1)
+    stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
+    assert stand_ins.leaves_of(table) == ([table], True)  # for all that is known
+    for root, leaf in ((table, LEAF_TABLE), (index, LEAF_INDEX)):
+        of_tree = below(pages, root)
+        interior = [pgno for pgno in of_tree if pages[pgno][0] != leaf]
+        for pgno in interior[:-1]:
+            stand_ins.learn(pgno, pages[pgno])
+        if len(interior) > 2:
+            assert stand_ins.leaves_of(root) == ([interior[-1]], False)
+        stand_ins.learn(interior[-1], pages[interior[-1]])
+        assert stand_ins.leaves_of(root) == ([pgno for pgno in of_tree if pages[pgno][0] == leaf], True)

@@ -443,3 +443,27 @@ def test_ctrl_c_at_any_moment_leaves_a_watcher_that_goes_on(tmp_path: Path):
             watcher.before_read(pgno)
         for pgno, page in after.items():
             watcher.after_read(pgno, page)
+
+
+def test_where_a_scan_is_stays_known_while_pages_of_another_tree_are_looked_up(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 3000)
+    rng = Random(1)
+    looked_up = [pgno for pgno in in_order(pages, INDEX_ROOT) if pages[pgno][0] == LEAF_INDEX]
+    watcher = Watcher(64)
+    for pgno in in_order(pages, INDEX_ROOT):
+        watcher.learn(pgno, pages[pgno])
+    watcher.hold([TABLE_ROOT])
+    assert watcher.way_to(TABLE_ROOT) == []
+    for pgno in in_order(pages, TABLE_ROOT):
+        for read in (pgno, *rng.sample(looked_up, 20)):
+            watcher.before_read(read)
+            watcher.after_read(read, pages[read])
+        if pages[pgno][0] == LEAF_TABLE:
+            way = watcher.way_to(TABLE_ROOT)
+            parsed = [parse_interior(above, pages[above]) for above, _ in way]
+            assert [interior.children[place] for interior, (_, place) in zip(parsed, way, strict=True) if interior] == [
+                *(above for above, _ in way[1:]),
+                pgno,
+            ]
+    watcher.begin()
+    assert watcher.way_to(TABLE_ROOT) == []

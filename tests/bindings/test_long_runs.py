@@ -1,0 +1,80 @@
+"""Joins that go on for long, with caches that hold a part of what they read: few round trips, few bytes, right rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+import litevfs
+from tests.bindings.test_rehearsal import BLOCK_SIZE, PAGE_SIZE, Tides, answer, reads_of, snapshot_file
+from tests.scripted import Script
+
+pytestmark = pytest.mark.usefixtures("followed")
+
+ORDERS, USERS = 1500, 6000
+JOINS = {
+    "by rowid": "SELECT count(*), sum(length(bio)) FROM orders o JOIN users u ON u.id = o.user_id",
+    "from the end on": "SELECT o.id, length(u.bio) FROM orders o JOIN users u ON u.id = o.user_id ORDER BY o.id DESC",
+    "by an index": "SELECT count(*), sum(length(bio)) FROM orders o JOIN users u ON u.name = o.user_name",
+    "from an index on": (
+        "SELECT count(*), sum(length(u.bio)) FROM orders o INDEXED BY by_amount JOIN users u ON u.id = o.user_id "
+        "WHERE amount BETWEEN 10 AND 980"
+    ),
+    "by two": (
+        "SELECT sum(length(bio)) FROM (SELECT user_id AS id FROM orders WHERE id % 2 UNION ALL "
+        "SELECT user_id FROM returns) JOIN users USING (id)"
+    ),
+    "optional": "SELECT count(*), sum(length(bio)) FROM orders o LEFT JOIN users u ON u.id = o.user_id AND u.id > 9",
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
+    """A remote replica whose users take more room than the smallest cache has, and its database."""
+    path = tmp_path_factory.mktemp("shop") / "shop.db"
+    rng = random.Random(1)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute(f"PRAGMA page_size={PAGE_SIZE}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
+        connection.execute(
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio BLOB);"
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER, user_name TEXT, amount INTEGER, note TEXT);"
+            "CREATE TABLE returns (id INTEGER PRIMARY KEY, user_id INTEGER);"
+        )
+        with connection:
+            bios = ((i, f"user{i}", rng.randbytes(800)) for i in range(USERS))
+            connection.executemany("INSERT INTO users VALUES (?, ?, ?)", bios)
+            for i, user in enumerate(rng.randrange(USERS) for _ in range(ORDERS)):
+                row = i, user, f"user{user}", i * 7919 % 1000, rng.randbytes(20).hex()
+                connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT INTO returns SELECT id, user_id FROM orders WHERE id % 3 = 0")
+            connection.execute(
+                "CREATE INDEX by_name ON users (name); CREATE INDEX by_amount ON orders (amount, user_id)"
+            )
+        connection.execute("VACUUM")
+    with Script(block_size=BLOCK_SIZE) as script:
+        script.writer.write(9, 1, 1, snapshot_file(path.read_bytes()), 1)
+        yield script, path
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_the_look_ups_of_a_long_join_go_side_by_side_to_its_end(shop, name):
+    script, path = shop
+    with closing(litevfs.connect(script.url, poll_interval=0, cache_size="1MB")) as connection:
+        list(connection.execute("SELECT count(*) FROM sqlite_schema"))
+        with Tides(script, script.url) as tides:
+            rows = list(connection.execute(JOINS[name]))
+    assert rows == answer(path, JOINS[name])
+    assert tides.count < ORDERS / 12
+
+
+@pytest.mark.parametrize(("cache", "share"), [("1MB", 2.5), ("64MB", 1.5)])
+def test_a_long_join_reads_few_bytes_twice(shop, cache, share):
+    script, path = shop
+    size = path.stat().st_size
+    _, came = reads_of(script, JOINS["by rowid"], cache_size=cache)
+    assert came < share * size
