@@ -66,6 +66,8 @@ _SQLITE3_ARGUMENTS = (
 READ_TIMEOUT_S = 30.0
 _MOST_LABEL = 200
 """Characters of a replica's name, for SQLite limits the bytes of a file's (`mxPathname` of a VFS)."""
+STEPS_BETWEEN_SIGNALS = 100_000
+"""Of SQLite's machine, some milliseconds: without Python in between, Ctrl-C would wait for the end of a query."""
 _FLAGS = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
 """The replica is read-only (see `ReplicaVFS.xOpen`), not the connection: databases attached to it are writable."""
 
@@ -90,6 +92,10 @@ def register(name: str = "litestream", **options: object) -> None:
         _registered[name] = ReplicaVFS(name, dict(options))
 
 
+def _goes_on() -> bool:
+    return False
+
+
 @apsw_errors()
 def connect(replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **options: object) -> apsw.Connection:
     """A connection to the replica at `replica_url`; registers the VFS if needed.
@@ -100,7 +106,9 @@ def connect(replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **o
     OptionError and ReplicaURLError for bad options, ReplicaEmptyError when there is no state to read within
     `open_timeout`, and StorageError when the storage does not answer or refuses.
     """
-    return ReplicaConnection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
+    connection = ReplicaConnection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
+    connection.set_progress_handler(_goes_on, STEPS_BETWEEN_SIGNALS)
+    return connection
 
 
 async def connect_async(

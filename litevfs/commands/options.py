@@ -138,14 +138,9 @@ def collect_options(args: argparse.Namespace, url: str | None = None) -> Options
 
 
 def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
-    """A connection to `args.url` with the given options; `defaults` apply to those not given.
-
-    Ctrl-C ends a running query: without a progress handler a query that reads no page would not notice the signal.
-    """
+    """A connection to `args.url` with the given options; `defaults` apply to those not given."""
     options: dict[str, Any] = defaults | given_options(args)
-    connection = litevfs.connect(args.url, **options)
-    connection.set_progress_handler(lambda: False, 100_000)
-    return connection
+    return litevfs.connect(args.url, **options)
 
 
 @contextmanager
