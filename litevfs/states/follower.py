@@ -67,6 +67,7 @@ class Follower:
         self._names = NextFiles(fetcher)
         self._survey = Survey(fetcher, clock, self._names.as_known)
         self._max_files = MIN_FILES  # of a state, before it moves to compacted ones
+        self._told = ""  # why files that are gone are not replaced, in the log already
 
     def use(self, fetcher: Fetcher, keep: Callable[[int, FetchedFile], None]) -> None:
         """Go on with another fetcher of the same replica (in a forked child)."""
@@ -324,8 +325,11 @@ class Follower:
         try:
             chain = newest_state(f for f in files if f.max_txid <= proved_txid).files
         except (ReplicaEmptyError, TXIDGapError) as error:
-            logger.warning("files of the current state are gone, and nothing replaces them yet: %s", error)
+            level = logging.DEBUG if str(error) == self._told else logging.WARNING
+            self._told = str(error)
+            logger.log(level, "files of the current state are gone, and nothing replaces them yet: %s", error)
             return snapshot
+        self._told = ""
         snapshot, times = self.apply(snapshot, [f for f in chain if f not in known])
         self._max_files = max(MIN_FILES, 2 * len(snapshot.files))
         publish(snapshot, ())

@@ -10,7 +10,7 @@ from litevfs.errors import (
     ReplicaError,
     StorageError,
 )
-from litevfs.states.follower import FETCHED_AT_ONCE
+from litevfs.states.follower import FETCHED_AT_ONCE, MIN_FILES
 from litevfs.states.lineage import SET_BACK_AFTER_S
 from tests.made import MadePrimary
 from tests.primary import Primary
@@ -391,3 +391,15 @@ def test_files_that_were_copied_again_are_the_same_replica(world, level):
     insert(primary)
     replica.refresh()
     assert pages_are_right(primary, replica)
+
+
+def test_files_that_are_gone_and_not_replaced_are_warned_of_once(world, caplog):
+    primary, _, replica = world
+    for _ in range(MIN_FILES + 1):
+        primary.commit("CREATE TABLE " + f"t{primary.txid}(x)")  # a page of its own, so that every file is in use
+    replica.refresh()
+    primary.delete(0, range(1, primary.txid))
+    for _ in range(4):
+        replica.refresh()
+    warned = [record for record in caplog.records if "nothing replaces them yet" in record.message]
+    assert [record.levelname for record in warned if record.levelname != "DEBUG"] == ["WARNING"]
