@@ -10,7 +10,6 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -43,7 +42,6 @@ from tests.support import connected, in_threads, one, rows, wait_until
 BLOCK_SIZES = [pytest.param(0, id="local"), pytest.param(1 << 16, id="remote"), pytest.param(100_000, id="odd blocks")]
 
 
-@lru_cache(maxsize=1)
 def ltx_file(pages: int, page_size: int, *, seed: int = 1) -> bytes:
     """The file of transaction 1: a database of random pages, one half of each compressible."""
     content = random.Random(seed)
