@@ -33,7 +33,6 @@ _FEW_ENTRIES = 16
 _FEW_BYTES = 128
 _MAX_VARINT_SIZE = 10
 """Bytes of the longest varint, a number of 64 bits. Its last byte can only be 1."""
-_MIN_ENTRY_SIZE = 3
 _MAX_ENTRY_SIZE = 5 + _MAX_VARINT_SIZE + 5
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1

@@ -25,6 +25,10 @@ Renew = Callable[[str, float | None], bool]
 """Looks for another token than the given one, which the server refused, by a deadline; returns whether there is one."""
 
 
+CONNECT_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 80
+
+
 class Exchange:
     """Sends requests over a `Transport` of its own. A `deadline` is `time.monotonic()`, seconds."""
 
@@ -35,19 +39,15 @@ class Exchange:
         authorize: Authorize = lambda method, url, headers, deadline: headers,
         renew: Renew = lambda refused, deadline: False,
         permission_hint: str | None = None,
-        connect_timeout_s: float = 10.0,
-        max_connections: int = 80,
-        verify: Callable[[], bool | str] = lambda: True,
     ) -> None:
         if read_timeout_s <= 0:
             message = f"read_timeout {read_timeout_s:g} s leaves the storage no time to answer"
             raise OptionError(message, hint="for example 30s")
         read_timeout_s = min(read_timeout_s, MAX_WAIT_S)
         self.transport = Transport(
-            connect_timeout_s=min(connect_timeout_s, read_timeout_s),
+            connect_timeout_s=min(CONNECT_TIMEOUT_S, read_timeout_s),
             read_timeout_s=read_timeout_s,
-            max_connections=max_connections,
-            verify=verify,
+            max_connections=MAX_CONNECTIONS,
         )
         self.read_timeout_s = read_timeout_s
         self._authorize = authorize
