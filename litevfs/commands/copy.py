@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
+from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, collect_options, open_fetcher
 from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
 from litevfs.ltx.names import format_txid
@@ -36,7 +36,12 @@ def run(args: argparse.Namespace) -> int:
     with open_fetcher(args, args.source) as source, open_fetcher(args, args.destination) as destination:
         target = IndexedReplicaClient(destination.client, interval_s=1.0) if args.index else destination.client
         with ProgressBar("copying") as bar:
-            result = copy_replica(source.client, target, progress=bar.update)
+            result = copy_replica(
+                source.client,
+                target,
+                progress=bar.update,
+                read_timeout=collect_options(args, args.source).read_timeout_s,
+            )
         if isinstance(target, IndexedReplicaClient):
             target.update()
             target.flush(INDEX_TIMEOUT_S)

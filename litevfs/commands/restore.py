@@ -70,6 +70,7 @@ def _restore(args: argparse.Namespace) -> RestoreResult:
             timestamp=None if options.timestamp_ms is None else format_timestamp(options.timestamp_ms),
             integrity_check=args.integrity_check,
             progress=bar.update,
+            read_timeout=options.read_timeout_s,
             force=args.force or (args.if_missing and os.path.lexists(args.path)),
         )
 

@@ -29,12 +29,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def client_of(replica: str | os.PathLike[str] | ReplicaClient) -> Iterator[ReplicaClient]:
+def client_of(
+    replica: str | os.PathLike[str] | ReplicaClient, *, read_timeout_s: float = 30.0
+) -> Iterator[ReplicaClient]:
     """The client of a URL or a path, closed at the end; or the client that was passed, which stays open."""
     if is_client(replica):
         yield replica
         return
-    client = open_replica_client(replica)
+    client = open_replica_client(replica, read_timeout_s=read_timeout_s)
     try:
         yield client
     finally:

@@ -27,6 +27,7 @@ from litevfs.files.plan import newest_state
 from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.units import parse_duration_s
 
 PARALLEL_WRITES = 8
 """Small files under way to a storage where a write costs a round trip."""
@@ -50,19 +51,26 @@ def copy_replica(
     destination: str | os.PathLike[str] | ReplicaClient,
     *,
     progress: Progress | None = None,
+    read_timeout: float | str = 30.0,
 ) -> CopyResult:
     """Copy all LTX files that `source` has now and `destination` does not have yet.
 
     Both are URLs, paths or clients (which stay open). Files keep level, name, content and timestamp; each is verified
     whole while it is copied, and arrives whole or not at all. The copy never deletes or overwrites a destination file.
-    A file counts as present when one of its level, name and size is there.
+    A file counts as present when one of its level, name and size is there. `read_timeout` bounds each call of a
+    storage, its retries included: seconds, or text such as "10s". A copy that fails so is begun again, nine times.
 
     Raises ReplicaError when the destination holds another replica; ReplicaEmptyError and TXIDGapError for a source
     without a complete state; LTXFormatError for a damaged file; StorageError.
     """
+    read_timeout_s = parse_duration_s(read_timeout)
     with ExitStack() as stack:
-        reader = stack.enter_context(FileStreamer(stack.enter_context(client_of(source))))
-        writer = stack.enter_context(FileStreamer(stack.enter_context(client_of(destination))))
+
+        def streamer_of(replica: str | os.PathLike[str] | ReplicaClient) -> FileStreamer:
+            client = stack.enter_context(client_of(replica, read_timeout_s=read_timeout_s))
+            return stack.enter_context(FileStreamer(client, read_timeout_s=read_timeout_s))
+
+        reader, writer = streamer_of(source), streamer_of(destination)
         if reader.client.url == writer.client.url:
             raise ReplicaError("source and destination are the same replica", key=reader.client.url)
         return _Copy(reader, writer, progress).run()

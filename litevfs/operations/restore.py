@@ -36,7 +36,7 @@ from litevfs.ltx.page_index import check_growth
 from litevfs.operations.target import RestoreTarget, check_unused, is_missing
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.marks import RestoredMark, remove_restored, write_restored
-from litevfs.units import parse_moment_ms, parse_timestamp_ms
+from litevfs.units import parse_duration_s, parse_moment_ms, parse_timestamp_ms
 
 logger = logging.getLogger("litevfs.operations.restore")
 
@@ -70,6 +70,7 @@ def restore(
     integrity_check: bool = False,
     progress: Progress | None = None,
     force: bool = False,
+    read_timeout: float | str = 30.0,
 ) -> RestoreResult:
     """Make the database file `path` from the newest state of a replica, or from an earlier one.
 
@@ -80,20 +81,21 @@ def restore(
     `<path>.tmp`, which is removed on any error and replaced by the next restore after a crash. `integrity_check` runs
     SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a replicator
     to the same replica go on from there. With `force` an existing database is replaced at the end, with its WAL and
-    journal, unless it is in use.
+    journal, unless it is in use. `read_timeout` bounds each call of the storage, its retries included: seconds, or text
+    such as "10s".
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
     no others replace; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
-    target_path = Path(path)
+    target_path, read_timeout_s = Path(path), parse_duration_s(read_timeout)
     if force:
         check_unused(target_path)
     with (
         RestoreTarget(target_path, replace=force) as target,
-        client_of(replica) as client,
-        FileStreamer(client) as streamer,
+        client_of(replica, read_timeout_s=read_timeout_s) as client,
+        FileStreamer(client, read_timeout_s=read_timeout_s) as streamer,
     ):
         result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
@@ -104,11 +106,7 @@ def restore(
 
 
 def restore_if_missing(
-    replica: str | os.PathLike[str] | ReplicaClient,
-    path: str | os.PathLike[str],
-    *,
-    integrity_check: bool = False,
-    progress: Progress | None = None,
+    replica: str | os.PathLike[str] | ReplicaClient, path: str | os.PathLike[str]
 ) -> RestoreResult | None:
     """As `restore`, of the newest state, unless there is a database or the replica is empty: None then.
 
@@ -117,7 +115,7 @@ def restore_if_missing(
     if not is_missing(Path(path)):
         return None
     try:
-        return restore(replica, path, integrity_check=integrity_check, progress=progress, force=os.path.lexists(path))
+        return restore(replica, path, force=os.path.lexists(path))
     except ReplicaEmptyError:
         return None
 
