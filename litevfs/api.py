@@ -102,9 +102,10 @@ def connect(replica_url: str | os.PathLike[str], *, vfs: str = "litestream", **o
 
     The replica is read-only; temporary tables and databases that are attached beside it are writable.
 
-    Options are those of the URI, for example `poll_interval="250ms"`, `cache_size="50MB"`, `txid=...`. Raises
-    OptionError and ReplicaURLError for bad options, ReplicaEmptyError when there is no state to read within
-    `open_timeout`, and StorageError when the storage does not answer or refuses.
+    `vfs` names the VFS, whose defaults apply (`register`). Options are those of the URI, for example
+    `poll_interval="250ms"`, `cache_size="50MB"`, `txid=...`. Raises OptionError and ReplicaURLError for bad options,
+    ReplicaEmptyError when there is no state to read within `open_timeout`, and StorageError when the storage does not
+    answer or refuses.
     """
     connection = ReplicaConnection(_checked_uri(replica_url, vfs, options), flags=_FLAGS, vfs=vfs)
     connection.set_progress_handler(_goes_on, STEPS_BETWEEN_SIGNALS)
@@ -303,8 +304,8 @@ def verify(
     """Read every LTX file of a replica whole and check it, the chain they make, and the newest state's integrity.
 
     `replica` is a URL, a path or a client (which stays open). `progress` is called with (bytes read so far, bytes to
-    read in all). The report's `is_sound` says whether the replica is sound, `findings.problems` what is not. Raises
-    StorageError and ReplicaURLError.
+    read in all). Without `integrity_check` the newest state is not read by SQLite. The report's `is_sound` says whether
+    the replica is sound, `findings.problems` what is not. Raises StorageError and ReplicaURLError.
     """
     from litevfs.files.fetch import Fetcher
     from litevfs.files.stream import client_of

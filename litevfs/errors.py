@@ -84,7 +84,7 @@ class LitevfsError(Exception):
 
 
 class OptionError(LitevfsError, ValueError):
-    """An option, URI parameter or environment variable is unknown or has a value out of range."""
+    """An option, argument, URI parameter or environment variable is unknown or has a value out of range."""
 
     extendedresult = _CANTOPEN
 
@@ -247,7 +247,7 @@ class RestoreError(LitevfsError, OSError):
 
 
 class RestoreTargetExistsError(RestoreError, FileExistsError):
-    """A file exists at the path of the restored database; a restore never overwrites a file."""
+    """A file exists at the path of the restored database; only with `force` does a restore replace it."""
 
 
 # --- a local copy that follows ----------------------------------------------------------------------------------------

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from litevfs import errors
+from litevfs.errors import LitevfsError
 from litevfs.options import SPECS, OptionSpec
 from litevfs.units import parse_duration_s, parse_size_bytes
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ROOT / "docs" / "options.md"
+ERRORS = ROOT / "docs" / "errors.md"
 
 
 def options_table() -> str:
@@ -34,10 +39,23 @@ def _shown_default(spec: OptionSpec) -> str:
     return str(spec.default).lower()
 
 
-def test_docs_list_every_option_with_its_default_and_meaning() -> None:
-    found = re.search(r"<!-- options -->\n(.*?)\n<!-- end of options -->", OPTIONS.read_text(), re.DOTALL)
+def errors_table() -> str:
+    """What stands in docs/errors.md between its markers: each error after its parent, and what it is besides."""
+    rows = ["| error | is also | |", "|---|---|---|"]
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, LitevfsError) and kind is not LitevfsError:
+            kin = ", ".join(f"`{base.__name__}`" for base in kind.__bases__ if base is not LitevfsError)
+            rows.append(f"| `{kind.__name__}` | {kin} | {' '.join(inspect.cleandoc(kind.__doc__ or '').split())} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("page", "name", "table"), [(OPTIONS, "options", options_table), (ERRORS, "errors", errors_table)]
+)
+def test_docs_list_every_one_with_its_meaning(page: Path, name: str, table: Callable[[], str]) -> None:
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", page.read_text(), re.DOTALL)
     assert found is not None
-    assert found[1] == options_table()
+    assert found[1] == table()
 
 
 def test_pages_make_a_site_in_which_every_link_leads_somewhere(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import apsw
 import litevfs
 from litevfs.errors import OptionError
 from litevfs.files.fetch import Fetcher
-from litevfs.options import SPECS, Options, OptionSpec, parse_queries
+from litevfs.options import SPECS, Options, OptionSpec, parse_queries, parse_rate
 from litevfs.units import (
     format_timestamp,
     parse_bool,
@@ -37,6 +37,7 @@ _METAVARS: dict[Callable[[object], object], str] = {
     parse_duration_s: "DURATION",
     parse_size_bytes: "SIZE",
     parse_timestamp_ms: "TIME",
+    parse_rate: "RATE",
 }
 
 

@@ -57,8 +57,9 @@ def copy_replica(
 
     Both are URLs, paths or clients (which stay open). Files keep level, name, content and timestamp; each is verified
     whole while it is copied, and arrives whole or not at all. The copy never deletes or overwrites a destination file.
-    A file counts as present when one of its level, name and size is there. `read_timeout` bounds each call of a
-    storage, its retries included: seconds, or text such as "10s". A copy that fails so is begun again, nine times.
+    A file counts as present when one of its level, name and size is there. `progress` is called with the bytes copied
+    so far, and to copy in all. `read_timeout` bounds each call of a storage, its retries included: seconds, or text
+    such as "10s". A copy that fails so is begun again, nine times.
 
     Raises ReplicaError when the destination holds another replica; ReplicaEmptyError and TXIDGapError for a source
     without a complete state; LTXFormatError for a damaged file; StorageError.

@@ -81,8 +81,8 @@ def restore(
     `<path>.tmp`, which is removed on any error and replaced by the next restore after a crash. `integrity_check` runs
     SQLite's `PRAGMA integrity_check` before that. A small file beside it, `.<name>-litevfs-restored`, lets a replicator
     to the same replica go on from there. With `force` an existing database is replaced at the end, with its WAL and
-    journal, unless it is in use. `read_timeout` bounds each call of the storage, its retries included: seconds, or text
-    such as "10s".
+    journal, unless it is in use. `progress` is called with the bytes read so far, and to read in all. `read_timeout`
+    bounds each call of the storage, its retries included: seconds, or text such as "10s".
 
     Raises RestoreTargetExistsError when `path`, or a WAL or journal of that name, exists; RestoreError when it cannot
     be written; OptionError; ReplicaEmptyError, TXIDGapError, TXIDNotFoundError; LTXFormatError for a damaged file that
