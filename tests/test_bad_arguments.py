@@ -140,3 +140,12 @@ def test_wait_for_does_not_depend_on_what_a_connection_makes_of_rows_and_texts(r
         con.row_factory = lambda cursor, row: {"txid": row[0]}
         con.text_factory = bytes
         assert litevfs.wait_for(con, 1) == 1
+
+
+@pytest.mark.parametrize("bad", [None, "soon", -1, 0, float("nan"), float("inf"), 10**400, True])
+def test_a_replicator_refuses_pauses_that_are_none(bad, tmp_path):
+    for name in ("sync_interval_s", "lease_ttl_s"):
+        if (name, bad) != ("lease_ttl_s", None):  # no lease
+            with pytest.raises(OptionError, match=r"not a duration|not a positive number"):
+                litevfs.Replicator(tmp_path / "app.db", tmp_path / "replica", **{name: bad})
+    assert list(tmp_path.iterdir()) == []

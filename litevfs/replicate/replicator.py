@@ -34,6 +34,7 @@ from litevfs.replicate.pace import Pace
 from litevfs.replicate.place import Place, for_all
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import CheckResult, ReplicatorStatus, combined_error, unix_time_ms
+from litevfs.units import parse_duration_s
 
 T = TypeVar("T")
 
@@ -97,7 +98,9 @@ class Replicator:
         places: Sequence[str | os.PathLike[str] | ReplicaClient] = (),
         clock_ms: Callable[[], int] = unix_time_ms,
     ) -> None:
-        if sync_interval_s <= 0 or (lease_ttl_s is not None and lease_ttl_s <= 0):
+        sync_interval_s = parse_duration_s(sync_interval_s)
+        lease_ttl_s = None if lease_ttl_s is None else parse_duration_s(lease_ttl_s)
+        if 0 in (sync_interval_s, lease_ttl_s):
             raise OptionError(
                 f"sync interval {sync_interval_s} or lease {lease_ttl_s} is not a positive number of seconds"
             )
