@@ -361,7 +361,7 @@ def in_a_daemon(call: Callable[[], object]) -> None:
     [
         lambda replica: registry.registry._lock,
         lambda replica: replica.fetcher._lock,
-        lambda replica: replica.fetcher._pool._changed,
+        lambda replica: replica.fetcher._pool._lock,
         lambda replica: replica._published,
         lambda replica: replica._refresh_lock,
         lambda replica: threading._active_limbo_lock,
