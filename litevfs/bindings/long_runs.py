@@ -8,6 +8,7 @@ would take to read it whole is read whole, if there is room for it: the next loo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from litevfs.bindings.programs import Plan
@@ -27,13 +28,12 @@ class LongRun:
         self.run = task.run, task.begins
         self.goes_on = False  # the next wait is worth a rehearsal
         self._outer = plan.outer
-        self._asked: set[int] = set()  # pages, in this task and the one before
-        self._asked_before: set[int] = set()
+        self._asked: dict[int, None] = {}  # pages, the last ones at the end: as many as a rehearsal may read
+        self._looked_up: Counter[int] = Counter()  # pages that were asked for, by the root of their tree
 
     def begin_task(self) -> None:
         """A further task for the run begins."""
         self.goes_on = False
-        self._asked_before, self._asked = self._asked, set()
 
     def begin_next(self, host: Session, guest: RehearsalSession) -> int:
         """Let the next rehearsal begin where the query is, if that is known; else it begins with the first row.
@@ -47,20 +47,24 @@ class LongRun:
         ahead = host.replica.pages.ahead
         return 0 if ahead is None else min(ahead.max_pages() // 2, MOST_SEEN)
 
-    def unasked(self, missing: Iterable[int]) -> list[int]:
+    def unasked(self, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
-        new = [pgno for pgno in missing if pgno not in self._asked and pgno not in self._asked_before]
-        self._asked.update(new)
+        new = [pgno for pgno in missing if pgno not in self._asked]
+        self._asked.update(dict.fromkeys(new))
+        for pgno in list(self._asked)[:-MOST_SEEN]:
+            del self._asked[pgno]
+        self._looked_up.update(guest.roots_of(new))
         self.goes_on |= bool(self._outer) and len(new) >= MANY
         return new
 
     def refused(self, pgnos: Iterable[int]) -> None:
         """There was no room to read these ahead."""
-        self._asked.difference_update(pgnos)
+        for pgno in pgnos:
+            self._asked.pop(pgno, None)
 
     def whole_trees(self, host: Session, guest: RehearsalSession) -> list[int]:
         """Pages to ask for of trees that are to be read whole."""
         ahead = host.replica.pages.ahead
         if ahead is None or not self._outer:
             return []
-        return guest.whole_trees(self._asked | self._asked_before, ahead.pages_for_a_request, ahead.max_pages())
+        return guest.whole_trees(self._looked_up, ahead.pages_for_a_request, ahead.max_pages())

@@ -43,7 +43,7 @@ LEVELS = 4
 MAX_REHEARSALS = 24
 """Of one statement in a row; each needs what the one before has missed."""
 PATIENCE_S = 10.0
-"""A rehearsal waits no longer than this for pages."""
+"""A rehearsal waits no longer than this for pages, or for the query to use those that have come."""
 FIRST_S = 0.003
 """It lets its query ask first for so long: more than the query takes to use what came, less than a round trip."""
 LOOK_S = 0.05
@@ -183,7 +183,7 @@ class Rehearsals:
             guest.guess_small_trees(plan.trees)  # the query will look into them
         logger.debug("rehearsing %s", task.statement.sql)
         if roots := guest.missing_of(plan.trees):
-            self._fetch(task, long.unasked(roots))
+            self._fetch(task, long.unasked(guest, roots))
         self._rehearse_levels(task, guest, plan, long)
 
     def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, long: LongRun) -> None:
@@ -196,7 +196,7 @@ class Rehearsals:
             if host is None or self.must_end(task):
                 return
             most_seen = long.begin_next(host, guest)
-            missing = long.unasked(guest.rehearse(most, most_seen))
+            missing = long.unasked(guest, guest.rehearse(most, most_seen))
             whole = long.whole_trees(host, guest)
             del host  # the session may close meanwhile
             logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
@@ -218,12 +218,13 @@ class Rehearsals:
 
     def _fetch_slowly(self, task: Task, guest: RehearsalSession, pgnos: list[int]) -> None:
         """Fetch pages for as many of which there is room, and the others while the query uses those."""
-        ahead = guest.replica.pages.ahead
-        while ahead is not None and pgnos and not self.must_end(task):
+        ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
+        while ahead is not None and pgnos and not self.must_end(task) and time.monotonic() < deadline:
             room, least = ahead.room()
             if room >= min(least, len(pgnos)):
                 self._fetch(task, pgnos[:room], is_sparing=True)
                 pgnos = guest.to_be_asked_for(pgnos[room:])
+                deadline = time.monotonic() + PATIENCE_S
             else:
                 self._let_query_read()
 

@@ -6,8 +6,7 @@ Owns one connection. `rehearsal` decides what is rehearsed when; `programs` says
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -160,21 +159,23 @@ class RehearsalSession(Session):
         self._parts.clear()
         return list(self._missing)
 
-    def whole_trees(self, asked: Iterable[int], pages_for_a_request: float, room: int) -> list[int]:
-        """Missing pages of trees that cost no more to read whole than the pages `asked` for one by one so far.
+    def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
+        """The roots of the trees that these pages belong to, as far as that is known."""
+        return (tree.root for pgno in pgnos if (tree := self._tree_of(pgno)) is not None)
+
+    def whole_trees(self, looked_up: Mapping[int, int], pages_for_a_request: float, room: int) -> list[int]:
+        """Missing pages of trees that cost no more to read whole than what was `looked_up` so far: pages, by root.
 
         `pages_for_a_request` take the time of a request; a tree has to fit in the room for so many pages. Where not
         all interior pages of such a tree are known, the others come first.
         """
         if self._stand_ins is None or not self._is_cut_short:
             return []
-        counts = Counter(tree.root for pgno in asked if (tree := self._tree_of(pgno)) is not None)
         found: list[int] = []
-        for root, count in counts.items():
-            pages, are_leaves = self._stand_ins.leaves_of(root)
-            if are_leaves and len(pages) > min(room - len(found), count * pages_for_a_request):
-                continue
-            found += pages
+        for root, count in looked_up.items():
+            pages = self._stand_ins.leaves_of(root)
+            if len(pages) <= min(room - len(found), count * pages_for_a_request):
+                found += pages
         return self.to_be_asked_for(found)
 
     def to_be_asked_for(self, pgnos: Iterable[int]) -> list[int]:

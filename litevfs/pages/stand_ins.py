@@ -74,20 +74,18 @@ class StandIns:
         parent, position = self._known.place(pgno) or (0, 0)
         return self._known.place(other) in {(parent, position - 1), (parent, position + 1)}
 
-    def leaves_of(self, root: int) -> tuple[list[int], bool]:
-        """The leaves of a tree, in order, and True; or, where interior pages of it are not known, those, and False.
+    def leaves_of(self, root: int) -> list[int]:
+        """The leaves of a tree, in order; or, where interior pages of it are not known, those.
 
         A page below which nothing is known counts as a leaf where its neighbours do.
         """
         level = [root]
         for _ in range(MAX_DEPTH):
             known = [self._known.interior.get(pgno) for pgno in level]
-            if not any(known):
-                return level, True
             if not all(known):
-                return [pgno for pgno, interior in zip(level, known, strict=True) if interior is None], False
+                return [pgno for pgno, interior in zip(level, known, strict=True) if interior is None]
             level = [child for interior in known if interior for child in interior.children]
-        return [], False
+        return []
 
     def learn(self, pgno: int, page: bytes) -> None:
         """A true page is read."""

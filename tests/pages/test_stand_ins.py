@@ -160,13 +160,13 @@ def test_a_large_row_has_its_size_and_the_rows_after_it_follow(tmp_path, auto_va
 def test_the_leaves_of_a_tree_are_known_once_its_interior_pages_are(tmp_path, page_size):
     pages, table, index = database(tmp_path / "t.db", page_size, 1)
     stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
-    assert stand_ins.leaves_of(table) == ([table], True)  # for all that is known
+    assert stand_ins.leaves_of(table) == [table]  # for all that is known
     for root, leaf in ((table, LEAF_TABLE), (index, LEAF_INDEX)):
         of_tree = below(pages, root)
         interior = [pgno for pgno in of_tree if pages[pgno][0] != leaf]
         for pgno in interior[:-1]:
             stand_ins.learn(pgno, pages[pgno])
         if len(interior) > 2:
-            assert stand_ins.leaves_of(root) == ([interior[-1]], False)
+            assert stand_ins.leaves_of(root) == [interior[-1]]
         stand_ins.learn(interior[-1], pages[interior[-1]])
-        assert stand_ins.leaves_of(root) == ([pgno for pgno in of_tree if pages[pgno][0] == leaf], True)
+        assert stand_ins.leaves_of(root) == [pgno for pgno in of_tree if pages[pgno][0] == leaf]
