@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs
 
 from _harness import (
@@ -93,10 +94,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def upload(data: Dataset, server: S3Server) -> None:
     """Put the replica where Litestream would."""
+    upload_file(data.ltx_file, server)
+
+
+def upload_file(path: Path, server: S3Server) -> None:
+    """Put a replica's only file where Litestream would."""
     client = server.boto3_client()
     client.create_bucket(Bucket=BUCKET)
     metadata = {"litestream-timestamp": format_timestamp(TIMESTAMP_MS)}
-    client.upload_file(str(data.ltx_file), BUCKET, KEY, ExtraArgs={"Metadata": metadata})
+    client.upload_file(str(path), BUCKET, KEY, ExtraArgs={"Metadata": metadata})
     client.close()
 
 

@@ -1,0 +1,152 @@
+"""Joins of 5,000 rows, each with a row of a table that the cache holds a part of, over S3 at 20 ms a request.
+
+Rows of the second table are looked up by rowid, by an index, and in the order of another index, each on a connection
+that has cached nothing but what opening it reads. A plain parallel download of the replica's file is measured in the
+same run. Rows are compared with SQLite's own answers on the file; times are never asserted.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import apsw
+from _harness import (
+    PAGE_SIZE,
+    Competitor,
+    Result,
+    assert_equal,
+    cached_folder,
+    digest,
+    parse_arguments,
+    ratio,
+    report,
+    seconds,
+    write_snapshot,
+)
+from line import range_bytes
+from s3 import BUCKET, DELAY_S, KEY, PART_BYTES, PATH, upload_file
+
+from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
+from litevfs.testing.s3_server import running_s3_server
+
+USERS, SMALL_USERS = 200_000, 10_000
+ORDERS_PER_USER = 40  # of USERS: one order for so many users
+CACHES = ("10 MB", "16 MB", "64 MB")
+"""The first is what a connection has if nothing else is said."""
+_CONTENT_VERSION = 1  # part of the cache folder's name: raise it when the content changes
+_SUM = "SELECT count(*), sum(length(bio)), min(u.name)"
+QUERIES = {
+    "by rowid": f"{_SUM} FROM orders o JOIN users u ON u.id = o.user_id",
+    "by an index": f"{_SUM} FROM orders o CROSS JOIN users u ON u.name = o.user_name",
+    "from an index on": f"{_SUM} FROM orders o INDEXED BY orders_by_amount JOIN users u ON u.id = o.user_id "
+    "WHERE amount >= 0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A database file and a replica of it that is one LTX snapshot."""
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "shop.db"
+
+    @property
+    def ltx_file(self) -> Path:
+        """The replica's only file."""
+        return self.folder / "shop.ltx"
+
+    def answer(self, sql: str) -> str:
+        """A digest of what SQLite itself says, on the local file."""
+        with closing(apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            return digest([connection.execute(sql).get])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(__doc__, argv)
+    users = SMALL_USERS if arguments.small else USERS
+    shop = Shop(cached_folder(f"shop-{users}-v{_CONTENT_VERSION}", lambda folder: _make(Shop(folder), users)))
+    rounds = 1 if arguments.small else 3
+    with ExitStack() as stack:
+        server = stack.enter_context(running_s3_server())
+        upload_file(shop.ltx_file, server)
+        proxy = stack.enter_context(running_s3_proxy(server.endpoint, delay_s=DELAY_S))
+        environment = dict(server.environment())
+        with Competitor("download", proxy.endpoint, environment) as competitor:
+            for _ in range(2):  # the first one connects
+                download = competitor.call("download", bucket=BUCKET, key=KEY, part_bytes=PART_BYTES)["seconds"]
+        url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
+        results = [
+            measure(name, shop, proxy, url, environment, cache, rounds, download)
+            for name in QUERIES
+            for cache in CACHES
+        ]
+    size = f"{shop.database.stat().st_size / 1e6:.0f} MB, {shop.ltx_file.stat().st_size / 1e6:.0f} MB of LTX"
+    title = f"Joins of {users // ORDERS_PER_USER:,} rows over S3 ({server.kind}) at {DELAY_S * 1000:.0f} ms, {size}"
+    report(title, results, arguments)
+
+
+def measure(
+    name: str,
+    shop: Shop,
+    proxy: HTTPProxy,
+    url: str,
+    environment: dict[str, str],
+    cache: str,
+    rounds: int,
+    download: float,
+) -> Result:
+    """One row of the table."""
+    sql = QUERIES[name]
+    samples: dict[str, list[float]] = {"seconds": [], "GET": [], "bytes": []}
+    for _ in range(rounds):
+        with Competitor("litevfs", url, environment | {"LITEVFS_CACHE_SIZE": cache.replace(" ", "")}) as competitor:
+            competitor.call("open")
+            proxy.clear()
+            took, answer = competitor.timed(sql)
+            gets = [request for request in proxy.requests if request.path.endswith(KEY)]  # not the polls
+        assert_equal(name, {"SQLite": shop.answer(sql), "litevfs": answer})
+        samples["seconds"].append(took)
+        samples["GET"].append(len(gets))
+        samples["bytes"].append(sum(range_bytes(request.range) for request in gets))
+    middle = {unit: median(values) for unit, values in samples.items()}
+    values = {
+        "time": seconds(middle["seconds"]),
+        "/download": ratio(middle["seconds"], download),
+        "requests": f"{middle['GET']:g} GET",
+        "bytes": f"{middle['bytes'] / 1e6:.1f} MB",
+    }
+    return Result(f"{name}, cache of {cache}", values, "", None, samples)
+
+
+def _make(shop: Shop, users: int) -> None:
+    rng = random.Random(1)
+    with closing(apsw.Connection(str(shop.database))) as connection:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+        connection.execute(
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio TEXT);"
+            "CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER, user_name TEXT, amount INTEGER, note TEXT)"
+        )
+        with connection:
+            rows = ((i, f"user {i}", rng.randbytes(60).hex()) for i in range(users))
+            connection.executemany("INSERT INTO users VALUES (?, ?, ?)", rows)
+            chosen = (rng.randrange(users) for _ in range(users // ORDERS_PER_USER))
+            orders = ((n, i, f"user {i}", rng.randrange(1000), rng.randbytes(20).hex()) for n, i in enumerate(chosen))
+            connection.executemany("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", orders)
+            connection.execute("CREATE INDEX users_by_name ON users (name)")
+            connection.execute("CREATE INDEX orders_by_amount ON orders (amount, user_id)")
+        connection.execute("VACUUM")
+    write_snapshot(shop.ltx_file, shop.database.read_bytes(), PAGE_SIZE)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
