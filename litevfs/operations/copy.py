@@ -187,16 +187,18 @@ class _Writes:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Wait for the writes under way, whose time the client bounds. Raises their first error if `error` is None."""
+        failure: LitevfsError | None = None
         try:
             while self._running:
                 try:
                     self._take()
-                except LitevfsError:
-                    if error is None:
-                        raise
+                except LitevfsError as its:
+                    failure = failure or its
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
+        if error is None and failure is not None:
+            raise failure
 
     def make(self, file: LTXFileInfo, content: BinaryIO, timestamp_ms: int) -> None:
         """Write a file, and return when it is stored."""

@@ -179,13 +179,13 @@ def is_missing(path: Path) -> bool:
 
 
 def _check_name(path: Path) -> None:
-    """Raise RestoreError for what is not the name of a file, or not one that SQLite takes."""
+    """Raise RestoreError for what is not the name of a file; one that is not in UTF-8 may be one."""
     try:
-        is_name = bool(path.name) and "\0" not in os.fsencode(path).decode()
-    except UnicodeDecodeError:
+        is_name = bool(path.name) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
         is_name = False
     if not is_name:
-        raise RestoreError("cannot write the database: not the name of a file in UTF-8", key=ascii(os.fspath(path)))
+        raise RestoreError("cannot write the database: not the name of a file", key=ascii(os.fspath(path)))
 
 
 def _size(path: Path) -> int:

@@ -84,7 +84,6 @@ def test_results_go_to_stdout_and_success_is_0():
         (["query", REPLICA, "SELECT '\udcff'"], 2, "not text in UTF-8"),
         (["query", "/a\udcff", "SELECT 1"], 2, "no replica URL: not text in UTF-8"),
         (["restore", REPLICA, "-o", "", "--if-missing"], 1, "not the name of a file"),
-        (["restore", REPLICA, "-o", "a\udcff", "--force"], 1, "not the name of a file"),
         (["copy", "", "nowhere"], 2, "a replica URL without a path"),
         (["copy", REPLICA, ""], 2, "a replica URL without a path"),
         (["frobnicate"], 2, "invalid choice: 'frobnicate'"),

@@ -172,13 +172,13 @@ def test_a_read_that_was_interrupted_leaves_no_other_reader_of_the_same_block_wa
         blocks = replica.pages._blocks
         assert blocks is not None
         under_way = next(iter(blocks._under_way.values()))
-        wait_until(lambda: under_way._condition._waiters, "the second reader's waiting")  # type: ignore[attr-defined]
+        wait_until(lambda: [a for a in under_way._answers.values() if a._condition._waiters], "the second reader")
         interrupt.set()
         assert first.ended(10)
         assert isinstance(first.error, KeyboardInterrupt)
         ended = second.ended(3)
         if not ended:
-            under_way.set_exception(StorageClosedError("end of the test"))
+            under_way.end(StorageClosedError("end of the test"))
         assert ended
         assert second.error is None
         assert second.result == primary.page(2)
