@@ -196,8 +196,9 @@ class Rehearsals:
             if host is None or self.must_end(task):
                 return
             most_seen = long.begin_next(host, guest)
-            missing = long.unasked(guest, guest.rehearse(most, most_seen))
+            missing = guest.rehearse(most, most_seen)
             whole = long.whole_trees(host, guest)
+            missing = long.unasked(guest, missing[:MANY_PAGES] if whole else missing)
             del host  # the session may close meanwhile
             logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
             if plan.shows_rows and not is_limited:
