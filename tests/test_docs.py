@@ -49,6 +49,16 @@ def errors_table() -> str:
     return "\n".join(rows)
 
 
+def test_the_architecture_names_each_package_and_only_modules_that_there_are() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"[\w/]+/\w+\.py", text)) | {"options.py", "errors.py", "cli.py"}
+    assert len(named) > 30
+    assert not [name for name in named if not (ROOT / "litevfs" / name).exists() and not (ROOT / name).exists()]
+    table = text.partition("## A new transaction")[0]
+    packages = {path.parent.name for path in (ROOT / "litevfs").glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"`([a-z_]+)`", table))
+
+
 @pytest.mark.parametrize(
     ("page", "name", "table"), [(OPTIONS, "options", options_table), (ERRORS, "errors", errors_table)]
 )

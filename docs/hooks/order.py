@@ -21,7 +21,7 @@ MORE = [
     "performance",
     "comparison",
 ]
-LAST = ["faq", "changes", "development"]
+LAST = ["faq", "changes", "architecture", "development"]
 
 
 def on_config(config: Any) -> Any:
