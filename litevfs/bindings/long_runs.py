@@ -28,7 +28,7 @@ class LongRun:
         self.run = task.run, task.begins
         self.goes_on = False  # the next wait is worth a rehearsal
         self._outer = plan.outer
-        self._asked: dict[int, None] = {}  # pages, the last ones at the end: as many as a rehearsal may read
+        self._asked: dict[int, None] = {}  # pages; in the middle of a query the last ones, as many as a rehearsal reads
         self._looked_up: Counter[int] = Counter()  # pages that were asked for, by the root of their tree
 
     def begin_task(self) -> None:
@@ -51,7 +51,7 @@ class LongRun:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
         new = [pgno for pgno in missing if pgno not in self._asked]
         self._asked.update(dict.fromkeys(new))
-        for pgno in list(self._asked)[:-MOST_SEEN]:
+        for pgno in list(self._asked)[:-MOST_SEEN] if self._outer else ():
             del self._asked[pgno]
         self._looked_up.update(guest.roots_of(new))
         self.goes_on |= bool(self._outer) and len(new) >= MANY

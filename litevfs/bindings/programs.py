@@ -80,13 +80,14 @@ class Plan:
     scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
     shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
     outer: tuple[Outer, ...] = ()  # trees that its outermost loops go through
+    joins_itself: bool = False  # a tree is read in two places
 
     @property
     def is_worth_it(self) -> bool:
         """Whether something in the statement can go side by side."""
         if self.scans and set(self.scans) >= self.trees.keys():
             return False
-        if len(self.trees) > 1:
+        if len(self.trees) > 1 or self.joins_itself:
             return not self.has_modules
         is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
         return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
@@ -152,6 +153,7 @@ def plan_of(program: list[tuple[object, ...]]) -> Plan:
         scans=_whole_scans(steps, roots),
         shows_rows=shows_rows,
         outer=_outer_loops(steps, roots),
+        joins_itself=len(roots) > len(trees),
     )
 
 

@@ -74,8 +74,17 @@ MUTUAL = (
 )
 COUNT = "SELECT count(*) FROM posts WHERE user_id = :user"
 LISTED = "SELECT id, body FROM posts WHERE id IN (7, 901, 1802, 2703, 3604, 3999, 12, 1700)"
+ITSELF = "SELECT p.id, q.body FROM posts p JOIN posts q ON q.id = p.id * 37 % 4000 WHERE p.id BETWEEN 50 AND 70"
 VALUES = {"post": POSTS // 2, "user": USERS // 2, "other": USERS // 2 + 3}
-QUERIES = {"post": POST, "profile": PROFILE, "liked": LIKED, "mutual": MUTUAL, "count": COUNT, "listed": LISTED}
+QUERIES = {
+    "post": POST,
+    "profile": PROFILE,
+    "liked": LIKED,
+    "mutual": MUTUAL,
+    "count": COUNT,
+    "listed": LISTED,
+    "itself": ITSELF,
+}
 
 
 def _make(path: Path) -> None:
@@ -230,6 +239,7 @@ TRIPS = {
     "mutual": (5, 3),
     "count": (3, 2),
     "listed": (2, 7),
+    "itself": (5, 20),
 }
 
 
