@@ -40,7 +40,7 @@ def main() -> None:
         child = os.fork()
         if child == 0:
             step = (run * 7 % STEPS + 1) * (10 if run % 10 == 0 else 1)
-            follow(url, path, control, interval_s, step=step if phase == "kills" else 0)
+            follow(url, path, control, interval_s, phase, step=step if phase == "kills" else 0)
         if phase == "kills" and run % ANY_MOMENT == 0:
             time.sleep(random.random() * 0.3)
             os.kill(child, signal.SIGKILL)
@@ -52,11 +52,10 @@ def main() -> None:
     print(kills)
 
 
-def follow(url: str, path: str, control: str, interval_s: str, *, step: int) -> None:
-    """Until CONTROL says another thing than it does now, or until the call with this number (0: none)."""
+def follow(url: str, path: str, control: str, interval_s: str, phase: str, *, step: int) -> None:
+    """Until CONTROL says another thing than `phase`, or until the call with this number (0: none)."""
     code = 1
     try:
-        phase = Path(control).read_text()
         if step:
             end_at(step)
         with litevfs.follow(url, path, poll_interval=f"{interval_s}s"):
