@@ -154,7 +154,8 @@ class WorkerPool:
             tasks = list(self._waiting)
             self._waiting.clear()
             while self._idle:
-                self._idle.pop().put(None)
+                self._idle[-1].put(None)  # first: after Ctrl-C between the two lines the thread ends all the same
+                self._idle.pop()
         for task in tasks:
             task.drop()
 
