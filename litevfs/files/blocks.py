@@ -235,7 +235,7 @@ class BlockReader:
         limits = Limits(self._block_size, self.line.gap_bytes, most or self.request_bytes, is_sparing)
         with self._lock:
             planned = self._plan(number, file, ranges, owner, limits)
-            requests = [Request(file, parts, ahead=True, owner=owner) for parts in planned]
+            requests = (Request(file, parts, ahead=True, owner=owner) for parts in planned)
             granted = list(takewhile(lambda request: self.governor.grant(request.size), requests))
             self._submit(granted)
         return len(granted) == len(planned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 
@@ -314,7 +313,6 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_the_reader_that_needs_i
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="leaves threads of three pools there: not explained yet")
 def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_no_thread_waiting(remote):
     primary, script = remote
     replicas = []
