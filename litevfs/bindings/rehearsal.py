@@ -231,7 +231,8 @@ class Rehearsals:
 
     def _let_query_read(self) -> None:
         """Wait until the query has read more of what came, perhaps."""
-        time.sleep(LOOK_S)
+        self._query_waits.wait(LOOK_S)
+        self._query_waits.clear()
 
     def _expect_rows(self, task: Task, rows: int) -> None:
         host = self._host()

@@ -5,7 +5,7 @@ is atomic in CPython; a race between two of them costs at most a wasted or an ea
 
 Used entries do not evict entries put `ahead` of their use: those may take most of the limit, and the oldest of them
 goes first. The first use moves an entry over to the rest; one that waits for it too long loses the privilege. An entry
-that is there already can be held like them.
+that is there already can be held: it becomes the youngest of them.
 """
 
 from __future__ import annotations
@@ -102,9 +102,13 @@ class ByteCache:
         Does not count as their use, and that one does not count as their first.
         """
         with self._lock:
+            if (unused := self._ahead.get(key)) is not None:
+                self._ahead[key] = unused._replace(since=self._clock())
+                self._ahead.move_to_end(key)
+                return True
             value = self._entries.get(key)
             if value is None:
-                return key in self._ahead
+                return False
             cost = len(value) + ENTRY_OVERHEAD_BYTES
             if self._ahead_bytes + cost <= self.ahead_limit_bytes:
                 self._ahead_bytes += cost  # see `put` for the order

@@ -73,6 +73,8 @@ class Model:
     def hold(self, key: int) -> bool:
         value = self.entries.get(key)
         if value is None:
+            if key in self.ahead:
+                self.ahead.move_to_end(key)
             return key in self.ahead
         if sum(map(cost, self.ahead.values())) + cost(value) <= int(self.limit * AHEAD_SHARE):
             self.ahead[key] = self.entries.pop(key)
@@ -195,6 +197,16 @@ def test_a_cache_without_room_keeps_nothing():
 
 
 @pytest.mark.plan("D09", "L24")
+def test_what_is_planned_again_outlives_what_was_read_ahead_for_nothing():
+    cache = ByteCache(10 * (100 + ENTRY_OVERHEAD_BYTES))  # of them, room for nine that are put ahead
+    for key in range(9):
+        cache.put(key, bytes(100), ahead=True)
+    assert all(cache.hold(key) for key in (0, 1, 2))
+    for key in range(10, 16):
+        cache.put(key, bytes(100), ahead=True)
+    assert [key for key in range(20) if key in cache] == [0, 1, 2, *range(10, 16)]
+
+
 def test_threads_never_get_another_keys_bytes_and_the_limit_holds():
     limit = 50 * (100 + ENTRY_OVERHEAD_BYTES)
     cache = ByteCache(limit)

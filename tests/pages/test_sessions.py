@@ -5,11 +5,12 @@ Over HTTP, from an S3 server behind a proxy that counts. Rows are compared with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import apsw
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 import litevfs
 from litevfs.files.fetch import Fetcher
 from litevfs.files.governor import Governor
+from litevfs.files.line import Line
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx import Header, format_file_name
@@ -30,6 +32,8 @@ from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
 from tests.support import wait_until
+
+T = TypeVar("T")
 
 PAGE_SIZE = 4096
 ROWS, SMALL_ROWS, GROUPS = 24_000, 6_000, 50
@@ -287,6 +291,14 @@ def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(tre
 # --- scans of what is partly in memory --------------------------------------------------------------------------------
 
 
+class UnmeasuredLine(Line):
+    """What a line is taken for before anything was measured, so that plans do not depend on this machine's speed."""
+
+    def carry(self, size: int, request: Callable[[], T], size_of: Callable[[T], int]) -> T:
+        """Make the request."""
+        return request()
+
+
 def _in_order(primary: Primary, pgno: int) -> Iterator[int]:
     """The pages of a B-tree as a scan reads them."""
     yield pgno
@@ -302,6 +314,7 @@ def test_a_second_scan_waits_for_no_more_than_the_first_although_the_caches_hold
     replica.refresh()
     governor = Governor()
     fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
+    fetcher.line = fetcher.gets.line = UnmeasuredLine()
     pages = PageSource(
         fetcher, lambda *_: pytest.fail("looked"), cache_size_bytes=cache_size_bytes, prefetch=True, governor=governor
     )
@@ -320,4 +333,4 @@ def test_a_second_scan_waits_for_no_more_than_the_first_although_the_caches_hold
         pages.close()
         fetcher.close()
         replica.close()
-    assert needed[-1] <= needed[0] + 2 * BLOCK_SIZE  # what is evicted depends on the order in which bytes come
+    assert needed[-1] <= needed[0]
