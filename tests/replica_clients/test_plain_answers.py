@@ -219,6 +219,25 @@ def test_a_body_that_is_not_read_to_its_end_ends_the_connection(serve):
     assert server.connections == 2
 
 
+def test_the_collector_may_end_an_answer_in_a_thread_that_has_the_lock_of_the_pool(serve):
+    server = serve(ANSWERS["usual"])
+    transport = Transport(connect_timeout_s=5, read_timeout_s=5, max_connections=4)
+    answers = [transport.request("GET", "GET", server.url, {})]
+    pool, _ = transport._pool("http", server.url.split("/")[2])
+
+    def collect() -> None:
+        with pool.pool.mutex:  # as in the middle of taking a connection
+            answers.clear()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()  # if it is, closing the transport would wait for it
+    with closing(transport):
+        assert server.closed.acquire(timeout=10)
+        assert get(transport, server.url)[2] == BODY
+
+
 def test_an_answer_that_drips_ends_by_the_time_limit_of_all_of_it():
     def drip() -> None:
         sock, _ = listener.accept()

@@ -195,7 +195,9 @@ class PlainAnswer:
             self._pool._put_conn(connection)
 
     def __del__(self) -> None:
-        self.close()
+        # Not `close`: the collector may run in a thread that has the pool's lock. The pool makes another connection.
+        if self._connection is not None:
+            self._connection.close()
 
 
 def is_plain(method: str, target: str, body: object, pool: HTTPConnectionPool) -> bool:
