@@ -12,7 +12,6 @@ import os
 import time
 import uuid
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
 from typing import BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -23,7 +22,7 @@ from litevfs.errors import (
     StoragePreconditionError,
 )
 from litevfs.replica_clients.azure_access import PERMISSION_HINT, AzureAccess
-from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.files import HTTPFiles, Page
@@ -76,6 +75,10 @@ class AzureReplicaClient:
             condition=lambda version: {"If-Match": f'"{version}"'},
             has_old=self._has_old,
         )
+        # What storages that speak HTTP have in common.
+        self.read, self.read_pieces, self.read_named = self._files.read, self._files.read_pieces, self._files.read_named
+        self.read_object, self.delete_object = self._files.read_object, self._files.delete_object
+        self.delete = self._files.delete
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -137,24 +140,6 @@ class AzureReplicaClient:
         )
         return response.status, body, url
 
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. One request; none for zero bytes."""
-        return self._files.read(file, offset, size, timeout_s)
-
-    def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
-    ) -> int:
-        """See `ReadsPieces.read_pieces`."""
-        return self._files.read_pieces(file, offset, size, take, timeout_s)
-
-    def read_named(
-        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
-    ) -> tuple[LTXFileInfo, bytes] | None:
-        """See `ReadsNamed.read_named`."""
-        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
-
     def write(
         self,
         level: int,
@@ -212,15 +197,7 @@ class AzureReplicaClient:
         headers = {"Content-Length": str(len(body)), "Content-Type": "application/octet-stream", **headers}
         return self._exchange.call("PUT", "PUT", url, headers, body=body, expected=expected)[0]
 
-    def delete(self, files: Iterable[LTXFileInfo]) -> None:
-        """See `ReplicaClient.delete`. One request a file."""
-        self._files.delete(files)
-
     # --- objects beside the levels ------------------------------------------------------------------------------------
-
-    def read_object(self, name: str) -> SideObject | None:
-        """See `SideObjects.read_object`. One request."""
-        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request."""
@@ -235,10 +212,6 @@ class AzureReplicaClient:
         if response.status in (409, 412):
             raise StoragePreconditionError("the blob is another", key=key)
         return plain_etag(response.headers.get("ETag"))
-
-    def delete_object(self, name: str) -> None:
-        """See `SideObjects.delete_object`. One request."""
-        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

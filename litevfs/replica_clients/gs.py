@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
@@ -20,7 +19,7 @@ from litevfs.errors import (
     StorageFileExistsError,
     StoragePreconditionError,
 )
-from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.google_tokens import PERMISSION_HINT, google_tokens
 from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.exchange import Exchange
@@ -80,6 +79,10 @@ class GSReplicaClient:
             version_of=lambda response: response.headers.get("x-goog-generation", ""),
             has_old=self._has_old,
         )
+        # What storages that speak HTTP have in common.
+        self.read, self.read_pieces, self.read_named = self._files.read, self._files.read_pieces, self._files.read_named
+        self.read_object, self.delete_object = self._files.read_object, self._files.delete_object
+        self.delete = self._files.delete
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -128,24 +131,6 @@ class GSReplicaClient:
         url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o?{urlencode(query)}"
         key = f"{self._location.host}/{query['prefix']}"
         return _parsed(self._exchange.call("LIST", "GET", url, {}, key=key)[1], url)
-
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. One request; none for zero bytes."""
-        return self._files.read(file, offset, size, timeout_s)
-
-    def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
-    ) -> int:
-        """See `ReadsPieces.read_pieces`."""
-        return self._files.read_pieces(file, offset, size, take, timeout_s)
-
-    def read_named(
-        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
-    ) -> tuple[LTXFileInfo, bytes] | None:
-        """See `ReadsNamed.read_named`."""
-        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
 
     def write(
         self,
@@ -223,15 +208,7 @@ class GSReplicaClient:
         _check_condition(response.status)
         return _parsed(answer, url)
 
-    def delete(self, files: Iterable[LTXFileInfo]) -> None:
-        """See `ReplicaClient.delete`. One request a file."""
-        self._files.delete(files)
-
     # --- objects beside the levels ------------------------------------------------------------------------------------
-
-    def read_object(self, name: str) -> SideObject | None:
-        """See `SideObjects.read_object`. One request."""
-        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request."""
@@ -246,10 +223,6 @@ class GSReplicaClient:
         except StorageFileExistsError as exc:
             raise StoragePreconditionError("the object is another", key=key) from exc
         return str(answer["generation"])
-
-    def delete_object(self, name: str) -> None:
-        """See `SideObjects.delete_object`. One request."""
-        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import secrets
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import IO, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
@@ -26,7 +25,7 @@ from litevfs.errors import (
     StoragePreconditionError,
     TransientStorageError,
 )
-from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
+from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.files import HTTPFiles
@@ -76,6 +75,10 @@ class WebDAVReplicaClient:
         )
         self._made: set[str] = set()  # folders that are known to exist
         self._files = HTTPFiles(self._exchange, self._location, url=self._url, has_old=self._has_old)
+        # What storages that speak HTTP have in common.
+        self.read, self.read_pieces, self.read_named = self._files.read, self._files.read_pieces, self._files.read_named
+        self.read_object, self.delete_object = self._files.read_object, self._files.delete_object
+        self.delete = self._files.delete
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -143,24 +146,6 @@ class WebDAVReplicaClient:
                     if properties is not None and " 200 " in f"{group.findtext(f'{_D}status') or ' 200 '} ":
                         found.append((place, properties))
         return found
-
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. One request; none for zero bytes."""
-        return self._files.read(file, offset, size, timeout_s)
-
-    def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
-    ) -> int:
-        """See `ReadsPieces.read_pieces`."""
-        return self._files.read_pieces(file, offset, size, take, timeout_s)
-
-    def read_named(
-        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
-    ) -> tuple[LTXFileInfo, bytes] | None:
-        """See `ReadsNamed.read_named`."""
-        return self._files.read_named(level, min_txid, max_txid, size, timeout_s)
 
     def write(
         self,
@@ -235,15 +220,7 @@ class WebDAVReplicaClient:
         if response.status == 412:
             raise StorageFileExistsError("the file exists")
 
-    def delete(self, files: Iterable[LTXFileInfo]) -> None:
-        """See `ReplicaClient.delete`. One request a file."""
-        self._files.delete(files)
-
     # --- objects beside the levels ------------------------------------------------------------------------------------
-
-    def read_object(self, name: str) -> SideObject | None:
-        """See `SideObjects.read_object`. One request."""
-        return self._files.read_object(name)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request, two where the answer has no ETag."""
@@ -265,10 +242,6 @@ class WebDAVReplicaClient:
         if not etag:
             etag = next((_etag(properties) for _, properties in self._properties(path, "0")), "")
         return etag or "0"
-
-    def delete_object(self, name: str) -> None:
-        """See `SideObjects.delete_object`. One request."""
-        self._files.delete_object(name)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -254,7 +255,7 @@ def test_an_answer_that_drips_ends_by_the_time_limit_of_all_of_it():
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
         try:
             with closing(Transport(connect_timeout_s=5, read_timeout_s=30, max_connections=4)) as transport:
-                answer = transport.request("GET", "GET", url, {}, timeout_s=0.3)
+                answer = transport.request("GET", "GET", url, {}, deadline=time.monotonic() + 0.3)
                 with pytest.raises(StorageTimeoutError):
                     transport.read_body(answer, url, 1000)
         finally:

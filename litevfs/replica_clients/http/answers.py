@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from functools import partial
-from typing import TypeVar
 
 from litevfs.errors import (
     StorageError,
@@ -24,8 +22,6 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import LTXFileInfo, Take
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
-
-T = TypeVar("T")
 
 _PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
 _SAID_LIMIT = 300  # characters
@@ -89,7 +85,7 @@ def date_ms(text: str | None, default: int = 0) -> int:
 
 
 def plain_etag(text: str | None) -> str:
-    """An ETag header without quotes, and without the mark of a weak one."""
+    """An ETag without quotes, and without the mark of a weak one, which proxies add and drop."""
     return (text or "").strip().removeprefix("W/").strip('"')
 
 
@@ -101,51 +97,34 @@ def range_header(offset: int, size: int | None) -> dict[str, str]:
 
 
 def read_range(
-    transport: Transport, response: Answer, url: str, file: LTXFileInfo, offset: int, size: int | None
-) -> bytes:
-    """The requested bytes of `file`, from an answer of 200, 206 or 416, which this reads to its end.
-
-    A server may ignore the range: bytes before it are read and dropped. Raises StorageNotFoundError when the
-    file is shorter than it was, StorageError for headers that lie.
-    """
-    return _read_range(transport, response, url, (file, offset, size), transport.read_body, len) or b""
-
-
-def read_range_in_pieces(
-    transport: Transport, response: Answer, url: str, file: LTXFileInfo, offset: int, size: int, take: Take
+    transport: Transport, response: Answer, url: str, file: LTXFileInfo, offset: int, size: int | None, take: Take
 ) -> int:
-    """`read_range`, which calls `take` with the bytes as they come. Returns how many there were."""
-    read_body = partial(transport.read_pieces, take)
-    return _read_range(transport, response, url, (file, offset, size), read_body, int) or 0
+    """Call `take` with the requested bytes of `file`, as they come; returns how many there were.
 
-
-def _read_range(
-    transport: Transport,
-    response: Answer,
-    url: str,
-    wanted: tuple[LTXFileInfo, int, int | None],
-    read_body: Callable[[Answer, str, int], T],
-    size_of: Callable[[T], int],
-) -> T | None:
-    """What `read_body` returns for the answer, its URL and a limit, bytes; None if the file has no such bytes."""
-    file, offset, _ = wanted
+    The answer is one of 200, 206 or 416, which this reads to its end. A server may ignore the range: bytes before it
+    are read and dropped. Raises StorageNotFoundError when the file is shorter than it was, StorageError for headers
+    that lie.
+    """
     if response.status == 416:
         response.close()
         if offset < file.size:
             raise StorageNotFoundError(_SHORTER)
-        return None
+        return 0
+    least = max(0, file.size - offset)  # when the file was listed
+    if size is not None:
+        least = min(size, least)
     try:
-        skip, expected = _place(response, *wanted, endpoint_of(url))
-        if expected is not None and expected < _least(*wanted):
+        skip, expected = _place(response, file, offset, size, endpoint_of(url))
+        if expected is not None and expected < least:
             raise StorageNotFoundError(_SHORTER)
         _skip(transport, response, url, skip)
     except BaseException:
         response.close()
         raise
-    body = read_body(response, url, _MAX_OFFSET if expected is None else expected)
-    if size_of(body) < _least(*wanted):
+    came = transport.read_pieces(take, response, url, _MAX_OFFSET if expected is None else expected)
+    if came < least:
         raise StorageNotFoundError(_SHORTER)
-    return body
+    return came
 
 
 def read_named(
@@ -158,16 +137,12 @@ def read_named(
         return file, b""
     total = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
     length = response.headers.get("Content-Length", "")
-    data = read_range(transport, response, url, file, 0, size)
+    pieces: list[bytes] = []
+    read_range(transport, response, url, file, 0, size, pieces.append)
+    data = b"".join(pieces)
     if response.status == 206 and total is not None:
         return replace(file, size=int(total[3])), data
     return replace(file, size=int(length) if length.isdecimal() else len(data)), data
-
-
-def _least(file: LTXFileInfo, offset: int, size: int | None) -> int:
-    """How many bytes there were when the file was listed."""
-    there = max(0, file.size - offset)
-    return there if size is None else min(size, there)
 
 
 def _place(response: Answer, file: LTXFileInfo, offset: int, size: int | None, endpoint: str) -> tuple[int, int | None]:

@@ -32,7 +32,6 @@ from litevfs.replica_clients.http.answers import (
     range_header,
     read_named,
     read_range,
-    read_range_in_pieces,
 )
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
@@ -261,23 +260,23 @@ class HTTPReplicaClient:
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        self._exchange.transport.check_open()
-        if size == 0:
-            return b""
-        with about(file, self.key(file)):
-            response, url = self._ask(file, offset, size, timeout_s)
-            return read_range(self._exchange.transport, response, url, file, offset, size)
+        pieces: list[bytes] = []
+        self._read(file, offset, size, pieces.append, timeout_s)
+        return b"".join(pieces)
 
     def read_pieces(
         self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
     ) -> int:
         """See `ReadsPieces.read_pieces`."""
+        return self._read(file, offset, size, take, timeout_s)
+
+    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
         self._exchange.transport.check_open()
         if size == 0:
             return 0
         with about(file, self.key(file)):
             response, url = self._ask(file, offset, size, timeout_s)
-            return read_range_in_pieces(self._exchange.transport, response, url, file, offset, size, take)
+            return read_range(self._exchange.transport, response, url, file, offset, size, take)
 
     def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

@@ -32,6 +32,17 @@ _LIMIT_SLACK = 1.1
 
 ANSWER_LIMIT_S = 15 * 60.0
 """An answer to a write or delete takes at most so long from its first byte on."""
+MAX_WAIT_S = 1e6
+"""A socket counts milliseconds in 31 bits; a longer wait has to be made of several."""
+
+
+def left_s(deadline: float | None) -> float:
+    """The seconds that are left until `deadline` (`time.monotonic()`), at most `MAX_WAIT_S`. Raises TimeoutError."""
+    if deadline is None:
+        return MAX_WAIT_S
+    if (left := deadline - time.monotonic()) <= 0:
+        raise TimeoutError("no time is left for a request")
+    return min(left, MAX_WAIT_S)
 
 
 class LiveSockets:

@@ -7,13 +7,13 @@ no `close`, and waits for its own time limit), and after a fork the child's firs
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection
 
 from litevfs.errors import OptionError
 from litevfs.replica_clients.http.answers import error_of
+from litevfs.replica_clients.http.connections import MAX_WAIT_S
 from litevfs.replica_clients.http.plain import Answer
-from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport
+from litevfs.replica_clients.http.transport import Transport
 
 LIST_LIMIT_BYTES = 64 << 20
 """Bytes of the largest listing that is read."""
@@ -74,8 +74,7 @@ class Exchange:
         headers = {"Accept-Encoding": "identity", "User-Agent": "litevfs", **headers}
         for is_first in (True, False):
             signed = self._authorize(method, url, headers, deadline)
-            timeout_s = None if deadline is None else deadline - time.monotonic()
-            response = self.transport.request(kind, method, url, signed, body, timeout_s=timeout_s)
+            response = self.transport.request(kind, method, url, signed, body, deadline=deadline)
             if response.status in expected:
                 return response
             error = error_of(response, self.read(response, url), url, key=key, permission_hint=self._permission_hint)

@@ -1,5 +1,7 @@
 """The files of one storage that speaks HTTP, and the objects beside them: listed by page, read, deleted.
 
+The clients of such storages take the methods of `HTTPFiles` for their own.
+
 What varies is handed in: URLs, one page of a listing, and where an answer and a request carry a file's version (an
 ETag, a generation). Knows no storage's protocol.
 """
@@ -17,7 +19,6 @@ from litevfs.replica_clients.http.answers import (
     range_header,
     read_named,
     read_range,
-    read_range_in_pieces,
 )
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.plain import Answer
@@ -34,7 +35,7 @@ def etag_of(response: Answer) -> str:
 
 
 class HTTPFiles:
-    """Those at `location`. The methods are as those of `ReplicaClient` and its optional parts."""
+    """Those at `location`. For the methods see `ReplicaClient` and its optional parts; each makes one request."""
 
     def __init__(
         self,
@@ -85,23 +86,27 @@ class HTTPFiles:
         """Raise ReplicaError for a replica of Litestream 0.3, where a listing has no files."""
         self._old.check(files)
 
-    def read(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> bytes:
-        """One request; none for zero bytes."""
-        self._exchange.transport.check_open()
-        if size == 0:
-            return b""
-        with about(file, self._location.key(file)):
-            response, url = self._ask(file, offset, size, timeout_s)
-            return read_range(self._exchange.transport, response, url, file, offset, size)
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        """See `ReplicaClient.read`. No request for zero bytes."""
+        pieces: list[bytes] = []
+        self._read(file, offset, size, pieces.append, timeout_s)
+        return b"".join(pieces)
 
-    def read_pieces(self, file: LTXFileInfo, offset: int, size: int, take: Take, timeout_s: float | None) -> int:
-        """One request; none for zero bytes."""
+    def read_pieces(
+        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+    ) -> int:
+        """See `ReadsPieces.read_pieces`. No request for zero bytes."""
+        return self._read(file, offset, size, take, timeout_s)
+
+    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
         self._exchange.transport.check_open()
         if size == 0:
             return 0
         with about(file, self._location.key(file)):
             response, url = self._ask(file, offset, size, timeout_s)
-            return read_range_in_pieces(self._exchange.transport, response, url, file, offset, size, take)
+            return read_range(self._exchange.transport, response, url, file, offset, size, take)
 
     def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -115,9 +120,9 @@ class HTTPFiles:
         return response, url
 
     def read_named(
-        self, level: int, min_txid: int, max_txid: int, size: int, timeout_s: float | None
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
-        """One request."""
+        """See `ReadsNamed.read_named`."""
         self._exchange.transport.check_open()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
@@ -132,7 +137,7 @@ class HTTPFiles:
             return read_named(self._exchange.transport, response, url, file, size, self._version_of(response))
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
-        """One request a file."""
+        """See `ReplicaClient.delete`. One request a file."""
         self._exchange.transport.check_open()
         for file in files:
             key = self._location.key(file)
@@ -144,7 +149,7 @@ class HTTPFiles:
         self._exchange.call("DELETE", "DELETE", self._url(key), {}, expected=(200, 202, 204, 404))
 
     def read_object(self, name: str) -> SideObject | None:
-        """One request."""
+        """See `SideObjects.read_object`."""
         self._exchange.transport.check_open()
         key = f"{self._location.prefix}{name}"
         url = self._content_url(key, "")
@@ -153,6 +158,6 @@ class HTTPFiles:
         return None if response.status == 404 else SideObject(data, self._version_of(response) or "0")
 
     def delete_object(self, name: str) -> None:
-        """One request."""
+        """See `SideObjects.delete_object`."""
         self._exchange.transport.check_open()
         self.delete_key(f"{self._location.prefix}{name}")

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import http.client
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import ProtocolError, ReadTimeoutError
+from urllib3.exceptions import ProtocolError
 
-from litevfs.replica_clients.http.connections import TimedSocket, TimedStream
+from litevfs.replica_clients.http.connections import TimedSocket, TimedStream, left_s
 
 METHODS = ("GET", "HEAD")
 _TARGET = re.compile(r"/(?:[A-Za-z0-9/_.~=&?+:@!$'()*,;-]|%[0-9A-F]{2})*")
@@ -24,7 +23,7 @@ _TARGET = re.compile(r"/(?:[A-Za-z0-9/_.~=&?+:@!$'()*,;-]|%[0-9A-F]{2})*")
 _FIRST_BYTES = 1 << 16
 _HEAD_LIMIT_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 18
-_SOME_BYTES = 1 << 16
+_ODD_PIECE_BYTES = 1 << 16  # `http.client` waits for all of them
 _PLAIN_STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: .*)?", re.DOTALL)
 _ODD_LINE = re.compile(r"\n(?![!-9;-~]+:)")
 """The beginning of a line that is no header, as one that goes on with the one before."""
@@ -52,7 +51,7 @@ class Answer(Protocol):
         ...
 
     def read(self, amt: int, /) -> bytes:
-        """The next bytes of the body; fewer at its end, or where it breaks off."""
+        """Up to `amt` of the body's next bytes; none at its end, or where it breaks off."""
         ...
 
     def release_conn(self) -> None:
@@ -135,40 +134,17 @@ class PlainAnswer:
         self._is_kept = not body.will_close
 
     def read(self, amt: int, /) -> bytes:
-        """See `Answer.read`. Raises OSError, ProtocolError."""
+        """See `Answer.read`; waits only if no byte of the body has come yet. Raises OSError, ProtocolError."""
         if self._body is not None:
-            return self._read_odd(self._body, amt)
+            return self._read_odd(self._body, min(amt, _ODD_PIECE_BYTES))
         assert self.length_remaining is not None
         size = min(amt, self.length_remaining)
-        if len(self._rest) > size:
+        if self._rest and size:
             data, self._rest = self._rest[:size], self._rest[size:]
         else:
-            data, self._rest = self._rest, b""
-            if len(data) < size:
-                data = self._read_on(data, size)
+            data = self._socket.recv(min(size, _PIECE_BYTES)) if size else b""
         self.length_remaining -= len(data)
         return data
-
-    def read_some(self, amt: int) -> bytes:
-        """Up to `amt` bytes of the body: those that have come; none at its end, or where it breaks off.
-
-        Raises what `read` raises.
-        """
-        if self._body is not None or self._rest or not self.length_remaining:
-            return self.read(min(amt, len(self._rest) or _SOME_BYTES))
-        data = self._socket.recv(min(amt, self.length_remaining, _PIECE_BYTES))
-        self.length_remaining -= len(data)
-        return data
-
-    def _read_on(self, data: bytes, size: int) -> bytes:
-        pieces, missing = [data], size - len(data)
-        while missing:
-            piece = self._socket.recv(min(missing, _PIECE_BYTES))
-            if not piece:
-                break
-            pieces.append(piece)
-            missing -= len(piece)
-        return b"".join(pieces)
 
     def _read_odd(self, body: http.client.HTTPResponse, amt: int) -> bytes:
         try:
@@ -219,29 +195,26 @@ def ask(
     *,
     connect_timeout_s: float,
     read_timeout_s: float,
-    total_s: float | None,
+    deadline: float | None,
 ) -> PlainAnswer:
     """Send a request that `is_plain`; returns once the answer's head is there.
 
     On a connection that was kept, and that the server drops without a byte, the request is made again at once: a
     server or a load balancer may have let it go while this process was idle, or frozen. `read_timeout_s` bounds each
-    wait, and `total_s`, if it is given, all of them together, those for the body too.
+    wait; or `deadline`, if it is given, all of them together, those for the body too.
 
     Raises OSError, HTTPError of urllib3.
     """
-    began = time.monotonic()
     head = _request_head(pool, method, target, headers)
     connection: Any = pool._get_conn()
     try:
         while True:
             was_kept = not connection.is_closed
             if not was_kept:
-                connection.timeout = connect_timeout_s if total_s is None else min(connect_timeout_s, total_s)
+                connection.timeout = min(connect_timeout_s, left_s(deadline))
                 connection.connect()
-            left_s = read_timeout_s if total_s is None else total_s - (time.monotonic() - began)
-            if left_s <= 0:
-                raise ReadTimeoutError(pool, target, "no time is left for the answer")
-            source = TimedSocket(connection.sock, left_s, left_s, is_total=total_s is not None)
+            limit_s = read_timeout_s if deadline is None else left_s(deadline)
+            source = TimedSocket(connection.sock, limit_s, limit_s, is_total=deadline is not None)
             try:
                 return _sent(pool, connection, source, method, head)
             except ConnectionError:

@@ -29,14 +29,12 @@ from urllib3.exceptions import (
 from urllib3.util.ssl_ import create_urllib3_context
 
 from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
-from litevfs.replica_clients.http.connections import HTTPConnection, HTTPSConnection, Limits, LiveSockets
-from litevfs.replica_clients.http.plain import Answer, PlainAnswer, ask, is_plain
+from litevfs.replica_clients.http.connections import HTTPConnection, HTTPSConnection, Limits, LiveSockets, left_s
+from litevfs.replica_clients.http.plain import Answer, ask, is_plain
 
 _PROXY_HINT = "the environment names the proxy (HTTPS_PROXY, HTTP_PROXY) and the hosts that need none (NO_PROXY)"
 _PIECE_BYTES = 1 << 18
 """Of a body that is read in pieces, at most."""
-MAX_WAIT_S = 1e6
-"""A socket counts milliseconds in 31 bits; a longer wait has to be made of several."""
 _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -88,12 +86,12 @@ class Transport:
             return dict(self._counts)
 
     def request(
-        self, kind: str, method: str, url: str, headers: Any, body: object = None, *, timeout_s: float | None = None
+        self, kind: str, method: str, url: str, headers: Any, body: object = None, *, deadline: float | None = None
     ) -> Answer:
         """Send one request; returns once the answer's head is there. Its body is for `read_body`.
 
-        `timeout_s` bounds a GET with all that it takes: connection, head and body. Without it, the limits of the
-        constructor hold for each wait, and an answer to a GET has to come faster than a drip. Raises
+        `deadline` (`time.monotonic()`) bounds a GET with all that it takes: connection, head and body. Without it, the
+        limits of the constructor hold for each wait, and an answer to a GET has to come faster than a drip. Raises
         TransientStorageError, StorageTimeoutError, StorageClosedError, or StorageError for a bad certificate.
         """
         if self._pid != os.getpid():
@@ -105,15 +103,26 @@ class Transport:
             with self._lock:
                 self._counts[kind] += 1
             target = url if absolute else urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            total_s = left_s(deadline)
             if is_plain(method, target, body, pool):
-                return self._ask(pool, method, target, headers, timeout_s)
-            self._limits.is_total = timeout_s is not None
+                return ask(
+                    pool,
+                    method,
+                    target,
+                    headers,
+                    connect_timeout_s=self._connect_timeout_s,
+                    read_timeout_s=self._read_timeout_s,
+                    deadline=deadline,
+                )
+            self._limits.is_total = deadline is not None
             return pool.urlopen(
                 method,
                 target,
                 body=body,  # type: ignore[arg-type]  # bytes or a file
                 headers=headers,
-                timeout=self._timeout if timeout_s is None else self._total_timeout(timeout_s),
+                timeout=self._timeout
+                if deadline is None
+                else urllib3.Timeout(connect=self._connect_timeout_s, total=total_s),
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
@@ -121,44 +130,21 @@ class Transport:
                 decode_content=False,
             )
 
-    def _ask(
-        self, pool: urllib3.HTTPConnectionPool, method: str, target: str, headers: Any, timeout_s: float | None
-    ) -> Answer:
-        if timeout_s is not None:
-            timeout_s = min(_still(timeout_s), MAX_WAIT_S)
-        return ask(
-            pool,
-            method,
-            target,
-            headers,
-            connect_timeout_s=self._connect_timeout_s,
-            read_timeout_s=self._read_timeout_s,
-            total_s=timeout_s,
-        )
-
     def read_body(self, response: Answer, url: str, limit: int) -> bytes:
         """Up to `limit` bytes of the body; a connection with more of it to come is dropped.
 
         Raises TransientStorageError when the body breaks off.
         """
-        with self.translated(url):
-            try:
-                data = response.read(limit)
-                if len(data) < limit and response.length_remaining:
-                    raise ProtocolError(f"after {len(data)} bytes, with {response.length_remaining} to come")
-            except BaseException:
-                response.close()
-                raise
-            self._leave(response, is_at_end=len(data) < limit)
-        return data
+        pieces: list[bytes] = []
+        self.read_pieces(pieces.append, response, url, limit)
+        return b"".join(pieces)
 
     def read_pieces(self, take: Callable[[bytes], object], response: Answer, url: str, limit: int) -> int:
         """Like `read_body`, but calls `take` with the bytes as they come. Returns how many there were."""
-        read = response.read_some if isinstance(response, PlainAnswer) else response.read
         came = 0
         with self.translated(url):
             try:
-                while came < limit and (piece := read(min(limit - came, _PIECE_BYTES))):
+                while came < limit and (piece := response.read(min(limit - came, _PIECE_BYTES))):
                     came += len(piece)
                     take(piece)
                 if came < limit and response.length_remaining:
@@ -166,17 +152,11 @@ class Transport:
             except BaseException:
                 response.close()
                 raise
-            self._leave(response, is_at_end=came < limit)
+            if came < limit or response.length_remaining == 0:
+                response.release_conn()
+            else:
+                response.close()
         return came
-
-    def _leave(self, response: Answer, *, is_at_end: bool) -> None:
-        if is_at_end or response.length_remaining == 0:
-            response.release_conn()
-        else:
-            response.close()
-
-    def _total_timeout(self, timeout_s: float) -> urllib3.Timeout:
-        return urllib3.Timeout(connect=self._connect_timeout_s, total=min(_still(timeout_s), MAX_WAIT_S))
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""
@@ -233,12 +213,6 @@ class Transport:
         kind = HTTPSConnection if scheme == "https" else HTTPConnection
         pool.ConnectionCls = functools.partial(kind, sockets=self._sockets, limits=self._limits)  # type: ignore[assignment]
         return pool, bool(proxy) and scheme == "http"
-
-
-def _still(timeout_s: float) -> float:
-    if timeout_s <= 0:
-        raise TimeoutError("no time is left for a request")
-    return timeout_s
 
 
 def endpoint_of(url: str) -> str:

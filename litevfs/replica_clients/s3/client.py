@@ -13,17 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from litevfs.errors import OptionError, StorageError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
-from litevfs.replica_clients.http.answers import about
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
+from litevfs.replica_clients.http.connections import MAX_WAIT_S
 from litevfs.replica_clients.http.plain import Answer
-from litevfs.replica_clients.http.transport import MAX_WAIT_S, Transport, endpoint_of
+from litevfs.replica_clients.http.transport import Transport, endpoint_of
 from litevfs.replica_clients.layouts import GENERATIONS, layout_of
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
@@ -33,15 +32,13 @@ from litevfs.replica_clients.s3.listing import (
     all_pages,
     list_query,
     parse_list_page,
-    plain_etag,
 )
 from litevfs.replica_clients.s3.ranges import Wanted, check_size, expected_length, total_size
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.url import parse_s3_url
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 from litevfs.replica_clients.s3.writing import NO_CONDITIONS_STATUS, Writer
-
-T = TypeVar("T")
+from litevfs.replica_clients.times import rfc3339
 
 BLOCK_SIZE = 1 << 16
 """To read so many bytes costs hardly more than to read one."""
@@ -218,9 +215,9 @@ class S3ReplicaClient:
         by_marker: bool,
     ) -> ListPage:
         query = list_query(prefix, start_after, token, by_marker=by_marker)
-        url_of = lambda: f"{self._access.bucket_url()}?{query}"  # noqa: E731 - as all URLs of requests
         where = f"{self._location.bucket}/{prefix}"
-        _, body = self._requests.call(Request("LIST", "GET", url_of, where, deadline=deadline), _LIST_LIMIT_BYTES)
+        request = Request("LIST", "GET", where, query, is_of_bucket=True, deadline=deadline)
+        _, body = self._requests.try_to_call(request, _LIST_LIMIT_BYTES)
         return parse_list_page(body, endpoint_of(self._access.bucket_url()), prefix)
 
     # --- reading ------------------------------------------------------------------------------------------------------
@@ -229,47 +226,52 @@ class S3ReplicaClient:
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`. One request; none for zero bytes."""
-        return self._read(file, offset, size, timeout_s, self._transport.read_body, len) or b""
+        pieces: list[bytes] = []
+        self._read(file, offset, size, pieces.append, timeout_s)
+        return b"".join(pieces)
 
     def read_pieces(
         self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
     ) -> int:
         """See `ReadsPieces.read_pieces`."""
-        return self._read(file, offset, size, timeout_s, partial(self._transport.read_pieces, take), int) or 0
+        return self._read(file, offset, size, take, timeout_s)
 
-    def _read(
-        self,
-        file: LTXFileInfo,
-        offset: int,
-        size: int | None,
-        timeout_s: float | None,
-        read_body: Callable[[Answer, str, int], T],
-        size_of: Callable[[T], int],
-    ) -> T | None:
-        """What `read_body` returns for the answer, its URL and a limit; None if the file has no such bytes."""
+    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._transport.check_open()
         if size == 0:
-            return None
+            return 0
         wanted, key = Wanted(file, offset, size), self.key(file)
-        url_of, headers = lambda: self._access.object_url(key), {**self._sse_headers, **wanted.headers()}
-        is_gone = lambda: self._is_gone(key, deadline)  # noqa: E731
-        request = Request("GET", "GET", url_of, key, headers, deadline=deadline, is_gone=is_gone)
         with about(file, key):
-            url, response = self._requests.send(request)
-            if response.status == 416:
+            answer = self._ask(wanted, key, deadline, partial(self._is_gone, key, deadline))
+            if answer is None:
                 if offset < file.size:
                     raise StorageNotFoundError("the object is shorter than it was when listed")
-                return None
-            try:
-                length = expected_length(response, wanted, endpoint_of(url))
-            except StorageError:
-                response.close()  # its body may be of any size
-                raise
+                return 0
+            url, response, length = answer
             limit = length if length is not None else file.size + 1 if file.size else MAX_UNKNOWN_BYTES
-            body = read_body(response, url, limit)
-            check_size(size_of(body), length, wanted, endpoint_of(url))
-            return body
+            came = self._transport.read_pieces(take, response, url, limit)
+            check_size(came, length, wanted, endpoint_of(url))
+            return came
+
+    def _ask(
+        self, wanted: Wanted, key: str, deadline: float | None, is_gone: Callable[[], bool] = bool
+    ) -> tuple[str, Answer, int | None] | None:
+        """The URL that answered, the answer, and the bytes that its body must have (None if only its end tells).
+
+        None if the object has no such bytes.
+        """
+        headers = {**self._sse_headers, **wanted.headers()}
+        url, response = self._requests.send(
+            Request("GET", "GET", key, headers=headers, deadline=deadline, is_gone=is_gone)
+        )
+        if response.status == 416:
+            return None
+        try:
+            return url, response, expected_length(response, wanted, endpoint_of(url))
+        except StorageError:
+            response.close()  # its body may be of any size
+            raise
 
     def read_named(
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
@@ -278,24 +280,18 @@ class S3ReplicaClient:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._transport.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, size, 0)  # its size is at most that, as far as known
-        wanted, key = Wanted(file, 0, size), self.key(file)
-        headers = {**self._sse_headers, **wanted.headers()}
-        request = Request("GET", "GET", lambda: self._access.object_url(key), key, headers, deadline=deadline)
+        key = self.key(file)
         with about(file, key):
             try:
-                url, response = self._requests.send(request)
+                answer = self._ask(Wanted(file, 0, size), key, deadline)
             except StorageNotFoundError:
                 return None
-            if response.status == 416:
+            if answer is None:
                 return replace(file, size=0), b""
-            try:
-                length = expected_length(response, wanted, endpoint_of(url))
-            except StorageError:
-                response.close()
-                raise
+            url, response, length = answer
             data = self._transport.read_body(response, url, size if length is None else length)
         date, total = response.headers.get("Last-Modified", ""), total_size(response, len(data))
-        etag = plain_etag(response.headers.get("ETag", ""))
+        etag = plain_etag(response.headers.get("ETag"))
         return replace(file, size=total, modified_ms=_date_ms(date), etag=etag), data
 
     def _is_gone(self, key: str, deadline: float | None) -> bool:
@@ -348,26 +344,19 @@ class S3ReplicaClient:
         """See `SideObjects.read_object`. One request."""
         self._transport.check_open()
         key = f"{self._location.prefix}{name}"
-        return objects.read_object(
-            self._access,
-            self._requests,
-            self._transport,
-            key,
-            self._sse_headers,
-            is_gone=lambda: self._is_gone(key, None),
-        )
+        is_gone = partial(self._is_gone, key, None)
+        return objects.read_object(self._requests, self._transport, key, self._sse_headers, is_gone)
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
         """See `SideObjects.put_object`. One request."""
         self._transport.check_open()
-        key = f"{self._location.prefix}{name}"
-        headers = self._location.write_headers
-        return objects.put_object(self._access, self._requests, key, data, headers, if_match, if_absent)
+        key, headers = f"{self._location.prefix}{name}", self._location.write_headers
+        return objects.put_object(self._requests, key, data, headers, if_match, if_absent)
 
     def delete_object(self, name: str) -> None:
         """See `SideObjects.delete_object`. One request."""
         self._transport.check_open()
-        objects.delete_object(self._access, self._requests, f"{self._location.prefix}{name}")
+        objects.delete_object(self._requests, f"{self._location.prefix}{name}")
 
     def key(self, file: LTXFileInfo) -> str:
         """The object's key in the bucket."""
@@ -381,16 +370,6 @@ class S3ReplicaClient:
         return f"{self._location.prefix}{self._layout.folder(level)}"
 
 
-def rfc3339(timestamp_ms: int) -> str:
-    """A time in milliseconds since the Unix epoch as Go's time.RFC3339Nano writes it: UTC, no zeros at the end."""
-    seconds, millis = divmod(timestamp_ms, 1000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return text + f".{millis:03d}".rstrip("0").rstrip(".") + "Z"
-
-
 def _date_ms(date: str) -> int:
     """A Date header in milliseconds since the Unix epoch; our own clock if the server gives none."""
-    try:
-        return int(parsedate_to_datetime(date).timestamp() * 1000)
-    except ValueError:
-        return int(time.time() * 1000)
+    return date_ms(date, int(time.time() * 1000))

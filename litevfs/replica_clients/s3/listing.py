@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, unquote_plus
 from xml.etree import ElementTree
 
 from litevfs.errors import StorageError
+from litevfs.replica_clients.http.answers import plain_etag
 
 _MAX_EMPTY_PAGES = 100  # S3 may send one; a server that sends only those must not keep us for ever
 _FULL_PAGE = 1000  # keys of a full page, for servers that do not say whether there are more
@@ -166,11 +167,6 @@ def _modified_ms(text: str) -> int:
         except ValueError:
             raise ValueError(f"date {text!r}") from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def plain_etag(text: str) -> str:
-    """An ETag without its quotes and weakness mark, which proxies add and drop."""
-    return text.strip().removeprefix("W/").strip('"')
 
 
 def _text(element: ElementTree.Element, name: str) -> str:

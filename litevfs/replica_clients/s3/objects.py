@@ -13,7 +13,6 @@ from collections.abc import Callable
 from litevfs.errors import ConditionsUnsupportedError, StorageNotFoundError, StoragePreconditionError
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, SideObject
 from litevfs.replica_clients.http.transport import Transport
-from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.writing import EXISTS_STATUS, NO_CONDITIONS_STATUS
 
@@ -21,18 +20,11 @@ _LIMIT_BYTES = 1 << 16  # of an answer without an object
 
 
 def read_object(
-    access: S3Access,
-    requests: SignedRequests,
-    transport: Transport,
-    key: str,
-    headers: dict[str, str],
-    is_gone: Callable[[], bool],
+    requests: SignedRequests, transport: Transport, key: str, headers: dict[str, str], is_gone: Callable[[], bool]
 ) -> SideObject | None:
     """See `SideObjects.read_object`. `is_gone` tells whether an object whose read was refused is missing."""
     try:
-        url, response = requests.send(
-            Request("GET", "GET", lambda: access.object_url(key), key, headers, is_gone=is_gone)
-        )
+        url, response = requests.send(Request("GET", "GET", key, headers=headers, is_gone=is_gone))
     except StorageNotFoundError:
         return None
     data = transport.read_body(response, url, MAX_SIDE_OBJECT_BYTES)
@@ -40,7 +32,6 @@ def read_object(
 
 
 def put_object(
-    access: S3Access,
     requests: SignedRequests,
     key: str,
     data: bytes,
@@ -52,9 +43,9 @@ def put_object(
     condition = {"If-None-Match": "*"} if if_absent else {"If-Match": if_match} if if_match else {}
     md5 = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
     headers = {**headers, "Content-Type": "application/json", "Content-MD5": md5, **condition}
-    request = Request("PUT", "PUT", lambda: access.object_url(key), key, headers, data, (200, 201, 204))
+    request = Request("PUT", "PUT", key, headers=headers, body=data, expected=(200, 201, 204))
     try:
-        answer, _ = requests.call(request, _LIMIT_BYTES)
+        answer, _ = requests.try_to_call(request, _LIMIT_BYTES)
     except AnswerError as refusal:
         if condition:
             _raise_unmet(refusal, if_match, key)
@@ -71,10 +62,6 @@ def _raise_unmet(refusal: AnswerError, if_match: str | None, key: str) -> None:
         raise ConditionsUnsupportedError(f"the server answers {status} to conditions", key=key) from refusal.error
 
 
-def delete_object(access: S3Access, requests: SignedRequests, key: str) -> None:
+def delete_object(requests: SignedRequests, key: str) -> None:
     """See `SideObjects.delete_object`."""
-    request = Request("DELETE", "DELETE", lambda: access.object_url(key), key, expected=(200, 202, 204, 404))
-    try:
-        requests.call(request, _LIMIT_BYTES)
-    except AnswerError as refusal:
-        raise refusal.error from None
+    requests.call(Request("DELETE", "DELETE", key, expected=(200, 202, 204, 404)), _LIMIT_BYTES)

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 from litevfs.errors import StorageError, StorageNotFoundError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo
+from litevfs.replica_clients.http.answers import plain_etag, range_header
 from litevfs.replica_clients.http.plain import Answer
-from litevfs.replica_clients.s3.listing import plain_etag
 
 # RFC 9110, 14.4, where the whole length may be unknown; some leave it out, or write the unit as in a request.
 _CONTENT_RANGE = re.compile(r"bytes[ =]\s*(\d+)-(\d+)(?:/(\d+|\*))?", re.ASCII | re.IGNORECASE)
-MAX_OFFSET = 2**63 - 1
-"""Servers refuse larger numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +25,7 @@ class Wanted:
 
     def headers(self) -> dict[str, str]:
         """The request's header for it, none for a whole file."""
-        if not self.offset and self.size is None:
-            return {}
-        end = "" if self.size is None else str(min(self.offset + self.size - 1, MAX_OFFSET))
-        return {"Range": f"bytes={self.offset}-{end}"}
+        return range_header(self.offset, self.size)
 
 
 def expected_length(response: Answer, wanted: Wanted, endpoint: str) -> int | None:
@@ -40,7 +35,7 @@ def expected_length(response: Answer, wanted: Wanted, endpoint: str) -> int | No
     request.
     """
     file, offset, size = wanted.file, wanted.offset, wanted.size
-    etag = plain_etag(response.headers.get("ETag", ""))
+    etag = plain_etag(response.headers.get("ETag"))
     if file.etag and etag and etag != file.etag:
         raise StorageNotFoundError("the object was replaced since it was listed")
     length = _content_length(response.headers, endpoint)

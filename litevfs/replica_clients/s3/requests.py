@@ -6,7 +6,6 @@ An answer may correct the region, the credentials, the clock, and the address (a
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -36,8 +35,9 @@ class Request:
 
     kind: str  # what it is counted as: LIST, GET, PUT, DELETE
     method: str
-    url_of: Callable[[], str]  # may change between two tries
-    key: str  # what errors are about
+    key: str  # of the object; of the bucket, what errors are about
+    query: str = ""
+    is_of_bucket: bool = False
     headers: dict[str, str] = field(default_factory=dict, repr=False)  # may carry an encryption key
     body: bytes | None = field(default=None, repr=False)
     expected: Collection[int] = (200, 206)
@@ -80,7 +80,7 @@ class SignedRequests:
         url: str | None = None
         while True:
             credentials = self._access.credentials(request.deadline)
-            url = url or request.url_of()
+            url = url or self._url(request)
             region = self._access.region
             response = self._send_once(url, request, credentials)
             if response.status in request.expected:
@@ -93,6 +93,11 @@ class SignedRequests:
             if not what:
                 raise refusal
             corrected.add(what)
+
+    def _url(self, request: Request) -> str:
+        """What a correction may have changed since the last try."""
+        url = self._access.bucket_url() if request.is_of_bucket else self._access.object_url(request.key)
+        return f"{url}?{request.query}" if request.query else url
 
     def _correct(
         self,
@@ -124,14 +129,13 @@ class SignedRequests:
 
     def _send_once(self, url: str, request: Request, credentials: Credentials | None) -> Answer:
         headers = self._access.headers(request.method, url, request.headers, request.body or b"", credentials)
-        timeout_s = None if request.deadline is None else request.deadline - time.monotonic()
         body: bytes | io.BytesIO | None = request.body
         if request.body and len(request.body) > _PIECE_BYTES:
             # A socket's time limit covers one send: pieces make it suit a slow line.
             headers["Content-Length"] = str(len(request.body))
             body = io.BytesIO(request.body)
         try:
-            return self._transport.request(request.kind, request.method, url, headers, body, timeout_s=timeout_s)
+            return self._transport.request(request.kind, request.method, url, headers, body, deadline=request.deadline)
         except TransientStorageError:
             self._access.return_home()
             raise
@@ -150,8 +154,15 @@ class SignedRequests:
     def call(self, request: Request, limit: int) -> tuple[dict[str, str], bytes]:
         """The headers (names in lower case) and the whole body of an answer to `request`.
 
-        A successful answer may contain an error: S3 begins some answers before it knows. Raises AnswerError.
+        A successful answer may contain an error: S3 begins some answers before it knows.
         """
+        try:
+            return self.try_to_call(request, limit)
+        except AnswerError as refusal:
+            raise refusal.error from None
+
+    def try_to_call(self, request: Request, limit: int) -> tuple[dict[str, str], bytes]:
+        """As `call`, but raises AnswerError for an answer that is not expected."""
         url, response = self.try_to_send(request)
         headers = {name.lower(): value for name, value in response.headers.items()}
         body = unzipped(self._transport.read_body(response, url, limit), headers, limit)

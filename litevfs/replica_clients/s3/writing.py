@@ -23,9 +23,9 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
+from litevfs.replica_clients.http.answers import plain_etag
 from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.errors import NO_S3_HINT, error_from_answer
-from litevfs.replica_clients.s3.listing import plain_etag
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.ways import ServerWays, Way
 
@@ -90,26 +90,28 @@ class Writer:
         return Request(
             "PUT",
             "PUT",
-            lambda: self._access.object_url(key) + query,
             key,
-            {**headers, "Content-MD5": _base64_md5(body)},
-            body,
+            query,
+            headers={**headers, "Content-MD5": _base64_md5(body)},
+            body=body,
             expected=(200, 201, 204),
         )
 
     def _post(self, key: str, query: str, body: bytes, headers: dict[str, str]) -> Request:
         headers = {**headers, **({"Content-Type": "application/xml"} if body else {})}
-        return Request("PUT", "POST", lambda: f"{self._access.object_url(key)}?{query}", key, headers, body, (200, 201))
+        return Request("PUT", "POST", key, query, headers=headers, body=body, expected=(200, 201))
 
     def _conditionally(self, request: Request, exists: Callable[[], bool] | None) -> tuple[dict[str, str], bytes]:
         """The answer to a request that makes an object; with `exists`, only if there is no such object."""
         if exists is None:
-            return self._call(request)
+            return self._requests.call(request, _LIMIT_BYTES)
         refused: AnswerError | None = None
         if Way.NO_CONDITIONS not in self._ways:
             try:
                 condition = {"If-None-Match": "*"}
-                return self._requests.call(replace(request, headers={**request.headers, **condition}), _LIMIT_BYTES)
+                return self._requests.try_to_call(
+                    replace(request, headers={**request.headers, **condition}), _LIMIT_BYTES
+                )
             except AnswerError as refusal:
                 if refusal.status in EXISTS_STATUS or refusal.answer.code == "PreconditionFailed":
                     raise StorageFileExistsError("the object exists", key=request.key) from refusal.error
@@ -118,22 +120,16 @@ class Writer:
                 refused = refusal
         if exists():
             raise StorageFileExistsError("the object exists", key=request.key)
-        answer = self._call(request)
+        answer = self._requests.call(request, _LIMIT_BYTES)
         if refused is not None:  # the server accepts it without the condition
             self._ways.note(Way.NO_CONDITIONS)
         return answer
-
-    def _call(self, request: Request) -> tuple[dict[str, str], bytes]:
-        try:
-            return self._requests.call(request, _LIMIT_BYTES)
-        except AnswerError as refusal:
-            raise refusal.error from None
 
     def _store_parts(
         self, key: str, first: bytes, rest: BinaryIO, headers: dict[str, str], exists: Callable[[], bool] | None
     ) -> Stored:
         """Upload `first` and all of `rest` in parts that become one object at the end."""
-        _, body = self._call(self._post(key, "uploads=", b"", headers))
+        _, body = self._requests.call(self._post(key, "uploads=", b"", headers), _LIMIT_BYTES)
         match = _UPLOAD_ID.search(body)
         if match is None:
             raise self._no_answer(key)
@@ -142,8 +138,8 @@ class Writer:
             etags: list[str] = []
             size, part = 0, first
             while part:
-                query = f"?partNumber={len(etags) + 1}&{upload}"
-                answer, _ = self._call(self._put(key, part, self._sse_headers, query))
+                query = f"partNumber={len(etags) + 1}&{upload}"
+                answer, _ = self._requests.call(self._put(key, part, self._sse_headers, query), _LIMIT_BYTES)
                 # S3 accepts this as the ETag of a part whose answer has none.
                 etags.append(answer.get("etag", "") or f'"{hashlib.md5(part, usedforsecurity=False).hexdigest()}"')
                 size += len(part)
@@ -151,7 +147,7 @@ class Writer:
             return self._complete(key, upload, etags, size, exists)
         except BaseException:
             with contextlib.suppress(StorageError):  # report the first failure
-                self._call(self._delete_request(key, f"?{upload}"))
+                self._requests.call(self._delete_request(key, upload), _LIMIT_BYTES)
             raise
 
     def _complete(
@@ -217,9 +213,9 @@ class Writer:
         headers = {"Content-MD5": _base64_md5(body), "Content-Type": "application/xml"}
         about = f"{keys[0]} and {len(keys) - 1} more"
         request = Request(
-            "DELETE", "POST", lambda: f"{self._access.bucket_url()}?delete=", about, headers, body, (200, 204)
+            "DELETE", "POST", about, "delete=", is_of_bucket=True, headers=headers, body=body, expected=(200, 204)
         )
-        _, said = self._requests.call(request, _LIMIT_BYTES)
+        _, said = self._requests.try_to_call(request, _LIMIT_BYTES)
         if not said.strip():
             return []
         try:
@@ -244,7 +240,7 @@ class Writer:
         errors: list[StorageError] = []
         for key in keys:
             try:
-                self._call(self._delete_request(key, ""))
+                self._requests.call(self._delete_request(key, ""), _LIMIT_BYTES)
             except StorageNotFoundError as error:
                 if "NoSuchBucket" in error.message:
                     raise
@@ -255,7 +251,7 @@ class Writer:
         return errors
 
     def _delete_request(self, key: str, query: str) -> Request:
-        return Request("DELETE", "DELETE", lambda: self._access.object_url(key) + query, key, expected=(200, 202, 204))
+        return Request("DELETE", "DELETE", key, query, expected=(200, 202, 204))
 
 
 _NOT_OF_CONDITIONS = (TransientStorageError, StoragePermissionError, StorageNotFoundError)
