@@ -66,7 +66,7 @@ class Rehearsals:
         self._thread: threading.Thread | None = None
         self._is_stopped = False
         self._is_lookup = False  # the statement that is rehearsed
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end the session under this lock
         self._pid = os.getpid()
         end_at_exit(self)
 
@@ -132,7 +132,7 @@ class Rehearsals:
         """Begin again in a forked child: the thread is gone, and its connection may be in the middle of a call."""
         _left_behind.append(self._guest)
         self._guest = self._thread = self._next = None
-        self._lock, self._pid = threading.Lock(), os.getpid()
+        self._lock, self._pid = threading.RLock(), os.getpid()
 
     # --- in the thread ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+import threading
 from collections.abc import Callable
 
 import apsw
@@ -11,8 +12,12 @@ import pytest
 
 import litevfs
 import litevfs.dbapi
+from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.rehearsal import rehearse
 from litevfs.errors import TransientStorageError
 from litevfs.live.registry import registry
+from litevfs.live.session import Session
+from litevfs.options import Options
 from tests.support import wait_until
 
 DOORS: dict[str, Callable[..., object]] = {
@@ -56,3 +61,22 @@ def test_a_connection_that_is_dropped_after_an_error_lets_its_replica_go(small, 
     finally:
         script.on_read = script.on_list = None
     wait_until(lambda: gc.collect() * 0 + (not registry._shared), "the end of the replica")
+
+
+def test_the_collector_may_end_a_session_in_a_thread_that_has_the_lock_of_its_rehearsals(small):
+    session = Session(Options.collect({}, {"replica_url": small[1].url, "poll_interval": 0}), make_apsw_error)
+    rehearse(session, lambda _: None)
+    lock = session._waits._lock
+    garbage: list[object] = [session]
+    garbage.append(garbage)
+    del session, garbage
+
+    def collect() -> None:
+        with lock:  # as a rehearsal's own thread, between two statements
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not registry._shared
