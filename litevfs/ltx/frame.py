@@ -95,7 +95,8 @@ def decode_usual(
     view = memoryview(data)
     try:
         for start, size, pgno in zip(starts, sizes, pgnos, strict=False):
-            if _unpack_frame_header(data, start) != (pgno, PAGE_FLAG_SIZE, size - FRAME_HEADER_SIZE):
+            frame_pgno, flags, block_size = _unpack_frame_header(data, start)
+            if frame_pgno != pgno or flags != PAGE_FLAG_SIZE or block_size != size - FRAME_HEADER_SIZE:
                 break
             page = lz4_block_decompress(view[start + FRAME_HEADER_SIZE : start + size], page_size)
             if len(page) != page_size:

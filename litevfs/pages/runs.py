@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import accumulate, compress
 from typing import NamedTuple
 
 from litevfs.files.frame_checks import frame_check
@@ -32,6 +32,8 @@ MAX_RUN_BYTES = 1 << 18
 """Bytes of pages that are decoded at once."""
 MAX_GAP_BYTES = 1 << 14
 """A run ends where so many bytes of other frames lie between two of its pages."""
+MAX_SCANS = 8
+"""Scans that may take turns."""
 FORGOTTEN_AFTER = 64
 """After so many pages that were read alone, what came before says nothing about the reads that come."""
 
@@ -44,20 +46,23 @@ class _Scan(NamedTuple):
     scanned: int  # pages of all its runs
 
 
+_NO_SCAN = _Scan(range(0), 1, 1)
+
+
 class Runs:
     """How many pages a read that missed the page cache is worth. Threads may share it: it holds hints only."""
 
     def __init__(self) -> None:
         self._after_one: set[int] = set()  # the page after each that was read alone
-        self._scans: dict[int, _Scan] = {}  # by each page that goes on with it
+        self._scans: list[_Scan] = []  # the last one first
 
     def is_alone(self, pgno: int) -> bool:
         """Whether page `pgno` goes on with no run, so that it is worth no other one. Quick: most misses end here."""
-        if pgno in self._after_one or pgno in self._scans:
+        if pgno in self._after_one or (self._scans and self._scan_before(pgno) is not _NO_SCAN):
             return False
         if len(self._after_one) >= FORGOTTEN_AFTER:
             self._after_one.clear()
-            self._scans.clear()
+            self._scans = []
         self._after_one.add(pgno + 1)
         return True
 
@@ -71,44 +76,48 @@ class Runs:
         if self.is_alone(pgno):
             return 1, 1
         self._after_one.discard(pgno)
-        before = self._scans.get(pgno) or _Scan(range(0), 1, 1)
-        for page in before.next_pages:
-            self._scans.pop(page, None)
+        before = self._scan_before(pgno)
         length = max(1, min(2 * before.length, most))
         count = min(length, CHUNK_PAGES - ((pgno - 1) & CHUNK_MASK))
         end = pgno + count
         scan = _Scan(range(end, end + (length >> 1) + 1), length, before.scanned + count)
-        self._scans.update(dict.fromkeys(scan.next_pages, scan))
+        self._scans = [scan, *(other for other in self._scans if other is not before)][:MAX_SCANS]
         return count, scan.scanned
+
+    def _scan_before(self, pgno: int) -> _Scan:
+        for scan in self._scans:
+            if pgno in scan.next_pages:
+                return scan
+        return _NO_SCAN
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Consecutive pages of one file, in the order of their frames."""
 
-    pgnos: list[int]
-    versions: list[int]
-    checks: list[int]
-    offsets: list[int]  # in the file, bytes
-    sizes: list[int]
+    pgnos: Sequence[int]
+    versions: Sequence[int]
+    checks: Sequence[int]
+    starts: Sequence[int]  # of the frames, after the start of the first one, bytes
+    sizes: Sequence[int]
 
     @property
-    def end(self) -> int:
-        """Where in the file the last frame ends."""
-        return self.offsets[-1] + self.sizes[-1]
+    def size(self) -> int:
+        """Bytes from the start of the first frame to the end of the last one."""
+        return self.starts[-1] + self.sizes[-1]
 
-    def decode(self, snapshot: Snapshot, data: bytes, start: int) -> list[bytes]:
-        """The pages, from `data`, which is what lies at `start` of the file: as far as it has sound frames.
+    def decode(self, snapshot: Snapshot, data: bytes) -> list[bytes]:
+        """The pages, from `data`, which begins with the first frame: as far as it has sound frames.
 
         What is damaged is for the read of that page to tell.
         """
-        starts = [offset - start for offset in self.offsets]
+        sizes = self.sizes
         if any(self.checks):
-            for i, (check, at, size) in enumerate(zip(self.checks, starts, self.sizes, strict=True)):
+            for i, (check, at, size) in enumerate(zip(self.checks, self.starts, sizes, strict=True)):
                 if check and check != frame_check(data[at : at + size]):
-                    starts = starts[:i]
+                    sizes = sizes[:i]
                     break
-        return decode_usual(data, starts, self.sizes, self.pgnos, snapshot.page_size)
+        return decode_usual(data, self.starts, sizes, self.pgnos, snapshot.page_size)
 
     def by_key(self, snapshot: Snapshot, pages: list[bytes]) -> dict[int, bytes]:
         """The pages that `decode` gave, by their keys in a page cache."""
@@ -132,31 +141,27 @@ def run_from(snapshot: Snapshot, pgno: int, count: int) -> Run:
     chunk = snapshot.chunks[(pgno - 1) >> CHUNK_BITS]
     first = (pgno - 1) & CHUNK_MASK
     end = min(first + count, CHUNK_PAGES)
-    number = chunk.files[first]
-    columns: list[list[int]] = [
-        list(range(pgno, pgno + end - first)),
-        chunk.versions[first:end].tolist(),
-        chunk.checks[first:end].tolist(),
-        chunk.frames[first:end].tolist(),
-    ]
     files = chunk.files[first:end]
-    if files.count(number) != len(files):
-        same = [file == number for file in files]
-        columns = [list(compress(column, same)) for column in columns]
-    pgnos, versions, checks, frames = columns
-    offsets = [frame >> FRAME_SIZE_BITS for frame in frames]
+    frames = chunk.frames[first:end].tolist()
+    pgnos: Sequence[int] = range(pgno, pgno + len(frames))
+    versions, checks = chunk.versions[first:end].tolist(), chunk.checks[first:end].tolist()
+    if files.count(files[0]) != len(files):
+        same = [file == files[0] for file in files]
+        pgnos, versions, checks, frames = (list(compress(each, same)) for each in (pgnos, versions, checks, frames))
     sizes = [frame & FRAME_SIZE_MASK for frame in frames]
-    near = _near(offsets, sizes)
-    return Run(pgnos[:near], versions[:near], checks[:near], offsets[:near], sizes[:near])
+    starts = list(accumulate(sizes[:-1], initial=0))
+    if (frames[-1] >> FRAME_SIZE_BITS) - (frames[0] >> FRAME_SIZE_BITS) == starts[-1]:
+        return Run(pgnos, versions, checks, starts, sizes)  # back to back, as a snapshot has them
+    starts = [(frame >> FRAME_SIZE_BITS) - (frames[0] >> FRAME_SIZE_BITS) for frame in frames]
+    near = _near(starts, sizes)
+    return Run(pgnos[:near], versions[:near], checks[:near], starts[:near], sizes[:near])
 
 
-def _near(offsets: list[int], sizes: list[int]) -> int:
+def _near(starts: list[int], sizes: list[int]) -> int:
     """How many of these frames follow each other without a large gap."""
-    if offsets[-1] - offsets[0] + sizes[-1] == sum(sizes) and offsets == sorted(offsets):
-        return len(offsets)  # back to back, as a snapshot has them
-    end = offsets[0]
-    for i, offset in enumerate(offsets):
-        if not 0 <= offset - end <= MAX_GAP_BYTES:
+    end = 0
+    for i, start in enumerate(starts):
+        if not 0 <= start - end <= MAX_GAP_BYTES:
             return i
-        end = offset + sizes[i]
-    return len(offsets)
+        end = start + sizes[i]
+    return len(starts)

@@ -315,8 +315,8 @@ class PageSource:
         run = run_from(snapshot, pgno, along.count)
         number, offset, size = snapshot.place(pgno)
         try:
-            data = self._fetch(snapshot, number, offset, size, run.end - offset, deadline)
-            if pages := run.decode(snapshot, data, offset):
+            data = self._fetch(snapshot, number, offset, size, run.size, deadline)
+            if pages := run.decode(snapshot, data):
                 self._hand_out(snapshot, run, pages, along)
                 return pages[0]
             return decode_page(snapshot, pgno, data[:size])
