@@ -1,7 +1,7 @@
 """A reverse proxy that records HTTP requests, delays them and injects faults, for tests and measurements.
 
 Forwards bytes unchanged (the signed Host header too, so signatures stay valid), over kept-alive connections on both
-sides: a delay is paid once per request, as on a network. Knows HTTP/1.1 framing and nothing of S3.
+sides: a delay is paid once per request, as on a network. `http_relay` knows the framing; neither knows S3.
 
 Faults (`http_faults`) are set in Python, `proxy.faults`, or over HTTP: `POST /_test/inject-fault` takes one or a list
 of them as JSON, `GET` shows those that are set, `DELETE` clears them.
@@ -17,15 +17,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import BufferedReader
-from typing import Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from litevfs.testing.http_faults import HTTPFault, HTTPFaults, faults_of_json
+from litevfs.testing.http_relay import (
+    Head,
+    Reader,
+    has_body,
+    read_answer_head,
+    read_body,
+    read_head,
+    refuse_body,
+    relay_answer,
+    relay_body,
+    relay_interim,
+    with_length,
+)
 
-_CHUNK_BYTES = 1 << 17
 _PIECE_BYTES = _BUFFER_BYTES = 1 << 14
-_HEAD_LIMIT_BYTES = 1 << 16
-_Reader: TypeAlias = "BufferedReader[socket.SocketIO]"
 _CONTROL_PATH = "/_test/inject-fault"
 
 
@@ -66,7 +75,7 @@ class HTTPProxy:
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._lock = threading.Lock()
         self._requests: list[RecordedRequest] = []
-        self._unread: list[tuple[_Head, float]] = []  # requests to record when they are asked for
+        self._unread: list[tuple[Head, float]] = []  # requests to record when they are asked for
         self._sockets: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
@@ -138,16 +147,16 @@ class HTTPProxy:
                 sock.close()
 
     def _exchange(
-        self, from_client: _Reader, upstream: socket.socket, from_server: _Reader, client: socket.socket
+        self, from_client: Reader, upstream: socket.socket, from_server: Reader, client: socket.socket
     ) -> bool:
         """Relay one request and its answer; False when the connection ends with it."""
-        head = _read_head(from_client)
+        head = read_head(from_client)
         if head is None:
             return False
         method, target, _ = head.first.split(" ", 2)
         path = target.partition("?")[0]
         if path == _CONTROL_PATH:
-            client.sendall(self._control(method, _read_body(head, from_client)))
+            client.sendall(self._control(method, read_body(head, from_client)))
             return True
         with self._lock:
             self._unread.append((head, time.monotonic()))
@@ -160,18 +169,18 @@ class HTTPProxy:
         awaits_consent = head.value("expect").lower() == "100-continue"
         if fault is not None and fault.status:
             if awaits_consent:
-                _refuse_body(fault.answer(), from_client, client)
+                refuse_body(fault.answer(), from_client, client)
                 return False
-            _read_body(head, from_client)
+            read_body(head, from_client)
             client.sendall(fault.answer())
             return True
         upstream.sendall(head.data)
-        if awaits_consent and not _relay_interim(from_server, client):
+        if awaits_consent and not relay_interim(from_server, client):
             return False
-        _relay_body(head, from_client, upstream)
+        relay_body(head, from_client, upstream)
         if fault is not None and fault.changes_body:
             return self._relay_changed(fault, method, from_server, client)
-        return _relay_answer(method, from_server, _PacedSocket(client, self))
+        return relay_answer(method, from_server, _PacedSocket(client, self))
 
     def _wait_for_line(self, size: int) -> None:
         """Wait until `size` more bytes of an answer have passed the line that all connections share."""
@@ -183,13 +192,13 @@ class HTTPProxy:
                 passed_at = self._line_free_at
             self._closing.wait(max(0.0, passed_at - time.monotonic()))
 
-    def _relay_changed(self, fault: HTTPFault, method: str, from_server: _Reader, client: socket.socket) -> bool:
-        head = _read_answer_head(from_server)
+    def _relay_changed(self, fault: HTTPFault, method: str, from_server: Reader, client: socket.socket) -> bool:
+        head = read_answer_head(from_server)
         if head is None:
             return False
-        body = _read_body(head, from_server) if _has_body(method, head) else b""
+        body = read_body(head, from_server) if has_body(method, head) else b""
         sent, is_end = self.faults.changed_body(fault, body)
-        data = _with_length(head.data, len(body)) if head.is_chunked else head.data
+        data = with_length(head.data, len(body)) if head.is_chunked else head.data
         client.sendall(data + sent)
         return not is_end and head.value("connection").lower() != "close"
 
@@ -203,45 +212,6 @@ class HTTPProxy:
         except ValueError as error:
             return _json_answer("400 Bad Request", {"error": str(error)})
         return _json_answer("200 OK", [asdict(fault) for fault in self.faults.active])
-
-
-class _Head:
-    """The head of a message, whose fields are looked for when they are asked for: most never are."""
-
-    def __init__(self, data: bytes, following: int) -> None:
-        self.data = data  # with its empty line
-        self.following = following  # bytes after it that have come already
-        self._lower = data.lower()
-
-    @property
-    def first(self) -> str:
-        """The first line."""
-        return self.data[: self.data.index(b"\r\n")].decode("latin-1")
-
-    def value(self, name: str) -> str:
-        """The value of a field, whose name is given in lower case; empty if there is none."""
-        start = b"\r\n%s:" % name.encode()
-        at = self._lower.find(start)
-        end = self.data.find(b"\r\n", at + 2)
-        return "" if at < 0 else self.data[at + len(start) : end].decode("latin-1").strip()
-
-    @property
-    def is_chunked(self) -> bool:
-        """Whether the body comes in chunks."""
-        return self.value("transfer-encoding").lower() == "chunked"
-
-    @property
-    def length(self) -> int:
-        """Bytes of a body that does not come in chunks."""
-        return int(self.value("content-length") or 0)
-
-
-class _Sink(Protocol):
-    """Accepts bytes."""
-
-    def sendall(self, data: bytes, /) -> None:
-        """Send all of them."""
-        ...
 
 
 class _PacedSocket:
@@ -270,127 +240,16 @@ def running_s3_proxy(upstream: str, *, delay_s: float = 0.0, seed: int | None = 
         proxy.close()
 
 
-def _relay_interim(from_server: _Reader, client: socket.socket) -> bool:
-    """Relay the answer to `Expect: 100-continue`; False when it is a final one, which ends the connection."""
-    head = _read_head(from_server)
-    if head is None:
-        return False
-    client.sendall(head.data)
-    if head.data[9:12] == b"100":
-        return True
-    _relay_body(head, from_server, client)
-    return False
-
-
-def _refuse_body(answer: bytes, from_client: _Reader, client: socket.socket) -> None:
-    """Answer a request whose body may or may not follow: closing before it came could cost the client the answer."""
-    client.sendall(answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-    client.shutdown(socket.SHUT_WR)
-    while from_client.read1(_CHUNK_BYTES):
-        pass
-
-
-def _relay_answer(method: str, from_server: _Reader, client: _Sink) -> bool:
-    head = _read_answer_head(from_server)
-    if head is None:
-        return False
-    size = head.length if _has_body(method, head) and not head.is_chunked else 0
-    if size and size <= head.following:  # the whole answer is here: one send, and the client needs one wait
-        client.sendall(head.data + from_server.read(size))
-    else:
-        client.sendall(head.data)
-        if _has_body(method, head):
-            _relay_body(head, from_server, client)
-    return head.value("connection").lower() != "close"
-
-
-def _read_answer_head(from_server: _Reader) -> _Head | None:
-    """The head of the final answer, or None at the end of the stream."""
-    head = _read_head(from_server)
-    while head is not None and head.data[9:12] == b"100":
-        head = _read_head(from_server)
-    return head
-
-
-def _has_body(method: str, head: _Head) -> bool:
-    return method != "HEAD" and head.data[9:12] not in (b"204", b"304")
-
-
-def _read_head(stream: _Reader) -> _Head | None:
-    """A message up to its empty line, or None at the end of the stream."""
-    came = stream.peek()
-    end = came.find(b"\r\n\r\n")
-    if end >= 0:
-        return _Head(stream.read(end + 4), len(came) - end - 4)
-    lines: list[bytes] = []
-    size = 0
-    while size < _HEAD_LIMIT_BYTES:
-        line = stream.readline(_HEAD_LIMIT_BYTES)
-        if not line.endswith(b"\n"):
-            return None
-        lines.append(line)
-        size += len(line)
-        if line == b"\r\n" and len(lines) > 1:
-            return _Head(b"".join(lines), 0)
-    return None
-
-
-def _recorded(head: _Head, at: float) -> RecordedRequest:
+def _recorded(head: Head, at: float) -> RecordedRequest:
     method, target, _ = head.first.split(" ", 2)
     path, _, query = target.partition("?")
     pairs = (line.partition(":") for line in head.data.decode("latin-1").split("\r\n")[1:] if line)
     return RecordedRequest(method, path, query, {name.lower(): value.strip() for name, _, value in pairs}, at)
 
 
-def _relay_body(head: _Head, source: _Reader, target: _Sink) -> None:
-    if head.is_chunked:
-        while size := _relay_line(source, target):
-            _relay_bytes(source, target, size + 2)
-        while source_line := source.readline(_HEAD_LIMIT_BYTES):
-            target.sendall(source_line)
-            if source_line == b"\r\n":
-                return
-    else:
-        _relay_bytes(source, target, head.length)
-
-
-def _read_body(head: _Head, source: _Reader) -> bytes:
-    """A body in memory, without its framing."""
-    if not head.is_chunked:
-        return source.read(head.length)
-    chunks: list[bytes] = []
-    while size := int(source.readline(_HEAD_LIMIT_BYTES).split(b";")[0], 16):
-        chunks.append(source.read(size))
-        source.readline(_HEAD_LIMIT_BYTES)
-    while source.readline(_HEAD_LIMIT_BYTES).strip():
-        pass
-    return b"".join(chunks)
-
-
-def _with_length(head: bytes, size: int) -> bytes:
-    """The head of a message that came in chunks, for its body in one piece."""
-    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"transfer-encoding:")]
-    return b"\r\n".join([lines[0], b"Content-Length: %d" % size, *lines[1:]])
-
-
 def _json_answer(status: str, value: object) -> bytes:
     body = json.dumps(value).encode()
     return f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def _relay_line(source: _Reader, target: _Sink) -> int:
-    line = source.readline(_HEAD_LIMIT_BYTES)
-    target.sendall(line)
-    return int(line.split(b";")[0], 16) if line else 0
-
-
-def _relay_bytes(source: _Reader, target: _Sink, size: int) -> None:
-    while size:
-        data = source.read1(min(size, _CHUNK_BYTES))
-        if not data:
-            raise ConnectionError("closed in mid-body")
-        target.sendall(data)
-        size -= len(data)
 
 
 def _shut(sock: socket.socket) -> None:
