@@ -13,6 +13,7 @@ import pytest
 
 import litevfs
 from litevfs.files.line import Line
+from litevfs.states.snapshot import Snapshot
 
 _TICK_S = 0.002
 
@@ -94,3 +95,9 @@ def leave_lines_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each line be what is assumed at first: else what is planned would change with how busy the machine is."""
     monkeypatch.setattr(Line, "carry", lambda _, size, request, size_of: request())
     monkeypatch.setattr(Line, "trip", lambda _, request: request())
+
+
+def missing_pages(snapshot: Snapshot) -> int:
+    """How many pages of a state no file holds; the page with SQLite's lock bytes is in none."""
+    has_lock_page = snapshot.page_size > 0 and snapshot.size_bytes > 1 << 30
+    return snapshot.commit - has_lock_page - sum(chunk.file_array.astype(bool).sum() for chunk in snapshot.chunks)

@@ -193,11 +193,6 @@ class RehearsalSession(Session):
         """Whether the last rehearsal ended in a scan, and missed nothing else: the watcher knows those better."""
         return self._scanned is not None and all(self._tree_of(pgno) == self._scanned for pgno in self._missing)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Decoded pages that are kept for the next rehearsal."""
-        return sum(map(len, self._decoded.values()))
-
     def rest(self) -> None:
         """Free the memory that only the task needed."""
         self._decoded.clear()

@@ -295,14 +295,6 @@ class Fetcher:
         self.keep(file, offset, data)
         return data
 
-    def worth_reading(self, file: LTXFileInfo, start: int, end: int) -> tuple[int, int]:
-        """(offset, size) to request when bytes `start` to `end` are wanted: whole blocks if the folder keeps them."""
-        if self.disk_cache is not None:
-            block_size = self.disk_cache.block_size
-            start -= start % block_size
-            end = min(file.size, end + -end % block_size)
-        return start, end - start
-
     def keep(self, file: LTXFileInfo, offset: int, data: bytes) -> None:
         """Keep the whole blocks among bytes that were read from storage in the folder, if there is one."""
         if self.disk_cache is not None:

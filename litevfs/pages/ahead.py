@@ -14,15 +14,8 @@ from litevfs.files.byte_cache import ENTRY_OVERHEAD_BYTES, ByteCache
 from litevfs.files.governor import FREE_BYTES
 from litevfs.files.ranges import Range
 from litevfs.pages.watcher import Watcher
-from litevfs.states.snapshot import (
-    CHUNK_BITS,
-    CHUNK_MASK,
-    FRAME_SIZE_BITS,
-    FRAME_SIZE_MASK,
-    Snapshot,
-    decode_page,
-    page_key,
-)
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK
+from litevfs.states.snapshot import Snapshot, decode_page, page_key
 from litevfs.states.unplaced import locate
 
 logger = logging.getLogger("litevfs.pages.ahead")

@@ -17,16 +17,8 @@ from typing import NamedTuple
 
 from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.frame import decode_usual
-from litevfs.states.snapshot import (
-    CHUNK_BITS,
-    CHUNK_MASK,
-    CHUNK_PAGES,
-    EPOCH_SHIFT,
-    FRAME_SIZE_BITS,
-    FRAME_SIZE_MASK,
-    PGNO_BITS,
-    Snapshot,
-)
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, CHUNK_PAGES, FRAME_SIZE_BITS, FRAME_SIZE_MASK
+from litevfs.states.snapshot import EPOCH_SHIFT, PGNO_BITS, Snapshot
 
 MAX_RUN_BYTES = 1 << 18
 """Bytes of pages that are decoded at once."""

@@ -29,18 +29,8 @@ from litevfs.pages.reads import Reads, Waits, WatchedReads
 from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
 from litevfs.pages.watcher import Watcher
-from litevfs.states.snapshot import (
-    CHUNK_BITS,
-    CHUNK_MASK,
-    EPOCH_SHIFT,
-    FRAME_SIZE_BITS,
-    FRAME_SIZE_MASK,
-    PGNO_BITS,
-    Chunk,
-    Snapshot,
-    decode_page,
-    page_key,
-)
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Chunk
+from litevfs.states.snapshot import EPOCH_SHIFT, PGNO_BITS, Snapshot, decode_page, page_key
 from litevfs.states.unplaced import locate
 
 logger = logging.getLogger("litevfs.pages.source")

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevfs.ltx.format import lock_pgno
-from litevfs.states.snapshot import CHUNK_BITS, Chunk, Snapshot
+from litevfs.states.chunks import CHUNK_BITS, Chunk
+from litevfs.states.snapshot import Snapshot
 
 
 def changed_pgnos(old: Snapshot, new: Snapshot) -> NDArray[np.int64]:

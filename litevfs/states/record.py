@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from litevfs.ltx.checksum import FileChecksum
 from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.states.chunks import CHUNK_PAGES, Chunk, empty_chunk, slots_of
 from litevfs.states.lineage import Times
-from litevfs.states.snapshot import CHUNK_PAGES, Chunk, Snapshot, empty_chunk, empty_snapshot, slots_of
+from litevfs.states.snapshot import Snapshot, empty_snapshot
 from litevfs.states.versions import Versions
 
 _MAGIC = b"LVFSKNW1"

@@ -1,24 +1,17 @@
 """The immutable map from page number to the place its bytes are, for one TXID. Knows LTX values, not storage.
 
-A snapshot is a list of chunks of 2,048 pages; `apply` copies only the chunks a file touches, so snapshots share what
-did not change and a new transaction costs in proportion to its pages. Per page it keeps
-
-- `version` (u32): the TXID that the page's content is of, as a code. Within one history a TXID has one content, so two
-  snapshots of it with equal versions of a page have equal bytes: pages are cached by it.
-- `file` (u32): the number of the file to read it from. Compaction puts the same version into another file.
-- `frame` (u64): offset (47 bits) and size (17 bits) of the frame there.
-- `check` (u16): of the frame's bytes (`verification`), where its file was verified whole; 0 where it was not.
+A snapshot is a list of chunks of 2,048 pages (`chunks`); `apply` copies only the chunks a file touches, so snapshots
+share what did not change and a new transaction costs in proportion to its pages.
 
 Source of the merge rule: a file changes content only if it advances the TXID; any other file may only relocate.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,89 +19,25 @@ from numpy.typing import NDArray
 from litevfs.errors import LTXChecksumError, LTXFormatError, PageUnavailableError, TXIDGapError
 from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.file_info import LTXFileInfo
-from litevfs.ltx.format import Header, lock_pgno
+from litevfs.ltx.format import Header
 from litevfs.ltx.frame import decode_frame
 from litevfs.ltx.page_index import PageIndex, check_growth, check_size_change, whole_from
+from litevfs.states.chunks import (
+    CHUNK_BITS,
+    CHUNK_MASK,
+    CHUNK_PAGES,
+    FRAME_SIZE_BITS,
+    FRAME_SIZE_MASK,
+    MAX_FRAME_OFFSET,
+    Chunk,
+    empty_chunk,
+    slots_of,
+)
 from litevfs.states.versions import Versions
 
-CHUNK_BITS = 11
-CHUNK_PAGES = 1 << CHUNK_BITS
-CHUNK_MASK = CHUNK_PAGES - 1
-MIN_SLOTS = 16  # of the last chunk
 FEW_PAGES = 64  # are counted faster one by one than by numpy
-FRAME_SIZE_BITS = 17
-"""Enough for the largest frame (`MAX_FRAME_SIZE`)."""
-FRAME_SIZE_MASK = (1 << FRAME_SIZE_BITS) - 1
 PGNO_BITS = VERSION_BITS = 32
 EPOCH_SHIFT = VERSION_BITS + PGNO_BITS
-MAX_FRAME_OFFSET = 1 << (64 - FRAME_SIZE_BITS)
-
-
-class Chunk:
-    """2,048 consecutive pages, in Python's own arrays: indexing them takes half as long as numpy's. The last chunk of a
-    database has as few slots as it needs (see `slots_of`).
-
-    For whole ranges numpy gets a short-lived view: views that stay would take a twentieth of the content's memory.
-    """
-
-    __slots__ = ("checks", "files", "frames", "versions")
-
-    def __init__(self, versions: array[int], files: array[int], frames: array[int], checks: array[int]) -> None:
-        self.versions, self.files, self.frames, self.checks = versions, files, frames, checks
-
-    @property
-    def version_array(self) -> NDArray[np.uint32]:
-        """`versions` for numpy; writing to it changes the chunk."""
-        return np.frombuffer(self.versions, np.uint32)
-
-    @property
-    def file_array(self) -> NDArray[np.uint32]:
-        """`files` for numpy."""
-        return np.frombuffer(self.files, np.uint32)
-
-    @property
-    def frame_array(self) -> NDArray[np.uint64]:
-        """`frames` for numpy."""
-        return np.frombuffer(self.frames, np.uint64)
-
-    @property
-    def check_array(self) -> NDArray[np.uint16]:
-        """`checks` for numpy."""
-        return np.frombuffer(self.checks, np.uint16)
-
-    @property
-    def arrays(self) -> tuple[NDArray[np.unsignedinteger[Any]], ...]:
-        """All four arrays of the chunk."""
-        return self.version_array, self.file_array, self.frame_array, self.check_array
-
-    def copy(self) -> Chunk:
-        """An independent chunk with the same content."""
-        return Chunk(self.versions[:], self.files[:], self.frames[:], self.checks[:])
-
-    def extended(self, slots: int) -> Chunk:
-        """An independent chunk of so many slots, those beyond the content of this one empty."""
-        room = empty_chunk(slots - len(self.versions))
-        return Chunk(
-            self.versions + room.versions,
-            self.files + room.files,
-            self.frames + room.frames,
-            self.checks + room.checks,
-        )
-
-
-def empty_chunk(slots: int) -> Chunk:
-    """A chunk of so many slots, of pages that no file holds."""
-    u16, u32, u64 = ((code, bytes(slots * size)) for code, size in (("H", 2), ("I", 4), ("Q", 8)))
-    return Chunk(array(*u32), array(*u32), array(*u64), array(*u16))
-
-
-def slots_of(commit: int, number: int) -> int:
-    """Slots that chunk `number` has in a database of `commit` pages: a power of two for the last, all for the others.
-
-    A process may have thousands of small databases open, each of a few pages.
-    """
-    needed = commit - (number << CHUNK_BITS)
-    return min(CHUNK_PAGES, max(MIN_SLOTS, 1 << (needed - 1).bit_length()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +178,6 @@ class Snapshot:
         edit = _Edit(self, self.commit)
         edit.put(file, relocate_only=True)
         return edit.finish()
-
-    def missing_pages(self) -> int:
-        """How many pages of this state no file holds; 0 in a sound replica. Costs one pass over the map."""
-        held = sum(int(np.count_nonzero(chunk.file_array)) for chunk in self.chunks)
-        expected = self.commit
-        if self.page_size and self.commit >= lock_pgno(self.page_size):
-            expected -= 1
-        return expected - held
 
     def index_bytes(self) -> int:
         """Memory of the page map, bytes (shared chunks counted in full)."""

@@ -13,16 +13,8 @@ from dataclasses import replace
 from litevfs.errors import LitevfsError, LTXFormatError
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
-from litevfs.states.snapshot import (
-    CHUNK_BITS,
-    CHUNK_MASK,
-    CHUNK_PAGES,
-    MAX_FRAME_OFFSET,
-    Places,
-    Snapshot,
-    empty_chunk,
-    slots_of,
-)
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, CHUNK_PAGES, MAX_FRAME_OFFSET, empty_chunk, slots_of
+from litevfs.states.snapshot import Places, Snapshot
 
 logger = logging.getLogger("litevfs.states.unplaced")
 

@@ -14,7 +14,7 @@ from litevfs.live.replica import Replica
 from litevfs.live.status import ReplicaStatus
 from litevfs.options import Options
 from litevfs.replica_clients.urls import open_replica_client
-from litevfs.states.snapshot import MIN_SLOTS
+from litevfs.states.chunks import MIN_SLOTS
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one

@@ -16,7 +16,7 @@ from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options
 from litevfs.pages.runs import FORGOTTEN_AFTER, MAX_GAP_BYTES, MAX_RUN_BYTES, Runs, run_from
 from litevfs.replica_clients.memory import MemoryStore, drop_memory_store, memory_store
-from litevfs.states.snapshot import CHUNK_PAGES
+from litevfs.states.chunks import CHUNK_PAGES
 
 PAGE_SIZE, PAGES = 4096, 400
 """More than 1 MiB of frames: such a file is not verified when it is opened."""

@@ -25,7 +25,7 @@ from tests.interrupts import interrupted_everywhere
 from tests.ltx.reference import File
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
-from tests.support import wait_until
+from tests.support import missing_pages, wait_until
 
 FILL = (
     "CREATE TABLE t(id INTEGER PRIMARY KEY, s TEXT);"
@@ -173,7 +173,7 @@ def test_a_page_that_no_file_holds_is_refused_with_its_file_and_not_served_as_ze
         with pytest.raises(LTXMissingPagesError, match=f"page {lost} is in no file") as caught:
             replica.refresh()
         assert caught.value.hint
-        assert replica.view(txid=1).missing_pages() == 0
+        assert missing_pages(replica.view(txid=1)) == 0
         replica.close()
 
 

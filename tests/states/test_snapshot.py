@@ -15,16 +15,9 @@ from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.states.changes import changed_pgnos, in_storage_order
-from litevfs.states.snapshot import (
-    CHUNK_PAGES,
-    FRAME_SIZE_BITS,
-    FRAME_SIZE_MASK,
-    MAX_FRAME_OFFSET,
-    NumberedFile,
-    Snapshot,
-    Versions,
-    empty_snapshot,
-)
+from litevfs.states.chunks import CHUNK_PAGES, FRAME_SIZE_BITS, FRAME_SIZE_MASK, MAX_FRAME_OFFSET
+from litevfs.states.snapshot import NumberedFile, Snapshot, Versions, empty_snapshot
+from tests.support import missing_pages
 
 # Around the borders of chunks: what lies between behaves like its neighbours.
 PAGES = (1, 2, 3, 1023, 1024, 1025, 1026, 2047, 2048, 2049, 3000)
@@ -184,7 +177,7 @@ def test_a_database_may_shrink_to_nothing_and_come_back():
     history = history_of((1025, set()), (0, set()), (3, set()))
     state = empty_snapshot().apply(numbered(history, 1, 1, 1)).apply(numbered(history, 2, 2, 2))
     assert (state.size_bytes, state.chunks, state.files, dict(state.uses)) == (0, (), {}, {})
-    assert state.apply(numbered(history, 3, 3, 3)).missing_pages() == 0
+    assert missing_pages(state.apply(numbered(history, 3, 3, 3))) == 0
 
 
 @pytest.mark.plan("L04")
@@ -200,7 +193,7 @@ def test_the_map_of_a_small_database_is_small_and_grows_with_it():
         assert changed_pgnos(state, newer).tolist() == pgnos.tolist()
         assert newer.index_bytes() <= 18 * max(16, 2 * commit)
         assert [newer.file_number(pgno) for pgno in (1, first, commit)] == [txid] * 3
-        assert newer.missing_pages() == 0
+        assert missing_pages(newer) == 0
         state = newer
 
 
@@ -265,7 +258,7 @@ def test_no_page_may_be_missing_but_the_lock_page():
     header = Header(65536, lock + 2, 1, 1, timestamp_ms=0)
     index = PageIndex(pgnos, pgnos.astype(np.uint64), np.ones(len(pgnos), np.uint32))
     whole = empty_snapshot().apply(NumberedFile(1, LTXFileInfo(0, 1, 1, 10**6, 0), header, index))
-    assert whole.missing_pages() == 0
+    assert missing_pages(whole) == 0
     holed = PageIndex(pgnos[1:], index.offsets[1:], index.sizes[1:])
     with pytest.raises(LTXMissingPagesError, match="page 1 is in no file"):
         empty_snapshot().apply(NumberedFile(1, whole.files[1], header, holed))

@@ -28,7 +28,7 @@ from litevfs.states.snapshot import NumberedFile, Snapshot, empty_snapshot
 from litevfs.testing.faulty import Faults
 from tests.primary import Primary
 from tests.stress.conftest import MakePrimary
-from tests.support import connected, in_threads, one, rows, wait_until
+from tests.support import connected, in_threads, missing_pages, one, rows, wait_until
 
 BYTES_PER_PAGE = 20
 
@@ -139,7 +139,7 @@ def test_pages_of_files_that_were_verified_whole_take_no_more():
             index = decode_file(data).index
             snapshot = snapshot.apply(NumberedFile(info.max_txid, info, header, index, frame_checks(index, data)))
             del index, data
-        assert snapshot.missing_pages() == 0
+        assert missing_pages(snapshot) == 0
         assert held() <= BYTES_PER_PAGE * pages
 
 
