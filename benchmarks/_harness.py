@@ -50,6 +50,51 @@ _PHRASES = 6
 
 
 @dataclass(frozen=True, slots=True)
+class OneFile:
+    """A database and a replica of it that is one LTX snapshot, made in a `cached_folder` of their own."""
+
+    folder: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "database.db"
+
+    @property
+    def ltx_file(self) -> Path:
+        """The replica's only file."""
+        return self.folder / "snapshot.ltx"
+
+    @property
+    def sizes(self) -> str:
+        """Of both, for a title."""
+        return " and ".join(
+            f"{path.stat().st_size / 1e6:.3g} MB of {kind}"
+            for path, kind in ((self.database, "SQLite"), (self.ltx_file, "LTX"))
+        )
+
+    def make(self, schema: str, fill: Callable[[apsw.Connection], object], page_size: int) -> None:
+        """Make both, with what `fill` does in one transaction."""
+        with closing(apsw.Connection(str(self.database))) as connection:
+            connection.execute(f"PRAGMA page_size={page_size}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
+            connection.execute(schema)
+            with connection:
+                fill(connection)
+            connection.execute("VACUUM")
+        write_snapshot(self.ltx_file, self.database.read_bytes(), page_size)
+
+    def answer(self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> str:
+        """A digest of what SQLite itself says, on the local file."""
+        return digest([answer_on(self.database, sql, parameters)])
+
+
+def answer_on(path: Path, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()) -> Any:
+    """What SQLite itself says, on a local file."""
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        return connection.execute(sql, parameters).get
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A database file in rollback-journal mode, its copy in WAL mode, and a replica of it that is one LTX snapshot."""
 
@@ -83,8 +128,7 @@ class Dataset:
 
     def answer(self, sql: str, parameters: Sequence[object] = ()) -> Any:
         """What SQLite itself says, on the local file."""
-        with closing(apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-            return connection.execute(sql, parameters).get
+        return answer_on(self.database, sql, parameters)
 
 
 def dataset(rows: int) -> Dataset:

@@ -10,24 +10,21 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
 from statistics import median
 
 import apsw
 from _harness import (
     PAGE_SIZE,
     Competitor,
+    OneFile,
     Result,
     assert_equal,
     cached_folder,
-    digest,
     parse_arguments,
     ratio,
     report,
     seconds,
-    write_snapshot,
 )
 from line import range_bytes
 from s3 import BUCKET, DELAY_S, KEY, PART_BYTES, PATH, upload_file
@@ -39,7 +36,7 @@ USERS, SMALL_USERS = 200_000, 10_000
 ORDERS_PER_USER = 40  # of USERS: one order for so many users
 CACHES = ("10 MB", "16 MB", "64 MB")
 """The first is what a connection has if nothing else is said."""
-_CONTENT_VERSION = 1  # part of the cache folder's name: raise it when the content changes
+_CONTENT_VERSION = 2  # part of the cache folder's name: raise it when the content changes
 _SUM = "SELECT count(*), sum(length(bio)), min(u.name)"
 QUERIES = {
     "by rowid": f"{_SUM} FROM orders o JOIN users u ON u.id = o.user_id",
@@ -49,32 +46,16 @@ QUERIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """A database file and a replica of it that is one LTX snapshot."""
-
-    folder: Path
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.folder / "shop.db"
-
-    @property
-    def ltx_file(self) -> Path:
-        """The replica's only file."""
-        return self.folder / "shop.ltx"
-
-    def answer(self, sql: str) -> str:
-        """A digest of what SQLite itself says, on the local file."""
-        with closing(apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-            return digest([connection.execute(sql).get])
+_SCHEMA = """
+    CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio TEXT);
+    CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER, user_name TEXT, amount INTEGER, note TEXT)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     users = SMALL_USERS if arguments.small else USERS
-    shop = Shop(cached_folder(f"shop-{users}-v{_CONTENT_VERSION}", lambda folder: _make(Shop(folder), users)))
+    shop = OneFile(cached_folder(f"shop-{users}-v{_CONTENT_VERSION}", lambda folder: _make(OneFile(folder), users)))
     rounds = 1 if arguments.small else 3
     with ExitStack() as stack:
         server = stack.enter_context(running_s3_server())
@@ -90,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name in QUERIES
             for cache in CACHES
         ]
-    size = f"{shop.database.stat().st_size / 1e6:.0f} MB, {shop.ltx_file.stat().st_size / 1e6:.0f} MB of LTX"
-    title = f"Joins of {users // ORDERS_PER_USER:,} rows over S3 ({server.kind}) at {DELAY_S * 1000:.0f} ms, {size}"
+    rows, delay = users // ORDERS_PER_USER, f"{DELAY_S * 1000:.0f} ms"
+    title = f"Joins of {rows:,} rows over S3 ({server.kind}) at {delay}, {shop.sizes}"
     report(title, results, arguments)
 
 
 def measure(
     name: str,
-    shop: Shop,
+    shop: OneFile,
     proxy: HTTPProxy,
     url: str,
     environment: dict[str, str],
@@ -128,24 +109,19 @@ def measure(
     return Result(f"{name}, cache of {cache}", values, "", None, samples)
 
 
-def _make(shop: Shop, users: int) -> None:
+def _make(shop: OneFile, users: int) -> None:
     rng = random.Random(1)
-    with closing(apsw.Connection(str(shop.database))) as connection:
-        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}; PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
-        connection.execute(
-            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio TEXT);"
-            "CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER, user_name TEXT, amount INTEGER, note TEXT)"
-        )
-        with connection:
-            rows = ((i, f"user {i}", rng.randbytes(60).hex()) for i in range(users))
-            connection.executemany("INSERT INTO users VALUES (?, ?, ?)", rows)
-            chosen = (rng.randrange(users) for _ in range(users // ORDERS_PER_USER))
-            orders = ((n, i, f"user {i}", rng.randrange(1000), rng.randbytes(20).hex()) for n, i in enumerate(chosen))
-            connection.executemany("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", orders)
-            connection.execute("CREATE INDEX users_by_name ON users (name)")
-            connection.execute("CREATE INDEX orders_by_amount ON orders (amount, user_id)")
-        connection.execute("VACUUM")
-    write_snapshot(shop.ltx_file, shop.database.read_bytes(), PAGE_SIZE)
+
+    def fill(connection: apsw.Connection) -> None:
+        rows = ((i, f"user {i}", rng.randbytes(60).hex()) for i in range(users))
+        connection.executemany("INSERT INTO users VALUES (?, ?, ?)", rows)
+        chosen = (rng.randrange(users) for _ in range(users // ORDERS_PER_USER))
+        orders = ((n, i, f"user {i}", rng.randrange(1000), rng.randbytes(20).hex()) for n, i in enumerate(chosen))
+        connection.executemany("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", orders)
+        connection.execute("CREATE INDEX users_by_name ON users (name)")
+        connection.execute("CREATE INDEX orders_by_amount ON orders (amount, user_id)")
+
+    shop.make(_SCHEMA, fill, PAGE_SIZE)
 
 
 if __name__ == "__main__":

@@ -10,43 +10,35 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import apsw
 from _chart import bars
 from _harness import (
-    TIMESTAMP_MS,
     Competitor,
+    OneFile,
     Result,
     Samples,
     argument_parser,
     assert_equal,
     cached_folder,
-    digest,
     ratio,
     report,
     seconds,
-    write_snapshot,
 )
+from s3 import BUCKET, KEY, PART_BYTES, PATH, upload_file
 
-from litevfs.ltx import format_file_name
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from litevfs.testing.s3_server import S3Server, running_s3_server
-from litevfs.units import format_timestamp
 
-BUCKET, PATH = "bench", "social"
-KEY = f"{PATH}/0009/{format_file_name(1, 1)}"
-PART_BYTES = 8 << 20
-"""Of the plain download: boto3's default."""
 DELAYS_S = (0.004, 0.025)
 PAGE_SIZES = (1 << 16, 1 << 12)
 GOAL_DELAY_S = 0.025
 """The goals are for this delay, POSTS posts, and either page size."""
 POSTS, SMALL_POSTS, FULL_POSTS = 100_000, 5000, 1_000_000
 DOWNLOAD = "(plain parallel download)"
-_CONTENT_VERSION = 1  # part of the cache folder's name: raise it when the content changes
+_CONTENT_VERSION = 2  # part of the cache folder's name: raise it when the content changes
 
 _SCHEMA = """
     CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, city TEXT, joined INTEGER, about TEXT);
@@ -110,30 +102,15 @@ QUERIES = (
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A database file and a replica of it that is one LTX snapshot."""
+    """A database of so many posts, and its replica."""
 
     posts: int
-    folder: Path
-
-    @property
-    def database(self) -> Path:
-        """The SQLite file."""
-        return self.folder / "social.db"
-
-    @property
-    def ltx_file(self) -> Path:
-        """The replica's only file."""
-        return self.folder / "social.ltx"
+    replica: OneFile
 
     @property
     def parameters(self) -> dict[str, int]:
         """What the queries ask for: a post, and two users who have friends."""
         return {"post": self.posts // 2, "user": self.posts // 100, "other": self.posts // 100 + 3}
-
-    def answer(self, sql: str) -> str:
-        """A digest of what SQLite itself says, on the local file."""
-        with closing(apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-            return digest([connection.execute(sql, self.parameters).get])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -144,12 +121,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds, delays = (1, DELAYS_S[:1]) if arguments.small else (3, DELAYS_S)
     for page_size in PAGE_SIZES:
         folder = cached_folder(
-            f"social-{posts}-{page_size}-v{_CONTENT_VERSION}", lambda folder, size=page_size: _make(folder, posts, size)
+            f"social-{posts}-{page_size}-v{_CONTENT_VERSION}",
+            lambda folder, size=page_size: _make(OneFile(folder), posts, size),
         )
-        network = Network(posts, folder)
+        network = Network(posts, OneFile(folder))
         samples = measure(network, delays, rounds)
-        sizes = f"{posts:,} posts, {network.database.stat().st_size / 1e6:.0f} MB in pages of {page_size >> 10} KiB"
-        title = f"Social network over S3, {sizes}, {network.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
+        title = f"Social network over S3, {posts:,} posts in pages of {page_size >> 10} KiB, {network.replica.sizes}"
         report(title, results(samples, delays, judged=posts == POSTS), arguments)
         bars(
             arguments,
@@ -170,10 +147,10 @@ def _ms(took_s: float | None) -> float | None:
 def measure(network: Network, delays: Sequence[float], rounds: int) -> Samples:
     """Every query at every delay, each on a connection of its own, rounds interleaved; and the download."""
     samples = Samples()
-    expected = {query.name: network.answer(query.sql) for query in QUERIES}
+    expected = {query.name: network.replica.answer(query.sql, network.parameters) for query in QUERIES}
     with ExitStack() as stack:
         server = stack.enter_context(running_s3_server())
-        _upload(network, server)
+        upload_file(network.replica.ltx_file, server)
         proxy = stack.enter_context(running_s3_proxy(server.endpoint))
         for _ in range(rounds):
             for delay_s in delays:
@@ -217,33 +194,21 @@ def results(samples: Samples, delays: Sequence[float], *, judged: bool) -> list[
     return rows
 
 
-def _upload(network: Network, server: S3Server) -> None:
-    client = server.boto3_client()
-    client.create_bucket(Bucket=BUCKET)
-    metadata = {"litestream-timestamp": format_timestamp(TIMESTAMP_MS)}
-    client.upload_file(str(network.ltx_file), BUCKET, KEY, ExtraArgs={"Metadata": metadata})
-    client.close()
-
-
 # --- the database -----------------------------------------------------------------------------------------------------
 
 
-def _make(folder: Path, posts: int, page_size: int) -> None:
-    network = Network(posts, folder)
-    with closing(apsw.Connection(str(network.database))) as connection:
-        connection.execute(f"PRAGMA page_size={page_size}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
-        connection.execute(_SCHEMA)
-        rng = random.Random(1)
-        users = max(posts // 10, 100)
-        with connection:
-            connection.executemany("INSERT INTO users VALUES (?, ?, ?, ?, ?)", _users(rng, users))
-            connection.executemany("INSERT INTO posts VALUES (?, ?, ?, ?)", _posts(rng, posts, users))
-            pairs = ((rng.randrange(users), rng.randrange(posts), rng.randrange(10**9)) for _ in range(5 * posts))
-            connection.executemany("INSERT OR IGNORE INTO likes VALUES (?, ?, ?)", pairs)
-            connection.executemany("INSERT OR IGNORE INTO friendships VALUES (?, ?, ?)", _friendships(rng, users))
-            connection.execute(_INDEXES)
-        connection.execute("VACUUM")
-    write_snapshot(network.ltx_file, network.database.read_bytes(), page_size)
+def _make(replica: OneFile, posts: int, page_size: int) -> None:
+    rng, users = random.Random(1), max(posts // 10, 100)
+
+    def fill(connection: apsw.Connection) -> None:
+        connection.executemany("INSERT INTO users VALUES (?, ?, ?, ?, ?)", _users(rng, users))
+        connection.executemany("INSERT INTO posts VALUES (?, ?, ?, ?)", _posts(rng, posts, users))
+        pairs = ((rng.randrange(users), rng.randrange(posts), rng.randrange(10**9)) for _ in range(5 * posts))
+        connection.executemany("INSERT OR IGNORE INTO likes VALUES (?, ?, ?)", pairs)
+        connection.executemany("INSERT OR IGNORE INTO friendships VALUES (?, ?, ?)", _friendships(rng, users))
+        connection.execute(_INDEXES)
+
+    replica.make(_SCHEMA, fill, page_size)
 
 
 def _words(rng: random.Random, count: int) -> str:
