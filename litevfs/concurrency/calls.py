@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -60,10 +60,27 @@ def _no_answer(began: float, timeout_s: float) -> StorageTimeoutError:
     return StorageTimeoutError(f"the storage has not answered within {timeout_s:.3g} s")
 
 
-@dataclass(slots=True, eq=False)
+def call_elsewhere(call: Callable[[], T], name: str) -> Future[T]:
+    """What a call in a spare thread of that name returns or raises.
+
+    Raises TransientStorageError when no thread can start.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
+            future.set_exception(error)
+
+    spare_threads.run(run, name)
+    return future
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Running(Generic[T]):
-    future: Future[T] = field(default_factory=Future)
-    began: float = field(default_factory=now_s)
+    began: float
+    future: Future[T]
 
 
 class SharedCall(Generic[T]):
@@ -105,9 +122,7 @@ class SharedCall(Generic[T]):
         with self._lock:
             running = self._running
             if running is None or running.future.done():
-                running = _Running()
-                spare_threads.run(lambda: _settle(running.future, self._call), self._name)
-                self._running = running  # only once there is a thread that will end it
+                running = self._running = _Running(now_s(), call_elsewhere(self._call, self._name))
             return running
 
 
@@ -121,7 +136,6 @@ def call_alone(
     """
     began = now_s()
     deadline = time.monotonic() + timeout_s
-    future: Future[T] = Future()
 
     def call_locked() -> T:
         # In the thread that makes the call: so Ctrl-C in the waiting thread neither keeps nor releases the lock.
@@ -132,15 +146,7 @@ def call_alone(
         finally:
             lock.release()
 
-    spare_threads.run(lambda: _settle(future, call_locked), name)
-    return _result(future, deadline, partial(too_late, began, timeout_s))
-
-
-def _settle(future: Future[T], call: Callable[[], T]) -> None:
-    try:
-        future.set_result(call())
-    except BaseException as error:  # noqa: BLE001 (handed to the waiting thread)
-        future.set_exception(error)
+    return _result(call_elsewhere(call_locked, name), deadline, partial(too_late, began, timeout_s))
 
 
 def _result(future: Future[T], deadline: float, too_late: Callable[[], LitevfsError]) -> T:

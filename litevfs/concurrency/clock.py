@@ -1,4 +1,4 @@
-"""The clock that tells how old something is. Knows nothing else."""
+"""The clocks: how old something is, and when a call has to end. Knows nothing else."""
 
 from __future__ import annotations
 
@@ -12,3 +12,8 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def now_s() -> float:
     """Seconds since some moment, always growing, also while the machine sleeps: a state gets old meanwhile."""
     return time.clock_gettime(_CLOCK)
+
+
+def deadline_in(timeout_s: float | None) -> float | None:
+    """When a call that begins now and may take so many seconds has to end, by `time.monotonic()`; None: no limit."""
+    return None if timeout_s is None else time.monotonic() + timeout_s

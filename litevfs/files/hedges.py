@@ -16,8 +16,7 @@ from concurrent.futures import Future, as_completed, wait
 from functools import partial
 from typing import TypeVar
 
-from litevfs.concurrency.futures import settle
-from litevfs.concurrency.workers import spare_threads
+from litevfs.concurrency.calls import call_elsewhere
 from litevfs.errors import TransientStorageError
 from litevfs.files.line import OneForEachHost
 
@@ -116,21 +115,10 @@ class Hedges:
 
 
 def _in_spare_thread(request: Callable[[], T]) -> Future[T] | None:
-    future: Future[T] = Future()
     try:
-        spare_threads.run(partial(_settle, future, request), "litevfs-request")
+        return call_elsewhere(request, "litevfs-request")
     except TransientStorageError:  # no thread can start
         return None
-    return future
-
-
-def _settle(future: Future[T], request: Callable[[], T]) -> None:
-    try:
-        result = request()
-    except Exception as error:  # noqa: BLE001 (handed to the waiting thread)
-        settle(future, error)
-    else:
-        settle(future, result)
 
 
 def first_of(requests: Iterable[Future[T]], patience_s: float | None = None) -> T:

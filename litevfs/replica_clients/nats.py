@@ -21,6 +21,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, BinaryIO
 
+from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import (
     OptionError,
     ReplicaURLError,
@@ -122,7 +123,7 @@ class NATSReplicaClient:
         self._connection.check_open()
         if size == 0:
             return b""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         key = self.key(file)
         with about(file, key):
             try:
@@ -135,7 +136,7 @@ class NATSReplicaClient:
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`. One request if there is no such object; one more for the content."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
         key = self.key(file)
 

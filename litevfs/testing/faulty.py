@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, get_args
 
+from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import LitevfsError, ReplicaURLError, StorageClosedError, StorageTimeoutError, TransientStorageError
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.replica_clients.base import ReplicaClient, Take
@@ -88,7 +89,7 @@ class FaultyReplicaClient:
         self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
     ) -> bytes:
         """See `ReplicaClient.read`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         request = Request(time.monotonic(), "read", file.level, file.min_txid, offset, size, file.max_txid)
         self._begin(request, deadline)
         left_s = None if deadline is None else deadline - time.monotonic()

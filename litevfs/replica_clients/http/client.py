@@ -21,6 +21,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import urllib3
 
+from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, Take
@@ -279,7 +280,7 @@ class HTTPReplicaClient:
             return read_range(self._exchange.transport, response, url, file, offset, size, take)
 
     def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         headers = range_header(offset, size)
         response, url = self._get("GET", self.key(file), headers, (200, 206, 416), deadline)
         try:
@@ -297,7 +298,7 @@ class HTTPReplicaClient:
         An index that has not changed costs no more, and a cache may answer for long that a file is missing.
         """
         self._exchange.transport.check_open()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         self._find()
         if self._is_indexed:
             raise StoragePermissionError("the index says which files there are", key=self.url)

@@ -8,9 +8,9 @@ ETag, a generation). Knows no storage's protocol.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 
+from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import StorageNotFoundError
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject, Take
 from litevfs.replica_clients.http.answers import (
@@ -109,7 +109,7 @@ class HTTPFiles:
             return read_range(self._exchange.transport, response, url, file, offset, size, take)
 
     def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         url = self._content_url(self._location.key(file), file.etag)
         headers = range_header(offset, size) | (self._condition(file.etag) if file.etag else {})
         response = self._exchange.send("GET", "GET", url, headers, expected=(200, 206, 412, 416), deadline=deadline)
@@ -124,7 +124,7 @@ class HTTPFiles:
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`."""
         self._exchange.transport.check_open()
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
         key = self._location.key(file)
         url = self._content_url(key, "")

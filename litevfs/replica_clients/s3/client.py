@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
+from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import OptionError, StorageError, StorageNotFoundError
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients.base import LTXFileInfo, SideObject, Take
@@ -237,7 +238,7 @@ class S3ReplicaClient:
         return self._read(file, offset, size, take, timeout_s)
 
     def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         self._transport.check_open()
         if size == 0:
             return 0
@@ -277,7 +278,7 @@ class S3ReplicaClient:
         self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
     ) -> tuple[LTXFileInfo, bytes] | None:
         """See `ReadsNamed.read_named`."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = deadline_in(timeout_s)
         self._transport.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, size, 0)  # its size is at most that, as far as known
         key = self.key(file)
