@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -120,42 +121,41 @@ class Request:
 
 
 class Cutter:
-    """Cuts the bytes of an answer, as they come, into the parts that were asked for."""
+    """Cuts the bytes of an answer, as they come, into the parts that were asked for: each byte is copied once."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.came = 0  # bytes of the answer so far
         self._parts = parts
         self._cut = 0  # parts that are whole
         self._at = self._end = parts[0].offset  # what the pieces cover
-        self._pieces: list[bytes] = []
+        self._pieces: deque[memoryview] = deque()
 
     def feed(self, piece: bytes) -> Iterator[tuple[Part, bytes]]:
         """The next bytes of the answer; gives the parts that are whole with them, but for the last one of all."""
         self.came += len(piece)
         self._end += len(piece)
-        self._pieces.append(piece)
-        before_last = len(self._parts) - 1
-        if self._cut == before_last or self._end < self._parts[self._cut].end:
-            return
-        data = self._joined()
-        while self._cut < before_last and self._parts[self._cut].end <= self._end:
-            yield self._parts[self._cut], self._bytes_of(self._parts[self._cut], data)
+        self._pieces.append(memoryview(piece))
+        while self._cut < len(self._parts) - 1 and self._parts[self._cut].end <= self._end:
+            part = self._parts[self._cut]
             self._cut += 1
-        passed = min(self._parts[self._cut].offset, self._end) - self._at
-        self._pieces, self._at = [data[passed:]] if passed < len(data) else [], self._at + passed
+            yield part, self._bytes_of(part)
 
     def last(self) -> tuple[Part, bytes]:
         """The last part, once the whole answer has come."""
-        return self._parts[-1], self._bytes_of(self._parts[-1], self._joined())
+        return self._parts[-1], self._bytes_of(self._parts[-1])
 
-    def _joined(self) -> bytes:
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-
-    def _bytes_of(self, part: Part, data: bytes) -> bytes:
-        start = part.offset - self._at
-        if start < 0 or part.end > self._end:
+    def _bytes_of(self, part: Part) -> bytes:
+        if part.offset < self._at or part.end > self._end:
             raise ValueError("a part of a request is not where it should be")
-        return data[start : start + part.size]
+        pieces = []
+        while self._at < part.end:
+            piece = self._pieces.popleft()
+            pieces.append(piece[max(0, part.offset - self._at) : part.end - self._at])
+            self._at += len(piece)
+            if self._at > part.end:
+                self._pieces.appendleft(piece[part.end - self._at :])
+                self._at = part.end
+        return b"".join(pieces)
 
 
 def block_key(number: int, block: int) -> int:

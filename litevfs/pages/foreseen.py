@@ -85,6 +85,10 @@ class Expected:
         """Whether the next tree begins with this page."""
         return self._top == pgno != 0
 
+    def has(self, root: int) -> bool:
+        """Whether the tree with this root is one of them."""
+        return root in self._roots
+
     def take(self, trees: KnownTrees) -> Beginning | None:
         """How the scan of the next tree begins, which is then no longer expected; None if there is none."""
         while self._roots:

@@ -142,6 +142,7 @@ class Watcher:
     def learn(self, pgno: int, page: bytes) -> list[int]:
         """Page `pgno` is known now: plans that waited for it can go on."""
         if kind(pgno, page) not in {INTERIOR_TABLE, INTERIOR_INDEX}:
+            self._awaited.discard(pgno)
             return self._begin_at_leaf(pgno) if self._expected.waits_for(pgno) else []
         with self._lock:
             self._awaited.discard(pgno)
@@ -154,7 +155,16 @@ class Watcher:
                     plan += self._extend(scan, at_once=True)
             if self._expected.waits_for(pgno):
                 plan += self._begin_expected()
+            elif self._expected.has(pgno):  # a later tree, whose first pages should not wait for the way down to them
+                plan += self._await(self._interior[pgno].children[0])
             return plan
+
+    def _await(self, pgno: int) -> list[int]:
+        """An interior page that is not known yet is to be shown to `learn`."""
+        if pgno in self._interior or pgno in self._awaited:
+            return []
+        self._awaited.add(pgno)
+        return [pgno]
 
     def _drop_scan(self, pgno: int) -> None:
         self._scans.pop(pgno, None)
@@ -175,17 +185,13 @@ class Watcher:
 
     def _begin_at_leaf(self, pgno: int) -> list[int]:
         with self._lock:
-            self._awaited.discard(pgno)
             return self._begin_scan(self._expected.take_leaf(self._trees)) or self._begin_expected()
 
     def _begin_scan(self, beginning: Beginning | None) -> list[int]:
         if beginning is None:
             return []
-        if (pgno := beginning.awaited) in self._awaited:
-            return []
-        if pgno:
-            self._awaited.add(pgno)
-            return [pgno]
+        if beginning.awaited:
+            return self._await(beginning.awaited)
         if beginning.parent in self._scans:  # SQLite was faster
             return []
         most = min(self.credit // 2 if beginning.before else self.credit, self.max_window)  # guesses take half of it
@@ -335,7 +341,10 @@ class Watcher:
                 if not (following := self._trees.next_interior(scan.end_in)):
                     return plan + self._begin_expected()
                 scan.end_in, scan.end = following, 0
-        return plan + guess_leaves(scan, self._trees, self._awaited)
+        plan += guess_leaves(scan, self._trees, self._awaited)
+        if scan.guessed and not self._trees.next_interior(next(reversed(scan.guessed))):
+            plan += self._begin_expected()  # all of this tree is planned
+        return plan
 
     def _continued_scan(self, parent: int, position: int) -> Scan | None:
         """A scan that comes from the end of the interior page before goes on at full width."""

@@ -10,7 +10,14 @@ from random import Random
 
 import pytest
 
-from litevfs.pages.btree import INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_index_entries, parse_interior
+from litevfs.pages.btree import (
+    INTERIOR_INDEX,
+    INTERIOR_TABLE,
+    LEAF_INDEX,
+    LEAF_TABLE,
+    parse_index_entries,
+    parse_interior,
+)
 from litevfs.pages.watcher import FIRST_SHARE, Watcher
 from tests.interrupts import interrupted_everywhere
 
@@ -82,6 +89,31 @@ def test_scans_that_are_sure_to_come_are_planned_whole_before_a_leaf_is_read(tmp
     assert len(plans) <= 5  # both roots; then the levels of the trees
     more = [watcher.before_read(pgno) for pgno in in_order(pages) if not watcher.after_read(pgno, pages[pgno])]
     assert not any(more)
+
+
+def test_the_way_to_the_first_leaf_of_a_later_tree_is_planned_as_soon_as_its_root_is_known(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 3000)
+    watcher = Watcher(64)
+    watcher.expect_scans([TABLE_ROOT, INDEX_ROOT])
+    first = parse_interior(INDEX_ROOT, pages[INDEX_ROOT]).children[0]
+    assert watcher.learn(INDEX_ROOT, pages[INDEX_ROOT]) == [first]
+    assert watcher.awaited([first]) == [first]
+    assert watcher.learn(INDEX_ROOT, pages[INDEX_ROOT]) == []
+
+
+def test_the_next_tree_is_planned_before_the_last_interior_page_of_a_tree_is_known(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 3000)
+    watcher = Watcher(4 * len(pages))
+    watcher.expect_scans([TABLE_ROOT, INDEX_ROOT])
+    last = parse_interior(TABLE_ROOT, pages[TABLE_ROOT]).children[-1]
+    index = set(in_order(pages, INDEX_ROOT)) - {INDEX_ROOT}
+    planned: set[int] = set()
+    for pgno in (TABLE_ROOT, INDEX_ROOT, *index, *in_order(pages, TABLE_ROOT)):
+        if pgno == last:
+            break
+        if pages[pgno][0] in {INTERIOR_TABLE, INTERIOR_INDEX}:
+            planned.update(watcher.learn(pgno, pages[pgno]))
+    assert planned >= index
 
 
 def test_a_scan_that_is_expected_ends_with_its_query(tmp_path: Path):
