@@ -35,7 +35,7 @@ REASONS = (OPENING, NEEDED, USED, UNUSED, WARM_USED, WARM)
 LATENCIES_S = (0.004, 0.025, 0.1)
 _Frames = dict[str, set[tuple[int, int]]]
 _UNBOUNDED = itertools.count(10**9)
-"""Ceilings that bound nothing: connections share a replica only if they have the same."""
+"""Rate limits that bound nothing: connections share a replica only if they have the same."""
 
 
 @dataclass(frozen=True, slots=True)

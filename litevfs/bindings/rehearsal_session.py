@@ -21,8 +21,7 @@ from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.pages.btree import parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
-from litevfs.pages.parts import from_child_on, up_to_child
-from litevfs.pages.stand_ins import StandIns, Tree
+from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, up_to_child
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
@@ -73,7 +72,7 @@ class RehearsalSession(Session):
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
         self._repeats = 0
-        self._parts: dict[int, bytes] = {}  # interior pages, without what the query has gone through
+        self._cut_down: dict[int, bytes] = {}  # interior pages, without what the query has gone through
         self._seen: set[int] = set()  # pages that the rehearsal has read, and that were in memory
         self._most_seen = 0
         self._is_cut_short = False  # the rehearsal has ended at a bound, where there is more to be read
@@ -126,10 +125,10 @@ class RehearsalSession(Session):
 
     def begin_at(self, way: Iterable[tuple[int, int]], *, is_descending: bool) -> None:
         """In the next rehearsal, begin in this place of a tree; see `Watcher.way_to`."""
-        part = up_to_child if is_descending else from_child_on
+        cut_down = up_to_child if is_descending else from_child_on
         for pgno, position in way:
             if pgno > 1 and (page := self._in_memory(pgno)) is not None and parse_interior(pgno, page) is not None:
-                self._parts[pgno] = part(page, position)
+                self._cut_down[pgno] = cut_down(page, position)
 
     def rehearse(self, most: int, most_seen: int = 0) -> list[int]:
         """Run the statement of the task, and return the pages that it misses, up to so many.
@@ -156,7 +155,7 @@ class RehearsalSession(Session):
             self.rows = rows
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
-        self._parts.clear()
+        self._cut_down.clear()
         return list(self._missing)
 
     def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
@@ -238,7 +237,7 @@ class RehearsalSession(Session):
             if 0 < self._most_seen < len(self._seen):
                 self._is_cut_short = True
                 raise self._ended(f"it is {len(self._seen)} pages ahead")
-        return self._parts.get(pgno, page_or_none)
+        return self._cut_down.get(pgno, page_or_none)
 
     def _in_memory(self, pgno: int) -> bytes | None:
         page = self._decoded.get(pgno)

@@ -1,4 +1,4 @@
-"""Where every request of one replica passes: counted, kept below a ceiling, and told to whom wants to know.
+"""Where every request of one replica passes: counted, kept below a rate limit, and shown to an observer.
 
 Knows neither files nor retries. Safe to use from many threads.
 """
@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from litevfs.concurrency.ceiling import ceiling_of
 from litevfs.concurrency.futures import closed_error
+from litevfs.concurrency.rate_limit import rate_limit_of
 from litevfs.errors import TransientStorageError
 from litevfs.files.fetched import RequestCounters
 
@@ -43,7 +43,7 @@ class Requests:
         """A request waits at most `timeout_s` for its turn below `max_per_s`, which all that give it share."""
         self.counters = RequestCounters()
         self.observer: Observer | None = None
-        self._ceiling = None if max_per_s is None else ceiling_of(max_per_s)
+        self._rate_limit = None if max_per_s is None else rate_limit_of(max_per_s)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
         self._is_closed = False
@@ -80,12 +80,12 @@ class Requests:
     def close(self) -> None:
         """End the waits."""
         self._is_closed = True
-        if self._ceiling is not None:
-            self._ceiling.wake()
+        if self._rate_limit is not None:
+            self._rate_limit.wake()
 
     def _wait_for_turn(self) -> None:
-        ceiling = self._ceiling
-        if ceiling is None or ceiling.take(self, self._timeout_s, lambda: self._is_closed):
+        limit = self._rate_limit
+        if limit is None or limit.take(self, self._timeout_s, lambda: self._is_closed):
             return
         if self._is_closed:
             raise closed_error()

@@ -5,6 +5,7 @@ On a line that carries many pages in a round trip, a level of a B-tree costs les
 - Below an interior page. SQLite takes new pages from the end of the file, so the leaves below an interior page lie
   around it if the table grew in the order of its rows, and between it and the next one if an index was made at once;
   those below the first one lie before it, as it is made when there are too many leaves for the root.
+- Beyond the interior pages that a scan has come to: the leaves of the next ones lie between these.
 - A small tree that a statement looks into beside others: all its leaves.
 
 Where pages lie elsewhere, as after random inserts, guesses prove wrong, and end.
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from litevfs.pages.btree import Interior
+from litevfs.pages.patterns import Scan
 from litevfs.pages.trees import KnownTrees
 
 MAX_WRONG = 3
@@ -36,6 +38,8 @@ AROUND = {True: (0.45, 0.65), False: (0.02, 1.0)}
 """Where the leaves below the others lie, before and after them, in parts of the way from one to the next, by whether it
 is a table: a table that grows shares leaves out to a new interior page, an index made at once begins with it. Measured
 on pages of 1 to 8 KiB that grew together and after VACUUM, for SQLite 3.54."""
+SCANNED_AHEAD = 2048
+"""Leaves below one interior page that a scan plans before it is known, together with what lies between them."""
 DENSE = 0.5
 """Part of the pages between the first and the last leaf of a small tree that are its own, at least."""
 
@@ -125,3 +129,36 @@ def leaves_of_small_tree(root: Interior) -> Sequence[int]:
     """The leaves below a root page, if there is no level between, by how they lie."""
     children = sorted(root.children)
     return children if len(children) >= DENSE * (children[-1] - children[0] + 1) else ()
+
+
+def guess_leaves(scan: Scan, trees: KnownTrees, awaited: set[int]) -> list[int]:
+    """The pages that a plan needs beyond the known interior pages, of which those that it waits for are `awaited`.
+
+    The leaves below an interior page often lie between it and the next one. Where the two are not further apart
+    than a page has children, all between them is planned, as far as the window goes, or each interior page would
+    cost a round trip. After the last one as many are planned as lie between it and the one before.
+    """
+    plan: list[int] = []
+    pgno = start = scan.end_in
+    if not scan.guessed and scan.last < pgno <= scan.last + SCANNED_AHEAD:
+        start = scan.last + 1  # as if it was added when some of its leaves existed already
+    guessed = sum(scan.guessed.values())
+    while pgno not in trees.interior:
+        following = trees.next_interior(pgno)
+        until = following or pgno + trees.stride(pgno)
+        is_near = pgno < until <= pgno + SCANNED_AHEAD
+        between = range(start, until) if is_near else range(pgno, pgno + 1)
+        if pgno not in scan.guessed:
+            room = scan.window - scan.left - guessed
+            if room < len(between) and (guessed or scan.left > scan.window // 2):
+                scan.wanted = len(between)
+                break
+            between = between[: max(room, 1)]  # the others follow once the page is known
+            plan += scan.add(dict.fromkeys([pgno, *between]))
+            guessed += len(between)
+            scan.guessed[pgno] = len(between)
+            awaited.add(pgno)
+        if not is_near or not following:
+            break
+        pgno = start = following
+    return plan

@@ -1,4 +1,7 @@
-"""Pages that stand in for B-tree pages which are not in memory, so that SQLite can go on without them. Pure.
+"""Pages that a rehearsal gives SQLite in place of true ones. Pure.
+
+They stand in for B-tree pages that are not in memory, so that SQLite can go on without them (`StandIns`); and interior
+pages are cut down to the children that a query has not gone through, so that a scan begins where the query is.
 
 A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column. So a row that an
 index names is found, as it has to be, and a join goes on with what hangs on the rowid alone. An index's stand-in is a
@@ -26,6 +29,8 @@ LONG = 9
 """Bytes of the longest varint: that of numbers from 2**56 on, and of those below 0."""
 MAX_ROWS = 2048
 """More take as long to write down as a round trip."""
+_COUNT, _RIGHT, _POINTERS = slice(3, 5), slice(8, 12), 12
+"""On an interior page: the number of its cells, its last child, and where the pointers to the cells begin."""
 _RESERVED = 255
 """Bytes at the end of a page that a database may keep for extensions, at most."""
 _EDGES = (0, *(1 << 7 * size for size in range(1, LONG)))
@@ -220,3 +225,39 @@ def _varint(number: int) -> bytes:
         return bytes(value >> shift & 0x7F | 0x80 for shift in range(57, 7, -7)) + bytes([value & 0xFF])
     shifts = range((value.bit_length() - 1) // 7 * 7, 0, -7)
     return bytes(value >> shift & 0x7F | 0x80 for shift in shifts) + bytes([value & 0x7F])
+
+
+def from_child_on(page: bytes, position: int) -> bytes:
+    """An interior page without the children before that position.
+
+    It has two at least, so the last one comes twice if it is left alone.
+    """
+    count = int.from_bytes(page[_COUNT])
+    first = min(position, count - 1)
+    part = bytearray(page)
+    part[_COUNT] = (count - first).to_bytes(2)
+    part[_POINTERS : _POINTERS + POINTER * (count - first)] = page[_pointer_at(first) : _pointer_at(count)]
+    if position > first:
+        cell = _cell_at(page, first)
+        part[cell : cell + CHILD] = page[_RIGHT]
+    return bytes(part)
+
+
+def up_to_child(page: bytes, position: int) -> bytes:
+    """An interior page without the children after that position; the first one comes twice if it is left alone."""
+    count = int.from_bytes(page[_COUNT])
+    if position >= count:
+        return page
+    cell = _cell_at(page, position)
+    part = bytearray(page)
+    part[_COUNT] = max(position, 1).to_bytes(2)
+    part[_RIGHT] = page[cell : cell + CHILD]
+    return bytes(part)
+
+
+def _pointer_at(number: int) -> int:
+    return _POINTERS + POINTER * number
+
+
+def _cell_at(page: bytes, number: int) -> int:
+    return int.from_bytes(page[_pointer_at(number) : _pointer_at(number + 1)])

@@ -1,4 +1,4 @@
-"""Predicts from a connection's reads what it will read next: pure plans, no I/O. Only this module guesses.
+"""Predicts from a connection's reads what it will read next: pure plans, no I/O.
 
 The watcher recognizes three patterns, each with a window that starts small and grows, so point look-ups cost nothing:
 
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
-from litevfs.pages.foreseen import Beginning, Expected, guess_leaves
+from litevfs.pages.expected_scans import Beginning, Expected
+from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
 from litevfs.pages.trees import MAX_DEPTH, KnownTrees

@@ -1,6 +1,6 @@
-"""What a scan reads beyond the interior pages that are known, and scans that are sure to come. Pure.
+"""Scans of whole trees that a query's program is known to come to, and how each begins. Pure.
 
-`watcher` plans scans as they show in the reads; this says what comes before, or after, such a page is known.
+`watcher` plans scans as they show in the reads; these are known before the first of them.
 """
 
 from __future__ import annotations
@@ -12,44 +12,8 @@ from litevfs.pages.guesses import leads_to_leaves, pages_below
 from litevfs.pages.patterns import Scan
 from litevfs.pages.trees import KnownTrees
 
-GUESS_PAGES = 2048
-"""Leaves below one interior page that are planned before it is known, together with what lies between them."""
-
 TELLING = 4
 """Fewer children may lie side by side and be leaves, or interior pages that were made together."""
-
-
-def guess_leaves(scan: Scan, trees: KnownTrees, awaited: set[int]) -> list[int]:
-    """The pages that a plan needs beyond the known interior pages, of which those that it waits for are `awaited`.
-
-    The leaves below an interior page often lie between it and the next one. Where the two are not further apart
-    than a page has children, all between them is planned, as far as the window goes, or each interior page would
-    cost a round trip. After the last one as many are planned as lie between it and the one before.
-    """
-    plan: list[int] = []
-    pgno = start = scan.end_in
-    if not scan.guessed and scan.last < pgno <= scan.last + GUESS_PAGES:
-        start = scan.last + 1  # as if it was added when some of its leaves existed already
-    guessed = sum(scan.guessed.values())
-    while pgno not in trees.interior:
-        following = trees.next_interior(pgno)
-        until = following or pgno + trees.stride(pgno)
-        is_near = pgno < until <= pgno + GUESS_PAGES
-        between = range(start, until) if is_near else range(pgno, pgno + 1)
-        if pgno not in scan.guessed:
-            room = scan.window - scan.left - guessed
-            if room < len(between) and (guessed or scan.left > scan.window // 2):
-                scan.wanted = len(between)
-                break
-            between = between[: max(room, 1)]  # the others follow once the page is known
-            plan += scan.add(dict.fromkeys([pgno, *between]))
-            guessed += len(between)
-            scan.guessed[pgno] = len(between)
-            awaited.add(pgno)
-        if not is_near or not following:
-            break
-        pgno = start = following
-    return plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""A ceiling on calls a second that many owners share fairly. Does not know what the calls do.
+"""A limit on calls a second that many owners share fairly. Does not know what the calls do.
 
-In no second are more calls let through than the ceiling has. While calls wait, owners take turns: one that has many
+In no second are more calls let through than the limit allows. While calls wait, owners take turns: one that has many
 waiting does not hold up another that has one.
 """
 
@@ -20,7 +20,7 @@ from litevfs.concurrency.condition import Condition
 SECOND_S = 1.0
 
 
-class Ceiling:
+class RateLimit:
     """Lets `per_s` calls a second through. Safe to use from many threads."""
 
     def __init__(self, per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,24 +70,24 @@ class Ceiling:
             self._changed.notify_all()
 
 
-_ceilings: WeakValueDictionary[float, Ceiling] = WeakValueDictionary()
+_limits: WeakValueDictionary[float, RateLimit] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
-def ceiling_of(per_s: float) -> Ceiling:
-    """The ceiling of this process for those that ask for so many calls a second."""
+def rate_limit_of(per_s: float) -> RateLimit:
+    """The limit of this process for those that ask for so many calls a second."""
     with _lock:
-        ceiling = _ceilings.get(per_s)
-        if ceiling is None:
-            ceiling = _ceilings[per_s] = Ceiling(per_s)
-        return ceiling
+        limit = _limits.get(per_s)
+        if limit is None:
+            limit = _limits[per_s] = RateLimit(per_s)
+        return limit
 
 
 def _forget_in_child() -> None:
     """Threads of the parent may have held the locks."""
     global _lock
     _lock = threading.Lock()
-    _ceilings.clear()
+    _limits.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

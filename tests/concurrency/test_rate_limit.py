@@ -1,4 +1,4 @@
-"""A ceiling on calls a second: never more in a second, turns between owners, waits that end."""
+"""A limit on calls a second: never more in a second, turns between owners, waits that end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from litevfs.concurrency.ceiling import Ceiling, ceiling_of
+from litevfs.concurrency.rate_limit import RateLimit, rate_limit_of
 from tests.support import in_threads, wait_until
 
 
@@ -16,13 +16,13 @@ class Owner:
     """One that makes calls."""
 
 
-def test_no_second_has_more_calls_than_the_ceiling():
-    ceiling, passed = Ceiling(20), []
+def test_no_second_has_more_calls_than_the_limit():
+    limit, passed = RateLimit(20), []
 
     def call(i: int) -> None:
         owner = Owner()
         for _ in range(8):
-            assert ceiling.take(owner, 30)
+            assert limit.take(owner, 30)
             passed.append(time.monotonic())
 
     in_threads(5, call)
@@ -33,23 +33,23 @@ def test_no_second_has_more_calls_than_the_ceiling():
 
 def test_an_owner_with_one_call_does_not_wait_for_all_of_another():
     now = [0.0]
-    ceiling = Ceiling(1, clock=lambda: now[0])
+    limit = RateLimit(1, clock=lambda: now[0])
     greedy, modest = Owner(), Owner()
-    assert ceiling.take(greedy, 1)
+    assert limit.take(greedy, 1)
     order: list[str] = []
 
     def take(name: str, owner: Owner) -> None:
-        assert ceiling.take(owner, 1000)
+        assert limit.take(owner, 1000)
         order.append(name)
 
     threads = []
     for name, owner in [*[("greedy", greedy)] * 10, ("modest", modest)]:
         threads.append(threading.Thread(target=take, args=(name, owner)))
         threads[-1].start()
-        wait_until(lambda: len(ceiling._waiting) == len(threads))
+        wait_until(lambda: len(limit._waiting) == len(threads))
     for passed in range(1, 12):
         now[0] += 1.0
-        ceiling.wake()
+        limit.wake()
         wait_until(lambda passed=passed: len(order) == passed)
     for thread in threads:
         thread.join(20)
@@ -58,22 +58,22 @@ def test_an_owner_with_one_call_does_not_wait_for_all_of_another():
 
 
 def test_a_wait_ends_with_its_time_and_with_its_owner():
-    ceiling, owner = Ceiling(0.001), Owner()
-    assert ceiling.take(owner, 0)
-    assert not ceiling.take(owner, 0.01)
+    limit, owner = RateLimit(0.001), Owner()
+    assert limit.take(owner, 0)
+    assert not limit.take(owner, 0.01)
     over, result = threading.Event(), []
-    thread = threading.Thread(target=lambda: result.append(ceiling.take(owner, 600, over.is_set)))
+    thread = threading.Thread(target=lambda: result.append(limit.take(owner, 600, over.is_set)))
     thread.start()
-    wait_until(lambda: ceiling._waiting)
+    wait_until(lambda: limit._waiting)
     over.set()
-    ceiling.wake()
+    limit.wake()
     thread.join(20)
     assert result == [False]
-    assert not ceiling._waiting
+    assert not limit._waiting
 
 
 @pytest.mark.parametrize("rate", [5, 0.5])
-def test_one_ceiling_for_all_that_ask_for_the_same(rate):
-    ceiling = ceiling_of(rate)
-    assert ceiling_of(rate) is ceiling
-    assert ceiling_of(rate + 1) is not ceiling
+def test_one_limit_for_all_that_ask_for_the_same(rate):
+    limit = rate_limit_of(rate)
+    assert rate_limit_of(rate) is limit
+    assert rate_limit_of(rate + 1) is not limit
