@@ -6,11 +6,14 @@ wait here, up to a bound; blocks beyond it are not kept, and are read from stora
 
 from __future__ import annotations
 
+import logging
 import threading
 
 from litevfs.files.disk_cache import DiskCache, DiskCounters
 from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
+
+logger = logging.getLogger("litevfs.files.write_behind")
 
 MAX_WAITING_BYTES = 1 << 23
 
@@ -126,7 +129,10 @@ class WriteBehind:
                     self._waiting_bytes = 0  # also where Ctrl-C in a reader came between a block and its count
                     return
                 key, data = next(iter(self._waiting.items()))
-            self._cache.put(*key, data)
+            try:
+                self._cache.put(*key, data)
+            except Exception:  # want of memory, or a defect: the blocks that wait would fill the room of all others
+                logger.exception("a block is not kept")
             with self._lock:
                 if self._waiting.get(key) is data:
                     self._forget(key)

@@ -72,7 +72,13 @@ class Subscription:
         self._seen = new
         if old is None or new is None:
             return True
-        return (old.epoch, old.txid) != (new.epoch, new.txid) and is_of_interest(self._replica, old, new)
+        if (old.epoch, old.txid) == (new.epoch, new.txid):
+            return False
+        try:
+            return is_of_interest(self._replica, old, new)
+        except Exception:  # a defect, or want of memory, must not end the calls silently
+            logger.exception("whether a transaction is of interest is not known: it is reported")
+            return True
 
     def close(self) -> None:
         """End the calls; waits a bounded time for one under way. Idempotent."""

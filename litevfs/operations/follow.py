@@ -149,8 +149,11 @@ class Follow:
             with self._changed:
                 self._closed = True
             return 0.0
-        except (LitevfsError, OSError) as error:
-            if self.last_error is None:
+        except Exception as error:
+            # A defect, or want of memory, must not end the updates silently: readers would see an old state for ever.
+            if not isinstance(error, LitevfsError | OSError):
+                logger.exception("%s stays at TXID %s", self.path, format_txid(self.txid))
+            elif self.last_error is None:
                 logger.warning("%s stays at TXID %s: %s", self.path, format_txid(self.txid), error)
             self.last_error = error
             return backoff.after(error)

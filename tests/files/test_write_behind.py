@@ -245,3 +245,19 @@ def test_a_folder_is_tried_only_when_asked(tmp_path):
         disk_cache_for(client, Options(cache_dir=str(file)), prepare=True)
     cache = disk_cache_for(client, Options(cache_dir=str(file)), prepare=False)
     assert cache.get(FILE, 0) is None
+
+
+def test_a_block_that_cannot_be_written_holds_up_no_other(tmp_path, caplog):
+    class FullMemory(DiskCache):
+        def put(self, file, block, data):
+            if block == 0:
+                raise MemoryError
+            super().put(file, block, data)
+
+    cache = WriteBehind(FullMemory(str(tmp_path), 1 << 24, url="s3://bucket", block_size=BLOCK))
+    for block in range(3):
+        cache.put(FILE, block, content(block))
+    wait_until(lambda: not cache._waiting, "the end of the writes")
+    cache.close()
+    assert [plain(tmp_path).has(FILE, block) for block in range(3)] == [False, True, True]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [MemoryError]

@@ -8,6 +8,8 @@ import pytest
 
 import litevfs
 from litevfs.live.replica import Replica
+from litevfs.live.subscription import Subscription
+from litevfs.options import Options
 from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, wait_until
@@ -94,3 +96,17 @@ def test_a_replica_that_goes_on_keeps_nothing_for_a_subscription_that_ended(worl
         litevfs.wait_for(con, 2, 10)
         assert told == [2]
         assert subscription._txids.qsize() == 0
+
+
+def test_a_filter_that_fails_ends_no_subscription(world, caplog):
+    primary, script = world
+    heard: list[int] = []
+
+    def fail(*_: object) -> bool:
+        raise MemoryError
+
+    with Subscription(Options.of(script.url, {"poll_interval": "2ms"}), heard.append, fail):
+        for txid in (2, 3):
+            primary.commit(INSERT)
+            wait_until(lambda txid=txid: heard[-1:] == [txid], "the report of a transaction")
+    assert {record.exc_info[0] for record in caplog.records if record.exc_info} == {MemoryError}

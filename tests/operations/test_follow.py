@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -25,6 +26,7 @@ from litevfs.options import Options
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.testing.faulty import faulty_replica
 from tests.primary import Primary
+from tests.scripted import Script
 from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -345,3 +347,23 @@ def test_pages_that_a_full_disk_does_not_take_are_told_with_the_place(tmp_path: 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_follower_goes_on_after_an_error_that_no_storage_raises(path, caplog):
+    errors = [MemoryError()]
+
+    def fail_once(_file: object, _offset: int, data: bytes) -> bytes:
+        if errors and threading.current_thread().name.startswith("litevfs-follow"):
+            raise errors.pop()
+        return data
+
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY)")
+        with litevfs.follow(script.url, path, poll_interval="2ms", cache_size=0) as followed:
+            script.on_read = fail_once
+            primary.commit("INSERT INTO t VALUES (1)")
+            assert followed.wait_for(2) == 2
+            script.on_read = None
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT id FROM t").fetchall() == [(1,)]
+    assert not errors

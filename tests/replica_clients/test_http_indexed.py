@@ -94,14 +94,15 @@ def test_no_file_is_deleted_that_the_index_still_shows(tmp_path: Path):
     assert seen == [False]
 
 
-def test_an_index_that_cannot_be_written_is_written_later(tmp_path: Path):
+@pytest.mark.parametrize("error", [TransientStorageError("busy"), MemoryError()])
+def test_an_index_that_cannot_be_written_is_written_later(tmp_path: Path, error: Exception):
     class Fails(FileReplicaClient):
         left = 2
 
         def put_object(self, *args: Any, **options: Any) -> str:
             if self.left:
                 self.left -= 1
-                raise TransientStorageError("busy")
+                raise error
             return super().put_object(*args, **options)
 
     client = IndexedReplicaClient(Fails(tmp_path))

@@ -178,6 +178,9 @@ class IndexedReplicaClient:
                     self._error = error
                 logger.warning("the index of %s cannot be written, readers of it see nothing new: %s", self.url, error)
                 pause_s = backoff.after(error)
+            except Exception:  # a defect, or want of memory, must not end the thread without a word
+                logger.exception("the index of %s cannot be written, readers of it see nothing new", self.url)
+                pause_s = backoff.next_s()
             else:
                 backoff.reset()
                 pause_s = self._interval_s
