@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -150,10 +150,59 @@ class StdlibConnection(sqlite3.Connection):
     def serialize(self, *, name: str = "main") -> bytes:
         """The database as bytes. Raises the replica's error for a page that cannot be read: SQLite returns zeros."""
         forget_error()
-        content = super().serialize(name=name)
-        if (error := last_error()) is not None:
-            raise error
+        try:
+            content = super().serialize(name=name)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
+        if (own := last_error()) is not None:
+            raise own
         return content
+
+
+_OTHER_METHODS = (
+    "backup",
+    "blobopen",
+    "close",
+    "commit",
+    "rollback",
+    "iterdump",
+    "interrupt",
+    "deserialize",
+    "__enter__",
+    "__exit__",
+    "create_aggregate",
+    "create_collation",
+    "create_function",
+    "create_window_function",
+    "set_authorizer",
+    "set_progress_handler",
+    "set_trace_callback",
+    "enable_load_extension",
+    "load_extension",
+    "getlimit",
+    "setlimit",
+    "getconfig",
+    "setconfig",
+)
+"""Those of `sqlite3.Connection` that may fail and that no query calls; not every Python and library has all."""
+
+
+def _hinting(method: Any) -> Any:
+    @wraps(method)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return method(*arguments, **keywords)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
+
+    return call
+
+
+for _name in _OTHER_METHODS:
+    if hasattr(sqlite3.Connection, _name):
+        setattr(StdlibConnection, _name, _hinting(getattr(sqlite3.Connection, _name)))
 
 
 def connect(uri: str, vfs: str, arguments: dict[str, Any]) -> sqlite3.Connection:

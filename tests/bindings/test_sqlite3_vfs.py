@@ -283,6 +283,31 @@ def test_an_error_in_a_query_is_sqlites_and_ours_is_kept_and_logged(small, caplo
         assert one(con, "SELECT count(*) FROM t") == 101
 
 
+def test_each_method_of_the_connection_that_fails_says_what_to_do(small):
+    primary, script = small
+    primary.commit(fill("INSERT INTO t SELECT hex(randomblob(1000))", 1, 100))
+    with opened(script.url, poll_interval=0, cache_size=0) as con:
+        with pytest.raises(sqlite3.OperationalError, match=r"readonly database; .* write to the primary database"):
+            con.blobopen("t", "x", 1)
+
+        def fail(*_: object) -> bytes:
+            raise StoragePermissionError("refused", key="the key")
+
+        script.on_read = fail
+        with (
+            closing(sqlite3.connect(":memory:")) as copy,
+            pytest.raises(sqlite3.OperationalError, match=r"disk I/O error; refused \(the key\)") as caught,
+        ):
+            con.backup(copy)
+        assert isinstance(caught.value.__cause__, StoragePermissionError)
+        script.on_read = None
+        calls = [con.commit, con.rollback, con.serialize, con.iterdump, con.interrupt, con.__enter__]
+        calls += [lambda: con.create_function("f", 0, None), lambda: con.set_authorizer(None)]
+    for call in calls:
+        with pytest.raises(sqlite3.ProgrammingError, match=r"; open another one with litevfs\.connect_stdlib"):
+            call()
+
+
 def test_serialize_raises_for_a_page_that_cannot_be_read(small):
     """SQLite would return zeros in its place, without a word."""
     primary, script = small
