@@ -341,7 +341,11 @@ def _moment(moment: int | str) -> Moment:
     except OptionError:
         if not isinstance(moment, str):
             raise
+    try:
         return None, parse_moment_ms(moment, now_ms=int(time.time() * 1000))
+    except OptionError as error:
+        hint = f"a TXID has 1 to 16 hex digits; as a time, {error.hint}"
+        raise OptionError(f"neither a TXID nor a time: {shown(moment)}", hint=hint) from None
 
 
 def _uri(replica_url: str | os.PathLike[str], options: dict[str, object]) -> str:

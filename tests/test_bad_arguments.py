@@ -99,6 +99,9 @@ def test_states_and_counts_that_are_none_are_refused(replica):
     for bad in (None, b"1", 1.5, True, 0, -1, 2**64, []):
         with pytest.raises(OptionError, match="not a TXID"):
             litevfs.diff(replica, bad)
+    for call in (lambda: litevfs.diff(replica, 1, "soon"), lambda: litevfs.partitions(replica, "t", 1, txid="soon")):
+        with pytest.raises(OptionError, match=r"neither a TXID nor a time: 'soon'; hint: .* hex digits; .* RFC 3339"):
+            call()
     for bad in (None, 0, -1, 1.5, "2", float("nan")):
         with pytest.raises(OptionError, match="not a number of pieces"):
             litevfs.partitions(replica, "t", bad)

@@ -24,13 +24,15 @@ def read_table(
     columns: Sequence[str] | None = None,
     where: str | None = None,
     parameters: Sequence[Any] = (),
+    as_text: Sequence[str] = (),
     hold: bool = False,
     **options: Any,
 ) -> Any:
     """A `dask.dataframe.DataFrame` of a table, which any worker reads when it is computed.
 
     The types (pandas' Arrow types) come from the declared ones, without reading a row; a column whose declared type
-    does not say what it holds is text. Raises what `litevfs.partitions` raises, and OptionError without Dask.
+    does not say what it holds is text, and so are those of `as_text`. Raises what `litevfs.partitions` raises, and
+    OptionError without Dask.
     """
     try:
         import dask.dataframe as dd
@@ -44,6 +46,7 @@ def read_table(
         columns=columns,
         where=where,
         parameters=parameters,
+        as_text=as_text,
         hold=hold,
         **options,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 
 from litevfs.api import connect, find_view
-from litevfs.errors import OptionError, PageUnavailableError, TXIDNotFoundError, shown
+from litevfs.errors import OptionError, PageUnavailableError, ResultTypeError, TXIDNotFoundError, shown
 from litevfs.files.stream import client_of
 from litevfs.integrations.arrow import arrow
 from litevfs.integrations.arrow_columns import Column
@@ -50,7 +50,7 @@ class Partition:
     key: str  # the key that orders the table, in SQL
     low: Key  # rows from here on; None: from the first one
     high: Key  # rows before this; None: to the last one
-    as_text: tuple[str, ...] = ()  # columns to be read as text, as their declared type does not tell
+    as_text: tuple[str, ...] = ()  # columns that are read as text, whatever their values are
     options: tuple[tuple[str, Any], ...] = ()  # of `litevfs.connect`
 
     @property
@@ -84,8 +84,8 @@ class Partition:
     def _removed(self) -> TXIDNotFoundError:
         bounds = [] if self.low is None else [f"from {self.low!r} on"]
         bounds += [] if self.high is None else [f"before {self.high!r}"]
-        piece = f"the rows {' '.join(bounds)} of table" if bounds else "table"
-        return _removed(f"that {piece} {self.table} was cut up in", self.txid, self.url)
+        rows = f", so its rows {' '.join(bounds)} cannot be read" if bounds else ""
+        return _removed(f"that table {self.table} was cut up in", self.txid, self.url, rows)
 
     def read(self) -> Any:
         """The rows as a `pyarrow.Table`. Raises what `connect` raises, also where retention deletes files meanwhile."""
@@ -94,6 +94,9 @@ class Partition:
             return arrow(connection, self.sql, self.bindings).reader().read_all()
         except PageUnavailableError as error:
             raise self._removed() from error
+        except ResultTypeError as error:
+            hint = "name the column in as_text to have it as text, or leave it out by columns"
+            raise ResultTypeError(error.message, hint=hint) from error
         finally:
             connection.close(True)
 
@@ -107,6 +110,7 @@ def partitions(
     columns: Sequence[str] | None = None,
     where: str | None = None,
     parameters: Sequence[Key] = (),
+    as_text: Sequence[str] = (),
     hold: bool = False,
     **options: Any,
 ) -> list[Partition]:
@@ -115,7 +119,7 @@ def partitions(
     The state is that after transaction `txid` (a number or hex digits), by default the newest. `columns` are those to
     read, `where` is a condition in SQL with `parameters`, `options` are those of `connect`. Each piece has `.txid` and
     `.read()` -> `pyarrow.Table`. A column whose declared type does not say what it holds has in each piece the type of
-    its values there.
+    its values there; values of a column that `as_text` names are read as text, as SQLite writes them.
 
     `hold` stores the newest state as a snapshot file on the replica, which the primary's snapshot retention keeps (a
     day by default), though compaction and level-0 retention go on; it takes one reading and writing of the whole
@@ -137,6 +141,7 @@ def partitions(
         connection = connect(url, txid=format_txid(view.txid), **options)
         try:
             described = _Table(connection, table, columns)
+            texts = described.chosen(as_text, "as_text")
         finally:
             connection.close(True)
         cuts = described.cuts(lambda pgno: replica.pages.read(view, pgno), view.commit, count)
@@ -152,6 +157,7 @@ def partitions(
                 described.key,
                 low,
                 high,
+                texts,
                 options=tuple(options.items()),
             )
             for low, high in pairwise(bounds)
@@ -172,9 +178,9 @@ def _state(replica: Replica, table: str, txid: int | str | None) -> Snapshot:
         raise _removed(f"to cut table {table} up in", error.min_txid, replica.url) from error
 
 
-def _removed(state: str, txid: int, url: str) -> TXIDNotFoundError:
+def _removed(state: str, txid: int, url: str, so: str = "") -> TXIDNotFoundError:
     return TXIDNotFoundError(
-        f"the state {state} is not on the replica any more: retention removed it",
+        f"the state {state} is not on the replica any more: retention removed it{so}",
         min_txid=txid,
         key=url,
         hint="begin again with a newer state; longer retention on the primary keeps the state of a job, and so does "
@@ -191,10 +197,10 @@ def _hold(url: str) -> int:
 
 
 def declared_columns(partition: Partition) -> list[Column]:
-    """The columns of a piece with their declared types."""
+    """The columns of a piece with their declared types; those that are read as text have none."""
     info = _table_info(partition)
     declared = {str(column[1]): str(column[2]) for column in info}
-    return [Column(name, declared.get(name)) for name in partition.columns]
+    return [Column(name, None if name in partition.as_text else declared.get(name)) for name in partition.columns]
 
 
 def stored_columns(partition: Partition) -> set[str]:
@@ -228,9 +234,8 @@ class _Table:
         self.root = int(str(root))
         info = connection.execute(f"PRAGMA table_xinfo({quoted(self.name)})").fetchall()
         known = [str(column[1]) for column in info if column[6] != 1]
-        self.columns = tuple(known if columns is None else names_of(columns, "columns"))
-        if missing := set(self.columns) - set(known):
-            raise OptionError(f"table {name} has no column {min(missing)}", hint="columns: " + ", ".join(known))
+        self._known = known
+        self.columns = self.chosen(known if columns is None else columns, "columns")
         if not self.columns:
             raise OptionError("no columns to read", hint="columns: " + ", ".join(known))
         self.has_rowid = not without_rowid
@@ -246,6 +251,14 @@ class _Table:
                 row[1] for row in connection.execute(f"PRAGMA index_list({quoted(self.name)})") if row[3] == "pk"
             )
             self.is_descending = bool(connection.execute(f"PRAGMA index_xinfo({quoted(str(index))})").fetchall()[0][3])
+
+    def chosen(self, names: Sequence[str], what: str) -> tuple[str, ...]:
+        """These columns. Raises OptionError for one that the table does not have."""
+        chosen = tuple(names_of(names, what))
+        if missing := set(chosen) - set(self._known):
+            hint = "columns: " + ", ".join(self._known)
+            raise OptionError(f"table {self.name} has no column {min(missing)}", hint=hint)
+        return chosen
 
     def cuts(self, read: Callable[[int], bytes], commit: int, count: int) -> list[Key]:
         """Keys, ascending, at which a new piece begins."""

@@ -24,6 +24,7 @@ def read_table(
     columns: Sequence[str] | None = None,
     where: str | None = None,
     parameters: Sequence[Any] = (),
+    as_text: Sequence[str] = (),
     hold: bool = False,
     **options: Any,
 ) -> Any:
@@ -44,6 +45,7 @@ def read_table(
         columns=columns,
         where=where,
         parameters=parameters,
+        as_text=as_text,
         hold=hold,
         **options,
     )

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.datasource import DataSource, DataSourceReader, DataSourceStreamReader, InputPartition
 from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, StructField, StructType
 
-from litevfs.errors import OptionError
+from litevfs.errors import OptionError, shown
 from litevfs.integrations.arrow_columns import Column
 from litevfs.integrations.partitions import Partition, declared_columns, partitions, stored_columns
 from litevfs.integrations.spark_changes import NEWEST, LitevfsStreamReader, change_schema
@@ -26,7 +26,7 @@ from litevfs.integrations.types import undeclared
 from litevfs.operations.diff import quoted
 
 NAME = "litevfs"
-_OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns", "from")
+_OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns", "as_text", "from")
 _OF_ONE_STATE = ("txid", "numpartitions", "where")
 _TYPES = {"integer": LongType, "real": DoubleType, "text": StringType, "blob": BinaryType}
 _OPERATORS = {
@@ -45,7 +45,7 @@ def register(spark: SparkSession) -> None:
 
 
 class LitevfsDataSource(DataSource):
-    """Options: `url`, `table`, `txid`, `numPartitions` (8), `where`, `columns` (with commas), those of `connect`.
+    """Options: `url`, `table`, `txid`, `numPartitions` (8), `where`, `columns`, `as_text` (with commas), `connect`'s.
 
     With `from` (a TXID in hex digits, or "latest") it is a stream of the changes after that state.
     """
@@ -69,7 +69,10 @@ class LitevfsDataSource(DataSource):
         """See `DataSource.reader`."""
         if "from" in self.options:
             raise OptionError("from is an option of spark.readStream", hint="txid names the state that read shows")
-        count = int(self.options.get("numPartitions", "8"))
+        written = self.options.get("numPartitions", "8")
+        if not written.isdecimal():
+            raise OptionError(f"not a number of pieces: {shown(written)}", hint='.option("numPartitions", "8")')
+        count = int(written)
         pieces = self._pieces(count, [field.name for field in schema.fields])
         return LitevfsReader(pieces, declared_columns(pieces[0]))
 
@@ -95,7 +98,7 @@ class LitevfsDataSource(DataSource):
     def _pieces(self, count: int, columns: Sequence[str] | None = None) -> list[Partition]:
         given = self._given()
         if columns is None and "columns" in given:
-            columns = [name.strip() for name in given["columns"].split(",")]
+            columns = _names(given["columns"])
         return partitions(
             given["url"],
             given["table"],
@@ -103,8 +106,13 @@ class LitevfsDataSource(DataSource):
             txid=given.get("txid"),
             columns=columns,
             where=given.get("where"),
+            as_text=_names(given.get("as_text", "")),
             **self._connect_options(given),
         )
+
+
+def _names(written: str) -> list[str]:
+    return [name.strip() for name in written.split(",")] if written else []
 
 
 @dataclass

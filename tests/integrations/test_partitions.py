@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import litevfs
-from litevfs.errors import OptionError, TXIDNotFoundError
+from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.retention import enforce_level_0_retention
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
@@ -107,6 +107,22 @@ def test_few_pages_say_where_to_cut(primary, url):
         litevfs.api.registry.release(lease)
 
 
+def test_a_column_of_several_types_is_read_as_text(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x INTEGER, y ANY)")
+    primary.commit(f"INSERT INTO t SELECT value, value, iif(value % 2, value, 'y') FROM {numbers(500)}")
+    primary.commit("UPDATE t SET x = 'none' WHERE id = 400")
+    with pytest.raises(ResultTypeError, match=r"column 'x', declared INTEGER: text does not .*; hint: .* in as_text"):
+        [piece.read() for piece in litevfs.partitions(url, "t", 3, columns=["id", "x"])]
+    with pytest.raises(ResultTypeError, match=r"column 'y', .*; hint: name the column in as_text to have it as text"):
+        [piece.read() for piece in litevfs.partitions(url, "t", 3, columns=["y"])]
+    pieces = litevfs.partitions(url, "t", 3, as_text=["x", "y"])
+    table = pyarrow.concat_tables([piece.read() for piece in pieces])
+    expected = [("none" if n == 400 else str(n), str(n) if n % 2 else "y") for n in range(1, 501)]
+    assert list(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)) == expected
+    with pytest.raises(OptionError, match="table t has no column z"):
+        litevfs.partitions(url, "t", 3, as_text=["z"])
+
+
 def test_what_retention_took_is_said(primary, url):
     primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
     primary.commit("INSERT INTO t VALUES (1, 2)")
@@ -140,7 +156,7 @@ def test_what_retention_takes_while_a_piece_is_read_is_said(primary, url):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("litevfs.integrations.partitions.connect", then_gone)
         with pytest.raises(
-            TXIDNotFoundError, match=r"the rows from \d+ on before \d+ of table t was cut up in is not on"
+            TXIDNotFoundError, match=r"table t was cut up in is not on .*, so its rows from \d+ on before \d+ cannot be"
         ):
             piece.read()
 

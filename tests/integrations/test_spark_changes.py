@@ -242,3 +242,8 @@ def test_what_spark_cannot_hold_is_named(primary, tmp_path):
         source(tmp_path, txid="1")
     with pytest.raises(OptionError, match=r"from is an option of spark\.readStream"):
         LitevfsDataSource({"from": "1"}).reader(None)
+    for bad in ("many", "1.5", "-1", "0"):
+        options = {"url": (tmp_path / "replica").as_uri(), "table": "t", "columns": "id", "numPartitions": bad}
+        counted = LitevfsDataSource(options)
+        with pytest.raises(OptionError, match=rf"^not a number of pieces: '?{bad}"):
+            counted.reader(counted.schema())
