@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 ENTRY_OVERHEAD_BYTES = 200
 """Memory of an entry beside its payload: bytes object header, key, and the mapping's own node (measured)."""
-AHEAD_SHARE = 0.9
+AHEAD_SHARE = 0.95
 """Part of the limit for entries put ahead."""
 AHEAD_LIFE_S = 30.0
 """An entry put ahead and not used for so long is evicted before any other."""

@@ -23,9 +23,6 @@ logger = logging.getLogger("litevfs.pages.ahead")
 FIRST_FRAME_BYTES = 2048.0
 """Assumed size of a page's frame, until a state is known."""
 FRAMES_AVERAGED = 64
-PLANNED_SHARE = 0.9
-"""Part of the room for read-ahead that one plan takes: whole blocks take more than the pages in them."""
-
 STAYING_SHARE = 0.25
 """Pages of a plan that would fill more of the page cache are not counted on there: others drive them out."""
 
@@ -62,9 +59,9 @@ class ReadAhead:
             self._frame_bytes = min(size, float(snapshot.page_size))
 
     def max_pages(self) -> int:
-        """Pages that may be kept ahead without driving each other out of the cache."""
+        """Pages that may be kept ahead without driving each other out of the cache; their blocks take a little more."""
         most = self._blocks.ahead_bytes
-        room = max(min(most * PLANNED_SHARE, most - 2 * self._blocks.block_bytes), most / 2)
+        room = max(most - 2 * self._blocks.block_bytes, most / 2)
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
     def start(

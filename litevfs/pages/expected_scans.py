@@ -26,7 +26,7 @@ class Beginning:
 
     def scan(self, most: int, window: int) -> tuple[Scan, list[int]]:
         """The scan, with this window, and its first pages, at most so many, if these are guesses."""
-        scan = Scan(-1, self.parent, 0, window=window)
+        scan = Scan(-1, self.parent, 0, window=window, is_whole=True)
         if not self.before:
             return scan, []
         plan = scan.add([self.parent, *self.before[:most]])

@@ -21,6 +21,7 @@ class Scan:
     end: int  # position of that leaf there
     left: int = 0  # leaves planned and not read yet
     window: int = 0  # 0: not known to be a pattern
+    is_whole: bool = False  # known to go through its whole tree, and to read no other between
     wanted: int = 0  # pages that the next guess has to have room for
     last: int = 0  # leaf planned last
     rested: int = 0  # of the leaves whose reads change no plan, the one read last

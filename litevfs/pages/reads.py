@@ -99,7 +99,7 @@ class WatchedReads:
         else:
             self._before_read(snapshot, pgno, watcher, is_there=page is not None)
         if page is None:
-            page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along)
+            page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along, watcher)
         if self._left and along is not None and watcher.resting is not self._handed_for:
             self._hand_out(watcher, along, snapshot.page_size)
         if watcher.wants(page):
@@ -132,28 +132,31 @@ class WatchedReads:
         if below := self._guesses.below(pgno):
             self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
 
-    def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes]) -> bytes:
+    def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes], watcher: Watcher) -> bytes:
         """A page; the leaves decoded with it wait in `_left`, and `along` is empty then."""
         come: dict[int, bytes] = {}
         page = self._source.read(snapshot, pgno, come)
         if come:
             along.clear()
-            self._left = {offset // snapshot.page_size + 1: other for offset, other in come.items()}
+            numbers = [offset // snapshot.page_size + 1 for offset in come]
+            self._left = left = dict(zip(numbers, come.values(), strict=True))
             self._left_of, self._handed_for = snapshot, None
-            self._left.pop(pgno, None)
-            others = {number: other for number, other in self._left.items() if other[0] != LEAF_TABLE}
-            for number in others:
-                del self._left[number]
-            self._source.keep_pages(snapshot, others)
+            left.pop(pgno, None)
+            others = [
+                number for number, other in left.items() if other[0] != LEAF_TABLE and not watcher.rests_whole(number)
+            ]
+            if others:
+                self._source.keep_pages(snapshot, {number: left.pop(number) for number in others})
         return page
 
     def _hand_out(self, watcher: Watcher, along: dict[int, bytes], page_size: int) -> None:
         """Move pages to `along` that rest: whose reads change no plan."""
         self._handed_for = resting = watcher.resting
-        left = self._left
-        for number in [number for number in left if number in resting]:
-            along[(number - 1) * page_size] = left.pop(number)
-            resting[number].rested = number  # for all that is known
+        if ready := self._left.keys() & resting.keys():
+            pages = [self._left.pop(number) for number in ready]
+            along.update(zip([(number - 1) * page_size for number in ready], pages, strict=True))
+            last = max(ready)
+            resting[last].rested = last  # for all that is known
 
     def first_page(self, snapshot: Snapshot, *, schema_salt: int = 0) -> bytes:
         """Page 1, which may be the root of what is read next."""

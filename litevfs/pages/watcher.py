@@ -122,6 +122,11 @@ class Watcher:
         """Whether `after_read` has a use for a page; it has none for most table leaves, and most pages are those."""
         return page[0] != LEAF_TABLE or self._lookups.leaf is not None
 
+    def rests_whole(self, pgno: int) -> bool:
+        """Whether a leaf rests that nothing is looked up from: its tree is read whole, and no other between."""
+        scan = self.resting.get(pgno)
+        return scan is not None and scan.is_whole
+
     def after_read(self, pgno: int, page: bytes) -> list[int]:
         """The connection has read page `pgno`."""
         found = kind(pgno, page)

@@ -26,7 +26,7 @@ from litevfs.live.replica import Replica
 from litevfs.ltx import Header, format_file_name
 from litevfs.ltx.encoder import encode_file
 from litevfs.options import Options, format_timestamp
-from litevfs.pages.btree import LEAF_TABLE, parse_interior
+from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
 from litevfs.pages.source import PageSource
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.primary import Primary
@@ -251,12 +251,17 @@ def _roots(primary: Primary) -> tuple[int, int]:
     return table, index
 
 
-@pytest.mark.parametrize(("cache_size_bytes", "share"), [(400_000, 0.8), (8_000_000, 0.2)])
-def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(trees, cache_size_bytes, share):
+@pytest.mark.parametrize(
+    ("cache_size_bytes", "share", "is_expected"), [(400_000, 0.8, False), (8_000_000, 0.2, False), (400_000, 0.8, True)]
+)
+def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(
+    trees, cache_size_bytes, share, is_expected
+):
+    """Those of an index, too, where it is known that nothing is looked up from them."""
     script, primary = trees
     table, index = _roots(primary)
     order = [*_in_order(primary, table), *_in_order(primary, index)]
-    read = []
+    read, kinds = [], set()
     for is_handed in (False, True):
         replica = Replica(Options(replica_url=script.url, poll_interval_s=0))
         replica.refresh()
@@ -272,18 +277,21 @@ def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(tre
         reads, calls = pages.reads(), 0
         along: dict[int, bytes] | None = {} if is_handed else None
         reads.begin()
+        if is_expected:
+            reads.expect_scans(snapshot, [table, index], 1)
         for pgno in order:
             page = along.get((pgno - 1) * snapshot.page_size) if along else None
             if page is None:
                 calls += 1
                 page = reads.read(snapshot, pgno, along)
             assert page == primary.page(pgno)
-            assert all(handed[0] == LEAF_TABLE for handed in (along or {}).values())
+            kinds |= {handed[0] for handed in (along or {}).values()}
         wait_until(lambda blocks=pages._blocks: not blocks._under_way, "what is under way")
         read.append(governor.ahead + governor.needed)
         pages.close()
         fetcher.close()
         replica.close()
+    assert kinds == ({LEAF_TABLE, LEAF_INDEX} if is_expected else {LEAF_TABLE})
     assert calls < share * len(order)
     assert read[1] <= read[0] + BLOCK_SIZE
 
