@@ -42,21 +42,39 @@ class Closings(Generic[Key]):
         name = f"litevfs-{os.getpid()}-{next(self._numbers)}-{os.urandom(6).hex()}"
         path = str(folder / name)
         os.mkfifo(path, 0o600)
-        return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except BaseException:
+            os.unlink(path)  # noqa: PTH108 (str)
+            raise
 
     def watch(self, descriptor: int, key: Key) -> None:
-        """Watch a FIFO that SQLite has opened. From now on the descriptor belongs to this object."""
+        """Watch a FIFO that SQLite has opened. From now on the descriptor belongs to this object.
+
+        Raises OSError, and RuntimeError when no thread can start; then the descriptor is closed.
+        """
         with self._lock:
             self._keys[descriptor] = key
-            if self._thread is None:
-                self._start()
-            else:
-                os.write(self._wake[1], b".")
+            try:
+                if self._thread is None:
+                    self._start()
+                else:
+                    os.write(self._wake[1], b".")
+            except BaseException:
+                del self._keys[descriptor]
+                os.close(descriptor)
+                raise
 
     def _start(self) -> None:
         self._wake = os.pipe()
         self._thread = threading.Thread(target=self._run, args=(self._wake[0],), name="litevfs-closings", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except (RuntimeError, MemoryError):  # no thread can start; after Ctrl-C it may run
+            self._thread = None
+            for descriptor in self._wake:
+                os.close(descriptor)
+            raise
 
     def _run(self, wake: int) -> None:
         """Wait for the ends of FIFOs; end with the last of them."""

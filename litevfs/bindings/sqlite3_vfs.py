@@ -205,14 +205,15 @@ class Binding:
             native = c_void_p.from_address(file).value or 0
             if native not in self._methods:
                 self._methods[native] = self._make_methods(c.IOMethods.from_address(native))
-            self._files[file] = opened
-            self._reads[file] = opened.session.read
-            self._closings.watch(descriptor, opened)
-            c_void_p.from_address(file).value = ctypes.addressof(self._methods[native])
         except BaseException:
+            os.close(descriptor)
             with suppress(FileNotFoundError):
                 os.unlink(path)  # noqa: PTH108 - a FIFO
             raise
+        self._closings.watch(descriptor, opened)
+        self._files[file] = opened
+        self._reads[file] = opened.session.read
+        c_void_p.from_address(file).value = ctypes.addressof(self._methods[native])
 
     def _find_access(self) -> Any:
         """A function that says "not there" of every file: a replica has no journal, whatever the current folder has.
