@@ -20,7 +20,14 @@ from typing import Any
 from litevfs.concurrency.retry import Backoff
 from litevfs.concurrency.shared_turns import SharedThreads
 from litevfs.concurrency.turns import Task, Turn
-from litevfs.errors import LitevfsError, ReplicaConflictError, ReplicatorError, ReplicatorRefusedError
+from litevfs.concurrency.workers import start_thread
+from litevfs.errors import (
+    LitevfsError,
+    ReplicaConflictError,
+    ReplicatorError,
+    ReplicatorRefusedError,
+    TransientStorageError,
+)
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.config.model import DatabaseEntry, Place
 from litevfs.replicate.lease import DEFAULT_TTL_S
@@ -277,11 +284,18 @@ class Fleet:
                     act(member, max(0.5, deadline - time.monotonic()))
                 except (LitevfsError, OSError) as exc:
                     errors.append(str(exc))
+                except Exception as exc:  # a mistake of ours: the other databases have a last sync all the same
+                    logger.exception("%s: unexpected error", member.path)
+                    errors.append(f"{member.path}: {exc!r}")
 
         for _ in range(min(16, len(waiting))):
-            thread = threading.Thread(target=work, name="litevfs-last-sync", daemon=True)
-            thread.start()
-            threads.append(thread)
+            try:
+                threads.append(start_thread(work, "litevfs-last-sync"))
+            except TransientStorageError as exc:
+                logger.warning("%s", exc)
+                break
+        if not threads:
+            work()
         for thread in threads:
             thread.join(max(0.0, deadline + 1.0 - time.monotonic()))
         errors += [f"no time was left for {member.path}" for member in waiting]

@@ -204,6 +204,28 @@ def test_the_end_makes_a_last_sync_of_every_database(fleet_of, folder: Path, tmp
     assert [rows_of(tmp_path / "replicas" / path.name) for path in paths] == [2] * 20
 
 
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_last_sync_needs_no_thread_for_each_database(
+    fleet_of, folder: Path, tmp_path: Path, monkeypatch, threads: int
+):
+    paths = [make(folder / f"{n}.db") for n in range(5)]
+    fleet = fleet_of(sync_interval_s=60.0)
+    fleet.start()
+    fleet.wait_until_open(20)
+    for path in paths:
+        insert(path)
+    start, left = threading.Thread.start, iter(range(threads))
+
+    def start_few(thread: threading.Thread) -> None:
+        if thread.name == "litevfs-last-sync" and next(left, None) is None:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_few)
+    assert fleet.close(20) == []
+    assert [rows_of(tmp_path / "replicas" / path.name) for path in paths] == [2] * 5
+
+
 def test_a_database_that_cannot_be_replicated_is_named_and_delays_no_other(
     fleet_of, folder: Path, tmp_path: Path, caplog
 ):
