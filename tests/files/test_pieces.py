@@ -15,7 +15,7 @@ from litevfs.errors import StorageClosedError, TransientStorageError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.disk_cache import DiskCache
 from litevfs.files.fetch import Fetcher
-from litevfs.files.hedges import Answers, Hedges
+from litevfs.files.hedges import LEAST, LEAST_LATE_S, answers_of
 from litevfs.files.under_way import Cutter, Part
 from litevfs.files.write_behind import WriteBehind
 from litevfs.replica_clients.base import LTXFileInfo, Take
@@ -71,6 +71,17 @@ class World:
         ranges = [(block * BLOCK, min(BLOCK, SIZE - block * BLOCK)) for block in range(BLOCKS)]
         assert self.blocks.read_ahead(7, self.file, ranges, most=BLOCKS * BLOCK)
 
+    def hold_back(self, first: int) -> threading.Event:
+        """Let the pieces of this block and of later ones wait until the event is set."""
+        gate = threading.Event()
+
+        def hold(offset: int, piece: bytes) -> bytes:
+            assert offset < first * BLOCK or gate.wait(30)
+            return piece
+
+        self.on_piece = hold
+        return gate
+
     def settle(self) -> None:
         wait_until(lambda: not self.blocks._under_way, "what is under way")
 
@@ -122,13 +133,7 @@ def test_parts_that_do_not_ascend_are_never_cut():
 
 
 def test_a_block_is_there_before_the_rest_of_its_request(world):
-    gate = threading.Event()
-
-    def hold(offset: int, piece: bytes) -> bytes:
-        assert offset < 3 * BLOCK or gate.wait(30)
-        return piece
-
-    world.on_piece = hold
+    gate = world.hold_back(3)
     world.read_all_ahead()
     assert [world.read_block(block) for block in range(3)] == [expected(block) for block in range(3)]
     assert len(world.blocks._under_way) == BLOCKS - 3
@@ -220,9 +225,12 @@ def test_who_is_told_of_a_part_is_told_when_it_comes(world):
 
 def test_who_has_all_bytes_of_a_request_finds_it_counted(world):
     count: list[int] = []
-    world.blocks.cache.put = lambda *_, **__: count.append(world.fetcher.counters.get)  # type: ignore[method-assign]
+    gate = world.hold_back(0)
     world.read_all_ahead()
-    world.settle()
+    for block in range(BLOCKS):
+        world.blocks.when_there(7, block * BLOCK, 10, lambda: count.append(world.fetcher.counters.get))
+    gate.set()
+    wait_until(lambda: len(count) == BLOCKS, "all blocks")
     assert count == [0] * (BLOCKS - 1) + [1]
 
 
@@ -272,7 +280,6 @@ def test_closing_in_the_middle_of_an_answer_ends_its_readers(world):
 @pytest.fixture
 def known(world: World) -> World:
     """Where the first bytes of blocks are known to come at once, and second requests are allowed."""
-    world.fetcher.hedges.__init__(Answers())  # type: ignore[misc]
     for _ in range(100):
         world.fetcher.hedges.note(BLOCK, 0.001)
     return world
@@ -280,13 +287,7 @@ def known(world: World) -> World:
 
 @pytest.mark.hedged
 def test_an_answer_that_stops_in_the_middle_is_late_and_its_part_is_asked_for_again(known):
-    gate = threading.Event()
-
-    def stop(offset: int, piece: bytes) -> bytes:
-        assert offset < 3 * BLOCK or gate.wait(30)
-        return piece
-
-    known.on_piece = stop
+    gate = known.hold_back(3)
     known.read_all_ahead()
     assert known.read_block(2) == expected(2)
     assert known.read_block(20) == expected(20)
@@ -300,7 +301,6 @@ def test_an_answer_that_stops_in_the_middle_is_late_and_its_part_is_asked_for_ag
 def test_an_answer_whose_bytes_keep_coming_is_not_late():
     """Each piece comes long before a second, after which a request is late here; all of them after more than that."""
     world, pause = World(), threading.Event()
-    world.fetcher.hedges.__init__(Answers())  # type: ignore[misc]
     for _ in range(100):
         world.fetcher.hedges.note(BLOCK, 1.0)
 
@@ -317,24 +317,17 @@ def test_an_answer_whose_bytes_keep_coming_is_not_late():
 
 
 def test_what_is_noted_of_an_answer_is_when_its_first_bytes_came(world):
-    noted: list[int] = []
-    answers = Answers()
-    answers.note = lambda what, _: noted.append(what)  # type: ignore[assignment,method-assign]
-    world.fetcher.hedges.__init__(answers)  # type: ignore[misc]
-    held = threading.Event()
-
-    def hold(offset: int, piece: bytes) -> bytes:
-        assert not offset or held.wait(30)
-        return piece
-
-    world.on_piece = hold
+    answers = answers_of(world.script.url)
+    for _ in range(LEAST - 1):
+        answers.note(BLOCK, 0.001)
+    assert answers.late_after_s(BLOCK) is None
+    held = world.hold_back(1)
     world.read_all_ahead()
     assert world.read_block(0) == expected(0)
-    assert noted == [BLOCK]
+    assert (answers.made, answers.late_after_s(BLOCK)) == (LEAST, LEAST_LATE_S)  # one more of the kind of a block
     held.set()
     world.settle()
-    assert noted == [BLOCK]
-    assert isinstance(world.fetcher.hedges, Hedges)
+    assert (answers.made, answers.late_after_s(SIZE)) == (LEAST, None)  # and none of the kind of the whole request
 
 
 def test_a_client_without_pieces_gives_all_bytes_at_once():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.model.primary import CHANGES
+from tests.support import in_threads
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3_000
@@ -62,7 +63,7 @@ def test_every_read_is_the_image_of_its_txid_whatever_happens():
 
 @pytest.mark.plan("D13")
 def test_a_seed_gives_the_same_course_of_events_again():
-    first, second = (course("--seed", "7", steps=120) for _ in range(2))
+    first, second = in_threads(2, lambda _: course("--seed", "7", steps=120), timeout_s=120)
     chosen = {what for what in first | second if what.startswith(("event: ", "change: "))}
     assert {what: first.get(what) for what in chosen} == {what: second.get(what) for what in chosen}
 

@@ -223,11 +223,12 @@ def test_so_are_those_that_sqlite_writes(tmp_path: Path, page_size: int):
         "CREATE TABLE t (id INTEGER PRIMARY KEY, n, s TEXT); CREATE INDEX t_n ON t (n); CREATE INDEX t_s ON t (s, n);"
         "CREATE TABLE w (s TEXT, n INTEGER, x, PRIMARY KEY (s, n)) WITHOUT ROWID; CREATE INDEX w_x ON w (x)"
     )
-    for i in range(3000):
-        rowid, text = random.choice((i, -i, i << 40, -i << 50)), "é" * random.choice((0, 1, 20, 63, 64, 65, 400))
-        number = random.choice((None, 0, 1, i, -i, i / 7, str(i)))
-        connection.execute("INSERT OR IGNORE INTO t VALUES (?, ?, ?)", (rowid, number, text))
-        connection.execute("INSERT OR IGNORE INTO w VALUES (?, ?, ?)", (text, rowid, number))
+    with connection:
+        for i in range(3000):
+            rowid, text = random.choice((i, -i, i << 40, -i << 50)), "é" * random.choice((0, 1, 20, 63, 64, 65, 400))
+            number = random.choice((None, 0, 1, i, -i, i / 7, str(i)))
+            connection.execute("INSERT OR IGNORE INTO t VALUES (?, ?, ?)", (rowid, number, text))
+            connection.execute("INSERT OR IGNORE INTO w VALUES (?, ?, ?)", (text, rowid, number))
     connection.close()
     data = path.read_bytes()
     pages = [data[start : start + page_size] for start in range(0, len(data), page_size)]

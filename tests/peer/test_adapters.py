@@ -21,7 +21,7 @@ def world(make_world: MakeWorld) -> World:
 def test_an_answer_that_does_not_come_is_a_hang(world: World) -> None:
     world.open()
     with pytest.raises(ReaderHangs, match=r"no answer within 0\.2 s"):
-        world.reader.call("wait", 0.2, txid=99, timeout_s=3.0)
+        world.reader.call("wait", 0.2, txid=99, timeout_s=1.0)
 
 
 def test_a_process_that_ends_is_told(world: World) -> None:

@@ -20,6 +20,7 @@ from tests.support import connected, one, rows, txid_of, wait_until
 QUERY = "SELECT id, data, n FROM t ORDER BY id"
 ROWS = 100
 TRANSACTIONS = 1000
+SNAPSHOT_TRANSACTIONS = 100
 
 
 @pytest.fixture
@@ -96,11 +97,11 @@ def test_a_transaction_keeps_its_rows_through_1000_others_compaction_and_retenti
 def test_a_transaction_whose_state_is_gone_for_good_ends_with_one_clear_error(primary, holding, following):
     holding.execute("BEGIN")
     before = rows(holding, "SELECT sum(n) FROM t")
-    for _ in range(TRANSACTIONS):
+    for _ in range(4 * SNAPSHOT_TRANSACTIONS):
         change(primary)
-        if primary.txid % 250 == 0:
+        if primary.txid % SNAPSHOT_TRANSACTIONS == 0:
             primary.compact(9, 1, primary.txid)
-            primary.delete(9, [primary.txid - 250])
+            primary.delete(9, [primary.txid - SNAPSHOT_TRANSACTIONS])
             primary.delete(0, range(1, primary.txid))
     wait_for_newest(following, primary)
     with pytest.raises(PageUnavailableError, match="new transaction") as caught:
@@ -207,7 +208,7 @@ def test_readers_of_files_that_vanish_all_the_time_see_states_of_the_primary_onl
 
 @pytest.mark.plan("D05")
 def test_a_listing_that_fails_while_vanished_files_are_looked_for_is_a_typed_error_and_passes(primary, storage):
-    with connected(storage.url, poll_interval=0, cache_size=0, read_timeout="2s") as connection:
+    with connected(storage.url, poll_interval=0, cache_size=0, read_timeout="500ms") as connection:
         primary.compact(1, 1, primary.txid)
         primary.delete(0)
         storage.add(Fault("timeout", operations=("list",)))

@@ -225,7 +225,7 @@ def test_a_working_set_ten_times_the_cache_gives_right_rows_in_bounded_memory(re
 @pytest.mark.plan("L24", "D09")
 def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(wide, remote_faults):
     limit = 250_000
-    readers = 6
+    readers = 4
     with traced() as held, connected(remote_faults.url, poll_interval="1h", cache_size=limit):
         opened = held()
 
@@ -242,7 +242,7 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
 
 
 @pytest.mark.plan("D09")
-@pytest.mark.parametrize("cache_size", [0, 1, 2000, "100KB"])
+@pytest.mark.parametrize("cache_size", [0, 2000, "100KB"])
 @pytest.mark.parametrize("storage", ["faults", "remote_faults"])
 def test_the_smallest_caches_still_give_right_rows(request, wide, storage, cache_size):
     faults = storage_of(request, storage)
