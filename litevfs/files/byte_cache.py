@@ -26,10 +26,6 @@ PASSING = 8
 """How many of the entries put ahead stay after their use; a reader that passes through returns to no earlier one."""
 ROOM_SHIFT = 8
 """A full cache makes room for `limit_bytes >> ROOM_SHIFT` at once: for each entry alone it would take longer."""
-OFFERED_SHIFT = 5
-"""A full cache to which bytes are offered takes `limit_bytes >> OFFERED_SHIFT` for the keys of those not kept."""
-OFFERED_BYTES = 200
-"""Memory of such a key, at most: an int of 96 bits, and its share of a set that has just grown."""
 
 
 class _Unused(NamedTuple):
@@ -52,6 +48,7 @@ class ByteCache:
     ) -> None:
         """`on_first_use(size)` is called for each entry put ahead when it is used, once, with its size in bytes."""
         self.limit_bytes = limit_bytes
+        self.is_full = False  # from the first entry on that was evicted to make room
         self._on_first_use = on_first_use
         self._clock = clock  # seconds
         self._entries: OrderedDict[int, bytes] = OrderedDict()
@@ -59,14 +56,18 @@ class ByteCache:
         self._passing: deque[int] = deque()
         self._size_bytes = 0
         self._ahead_bytes = 0  # size of `_ahead`
-        self._offered: set[int] = set()  # keys of bytes that were offered lately, and not kept
-        self._offered_most = 0  # of them; room for so many is part of `_size_bytes`
         self._lock = threading.Lock()
 
     @property
     def ahead_limit_bytes(self) -> int:
         """Memory for entries put ahead."""
         return int(self.limit_bytes * AHEAD_SHARE)
+
+    def enlarge(self, limit_bytes: int) -> None:
+        """Take up to `limit_bytes`, if that is more than now."""
+        if limit_bytes > self.limit_bytes:
+            self.limit_bytes = limit_bytes
+            self.is_full = False
 
     def get(self, key: int) -> bytes | None:
         """The bytes, now the most recently used, or None."""
@@ -137,28 +138,6 @@ class ByteCache:
             else:
                 self._entries[key] = value
 
-    def offer(self, key: int, value: bytes) -> None:
-        """`put` if there is room, or if the bytes were offered lately: bytes of a single use drive out no others."""
-        if (
-            self._size_bytes > self.limit_bytes - len(value) - ENTRY_OVERHEAD_BYTES
-            and key not in self._offered
-            and (len(self._offered) < self._offered_most or self._forget_offered())
-        ):
-            self._offered.add(key)
-            return
-        self.put(key, value)
-
-    def _forget_offered(self) -> bool:
-        """Begin with no keys of bytes offered lately, for which room is made once. Whether there is any."""
-        self._offered.clear()
-        with self._lock:
-            if not self._offered_most:
-                most = (self.limit_bytes >> OFFERED_SHIFT) // OFFERED_BYTES
-                self._make_room(most * OFFERED_BYTES)
-                self._size_bytes += most * OFFERED_BYTES
-                self._offered_most = most
-        return self._offered_most > 0
-
     def put_all(self, values: dict[int, bytes]) -> int:
         """Keep the bytes under all these keys, which together are small beside the limit. Returns how many are new."""
         with self._lock:
@@ -175,6 +154,7 @@ class ByteCache:
         """Evict what `_evict` would, in few steps for each entry where none was put ahead."""
         entries, freed = self._entries, 0
         excess = self._size_bytes - (self.limit_bytes - cost)
+        self.is_full = self.is_full or excess > 0
         while not self._ahead and entries and freed < excess:
             freed += len(entries.popitem(last=False)[1]) + ENTRY_OVERHEAD_BYTES
         self._size_bytes -= freed
@@ -235,7 +215,7 @@ class ByteCache:
     def _forget(self, value: bytes) -> None:
         self._size_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
         if not self._entries and not self._ahead:
-            self._size_bytes = self._offered_most * OFFERED_BYTES
+            self._size_bytes = 0
 
     @property
     def size_bytes(self) -> int:

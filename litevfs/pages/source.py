@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from random import random
 
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
@@ -47,6 +48,11 @@ MAX_MOVES = 8
 SCAN_SHARE = 0.5
 """Part of the page cache that one scan may take."""
 
+KEPT_SHARE = 1 / 16
+"""A full page cache keeps so many of the pages of a local replica that are read alone, by chance: what is read often is
+soon there. To keep a page takes about as long as to decode it again.
+"""
+
 FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
 """(snapshot, pgno, why, deadline) -> a snapshot that has the same version of the page in another file.
 
@@ -81,8 +87,6 @@ class PageSource:
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
         self._cache = ByteCache(cache_size_bytes - block_bytes)
         self._cached = self._cache.get
-        # A local page costs little to decode again: a full cache keeps those that are read twice.
-        self._keep_page = self._cache.put if fetcher.is_remote else self._cache.offer
         self._blocks: BlockReader | None = None
         if fetcher.is_remote:
             self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor)
@@ -118,9 +122,9 @@ class PageSource:
     def enlarge(self, cache_size_bytes: int) -> None:
         """Let the caches take up to `cache_size_bytes` in all, if that is more than now."""
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if self._blocks else 0
-        self._cache.limit_bytes = max(self._cache.limit_bytes, cache_size_bytes - block_bytes)
+        self._cache.enlarge(cache_size_bytes - block_bytes)
         if self._blocks is not None:
-            self._blocks.cache.limit_bytes = max(self._blocks.cache.limit_bytes, block_bytes)
+            self._blocks.cache.enlarge(block_bytes)
 
     def keep(self, number: int, file: FetchedFile) -> None:
         """Put bytes into the blocks that opening a file has read anyway."""
@@ -151,7 +155,8 @@ class PageSource:
                     page = self._read_one(snapshot, pgno, chunk, slot, None)
                 except StorageNotFoundError as error:
                     page = self._read_elsewhere(snapshot, pgno, error, None)
-                self._keep_page(key, page)
+                if not self._cache.is_full or random() < KEPT_SHARE:
+                    self._cache.put(key, page)
                 return page
             if pgno == lock_pgno(snapshot.page_size):
                 return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
@@ -246,7 +251,7 @@ class PageSource:
                 page, is_kept = self._load_run(snapshot, pgno, deadline, along)
                 if not is_kept:
                     return page
-        self._keep_page(key, page)
+        self._cache.put(key, page)
         return page
 
     def _load_run(

@@ -17,7 +17,6 @@ from litevfs.files.byte_cache import (
     AHEAD_LIFE_S,
     AHEAD_SHARE,
     ENTRY_OVERHEAD_BYTES,
-    OFFERED_SHIFT,
     PASSING,
     ROOM_SHIFT,
     ByteCache,
@@ -152,46 +151,25 @@ def test_a_full_cache_makes_room_for_several_entries_at_once_and_stays_nearly_fu
     assert sum(after < before for before, after in pairwise(kept)) < 500
 
 
-def test_a_full_cache_keeps_of_what_is_offered_what_is_offered_again_soon():
-    cache = ByteCache(1 << 20)
-    for key in range(2000):
-        cache.offer(key, bytes(1000))
-        assert cache.size_bytes <= cache.limit_bytes
-    kept = [key for key in range(2000) if key in cache]
-    assert len(kept) > 800
-    assert kept == list(range(kept[0], kept[-1] + 1)), "those that came while there was room"
-    cache.offer(1999, bytes(1000))
-    assert 1999 in cache
-    for key in [*range(2000, 2010), 3000, *range(4000, 5000)]:
-        cache.offer(key, bytes(1000))
-    cache.offer(3000, bytes(1000))
-    assert 3000 not in cache, "it was offered too long ago"
-
-
-@given(st.integers(0, 200_000), st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=200))
-def test_what_is_offered_never_takes_more_than_the_limit(limit, steps):
-    cache = ByteCache(limit)
-    for key, is_offered in steps:
-        (cache.offer if is_offered else cache.put)(key, bytes([key]) * 4096)
-        assert cache.get(key) in (None, bytes([key]) * 4096)
-        assert cache.size_bytes <= limit
-    for key in range(41):
-        cache.drop(key)
-    assert len(cache) == 0
-    assert cache.size_bytes <= limit >> OFFERED_SHIFT
-
-
-def test_a_small_cache_keeps_what_was_offered_last():
+def test_a_cache_is_full_from_its_first_eviction_on_until_it_is_enlarged():
     cache = ByteCache(3 * (1000 + ENTRY_OVERHEAD_BYTES))
-    for key in range(10):
-        cache.offer(key, bytes(1000))
-    assert [key for key in range(10) if key in cache] == [7, 8, 9]
+    for key in range(3):
+        cache.put(key, bytes(1000))
+        assert not cache.is_full
+    cache.put(3, bytes(1000))
+    assert cache.is_full
+    cache.enlarge(100)
+    assert cache.is_full
+    assert cache.limit_bytes == 3 * (1000 + ENTRY_OVERHEAD_BYTES)
+    cache.enlarge(5 * (1000 + ENTRY_OVERHEAD_BYTES))
+    assert not cache.is_full
+    cache.put(4, bytes(1000))
+    assert not cache.is_full
 
 
 def test_a_cache_without_room_keeps_nothing():
     cache = ByteCache(0)
     cache.put(1, b"")
-    cache.offer(1, b"")
     assert cache.get(1) is None
     assert cache.size_bytes == 0
 
