@@ -8,7 +8,7 @@ from typing import cast
 
 import apsw
 
-from litevfs.bindings.apsw_access import answer_in_c
+from litevfs.bindings.apsw_access import answer_access_in_c
 from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS, tracer_of_last_opened
 
 
@@ -20,7 +20,7 @@ def equip(registered: Mapping[str, ReplicaVFS], connection: apsw.Connection) -> 
     # A URI may name the VFS: `open_vfs` is then the one it would have been without.
     if connection.open_vfs not in registered and FILE_CLASS not in (connection.vfsname("main") or ""):
         return
-    answer_in_c(connection, registered)
+    answer_access_in_c(connection, registered)
     if connection.exec_trace is None:
         connection.exec_trace = tracer_of_last_opened()
     reference = weakref.ref(connection)

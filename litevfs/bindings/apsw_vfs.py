@@ -19,8 +19,6 @@ from litevfs.live.pragmas import answer_pragma
 from litevfs.live.session import SHARED, Session
 from litevfs.options import Options
 
-SECTOR_BYTES = 4096
-"""What a storage is said to write at once: SQLite's default."""
 _says_no = "".startswith
 """False to any name, with flags or without: `xAccess`, until `apsw_access` has put a function of C in its place.
 
@@ -133,8 +131,8 @@ class ReplicaFile:
 
     # SQLite takes only a number from these methods, so an exception in them is lost. So no Python code runs in them: a
     # Ctrl-C there would be lost, too, and the query would go on.
-    xSectorSize = staticmethod(partial(int, SECTOR_BYTES))  # noqa: N815
-    xDeviceCharacteristics = staticmethod(partial(int, 0))  # noqa: N815 - no promise; see also `apsw_access`
+    xSectorSize = staticmethod(partial(int, 4096))  # noqa: N815 - bytes; SQLite's default
+    xDeviceCharacteristics = staticmethod(partial(int, 0))  # noqa: N815 - no promise about writes
 
     def xCheckReservedLock(self) -> bool:
         """No connection ever writes."""
