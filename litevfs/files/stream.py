@@ -6,6 +6,7 @@ and `replicate.compaction`.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -133,3 +134,32 @@ class VerifiedStream:
             self.trailer = self._decoder.finish()
         except LTXFormatError as error:
             raise self._fetcher.located(error, self.file) from error
+
+
+class PartsFile(io.RawIOBase):
+    """A readable file over bytes that arrive in parts, for an upload."""
+
+    def __init__(
+        self, parts: Iterator[bytes] | Iterator[memoryview], on_read: Callable[[int], object] | None = None
+    ) -> None:
+        """`on_read` is called with how many bytes were read, each time."""
+        self._parts = parts
+        self._rest = memoryview(b"")
+        self._on_read = on_read
+
+    def readable(self) -> bool:
+        """As all such files."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # the type of the base is wider
+        """The next bytes; 0 at the end. Raises what the parts raise."""
+        while not self._rest:
+            part = next(self._parts, None)
+            if part is None:
+                return 0
+            self._rest = memoryview(part)
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        if self._on_read is not None:
+            self._on_read(size)
+        return size

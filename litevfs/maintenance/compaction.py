@@ -25,7 +25,7 @@ from litevfs.errors import (
 from litevfs.files.detours import Detours, is_unusable
 from litevfs.files.fetch import READ_BYTES
 from litevfs.files.plan import extend, gap_error, newest_state
-from litevfs.files.stream import FileStreamer
+from litevfs.files.stream import FileStreamer, PartsFile
 from litevfs.ltx.compactor import compact, compacted_header
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.frame import read_frames
@@ -88,32 +88,10 @@ def store_as_snapshot(client: ReplicaClient, file: BinaryIO, page_index: IO[byte
     source = _read_ends(fd, 0, os.fstat(fd).st_size)
     source = replace(source, header=replace(source.header, min_txid=1))
     header = compacted_header([source.header])
-    with io.BufferedReader(_Parts(compact([source], spool=page_index)), READ_BYTES) as data:
+    with io.BufferedReader(PartsFile(compact([source], spool=page_index)), READ_BYTES) as data:
         written = client.write(SNAPSHOT_LEVEL, 1, header.max_txid, data, header.timestamp_ms)
     logger.info("stored a snapshot in %s", client.key(written))
     return written
-
-
-class _Parts(io.RawIOBase):
-    """A readable file over bytes that arrive in parts, for an upload."""
-
-    def __init__(self, parts: Iterator[bytes]) -> None:
-        self._parts = parts
-        self._rest = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        while not self._rest:
-            part = next(self._parts, None)
-            if part is None:
-                return 0
-            self._rest = memoryview(part)
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        return size
 
 
 def newest_file(streamer: FileStreamer, level: int, known: LTXFileInfo | None = None) -> LTXFileInfo | None:

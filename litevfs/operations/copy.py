@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from types import TracebackType
 from typing import BinaryIO, Self
 
@@ -24,7 +25,7 @@ from litevfs.errors import LitevfsError, ReplicaError, StorageNotFoundError, Tra
 from litevfs.files.fetch import READ_BYTES
 from litevfs.files.frame_checks import FEED_BYTES
 from litevfs.files.plan import newest_state
-from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
+from litevfs.files.stream import FileStreamer, PartsFile, client_of
 from litevfs.ltx.format import TRAILER_SIZE
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.units import parse_duration_s
@@ -122,12 +123,14 @@ class _Copy:
         with _Writes(self._writer, lambda copied: self._arrived(copied, present)) as writes:
             for stream in self._reader.stream(files):
                 file, self._in_file = stream.file, 0
-                raw = _StreamFile(stream, self._on_read)
-                with io.BufferedReader(raw, FEED_BYTES) as content:
+                # Reading its end raises when the file is not sound, so it is not stored.
+                parts = (data for data, _ in stream)
+                first = next(parts)  # from here on the header is known
+                with io.BufferedReader(PartsFile(chain([first], parts), self._on_read), FEED_BYTES) as content:
                     if file.max_txid <= covered and file.size <= READ_BYTES:
-                        writes.start(file, content.read(), raw.timestamp_ms)
+                        writes.start(file, content.read(), stream.header.timestamp_ms)
                     else:
-                        writes.make(file, content, raw.timestamp_ms)
+                        writes.make(file, content, stream.header.timestamp_ms)
                 self._in_file = 0
                 covered = max(covered, file.max_txid)
 
@@ -234,25 +237,3 @@ def _trailer(streamer: FileStreamer, file: LTXFileInfo) -> bytes:
     """The end of a file, which holds a checksum of all of it."""
     size = min(TRAILER_SIZE, file.size)
     return streamer.fetcher.read(file, file.size - size, size)
-
-
-class _StreamFile(io.RawIOBase):
-    """A verified stream as a file to upload. Reading its end raises when the file is not sound, so it is not stored."""
-
-    def __init__(self, stream: VerifiedStream, on_read: Callable[[int], None]) -> None:
-        self._parts = (data for data, _ in stream)
-        self._on_read = on_read
-        self._rest = next(self._parts)
-        self.timestamp_ms = stream.header.timestamp_ms
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if not self._rest:
-            self._rest = next(self._parts, memoryview(b""))
-        size = min(len(buffer), len(self._rest))
-        buffer[:size] = self._rest[:size]
-        self._rest = self._rest[size:]
-        self._on_read(size)
-        return size
