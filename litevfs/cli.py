@@ -135,7 +135,7 @@ def _reopen_closed_streams() -> None:
 def _never_fail_to_encode(*streams: TextIO) -> None:
     for stream in streams:
         with suppress(AttributeError):  # not the real stream
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]  # of a text file
 
 
 def _flush_or_discard() -> None:

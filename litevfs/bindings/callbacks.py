@@ -32,7 +32,7 @@ def c_callback(prototype: type[Prototype], function: Callable[..., Any]) -> Prot
 
     SQLite may call it while the interpreter ends, when no name refers to it any more: so it is never freed.
     """
-    callback = prototype(_undisturbed(function))  # type: ignore[call-arg]
+    callback = prototype(_undisturbed(function))  # type: ignore[call-arg]  # a type of ctypes takes a function
     keep_for_ever(callback)
     return callback
 

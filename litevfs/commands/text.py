@@ -92,4 +92,4 @@ def format_fields(fields: Iterable[tuple[str, object]]) -> str:
 def write_utf_8() -> None:
     """Make standard output UTF-8 whatever the terminal's encoding is: for SQL and JSON, which other programs read."""
     with suppress(AttributeError):  # not the real stream
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # of a text file

@@ -214,7 +214,7 @@ class _Watched:
         try:
             addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except socket.gaierror as exc:
-            raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]
+            raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]  # a mixin is no connection
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         error: OSError = OSError("no address")
         for family, kind, protocol, _, address in addresses:
@@ -255,7 +255,7 @@ class _Watched:
         return sock
 
     def close(self) -> None:
-        super().close()  # type: ignore[misc]
+        super().close()  # type: ignore[misc]  # of the connection beside the mixin
         self._forget()
 
     def _forget(self) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -270,7 +271,7 @@ def _ssl_context(verify: bool | str) -> ssl.SSLContext:
     if verify:
         path = _usual_authorities() if verify is True else verify
         try:
-            context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})  # noqa: PTH112
+            context.load_verify_locations(**{"capath" if Path(path).is_dir() else "cafile": path})
         except OSError as exc:
             message = f"cannot load the certificates of authorities: {exc}"
             raise StorageError(message, key=path, hint="check AWS_CA_BUNDLE") from exc
