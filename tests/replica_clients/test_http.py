@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from litevfs.errors import ReplicaError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.errors import ReplicaError, StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.client import HTTPReplicaClient
 from litevfs.replica_clients.http.index import parse_index, write_index
@@ -289,3 +291,10 @@ def test_a_replica_of_litestream_03_is_refused_by_name(tmp_path: Path):
         with pytest.raises(ReplicaError, match=r"Litestream 0\.3"):
             client.list_files(0)
         client.close()
+
+
+def test_the_time_limit_of_a_read_by_name_holds_for_finding_the_folders_too():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/app"
+        with closing(HTTPReplicaClient(url, read_timeout_s=600)) as client, pytest.raises(StorageTimeoutError):
+            client.read_named(0, 1, 1, 100, timeout_s=0.2)

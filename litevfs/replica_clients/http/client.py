@@ -157,22 +157,22 @@ class HTTPReplicaClient:
         own = [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
         return own + [file for other in LEVELS if other > level for file in index.files.get(other, ())], True
 
-    def _find(self) -> str:
+    def _find(self, deadline: float | None = None) -> str:
         """The URL of the levels' folders, found once; while there are none, each call tries again."""
         if self._base is not None:
             return self._base
         fetching = time.monotonic()
-        if (index := self._get_index(self._root)) is not None:
+        if (index := self._get_index(self._root, deadline)) is not None:
             with self._lock:
                 self._index_fetched = max(self._index_fetched, fetching)
                 self._index, self._base, self._is_indexed = index, self._root, True
             return self._root
         for base in (f"{self._root}ltx/", self._root):
-            folders = self._levels_in(self._names_in(base) or [])
+            folders = self._levels_in(self._names_in(base, deadline) or [])
             if folders:
                 self._folders, self._base = folders, base
                 return base
-        names = self._names_in(self._root)
+        names = self._names_in(self._root, deadline)
         if names is not None and GENERATIONS in names:
             raise old_replica(self.url)
         if names is None:
@@ -205,13 +205,13 @@ class HTTPReplicaClient:
         finally:
             self._lock.release()
 
-    def _get_index(self, base: str) -> Index | None:
+    def _get_index(self, base: str, deadline: float | None = None) -> Index | None:
         """The index at `base`, None if there is none."""
         url = f"{base}{INDEX_NAME}"
         headers = {"Cache-Control": "no-cache"}
         if self._index is not None and self._index_etag:
             headers["If-None-Match"] = self._index_etag
-        response, url = self._get("LIST", url, headers, (200, 304, 403, 404, 410))
+        response, url = self._get("LIST", url, headers, (200, 304, 403, 404, 410), deadline)
         body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
         if response.status == 304 and self._index is not None:
             return self._index
@@ -221,9 +221,9 @@ class HTTPReplicaClient:
         self._index_etag = response.headers.get("ETag", "") if _is_settled(response) else ""
         return index
 
-    def _names_in(self, folder: str) -> list[str] | None:
+    def _names_in(self, folder: str, deadline: float | None = None) -> list[str] | None:
         """The names that the server lists in a folder; None if the folder is missing or not listed."""
-        response, url = self._get("LIST", folder, {"Cache-Control": "no-cache"}, (200, 403, 404, 410))
+        response, url = self._get("LIST", folder, {"Cache-Control": "no-cache"}, (200, 403, 404, 410), deadline)
         body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
         return names_in_page(body, response.headers.get("Content-Type", "")) if response.status == 200 else None
 
@@ -299,7 +299,7 @@ class HTTPReplicaClient:
         """
         self._exchange.transport.check_open()
         deadline = deadline_in(timeout_s)
-        self._find()
+        self._find(deadline)
         if self._is_indexed:
             raise StoragePermissionError("the index says which files there are", key=self.url)
         file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
