@@ -2,9 +2,11 @@
 
 Owns the measurement; all replicas on one host share one `Line`. Knows neither files nor pages.
 
-Latency is a low quantile of the time that requests took beyond the transfer of their bytes; throughput is the second
-best of the last spells in which large requests were under way, counted together. Both need few requests, forget old
-ones, and ignore outliers: a request that hangs, or a spell in which the reader was the slow part, changes neither.
+Latency is a low quantile of the time that requests took beyond the transfer of their bytes, of those that had the line
+nearly to themselves: the others wait for each other's bytes, and a slow line would be taken for a long one. Throughput
+is the second best of the last spells in which large requests were under way, counted together. Both need few requests,
+forget old ones, and ignore outliers: a request that hangs, or a spell in which the reader was the slow part, changes
+neither.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ LEAST_SHARE = 0.05
 REMEMBERED = 32, 8
 """Requests whose latency counts, and spells whose throughput does."""
 LATENCY_QUANTILE = 0.25
+FEW = 4
+"""A request beside which as many others are under way, or a large one, does not show the latency."""
 
 
 class Line:
@@ -58,6 +62,7 @@ class Line:
         self._clock = clock  # seconds
         self._latencies: deque[float] = deque(maxlen=REMEMBERED[0])
         self._rates: deque[float] = deque(maxlen=REMEMBERED[1])
+        self._small = 0  # requests under way that show no throughput
         self._under_way = 0  # large requests
         self._spell_began = 0.0
         self._spell_bytes = 0
@@ -71,12 +76,9 @@ class Line:
 
         `size_of` its answer are the bytes that came with its end, and that `came` was not told of.
         """
-        began = self._clock()
         if size < LARGE_BYTES:
-            answer = request()
-            self._note_latency(self._clock() - began - size / self.bytes_per_s)
-            return answer
-        self._begin(began)
+            return self._small_request(size, request)
+        self._begin(self._clock())
         came = 0
         try:
             answer = request()
@@ -126,9 +128,21 @@ class Line:
 
     def trip(self, request: Callable[[], T]) -> T:
         """Make a request whose answer is small and measure it. Raises what it raises."""
+        return self._small_request(0, request)
+
+    def _small_request(self, size: int, request: Callable[[], T]) -> T:
+        with self._lock:
+            is_calm = self._small < FEW and not self._under_way
+            self._small += 1
         began = self._clock()
-        answer = request()
-        self._note_latency(self._clock() - began)
+        try:
+            answer = request()
+        finally:
+            took = self._clock() - began
+            with self._lock:
+                self._small -= 1
+        if is_calm:
+            self._note_latency(took - size / self.bytes_per_s)
         return answer
 
     def _note_latency(self, seconds: float) -> None:
