@@ -122,20 +122,24 @@ class LookUps:
             self.leaf = None
         return []
 
-    def follow(self, pgno: int) -> list[int]:
-        """Where in the index leaf the look-ups are, and whether it is time to plan further ones."""
+    def follow(self, pgno: int) -> list[int] | None:
+        """Where in the index leaf the look-ups are, and whether it is time to plan further ones; None: not at a page.
+
+        The pages of look-ups may follow each other now and then, which shows no scan.
+        """
         leaf = self.leaf
         if leaf is None:
-            return []
+            return None
         if not leaf.window:
-            return self.recognize(leaf, pgno, is_read=False)
+            plan = self.recognize(leaf, pgno, is_read=False)
+            return plan if leaf.window else None
         if (position := self._position(leaf, pgno)) is not None:
             leaf.come_to(position)
             return self._plan(leaf) if self._is_due(leaf) else []
         self.recall.note_jump(pgno)
         if leaf.position >= len(leaf.entries) - LOOK_AROUND and not leaf.is_descending:
             self.recall.expect(self._trees.next_leaf(leaf.pgno))
-        return []
+        return None
 
     def _position(self, leaf: IndexLeaf, pgno: int) -> int | None:
         """The next entry whose look-up reads a page; None if it is none of the next ones."""

@@ -116,7 +116,10 @@ class Watcher:
             return []
         with self._lock:
             parent = self._trees.place(pgno)  # `learn` may have dropped it
-            return self._follow_scan(*parent) + self._lookups.follow(pgno) if parent else []
+            if not parent:
+                return []
+            plan = self._lookups.follow(pgno)
+            return self._follow_scan(*parent) if plan is None else plan
 
     def wants(self, page: bytes) -> bool:
         """Whether `after_read` has a use for a page; it has none for most table leaves, and most pages are those."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from litevfs.pages.btree import INTERIOR_TABLE, LEAF_TABLE
 from litevfs.pages.lookups import ALL_ROWS
 from litevfs.pages.watcher import Watcher
-from tests.pages.test_watcher import fetched, indexed_pages, look_ups, look_ups_backwards
+from tests.pages.test_watcher import fetched, in_order, indexed_pages, look_ups, look_ups_backwards
 
 ROWS = 8000
 KEY = 1017
@@ -90,3 +91,15 @@ def test_where_all_rows_are_looked_up_no_more_are_planned_at_once_than_have_room
     for pgno in wanted:
         assert len(watcher.before_read(pgno)) <= 10
         assert len(_leaves(pages, set(watcher.after_read(pgno, pages[pgno])))) <= 10
+
+
+@pytest.mark.parametrize("expected", [0, ALL_ROWS])
+def test_look_ups_whose_leaves_follow_each_other_now_and_then_are_no_scan(tmp_path: Path, expected: int):
+    pages = indexed_pages(tmp_path / "t.db", ROWS, "i * i % 1009 * 17")
+    wanted = list(look_ups(pages, KEY, ROWS))
+    leaves = [pgno for pgno in in_order(pages) if pages[pgno][0] == LEAF_TABLE]
+    together = sum({first, second} <= set(wanted) for first, second in pairwise(leaves))
+    assert together > 5
+    assert len(wanted) < len(leaves) / 2
+    asked_for = fetched(pages, iter(wanted), _expecting(expected))[1]
+    assert len(asked_for - set(wanted)) <= 8

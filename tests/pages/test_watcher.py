@@ -136,13 +136,16 @@ TABLE_ROOT, INDEX_ROOT = 2, 3
 KEYS = 40
 
 
-def indexed_pages(path: Path, rows: int) -> dict[int, bytes]:
-    """A table of so many rows in which those of each of KEYS keys lie scattered, and an index by key."""
+def indexed_pages(path: Path, rows: int, number: str = "i") -> dict[int, bytes]:
+    """A table of so many rows in which those of each of KEYS keys lie scattered, and an index by key.
+
+    The key of row i is 1000 and this `number`, an expression, modulo KEYS.
+    """
     connection = sqlite3.connect(path)
     connection.executescript(
         f"PRAGMA page_size={PAGE_SIZE}; CREATE TABLE t(id INTEGER PRIMARY KEY, k, s TEXT); CREATE INDEX i ON t(k);"
         f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) "
-        f"INSERT INTO t SELECT i, 1000 + i % {KEYS}, hex(zeroblob(50)) FROM n; VACUUM"
+        f"INSERT INTO t SELECT i, 1000 + {number} % {KEYS}, hex(zeroblob(50)) FROM n; VACUUM"
     )
     roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema ORDER BY type DESC")]
     connection.close()
