@@ -1,12 +1,18 @@
 """The connection that `litevfs.connect_stdlib` opens: one of `sqlite3` that hides no error of a replica.
 
 Its errors say what to do: the words of `sqlite3`, then the reason, or a hint. Only calls that fail pay for it.
+
+Threads that share one (`check_same_thread=False`) take turns: SQLite holds the connection's mutex while it calls the
+VFS, which needs Python's lock, and `sqlite3` holds Python's lock while it waits for that mutex to read a row. Without
+turns both wait for ever, and with them the whole process.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -100,12 +106,58 @@ class _Hinting(_OtherCursor):
             raise
 
 
+class _InTurns(_OtherCursor):
+    """A cursor of a connection that threads share: each call waits for its turn."""
+
+    __slots__ = ()
+    if TYPE_CHECKING:
+
+        @property
+        def connection(self) -> StdlibConnection: ...
+
+    def execute(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.connection.turn:
+            return super().execute(*arguments, **keywords)
+
+    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.connection.turn:
+            return super().executemany(*arguments, **keywords)
+
+    def executescript(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.connection.turn:
+            return super().executescript(*arguments, **keywords)
+
+    def fetchone(self) -> Any:
+        with self.connection.turn:
+            return super().fetchone()
+
+    def fetchmany(self, *arguments: Any, **keywords: Any) -> Any:
+        with self.connection.turn:
+            return super().fetchmany(*arguments, **keywords)
+
+    def fetchall(self) -> Any:
+        with self.connection.turn:
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        with self.connection.turn:
+            return super().__next__()
+
+    def close(self) -> None:
+        with self.connection.turn:
+            super().close()
+
+
 @lru_cache(32)
-def _with_hints(factory: Any) -> Any:
-    """A subclass of a tool's own class of cursors whose errors say what to do; anything else as it is."""
-    if not isinstance(factory, type) or factory is sqlite3.Cursor or issubclass(factory, (Cursor, _Hinting)):
+def _equipped(factory: Any, *, in_turns: bool) -> Any:
+    """A subclass of a class of cursors whose errors say what to do, with turns if need be; anything else as it is."""
+    if not isinstance(factory, type):
         return factory
-    return type(factory.__name__, (_Hinting, factory), {"__module__": factory.__module__, "__slots__": ()})
+    says = factory is sqlite3.Cursor or issubclass(factory, (Cursor, _Hinting))
+    bases = [_InTurns] * (in_turns and not issubclass(factory, _InTurns)) + [_Hinting] * (not says) + [factory]
+    if len(bases) == 1:
+        return factory
+    return type(factory.__name__, tuple(bases), {"__module__": factory.__module__, "__slots__": ()})
 
 
 class StdlibConnection(sqlite3.Connection):
@@ -116,6 +168,9 @@ class StdlibConnection(sqlite3.Connection):
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        is_of_one_thread = keywords.get("check_same_thread", arguments[4] if len(arguments) > 4 else True)
+        self._in_turns = not is_of_one_thread
+        self.turn: Any = threading.RLock() if self._in_turns else nullcontext()
         forget_error()
         try:
             super().__init__(*arguments, **keywords)
@@ -126,13 +181,17 @@ class StdlibConnection(sqlite3.Connection):
     def cursor(self, factory: Any = Cursor) -> Any:
         """Like that of `sqlite3`."""
         try:
-            return super().cursor(factory if factory is Cursor else _with_hints(factory))
+            if factory is not Cursor or self._in_turns:
+                factory = _equipped(factory, in_turns=self._in_turns)
+            return super().cursor(factory)
         except sqlite3.Error as error:
             _add_hint(error)
             raise
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         """Like that of `sqlite3`."""
+        if self._in_turns:
+            return self.cursor().execute(sql, parameters)  # type: ignore[no-any-return]  # a Cursor
         try:
             return _execute(self, sql, parameters)
         except sqlite3.Error as error:
@@ -151,13 +210,22 @@ class StdlibConnection(sqlite3.Connection):
         """The database as bytes. Raises the replica's error for a page that cannot be read: SQLite returns zeros."""
         forget_error()
         try:
-            content = super().serialize(name=name)
+            with self.turn:
+                content = super().serialize(name=name)
         except sqlite3.Error as error:
             _add_hint(error)
             raise
         if (own := last_error()) is not None:
             raise own
         return content
+
+    def interrupt(self) -> None:
+        """Like that of `sqlite3`; does not wait for a turn."""
+        try:
+            super().interrupt()
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
 
 
 _OTHER_METHODS = (
@@ -167,7 +235,6 @@ _OTHER_METHODS = (
     "commit",
     "rollback",
     "iterdump",
-    "interrupt",
     "deserialize",
     "__enter__",
     "__exit__",
@@ -190,9 +257,10 @@ _OTHER_METHODS = (
 
 def _hinting(method: Any) -> Any:
     @wraps(method)
-    def call(*arguments: Any, **keywords: Any) -> Any:
+    def call(self: StdlibConnection, /, *arguments: Any, **keywords: Any) -> Any:
         try:
-            return method(*arguments, **keywords)
+            with self.turn:
+                return method(self, *arguments, **keywords)
         except sqlite3.Error as error:
             _add_hint(error)
             raise

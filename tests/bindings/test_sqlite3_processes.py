@@ -75,6 +75,40 @@ def test_what_runs_after_the_end_of_the_binding_gets_errors_of_sqlite_and_no_cra
     assert (no_more, row) == ("no more", "(1,)")
 
 
+@pytest.mark.parametrize("cursors", ["sqlite3.Cursor", "Other", "None"])
+def test_threads_that_share_a_connection_take_turns(cursors):
+    """Without turns SQLite's mutex and Python's lock hold the threads up for good, and with them the process."""
+    done = run(f"""
+        import faulthandler
+        faulthandler.dump_traceback_later(55, exit=True)
+        class Other(sqlite3.Cursor):
+            pass
+        con = litevfs.connect_stdlib(url, cache_size=0, check_same_thread=False)
+        con.execute("PRAGMA cache_size=0")
+        con.create_function("nested", 1, lambda number: con.execute("SELECT ?", (number,)).fetchone()[0])
+        expected = con.execute("SELECT count(note), max(id) FROM orders").fetchone()
+        found = []
+
+        def work():
+            for _ in range(5):
+                cursor = con.cursor({cursors}) if {cursors} else con
+                found.append(cursor.execute("SELECT count(note), nested(max(id)) FROM orders").fetchone())
+                rows = cursor.execute("SELECT id FROM customer LIMIT 20")
+                assert len([next(rows), *rows.fetchmany(2), *rows]) == 20
+                con.executescript("SELECT 1").close()
+                con.commit()
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(found == [expected] * 20)
+        con.close()
+    """)
+    assert done.stdout.split() == ["True"]
+
+
 @pytest.mark.parametrize("do", ["query", "open", "function"])
 def test_daemon_threads_that_still_read_do_not_crash_the_end(do):
     run(f"""
