@@ -142,8 +142,9 @@ ASKING = [
 
 
 @pytest.fixture
-def failing():
+def failing(monkeypatch):
     """A replica that lists its second transaction and cannot read it, for longer than anybody waits."""
+    monkeypatch.setattr("litevfs.live.replica.MIN_REFRESH_S", 0.4)
     name = "waiting-for-failing-reads"
     with Primary(MemoryReplicaClient(memory_store(name))) as primary, faulty_replica(f"memory://{name}") as faults:
         primary.commit("CREATE TABLE t(x)")
