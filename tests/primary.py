@@ -47,7 +47,9 @@ class Primary:
         self._oracle = apsw.Connection(":memory:", vfs=apsw.vfs_names()[0])
         self._loaded: bytes | None = None  # the image that the oracle has
         self._oracle_lock = Lock()
-        self._replicator = Replicator(self._path, self._captured, clock_ms=lambda: self.timestamp_ms(self.txid + 1))
+        self._replicator = Replicator(  # no other one knows of this place: a lease is of no use
+            self._path, self._captured, clock_ms=lambda: self.timestamp_ms(self.txid + 1), lease_ttl_s=None
+        )
 
     @property
     def _path(self) -> str:
