@@ -103,7 +103,7 @@ _edits = st.lists(st.tuples(st.one_of(st.integers(0, 40), st.integers(0, PAGE_SI
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=300)
 @given(st.data(), st.sampled_from([INTERIOR_TABLE, INTERIOR_INDEX, LEAF_INDEX, LEAF_TABLE, 0]), _edits)
 def test_damaged_pages_are_hints_at_most(sound, data, kind, edits):
     pgno = data.draw(st.sampled_from(sorted(sound)))
@@ -122,7 +122,7 @@ def test_noise_is_a_hint_at_most(noise, kind):
 
 
 @pytest.mark.slow
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_watcher_of_damaged_pages_goes_on(sound, data):
     """Children that are their own parents, or none, rowids out of order: plans may be wrong, and nothing else."""

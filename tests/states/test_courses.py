@@ -82,7 +82,7 @@ def test_no_course_of_events_mixes_states_or_misses_the_newest(events, clock, is
 
 
 @pytest.mark.plan("D13", "L29", "E01", "E03", "D05")
-@settings(max_examples=20)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from([*ALWAYS, *USUAL, *TROUBLE]), st.integers(0, 1000)), min_size=10, max_size=50),
     st.integers(0, 40),
