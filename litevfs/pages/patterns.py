@@ -108,25 +108,22 @@ class IndexLeaf:
     def led_along(self, targets: Int64s, second: int) -> IndexEntry | None:
         """The entry of the first table leaf, if the entries, with rows in `targets`, lead from it to page `second`.
 
-        Forwards or, as for ORDER BY ... DESC, backwards; then the leaf knows which, and the entry looked up last.
+        Forwards or, as for ORDER BY ... DESC, backwards; then the leaf knows which, and the entry looked up last. Of
+        several such pairs of entries the nearest one: rows of other keys may lie on these pages, too.
         """
-        for _ in range(2):
-            of_first, of_second = np.flatnonzero(targets == self.first), np.flatnonzero(targets == second)
-            if not (len(of_first) and len(of_second)):
-                return None
-            following = np.minimum(np.searchsorted(of_second, of_first), len(of_second) - 1)
-            distances = of_second[following] - of_first
-            near = np.flatnonzero((distances > 0) & (distances <= LOOK_AROUND))
-            if len(near):
-                self.began = int(of_first[near[0]])
-                entry = self.entries[self.began]
-                self.position = int(of_second[following[near[0]]])
-                self.key = entry.key if entry.key == self.entries[self.position].key else None
-                self.end = self.position + 1
-                return entry
-            self.is_descending = not self.is_descending
-            self.entries, targets = self.entries[::-1], targets[::-1]
-        return None
+        pairs = [
+            (pair[1] - pair[0], is_descending, *pair)
+            for is_descending, order in ((False, targets), (True, targets[::-1]))
+            if (pair := _nearest(order, self.first, second)) is not None
+        ]
+        if not pairs:
+            return None
+        _, self.is_descending, self.began, self.position = min(pairs)
+        self.entries = self.entries[::-1] if self.is_descending else self.entries
+        self.end = self.position + 1
+        entry = self.entries[self.began]
+        self.key = entry.key if entry.key == self.entries[self.position].key else None
+        return entry
 
     def come_to(self, position: int) -> None:
         """The entry at `position`, further on, is looked up."""
@@ -145,3 +142,17 @@ class IndexLeaf:
             key, first = self.key, max(self.position, 0)
             self.key_end = bisect_left(self.entries, True, first, key=lambda entry: entry.key != key)
         return self.key_end
+
+
+def _nearest(targets: Int64s, first: int, second: int) -> tuple[int, int] | None:
+    """Positions of `first` and, at most LOOK_AROUND later, of `second` in `targets`: of the pair with least between."""
+    of_first, of_second = np.flatnonzero(targets == first), np.flatnonzero(targets == second)
+    if not (len(of_first) and len(of_second)):
+        return None
+    following = np.minimum(np.searchsorted(of_second, of_first), len(of_second) - 1)
+    distances = of_second[following] - of_first
+    near = np.flatnonzero((distances > 0) & (distances <= LOOK_AROUND))
+    if not len(near):
+        return None
+    nearest = near[distances[near].argmin()]
+    return int(of_first[nearest]), int(of_second[following[nearest]])

@@ -266,12 +266,13 @@ def test_the_ends_of_paths_are_those_of_each_path_though_interior_pages_form_cir
         assert ends == [trees.path(root, rowid)[-1] for rowid in rowids]
 
 
-def led_along_one_by_one(targets: list[int], first: int, second: int) -> tuple[int, int] | None:
-    """The first entry of page `first` after which one of page `second` comes soon, and that one."""
-    for i, target in enumerate(targets):
-        if target == first and second in targets[i + 1 : i + 1 + LOOK_AROUND]:
-            return i, targets.index(second, i + 1)
-    return None
+def led_along_one_by_one(targets: list[int], first: int, second: int) -> list[tuple[int, int]]:
+    """The entries of page `first` after which one of page `second` comes soon, each with that one."""
+    return [
+        (i, targets.index(second, i + 1))
+        for i, target in enumerate(targets)
+        if target == first and second in targets[i + 1 : i + 1 + LOOK_AROUND]
+    ]
 
 
 apart = st.sampled_from([0, 1, 5, *range(LOOK_AROUND - 2, LOOK_AROUND + 2)]).map(lambda count: [9] * count)
@@ -285,21 +286,25 @@ targets = st.lists(st.one_of(apart, st.lists(st.integers(1, 3), max_size=3)), ma
 @example([1, *[9] * (LOOK_AROUND - 1), 2])
 @example([1, *[9] * LOOK_AROUND, 2])
 @example([2, *[9] * LOOK_AROUND, 1, 1, 2])
-def test_a_leaf_is_led_along_by_the_first_entries_that_explain_two_reads(targets):
+def test_a_leaf_is_led_along_by_the_nearest_entries_that_explain_two_reads(targets):
     page = leaf(65536, [(i // 2, i) for i in range(2, len(targets) + 2)])
     index_leaf = IndexLeaf(5, page, first=1, entries=parse_index_entries(page))
     entry = index_leaf.led_along(np.array(targets, np.int64), 2)
     rowids = list(range(2, len(targets) + 2))
-    for is_descending in (False, True):
-        found = led_along_one_by_one(targets[:: -1 if is_descending else 1], 1, 2)
-        if found is not None:
-            rowids = rowids[:: -1 if is_descending else 1]
-            assert entry is not None
-            assert (entry.rowid, index_leaf.position, index_leaf.end) == (rowids[found[0]], found[1], found[1] + 1)
-            assert index_leaf.is_descending is is_descending
-            assert index_leaf.entries[found[1]].rowid == rowids[found[1]]
-            assert (index_leaf.key is not None) is (rowids[found[0]] // 2 == rowids[found[1]] // 2)
-            return
+    found = [
+        (second - first, is_descending, first, second)
+        for is_descending in (False, True)
+        for first, second in led_along_one_by_one(targets[:: -1 if is_descending else 1], 1, 2)
+    ]
+    if found:
+        _, is_descending, first, second = min(found)
+        rowids = rowids[:: -1 if is_descending else 1]
+        assert entry is not None
+        assert (entry.rowid, index_leaf.position, index_leaf.end) == (rowids[first], second, second + 1)
+        assert index_leaf.is_descending is is_descending
+        assert index_leaf.entries[second].rowid == rowids[second]
+        assert (index_leaf.key is not None) is (rowids[first] // 2 == rowids[second] // 2)
+        return
     assert entry is None
     assert not index_leaf.is_descending
     assert [entry.rowid for entry in index_leaf.entries] == rowids

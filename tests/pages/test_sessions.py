@@ -252,7 +252,8 @@ def _roots(primary: Primary) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("cache_size_bytes", "share", "is_expected"), [(400_000, 0.8, False), (8_000_000, 0.2, False), (400_000, 0.8, True)]
+    ("cache_size_bytes", "share", "is_expected"),
+    [(400_000, 0.8, False), (8_000_000, 0.2, False), (400_000, 0.8, True)],
 )
 def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(
     trees, cache_size_bytes, share, is_expected
@@ -267,6 +268,7 @@ def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(
         replica.refresh()
         snapshot, governor = replica.snapshot, Governor()
         fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
+        fetcher.line = fetcher.gets.line = UnmeasuredLine()
         pages = PageSource(
             fetcher,
             lambda *_: pytest.fail("looked"),
@@ -283,6 +285,7 @@ def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(
             page = along.get((pgno - 1) * snapshot.page_size) if along else None
             if page is None:
                 calls += 1
+                wait_until(lambda blocks=pages._blocks: not blocks._under_way, "what is under way")
                 page = reads.read(snapshot, pgno, along)
             assert page == primary.page(pgno)
             kinds |= {handed[0] for handed in (along or {}).values()}
