@@ -158,14 +158,14 @@ class Tides:
         while not self._ended.wait(0.002):
             calm = calm + 1 if self._is_calm() else 0
             if calm >= CALM_LOOKS:
+                self.count += 1
                 self._release()
                 calm = 0
-        self._release()
+        self._release()  # what was read ahead when the query ended: it has waited for none of that
 
     def _release(self) -> None:
         with self._lock:
             held, self._held = self._held, []
-            self.count += bool(held)
         for gate in held:
             gate.set()
 
