@@ -52,7 +52,7 @@ REMEMBERED = 32, 8
 """Requests whose latency counts, and spells whose throughput does."""
 LATENCY_QUANTILE = 0.25
 FEW = 4
-"""A request beside which as many others are under way, or a large one, does not show the latency."""
+"""A request beside which as many others are under way or begin, or a large one is, does not show the latency."""
 
 
 class Line:
@@ -63,6 +63,7 @@ class Line:
         self._latencies: deque[float] = deque(maxlen=REMEMBERED[0])
         self._rates: deque[float] = deque(maxlen=REMEMBERED[1])
         self._small = 0  # requests under way that show no throughput
+        self._begun = 0  # requests, in all
         self._under_way = 0  # large requests
         self._spell_began = 0.0
         self._spell_bytes = 0
@@ -78,9 +79,9 @@ class Line:
         """
         if size < LARGE_BYTES:
             return self._small_request(size, request)
-        self._begin(self._clock())
         came = 0
         try:
+            self._begin(self._clock())  # here, so that Ctrl-C before it counts one too few for a moment, not too many
             answer = request()
             came = size_of(answer)
         finally:
@@ -131,17 +132,18 @@ class Line:
         return self._small_request(0, request)
 
     def _small_request(self, size: int, request: Callable[[], T]) -> T:
-        with self._lock:
-            is_calm = self._small < FEW and not self._under_way
-            self._small += 1
         began = self._clock()
         try:
+            with self._lock:
+                is_calm = self._small < FEW and not self._under_way
+                self._small += 1
+                self._begun = before = self._begun + 1
             answer = request()
         finally:
             took = self._clock() - began
             with self._lock:
-                self._small -= 1
-        if is_calm:
+                self._small = max(0, self._small - 1)
+        if is_calm and self._begun - before < FEW and not self._under_way:
             self._note_latency(took - size / self.bytes_per_s)
         return answer
 
@@ -158,10 +160,11 @@ class Line:
             if not self._under_way:
                 self._spell_began, self._spell_bytes, self._spell_trips = now, 0, 1
             self._under_way += 1
+            self._begun += 1
 
     def _end(self, came: int) -> None:
         with self._lock:
-            self._under_way -= 1
+            self._under_way = max(0, self._under_way - 1)
             self._spell_bytes += came
             self._end_spell(self._clock())
 

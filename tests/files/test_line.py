@@ -99,6 +99,15 @@ def test_requests_that_hang_and_spells_of_few_bytes_change_nothing():
     assert wire.line.latency_s <= 1.2 * before[0]
 
 
+@pytest.mark.parametrize("large", [0, 1 << 20])
+def test_requests_that_wait_for_the_bytes_of_others_do_not_make_a_line_longer(large):
+    wire = Wire(0.05, 2.5e6)
+    wire.carry([100])
+    for _ in range(10):
+        wire.carry([*[8000] * 60, *[large] * bool(large)])
+    assert 0.05 <= wire.line.latency_s <= 0.08
+
+
 def test_a_line_that_becomes_slower_is_noticed():
     wire = Wire(0.02, 100e6)
     for _ in range(8):
