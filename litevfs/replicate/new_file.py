@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
+from tempfile import SpooledTemporaryFile
 
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import Header, lock_pgno
@@ -32,12 +33,13 @@ def add_file(
         wal_salt2=content.end.salt2,
     )
     pages = _Counted(content.pages)
-    parts = _Parts(_encoded(folder, header, pages, between_pages))
-    begun = list(parts.up_to(SMALL_FILE_BYTES)) if folder.takes_small else []
-    is_whole = pages.count == content.commit - (lock_pgno(content.page_size) <= content.commit)
-    is_small = parts.is_over and not is_whole
-    if not is_small:
-        folder.add_pending(header.max_txid, chain(begun, parts))
+    with folder.spool() as spool:  # here, so that it is closed as soon as anything fails
+        parts = _Parts(_encoded(spool, header, pages, between_pages))
+        begun = list(parts.up_to(SMALL_FILE_BYTES)) if folder.takes_small else []
+        is_whole = pages.count == content.commit - (lock_pgno(content.page_size) <= content.commit)
+        is_small = parts.is_over and not is_whole
+        if not is_small:
+            folder.add_pending(header.max_txid, chain(begun, parts))
     state = replace(
         before,
         txid=header.max_txid,
@@ -86,12 +88,14 @@ class _Parts:
 
 
 def _encoded(
-    folder: StateFolder, header: Header, pages: Iterable[tuple[int, bytes]], between_pages: Callable[[], None]
+    spool: SpooledTemporaryFile[bytes],
+    header: Header,
+    pages: Iterable[tuple[int, bytes]],
+    between_pages: Callable[[], None],
 ) -> Iterator[bytes]:
-    with folder.spool() as spool:
-        encoder = Encoder(header, spool=spool)
-        yield encoder.begin()
-        for pgno, page in pages:
-            between_pages()
-            yield encoder.page(pgno, page)
-        yield from encoder.finish_in_parts()
+    encoder = Encoder(header, spool=spool)
+    yield encoder.begin()
+    for pgno, page in pages:
+        between_pages()
+        yield encoder.page(pgno, page)
+    yield from encoder.finish_in_parts()

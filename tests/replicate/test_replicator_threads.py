@@ -7,18 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from tempfile import SpooledTemporaryFile
 
 import apsw
 import pytest
 
 from litevfs.concurrency.retry import Backoff
 from litevfs.errors import (
+    LitevfsError,
     ReplicatorError,
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import ReadTransaction
+from litevfs.replicate.state import StateFolder
 from litevfs.replicate.uploads import ReplicaPosition
 from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
@@ -106,6 +109,28 @@ def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, cli
     pending.with_name("away").rename(pending)
     wait_until(lambda: replicator.status.uploaded_txid == 2 and replicator.status.last_error is None)
     assert_replicated(client, app.path)
+
+
+def test_a_capture_that_failed_keeps_no_temporary_file_open(app, replicate, monkeypatch):
+    replicator = replicate(app)
+    replicator.sync()
+    spools: list[SpooledTemporaryFile[bytes]] = []
+    make_spool = StateFolder.spool
+
+    def spool(folder: StateFolder) -> SpooledTemporaryFile[bytes]:
+        spools.append(make_spool(folder))
+        return spools[-1]
+
+    monkeypatch.setattr(StateFolder, "spool", spool)
+    pending = app.path.with_name(".app.db-litevfs") / "pending"
+    pending.rename(pending.with_name("away"))
+    app.insert(100, 3000)
+    with pytest.raises(LitevfsError) as failed:  # its traceback keeps the frames
+        replicator.sync()
+    assert spools
+    assert all(spool.closed for spool in spools), failed.value
+    pending.with_name("away").rename(pending)
+    replicator.sync()
 
 
 def test_pauses_between_uploads_are_as_the_storage_asks_and_begin_again_after_a_success(
