@@ -156,7 +156,7 @@ def test_a_hole_that_nothing_covers_is_told_by_status_and_log_until_it_is_filled
             assert len(said) == 1
             primary.compact(1, 1, 2)  # a straddling file, and not the one that was missing
             wait_until(lambda: txid_of(reader) == 3, "TXID 3", timeout_s=60)
-            assert status(reader)["state"] == "current"
+            wait_until(lambda: status(reader)["state"] == "current", "the state current")
             assert rows(reader, QUERY) == primary.rows(QUERY)
 
 
