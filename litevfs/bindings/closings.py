@@ -40,12 +40,12 @@ class Closings(Generic[Key]):
         """A new FIFO, to be opened and removed by SQLite, and the descriptor of our end. Raises OSError."""
         folder = Path(tempfile.gettempdir()).resolve()  # SQLite opens no symbolic link
         name = f"litevfs-{os.getpid()}-{next(self._numbers)}-{os.urandom(6).hex()}"
-        path = str(folder / name)
+        path = folder / name
         os.mkfifo(path, 0o600)
         try:
-            return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return str(path), os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except BaseException:
-            os.unlink(path)  # noqa: PTH108 (str)
+            path.unlink()
             raise
 
     def watch(self, descriptor: int, key: Key) -> None:

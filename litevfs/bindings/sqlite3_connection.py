@@ -110,42 +110,18 @@ class _InTurns(_OtherCursor):
     """A cursor of a connection that threads share: each call waits for its turn."""
 
     __slots__ = ()
-    if TYPE_CHECKING:
 
-        @property
-        def connection(self) -> StdlibConnection: ...
 
-    def execute(self, *arguments: Any, **keywords: Any) -> Any:
+def _in_turn(name: str) -> Any:
+    def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         with self.connection.turn:
-            return super().execute(*arguments, **keywords)
+            return getattr(super(_InTurns, self), name)(*arguments, **keywords)
 
-    def executemany(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.connection.turn:
-            return super().executemany(*arguments, **keywords)
+    return call
 
-    def executescript(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.connection.turn:
-            return super().executescript(*arguments, **keywords)
 
-    def fetchone(self) -> Any:
-        with self.connection.turn:
-            return super().fetchone()
-
-    def fetchmany(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.connection.turn:
-            return super().fetchmany(*arguments, **keywords)
-
-    def fetchall(self) -> Any:
-        with self.connection.turn:
-            return super().fetchall()
-
-    def __next__(self) -> Any:
-        with self.connection.turn:
-            return super().__next__()
-
-    def close(self) -> None:
-        with self.connection.turn:
-            super().close()
+for _name in ("execute", "executemany", "executescript", "fetchone", "fetchmany", "fetchall", "__next__", "close"):
+    setattr(_InTurns, _name, _in_turn(_name))
 
 
 @lru_cache(32)

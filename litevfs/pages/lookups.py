@@ -172,7 +172,7 @@ class LookUps:
         """Whether it is time to plan further look-ups."""
         if self.expected and 0 <= self.expected - self._rows_before - leaf.rows <= leaf.planned:
             return False
-        return leaf.planned <= leaf.window // 2
+        return leaf.planned <= leaf.window // 2 and leaf.end < leaf.within_key(leaf.end + 1)
 
     def _targets(self, leaf: IndexLeaf, entries: Iterable[int]) -> list[int]:
         """The pages that each of these entries needs next: of those beyond the window, only interior ones.

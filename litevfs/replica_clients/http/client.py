@@ -39,6 +39,7 @@ from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, name
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import GENERATIONS, old_replica
 from litevfs.replica_clients.location import parse_location
+from litevfs.replica_clients.pieces import ReadsByPieces
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ _LIST_HINT = (
 )
 
 
-class HTTPReplicaClient:
+class HTTPReplicaClient(ReadsByPieces):
     """A replica at `http(s)://[user@]host[:port]/path`, read only; the user's password is LITEVFS_HTTP_PASSWORD.
 
     `read_timeout_s` bounds each wait for the server. Sends nothing before the first call.
@@ -257,21 +258,10 @@ class HTTPReplicaClient:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. One request; none for zero bytes."""
-        pieces: list[bytes] = []
-        self._read(file, offset, size, pieces.append, timeout_s)
-        return b"".join(pieces)
-
     def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+        self, file: LTXFileInfo, offset: int, size: int | None, take: Take, *, timeout_s: float | None = None
     ) -> int:
-        """See `ReadsPieces.read_pieces`."""
-        return self._read(file, offset, size, take, timeout_s)
-
-    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
+        """See `ReadsByPieces`."""
         self._exchange.transport.check_open()
         if size == 0:
             return 0

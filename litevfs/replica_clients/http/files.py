@@ -24,6 +24,7 @@ from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import OldReplicaCheck
 from litevfs.replica_clients.location import Location
+from litevfs.replica_clients.pieces import ReadsByPieces
 
 Page = tuple[list[LTXFileInfo], str]
 """Files, and the mark of the page that follows; empty after the last."""
@@ -34,7 +35,7 @@ def etag_of(response: Answer) -> str:
     return plain_etag(response.headers.get("ETag"))
 
 
-class HTTPFiles:
+class HTTPFiles(ReadsByPieces):
     """Those at `location`. For the methods see `ReplicaClient` and its optional parts; each makes one request."""
 
     def __init__(
@@ -86,21 +87,10 @@ class HTTPFiles:
         """Raise ReplicaError for a replica of Litestream 0.3, where a listing has no files."""
         self._old.check(files)
 
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. No request for zero bytes."""
-        pieces: list[bytes] = []
-        self._read(file, offset, size, pieces.append, timeout_s)
-        return b"".join(pieces)
-
     def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+        self, file: LTXFileInfo, offset: int, size: int | None, take: Take, *, timeout_s: float | None = None
     ) -> int:
-        """See `ReadsPieces.read_pieces`. No request for zero bytes."""
-        return self._read(file, offset, size, take, timeout_s)
-
-    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
+        """See `ReadsByPieces`."""
         self._exchange.transport.check_open()
         if size == 0:
             return 0

@@ -25,6 +25,7 @@ from litevfs.replica_clients.http.connections import MAX_WAIT_S
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 from litevfs.replica_clients.layouts import GENERATIONS, layout_of
+from litevfs.replica_clients.pieces import ReadsByPieces
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
 from litevfs.replica_clients.s3.listing import (
@@ -51,7 +52,7 @@ MAX_UNKNOWN_BYTES = 1 << 30
 """Read of an answer whose length neither the server nor the listing says."""
 
 
-class S3ReplicaClient:
+class S3ReplicaClient(ReadsByPieces):
     """A replica in S3.
 
     `url` is described in `s3.url`; without `endpoint` in it, LITESTREAM_S3_ENDPOINT counts. `read_timeout_s`
@@ -223,21 +224,10 @@ class S3ReplicaClient:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(
-        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
-    ) -> bytes:
-        """See `ReplicaClient.read`. One request; none for zero bytes."""
-        pieces: list[bytes] = []
-        self._read(file, offset, size, pieces.append, timeout_s)
-        return b"".join(pieces)
-
     def read_pieces(
-        self, file: LTXFileInfo, offset: int, size: int, take: Take, *, timeout_s: float | None = None
+        self, file: LTXFileInfo, offset: int, size: int | None, take: Take, *, timeout_s: float | None = None
     ) -> int:
-        """See `ReadsPieces.read_pieces`."""
-        return self._read(file, offset, size, take, timeout_s)
-
-    def _read(self, file: LTXFileInfo, offset: int, size: int | None, take: Take, timeout_s: float | None) -> int:
+        """See `ReadsByPieces`."""
         deadline = deadline_in(timeout_s)
         self._transport.check_open()
         if size == 0:
