@@ -154,7 +154,7 @@ def test_ctrl_c_ends_a_wait_for_an_empty_replica_with_130_and_no_words(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.plan("K08")
-@pytest.mark.parametrize("name", ["ls", "query", "restore", "copy"])
+@pytest.mark.parametrize("name", ["status", "ls", "verify", "query", "restore", "copy"])
 def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(TIME_LIMIT_S)
@@ -172,7 +172,7 @@ def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.plan("K08")
-@pytest.mark.parametrize("form", ["list", "table", "csv", "json"])
+@pytest.mark.parametrize("form", ["list", "table", "csv", "json", "jsonl", "lines"])
 def test_a_reader_that_goes_away_ends_the_command_quietly(form: str):
     process = started(["query", REPLICA, ENDLESS, "--format", form])
     with process:

@@ -35,7 +35,7 @@ def run(first_seed: int, steps: int, phases: tuple[Phase, ...]) -> None:
         run_state_machine_as_test(
             seed(rounds_seed)(ReplicaMachine),
             settings=settings(
-                max_examples=min(RUNS_OF_A_ROUND, -(-(steps - counts["steps"]) // STEPS_OF_A_RUN)),
+                max_examples=min(RUNS_OF_A_ROUND, -(-steps // STEPS_OF_A_RUN)),
                 stateful_step_count=STEPS_OF_A_RUN,
                 deadline=None,
                 database=None,

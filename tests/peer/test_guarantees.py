@@ -40,7 +40,7 @@ def status(connection: Any) -> dict[str, Any]:
     ("level", "span"),
     [
         (level, span)
-        for level in (1, 3, 9)
+        for level in (1, 2, 3, 9)
         for span in ((1, 2), (1, 4), (2, 4), (3, 6), (1, 6), (4, 8), (1, 8))
         if level < 9 or span[0] == 1  # a snapshot begins with TXID 1
     ],

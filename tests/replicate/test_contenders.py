@@ -140,9 +140,9 @@ def case(kind: str, count: int, mode: str, seconds: float, kills: int, *marks: p
 FULL = (pytest.mark.soak, pytest.mark.timeout(400))
 EVERYWHERE = ("file", "ignoring file", "ignoring s3", *WITH_SERVERS)
 CASES = [
-    case("file", 2, "restoring", 1.0, 1),
-    case("ignoring file", 2, "new-history", 1.5, 1),
-    case("memory", 2, "new-history", 0.5, 0),
+    case("file", 2, "restoring", 2.0, 1),
+    case("ignoring file", 2, "new-history", 3.0, 1),
+    case("memory", 2, "new-history", 1.0, 0),
     *(case(kind, 2, "restoring", 5.0, 1, pytest.mark.servers) for kind in ("ignoring s3", *WITH_SERVERS)),
     *(case(kind, 2, "new-history", 60.0, 20, *FULL) for kind in EVERYWHERE),
     *(case(kind, 5, "restoring", 60.0, 20, *FULL) for kind in EVERYWHERE),

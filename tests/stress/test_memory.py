@@ -242,7 +242,7 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
 
 
 @pytest.mark.plan("D09")
-@pytest.mark.parametrize("cache_size", [0, 2000, "100KB"])
+@pytest.mark.parametrize("cache_size", [0, 1, 2000, "100KB"])
 @pytest.mark.parametrize("storage", ["faults", "remote_faults"])
 def test_the_smallest_caches_still_give_right_rows(request, wide, storage, cache_size):
     faults = storage_of(request, storage)

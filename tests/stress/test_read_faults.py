@@ -217,7 +217,7 @@ ALL = "SELECT * FROM t ORDER BY id"
 STORAGES = [("faults", False), ("remote_faults", False), ("remote_faults", True)]
 
 
-PAGE_SIZES = pytest.mark.parametrize("large", [512, 65536], indirect=True)
+PAGE_SIZES = pytest.mark.parametrize("large", [512, 4096, 65536], indirect=True)
 """The other tests have pages of 4096 bytes."""
 
 
