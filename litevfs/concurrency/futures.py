@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError, wait
 from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
@@ -12,6 +12,8 @@ from typing import TypeVar
 from litevfs.errors import StorageClosedError
 
 T = TypeVar("T")
+
+NAP_S = 0.5
 
 
 def settle(future: Future[T], outcome: T | Exception) -> None:
@@ -24,7 +26,12 @@ def settle(future: Future[T], outcome: T | Exception) -> None:
 
 
 def result_of(future: Future[T]) -> T:
-    """What the call returned or raised. Raises StorageClosedError if its pool was shut down before the call began."""
+    """What the call returned or raised. Raises StorageClosedError if its pool was shut down before the call began.
+
+    Ctrl-C just before a thread falls asleep does not wake it: so it sleeps for a while at a time.
+    """
+    while not future.done():
+        wait([future], NAP_S)
     try:
         return future.result()
     except CancelledError:
