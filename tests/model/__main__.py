@@ -26,9 +26,12 @@ _HANG_S = 120
 
 
 def run(first_seed: int, steps: int, phases: tuple[Phase, ...]) -> None:
-    """Rounds with one seed after the other, derived from the first, until so many steps were made."""
+    """Rounds with one seed after the other, derived from the first, until so many steps were made.
+
+    Two at least: of the runs of one, some rare event may be in none.
+    """
     round_number = 0
-    while counts["steps"] < steps:
+    while counts["steps"] < steps or round_number < 2:
         faulthandler.dump_traceback_later(_HANG_S * RUNS_OF_A_ROUND, exit=True)
         rounds_seed = first_seed * 1_000_003 + round_number
         random.seed(rounds_seed)

@@ -350,8 +350,10 @@ def test_without_room_for_the_database_the_disk_is_not_filled_up_and_that_is_tol
         assert [record.levelname for record in caplog.records if "stopped" in record.message].count("WARNING") == 1
         have.clear()
         primary.commit("UPDATE t SET s = s || 'D' WHERE id > 1500")
+        wait_until(lambda: rows(con, QUERY) == primary.rows(QUERY), "the new state")
         wait_until(lambda: progress(con) == 100, "hydration")
         assert rows(con, QUERY) == primary.rows(QUERY)
+        assert path.stat().st_blocks > 0
 
 
 @pytest.fixture
