@@ -2,14 +2,13 @@
 
 A reader's miss fetches the whole block around the wanted bytes. Read-ahead fetches a plan's ranges in a few parallel
 requests, as far as the governor allows: as blocks where the ranges lie close together, else as the ranges alone.
-Every request under way stands in one register, so that no bytes are requested twice at the same time, unless a request
-takes too long. A reader that waits for another reader's request without getting its bytes makes its own request.
+No bytes are requested twice at the same time, unless a request takes too long. A reader that waits for another reader's
+request without getting its bytes makes its own request.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import FREE_BYTES, Governor
 from litevfs.files.hedges import first_of
 from litevfs.files.ranges import Limits, Range, affordable_runs, block_runs, blocks_of, clusters
-from litevfs.files.under_way import Cutter, Part, Request, block_key, failure_of, range_key
+from litevfs.files.under_way import Cutter, Part, Request, UnderWay, block_key, failure_of, range_key
 from litevfs.ltx.file_info import LTXFileInfo
 
 logger = logging.getLogger("litevfs.files.blocks")
@@ -41,12 +40,11 @@ class BlockReader:
         self.governor = governor or Governor()
         self.cache = ByteCache(limit_bytes, self.governor.take)
         self.line = fetcher.line
+        self.under_way = UnderWay()
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
         self._block_size = fetcher.client.block_size
-        self._under_way: dict[int, Request] = {}
-        self._lock = threading.RLock()  # a request that ends at once may lead to the next one
 
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
         """`size` bytes of a file, which is known as `number`, by `deadline` (see `Fetcher.deadline`).
@@ -93,23 +91,16 @@ class BlockReader:
 
     def _range_alone(self, key: int, deadline: float) -> bytes | None:
         """A range that was read ahead without its block; waits until it has come."""
-        if key in self._under_way and (coming := self._coming(key)) is not None:
-            request, answer = coming
-            request.owner = None
+        if key in self.under_way.requests and (joined := self.under_way.join(key)) is not None:
+            request, answer = joined
             try:
                 data = answer.result(patience_s(deadline))
             except (TransientStorageError, StoragePermissionError, FutureTimeoutError):
-                self._forget(request)
+                self.under_way.forget(request)
                 return None
             self.cache.get(key)  # its first use
             return data
         return self.cache.get(key)
-
-    def _coming(self, key: int) -> tuple[Request, Future[bytes]] | None:
-        """The request under way for a part, and its answer; None if there is none, or no more."""
-        with self._lock:
-            request = self._under_way.get(key)
-            return None if request is None else (request, request.answer(key))
 
     def _block(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int = 0) -> bytes:
         """A block, whose reader wants those up to `last`, too: what is missing there comes by the same request."""
@@ -128,13 +119,12 @@ class BlockReader:
 
     def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int) -> bytes:
         key = block_key(number, block)
-        request: Request | None = None
         mine: Request | None = None
         failure: TransientStorageError | None = None
         try:
-            with self._lock:
-                request = self._under_way.get(key)
-                if request is None:
+            with self.under_way.lock:
+                joined = self.under_way.join(key)
+                if joined is None:
                     data = self.cache.get(key)  # another reader may just have put it there
                     if data is not None:
                         return data
@@ -142,10 +132,10 @@ class BlockReader:
                         lambda following: not self._is_near(block_key(number, following), file, following),
                         range(block + 1, last + 1),
                     )
-                    request = mine = self._request_for(number, file, [block, *run], ahead=False)
-                    self._register(mine)
-                request.owner = None
-                answer = request.answer(key)
+                    mine = Request(file, [self._part(number, file, block) for block in (block, *run)], ahead=False)
+                    self.under_way.add(mine)
+                    joined = mine, mine.answer(key)
+            request, answer = joined
             if mine is not None:
                 self.governor.need(mine.size)
                 if self._late_after_s(mine) is None or not self._start(mine, deadline):
@@ -156,9 +146,8 @@ class BlockReader:
         except (TransientStorageError, StoragePermissionError) as error:
             failure = failure_of(error, is_mine=mine is not None)
         except FutureTimeoutError:
-            assert request is not None
             logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
-            self._forget(request)
+            self.under_way.forget(request)
         except BaseException:
             if mine is not None:
                 self._give_up(mine)
@@ -215,7 +204,7 @@ class BlockReader:
     def has(self, number: int, file: LTXFileInfo, offset: int, size: int) -> bool:
         """Whether all of these bytes are in memory, in the folder, or under way."""
         key = range_key(number, offset)
-        if key in self.cache or key in self._under_way:
+        if key in self.cache or key in self.under_way.requests:
             return True
         return all(self._is_near(block_key(number, block), file, block) for block in self._blocks_around(offset, size))
 
@@ -233,7 +222,7 @@ class BlockReader:
         The `owner` may `take_back` what has not begun. Requests have `most`, or `request_bytes`; see `Limits`, too.
         """
         limits = Limits(self._block_size, self.line.gap_bytes, most or self.request_bytes, is_sparing)
-        with self._lock:
+        with self.under_way.lock:
             planned = self._plan(number, file, ranges, owner, limits)
             requests = (Request(file, parts, ahead=True, owner=owner) for parts in planned)
             granted = list(takewhile(lambda request: self.governor.grant(request.size), requests))
@@ -242,22 +231,18 @@ class BlockReader:
 
     def take_back(self, owner: object) -> None:
         """Take back the requests that have not begun and that this owner alone has planned. No reader waits for one."""
-        if not self._under_way:
-            return
-        with self._lock:
-            for request in set(self._under_way.values()):
-                if request.owner is owner and request.take_back():
-                    self._unregister(request)
-                    self.governor.give_back(request.size)
+        if self.under_way.requests:
+            self.governor.give_back(self.under_way.take_back(owner))
 
     def when_there(self, number: int, offset: int, size: int, call: Callable[[], object]) -> None:
         """Make the call when these bytes come, or their request ends without them; now if there is none."""
         last = self._blocks_around(offset, size)[-1]
-        coming = self._coming(range_key(number, offset)) or self._coming(block_key(number, last))
-        if coming is None:
+        keys = range_key(number, offset), block_key(number, last)
+        answer = next(filter(None, map(self.under_way.answer, keys)), None)
+        if answer is None:
             call()
         else:
-            coming[1].add_done_callback(lambda _: call())
+            answer.add_done_callback(lambda _: call())
 
     def peek(self, number: int, offset: int, size: int) -> bytes | None:
         """These bytes if they are in memory; does not count as their use."""
@@ -277,12 +262,12 @@ class BlockReader:
         for group, is_dense in clusters(ranges, limits):
             if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
-                self._share((block_key(number, block) for block in wanted), owner)
+                self.under_way.share((block_key(number, block) for block in wanted), owner)
                 missing = [block for block in wanted if not self._stays_near(block_key(number, block), file, block)]
                 runs = block_runs(missing, limits.request // limits.block)
                 planned += [[self._part(number, file, block) for block in run] for run in runs]
             else:
-                self._share((range_key(number, offset) for offset, _ in group), owner)
+                self.under_way.share((range_key(number, offset) for offset, _ in group), owner)
                 for offset, _ in group:
                     self.cache.hold(range_key(number, offset))
                 scattered = [wanted for wanted in group if not self.has(number, file, *wanted)]
@@ -291,13 +276,6 @@ class BlockReader:
                     for run in affordable_runs(scattered, limits, self._has_room)
                 ]
         return planned
-
-    def _share(self, keys: Iterable[int], owner: object | None) -> None:
-        """Another owner wants these parts, too: requests for them that are under way are not taken back."""
-        for key in keys if self._under_way else ():
-            request = self._under_way.get(key)
-            if request is not None and request.owner is not owner:
-                request.owner = None
 
     def _has_room(self, size: int) -> bool:
         return self.governor.has_room(size, beside=GAP_RESERVE_BYTES)
@@ -308,7 +286,7 @@ class BlockReader:
 
     def _is_near(self, key: int, file: LTXFileInfo, block: int) -> bool:
         """Whether a block is in memory, in the folder, or under way."""
-        if key in self.cache or key in self._under_way:
+        if key in self.cache or key in self.under_way.requests:
             return True
         if key != self._seen_on_disk:  # remembered, as a scan asks for the same block page after page
             if self._disk_cache is None or not self._disk_cache.has(file, block):
@@ -316,29 +294,17 @@ class BlockReader:
             self._seen_on_disk = key
         return True
 
-    # --- requests (with the lock held) --------------------------------------------------------------------------------
+    # --- requests --------------------------------------------------------------------------------
 
     def _part(self, number: int, file: LTXFileInfo, block: int) -> Part:
         offset = block * self._block_size
         return Part(block_key(number, block), offset, min(self._block_size, file.size - offset))
 
-    def _request_for(self, number: int, file: LTXFileInfo, run: Sequence[int], *, ahead: bool) -> Request:
-        return Request(file, [self._part(number, file, block) for block in run], ahead=ahead)
-
-    def _register(self, request: Request) -> None:
-        for part in request.parts:
-            self._under_way[part.key] = request
-
-    def _unregister(self, request: Request) -> None:
-        for part in request.parts:
-            if self._under_way.get(part.key) is request:
-                del self._under_way[part.key]
-
     def _submit(self, requests: Sequence[Request]) -> None:
         """Start requests that were granted. If no thread can start, there is no read-ahead."""
         try:
             for request in requests:
-                self._register(request.made_by(partial(self._run, request)))
+                self.under_way.add(request.made_by(partial(self._run, request)))
             self._fetcher.start(requests)
         except BaseException as error:
             for request in requests:
@@ -357,8 +323,6 @@ class BlockReader:
         except (RuntimeError, StorageClosedError):
             return False
         return True
-
-    # --- requests (without the lock) ----------------------------------------------------------------------------------
 
     def _run(self, request: Request, deadline: float | None = None) -> None:
         """Make one request and hand each part, when it has come, to the cache and to the readers that wait for it.
@@ -385,16 +349,10 @@ class BlockReader:
     def _bring(self, request: Request, part: Part, data: bytes) -> None:
         self._fetcher.keep(request.file, part.offset, data)  # first: what a reader has seen is on its way to the folder
         self.cache.put(part.key, data, ahead=request.ahead)
-        with self._lock:  # from here on readers find it in the cache
-            if self._under_way.get(part.key) is request:
-                del self._under_way[part.key]
+        self.under_way.came(request, part)  # from here on readers find it in the cache
         request.bring(part.key, data)
 
     def _give_up(self, request: Request) -> None:
         """End a request: a reader that still waits for it, as after Ctrl-C, makes its own."""
-        self._forget(request)
+        self.under_way.forget(request)
         request.end(TransientStorageError("the read that this one waited for was interrupted"))
-
-    def _forget(self, request: Request) -> None:
-        with self._lock:
-            self._unregister(request)

@@ -1,11 +1,11 @@
-"""A request for parts of a file, from when it is planned until its bytes have come. Knows no storage and no cache."""
+"""Requests for parts of files, from their plan until their bytes have come. Knows no storage and no cache."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
@@ -118,6 +118,63 @@ class Request:
             self._make = None
             self.end(error)
         return is_mine
+
+
+class UnderWay:
+    """The requests under way: `requests`, by the key of each part that has not come.
+
+    So that no part is asked for twice at a time, a caller holds `lock` from its look for a part until `add`.
+    """
+
+    def __init__(self) -> None:
+        self.requests: dict[int, Request] = {}
+        self.lock = threading.RLock()  # a request that ends at once may lead to the next one
+
+    def add(self, request: Request) -> None:
+        """Note a request that begins."""
+        with self.lock:
+            self.requests.update((part.key, request) for part in request.parts)
+
+    def answer(self, key: int) -> Future[bytes] | None:
+        """The bytes of a part that is under way; None if it is not."""
+        with self.lock:
+            request = self.requests.get(key)
+            return None if request is None else request.answer(key)
+
+    def join(self, key: int) -> tuple[Request, Future[bytes]] | None:
+        """The request for a part, and its answer, for a reader that waits from here on; None if it is not under way."""
+        with self.lock:
+            self.share([key], None)
+            request = self.requests.get(key)
+            return None if request is None else (request, request.answer(key))
+
+    def share(self, keys: Iterable[int], owner: object | None) -> None:
+        """Another owner wants these parts, too: requests for them are not taken back."""
+        with self.lock:
+            for key in keys if self.requests else ():
+                request = self.requests.get(key)
+                if request is not None and request.owner is not owner:
+                    request.owner = None
+
+    def take_back(self, owner: object) -> int:
+        """Take back the requests that have not begun and that this owner alone wants; returns their bytes."""
+        with self.lock:
+            ended = [r for r in set(self.requests.values()) if r.owner is owner and r.take_back()]
+            for request in ended:
+                self.forget(request)
+        return sum(request.size for request in ended)
+
+    def came(self, request: Request, part: Part) -> None:
+        """A part of a request has come."""
+        with self.lock:
+            if self.requests.get(part.key) is request:
+                del self.requests[part.key]
+
+    def forget(self, request: Request) -> None:
+        """A request ends, or takes too long: its parts may be asked for again."""
+        with self.lock:
+            for part in request.parts:
+                self.came(request, part)
 
 
 class Cutter:

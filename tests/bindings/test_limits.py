@@ -78,7 +78,7 @@ def _requests(script: Script, path: Path, connect: Callable[..., Any], sql: str,
         with Tides(script, script.url) as tides:
             rows = [tuple(row) for row in connection.execute(sql, values)]
         blocks = shared_replica(script.url).pages._blocks
-        wait_until(lambda: not rehearsing() and not blocks._under_way, "what is under way")
+        wait_until(lambda: not rehearsing() and not blocks.under_way.requests, "what is under way")
         with closing(sqlite3.connect(path)) as local:
             assert rows == local.execute(sql, values).fetchall()
         return len(script.reads), tides.count
@@ -115,9 +115,9 @@ def test_what_is_planned_and_has_not_been_asked_for_ends_with_its_query(orders, 
             waited = threading.Event()
             session.replica.pages.ahead.fetch(snapshot, list(range(100, 900, 16)), session.planner, waited.set)
             wait_until(lambda: len(script.reads) == 8, "requests")
-            assert len(blocks._under_way) > 40
+            assert len(blocks.under_way.requests) > 40
             session.unlock(UNLOCKED)
-            assert len(blocks._under_way) == 8
+            assert len(blocks.under_way.requests) == 8
         finally:
             gate.set()
             script.on_read = None
@@ -125,5 +125,5 @@ def test_what_is_planned_and_has_not_been_asked_for_ends_with_its_query(orders, 
         session.lock(SHARED)
         assert session.read(PAGE_SIZE, 899 * PAGE_SIZE) == path.read_bytes()[899 * PAGE_SIZE : 900 * PAGE_SIZE]
         session.unlock(UNLOCKED)
-        wait_until(lambda: not blocks._under_way, "what is under way")
+        wait_until(lambda: not blocks.under_way.requests, "what is under way")
     assert len(script.reads) <= 8 + 1

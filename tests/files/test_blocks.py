@@ -41,7 +41,7 @@ class World:
         return self.blocks.read_ahead(7, self.file, ranges)
 
     def settle(self) -> None:
-        wait_until(lambda: not self.blocks._under_way, "what is under way")
+        wait_until(lambda: not self.blocks.under_way.requests, "what is under way")
 
     def __enter__(self) -> World:
         return self
@@ -185,7 +185,7 @@ def test_what_no_reader_takes_is_read_ahead_up_to_a_bound_and_what_it_takes_is_w
         blocks = BlockReader(fetcher, limit_bytes=3_000_000)
         granted = [blocks.read_ahead(7, file, [(n << 20, 1 << 20)]) for n in range(30)]
         assert granted == [True] * 7 + [False] * 23
-        wait_until(lambda: not blocks._under_way, "what is under way")
+        wait_until(lambda: not blocks.under_way.requests, "what is under way")
         blocks.read(7, file, 39_000_000, 10, fetcher.deadline())
         for offset in range(5 << 20, 7 << 20, 1 << 16):
             blocks.read(7, file, offset, 10, fetcher.deadline())
@@ -228,7 +228,7 @@ def test_a_failed_request_is_tried_again_by_each_reader_that_waits_and_blocks_no
 
         world.script.on_read = fail
         assert world.read(5, 10) == CONTENT[5:15]
-        assert world.blocks._under_way == {}
+        assert world.blocks.under_way.requests == {}
 
 
 def test_a_file_that_is_gone_is_said_so():
@@ -303,7 +303,7 @@ def test_threads_read_right_bytes_while_blocks_come_and_go():
                 assert world.read(position, size) == CONTENT[position : position + size]
 
         in_threads(6, work)
-        wait_until(lambda: not world.blocks._under_way, "what is under way")
+        wait_until(lambda: not world.blocks.under_way.requests, "what is under way")
         assert world.blocks.cache.size_bytes <= 12 * (BLOCK + 200)
 
 
@@ -324,7 +324,7 @@ def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_no_thread_
 
     try:
         for world in interrupted_everywhere(make, scan):
-            wait_until(lambda: not world.blocks._under_way, "what is under way")  # noqa: B023 (run at once)
+            wait_until(lambda: not world.blocks.under_way.requests, "what is under way")  # noqa: B023 (run at once)
             assert world.read(0, SIZE) == CONTENT
             worlds.pop().__exit__()
     finally:
@@ -342,7 +342,7 @@ def test_without_threads_to_be_had_a_scan_reads_for_itself(monkeypatch: pytest.M
             for offset in range(0, 20 * BLOCK, 1000):
                 world.ahead((offset + 1000, 1000), (offset + 2000, 1000))
                 assert world.read(offset, 1000) == CONTENT[offset : offset + 1000]
-            assert world.blocks._under_way == {}
+            assert world.blocks.under_way.requests == {}
         assert world.read(0, SIZE) == CONTENT
 
 
@@ -369,7 +369,7 @@ def test_a_request_that_takes_too_long_is_not_waited_for_by_readers_with_a_time_
         finally:
             go_on.set()
             first.join(10)
-        assert world.blocks._under_way == {}
+        assert world.blocks.under_way.requests == {}
 
 
 def test_sparing_reads_go_over_no_more_bytes_than_are_wanted():

@@ -88,7 +88,7 @@ def test_answers_that_hang_keep_no_reader_waiting_and_are_counted_when_they_come
             release.set()
             wait_until(lambda: fetcher.counters.get == count, "the answers that lost")
             assert fetcher.counters.bytes_read == count * BLOCK
-            assert not blocks._under_way
+            assert not blocks.under_way.requests
 
 
 KINDS: dict[str, Callable[[Fetcher, LTXFileInfo], object]] = {

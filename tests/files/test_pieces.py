@@ -83,7 +83,7 @@ class World:
         return gate
 
     def settle(self) -> None:
-        wait_until(lambda: not self.blocks._under_way, "what is under way")
+        wait_until(lambda: not self.blocks.under_way.requests, "what is under way")
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_block_is_there_before_the_rest_of_its_request(world):
     gate = world.hold_back(3)
     world.read_all_ahead()
     assert [world.read_block(block) for block in range(3)] == [expected(block) for block in range(3)]
-    assert len(world.blocks._under_way) == BLOCKS - 3
+    assert len(world.blocks.under_way.requests) == BLOCKS - 3
     assert world.fetcher.counters.get == 0  # its one request is under way
     gate.set()
     assert world.read(0, SIZE) == CONTENT
@@ -268,7 +268,7 @@ def test_closing_in_the_middle_of_an_answer_ends_its_readers(world):
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: any(request._answers for request in set(world.blocks._under_way.values())), "the reader")
+    wait_until(lambda: any(request._answers for request in set(world.blocks.under_way.requests.values())), "the reader")
     world.fetcher.close()
     reader.join(10)
     assert len(errors) == 1

@@ -50,7 +50,7 @@ def test_what_has_not_begun_is_taken_back_and_costs_no_credit(world):
     world.blocks.take_back("query")
     assert world.blocks.governor.ahead == 200
     assert world.blocks.governor.credit == credit - 200
-    assert len(world.blocks._under_way) == 2
+    assert len(world.blocks.under_way.requests) == 2
     world.gate.set()
     world.settle()
     assert len(world.script.reads) == 2
@@ -76,7 +76,7 @@ def test_what_a_reader_waits_for_is_fetched(world):
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(world.read(offset, size)))
     reader.start()
-    request = next(r for r in world.blocks._under_way.values() if r.offset == offset)
+    request = next(r for r in world.blocks.under_way.requests.values() if r.offset == offset)
     wait_until(lambda: request.owner is None, "the reader")
     world.blocks.take_back("query")
     world.gate.set()

@@ -306,7 +306,7 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_the_reader_that_needs_i
     assert hanging.wait(10)
     try:
         assert pages.read(snapshot, 40) == primary.page(40)
-        assert not pages._blocks._under_way
+        assert not pages._blocks.under_way.requests
     finally:
         go_on.set()
         replica.close()
@@ -330,7 +330,7 @@ def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_no_thread_wa
     try:
         for replica in interrupted_everywhere(make, work):
             pages = replica.pages
-            wait_until(lambda: not pages._blocks._under_way)  # noqa: B023
+            wait_until(lambda: not pages._blocks.under_way.requests)  # noqa: B023
             for pgno in (33, 44, 46, 7):
                 assert pages.read(replica.snapshot, pgno) == primary.page(pgno)
             replicas.pop().close()
