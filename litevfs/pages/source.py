@@ -87,10 +87,10 @@ class PageSource:
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
         self._cache = ByteCache(cache_size_bytes - block_bytes)
         self._cached = self._cache.get
-        self._blocks: BlockReader | None = None
-        if fetcher.is_remote:
-            self._blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor)
-        self._ahead = ReadAhead(self._blocks, self._cache) if self._blocks and prefetch else None
+        self.blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor) if fetcher.is_remote else None
+        """Where a request to the storage costs a round trip."""
+        self.ahead = ReadAhead(self.blocks, self._cache) if self.blocks and prefetch else None
+        """What reads ahead, where that pays and is wanted."""
         self._client_read, self._counters = fetcher.client.read, fetcher.counters
         self.hydration: Hydration | None = None
         self._runs = Runs()
@@ -104,8 +104,8 @@ class PageSource:
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""
-        if self._ahead is not None:
-            self._ahead.follow(snapshot)
+        if self.ahead is not None:
+            self.ahead.follow(snapshot)
         if self.hydration is not None:
             self.hydration.follow(snapshot)
 
@@ -117,19 +117,19 @@ class PageSource:
     @property
     def memory_bytes(self) -> int:
         """Memory of all caches."""
-        return self._cache.size_bytes + (self._blocks.cache.size_bytes if self._blocks else 0)
+        return self._cache.size_bytes + (self.blocks.cache.size_bytes if self.blocks else 0)
 
     def enlarge(self, cache_size_bytes: int) -> None:
         """Let the caches take up to `cache_size_bytes` in all, if that is more than now."""
-        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if self._blocks else 0
+        block_bytes = int(cache_size_bytes * BLOCK_SHARE) if self.blocks else 0
         self._cache.enlarge(cache_size_bytes - block_bytes)
-        if self._blocks is not None:
-            self._blocks.cache.enlarge(block_bytes)
+        if self.blocks is not None:
+            self.blocks.cache.enlarge(block_bytes)
 
     def keep(self, number: int, file: FetchedFile) -> None:
         """Put bytes into the blocks that opening a file has read anyway."""
-        if self._blocks is not None:
-            self._blocks.keep(number, file.info, file.head if file.data is None else file.data)
+        if self.blocks is not None:
+            self.blocks.keep(number, file.info, file.head if file.data is None else file.data)
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
         """The bytes of page `pgno` (from 1 on) as the snapshot has it, `snapshot.page_size` of them, not patched.
@@ -148,7 +148,7 @@ class PageSource:
                 self.counters.hits += 1
                 return page
             if version:
-                if self._blocks is not None or self.hydration is not None or not self._runs.is_alone(pgno):
+                if self.blocks is not None or self.hydration is not None or not self._runs.is_alone(pgno):
                     return self._load(snapshot, pgno, version, key, along)
                 self.counters.misses += 1
                 try:  # as `read_through` does
@@ -177,60 +177,55 @@ class PageSource:
 
     def reads(self, waits: Waits | None = None) -> Reads:
         """The reads of one connection: watched, where read-ahead pays. `waits` is told when they wait."""
-        return self if self._ahead is None else WatchedReads(self, Watcher(self._ahead.max_pages()), waits)
+        return self if self.ahead is None else WatchedReads(self, Watcher(self.ahead.max_pages()), waits)
 
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
-        if self._ahead is not None:
+        if self.ahead is not None:
             if self.hydration is not None:
                 pgnos = self.hydration.lacks(snapshot, pgnos)
             locate(snapshot, pgnos)
-            self._ahead.start(snapshot, pgnos, watcher)
+            self.ahead.start(snapshot, pgnos, watcher)
 
     def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
         """Start fetching the first of these pages if they cost less than a round trip. Returns them."""
-        return () if self._ahead is None or self.hydration is not None else self._ahead.guess(snapshot, pgnos)
+        return () if self.ahead is None or self.hydration is not None else self.ahead.guess(snapshot, pgnos)
 
     def needs_request(self, snapshot: Snapshot, pgno: int) -> bool:
         """Whether a read of the page would have to ask a storage where that costs a round trip."""
         version = snapshot.version(pgno)
-        if self._blocks is None or not version or page_key(snapshot, version, pgno) in self._cache:
+        if self.blocks is None or not version or page_key(snapshot, version, pgno) in self._cache:
             return False
         if self.hydration is not None and not self.hydration.lacks(snapshot, [pgno]):
             return False
         if not snapshot.is_placed(pgno):
             return True
         number, offset, size = snapshot.place(pgno)
-        return not self._blocks.has(number, snapshot.files[number], offset, size)
+        return not self.blocks.has(number, snapshot.files[number], offset, size)
 
     def recall(self, snapshot: Snapshot, watcher: Watcher) -> list[int]:
         """What look-ups need next that an earlier query's index leaf explains: a search as long as the trips so far."""
-        if self._ahead is None:
+        if self.ahead is None:
             return []
-        most = JUMPS * self._ahead.pages_in_a_trip
-        return watcher.recalled(partial(self._ahead.peek, snapshot), most)
-
-    @property
-    def ahead(self) -> ReadAhead | None:
-        """What reads ahead, where that pays and is wanted."""
-        return self._ahead
+        most = JUMPS * self.ahead.pages_in_a_trip
+        return watcher.recalled(partial(self.ahead.peek, snapshot), most)
 
     @property
     def is_remote(self) -> bool:
         """Whether a request to the storage costs a round trip."""
-        return self._blocks is not None
+        return self.blocks is not None
 
     def announce(self, snapshot: Snapshot, pgnos: list[int]) -> None:
         """Start fetching pages that the caller reads next, all of them."""
-        if self._ahead is not None:
+        if self.ahead is not None:
             locate(snapshot, pgnos)
-            self._ahead.start(snapshot, pgnos, Watcher(self._ahead.max_pages()))
+            self.ahead.start(snapshot, pgnos, Watcher(self.ahead.max_pages()))
 
     def _reads_in_order(self) -> Callable[[Snapshot, int], bytes]:
         """`read_through` for a reader that reads pages in the order of their numbers."""
-        if self._ahead is None:
+        if self.ahead is None:
             return self.read_through
-        watcher = Watcher(self._ahead.max_pages())
+        watcher = Watcher(self.ahead.max_pages())
 
         def read(snapshot: Snapshot, pgno: int) -> bytes:
             if ahead := watcher.follow_run(pgno):
@@ -240,7 +235,7 @@ class PageSource:
         return read
 
     def _load(self, snapshot: Snapshot, pgno: int, version: int, key: int, along: dict[int, bytes] | None) -> bytes:
-        deadline = None if self._blocks is None else self._fetcher.deadline()
+        deadline = None if self.blocks is None else self._fetcher.deadline()
         if self.hydration is not None and (page := self.hydration.get(snapshot, version, pgno)) is not None:
             self.counters.hydrated += 1
         else:
@@ -324,7 +319,7 @@ class PageSource:
         frame = chunk.frames[slot] or snapshot.frame(pgno)
         size = frame & FRAME_SIZE_MASK
         try:
-            if self._blocks is None and number not in self._gone:  # as `_fetch` does
+            if self.blocks is None and number not in self._gone:  # as `_fetch` does
                 data = self._client_read(snapshot.files[number], frame >> FRAME_SIZE_BITS, size)
                 counters = self._counters
                 counters.get += 1
@@ -343,14 +338,14 @@ class PageSource:
         """`size` bytes of a file of the snapshot, or up to `most` of them where that costs no request more."""
         if number in self._gone:
             raise StorageNotFoundError("the file is gone, as an earlier read has shown")
-        if self._blocks is None:
+        if self.blocks is None:
             data = self._client_read(snapshot.files[number], offset, most)
             counters = self._counters
             counters.get += 1
             counters.bytes_read += most
             return data
         deadline = self._fetcher.deadline() if deadline is None else deadline
-        return self._blocks.read(number, snapshot.files[number], offset, size, deadline, most=most)
+        return self.blocks.read(number, snapshot.files[number], offset, size, deadline, most=most)
 
     def _hand_out(self, snapshot: Snapshot, run: Run, pages: list[bytes], along: Along) -> None:
         """Let the pages after the first one be found by the reads that come."""
@@ -378,8 +373,8 @@ class PageSource:
         file = snapshot.files[number]
         logger.info("reading page %d of %s again: %s", pgno, file.name, why)
         self.counters.reread += 1
-        if self._blocks is not None:
-            self._blocks.drop(number, file, offset, size)
+        if self.blocks is not None:
+            self.blocks.drop(number, file, offset, size)
         after = why if isinstance(why, TransientStorageError) else None
         try:
             data = self._fetcher.read(file, offset, size, after=after, deadline=deadline)

@@ -82,7 +82,7 @@ def test_leaves_that_look_like_interior_pages_are_guessed_for_a_few_times_only(t
         with closing(litevfs.connect(script.url, poll_interval=0, **options)) as connection:
             for i in range(0, leaves, 2):
                 assert len(connection.execute("SELECT b FROM t WHERE id = ?", (1_000_000 * i,)).fetchall()) == 1
-            blocks = shared_replica(script.url).pages._blocks
+            blocks = shared_replica(script.url).pages.blocks
             wait_until(lambda: not blocks.under_way.requests, "what is under way")
         return sum(size for _, _, size in script.reads)
 

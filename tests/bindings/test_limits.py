@@ -77,7 +77,7 @@ def _requests(script: Script, path: Path, connect: Callable[..., Any], sql: str,
         script.clear()
         with Tides(script, script.url) as tides:
             rows = [tuple(row) for row in connection.execute(sql, values)]
-        blocks = shared_replica(script.url).pages._blocks
+        blocks = shared_replica(script.url).pages.blocks
         wait_until(lambda: not rehearsing() and not blocks.under_way.requests, "what is under way")
         with closing(sqlite3.connect(path)) as local:
             assert rows == local.execute(sql, values).fetchall()
@@ -109,7 +109,7 @@ def test_what_is_planned_and_has_not_been_asked_for_ends_with_its_query(orders, 
     with closing(Session(Options(replica_url=script.url, poll_interval_s=0))) as session:
         script.clear()
         script.on_read = lambda _file, _offset, data: (gate.wait(30), data)[1]
-        blocks, snapshot = session.replica.pages._blocks, session.snapshot
+        blocks, snapshot = session.replica.pages.blocks, session.snapshot
         try:
             session.lock(SHARED)
             waited = threading.Event()

@@ -172,7 +172,7 @@ class Tides:
     def _is_calm(self) -> bool:
         """Whether requests are held, no other one is about to be, and query and rehearsal wait for them."""
         pages = shared_replica(self._url).pages
-        under_way = {id(request) for request in list(pages._blocks.under_way.requests.values())}
+        under_way = {id(request) for request in list(pages.blocks.under_way.requests.values())}
         pool = pages._fetcher._pool
         at_once = pool.max_threads if pool else 1
         with self._lock:
@@ -382,7 +382,7 @@ def reads_of(script: Script, sql: str, values: object = (), **options: object) -
         script.clear()
         for _ in connection.execute(sql, values):
             pass
-        blocks = shared_replica(script.url).pages._blocks
+        blocks = shared_replica(script.url).pages.blocks
         wait_until(lambda: not rehearsing() and not blocks.under_way.requests, "what is under way")
         return len(script.reads), sum(size for _, _, size in script.reads)
 
@@ -574,8 +574,8 @@ def _check_random_joins(seed: int, tmp_path: Path) -> None:
             for sql in queries:
                 assert connection.execute(sql).fetchall() == answer(path, sql), (seed, sql)
             pages = shared_replica(script.url).pages
-            wait_until(lambda: not rehearsing() and not pages._blocks.under_way.requests, "what is under way")
-            governor = pages._blocks.governor
+            wait_until(lambda: not rehearsing() and not pages.blocks.under_way.requests, "what is under way")
+            governor = pages.blocks.governor
             assert sum(size for *_, size in script.reads[1:]) <= 2 * path.stat().st_size + 8_000_000
             assert governor.unused <= 8_000_000 + governor.used + governor.needed
 

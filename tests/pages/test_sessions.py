@@ -108,7 +108,7 @@ class World:
             for query in queries:
                 self.proxy.clear()
                 assert connection.execute(query).fetchall() == self.answer(query), query
-                wait_until(lambda: not replica.pages._blocks.under_way.requests, "what is under way")
+                wait_until(lambda: not replica.pages.blocks.under_way.requests, "what is under way")
                 gets = [request for request in self.proxy.requests if request.method == "GET"]
                 read.append(sum(_range_bytes(request.range) for request in gets))
         return read
@@ -234,7 +234,7 @@ def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(t
                 pgno = (start + i * (stride - 1)) % snapshot.commit + 1
                 assert reads.read(snapshot, pgno) == primary.page(pgno)
                 assert governor.unused <= FEW_FREE_BYTES + governor.used + governor.needed
-        wait_until(lambda: not pages._blocks.under_way.requests, "what is under way")
+        wait_until(lambda: not pages.blocks.under_way.requests, "what is under way")
         assert sum(size for _, _, size in script.reads[before:]) == governor.ahead + governor.needed
         assert reads._watcher is not None
     finally:
@@ -285,11 +285,11 @@ def test_a_scan_is_handed_leaves_that_change_no_plan_along_and_reads_no_more(
             page = along.get((pgno - 1) * snapshot.page_size) if along else None
             if page is None:
                 calls += 1
-                wait_until(lambda blocks=pages._blocks: not blocks.under_way.requests, "what is under way")
+                wait_until(lambda blocks=pages.blocks: not blocks.under_way.requests, "what is under way")
                 page = reads.read(snapshot, pgno, along)
             assert page == primary.page(pgno)
             kinds |= {handed[0] for handed in (along or {}).values()}
-        wait_until(lambda blocks=pages._blocks: not blocks.under_way.requests, "what is under way")
+        wait_until(lambda blocks=pages.blocks: not blocks.under_way.requests, "what is under way")
         read.append(governor.ahead + governor.needed)
         pages.close()
         fetcher.close()
@@ -338,7 +338,7 @@ def test_a_second_scan_waits_for_no_more_than_the_first_although_the_caches_hold
             before = governor.needed
             for pgno in pgnos:
                 # needed is what was not planned
-                wait_until(lambda: not pages._blocks.under_way.requests, "what is under way")
+                wait_until(lambda: not pages.blocks.under_way.requests, "what is under way")
                 assert reads.read(replica.snapshot, pgno) == primary.page(pgno)
             needed.append(governor.needed - before)
     finally:

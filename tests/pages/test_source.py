@@ -302,11 +302,11 @@ def test_a_page_read_ahead_that_does_not_come_is_read_by_the_reader_that_needs_i
 
     script.on_read = hang_once
     snapshot, pages = replica.snapshot, replica.pages
-    pages._ahead.start(snapshot, [40], Watcher(64))
+    pages.ahead.start(snapshot, [40], Watcher(64))
     assert hanging.wait(10)
     try:
         assert pages.read(snapshot, 40) == primary.page(40)
-        assert not pages._blocks.under_way.requests
+        assert not pages.blocks.under_way.requests
     finally:
         go_on.set()
         replica.close()
@@ -323,14 +323,14 @@ def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_no_thread_wa
 
     def work(replica: Replica) -> None:
         snapshot, pages = replica.snapshot, replica.pages
-        pages._ahead.start(snapshot, [7, 33, 34, 35, 36, 37, 38, 46], Watcher(64))
+        pages.ahead.start(snapshot, [7, 33, 34, 35, 36, 37, 38, 46], Watcher(64))
         pages.read(snapshot, 33)
         pages.read(snapshot, 44)
 
     try:
         for replica in interrupted_everywhere(make, work):
             pages = replica.pages
-            wait_until(lambda: not pages._blocks.under_way.requests)  # noqa: B023
+            wait_until(lambda: not pages.blocks.under_way.requests)  # noqa: B023
             for pgno in (33, 44, 46, 7):
                 assert pages.read(replica.snapshot, pgno) == primary.page(pgno)
             replicas.pop().close()
@@ -341,6 +341,6 @@ def test_ctrl_c_at_any_moment_of_a_read_and_of_reading_ahead_leaves_no_thread_wa
 
 def _forget(replica: Replica) -> None:
     """Drop what opening the replica has warmed."""
-    for cache in (replica.pages._cache, replica.pages._blocks and replica.pages._blocks.cache):
+    for cache in (replica.pages._cache, replica.pages.blocks and replica.pages.blocks.cache):
         for key in [*cache._entries, *cache._ahead] if cache else []:
             cache.drop(key)

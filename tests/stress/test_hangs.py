@@ -169,7 +169,7 @@ def test_a_read_that_was_interrupted_leaves_no_other_reader_of_the_same_block_wa
         first = InThread(lambda: replica.pages.read(snapshot, 2))
         assert arrived.wait(10)
         second = InThread(lambda: replica.pages.read(snapshot, 2))
-        blocks = replica.pages._blocks
+        blocks = replica.pages.blocks
         assert blocks is not None
         under_way = next(iter(blocks.under_way.requests.values()))
         wait_until(lambda: [a for a in under_way._answers.values() if a._condition._waiters], "the second reader")
