@@ -201,6 +201,14 @@ class Fetcher:
             raise self.located(error, file) from error
         return header
 
+    def read_header_again(self, file: LTXFileInfo) -> Header:
+        """The header of a file once more, where much depends on it: no checksum covers a header that is read alone, and
+        damage on its way may have changed it. A small file is read from storage whole, and verified.
+        """
+        if file.size > WHOLE_FILE_BYTES:
+            return self.read_header(file)
+        return self.checked(file, self.read(file, 0, file.size)).header
+
     def _twice(
         self, fetch: Callable[[LTXFileInfo, E | None], FetchedFile], file: LTXFileInfo, read: E | None = None
     ) -> FetchedFile:

@@ -140,7 +140,10 @@ class Judge:
         return Verdict(files, Lineage.OTHER, 0)
 
     def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
-        return self.read_time(file) > snapshot.timestamp_ms
+        try:
+            return self.read_time(file) > snapshot.timestamp_ms and self._time_again(file) > snapshot.timestamp_ms
+        except LTXFormatError:  # damaged, it proves nothing
+            return False
 
     def _is_remade(self, snapshot: Snapshot, files: list[LTXFileInfo]) -> bool:
         """Whether only a later full snapshot is left, or one that ends where the newest known file, now gone, ended.
@@ -152,7 +155,7 @@ class Judge:
         ends_here = newest.level == SNAPSHOT_LEVEL and newest.max_txid == snapshot.txid
         try:
             return (is_all or ends_here) and self._is_younger(newest, snapshot)
-        except (StorageNotFoundError, LTXFormatError):
+        except StorageNotFoundError:
             return False
 
     def _can_tell(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
@@ -165,8 +168,9 @@ class Judge:
         """Whether a file with a known time is of this history; None if it is gone or damaged and so proves nothing."""
         if is_known and not closely:
             return True
+        known = self._known_times(file.max_txid)
         try:
-            return self.read_time(file) in self._known_times(file.max_txid) or is_known
+            return self.read_time(file) in known or is_known or self._time_again(file) in known
         except (StorageNotFoundError, LTXFormatError):
             return None
 
@@ -194,3 +198,7 @@ class Judge:
     def read_time(self, file: LTXFileInfo) -> int:
         """The timestamp in a file's header, milliseconds since the Unix epoch."""
         return self._fetcher.read_header(file).timestamp_ms
+
+    def _time_again(self, file: LTXFileInfo) -> int:
+        """The same, read again and verified if it can be, before a state is given up for it."""
+        return self._fetcher.read_header_again(file).timestamp_ms

@@ -13,6 +13,9 @@ from tests.primary import Primary
 from tests.scripted import Script
 from tests.states.test_follower_position import INSERT, hide_from, published, snapshot
 
+TIMESTAMP_AT = 34
+"""A byte of the timestamp in a header."""
+
 
 @pytest.fixture
 def world(clock):
@@ -106,6 +109,41 @@ def test_a_damaged_file_makes_no_trouble_where_an_old_listing_ends_with_it(world
     script.on_read = lambda file, offset, data: bytes(len(data)) if file.max_txid == 4 else data
     replica.refresh()
     assert position(replica) == (6, 0)
+
+
+@pytest.mark.plan("L28", "L29")
+@pytest.mark.parametrize("is_known", [True, False], ids=["of a known time", "of a forgotten time"])
+@pytest.mark.parametrize("damaged", [1, 2, 1000])
+def test_a_time_that_was_damaged_on_its_way_is_no_reason_to_go_back(damaged, is_known, monkeypatch):
+    """One bit of the timestamp in headers, while an old listing ends with files whose pages are all replaced since."""
+    if not is_known:
+        monkeypatch.setattr("litevfs.states.lineage.MAX_TIMES", 2)
+    left = damaged
+
+    def damage(file, offset, data):
+        nonlocal left
+        if file.max_txid >= 5 or offset or left <= 0:
+            return data
+        left -= 1
+        return data[:TIMESTAMP_AT] + bytes([data[TIMESTAMP_AT] ^ 0x20]) + data[TIMESTAMP_AT + 1 :]
+
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x)")
+        primary.commit("INSERT INTO t VALUES(0)")
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.2, cache_size_bytes=0))
+        try:
+            for _ in range(4):
+                replica.refresh()
+                primary.commit("UPDATE t SET x = x + 1")
+            replica.refresh()
+            hide_from(5, script)
+            script.on_read = damage
+            for _ in range(3):
+                replica.refresh()
+                assert position(replica) == (6, 0)
+            assert left < damaged
+        finally:
+            replica.close()
 
 
 @pytest.mark.plan("L29")
