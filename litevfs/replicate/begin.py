@@ -71,8 +71,9 @@ def _is_made_of(mark: RestoredMark, urls: Collection[str], there: ReplicaPositio
 def _why_not_same(client: ReplicaClient, capture: Capture, there: ReplicaPosition) -> str | None:
     if there.header is None or there.problem is not None:
         return f"the replica has no whole newest state: {there.problem}"
-    if capture.page_size != there.header.page_size:
-        return f"the database has pages of {capture.page_size} bytes, the replica has pages of {there.header.page_size}"
+    ours, theirs = capture.database.page_size, there.header.page_size
+    if ours != theirs:
+        return f"the database has pages of {ours} bytes, the replica has pages of {theirs}"
     file = next((file for file in there.files if file.max_txid == there.txid), None)
     commit = there.header.commit
     try:

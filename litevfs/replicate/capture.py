@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -30,9 +29,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("litevfs.replicate")
 
-MOVE_UP_INTERVAL_S = 0.02
-"""How long the replicator may block the application's own checkpoints: a few hundred transactions."""
-
 
 class Capture:
     """The steps for one database. Not safe to use from two threads at once.
@@ -49,42 +45,23 @@ class Capture:
         is_closing: Callable[[], bool],
         clock_ms: Callable[[], int],
     ) -> None:
-        self._path, self._database, self._folder = database.path, database, folder
-        self._limits, self._is_closing, self._clock_ms = wal_limits, is_closing, clock_ms
-        self._wal_state = WALState(None, 0, 0)
-        self._hold = Hold(database)  # while it holds, everything after `state.position` stays in the WAL
+        self._path, self.database, self._folder = database.path, database, folder
+        self.limits, self.is_closing, self._clock_ms = wal_limits, is_closing, clock_ms
+        self.hold = Hold(database)
+        """While it holds, everything after `state.position` stays in the WAL."""
         self._may_start_over = False  # whether the WAL may have been started over, once, since that position
-        self._stands_at_end = False  # whether the held transaction is known to see just what was captured
-        self._has_moved_up, self._next_move_up = False, 0.0  # at the last `settle`; monotonic
-        self._look_at: float | None = None  # monotonic; when to check whether it keeps a checkpoint waiting
-        self._has_looked = False  # and the last check said that it may
         self._pause = threading.Event()  # never set
         self.state: State | None = None
         """After the newest file; None until `begin`, when there is no local state to continue."""
         self.reason: str | None = None
         """Why the next step takes the whole database; None when it reads on in the WAL."""
-        self.snapshots, self.patience_s = 0, limits.MAKE_WAY_AFTER_S
+        self.snapshots = 0
         self.last_snapshot_reason: str | None = None
         self._load()
 
-    @property
-    def page_size(self) -> int:
-        """Bytes of a page of the database."""
-        return self._database.page_size
-
-    @property
-    def wal_frames(self) -> int:
-        """Frames in the WAL at the last step."""
-        return self._wal_state.frames
-
-    @property
-    def is_in_the_way(self) -> bool:
-        """Whether checkpoints of the application wait for `settle`, or would if it wrote now."""
-        return self._hold.is_at_mark_zero or self._has_moved_up
-
     def begin(self, queue: UploadQueue, end: ReplicaEnd, reason: str) -> None:
         """The next step takes the whole database, for the place of `queue`, which is to begin after `end`."""
-        self.state, self.reason = begin_place(self._folder, queue, self.state, end, self._database), reason
+        self.state, self.reason = begin_place(self._folder, queue, self.state, end, self.database), reason
         self._let_go()
 
     def step(self) -> State:
@@ -93,12 +70,12 @@ class Capture:
             self._let_go()  # while the replicator cannot capture, it leaves the WAL to the application
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
-            is_whole, limit = self.reason is not None, self._limits.pending_bytes
+            is_whole, limit = self.reason is not None, self.limits.pending_bytes
             self._folder.make_room(limit, self._known_state().txid, is_whole=is_whole)
             with translated(self._path):
-                if self._database.was_replaced():
+                if self.database.was_replaced():
                     self._reopen()
-                with WALReader(self._database.wal_path) as wal:
+                with WALReader(self.database.wal_path) as wal:
                     self._step(wal)
         except ReplicatorError:
             self._let_go_of_large_wal()
@@ -108,12 +85,12 @@ class Capture:
     def step_deleted(self) -> None:
         """Capture what is new, from the files that are open here: the names were removed. Raises ReplicatorError."""
         if self.state is not None and self.reason is None and self._folder.is_held():
-            with translated(self._path), self._database.open_wal() as wal:
+            with translated(self._path), self.database.open_wal() as wal:
                 self._advance(wal)
 
     def read_all(self, use: Callable[[WALReader, WALState, Content], T]) -> T:
         """What `use` makes of the WAL and the whole database, before a state is continued. Raises ReplicatorError."""
-        source = self._database
+        source = self.database
         with translated(self._path), WALReader(source.wal_path) as wal, source.hand_over() as transaction:
             result = use(wal, state := source.wal_state(wal), read_database(wal, state, transaction, source.page_size))
         self._let_go()
@@ -122,33 +99,33 @@ class Capture:
     def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
         """Capture what is new; returns the TXID, and what `use` makes of the database in its state."""
         self.step()  # takes the whole database, if that is due
-        with translated(self._path), WALReader(self._database.wal_path) as wal:
-            with self._database.hand_over() as transaction:
-                state = self._database.wal_state(wal)
+        with translated(self._path), WALReader(self.database.wal_path) as wal:
+            with self.database.hand_over() as transaction:
+                state = self.database.wal_state(wal)
                 self._capture_changes(wal, state)
-                result = use(read_database(wal, state, transaction, self._database.page_size))
-            self._begin_hold(state, stands_at_end=False)
+                result = use(read_database(wal, state, transaction, self.database.page_size))
+            self._begin_hold(state)
         return self._known_state().txid, result
 
     def settle(self) -> None:
         """Between steps: let checkpoints of the application finish that only wait for our read transaction to move."""
-        if self.state is None or self.reason is not None or not self._hold.is_held:
+        if self.state is None or self.reason is not None or not self.hold.is_held:
             return
-        frames, backfilled = self._database.wal_counts()
-        quiet_s = self._hold.quiet_s(frames)
+        frames, backfilled = self.database.wal_counts()
+        quiet_s = self.hold.quiet_s(frames)
         is_behind = frames != self.state.position.frame
-        if self._stands_at_end and backfilled < frames and not (is_behind or self._is_time_to_look()):
+        if self.hold.stands_at_end and backfilled < frames and not (is_behind or self.hold.is_time_to_look()):
             return
-        self._move_up(counts=(frames, backfilled))
-        patience_s = limits.SHORTEN_AFTER_S if self._hold.is_at_mark_zero else self.patience_s if is_behind else 0.0
-        if self._has_moved_up or quiet_s < patience_s or not self._database.is_in_place():
+        self.hold.move_up(limits.MOVE_UP_FRAMES, (frames, backfilled))
+        patience_s = limits.SHORTEN_AFTER_S if self.hold.is_at_mark_zero else self.hold.patience_s if is_behind else 0.0
+        if self.hold.has_moved_up or quiet_s < patience_s or not self.database.is_in_place():
             return
-        with translated(self._path), WALReader(self._database.wal_path) as wal:
-            if self._hold.is_at_mark_zero:
+        with translated(self._path), WALReader(self.database.wal_path) as wal:
+            if self.hold.is_at_mark_zero:
                 self._shorten(wal, quiet_s)
             elif not is_behind:
                 self._read_on(wal)
-            elif self._database.is_kept_from_writing():
+            elif self.database.is_kept_from_writing():
                 self._advance(wal)
 
     def keeps_state(self) -> bool:
@@ -165,22 +142,21 @@ class Capture:
 
     def close(self) -> None:
         """Close the database. Idempotent."""
-        self._database.close()
+        self.database.close()
 
     def _load(self) -> None:
         self.state, self.reason = self._folder.load(), None
-        if self.state is not None and self.state.inode != self._database.inode:
+        if self.state is not None and self.state.inode != self.database.inode:
             self.reason = "the database file is not the one that was replicated before"
 
     def _reopen(self) -> None:
         self._let_go()
-        self._database.close()
-        self._database = self._database.again()
-        self._hold = Hold(self._database)
+        self.database.close()
+        self.database = self.hold.database = self.database.again()
         self.reason = "the database file was replaced by another"
 
     def _step(self, wal: WALReader) -> None:
-        before = self._wal_state
+        before = self.hold.state
         if self.reason is None:
             try:
                 self._read_on(wal)
@@ -193,43 +169,38 @@ class Capture:
 
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
         """Give back the space of a huge WAL file, once there was no write for `quiet_s` seconds."""
-        pages = self._limits.truncate_pages
-        if pages is not None and quiet_s >= limits.SHORTEN_AFTER_S and wal.size > pages * self._database.page_size:
-            self._database.checkpoint(truncate=True)
-
-    def _move_up(self, frames: int = limits.MOVE_UP_FRAMES, counts: tuple[int, int] | None = None) -> None:
-        self._has_moved_up = self._hold.move_up(frames, counts)
-        self._stands_at_end &= not self._has_moved_up
+        pages = self.limits.truncate_pages
+        if pages is not None and quiet_s >= limits.SHORTEN_AFTER_S and wal.size > pages * self.database.page_size:
+            self.database.checkpoint(truncate=True)
 
     def _keep_up(self) -> None:
         """Do what `settle` does, when it is due, during a long capture."""
         self._check_open()
-        now = time.monotonic()
-        if now >= self._next_move_up:
-            self._next_move_up = now + MOVE_UP_INTERVAL_S
-            with suppress(ReplicatorError):  # the next one may
-                self._move_up()
+        self.hold.keep_up()
 
     def _read_on(self, wal: WALReader) -> None:
-        if self._is_up_to_date(wal):
-            self._make_way(wal)
-        else:
+        if not self._is_up_to_date(wal):
             self._advance(wal)
+        elif self.hold.must_make_way():
+            self._let_go()
+            self._pause.wait(limits.MAKE_WAY_S)
+            self._advance(wal)  # can tell from the WAL whether it missed anything
+            self.hold.look_later()
 
     def _is_up_to_date(self, wal: WALReader) -> bool:
         """Whether nothing is new, and a new read transaction would stand where the held one does."""
-        if not self._stands_at_end:
+        if not self.hold.stands_at_end:
             return False
-        position, state = self._known_state().position, self._database.wal_state(wal)
+        position, state = self._known_state().position, self.database.wal_state(wal)
         return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
 
     def _advance(self, wal: WALReader) -> None:
         """Capture the new frames, then hand the read transaction over. Raises WALError if the WAL cannot show them."""
-        is_held = self._hold.is_held
+        is_held = self.hold.is_held
         if is_held:
-            self._capture_changes(wal, self._database.wal_state(wal), self._keep_up)
-        with self._database.hand_over():
-            state = self._database.wal_state(wal)
+            self._capture_changes(wal, self.database.wal_state(wal), self._keep_up)
+        with self.database.hand_over():
+            state = self.database.wal_state(wal)
             start = self._next_start(wal, state)
             if state.is_backfilled or not is_held:  # otherwise the new frames stay in the WAL for the next step
                 self._capture_changes(wal, state)
@@ -260,11 +231,11 @@ class Capture:
 
     def _take_whole_database(self, wal: WALReader, reason: str) -> None:
         self._let_go()
-        self._database.checkpoint()  # only makes the copy simpler
-        with self._database.hand_over() as transaction:
-            state = self._database.wal_state(wal)
-            self._publish(read_database(wal, state, transaction, self._database.page_size))
-        self._begin_hold(state, stands_at_end=False)
+        self.database.checkpoint()  # only makes the copy simpler
+        with self.database.hand_over() as transaction:
+            state = self.database.wal_state(wal)
+            self._publish(read_database(wal, state, transaction, self.database.page_size))
+        self._begin_hold(state)
         self.reason, self.last_snapshot_reason, self.snapshots = None, reason, self.snapshots + 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
 
@@ -277,12 +248,12 @@ class Capture:
                 key=str(self._path),
                 hint="replicate to another URL, or empty the replica",
             )
-        before = replace(before, inode=self._database.inode)
+        before = replace(before, inode=self.database.inode)
         self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open)
         self._may_start_over = False
 
     def _check_open(self) -> None:
-        if self._is_closing():
+        if self.is_closing():
             raise ReplicatorError("the replicator is being closed", key=str(self._path))
 
     def _let_go_of_large_wal(self) -> None:
@@ -291,7 +262,7 @@ class Capture:
         When the disk is full, a WAL that grew on would keep the application from writing; and an application can go on
         with a database that was moved away. The WAL may be started over now; until that happens, nothing is lost.
         """
-        if self._hold.is_held and self._database.wal_counts()[0] >= self._limits.checkpoint_pages:
+        if self.hold.is_held and self.database.wal_counts()[0] >= self.limits.checkpoint_pages:
             logger.warning("%s: the WAL is not kept any more until a sync succeeds", self._path)
             self._let_go()
 
@@ -301,20 +272,20 @@ class Capture:
         `before` is where our read transaction stood until this step. If no checkpoint came that far, a reader of the
         application blocks it, and holding writers off would change nothing.
         """
-        wal_limits, state = self._limits, self._wal_state
+        wal_limits, state = self.limits, self.hold.state
         for _ in range(limits.CHECKPOINTS_A_STEP):
             if state.is_backfilled or state.frames < wal_limits.checkpoint_pages:
                 break
-            self._database.checkpoint()
+            self.database.checkpoint()
             self._advance(wal)
-            state = self._wal_state
+            state = self.hold.state
         else:
             has_reached_us = state.header != before.header or state.backfilled >= before.frames
             is_too_long = wal_limits.truncate_pages is not None and state.frames >= wal_limits.truncate_pages
             if is_too_long and not state.is_backfilled and has_reached_us:
                 self._checkpoint_between_writers(wal)
-        if self._hold.is_at_mark_zero:
-            self._shorten(wal, self._hold.quiet_s(self._wal_state.frames))
+        if self.hold.is_at_mark_zero:
+            self._shorten(wal, self.hold.quiet_s(self.hold.state.frames))
 
     def _checkpoint_between_writers(self, wal: WALReader) -> None:
         """Hold writers off for one short checkpoint: without a pause between commits, none ever completes.
@@ -323,17 +294,17 @@ class Capture:
         frames are read while they wait, and put on disk afterwards. If those are lost, the WAL shows it.
         """
         self._catch_up(wal)
-        if self._wal_state.is_backfilled:
+        if self.hold.state.is_backfilled:
             return  # there was a pause
         with self._folder.spool() as spool:
-            with self._database.hand_over(writer=True):
-                state = self._database.wal_state(wal)
+            with self.database.hand_over(writer=True):
+                state = self.database.wal_state(wal)
                 start = self._next_start(wal, state)
                 content = None if start is None else detached(read_changes(wal, state, start), spool)
             try:
-                self._database.checkpoint(wait=True)
-                with self._database.hand_over():
-                    state = self._database.wal_state(wal)
+                self.database.checkpoint(wait=True)
+                with self.database.hand_over():
+                    state = self.database.wal_state(wal)
                 if content is not None:
                     self._publish(content)
             except BaseException:
@@ -344,55 +315,29 @@ class Capture:
     def _catch_up(self, wal: WALReader) -> None:
         """Capture, and have on disk, all but the last few frames, if writers are not faster than that."""
         for _ in range(limits.CATCH_UP_STEPS):
-            before = self._wal_state.frames
-            self._database.checkpoint()
-            self._database.flush()
+            before = self.hold.state.frames
+            self.database.checkpoint()
+            self.database.flush()
             self._advance(wal)
-            if self._wal_state.is_backfilled:
+            if self.hold.state.is_backfilled:
                 return
-            if self._wal_state.frames - before <= limits.MOVE_UP_FRAMES:
+            if self.hold.state.frames - before <= limits.MOVE_UP_FRAMES:
                 break
-        self._move_up(1)
-        self._database.checkpoint()
-        self._database.flush()
+        self.hold.move_up(1)
+        self.database.checkpoint()
+        self.database.flush()
 
-    def _make_way(self, wal: WALReader) -> None:
-        """Let a checkpoint of the application pass that waits for our read mark all the time (see `limits`)."""
-        if not self._is_time_to_look():
-            return
-        self._look_at = None
-        if not self._database.is_kept_from_writing():
-            return
-        if not self._has_looked:
-            self._has_looked, self._look_at = True, time.monotonic() + limits.LOOK_AGAIN_AFTER_S
-            return
-        self._let_go()
-        self._pause.wait(limits.MAKE_WAY_S)
-        self._advance(wal)  # can tell from the WAL whether it missed anything
-        self._look_later()
-
-    def _is_time_to_look(self) -> bool:
-        return self._look_at is not None and time.monotonic() >= self._look_at
-
-    def _look_later(self) -> None:
-        self._has_looked, self._look_at = False, time.monotonic() + self.patience_s
-
-    def _begin_hold(self, state: WALState, *, stands_at_end: bool) -> None:
+    def _begin_hold(self, state: WALState, *, stands_at_end: bool = False) -> None:
         """A read transaction is held from now on that began when the WAL was in this state, or a moment before.
 
         Everything that it does not keep was captured before.
         """
-        if state.is_backfilled:
-            self._look_at = None
-        elif (state.header, state.frames) != (self._wal_state.header, self._wal_state.frames):
-            self._look_later()
-        self._hold.begin(state)
-        self._wal_state, self._stands_at_end = state, stands_at_end
+        self.hold.begin(state, stands_at_end=stands_at_end)
         self._may_start_over |= state.is_backfilled
 
     def _let_go(self) -> None:
-        self._hold.let_go()
-        self._may_start_over = self._stands_at_end = self._has_moved_up = False
+        self.hold.let_go()
+        self._may_start_over = False
 
     def _known_state(self) -> State:
         if self.state is None:

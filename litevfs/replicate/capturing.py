@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from litevfs.concurrency.condition import Condition
+from litevfs.replicate import limits
 from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
-from litevfs.replicate.capture import MOVE_UP_INTERVAL_S, Capture
+from litevfs.replicate.capture import Capture
 from litevfs.replicate.content import Content
 from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.pace import Pace
@@ -158,13 +159,13 @@ class Capturing:
     def settle(self, deadline: float) -> None:
         """See `Capture.settle`."""
         with self.holding(deadline):
-            self.capture.patience_s = self.pace.patience_s
+            self.capture.hold.patience_s = self.pace.patience_s
             self.capture.settle()
 
     def pause(self, next_sync: float) -> float:
         """Seconds until the next turn; the next sync is due at `next_sync` (monotonic)."""
         remaining = max(0.0, next_sync - time.monotonic())
-        pause_s = MOVE_UP_INTERVAL_S if self.capture.is_in_the_way else _SETTLE_INTERVAL_S
+        pause_s = limits.MOVE_UP_INTERVAL_S if self.capture.hold.is_in_the_way else _SETTLE_INTERVAL_S
         return min(remaining, max(pause_s, self.pace.shortest_pause_s))
 
     def holding(self, deadline: float) -> AbstractContextManager[None]:

@@ -23,6 +23,8 @@ MAKE_WAY_S = 0.15
 """Longer than SQLite pauses between two tries of a lock, which is 0.1 s (`sqliteDefaultBusyCallback`)."""
 MOVE_UP_FRAMES = 1000
 """So many frames SQLite lets the WAL have before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
+MOVE_UP_INTERVAL_S = 0.02
+"""How long the replicator may block the application's own checkpoints: a few hundred transactions."""
 SHORTEN_AFTER_S = 10.0
 """Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 

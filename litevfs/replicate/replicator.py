@@ -122,17 +122,17 @@ class Replicator:
             self._folder = StateFolder(self.path)
             undo.callback(self._folder.close)
             queues = self._folder.open_queues(urls)
-            self._capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
-            self._capturing = Capturing(self.path, self._capture, sync_interval_s, clock_ms, self._closed)
-            self._capturing.captured = self._wake_uploads
+            capture = Capture(database, self._folder, limits, self._closed.is_set, clock_ms)
+            self.capturing = Capturing(self.path, capture, sync_interval_s, clock_ms, self._closed)
+            self.capturing.captured = self._wake_uploads
             for url in urls[1:] and urls:
-                self._capturing.first_looks.expect(url)
+                self.capturing.first_looks.expect(url)
             self.places = tuple(
                 Place(
                     client,
                     queue,
                     open_guard(client, self._folder.id, self._closed, lease_ttl_s, unix_time_ms),
-                    self._capturing,
+                    self.capturing,
                     maintenance,
                     folder_id=lambda: self._folder.id,
                     sync_interval_s=sync_interval_s,
@@ -157,7 +157,7 @@ class Replicator:
 
     def share_pace(self, pace: Pace) -> None:
         """Capture at the pace of the other databases of the process, and compact when they do not. Before `start`."""
-        self._capturing.pace = pace
+        self.capturing.pace = pace
         if pace.databases > 1:
             for place in self.places:
                 place.upkeep.spread()
@@ -168,19 +168,19 @@ class Replicator:
         places = tuple(place.status for place in self.places)
         syncs = [place.last_sync_ms for place in places]
         return ReplicatorStatus(
-            txid=self._capturing.txid,
+            txid=self.capturing.txid,
             uploaded_txid=min(place.uploaded_txid for place in places),
             pending_files=sum(place.pending_files for place in places),
             files_uploaded=sum(place.files_uploaded for place in places),
             bytes_uploaded=sum(place.bytes_uploaded for place in places),
-            snapshots=self._capture.snapshots,
-            last_snapshot_reason=self._capture.last_snapshot_reason,
-            last_error=combined_error(places) or self._capturing.error,
+            snapshots=self.capturing.capture.snapshots,
+            last_snapshot_reason=self.capturing.capture.last_snapshot_reason,
+            last_error=combined_error(places) or self.capturing.error,
             last_maintenance_error=next(
                 (one.last_maintenance_error for one in places if one.last_maintenance_error), None
             ),
             last_sync_ms=None if None in syncs else min(ms for ms in syncs if ms is not None),
-            wal_frames=self._capture.wal_frames,
+            wal_frames=self.capturing.capture.hold.state.frames,
             has_lease=all(place.has_lease for place in places),
             lease_protocol=places[0].lease_protocol,
             places=places,
@@ -203,7 +203,7 @@ class Replicator:
         threads = threads or OwnThreads()
         name = "litevfs-replicate"
         if (name, 0) not in self._tasks:
-            self._tasks[name, 0] = threads.start(self._capturing.turn, name, str(self.path))
+            self._tasks[name, 0] = threads.start(self.capturing.turn, name, str(self.path))
         for number, place in enumerate(self.places):
             for name, turn in place.turns().items():
                 if (name, number) not in self._tasks:
@@ -242,12 +242,12 @@ class Replicator:
         The files are still open here, so that is all that was committed before, unless a capture failed then.
         """
         deadline = time.monotonic() + timeout_s
-        attempt(self._capturing.step_deleted, self.path, self._closed)
+        attempt(self.capturing.step_deleted, self.path, self._closed)
         for_all(self.places, lambda place: place.upload_captured(deadline), deadline)
 
     def read_captured(self, use: Callable[[Content], T]) -> tuple[int, T]:
         """Capture what is new; returns the TXID, and what `use` makes of the database in just that state."""
-        return self._capturing.read_captured(use)
+        return self.capturing.read_captured(use)
 
     def request_snapshot(self, reason: str = "a snapshot was asked for") -> None:
         """The next sync takes the whole database, and stores it as a snapshot on level 9 too.
@@ -273,8 +273,8 @@ class Replicator:
         self._close_clients()
         for task in list(self._tasks.values()):
             task.join(max(0.0, deadline - time.monotonic()))
-        with holding(self._capturing.lock, deadline + _CLOSE_GRACE_S, self.path, None):
-            self._capture.close()
+        with holding(self.capturing.lock, deadline + _CLOSE_GRACE_S, self.path, None):
+            self.capturing.capture.close()
             self._folder.close()
 
     def _wake_uploads(self) -> None:

@@ -109,7 +109,7 @@ def test_replicate_holds_writers_off_unless_it_is_told_not_to(
 
     class Looked(Replicator):
         def sync(self, timeout_s: float = 30.0) -> int:
-            limits.append(self._capture._limits.truncate_pages)
+            limits.append(self.capturing.capture.limits.truncate_pages)
             return super().sync(timeout_s)
 
     monkeypatch.setattr(replicate, "Replicator", Looked)

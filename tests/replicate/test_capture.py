@@ -71,7 +71,7 @@ def test_a_commit_just_after_the_read_transaction_began_does_not_keep_checkpoint
     replicator = replicate(app)
     app.insert()
     replicator.sync()
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     hand_over = database.hand_over
 
     @contextmanager
@@ -185,8 +185,8 @@ def test_the_application_s_checkpoints_get_on_while_much_is_captured(
         backfilled.append(app.checkpoint("PASSIVE")[2])
         return False
 
-    monkeypatch.setattr("litevfs.replicate.capture.MOVE_UP_INTERVAL_S", 0.0)
-    monkeypatch.setattr(replicator._capture, "_is_closing", between_pages)
+    monkeypatch.setattr("litevfs.replicate.limits.MOVE_UP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(replicator.capturing.capture, "is_closing", between_pages)
     replicator.sync()
     monkeypatch.undo()
     assert before < captured < captured + 1000 < backfilled[-1]
@@ -203,7 +203,7 @@ def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_befor
     app.insert(5, 3000)
     replicator = replicate(app)
     replicator.sync()
-    database, pages = replicator._capture._database, 0
+    database, pages = replicator.capturing.capture.database, 0
     hand_over = database.hand_over
 
     @contextmanager
@@ -221,11 +221,11 @@ def test_what_is_committed_and_checkpointed_while_a_step_reads_is_captured_befor
 
     app.execute("UPDATE t SET data = randomblob(3000) WHERE id > 1")
     with monkeypatch.context() as patch:
-        patch.setattr("litevfs.replicate.capture.MOVE_UP_INTERVAL_S", 0.0)
+        patch.setattr("litevfs.replicate.limits.MOVE_UP_INTERVAL_S", 0.0)
         patch.setattr("litevfs.replicate.limits.MOVE_UP_FRAMES", 1)
         patch.setattr(database, "hand_over", after_a_checkpoint)
-        patch.setattr(replicator._capture, "_is_closing", between_pages)
-        replicator._capture.step()
+        patch.setattr(replicator.capturing.capture, "is_closing", between_pages)
+        replicator.capturing.capture.step()
     assert pages > 1
     _, frames, backfilled = app.checkpoint("NOOP")
     assert frames == backfilled
@@ -258,7 +258,7 @@ def test_a_wal_that_starts_over_while_the_whole_database_is_read_is_read_on_from
     app.execute("PRAGMA wal_autocheckpoint=0")
     app.insert(5, 3000)
     replicator = replicate(app)
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     wal_state, seen = database.wal_state, []
 
     def then_a_commit(wal: WALReader) -> WALState:

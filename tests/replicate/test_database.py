@@ -222,7 +222,7 @@ def test_a_database_that_is_made_again_in_rollback_mode_is_replicated_once_it_is
         for _ in range(2):
             with pytest.raises(ReplicatorError, match="journal mode 'delete'"):
                 replicator.sync()
-            replicator._capture.settle()  # holds nothing, so it has nothing to complain of ten times a second
+            replicator.capturing.capture.settle()  # holds nothing, so it has nothing to complain of ten times a second
         app.execute("PRAGMA journal_mode=WAL")
         app.insert(3)
         assert replicator.sync() == 2
@@ -261,7 +261,7 @@ def test_the_wal_of_a_database_that_took_the_place_of_another_is_let_go_of_too(a
         assert app.checkpoint("TRUNCATE")[0] == 1
         shutil.rmtree(app.path.with_name(f".{app.path.name}-litevfs"))
         with pytest.raises(ReplicatorError, match="local state was removed"):
-            replicator._capture.step()
+            replicator.capturing.capture.step()
         assert app.checkpoint("TRUNCATE") == (0, 0, 0)
 
 

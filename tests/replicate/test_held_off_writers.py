@@ -24,7 +24,7 @@ def test_writers_are_not_held_off_when_a_reader_of_the_application_is_in_the_way
         return 0
 
     replicator = replicate(app, checkpoint_pages=20, truncate_pages=200, clock_ms=commit_more)
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     hand_over = database.hand_over
 
     @contextmanager
@@ -61,7 +61,7 @@ def test_writers_are_held_off_for_the_last_few_frames_only(
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app, checkpoint_pages=frames // 8, truncate_pages=frames // 4)
     replicator.sync()
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     hand_over, left, is_held_off = database.hand_over, [], False
 
     @contextmanager
@@ -96,7 +96,7 @@ def test_writers_are_not_held_off_when_they_pause_before_it_comes_to_that(
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app, checkpoint_pages=20, truncate_pages=30)
     replicator.sync()
-    database, hand_overs = replicator._capture._database, []
+    database, hand_overs = replicator.capturing.capture.database, []
     hand_over = database.hand_over
 
     @contextmanager
@@ -109,7 +109,7 @@ def test_writers_are_not_held_off_when_they_pause_before_it_comes_to_that(
 
     app.insert(40, 3000)
     monkeypatch.setattr(database, "hand_over", watched)
-    replicator._capture.step()
+    replicator.capturing.capture.step()
     assert len(hand_overs) > 3
     assert not any(hand_overs)
     _, frames, backfilled = app.checkpoint("NOOP")
@@ -126,7 +126,7 @@ def test_writers_are_held_off_until_a_checkpoint_of_the_application_is_done_and_
     replicator.sync()
     assert replicator.status.wal_frames > 40
     app.insert(40, 3000)  # starts the WAL over: no checkpoint gets as far in it as the replicator stood before
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     hand_over, is_first = database.hand_over, True
 
     with ExitStack() as stack, monkeypatch.context() as patch:
@@ -142,7 +142,7 @@ def test_writers_are_held_off_until_a_checkpoint_of_the_application_is_done_and_
                 app.insert(20, 3000)
 
         patch.setattr(database, "hand_over", then_stuck)
-        replicator._capture.step()
+        replicator.capturing.capture.step()
         _, frames, backfilled = app.checkpoint("NOOP")
         assert frames == backfilled > 50
     replicator.sync()
@@ -161,7 +161,7 @@ def test_what_fails_while_writers_are_held_off_lets_them_go_on_and_loses_nothing
     replicator.sync()
     app.checkpoint("PASSIVE")
     replicator.sync()
-    capture, database = replicator._capture, replicator._capture._database
+    capture, database = replicator.capturing.capture, replicator.capturing.capture.database
     owner = database if step == "checkpoint" else capture
     hand_over, act, is_held_off, failures = database.hand_over, getattr(owner, step), False, 0
 

@@ -12,7 +12,7 @@ from typing import Any
 import apsw
 import pytest
 
-from litevfs.replicate import Replicator, capture, limits
+from litevfs.replicate import Replicator, limits
 from litevfs.replicate.database import ReadTransaction, SourceDatabase, WALState
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.wal import WALReader
@@ -75,7 +75,7 @@ class Interruptions:
             reader.execute("SELECT count(*) FROM t").fetchall()
 
     def come_between(self, replicator: Replicator, monkeypatch: pytest.MonkeyPatch) -> None:
-        database: SourceDatabase = replicator._capture._database
+        database: SourceDatabase = replicator.capturing.capture.database
         hand_over = database.hand_over
 
         @contextmanager
@@ -103,13 +103,13 @@ class Interruptions:
         monkeypatch.setattr(database, "hand_over", interrupted_hand_over)
         for name in ("wal_state", "checkpoint", "flush", "is_kept_from_writing"):
             monkeypatch.setattr(database, name, interrupted(getattr(database, name)))
-        monkeypatch.setattr(replicator._capture, "_is_closing", is_closing)
+        monkeypatch.setattr(replicator.capturing.capture, "is_closing", is_closing)
 
 
 def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Every TXID is a state of the source, none goes back, the last is the newest; one snapshot is all it takes."""
     rng = random.Random(seed)
-    monkeypatch.setattr(capture, "MOVE_UP_INTERVAL_S", 0.0)
+    monkeypatch.setattr(limits, "MOVE_UP_INTERVAL_S", 0.0)
     monkeypatch.setattr(limits, "MOVE_UP_FRAMES", rng.choice([1, 5, 1000]))
     monkeypatch.setattr(limits, "SHORTEN_AFTER_S", rng.choice([0.0, 1000.0]))
     monkeypatch.setattr(limits, "MAKE_WAY_AFTER_S", 0.0)
@@ -124,7 +124,7 @@ def course(make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: i
     replicator.sync()
     for _ in range(60):
         world.odds = rng.choice([0.02, 0.2, 0.6])
-        rng.choice([replicator.sync, replicator._capture.settle, world.act])()
+        rng.choice([replicator.sync, replicator.capturing.capture.settle, world.act])()
     world.odds = 0.0
     replicator.sync()
     replicator.sync()
@@ -222,16 +222,16 @@ def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_see
     reader.execute("SELECT count(*) FROM t").fetchall()
     app.insert(5)
     replicator.sync()
-    look = replicator._capture.settle
+    look = replicator.capturing.capture.settle
     times_let_go = 0
-    release = replicator._capture._database.release
+    release = replicator.capturing.capture.database.release
 
     def counted_release() -> None:
         nonlocal times_let_go
         times_let_go += 1
         release()
 
-    monkeypatch.setattr(replicator._capture._database, "release", counted_release)
+    monkeypatch.setattr(replicator.capturing.capture.database, "release", counted_release)
 
     def checkpoint() -> None:
         while other.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()[0][0]:
@@ -239,7 +239,7 @@ def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_see
 
     thread = threading.Thread(target=checkpoint)
     thread.start()  # holds off writers while it waits for the reader
-    wait_until(replicator._capture._database.is_kept_from_writing)
+    wait_until(replicator.capturing.capture.database.is_kept_from_writing)
     look()
     assert times_let_go == 0
     if is_stuck:

@@ -351,7 +351,7 @@ def test_a_sync_during_which_a_thread_begins_again_ends_when_that_is_on_the_repl
     replicator = replicate(app, look_interval_s=0.0)
     replicator.sync()
     app.insert()
-    capture_step, steps = replicator._capturing.step, 0
+    capture_step, steps = replicator.capturing.step, 0
 
     def then_the_replica_is_found_empty(deadline: float) -> int:
         nonlocal steps
@@ -361,7 +361,7 @@ def test_a_sync_during_which_a_thread_begins_again_ends_when_that_is_on_the_repl
             replicator.places[0].look(deadline)  # as the thread does that uploads
         return txid
 
-    monkeypatch.setattr(replicator._capturing, "step", then_the_replica_is_found_empty)
+    monkeypatch.setattr(replicator.capturing, "step", then_the_replica_is_found_empty)
     assert replicator.sync() == 1
     assert steps == 2
     assert rebuilt(client) == source_bytes(app.path)
@@ -373,7 +373,7 @@ def test_what_was_captured_before_a_new_history_began_does_not_count_as_on_the_r
     replicator.sync()
     app.insert()
     now = 2_000
-    replicator._capturing.step(deadline)
+    replicator.capturing.step(deadline)
     client.delete(client.list_files(0))
     replicator.places[0].look(deadline)
     replicator.places[0].upload(deadline)
@@ -387,7 +387,7 @@ def test_a_waiting_file_that_is_lost_does_not_count_as_on_the_replica(app, clien
     replicator.sync()
     app.insert(size=LARGE)
     now = 2_000
-    replicator._capturing.step(deadline)
+    replicator.capturing.step(deadline)
     (waiting,) = replicator._folder.queues[0].pending()
     waiting.path.unlink()
     replicator.places[0].upload(deadline)

@@ -53,8 +53,8 @@ def test_a_replicator_goes_by_the_pace_that_it_shares(app, client, replicate):
     replicator.share_pace(pace)
     pace.stretch = 3.0
     before = time.monotonic()
-    replicator._capturing.turn()
-    assert replicator._capturing._next_sync >= before + 3000.0
+    replicator.capturing.turn()
+    assert replicator.capturing._next_sync >= before + 3000.0
 
 
 def test_with_many_databases_the_look_for_a_checkpoint_that_waits_comes_later():
@@ -73,14 +73,14 @@ def test_between_syncs_a_database_that_was_not_written_to_is_asked_one_question(
     replicator.sync()
     app.insert()
     replicator.sync()
-    replicator._capturing.settle(time.monotonic() + 20)
+    replicator.capturing.settle(time.monotonic() + 20)
     asked = []
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     wal_counts = database.wal_counts
     monkeypatch.setattr(database, "wal_counts", lambda: asked.append(1) or wal_counts())
     monkeypatch.setattr(database, "was_replaced", None)
     monkeypatch.setattr(database, "hand_over", None)
     for asks in range(1, 4):
-        replicator._capturing.settle(time.monotonic() + 20)
+        replicator.capturing.settle(time.monotonic() + 20)
         assert len(asked) == asks
     monkeypatch.undo()

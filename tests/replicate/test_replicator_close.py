@@ -251,9 +251,9 @@ def test_a_closed_replicator_does_nothing_and_closing_again_is_fine(app, client,
         replicator.sync,
         replicator.start,
         lambda: replicator.places[0].look(deadline),
-        lambda: replicator._capturing.step(deadline),
+        lambda: replicator.capturing.step(deadline),
         lambda: replicator.places[0].upload(deadline),
-        lambda: replicator._capturing.settle(deadline),
+        lambda: replicator.capturing.settle(deadline),
     ):
         with pytest.raises(ReplicatorError, match="closed"):
             action()

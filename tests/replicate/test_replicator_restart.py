@@ -243,7 +243,7 @@ def test_between_syncs_nothing_is_read_from_the_wal_of_another_database(make_app
             other.path.rename(app.path)
             app.connect().execute("INSERT INTO t (data) VALUES ('a WAL of its own')")
         for _ in range(3):
-            replicator._capture.settle()
+            replicator.capturing.capture.settle()
         if is_gone:
             with pytest.raises(ReplicatorError, match="no database to replicate"):
                 replicator.sync()

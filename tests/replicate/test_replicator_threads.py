@@ -184,9 +184,9 @@ def test_it_looks_more_often_while_it_is_in_the_way_and_never_misses_a_sync(app,
     replicator = replicate(app)
     now = time.monotonic()
     for is_in_the_way, pause_s in ((False, 0.1), (True, 0.02)):
-        replicator._capture._has_moved_up = is_in_the_way
-        assert replicator._capturing.pause(now + 3600) == pause_s
-        assert replicator._capturing.pause(now) == 0.0
+        replicator.capturing.capture.hold.has_moved_up = is_in_the_way
+        assert replicator.capturing.pause(now + 3600) == pause_s
+        assert replicator.capturing.pause(now) == 0.0
 
 
 def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, replicate, monkeypatch):
@@ -199,8 +199,8 @@ def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, repli
         act = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *arguments: (done.append(name), act(*arguments))[1])
 
-    note(replicator._capture, "step")
-    note(replicator._capture, "settle")
+    note(replicator.capturing.capture, "step")
+    note(replicator.capturing.capture, "settle")
     note(replicator.places[0], "look")
     replicator.start()
     wait_until(lambda: "settle" in done)
@@ -213,13 +213,13 @@ def test_between_syncs_it_only_looks_whether_it_is_in_the_way(app, client, repli
 
 def test_a_history_that_begins_during_a_capture_is_captured_at_once(app, replicate, monkeypatch):
     replicator = replicate(app, sync_interval_s=3600)
-    capture = replicator._capturing.step_if_known
+    capture = replicator.capturing.step_if_known
 
     def capture_and_begin(deadline: float) -> None:
         capture(deadline)
         replicator.places[0].look(deadline)
 
-    monkeypatch.setattr(replicator._capturing, "step_if_known", capture_and_begin)
+    monkeypatch.setattr(replicator.capturing, "step_if_known", capture_and_begin)
     monkeypatch.setattr(replicator.places[0], "turn", lambda: None)
     replicator.start()
     wait_until(lambda: replicator.status.txid == 1)
@@ -232,10 +232,10 @@ def test_no_two_threads_use_the_database_or_the_replica_at_once(replicate, app):
     parts: list[tuple[threading.Lock, Callable[[float], object]]] = [
         (replicator.places[0].upload_lock, replicator.places[0].look),
         (replicator.places[0].upload_lock, replicator.places[0].upload),
-        (replicator._capturing.lock, replicator.places[0].look),
-        (replicator._capturing.lock, replicator._capturing.step),
-        (replicator._capturing.lock, replicator._capturing.settle),
-        (replicator._capturing.lock, lambda deadline: replicator.places[0].begin(there, "a reason", deadline)),
+        (replicator.capturing.lock, replicator.places[0].look),
+        (replicator.capturing.lock, replicator.capturing.step),
+        (replicator.capturing.lock, replicator.capturing.settle),
+        (replicator.capturing.lock, lambda deadline: replicator.places[0].begin(there, "a reason", deadline)),
     ]
     for lock, part in parts:
         for deadline in (0.0, time.monotonic() + 0.001):
@@ -291,7 +291,7 @@ def test_the_time_of_the_last_sync_is_before_what_was_committed_while_it_capture
 ):
     now = 1_000
     replicator = replicate(app, clock_ms=lambda: now)
-    database = replicator._capture._database
+    database = replicator.capturing.capture.database
     hand_over, write = database.hand_over, client.write
 
     @contextmanager
@@ -311,7 +311,7 @@ def test_the_time_of_the_last_sync_is_before_what_was_committed_while_it_capture
         nonlocal now
         now = 3_000
         app.insert()
-        replicator._capturing.step(time.monotonic() + 20)
+        replicator.capturing.step(time.monotonic() + 20)
         return write(*arguments, **options)
 
     with monkeypatch.context() as patch:

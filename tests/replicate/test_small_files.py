@@ -139,7 +139,7 @@ def test_a_file_is_put_down_while_it_is_uploaded_and_removed_afterwards(
         if not waited:
             waited.append(name(2))
             app.insert()
-            replicator._capturing.step(time.monotonic() + 20)
+            replicator.capturing.step(time.monotonic() + 20)
             assert files_that_wait(folder) == waited
         return write(*args, **options)
 

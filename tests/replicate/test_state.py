@@ -268,7 +268,7 @@ def test_a_capture_that_finds_its_folder_gone_keeps_no_wal_and_says_so_even_when
         replicator.sync()
         shutil.rmtree(state_folder(app))
         with pytest.raises(ReplicatorError, match="the replicator's local state was removed"):
-            replicator._capture.step()
+            replicator.capturing.capture.step()
         assert app.checkpoint("TRUNCATE") == (0, 0, 0)
 
 
@@ -289,7 +289,7 @@ def test_a_folder_that_another_made_during_a_step_gets_no_file_and_no_state(
         app.insert(size=LARGE)
         monkeypatch.setattr(os, "open", make_anew_then_open)
         with pytest.raises(ReplicatorError, match="the replicator's local state was removed"):
-            replicator._capture.step()
+            replicator.capturing.capture.step()
         monkeypatch.undo()
     assert not [path for path in folder.rglob("*") if path.suffix in (".ltx", ".json")]
 
