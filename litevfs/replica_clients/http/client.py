@@ -1,59 +1,49 @@
 """Replicas that a plain web server or a CDN serves, read only: `http://host/path`, `https://host/path`.
 
-The client finds the files by `index.json` (see `http.index`), else by the listings that the server makes of its folders
+The client finds the files by `index.json` (`kept_index.py`), else by the listings that the server makes of its folders
 (nginx, Apache, `python -m http.server`), in Litestream's layout of files (`ltx/<level in decimal>/`) or of S3
 (`<level in 4 hex digits>/`). Owns which of these exists, and what is known of each file.
 
-A cache in front of the server may answer with an index older than one seen before: then the client keeps the newer one.
 It notes a file's ETag or Last-Modified at the first read; a later read that finds another reports the file as gone.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, urlsplit
 
 import urllib3
 
 from litevfs.concurrency.clock import deadline_in
-from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, StorageTimeoutError
+from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, Take
 from litevfs.replica_clients.http.answers import (
     about,
     date_ms,
-    error_of,
     plain_etag,
     range_header,
     read_named,
     read_range,
 )
-from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
-from litevfs.replica_clients.http.index import INDEX_NAME, Index, level_of, names_in_page, parse_index
+from litevfs.replica_clients.http.exchange import Exchange
+from litevfs.replica_clients.http.index import INDEX_NAME, level_of, names_in_page
+from litevfs.replica_clients.http.kept_index import LIST_HINT, KeptIndex
 from litevfs.replica_clients.http.plain import Answer
+from litevfs.replica_clients.http.redirects import Redirects
 from litevfs.replica_clients.layouts import GENERATIONS, old_replica
 from litevfs.replica_clients.location import parse_location
 from litevfs.replica_clients.pieces import ReadsByPieces
 
-logger = logging.getLogger(__name__)
-
 BLOCK_SIZE = 1 << 16
-_MAX_REDIRECTS = 5
 _MAX_KNOWN = 100_000  # files with a noted ETag or size
 _HEADS_AT_ONCE = 16
-_SETTLED_MS = 2000
-_REDIRECTS = (301, 302, 303, 307, 308)
 _PASSWORD = "LITEVFS_HTTP_PASSWORD"
 _READ_ONLY_HINT = "write to the storage that the web server serves, by its own URL"
-_LIST_HINT = (
-    "write an index by `litevfs copy --index` or `litevfs replicate --index`, or let the server list its folders"
-)
 
 
 class HTTPReplicaClient(ReadsByPieces):
@@ -75,19 +65,17 @@ class HTTPReplicaClient(ReadsByPieces):
             read_timeout_s=read_timeout_s, permission_hint=f"https://user@host/path, with the password in {_PASSWORD}"
         )
         port = "" if self._location.port is None else f":{self._location.port}"
-        self._origin = f"{self._location.scheme}://{self._location.host}{port}"
-        self._root = f"{self._origin}/{quote(self._location.prefix)}"
-        self._headers: dict[str, str] = {}
+        origin = f"{self._location.scheme}://{self._location.host}{port}"
+        self._root = f"{origin}/{quote(self._location.prefix)}"
+        credentials: dict[str, str] = {}
         if self._location.user:
-            credentials = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
-            self._headers = urllib3.make_headers(basic_auth=credentials)
-        self._lock = threading.Lock()  # guards the fetch of the index, and the findings below
+            user = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
+            credentials = urllib3.make_headers(basic_auth=user)
+        self._requests = Redirects(self._exchange, origin, credentials)
+        self._index = KeptIndex(
+            self._requests, f"{self._root}{INDEX_NAME}", read_timeout_s=self._exchange.read_timeout_s
+        )
         self._base: str | None = None  # where the levels' folders lie
-        self._is_indexed = False
-        self._index: Index | None = None  # the newest seen
-        self._index_etag = ""
-        self._index_fetched = 0.0  # `time.monotonic()` when the last fetch of it began
-        self._oldest_s = 0.0  # how much older than the newest index a cache's answer was, at most
         self._folders: dict[int, str] = {}
         self._known: dict[tuple[int, str], LTXFileInfo] = {}  # by HEAD, where there is no index
         self._versions: dict[LTXFileInfo, str] = {}  # ETag or Last-Modified at the first read
@@ -108,18 +96,18 @@ class HTTPReplicaClient(ReadsByPieces):
     @property
     def listing_written_ms(self) -> int | None:
         """When the newest index that was seen was written, milliseconds since the Unix epoch; None without one."""
-        return None if self._index is None else self._index.written_ms
+        return None if self._index.newest is None else self._index.newest.written_ms
 
     @property
     def workarounds(self) -> tuple[str, ...]:
         """See `FindsWays.workarounds`: caches that hold old indexes, and a server without one."""
         found = []
-        if self._oldest_s:
+        if self._index.oldest_s:
             found.append(
-                f"a cache answers with an index.json up to {self._oldest_s:.1f} s older than one seen before: "
+                f"a cache answers with an index.json up to {self._index.oldest_s:.1f} s older than one seen before: "
                 "the newer one is kept; let caches hold it for less than the poll interval"
             )
-        if self._base is not None and not self._is_indexed:
+        if self._base is not None and self._index.newest is None:
             found.append("there is no index.json: folders are listed as the server shows them, with a HEAD a file")
         return tuple(found)
 
@@ -133,8 +121,8 @@ class HTTPReplicaClient(ReadsByPieces):
         self._exchange.transport.check_open()
         began = time.monotonic()
         base = self._find()
-        if self._is_indexed:
-            index = self._newest_index(base, began)
+        if self._index.newest is not None:
+            index = self._index.since(began)
             return [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
         folder = self._folders.get(level)
         names = None if folder is None else self._names_in(f"{base}{folder}/")
@@ -150,11 +138,11 @@ class HTTPReplicaClient(ReadsByPieces):
         """See `ListsLevels.list_from`. One request if there is an index; without one it lists each level."""
         self._exchange.transport.check_open()
         began = time.monotonic()
-        base = self._find()
-        if not self._is_indexed:
+        self._find()
+        if self._index.newest is None:
             upper = [file for other in LEVELS if other > level for file in self.list_files(other)]
             return self.list_files(level, min_txid) + upper, True
-        index = self._newest_index(base, began)
+        index = self._index.since(began)
         own = [file for file in index.files.get(level, ()) if file.min_txid >= min_txid]
         return own + [file for other in LEVELS if other > level for file in index.files.get(other, ())], True
 
@@ -162,11 +150,8 @@ class HTTPReplicaClient(ReadsByPieces):
         """The URL of the levels' folders, found once; while there are none, each call tries again."""
         if self._base is not None:
             return self._base
-        fetching = time.monotonic()
-        if (index := self._get_index(self._root, deadline)) is not None:
-            with self._lock:
-                self._index_fetched = max(self._index_fetched, fetching)
-                self._index, self._base, self._is_indexed = index, self._root, True
+        if self._index.find(deadline):
+            self._base = self._root
             return self._root
         for base in (f"{self._root}ltx/", self._root):
             folders = self._levels_in(self._names_in(base, deadline) or [])
@@ -177,55 +162,16 @@ class HTTPReplicaClient(ReadsByPieces):
         if names is not None and GENERATIONS in names:
             raise old_replica(self.url)
         if names is None:
-            raise StorageNotFoundError("the server lists no replica there", key=self._root, hint=_LIST_HINT)
+            raise StorageNotFoundError("the server lists no replica there", key=self._root, hint=LIST_HINT)
         return self._root
 
     @staticmethod
     def _levels_in(names: list[str]) -> dict[int, str]:
         return {level: name for name in names if (level := level_of(name)) is not None}
 
-    def _newest_index(self, base: str, began: float) -> Index:
-        """An index requested after `began` (`time.monotonic()`); concurrent calls share one."""
-        if not self._lock.acquire(timeout=2 * self._exchange.read_timeout_s):
-            raise StorageTimeoutError("no listing within the time limit", key=f"{base}{INDEX_NAME}")
-        try:
-            if self._index is None or self._index_fetched < began:
-                fetching = time.monotonic()
-                found = self._get_index(base)
-                if found is None:
-                    raise StorageNotFoundError("the index is gone", key=f"{base}{INDEX_NAME}", hint=_LIST_HINT)
-                if self._index is not None and found.written_ms < self._index.written_ms:
-                    age_s = (self._index.written_ms - found.written_ms) / 1000
-                    self._oldest_s = max(self._oldest_s, age_s)
-                    logger.info("a cache holds an index of %s that is %.1f s older than the newest seen", base, age_s)
-                    self._index_etag = ""
-                else:
-                    self._index = found
-                self._index_fetched = fetching
-            return self._index
-        finally:
-            self._lock.release()
-
-    def _get_index(self, base: str, deadline: float | None = None) -> Index | None:
-        """The index at `base`, None if there is none."""
-        url = f"{base}{INDEX_NAME}"
-        headers = {"Cache-Control": "no-cache"}
-        if self._index is not None and self._index_etag:
-            headers["If-None-Match"] = self._index_etag
-        response, url = self._get("LIST", url, headers, (200, 304, 403, 404, 410), deadline)
-        body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
-        if response.status == 304 and self._index is not None:
-            return self._index
-        if response.status != 200:
-            return None
-        index = parse_index(body, f"{base}{INDEX_NAME}")
-        self._index_etag = response.headers.get("ETag", "") if _is_settled(response) else ""
-        return index
-
     def _names_in(self, folder: str, deadline: float | None = None) -> list[str] | None:
         """The names that the server lists in a folder; None if the folder is missing or not listed."""
-        response, url = self._get("LIST", folder, {"Cache-Control": "no-cache"}, (200, 403, 404, 410), deadline)
-        body = self._exchange.read(response, url, LIST_LIMIT_BYTES)
+        response, body = self._requests.get_list(folder, {}, deadline)
         return names_in_page(body, response.headers.get("Content-Type", "")) if response.status == 200 else None
 
     def _describe(self, level: int, names: list[str]) -> list[LTXFileInfo]:
@@ -248,7 +194,7 @@ class HTTPReplicaClient(ReadsByPieces):
         txids = parse_file_name(name)
         if txids is None:
             return None
-        response, url = self._get("HEAD", f"{self._base}{self._folders[level]}/{name}", {}, (200, 404, 410))
+        response, url = self._requests.get("HEAD", f"{self._base}{self._folders[level]}/{name}", {}, (200, 404, 410))
         self._exchange.read(response, url)
         length = response.headers.get("Content-Length", "")
         if response.status != 200 or not length.isdecimal():
@@ -272,7 +218,7 @@ class HTTPReplicaClient(ReadsByPieces):
     def _ask(self, file: LTXFileInfo, offset: int, size: int | None, timeout_s: float | None) -> tuple[Answer, str]:
         deadline = deadline_in(timeout_s)
         headers = range_header(offset, size)
-        response, url = self._get("GET", self.key(file), headers, (200, 206, 416), deadline)
+        response, url = self._requests.get("GET", self.key(file), headers, (200, 206, 416), deadline)
         try:
             self._check_version(file, response)
         except StorageError:
@@ -290,12 +236,12 @@ class HTTPReplicaClient(ReadsByPieces):
         self._exchange.transport.check_open()
         deadline = deadline_in(timeout_s)
         self._find(deadline)
-        if self._is_indexed:
+        if self._index.newest is not None:
             raise StoragePermissionError("the index says which files there are", key=self.url)
         file = LTXFileInfo(level, min_txid, max_txid, 0, 0)
         key = self.key(file)
         with about(file, key):
-            response, url = self._get("GET", key, range_header(0, size), (200, 206, 404, 410, 416), deadline)
+            response, url = self._requests.get("GET", key, range_header(0, size), (200, 206, 404, 410, 416), deadline)
             if response.status in (404, 410):
                 self._exchange.read(response, url)
                 return None
@@ -318,26 +264,6 @@ class HTTPReplicaClient(ReadsByPieces):
         self._versions.pop(file, None)
         self._known.pop((file.level, file.name), None)
         raise StorageNotFoundError("the file was replaced since it was listed")
-
-    def _get(
-        self, kind: str, url: str, headers: dict[str, str], expected: tuple[int, ...], deadline: float | None = None
-    ) -> tuple[Answer, str]:
-        """The answer, and the URL that gave it after all redirects; credentials go to the host of the URL only."""
-        method, asked = ("HEAD" if kind == "HEAD" else "GET"), url
-        for _ in range(_MAX_REDIRECTS):
-            own = self._headers if url.startswith(f"{self._origin}/") else {}
-            response = self._exchange.send(
-                kind, method, url, {**own, **headers}, expected=(*expected, *_REDIRECTS), deadline=deadline, key=asked
-            )
-            if response.status not in _REDIRECTS:
-                return response, url
-            body = self._exchange.read(response, url)
-            target = urljoin(url, response.headers.get("Location", ""))
-            parts = urlsplit(target)
-            if parts.scheme not in ("http", "https") or (url.startswith("https:") and parts.scheme == "http"):
-                raise error_of(response, body, url, key=asked)
-            url = target
-        raise StorageError(f"more than {_MAX_REDIRECTS} redirects", key=asked, hint="does the path exist?")
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -362,7 +288,7 @@ class HTTPReplicaClient(ReadsByPieces):
 
     def key(self, file: LTXFileInfo) -> str:
         """The file's URL."""
-        index = self._index
+        index = self._index.newest
         folders = self._folders if index is None else index.folders
         base = self._base or f"{self._root}ltx/"
         folder = folders.get(file.level)
@@ -375,12 +301,6 @@ class HTTPReplicaClient(ReadsByPieces):
     def close(self) -> None:
         """See `ReplicaClient.close`."""
         self._exchange.transport.close()
-
-
-def _is_settled(response: Answer) -> bool:
-    """Whether an ETag will differ at the next change: nginx makes it of the size and the second of the last one."""
-    modified_ms = date_ms(response.headers.get("Last-Modified"))
-    return modified_ms == 0 or date_ms(response.headers.get("Date")) - modified_ms >= _SETTLED_MS
 
 
 def _version_of(response: Answer) -> str:
