@@ -223,7 +223,7 @@ def test_a_failed_open_leaves_nothing_behind(folder):
     for _ in range(5):
         with pytest.raises(LTXFormatError):
             litevfs.connect(root)
-    assert litevfs.live.registry.registry._shared == {}
+    assert litevfs.live.registry.registry.shared == {}
     # The thread of the last refresh waits some milliseconds for another call.
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("litevfs")], "the end of all threads")
 

@@ -83,7 +83,8 @@ class ReplicaRegistry:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a finalizer may need it while this thread holds it
-        self._shared: dict[_Key, Shared] = {}
+        self.shared: dict[_Key, Shared] = {}
+        """What is open. For others to look at only."""
         self._closed = ClosedCounts()
         os.register_at_fork(after_in_child=self._after_fork_in_child)
 
@@ -113,9 +114,9 @@ class ReplicaRegistry:
         new = lease.shared
         with self._lock:
             while True:
-                lease.shared = self._shared.setdefault(new.key, new)
+                lease.shared = self.shared.setdefault(new.key, new)
                 lease.shared.leases.add(lease)
-                if self._shared.get(new.key) is lease.shared:
+                if self.shared.get(new.key) is lease.shared:
                     return lease.shared
                 # A finalizer has just released the last lease before this one, and the replica is being closed.
 
@@ -128,8 +129,8 @@ class ReplicaRegistry:
             begins_to_keep = self._keep(lease)
             shared.leases.discard(lease)
             is_last = not shared.leases
-            if is_last and self._shared.get(shared.key) is shared:
-                del self._shared[shared.key]
+            if is_last and self.shared.get(shared.key) is shared:
+                del self.shared[shared.key]
             if is_last and shared.replica is not None:
                 self._closed.add(shared.replica)
         if shared.replica is None:
@@ -179,14 +180,14 @@ class ReplicaRegistry:
         with self._lock:
             lease.shared.leases.discard(lease)
             if not lease.shared.leases:
-                self._shared.pop(lease.shared.key, None)
+                self.shared.pop(lease.shared.key, None)
 
     def survey(self) -> tuple[dict[str, list[OpenReplica]], dict[str, Counts]]:
         """The open replicas by URL, and counts by URL, of those that were closed too."""
         opened: dict[str, list[OpenReplica]] = {}
         with self._lock:
             counts = dict(self._closed.items())
-            for shared in self._shared.values():
+            for shared in self.shared.values():
                 if (replica := shared.replica) is not None:
                     one = OpenReplica(replica, len(shared.leases - {shared.kept}), shared.poll_interval_s() > 0)
                     opened.setdefault(replica.url, []).append(one)
@@ -195,9 +196,9 @@ class ReplicaRegistry:
 
     def _after_fork_in_child(self) -> None:
         self._lock, self._closed = threading.RLock(), ClosedCounts()
-        for key, shared in list(self._shared.items()):
+        for key, shared in list(self.shared.items()):
             if shared.replica is None:  # the thread that was making it runs in the parent only
-                del self._shared[key]
+                del self.shared[key]
                 continue
             shared.making = threading.Lock()
             try:

@@ -231,7 +231,7 @@ def test_a_connection_without_sqlites_locks_that_cannot_begin_leaves_nothing(sma
 
     litevfs.register()
     with closing(Session(Options(replica_url=script.url, poll_interval_s=0))):  # has a state, so that others can open
-        before = len(registry._shared)
+        before = len(registry.shared)
         script.on_list = fail
         with pytest.raises(StaleReplicaError):
             apsw.Connection(
@@ -239,7 +239,7 @@ def test_a_connection_without_sqlites_locks_that_cannot_begin_leaves_nothing(sma
                 flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI,
                 vfs="litestream",
             )
-        assert [len(shared.leases) for shared in registry._shared.values()] == [1] * before
+        assert [len(shared.leases) for shared in registry.shared.values()] == [1] * before
 
 
 # --- SQLite's page cache ----------------------------------------------------------------------------------------------

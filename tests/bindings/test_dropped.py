@@ -60,7 +60,7 @@ def test_a_connection_that_is_dropped_after_an_error_lets_its_replica_go(small, 
         pytest.fail("no error")
     finally:
         script.on_read = script.on_list = None
-    wait_until(lambda: gc.collect() * 0 + (not registry._shared), "the end of the replica")
+    wait_until(lambda: gc.collect() * 0 + (not registry.shared), "the end of the replica")
 
 
 def test_the_collector_may_end_a_session_in_a_thread_that_has_the_lock_of_its_rehearsals(small):
@@ -79,4 +79,4 @@ def test_the_collector_may_end_a_session_in_a_thread_that_has_the_lock_of_its_re
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
-    assert not registry._shared
+    assert not registry.shared

@@ -118,7 +118,7 @@ def snapshot_file(database: bytes, page_size: int = PAGE_SIZE) -> bytes:
 
 def shared_replica(url: str) -> Replica:
     """The replica that connections to a URL share."""
-    (replica,) = (shared.replica for shared in registry._shared.values() if shared.replica.url == url)
+    (replica,) = (shared.replica for shared in registry.shared.values() if shared.replica.url == url)
     return replica
 
 

@@ -375,12 +375,12 @@ def test_names_keep_their_options_until_they_are_given_others(small):
 def test_both_bindings_share_a_replica(small):
     _, script = small
     with connected(script.url) as other, opened(script.url) as con:
-        assert len(registry._shared) == 1
-        (shared,) = registry._shared.values()
+        assert len(registry.shared) == 1
+        (shared,) = registry.shared.values()
         assert len(shared.leases) == 2
         assert one(con, "SELECT x FROM t") == other.execute("SELECT x FROM t").get
         assert len([t for t in threading.enumerate() if t.name.startswith("litevfs-poll")]) == 1
-    wait_until(lambda: registry._shared == {}, "an end")
+    wait_until(lambda: registry.shared == {}, "an end")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
@@ -390,7 +390,7 @@ def test_a_connection_that_is_dropped_lets_the_replica_go(small):
     cursor = con.execute("SELECT * FROM t")
     del con, cursor
     gc.collect()
-    wait_until(lambda: registry._shared == {}, "an end")
+    wait_until(lambda: registry.shared == {}, "an end")
 
 
 def test_64_threads_each_with_a_connection_of_its_own(small):
@@ -439,4 +439,4 @@ def test_opening_and_closing_leaves_nothing(small):
     _, script = small
     for _ in range(50):  # the check that every test ends with counts threads and descriptors
         litevfs.connect_stdlib(script.url).close()
-    wait_until(lambda: registry._shared == {}, "an end")
+    wait_until(lambda: registry.shared == {}, "an end")

@@ -74,7 +74,7 @@ OTHER_THREAD = {
 @pytest.fixture(autouse=True)
 def _released():
     yield
-    wait_until(lambda: not registry._shared, "the end of all connections")
+    wait_until(lambda: not registry.shared, "the end of all connections")
 
 
 def opened(door: str, url: str = ORDERS, **options: Any) -> Door:

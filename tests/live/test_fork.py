@@ -198,7 +198,7 @@ def test_a_replica_that_cannot_go_on_after_a_fork_keeps_no_other_from_it(tmp_pat
         connected(tmp_path / "r", txid=1) as fixed,
         connected(tmp_path / "r", **POLL, prefetch=False) as con,
     ):
-        replicas = [shared.replica for shared in registry.registry._shared.values()]
+        replicas = [shared.replica for shared in registry.registry.shared.values()]
         assert len(replicas) == 2
         del replicas[0]._follower  # whatever may be wrong with it
 
@@ -238,7 +238,7 @@ def test_a_subscription_is_closed_in_a_child_and_goes_on_in_the_parent(tmp_path)
             assert subscription._txids.qsize() == 0
             subscription.close()
             con.close()
-            assert registry.registry._shared == {}
+            assert registry.registry.shared == {}
             assert not [thread for thread in threading.enumerate() if thread.name.startswith("litevfs")]
 
         with forked(follow):
@@ -251,10 +251,10 @@ def test_a_child_may_subscribe_for_itself(tmp_path):
     with replica_in(tmp_path / "r") as primary, litevfs.subscribe(tmp_path / "r", lambda _: None, **POLL):
 
         def subscribe() -> None:
-            assert registry.registry._shared == {}
+            assert registry.registry.shared == {}
             with litevfs.subscribe(tmp_path / "r", lambda _: None, **POLL) as own:
                 wait_until(lambda: own.txid == 3, "news", timeout_s=20)
-            assert registry.registry._shared == {}
+            assert registry.registry.shared == {}
 
         with forked(subscribe):
             primary.commit("INSERT INTO t VALUES(2)")
@@ -268,9 +268,9 @@ def test_a_subscription_that_ended_before_the_fork_leaves_to_the_child_what_was_
         with connected(tmp_path / "r", **POLL) as con:
 
             def end() -> None:
-                assert len(registry.registry._shared) == 1
+                assert len(registry.registry.shared) == 1
                 con.close()
-                assert registry.registry._shared == {}
+                assert registry.registry.shared == {}
 
             with forked(end):
                 pass
@@ -279,7 +279,7 @@ def test_a_subscription_that_ended_before_the_fork_leaves_to_the_child_what_was_
 def test_a_child_reads_and_opens_whatever_locks_other_threads_held_at_the_fork(tmp_path):
     held, let_go = threading.Event(), threading.Event()
     with replica_in(tmp_path / "r") as primary, connected(tmp_path / "r", **POLL) as con:
-        (shared,) = registry.registry._shared.values()
+        (shared,) = registry.registry.shared.values()
 
         def hold() -> None:
             replica = shared.replica
@@ -324,7 +324,7 @@ def test_a_fork_while_another_thread_makes_a_replica_leaves_no_half_of_one(tmp_p
         def open_it() -> None:
             with connected(url) as con:
                 assert rows(con, "SELECT * FROM t") == [(1,)]
-            assert registry.registry._shared == {}
+            assert registry.registry.shared == {}
 
         with forked(open_it):
             pass

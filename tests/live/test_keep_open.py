@@ -37,7 +37,7 @@ def connection_counts() -> list[str]:
 
 
 def is_let_go() -> bool:
-    return registry._shared == {}
+    return registry.shared == {}
 
 
 @pytest.mark.parametrize("connect", [litevfs.connect, litevfs.connect_stdlib])
@@ -61,7 +61,7 @@ def test_a_connection_after_another_asks_the_storage_nothing(world, connect):
 def test_polls_go_on_meanwhile_and_no_connection_is_counted(world):
     primary, script = world
     with connected(script.url, keep_open="500ms", poll_interval="5ms"):
-        (shared,) = registry._shared.values()
+        (shared,) = registry.shared.values()
     assert connection_counts() == ["0.0"]
     primary.commit("INSERT INTO t VALUES(2)")
     wait_until(lambda: shared.replica.snapshot.txid == 2, "a poll")
@@ -75,12 +75,12 @@ def test_the_longest_counts_and_one_that_wants_less_ends_nothing(world):
     _, script = world
     ours = ReplicaRegistry()
     leases = [ours.acquire(Options(replica_url=script.url, keep_open_s=seconds)) for seconds in (0.3, 0.01, 0.0)]
-    (shared,) = ours._shared.values()
+    (shared,) = ours.shared.values()
     until = time.monotonic() + 0.3
     for lease in leases:
         ours.release(lease)
     assert shared.keep_until >= until
-    wait_until(lambda: ours._shared == {}, "the end of the replica")
+    wait_until(lambda: ours.shared == {}, "the end of the replica")
     assert time.monotonic() >= until
     wait_until(lambda: shared.replica.status().state == "closed", "an end")
 
@@ -96,7 +96,7 @@ def test_threads_that_come_and_go_leave_nothing(world):
             ours.release(lease)
 
     in_threads(8, work)
-    wait_until(lambda: ours._shared == {}, "the end of the replica")
+    wait_until(lambda: ours.shared == {}, "the end of the replica")
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_after_ctrl_c_in_a_release_the_next_one_ends_the_replica_in_time(world):
     for lease in interrupted_everywhere(lambda: ours.acquire(options), ours.release):
         ours.release(lease)
         ours.release(ours.acquire(options))
-        wait_until(lambda: ours._shared == {}, "the end of the replica")
+        wait_until(lambda: ours.shared == {}, "the end of the replica")
 
 
 def test_without_a_thread_that_could_end_it_nothing_is_kept(world, monkeypatch):
@@ -124,7 +124,7 @@ def test_without_a_thread_that_could_end_it_nothing_is_kept(world, monkeypatch):
     lease = ours.acquire(Options(replica_url=script.url, keep_open_s=60.0))
     monkeypatch.setattr(threading.Thread, "start", refuse)
     ours.release(lease)
-    wait_until(lambda: ours._shared == {}, "the end of the replica")
+    wait_until(lambda: ours.shared == {}, "the end of the replica")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -146,7 +146,7 @@ def test_a_connection_that_opens_shortly_before_a_poll_ends_makes_no_listing_of_
 ):
     _, script = world
     with connected(script.url, poll_interval="500ms") as first:
-        (shared,) = registry._shared.values()
+        (shared,) = registry.shared.values()
         monkeypatch.setattr(shared.replica.health, "lag_s", lambda: age_s)
         before = script.lists.total()
         with connected(script.url, poll_interval="500ms") as second:

@@ -66,7 +66,7 @@ def test_many_replicas_at_rest_have_few_threads(tmp_path):
             # each its own: connections share a replica only if they agree on this
             connection = litevfs.connect(primary.url, poll_interval="200ms", read_timeout=f"{30 + i}s")
             stack.callback(connection.close)
-        assert len(registry._shared) == 100
+        assert len(registry.shared) == 100
         before = primary.lists.total()
         wait_until(lambda: primary.lists.total() >= before + 300, "three polls of each", timeout_s=30)
         assert len(own_threads()) <= 32

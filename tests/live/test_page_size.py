@@ -53,7 +53,7 @@ def test_an_open_reader_goes_on_in_the_new_pages(world, connect: Any, options: d
     pinned.execute("BEGIN")
     for connection in (reader, pinned):
         assert connection.execute(QUERY).fetchall() == before.rows(QUERY)
-    (shared,) = registry._shared.values()
+    (shared,) = registry.shared.values()
     if level:
         after.compact(level, 1, 3)
         before.delete(0)  # so that the reader looks at other levels at once

@@ -51,7 +51,7 @@ def test_connections_to_one_url_share_one_replica(world):
     assert a.replica.status().state == "opening"
     registry.release(b)
     assert a.replica.status().state == "closed"
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 def test_spellings_of_one_place_are_one_replica(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_spellings_of_one_place_are_one_replica(tmp_path, monkeypatch):
     assert len({id(lease.replica) for lease in every}) == 1
     for lease in every:
         registry.release(lease)
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 def test_connections_that_do_not_poll_are_not_moved_on_by_those_that_do(world):
@@ -95,7 +95,7 @@ def test_connections_share_with_their_like_only(world, other, tmp_path, monkeypa
     assert like.replica is unlike.replica
     for lease in (plain, like, unlike):
         registry.release(lease)
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 def test_what_every_connection_has_of_its_own_keeps_none_from_sharing(world):
@@ -232,7 +232,7 @@ def test_a_replica_that_cannot_be_made_leaves_nothing_and_can_be_made_later(worl
     wanted = options(script, hydration_enabled=True, hydration_path=str(tmp_path / "folder" / "x.db"))
     with pytest.raises(OptionError):
         registry.acquire(wanted)
-    assert registry._shared == {}
+    assert registry.shared == {}
     (tmp_path / "folder").mkdir()
     lease = registry.acquire(wanted)
     assert lease.replica.open(5).txid == 1
@@ -251,7 +251,7 @@ def test_threads_that_come_and_go_leave_nothing(world):
             registry.release(lease)
 
     in_threads(8, work)
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 @pytest.mark.parametrize("missing", ["litevfs-refresh", "litevfs-poll", "litevfs-hydrate", "litevfs-subscribe"])
@@ -272,7 +272,7 @@ def test_without_a_thread_to_be_had_opening_is_refused_leaves_nothing_and_works_
         with pytest.raises(TransientStorageError, match=f"no thread for {missing} now: can't start new thread"):
             open_and_close()
     wait_until(lambda: not any(thread.name.startswith("litevfs") for thread in threading.enumerate()), "an end")
-    assert registry.registry._shared == {}
+    assert registry.registry.shared == {}
     open_and_close()
 
 
@@ -312,7 +312,7 @@ def test_a_relative_path_means_what_it_meant_when_it_was_opened(tmp_path, monkey
             one_connection.close()
             second.commit("INSERT INTO t VALUES(3)")
             wait_until(lambda: rows(other, "SELECT x FROM t") == [(2,), (3,)], "news of the other one")
-        assert registry.registry._shared == {}
+        assert registry.registry.shared == {}
         first.client.close()
         second.client.close()
 
@@ -329,7 +329,7 @@ def test_an_endpoint_of_the_environment_may_change_between_open_and_close(monkey
     assert lease.replica.url == "s3://bucket/app?endpoint=http://127.0.0.1:1"
     registry.release(lease)
     registry.release(other)
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 # --- letting go from a finalizer --------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ def forsake(url: str) -> Replica:
     holder = Holder()
     holder.itself = holder
     holder.connection = litevfs.connect(url, poll_interval="60s")
-    return next(shared.replica for shared in registry.registry._shared.values() if shared.replica.url == url)
+    return next(shared.replica for shared in registry.registry.shared.values() if shared.replica.url == url)
 
 
 def in_a_daemon(call: Callable[[], object]) -> None:
@@ -384,7 +384,7 @@ def test_a_connection_that_is_collected_under_a_lock_ends_its_replica_all_the_sa
         finally:
             gc.enable()
         wait_until(lambda: replica.status().state == "closed", "the end of the replica")
-        assert registry.registry._shared == {}
+        assert registry.registry.shared == {}
 
 
 def test_a_connection_may_be_collected_while_another_replica_is_being_made():
@@ -411,9 +411,9 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
         primary.commit("CREATE TABLE t(x)")
         for opened in interrupted_everywhere(list, lambda files: files.append(Session(options(script)))):
             opened.clear()
-            assert not any(shared.leases for shared in registry.registry._shared.values())
+            assert not any(shared.leases for shared in registry.registry.shared.values())
             wait_until(lambda: not any("poll" in thread.name for thread in threading.enumerate()), "an end")
-        registry.registry._shared.clear()
+        registry.registry.shared.clear()
 
 
 def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_one(tmp_path):
@@ -426,7 +426,7 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_on
             wait_until(lambda: not any("hydrate" in thread.name for thread in threading.enumerate()), "an end")
             with path.open("a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        registry.registry._shared.clear()
+        registry.registry.shared.clear()
 
 
 def test_a_finalizer_that_takes_the_last_hold_just_before_ours_leaves_no_closed_replica_to_us(world):
@@ -445,7 +445,7 @@ def test_a_finalizer_that_takes_the_last_hold_just_before_ours_leaves_no_closed_
     assert ours.replica is not last.replica
     assert ours.replica.open(10).txid == 1
     registry.release(ours)
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 def test_finalizers_that_take_the_last_two_holds_at_once_end_the_replica(world):
@@ -460,7 +460,7 @@ def test_finalizers_that_take_the_last_two_holds_at_once_end_the_replica(world):
     first.shared.leases = Leases(first.shared.leases)
     registry.release(first)
     wait_until(lambda: first.replica.status().state == "closed", "an end")
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 def test_finalizers_between_any_two_steps_leave_nothing():
@@ -486,7 +486,7 @@ def test_finalizers_between_any_two_steps_leave_nothing():
 
         def is_all_let_go() -> bool:
             gc.collect()  # does nothing while another thread collects, which may wait in a finalizer
-            return registry.registry._shared == {}
+            return registry.registry.shared == {}
 
         wait_until(is_all_let_go, "everything to be let go")
 
@@ -515,7 +515,7 @@ def test_a_process_ends_while_a_request_of_the_read_ahead_has_no_answer():
             threading.Event().wait()
 
         script.on_list = hang
-        replica = next(iter(litevfs.live.registry.registry._shared.values())).replica
+        replica = next(iter(litevfs.live.registry.registry.shared.values())).replica
         replica.fetcher.submit(lambda: replica.fetcher.list_files(0))
         assert hanging.wait(20)
         print(connection.pragma("litestream_hydration_file"))

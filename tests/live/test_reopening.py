@@ -60,7 +60,7 @@ def test_a_known_replica_opens_and_answers_with_one_listing_and_no_read(world, t
     query = "SELECT count(*) FROM t WHERE x = 'small'"
     with connected(script.url, cache_dir=tmp_path, poll_interval=0) as connection:
         assert one(connection, query) == 3
-        wait_until(lambda: not any(shared.replica.fetcher.disk_cache._waiting for shared in registry._shared.values()))
+        wait_until(lambda: not any(shared.replica.fetcher.disk_cache._waiting for shared in registry.shared.values()))
     wait_until(lambda: is_idle(tmp_path), "the last block")
     script.clear()
     with connected(script.url, cache_dir=tmp_path, poll_interval=0) as connection:

@@ -70,7 +70,7 @@ def test_32_connections_share_one_poller_and_one_replica_and_read_whole_states(w
     connections = in_threads(32, lambda _: litevfs.connect(script.url, poll_interval="5ms"))
     try:
         assert len(poll_threads()) == 1
-        replicas = {id(shared.replica) for shared in registry._shared.values()}
+        replicas = {id(shared.replica) for shared in registry.shared.values()}
         assert len(replicas) == 1
         readers = [threading.Thread(target=read, args=(i,)) for i in range(32)]
         errors = []
@@ -198,7 +198,7 @@ def test_the_poller_outlives_failures_and_says_so(caplog):
     with Script() as script, Primary(script.writer) as primary:
         start_ledger(primary)
         with connected(script.url, poll_interval="5ms") as con:
-            replica = next(iter(registry._shared.values())).replica
+            replica = next(iter(registry.shared.values())).replica
 
             def fail(level, files):
                 raise TransientStorageError("the storage is away")
@@ -355,7 +355,7 @@ def test_100_rounds_leave_no_descriptor_and_no_thread(tmp_path):
                 assert rows(con, LEDGER) == [(400, 0, 5, 5)]
         gc.collect()
         wait_until(lambda: descriptors() <= before and threading.active_count() <= threads, "everything to be let go")
-        assert registry._shared == {}
+        assert registry.shared == {}
         primary.client.close()
 
 
@@ -379,7 +379,7 @@ def test_100_rounds_over_s3_leave_no_socket_and_no_thread(s3_url):
             assert rows(con, LEDGER) == [(400, 0, 1, 1)]
     gc.collect()
     wait_until(lambda: descriptors() <= before and threading.active_count() <= threads, "everything to be let go")
-    assert registry._shared == {}
+    assert registry.shared == {}
 
 
 @needs_proc

@@ -61,4 +61,4 @@ class _Rows(list[tuple[Any, ...]]):
 
 def wait_for_closings() -> None:
     """Wait until no connection is open any more: this door lets go of a replica a moment after `close()`."""
-    wait_until(lambda: not registry._shared, "the end of all connections", timeout_s=30)
+    wait_until(lambda: not registry.shared, "the end of all connections", timeout_s=30)

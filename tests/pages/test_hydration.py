@@ -51,7 +51,7 @@ def progress(connection: apsw.Connection) -> float:
 def hydrated_pages(connection: apsw.Connection) -> int:
     return next(
         shared.replica.pages.counters.hydrated
-        for shared in litevfs.live.registry.registry._shared.values()
+        for shared in litevfs.live.registry.registry.shared.values()
         if shared.replica.pages.hydration is not None
     )
 
@@ -305,7 +305,7 @@ def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
     _, script = world
     with pytest.raises(OptionError, match="hydration_path"):
         litevfs.connect(script.url, hydration_enabled=True, hydration_path=str(tmp_path / "no" / "x.db"))
-    assert litevfs.live.registry.registry._shared == {}
+    assert litevfs.live.registry.registry.shared == {}
 
 
 @pytest.mark.slow

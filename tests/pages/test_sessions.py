@@ -103,7 +103,7 @@ class World:
         """Bytes that each of the queries asks for, all on one connection; what opening it reads is not counted."""
         with closing(litevfs.connect(self.url, poll_interval=0)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_schema").get  # noqa: B018
-            (replica,) = (shared.replica for shared in registry._shared.values() if shared.replica.url in self.url)
+            (replica,) = (shared.replica for shared in registry.shared.values() if shared.replica.url in self.url)
             read = []
             for query in queries:
                 self.proxy.clear()

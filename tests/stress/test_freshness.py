@@ -310,7 +310,7 @@ def test_ctrl_c_while_a_subscription_waits_for_its_last_call_lets_the_replica_go
         patch.setattr(subscription._thread, "join", interrupt)
         with pytest.raises(KeyboardInterrupt):
             subscription.close()
-    assert registry.registry._shared == {}
+    assert registry.registry.shared == {}
 
 
 @pytest.mark.plan("K07")
