@@ -17,7 +17,7 @@ from pathlib import Path
 import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
-from litevfs.bindings.apsw_vfs import ReplicaFile, ReplicaVFS
+from litevfs.bindings.apsw_files import SessionVFS
 from litevfs.bindings.rehearsal import rehearse
 from litevfs.bindings.statements import Noted
 from litevfs.bindings.warming import THREAD_NAME, warm
@@ -246,32 +246,30 @@ class _RecordingSession(Session):
         return super().read(amount, offset)
 
 
-class _RecordingVFS(ReplicaVFS):
+class _RecordingVFS(SessionVFS):
     """Opens the one replica, with a session that tells what is read."""
 
     def __init__(self, name: str, keywords: dict[str, object], recorder: _Recorder) -> None:
+        self._keywords = keywords
         self._recorder = recorder
         self.noted = Noted()
-        super().__init__(name, keywords)
+        super().__init__(name)
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
-        """See `ReplicaVFS.xOpen`."""
-        if not flags[0] & apsw.SQLITE_OPEN_MAIN_DB:
-            return apsw.VFSFile("", name, flags)
-        with apsw_errors():
-            session = _RecordingSession(Options.collect({}, self.keywords), make_apsw_error)
-            session.recorder = recorder = self._recorder
-            if session.options.warm:
-                session.on_warm_read = recorder.read_warm
-                recorder.is_warming = True
-                try:
-                    warm(session)
-                except BaseException:
-                    session.close()
-                    raise
-                recorder.warming = session.warming
-            rehearse(session, self.noted.find)
-        return ReplicaFile(session)  # type: ignore[return-value]  # any object with the methods of a VFSFile works
+    def open_session(self, name: str | apsw.URIFilename | None) -> Session:
+        """See `SessionVFS.open_session`."""
+        session = _RecordingSession(Options.collect({}, self._keywords), make_apsw_error)
+        session.recorder = recorder = self._recorder
+        if session.options.warm:
+            session.on_warm_read = recorder.read_warm
+            recorder.is_warming = True
+            try:
+                warm(session)
+            except BaseException:
+                session.close()
+                raise
+            recorder.warming = session.warming
+        rehearse(session, self.noted.find)
+        return session
 
 
 def draw(report: IOReport, path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,8 @@ from typing import cast
 import apsw
 
 from litevfs.bindings.apsw_access import answer_access_in_c
-from litevfs.bindings.apsw_vfs import FILE_CLASS, ReplicaVFS, tracer_of_last_opened
+from litevfs.bindings.apsw_files import FILE_CLASS
+from litevfs.bindings.apsw_vfs import ReplicaVFS, tracer_of_last_opened
 
 
 def equip(registered: Mapping[str, ReplicaVFS], connection: apsw.Connection) -> None:

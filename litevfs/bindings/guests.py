@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import apsw
 
-from litevfs.bindings.apsw_vfs import ReplicaVFS
+from litevfs.bindings.apsw_files import SessionVFS
 from litevfs.live.session import Session
 
 EXIT_S = 0.5
@@ -18,16 +18,17 @@ EXIT_S = 0.5
 _FLAGS = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_PRIVATECACHE
 
 
-class _GuestVFS(ReplicaVFS):
+class _GuestVFS(SessionVFS):
     """Opens sessions that lie ready."""
 
-    def _open_session(self, name: str | apsw.URIFilename | None) -> Session:
+    def open_session(self, name: str | apsw.URIFilename | None) -> Session:
+        """See `SessionVFS.open_session`."""
         return _guests[str(name.filename() if isinstance(name, apsw.URIFilename) else name)]
 
 
 _numbers = count(1)
 _guests: dict[str, Session] = {}
-_vfs = _GuestVFS("litevfs-guest", {})
+_vfs = _GuestVFS("litevfs-guest")
 
 
 def connect_guest(session: Session) -> apsw.Connection:
