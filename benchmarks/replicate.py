@@ -10,11 +10,8 @@ database. Times are never asserted. Goal: the application loses less than 5 % of
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +25,18 @@ from typing import Any
 
 import apsw
 import psutil
-from _harness import Result, Samples, clean_environment, parse_arguments, print_table, seconds, write_json
+from _harness import Result, Samples, parse_arguments, print_table, seconds, write_json
+from _replicators import (
+    APPLICATION,
+    OURS,
+    RIVAL,
+    answer,
+    cpu_seconds,
+    end_by_signal,
+    replicate_command,
+    running,
+    writer,
+)
 
 import litevfs
 from litevfs.ltx import decode_file
@@ -38,21 +46,19 @@ from litevfs.testing.s3_server import find_minio, running_s3_server
 
 GOAL_LOSS = 0.05
 PACE = 200  # transactions a second: an application that is busy, but not with writing alone
-ALONE, OURS, RIVAL = "alone", "litevfs", "litestream"
+ALONE = "alone"
 CPU = "replicator's CPU"
 FOLDER, MINIO = "folder", "MinIO"
 FASTEST, BURST, PACED = "as fast as it can", "the first second after idling", f"{PACE} tx/s"
 PACES = (FASTEST, BURST, PACED)
 LAG_SYNC_INTERVALS_S = (1.0, 0.1)
 POLL_INTERVAL_S = 0.1
-APPLICATION = Path(__file__).with_name("_application.py")
 BUCKET = "bench"
 Round = tuple[Path, psutil.Process | None]  # the database, and who replicates it
 CHECK = "SELECT count(*), sum(amount), sum(customer), max(committed_ns) FROM orders"
 SETTLE_TIMEOUT_S = 30.0
 SNAPSHOT_WAIT_S = 3.0
 """For the first snapshot, so that it is not made while we measure. Not all take one at once."""
-LINE_TIMEOUT_S, EXIT_TIMEOUT_S = 120.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,66 +181,7 @@ def lag_case(storage: str, sync_interval_s: float) -> str:
     return f"sync {sync_interval_s:g} s, {storage}"
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-def writer(database: Path, rate: int, warm_up_s: float, write_s: float) -> list[str]:
-    """The command of the application."""
-    flags = ["--rate", str(rate), "--warm-up", str(warm_up_s), "--seconds", str(write_s)]
-    return [str(APPLICATION), "write", str(database), *flags]
-
-
-def replicate_command(name: str, database: Path, url: str, sync_interval_s: float) -> list[str]:
-    """The command of a replicator, with everything else as it comes."""
-    if name == OURS:
-        return ["-m", "litevfs", "replicate", str(database), url, "--sync-interval", f"{sync_interval_s}s"]
-    config = database.with_name("litestream.yml")
-    pause = f"{sync_interval_s * 1000:.0f}ms"
-    replica = {"url": url, "sync-interval": pause}
-    one = {"path": str(database), "monitor-interval": pause, "replica": replica}
-    config.write_text(json.dumps({"dbs": [one]}))  # which is YAML, too
-    binary = shutil.which(RIVAL)
-    assert binary is not None
-    return [binary, "replicate", "-config", str(config), "-log-level", "error"]
-
-
-@contextmanager
-def running(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process, of Python unless the command begins with a program's path; killed at the end if it has not ended."""
-    program = [] if command[0].endswith(RIVAL) else [sys.executable]
-    process = subprocess.Popen(
-        [*program, *command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=clean_environment() | dict(environment or {}),
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
-
-
-def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
-    """The next line of a process that answers in JSON. Raises RuntimeError when there is none."""
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], LINE_TIMEOUT_S)
-    line = process.stdout.readline() if ready else ""
-    if not line:
-        raise RuntimeError(f"no answer from {process.args!r}")
-    return dict(json.loads(line))
-
-
-def cpu_seconds(process: psutil.Process | None) -> float:
-    """CPU time of a process so far."""
-    if process is None:
-        return 0.0
-    times = process.cpu_times()
-    return float(times.user + times.system)
+# --- the replica ------------------------------------------------------------------------------------------------------
 
 
 def wait_until_settled(client: ReplicaClient, process: subprocess.Popen[str]) -> None:
@@ -245,16 +192,6 @@ def wait_until_settled(client: ReplicaClient, process: subprocess.Popen[str]) ->
             time.sleep(0.05)
         if needed and not list_files(client, level):
             raise RuntimeError(f"{process.args!r} does not replicate")
-
-
-def end_by_signal(process: subprocess.Popen[str], name: str) -> None:
-    """Ask it to end, which includes the last sync. Raises RuntimeError when it does not or fails."""
-    process.send_signal(signal.SIGTERM)
-    if process.wait(EXIT_TIMEOUT_S):
-        raise RuntimeError(f"{name} ended with exit code {process.returncode}")
-
-
-# --- the replica ------------------------------------------------------------------------------------------------------
 
 
 def list_files(client: ReplicaClient, level: int) -> list[Any]:
