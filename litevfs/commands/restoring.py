@@ -13,9 +13,9 @@ from litevfs.ltx.names import format_txid
 from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
-from litevfs.replicate.database import database_path
 from litevfs.replicate.guard import WriterGuard, open_guard
 from litevfs.replicate.lease import RESTORING
+from litevfs.replicate.source_file import database_path
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
 from litevfs.replicate.uploads import replica_position

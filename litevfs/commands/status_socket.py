@@ -20,7 +20,7 @@ from types import TracebackType
 
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import ReplicatorError
-from litevfs.replicate.database import database_path
+from litevfs.replicate.source_file import database_path
 
 logger = logging.getLogger("litevfs.commands.replicate")
 

@@ -18,15 +18,13 @@ questions and checkpoints, but no table and no write transaction.
 Why SQLite reads the database file for us: POSIX locks belong to the process, and closing any descriptor of a file drops
 all of them, those of the application included when it runs in this process
 (https://www.sqlite.org/howtocorrupt.html, 2.2). So no code here opens the database or its -shm file by itself. For the
-same reason two copies of SQLite must not open one database in one process, which is checked as far as it can be.
+same reason two copies of SQLite must not open one database in one process.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-import stat
 import threading
 import time
 from collections.abc import Generator
@@ -37,13 +35,9 @@ from pathlib import Path
 import apsw
 
 from litevfs.errors import LitevfsError, ReplicatorError
+from litevfs.replicate.source_file import identity, refuse_old_sqlite, refuse_other_sqlite, source_file, warn_of_links
 from litevfs.replicate.wal import WALHeader, WALReader
 
-logger = logging.getLogger("litevfs.replicate")
-
-_OLDEST_SQLITE = (3, 51, 3)
-"""NOOP checkpoints came with 3.51.0. Before 3.51.3, two connections that checkpoint at once can, in rare races, break a
-database (https://www.sqlite.org/wal.html#walresetbug), and the replicator is one more that checkpoints."""
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
 """Wait for the write lock: its owner may be waiting for our read transaction."""
@@ -55,7 +49,6 @@ _READ_ONLY_HINT = (
 _MAIN_DB = apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READWRITE
 _RETRY_PAUSE_S = 0.001
 _STATE_ATTEMPTS = 100
-_FD_FOLDER = Path("/proc/self/fd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +92,15 @@ class SourceDatabase:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, switch_to_wal: bool = False, own_process: bool = False) -> None:
-        _refuse_old_sqlite()
+        refuse_old_sqlite()
         self.path = Path(path).resolve()
         self.wal_path = self.path.with_name(self.path.name + "-wal")
-        file = self._stat()
+        file = source_file(self.path)
         self.inode = file.st_ino
         self.switch_to_wal, self.own_process = switch_to_wal, own_process
-        _warn_of_links(self.path, file)
+        warn_of_links(self.path, file)
         if not own_process:
-            _refuse_other_sqlite(self.path, file)
+            refuse_other_sqlite(self.path, file)
         self._connections: list[apsw.Connection] = []
         self._file: apsw.VFSFile | None = None  # opened through SQLite, which closes it when that drops no lock
         self._pause = threading.Event()  # never set
@@ -122,7 +115,7 @@ class SourceDatabase:
                     connection.execute("PRAGMA cache_size=1; PRAGMA shrink_memory")
                 self.page_size = int(_value(self._admin, "PRAGMA page_size"))
                 self._check_writable()
-            self._files = [_identity(file), *self._companions()]
+            self._files = [identity(file), *self._companions()]
         except BaseException:
             self.close()
             raise
@@ -146,7 +139,7 @@ class SourceDatabase:
         itself never does while a connection in WAL mode is open (wal.c, sqlite3WalClose: only with the file locked
         exclusively). From then on the application uses other files than this object, and no lock separates the two.
         """
-        return not self._connections or [_identity(self._stat()), *self._companions()] != self._files
+        return not self._connections or [identity(source_file(self.path)), *self._companions()] != self._files
 
     def is_in_place(self) -> bool:
         """Whether `path` still leads to the database that is open here; not, if it leads nowhere."""
@@ -286,34 +279,10 @@ class SourceDatabase:
         found: list[tuple[int, int] | None] = []
         for suffix in ("-wal", "-shm"):
             try:
-                found.append(_identity(os.stat(f"{self.path}{suffix}")))  # noqa: PTH116 - each capture asks
+                found.append(identity(os.stat(f"{self.path}{suffix}")))  # noqa: PTH116 - each capture asks
             except OSError:
                 found.append(None)
         return found
-
-    def _stat(self) -> os.stat_result:
-        try:
-            file = self.path.stat()
-        except OSError as exc:
-            reason = "no such file" if isinstance(exc, FileNotFoundError) else exc.strerror
-            raise ReplicatorError(f"no database to replicate: {reason}", key=str(self.path)) from exc
-        if not stat.S_ISREG(file.st_mode):
-            raise ReplicatorError("no database to replicate: this is not a file", key=str(self.path))
-        return file
-
-
-def database_path(path: str | os.PathLike[str]) -> Path:
-    """The file that `path` leads to. Raises ReplicatorError for a path that SQLite cannot open."""
-    try:
-        resolved = Path(path).resolve()
-        os.fspath(resolved).encode()
-    except (ValueError, RuntimeError) as exc:  # a NUL, not UTF-8, or links in a circle
-        raise ReplicatorError(
-            "no database to replicate: not a file name that SQLite takes", key=ascii(os.fspath(path))
-        ) from exc
-    if not resolved.name:
-        raise ReplicatorError("no database to replicate: this is not a file", key=str(resolved))
-    return resolved
 
 
 @contextmanager
@@ -331,10 +300,6 @@ def translated(path: Path, *, busy_hint: str | None = None) -> Generator[None]:
         raise ReplicatorError(text, key=str(path), hint=hint) from exc
 
 
-def _identity(file: os.stat_result) -> tuple[int, int]:
-    return file.st_dev, file.st_ino
-
-
 def _value(connection: apsw.Connection, pragma: str) -> str | int:
     value: str | int = connection.execute(pragma).get
     return value
@@ -343,54 +308,3 @@ def _value(connection: apsw.Connection, pragma: str) -> str | int:
 def _rollback(connection: apsw.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
-
-
-def _refuse_old_sqlite() -> None:
-    version = apsw.sqlite_lib_version()
-    if tuple(map(int, version.split("."))) < _OLDEST_SQLITE:
-        raise ReplicatorError(
-            f"APSW has SQLite {version}, the replicator needs {'.'.join(map(str, _OLDEST_SQLITE))} or later",
-            hint="pip install --upgrade apsw",
-        )
-
-
-def _warn_of_links(path: Path, file: os.stat_result) -> None:
-    """Log a warning when the file has other names: SQLite would use another WAL there.
-
-    No error, as a backup program may have made the other name, and never writes to it.
-    """
-    if file.st_nlink > 1:
-        logger.warning(
-            "%s: this file has %d names (hard links), and SQLite keeps a WAL for each: "
-            "what is written by another name is not seen here, and can break the database",
-            path,
-            file.st_nlink,
-        )
-
-
-def _refuse_other_sqlite(path: Path, file: os.stat_result) -> None:
-    """Refuse when this process has the database open, but not through APSW's copy of SQLite.
-
-    Best effort, and only where the system shows its descriptors: a later open is not seen.
-    """
-    if not _FD_FOLDER.exists() or any(_may_be_on(path, connection) for connection in apsw.connections()):
-        return
-    for entry in list(_FD_FOLDER.iterdir()):
-        try:
-            found = entry.stat()
-        except OSError:  # closed meanwhile
-            continue
-        if os.path.samestat(found, file):
-            raise ReplicatorError(
-                "this process has the database open without APSW; two copies of SQLite break each other's locks",
-                key=str(path),
-                hint="run `litevfs replicate` as a process of its own, or use APSW in the application",
-            )
-
-
-def _may_be_on(path: Path, connection: apsw.Connection) -> bool:
-    try:
-        files = [connection.db_filename(name) for name in connection.db_names()]
-    except apsw.Error:  # another thread uses it, or has just closed it
-        return True
-    return any(file and Path(file).resolve() == path for file in files)

@@ -26,12 +26,13 @@ from litevfs.replicate.attempts import attempt, holding
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.content import Content
-from litevfs.replicate.database import SourceDatabase, database_path
+from litevfs.replicate.database import SourceDatabase
 from litevfs.replicate.guard import open_guard
 from litevfs.replicate.lease import DEFAULT_TTL_S
 from litevfs.replicate.limits import WALLimits
 from litevfs.replicate.pace import Pace
 from litevfs.replicate.place import Place, for_all
+from litevfs.replicate.source_file import database_path
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import CheckResult, ReplicatorStatus, combined_error, unix_time_ms
 from litevfs.units import parse_duration_s

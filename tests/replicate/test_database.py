@@ -143,7 +143,7 @@ def test_the_files_stay_the_same_whatever_the_application_does(app):
 
 
 def test_a_database_that_goes_away_while_it_is_opened_is_not_made_again(app, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("litevfs.replicate.database._refuse_other_sqlite", lambda path, file: path.unlink())
+    monkeypatch.setattr("litevfs.replicate.database.refuse_other_sqlite", lambda path, file: path.unlink())
     with pytest.raises(ReplicatorError, match="unable to open database file"):
         SourceDatabase(app.path)
     assert not app.path.exists()
@@ -156,7 +156,7 @@ def test_why_there_is_no_database_is_told(app):
 
 
 def test_where_descriptors_are_not_shown_nothing_is_refused_for_them(app, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("litevfs.replicate.database._FD_FOLDER", Path("/none"))
+    monkeypatch.setattr("litevfs.replicate.source_file._FD_FOLDER", Path("/none"))
     app.close()
     db = sqlite3.connect(app.path)
     db.execute("SELECT * FROM t").fetchall()
