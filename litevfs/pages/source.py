@@ -173,7 +173,7 @@ class PageSource:
             return b""
         return as_rollback_journal(self.read(snapshot, 1), snapshot, schema_salt)
 
-    # --- misses -------------------------------------------------------------------------------------------------------
+    # --- read-ahead ---------------------------------------------------------------------------------------------------
 
     def reads(self, waits: Waits | None = None) -> Reads:
         """The reads of one connection: watched, where read-ahead pays. `waits` is told when they wait."""
@@ -233,6 +233,8 @@ class PageSource:
             return self.read_through(snapshot, pgno)
 
         return read
+
+    # --- misses -------------------------------------------------------------------------------------------------------
 
     def _load(self, snapshot: Snapshot, pgno: int, version: int, key: int, along: dict[int, bytes] | None) -> bytes:
         deadline = None if self.blocks is None else self._fetcher.deadline()
