@@ -15,10 +15,10 @@ from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.guard import WriterGuard, open_guard
 from litevfs.replicate.lease import RESTORING
+from litevfs.replicate.replica_position import replica_position
 from litevfs.replicate.source_file import database_path
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
-from litevfs.replicate.uploads import replica_position
 
 _WAIT_FOR_LEASE_S = 1.0
 

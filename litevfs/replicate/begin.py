@@ -16,7 +16,7 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.marks import RestoredMark, read_restored
 from litevfs.replicate.provenance import PageSums, continues_in_wal, is_newest_state
-from litevfs.replicate.uploads import ReplicaPosition
+from litevfs.replicate.replica_position import ReplicaPosition
 from litevfs.units import format_timestamp
 
 logger = logging.getLogger("litevfs.replicate")

@@ -28,11 +28,12 @@ from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.guard import WriterGuard
 from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.lease import keep
+from litevfs.replicate.replica_position import ReplicaPosition, next_to
 from litevfs.replicate.state import PendingLimitError
 from litevfs.replicate.status import CheckResult, PlaceStatus
 from litevfs.replicate.upkeep import Upkeep
 from litevfs.replicate.upload_queue import UploadQueue
-from litevfs.replicate.uploads import ReplicaPosition, Uploads, next_to, retry_transient
+from litevfs.replicate.uploads import Uploads, retry_transient
 
 T = TypeVar("T")
 

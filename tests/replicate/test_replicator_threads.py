@@ -21,8 +21,8 @@ from litevfs.errors import (
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.database import ReadTransaction
+from litevfs.replicate.replica_position import ReplicaPosition
 from litevfs.replicate.state import StateFolder
-from litevfs.replicate.uploads import ReplicaPosition
 from litevfs.testing.faulty import Fault
 from tests.replicate.support import (
     LARGE,

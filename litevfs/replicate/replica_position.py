@@ -1,0 +1,161 @@
+"""What a replica holds, as the primary sees it: its position, and whether our files made it. Writes nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from litevfs.errors import (
+    LTXFormatError,
+    ReplicaConflictError,
+    ReplicaEmptyError,
+    ReplicatorError,
+    StorageNotFoundError,
+    TransientStorageError,
+    TXIDGapError,
+)
+from litevfs.files.plan import newest_state
+from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
+from litevfs.ltx.names import MAX_TXID
+from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replicate.state import State
+from litevfs.replicate.upload_queue import PendingFile
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaPosition:
+    """What a replica holds."""
+
+    files: tuple[LTXFileInfo, ...]  # of level 0, from the asked TXID on
+    newest: LTXFileInfo | None  # the file with the greatest TXID on any level; None for an empty replica
+    header: Header | None  # of that file; None too when it is damaged
+    problem: str | None  # why its files make no newest state; None if, by the listing, they do
+
+    @property
+    def txid(self) -> int:
+        """The newest TXID, 0 for an empty replica."""
+        return 0 if self.newest is None else self.newest.max_txid
+
+
+def replica_position(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
+    """Ask the replica; a second time before reporting a problem. Lists every level. Raises StorageError."""
+    position = _look(client, from_txid)
+    return position if position.problem is None else _look(client, from_txid)
+
+
+def _look(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
+    # From level 0 up: compaction moves transactions the same way, so a later listing shows what moves meanwhile.
+    listed = [file for level in LEVELS for file in _list(client, level)]
+    newest = max(listed, key=lambda file: file.max_txid, default=None)
+    header, problem = None, _why_incomplete(listed)
+    if newest is not None:
+        try:
+            header = Header.unpack(_read(client, newest, 0, HEADER_SIZE))
+        except LTXFormatError as exc:
+            problem = f"its newest file is damaged: {exc.message} ({client.key(newest)})"
+    files = tuple(file for file in listed if file.level == 0 and file.min_txid >= max(1, from_txid))
+    return ReplicaPosition(files, newest, header, problem)
+
+
+def _list(client: ReplicaClient, level: int) -> list[LTXFileInfo]:
+    try:
+        return client.list_files(level)
+    except StorageNotFoundError:  # a folder that the first upload makes, or a bucket, which that upload then misses
+        return []
+
+
+def _why_incomplete(files: list[LTXFileInfo]) -> str | None:
+    try:
+        newest_state(files)
+    except ReplicaEmptyError:
+        pass
+    except TXIDGapError as exc:
+        return f"no files for TXIDs {exc.min_txid:016x}-{exc.max_txid:016x}"
+    return None
+
+
+def next_to(there: ReplicaPosition, client: ReplicaClient) -> int:
+    """The TXID that a new history begins after. Raises ReplicatorError when none can follow."""
+    if there.newest is not None and there.txid == MAX_TXID:
+        raise ReplicatorError(
+            "the replica holds the greatest TXID there is, so none can follow",
+            key=client.key(there.newest),
+            hint="replicate to another URL, or empty the replica",
+        )
+    return there.txid
+
+
+def written_by_others(
+    client: ReplicaClient, there: ReplicaPosition, state: State, pending: list[PendingFile]
+) -> str | None:
+    """The replica's files that were not made here, for an error; None if there are none.
+
+    Between the last upload that was confirmed and the newest TXID made here, the replica may hold any number of files:
+    the confirmation of an upload can get lost.
+    """
+    if there.txid > state.txid:
+        return f"the replica holds TXID {there.txid:016x}, newer than {state.txid:016x} of the local state"
+    return _other_file(client, there, fingerprints(pending))
+
+
+def lost_uploads(client: ReplicaClient, there: ReplicaPosition, state: State, confirmed: int) -> str | None:
+    """The files up to TXID `confirmed` that were uploaded and that the replica lacks; None if there are none."""
+    if there.txid < confirmed:
+        if confirmed == state.txid and _is_there(client, state):
+            raise TransientStorageError("a listing does not show what was uploaded before", key=client.url)
+        return f"the replica ends at TXID {there.txid:016x}, but {confirmed:016x} was uploaded"
+    if confirmed < state.txid:
+        return None
+    return _other_file(client, there, {state.txid: (state.file_size, state.file_trailer)})
+
+
+def _is_there(client: ReplicaClient, state: State) -> bool:
+    """Whether the newest file can be read, whatever a listing says; retention never deletes it."""
+    file = LTXFileInfo(0, state.txid, state.txid, state.file_size, 0)
+    try:
+        return client.read(file, state.file_size - TRAILER_SIZE, TRAILER_SIZE).hex() == state.file_trailer
+    except StorageNotFoundError:
+        return False
+
+
+def _other_file(client: ReplicaClient, there: ReplicaPosition, known: dict[int, tuple[int, str]]) -> str | None:
+    for file in there.files:
+        expected = known.get(file.max_txid)
+        if expected is not None and (file.size, trailer(client, file)) != expected:
+            return f"the replica holds another file of TXID {file.max_txid:016x} than the one uploaded from here"
+    return None
+
+
+def fingerprints(pending: list[PendingFile]) -> dict[int, tuple[int, str]]:
+    """Size and trailer of each of these files that is still there, by TXID."""
+    found = {}
+    for file in pending:
+        with suppress(FileNotFoundError):  # uploaded, or given up, meanwhile
+            found[file.txid] = file.fingerprint
+    return found
+
+
+def trailer(client: ReplicaClient, file: LTXFileInfo) -> str:
+    """The end of a file, with its checksums, in hex digits."""
+    return _read(client, file, max(0, file.size - TRAILER_SIZE), TRAILER_SIZE).hex()
+
+
+def _read(client: ReplicaClient, file: LTXFileInfo, offset: int, size: int) -> bytes:
+    try:
+        return client.read(file, offset, size)
+    except StorageNotFoundError as exc:  # compaction and retention just deleted it
+        raise changed(client.key(file)) from exc
+
+
+def changed(key: str) -> TransientStorageError:
+    """The error for what was there a moment before."""
+    return TransientStorageError("the replica changed while it was looked at", key=key)
+
+
+def conflict(what: str, *, key: str) -> ReplicaConflictError:
+    """The error for a replica that another primary writes to."""
+    return ReplicaConflictError(
+        f"another writer uses this replica: {what}",
+        key=key,
+        hint="let one of them replicate to another URL; started again, this one goes on with the whole database",
+    )
