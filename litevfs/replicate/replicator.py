@@ -110,7 +110,8 @@ class Replicator:
         self.sync_interval_s = sync_interval_s
         self._closed, self._has_failed = threading.Event(), threading.Event()
         self._refusals: dict[str, ReplicatorRefusedError] = {}  # why the threads of a place have ended, by URL
-        self._tasks: dict[tuple[str, int], Task] = {}  # by name, and number of the place
+        self.tasks: dict[tuple[str, int], Task] = {}
+        """What runs since `start`, by name, and number of the place."""
         self._owned: list[ReplicaClient] = []  # clients that were opened here
         with ExitStack() as undo:
             clients = [self._opened(one, undo) for one in (replica, *places)]
@@ -203,12 +204,12 @@ class Replicator:
             raise ReplicatorError("the replicator is closed", key=str(self.path))
         threads = threads or OwnThreads()
         name = "litevfs-replicate"
-        if (name, 0) not in self._tasks:
-            self._tasks[name, 0] = threads.start(self.capturing.turn, name, str(self.path))
+        if (name, 0) not in self.tasks:
+            self.tasks[name, 0] = threads.start(self.capturing.turn, name, str(self.path))
         for number, place in enumerate(self.places):
             for name, turn in place.turns().items():
-                if (name, number) not in self._tasks:
-                    self._tasks[name, number] = threads.start(turn, name, place.group)
+                if (name, number) not in self.tasks:
+                    self.tasks[name, number] = threads.start(turn, name, place.group)
         if self._closed.is_set():  # by a turn, or by another thread: it has not stopped those that came after
             self._stop()
 
@@ -272,14 +273,14 @@ class Replicator:
         with suppress(LitevfsError):  # what takes too long is left to its thread, and the lease expires
             for_all(self.places, lambda place: place.guard.release(place.upload_lock, timeout_s / 3), deadline)
         self._close_clients()
-        for task in list(self._tasks.values()):
+        for task in list(self.tasks.values()):
             task.join(max(0.0, deadline - time.monotonic()))
         with holding(self.capturing.lock, deadline + _CLOSE_GRACE_S, self.path, None):
             self.capturing.capture.close()
             self._folder.close()
 
     def _wake_uploads(self) -> None:
-        for (name, _), task in list(self._tasks.items()):
+        for (name, _), task in list(self.tasks.items()):
             if name == "litevfs-upload":
                 task.wake()
 
@@ -289,12 +290,12 @@ class Replicator:
             self._has_failed.set()
             self._stop()
             return
-        for (name, number), task in list(self._tasks.items()):
+        for (name, number), task in list(self.tasks.items()):
             if name != "litevfs-replicate" and self.places[number].client.url == url:
                 task.stop()
 
     def _stop(self) -> None:
-        for task in list(self._tasks.values()):
+        for task in list(self.tasks.values()):
             task.stop()
 
     def _opened(self, replica: str | os.PathLike[str] | ReplicaClient, undo: ExitStack) -> ReplicaClient:

@@ -109,7 +109,7 @@ def test_an_answer_may_be_collected_while_another_connection_is_made_or_ended(co
 
     def forsake_and_read() -> None:
         for _ in range(3):
-            url = client._access.object_url(client.key(FILE))
+            url = client.access.object_url(client.key(FILE))
             forsaken = [client._transport.request("GET", "GET", url, {"Range": "bytes=0-9"})]
             forsaken.append(forsaken)
             del forsaken

@@ -58,7 +58,7 @@ def test_renewed_credentials_are_read_and_the_request_is_sent_again(connect, pro
     calls: list[Callable[[], object]] = [lambda: client.list_files(0), lambda: client.read(FILE, 0, 10)]
     for call in calls:
         profile("OLDKEY")
-        client._access._forget()
+        client.access._forget()
         client.server.requests.clear()
         with pytest.raises(StoragePermissionError, match=code):
             call()
@@ -67,7 +67,7 @@ def test_renewed_credentials_are_read_and_the_request_is_sent_again(connect, pro
         assert call()
         assert len(client.server.requests) == 3
     profile("OLDKEY")
-    client._access._forget()
+    client.access._forget()
     with pytest.raises(StoragePermissionError, match=code):
         client.write(0, 1, 1, b"x", 1)
     profile("NEWKEY")

@@ -54,7 +54,7 @@ def botocore_url(bucket: str, region: str) -> str | None:
 def our_url(bucket: str, region: str) -> str:
     client = S3ReplicaClient(f"s3://{bucket}/{PREFIX}?region={region}")
     try:
-        return client._access.object_url(f"{PREFIX}/")
+        return client.access.object_url(f"{PREFIX}/")
     finally:
         client.close()
 
@@ -97,13 +97,13 @@ def test_what_a_configuration_file_says_counts(variables, tmp_path, kind):
     (tmp_path / kind).write_text(f"[default]\nregion = eu-south-1\nca_bundle = {authorities}\n")
     client = S3ReplicaClient("s3://my-bucket/path")
     try:
-        assert client._access.region == "eu-south-1"
-        assert client._access.certificates() == str(authorities)
+        assert client.access.region == "eu-south-1"
+        assert client.access.certificates() == str(authorities)
         variables.setenv("AWS_DEFAULT_REGION", "eu-west-3")
         variables.setenv("AWS_CA_BUNDLE", "/other.pem")
-        client._access._forget()
-        assert client._access.region == "eu-west-3"
-        assert client._access.certificates() == "/other.pem"
+        client.access._forget()
+        assert client.access.region == "eu-west-3"
+        assert client.access.certificates() == "/other.pem"
     finally:
         client.close()
 
@@ -128,7 +128,7 @@ import sys
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 for url in ("s3://my-bucket/path", "s3://my-bucket/path?endpoint=http://127.0.0.1:9"):
     client = S3ReplicaClient(url)
-    client._access.bucket_url(), client._access.credentials(), client._access.certificates()
+    client.access.bucket_url(), client.access.credentials(), client.access.certificates()
     client.close()
 print("botocore" in sys.modules)
 """

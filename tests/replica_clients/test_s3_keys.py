@@ -26,7 +26,7 @@ def environment(monkeypatch, tmp_path):
 def found() -> tuple[str, str, str | None]:
     client = S3ReplicaClient(URL)
     try:
-        credentials = client._access.credentials()
+        credentials = client.access.credentials()
     finally:
         client.close()
     assert credentials is not None

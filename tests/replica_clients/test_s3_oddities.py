@@ -120,9 +120,9 @@ def test_the_status_names_what_is_worked_around(connect: Callable[..., object]):
 
 def test_a_redirect_from_tls_to_plain_text_is_not_followed(credentials: object):
     client = S3ReplicaClient("s3://bucket/db?endpoint=https://s3.example")
-    url = client._access.object_url("db/0000/x")
-    assert client._access.follow(url, "http://elsewhere/bucket/db/0000/x") is None
-    assert client._access.follow(url, "https://user@elsewhere/bucket/db/0000/x") is None
-    assert client._access.follow(url, "https://elsewhere/bucket/db/0000/x") == "https://elsewhere/bucket/db/0000/x"
-    assert client._access.object_url("db/0000/y") == "https://elsewhere/bucket/db/0000/y"
+    url = client.access.object_url("db/0000/x")
+    assert client.access.follow(url, "http://elsewhere/bucket/db/0000/x") is None
+    assert client.access.follow(url, "https://user@elsewhere/bucket/db/0000/x") is None
+    assert client.access.follow(url, "https://elsewhere/bucket/db/0000/x") == "https://elsewhere/bucket/db/0000/x"
+    assert client.access.object_url("db/0000/y") == "https://elsewhere/bucket/db/0000/y"
     client.close()

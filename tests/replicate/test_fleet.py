@@ -110,7 +110,7 @@ def test_databases_come_and_go(watched: Fleet, folder: Path, tmp_path: Path):
     for suffix in ("", "-wal", "-shm"):
         path.with_name(path.name + suffix).unlink()
     wait_until(lambda: path not in watched.members and member.replicator is None)
-    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
+    wait_until(lambda: all(task.join(0) for task in replicator.tasks.values()))
     assert rows_of(tmp_path / "replicas" / "new.db") == 5
     make(folder / "other.db")
     wait_until(lambda: rows_of(tmp_path / "replicas" / "other.db") == 1)

@@ -78,7 +78,7 @@ def test_closing_waits_for_its_threads_and_wakes_those_that_wait(app, replicate)
     replicator.start()
     wait_until(lambda: replicator.status.uploaded_txid == 1 and replicator.status.pending_files == 0)
     replicator.close(timeout_s=60)
-    assert all(task.join(0) for task in replicator._tasks.values())
+    assert all(task.join(0) for task in replicator.tasks.values())
 
 
 def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monkeypatch):
@@ -95,11 +95,11 @@ def test_closing_takes_no_longer_where_several_threads_hang(app, replicate, monk
         clock = SimpleNamespace(monotonic=lambda: now_s, time_ns=time.time_ns)
         patch.setattr("litevfs.replicate.replicator.time", clock)
         patch.setattr("litevfs.replicate.attempts.time", clock)  # closing waits for a capture under way
-        for task in replicator._tasks.values():
+        for task in replicator.tasks.values():
             patch.setattr(task, "join", hang)
         replicator.close(timeout_s=1.0)
         assert joins == [1.0, 0.0, 0.0]
-    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
+    wait_until(lambda: all(task.join(0) for task in replicator.tasks.values()))
 
 
 def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
@@ -113,7 +113,7 @@ def test_closing_waits_for_an_upload_under_way(app, hanging, replicate):
     assert closing.is_alive()
     hanging.faults.clear()
     closing.join(60)
-    assert all(task.join(0) for task in replicator._tasks.values())
+    assert all(task.join(0) for task in replicator.tasks.values())
 
 
 def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, monkeypatch, caplog):
@@ -128,7 +128,7 @@ def test_a_replicator_may_be_closed_by_its_own_thread(app, failing, replicate, m
     monkeypatch.setattr(failing, "write", write_and_close)
     replicator.start()
     assert closed.wait(60)
-    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
+    wait_until(lambda: all(task.join(0) for task in replicator.tasks.values()))
     assert "unexpected" not in caplog.text
 
 
@@ -141,8 +141,8 @@ def test_threads_that_start_while_another_closes_the_replicator_end(app, replica
 
     replicator = replicate(app, maintenance=MaintenanceConfig())
     replicator.start(ClosedMeanwhile())
-    assert len(replicator._tasks) == 4
-    wait_until(lambda: all(task.join(0) for task in replicator._tasks.values()))
+    assert len(replicator.tasks) == 4
+    wait_until(lambda: all(task.join(0) for task in replicator.tasks.values()))
 
 
 @pytest.mark.slow
@@ -191,7 +191,7 @@ def test_a_look_that_ends_after_the_close_leaves_the_local_state_to_the_next_rep
         replicator.sync(timeout_s=0)
     assert replicator.status.pending_files == 1
     may_answer.set()
-    wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
+    wait_until(lambda: all(task.join(0) for task in late.tasks.values()))
     assert "closed" not in caplog.text  # which is no news
     assert replicator.status.pending_files == 1
     failing.faults.clear()
@@ -210,7 +210,7 @@ def test_an_upload_that_ends_after_the_close_leaves_the_file_to_the_next_replica
     with pytest.raises(TransientStorageError):
         replicator.sync(timeout_s=0)
     hanging.faults.clear()
-    wait_until(lambda: all(task.join(0) for task in late._tasks.values()))
+    wait_until(lambda: all(task.join(0) for task in late.tasks.values()))
     assert replicator.status.pending_files == 1
     failing.faults.clear()
     assert replicator.sync() == 1

@@ -80,18 +80,19 @@ class S3ReplicaClient(ReadsByPieces):
         if read_timeout_s <= 0:
             raise OptionError(f"read_timeout {read_timeout_s:g} s leaves S3 no time to answer", hint="for example 30s")
         read_timeout_s = min(read_timeout_s, MAX_WAIT_S)
-        self._access = S3Access(self._location, access_key_id, secret_access_key, timeout_s=read_timeout_s)
+        self.access = S3Access(self._location, access_key_id, secret_access_key, timeout_s=read_timeout_s)
+        """Credentials, region and addresses."""
         self._transport = Transport(
             connect_timeout_s=min(connect_timeout_s, read_timeout_s),
             read_timeout_s=read_timeout_s,
             max_connections=max_connections,
-            verify=self._access.certificates,
+            verify=self.access.certificates,
         )
         self._ways = ServerWays(self._location.url)
-        self._requests = SignedRequests(self._access, self._transport, self._ways)
+        self._requests = SignedRequests(self.access, self._transport, self._ways)
         self._sse_headers = self._location.sse.headers() if self._location.sse else {}
         self._writer = Writer(
-            self._access,
+            self.access,
             self._requests,
             self._ways,
             part_size=part_size,
@@ -139,7 +140,7 @@ class S3ReplicaClient(ReadsByPieces):
         prefix = self._folder(level)
         # Sorts before all names with this min_txid, and after those with a smaller one.
         start_after = f"{prefix}{min_txid:016x}" if min_txid > 1 else None
-        endpoint = endpoint_of(self._access.bucket_url())
+        endpoint = endpoint_of(self.access.bucket_url())
         found = []
         for listed in all_pages(partial(self._list_page, prefix, start_after), endpoint):
             txids = parse_file_name(listed.key.removeprefix(prefix))
@@ -220,7 +221,7 @@ class S3ReplicaClient(ReadsByPieces):
         where = f"{self._location.bucket}/{prefix}"
         request = Request("LIST", "GET", where, query, is_of_bucket=True, deadline=deadline)
         _, body = self._requests.try_to_call(request, _LIST_LIMIT_BYTES)
-        return parse_list_page(body, endpoint_of(self._access.bucket_url()), prefix)
+        return parse_list_page(body, endpoint_of(self.access.bucket_url()), prefix)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
