@@ -132,7 +132,7 @@ class Faults:
     def __init__(self, url: str, *, seed: int = 0, block_size: int | None = None, log_size: int = 100_000) -> None:
         self.url = url  # of the faulty replica
         self.block_size = block_size  # bytes; makes a local storage look remote; None: as the storage says
-        self.reads_named = False  # whether new clients are those of `faulty_names`
+        self.reads_named = False  # whether new clients list all levels at once, and read by name
         self.calls: Counter[Operation] = Counter()
         self.injected: Counter[Kind] = Counter()
         self.requests: deque[Request] = deque(maxlen=log_size)  # the newest `log_size`, in order of arrival

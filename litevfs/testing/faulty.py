@@ -15,11 +15,19 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO, get_args
 
 from litevfs.concurrency.clock import deadline_in
-from litevfs.errors import LitevfsError, ReplicaURLError, StorageClosedError, StorageTimeoutError, TransientStorageError
-from litevfs.ltx.file_info import LTXFileInfo
+from litevfs.errors import (
+    LitevfsError,
+    ReplicaURLError,
+    StorageClosedError,
+    StorageNotFoundError,
+    StorageTimeoutError,
+    TransientStorageError,
+)
+from litevfs.ltx.file_info import LEVELS, LTXFileInfo
 from litevfs.replica_clients.base import ReplicaClient, Take
 from litevfs.replica_clients.urls import open_replica_client, register_scheme
 from litevfs.testing.faults import ERRORS, DataKind, ErrorKind, ListingKind, WaitKind, WriteKind
@@ -182,6 +190,45 @@ def _error(fault: Fault, request: Request, error_type: type[LitevfsError]) -> Li
     return error
 
 
+class FaultyNamesClient(FaultyReplicaClient):
+    """A `FaultyReplicaClient` with `ListsLevels` and `ReadsNamed`, whatever the client that it passes calls on to has.
+
+    A listing of all levels counts as one call without a level; it shows what faulty listings of each level show.
+    """
+
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`."""
+        request = Request(time.monotonic(), "list", None, min_txid)
+        self._begin(request)
+        files = self._told(request, level, min_txid)
+        files = [*files, *(file for above in LEVELS[level + 1 :] for file in self._told(request, above, 1))]
+        self._end(request)
+        return files, True
+
+    def read_named(
+        self, level: int, min_txid: int, max_txid: int, size: int, *, timeout_s: float | None = None
+    ) -> tuple[LTXFileInfo, bytes] | None:
+        """See `ReadsNamed.read_named`. It gives the time of the write to a second."""
+        request = Request(time.monotonic(), "read", level, min_txid, 0, size, max_txid)
+        try:
+            self._begin(request)
+        except StorageNotFoundError:
+            return None
+        listed = [
+            f for f in self._inner.list_files(level, min_txid) if (f.min_txid, f.max_txid) == (min_txid, max_txid)
+        ]
+        if not listed:
+            return None
+        try:
+            data = self._inner.read(listed[0], 0, size, timeout_s=timeout_s)
+        except StorageNotFoundError:
+            return None
+        for fault in self._faults.roll(request, get_args(DataKind)):
+            data = self._faults.damage(fault.kind, data)
+        self._end(request)
+        return replace(listed[0], modified_ms=listed[0].modified_ms // 1000 * 1000), data
+
+
 # --- the scheme -------------------------------------------------------------------------------------------------------
 
 SCHEME_PREFIX = "faulty+"
@@ -229,8 +276,4 @@ def _open(url: str, *, read_timeout_s: float) -> FaultyReplicaClient:
         raise ReplicaURLError(f"no faults are set up for {canonical}", hint="open it within faulty_replica(...)")
     inner_url, faults = active
     inner = open_replica_client(inner_url, read_timeout_s=read_timeout_s)
-    if faults.reads_named:
-        from litevfs.testing.faulty_names import FaultyNamesClient  # which imports this module
-
-        return FaultyNamesClient(inner, faults)
-    return FaultyReplicaClient(inner, faults)
+    return FaultyNamesClient(inner, faults) if faults.reads_named else FaultyReplicaClient(inner, faults)
