@@ -1,39 +1,24 @@
-"""The VFS in the SQLite library of the standard library's `sqlite3`: its files in front of sessions, by ctypes.
+"""The VFS in the SQLite library of the standard library's `sqlite3`, by ctypes: it opens replicas, with their options.
 
-A replica's file is an empty file of the default VFS in which a few methods are Python's: those that SQLite calls only
-while a statement runs. Unlocking and closing, which can happen while a Python exception propagates, stay in C; a
-session learns of unlocking from SQLite's next question, and of closing from `Closings`. All other files that SQLite
-opens, temporary files above all, are plain files of the default VFS.
-
-No callback raises. The error of a session is kept (`last_error`), logged, and SQLite gets the code that it carries.
-When the interpreter ends, each file that is still open gets its C methods back.
+All other files that SQLite opens, temporary files above all, are plain files of the default VFS.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import logging
-import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from ctypes import c_int, c_int64, c_void_p
-from dataclasses import dataclass
+from ctypes import c_int, c_void_p
 from typing import Any
 
 from litevfs.bindings import sqlite3_library as c
-from litevfs.bindings.callbacks import c_callback, interrupt_soon, keep_for_ever
-from litevfs.bindings.closings import Closings
-from litevfs.bindings.kept_errors import keep_error
+from litevfs.bindings.callbacks import c_callback, keep_for_ever
+from litevfs.bindings.sqlite3_files import Files, OpenFile, fail
 from litevfs.bindings.sqlite3_functions import SQLFunctions
 from litevfs.bindings.sqlite3_library import Library
-from litevfs.errors import LitevfsError, OptionError, SQLiteLibraryError
-from litevfs.live.pragmas import answer_pragma
-from litevfs.live.session import SHARED, UNLOCKED, Session
+from litevfs.errors import OptionError, SQLiteLibraryError
+from litevfs.live.session import SHARED, Session
 from litevfs.options import Options, check_names
-
-logger = logging.getLogger("litevfs.bindings.sqlite3_vfs")
 
 
 def register(name: str, keywords: dict[str, object], library: str | None) -> None:
@@ -61,34 +46,18 @@ class Named:
         self.keywords = keywords
 
 
-@dataclass(slots=True, eq=False)
-class _Open:
-    """A replica's file that SQLite has open."""
-
-    file: int  # the address of SQLite's file structure; another file's, once SQLite has closed this one
-    session: Session
-    has_no_locks: bool  # SQLite was told to take none (nolock, immutable)
-    database: int = 0  # address of SQLite's connection, once known
-
-
 class Binding:
-    """The callbacks of one SQLite library, and the files that it has open."""
+    """The VFS of one SQLite library, under all its names."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self._files: dict[int, _Open] = {}  # by the address of SQLite's file structure
-        self._reads: dict[int, Callable[[int, int], bytes]] = {}  # the files' `read`: a page costs one look-up
         self._default = library.sqlite3_vfs_find(None)
         system = library.sqlite3_vfs_find(b"unix") or self._default
         self._system = system.contents
-        self._open_default = self._default.contents.open
         self._is_over = False
-        self._methods: dict[int, c.IOMethods] = {}  # ours, by the address of the native methods they replace
-        self._closings: Closings[_Open] = Closings(self._forget)
-        self._read, self._file_size = self._make_read(), self._make_file_size()
-        self._lock_file, self._file_control = self._make_lock(), self._make_file_control()
+        self._files = Files(library, self._default)
         keep_for_ever(self)
-        self._functions = SQLFunctions(library, self.session_now)
+        self._functions = SQLFunctions(library, self._files.session_now)
         self._functions.add_to_every_connection()
         atexit.register(self._end)
 
@@ -102,23 +71,6 @@ class Binding:
         if (code := library.sqlite3_vfs_register(ctypes.byref(vfs), 0)) != c.OK:
             raise SQLiteLibraryError(f"SQLite does not take the VFS {name!r}: code {code}")
         return named
-
-    # --- errors -------------------------------------------------------------------------------------------------------
-
-    def fail(self, error: BaseException, code: int, *, level: int = logging.WARNING) -> int:
-        """Keep an error that a callback ended with, and log it; what the callback returns for it."""
-        if isinstance(error, KeyboardInterrupt):
-            interrupt_soon()
-            return c.INTERRUPT
-        if isinstance(error, LitevfsError):
-            code = error.extendedresult or code
-            logger.log(level, "SQLite is told code %d: %s", code, error)
-        else:
-            logger.error("SQLite is told code %d", code, exc_info=error)
-        keep_error(error, code)
-        return code
-
-    # --- the VFS ------------------------------------------------------------------------------------------------------
 
     def _make_vfs(self, named: Named) -> c.VFS:
         system = self._system
@@ -139,7 +91,7 @@ class Binding:
         return vfs
 
     def _make_open(self, named: Named) -> Any:
-        default, open_default = ctypes.addressof(self._default.contents), self._open_default
+        default, open_default = ctypes.addressof(self._default.contents), self._default.contents.open
 
         def x_open(_: int, name: int, file: int, flags: int, out_flags: int) -> int:
             try:
@@ -153,7 +105,7 @@ class Binding:
                         c_int.from_address(out_flags).value = flags & ~writing | c.OPEN_READONLY
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.CANTOPEN)
+                    return fail(error, c.CANTOPEN)
             except BaseException:  # noqa: BLE001 (one more Ctrl-C; the first one is on its way)
                 return c.CANTOPEN
 
@@ -181,39 +133,15 @@ class Binding:
                 from litevfs.bindings.warming import warm  # loads APSW
 
                 warm(session)
-            opened = _Open(file, session, has_no_locks)
+            opened = OpenFile(file, session, has_no_locks)
             if session.replica.pages.ahead is not None:
                 from litevfs.bindings.rehearsal import rehearse  # loads APSW
 
                 rehearse(session, lambda _: self.library.running(opened.database) if opened.database else None)
-            self._open_empty(opened)
+            self._files.open(opened)
         except BaseException:
             session.close()
             raise
-
-    def _open_empty(self, opened: _Open) -> None:
-        """Open an empty file of the default VFS, give it our methods, and let `Closings` watch it."""
-        path, descriptor = self._closings.make_fifo()
-        file = opened.file
-        try:
-            name = ctypes.create_string_buffer(path.encode() + b"\0\0\0\0")  # laid out as SQLite does, no parameters
-            flags = c.OPEN_TEMP_DB | c.OPEN_READWRITE | c.OPEN_DELETEONCLOSE
-            default = ctypes.addressof(self._default.contents)
-            code = self._open_default(default, ctypes.addressof(name), file, flags, None)
-            if code != c.OK:
-                raise SQLiteLibraryError(f"SQLite cannot open a FIFO (code {code})", key=path, hint="see TMPDIR")
-            native = c_void_p.from_address(file).value or 0
-            if native not in self._methods:
-                self._methods[native] = self._make_methods(c.IOMethods.from_address(native))
-        except BaseException:
-            os.close(descriptor)
-            with suppress(FileNotFoundError):
-                os.unlink(path)  # noqa: PTH108 - a FIFO
-            raise
-        self._closings.watch(descriptor, opened)
-        self._files[file] = opened
-        self._reads[file] = opened.session.read
-        c_void_p.from_address(file).value = ctypes.addressof(self._methods[native])
 
     def _find_access(self) -> Any:
         """A function that says "not there" of every file: a replica has no journal, whatever the current folder has.
@@ -237,133 +165,11 @@ class Binding:
 
         return c_callback(c.AccessFunction, x_access)
 
-    # --- files --------------------------------------------------------------------------------------------------------
-
-    def _make_methods(self, native: c.IOMethods) -> c.IOMethods:
-        methods = c.IOMethods(
-            version=1,
-            read=c_callback(c.ReadFunction, self._read),
-            write=c_callback(c.ReadFunction, lambda *_: c.READONLY),
-            truncate=c_callback(c.TruncateFunction, lambda *_: c.READONLY),
-            file_size=c_callback(c.FileSizeFunction, self._file_size),
-            lock=c_callback(c.FileIntFunction, self._lock_file),
-            file_control=c_callback(c.FileControlFunction, self._file_control),
-        )
-        for field in ("close", "sync", "unlock", "check_reserved_lock", "sector_size", "device_characteristics"):
-            setattr(methods, field, getattr(native, field))
-        keep_for_ever(methods)
-        return methods
-
-    def session_now(self, file: int) -> Session | None:
-        """The session of a file, unlocked first if its transaction is over."""
-        if (opened := self._files.get(file)) is None:
-            return None
-        if opened.database and not opened.has_no_locks:
-            state = self.library.sqlite3_txn_state(opened.database, None)
-            if state == c.TXN_NONE:
-                opened.session.unlock(UNLOCKED)
-        return opened.session
-
-    def _forget(self, opened: _Open) -> None:
-        """Forget a file that SQLite has closed. Another file may have its address by now."""
-        if self._files.get(opened.file) is opened:
-            self._files.pop(opened.file)
-            self._reads.pop(opened.file)
-        opened.session.close()
-
-    def _make_read(self) -> Callable[..., int]:
-        reads, array_at, copy_bytes, fill_bytes = self._reads, c.array_at, c.copy_bytes, c.fill_bytes
-
-        def x_read(file: int, buffer: int, amount: int, offset: int) -> int:
-            try:
-                try:
-                    data = reads[file](amount, offset)
-                    if len(data) == amount and amount in array_at:
-                        array_at[amount](buffer).raw = data
-                        return c.OK
-                    if len(data) == amount:
-                        copy_bytes(buffer, data, amount)
-                        return c.OK
-                    fill_bytes(buffer, 0, amount)
-                    copy_bytes(buffer, data, len(data))
-                    return c.IOERR_SHORT_READ
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR_READ)
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
-                return c.IOERR_READ
-
-        return x_read
-
-    def _make_file_size(self) -> Callable[..., int]:
-        files, number_at = self._files, c_int64.from_address
-
-        def x_file_size(file: int, result: int) -> int:
-            try:
-                try:
-                    number_at(result).value = files[file].session.size()
-                    return c.OK
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR)
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
-                return c.IOERR
-
-        return x_file_size
-
-    def _make_lock(self) -> Callable[..., int]:
-        files, closings = self._files, self._closings
-
-        def x_lock(file: int, level: int) -> int:
-            try:
-                try:
-                    if closings.needs_thread:
-                        closings.watch_after_fork()
-                    # SQLite takes SHARED only without a lock: it has unlocked
-                    files[file].session.lock(level, level == SHARED)
-                    return c.OK
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return self.fail(error, c.IOERR)
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
-                return c.IOERR
-
-        return x_lock
-
-    def _make_file_control(self) -> Callable[..., int]:
-        library = self.library
-
-        def x_file_control(file: int, operation: int, argument: Any) -> int:
-            try:
-                if operation == c.FCNTL_PDB:
-                    self._files[file].database = argument[0] or 0
-                if operation != c.FCNTL_PRAGMA:
-                    return c.NOTFOUND
-                try:
-                    session = self.session_now(file) or self._files[file].session
-                    value = None if argument[2] is None else ctypes.string_at(argument[2]).decode()
-                    answer = answer_pragma(session, ctypes.string_at(argument[1]).decode(), value)
-                    if answer is None:
-                        return c.NOTFOUND
-                    argument[0] = library.allocate_text(answer)
-                    return c.OK if argument[0] else c.NOMEM
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    code = self.fail(error, c.ERROR, level=logging.INFO)  # SQLite reports its text
-                    argument[0] = library.allocate_text(str(error) or "interrupted")
-                    return code
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
-                return c.ERROR
-
-        return x_file_control
-
-    # --- the end of the interpreter -----------------------------------------------------------------------------------
-
     def _end(self) -> None:
         """Let SQLite call no Python any more, before the interpreter ends and frees the callbacks."""
         self._is_over = True
         self._functions.remove_from_new_connections()
-        keep_for_ever(list(self._files.values()))  # they end with the process, like their threads
-        for address, methods in self._methods.items():
-            native = c.IOMethods.from_address(address)
-            for field in ("read", "write", "truncate", "file_size", "lock", "file_control"):
-                setattr(methods, field, getattr(native, field))
+        self._files.end()
 
 
 def _full_pathname(_: int, name: bytes, size: int, result: int) -> int:
