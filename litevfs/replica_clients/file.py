@@ -1,4 +1,4 @@
-"""Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`. Owns open descriptors.
+"""Replicas in a folder: `root/ltx/<level in decimal>/<min_txid>-<max_txid>.ltx`.
 
 Source of the layout: Litestream 0.5, `file/replica_client.go`; the client also reads and continues the layout of S3
 (see `layouts`). A file's mtime is the timestamp of its LTX header. Knows nothing of what the files contain.
@@ -31,7 +31,7 @@ from litevfs.errors import (
 from litevfs.ltx.names import format_file_name, parse_file_name
 from litevfs.replica_clients import file_objects
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, SideObject, too_late
-from litevfs.replica_clients.descriptors import Descriptor, most_kept
+from litevfs.replica_clients.descriptors import NO_DESCRIPTOR, Descriptor, KeptOpen
 from litevfs.replica_clients.layouts import LTX_FOLDER, layout_of_folders
 
 T = TypeVar("T")
@@ -39,8 +39,7 @@ T = TypeVar("T")
 _TEMP_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx\.[0-9a-f]{16}\.tmp", re.ASCII)
 _COPY_BYTES = 1 << 20
 _UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
-_NO_DESCRIPTOR = {errno.EMFILE, errno.ENFILE}
-_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ENOMEM} | _NO_DESCRIPTOR
+_TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ENOMEM} | NO_DESCRIPTOR
 
 _Key = tuple[int, int, int, str]
 
@@ -55,10 +54,9 @@ class FileReplicaClient:
 
     def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 64) -> None:
         self._root = os.path.abspath(os.fspath(root))  # noqa: PTH100 - keeps symlinks, and str is what os.open takes
-        self._max_open_files = max_open_files
-        self._open: dict[_Key, Descriptor] = {}
-        self._lock = threading.Lock()  # for changes of _open and _closed; a hit takes no lock
-        self._closed = False
+        self._kept: KeptOpen[_Key] = KeptOpen(max_open_files)
+        self._open = self._kept.descriptors
+        self._lock = threading.Lock()  # for changes of the levels that were swept
         self._swept_levels: set[int] = set()
         self._layout = LTX_FOLDER
         self._is_layout_known = False
@@ -82,7 +80,7 @@ class FileReplicaClient:
         folder = self._folder(level)
         with _translated(folder):
             try:
-                entries = self._with_room(lambda: os.scandir(folder))
+                entries = self._kept.with_room(lambda: os.scandir(folder))
             except FileNotFoundError:
                 if self._finds_other_layout():
                     return self.list_files(level, min_txid)
@@ -102,7 +100,7 @@ class FileReplicaClient:
         if self._is_layout_known:
             return False
         try:
-            names = set(self._with_room(lambda: os.listdir(self._root)))  # noqa: PTH208 - str in hand
+            names = set(self._kept.with_room(lambda: os.listdir(self._root)))  # noqa: PTH208 - str in hand
         except (FileNotFoundError, NotADirectoryError):
             return False
         layout = layout_of_folders(names, LTX_FOLDER, self._root)
@@ -147,8 +145,7 @@ class FileReplicaClient:
         except OSError as exc:
             if exc.errno == errno.EINVAL and offset >= os.fstat(descriptor.fd).st_size:
                 return b""  # offset and size together are beyond it
-            with self._lock:
-                self._open.pop(_key(file), None)
+            self._kept.drop(_key(file))
             raise _translate(exc, self.key(file), file) from exc
 
     def write(
@@ -195,8 +192,7 @@ class FileReplicaClient:
             with _translated(path):
                 local_files.remove(path)
             folders.add(self._folder(file.level))
-            with self._lock:
-                self._open.pop(_key(file), None)
+            self._kept.drop(_key(file))
         for folder in folders:
             with _translated(folder):
                 _fsync_folder(folder)
@@ -227,15 +223,13 @@ class FileReplicaClient:
 
     def close(self) -> None:
         """See `ReplicaClient.close`. A descriptor that a read is using closes with that read."""
-        with self._lock:
-            self._closed = True
-            self._open.clear()
+        self._kept.close()
 
     def _folder(self, level: int) -> str:
         return f"{self._root}/{self._layout.folder(level)[:-1]}"
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._kept.is_closed:
             raise StorageClosedError(f"the client of {self.url} is closed")
 
     def _open_file(self, file: LTXFileInfo) -> Descriptor:
@@ -244,43 +238,15 @@ class FileReplicaClient:
         with _translated(path, file):
             # O_NONBLOCK: a FIFO that pretends to be an LTX file must not block; regular files ignore it.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = Descriptor(self._with_room(lambda: os.open(path, flags)))
+            descriptor = Descriptor(self._kept.with_room(lambda: os.open(path, flags)))
             status = os.fstat(descriptor.fd)
         if not stat.S_ISREG(status.st_mode):
             raise _error(StorageError, "not a regular file", path, file)
         if file.etag and file.etag != _etag(status):
             raise _error(StorageNotFoundError, "the file was replaced since it was listed", path, file)
-        with self._lock:
-            self._check_open()
-            self._open[_key(file)] = descriptor
-            self._evict()
+        self._kept.keep(_key(file), descriptor)
+        self._check_open()
         return descriptor
-
-    def _with_room(self, call: Callable[[], T]) -> T:
-        """`call()`; if the process has no free descriptor, once more after closing those that are only kept open.
-
-        From then on the client keeps fewer, so that the process has some left for its other work.
-        """
-        try:
-            return call()
-        except OSError as exc:
-            if exc.errno not in _NO_DESCRIPTOR:
-                raise
-        with self._lock:
-            if self._open:  # else another thread was faster
-                self._max_open_files = max(1, len(self._open) // 2)
-                self._open.clear()
-        return call()
-
-    def _evict(self) -> None:
-        """Second chance: the oldest descriptor is closed, unless it was read again; then it counts as new."""
-        most = most_kept(self._max_open_files)
-        while len(self._open) > most:
-            key = next(iter(self._open))
-            descriptor = self._open.pop(key)
-            if descriptor.used:
-                descriptor.used = False
-                self._open[key] = descriptor
 
     def _copy(self, data: bytes | BinaryIO, fd: int) -> None:
         if isinstance(data, bytes):
@@ -377,7 +343,7 @@ def _translate(exc: OSError, path: str, file: LTXFileInfo | None) -> StorageErro
         )
     if exc.errno == errno.ETIMEDOUT:
         return _error(StorageTimeoutError, reason, path, file)
-    if exc.errno in _NO_DESCRIPTOR:
+    if exc.errno in NO_DESCRIPTOR:
         return _error(TransientStorageError, reason, path, file, "raise the limit on open files (ulimit -n)")
     return _error(TransientStorageError if exc.errno in _TRANSIENT else StorageError, reason, path, file)
 
