@@ -60,7 +60,7 @@ def _describe(fetcher: Fetcher, states: list[tuple[int, LTXFileInfo]]) -> list[d
     rows: list[dict[str, object]] = []
     for start in range(0, len(states), _BATCH):
         batch = states[start : start + _BATCH]
-        headers = fetcher.parallel([partial(fetcher.read_header, file) for _, file in batch])
+        headers = fetcher.threads.parallel([partial(fetcher.read_header, file) for _, file in batch])
         for (txid, file), header in zip(batch, headers, strict=True):
             rows.append(
                 {

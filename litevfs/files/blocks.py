@@ -305,7 +305,7 @@ class BlockReader:
         try:
             for request in requests:
                 self.under_way.add(request.made_by(partial(self._run, request)))
-            self._fetcher.start(requests)
+            self._fetcher.threads.start(requests)
         except BaseException as error:
             for request in requests:
                 self._give_up(request)
@@ -316,10 +316,10 @@ class BlockReader:
 
     def _start(self, request: Request, deadline: float) -> bool:
         """Make a request in another thread at once; False if none can: it does not wait behind what is read ahead."""
-        if not self._fetcher.has_room:
+        if not self._fetcher.threads.has_room:
             return False
         try:
-            self._fetcher.start([request.made_by(partial(self._run, request, deadline))])
+            self._fetcher.threads.start([request.made_by(partial(self._run, request, deadline))])
         except (RuntimeError, StorageClosedError):
             return False
         return True

@@ -9,27 +9,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from typing import TypeVar, cast
 
 from litevfs.concurrency.calls import Troubles
-from litevfs.concurrency.futures import closed_error, result_of, run_ahead, settle
+from litevfs.concurrency.futures import closed_error
 from litevfs.concurrency.retry import Backoff, retry
-from litevfs.concurrency.workers import Task, WorkerPool
-from litevfs.errors import (
-    LitevfsError,
-    LTXFormatError,
-    StorageClosedError,
-    StoragePermissionError,
-    TransientStorageError,
-)
+from litevfs.errors import LitevfsError, LTXFormatError, StoragePermissionError, TransientStorageError
 from litevfs.files.fetched import FetchedFile, check_name
 from litevfs.files.frame_checks import frame_checks, verify_stream
 from litevfs.files.gets import REQUEST_SHARE, Gets
 from litevfs.files.hedges import LIST, Hedges, What, answers_of
-from litevfs.files.line import MIN_AT_ONCE, line_to
+from litevfs.files.io_threads import IOThreads
+from litevfs.files.line import line_to
 from litevfs.files.ranges import likely_head_bytes, likely_tail_bytes, pieces
 from litevfs.files.requests import Requests
 from litevfs.files.write_behind import WriteBehind
@@ -79,9 +72,8 @@ class Fetcher:
         self._read_timeout_s = read_timeout_s
         self._levels_client = client if isinstance(client, ListsLevels) else None
         self._verify = verify
-        self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._pool: WorkerPool | None = None
+        self.threads = IOThreads(self.line, self._closed.is_set, is_remote=self.is_remote)
 
     @property
     def is_remote(self) -> bool:
@@ -125,7 +117,8 @@ class Fetcher:
 
     def list_levels(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         """All files of several levels, listed in parallel."""
-        return [file for files in self.parallel([partial(self.list_files, n) for n in levels]) for file in files]
+        calls = [partial(self.list_files, level) for level in levels]
+        return [file for files in self.threads.parallel(calls) for file in files]
 
     def deadline(self) -> float:
         """When a read of one page that begins now has to end (`time.monotonic()`, seconds)."""
@@ -183,7 +176,7 @@ class Fetcher:
         calls: list[Callable[[], FetchedFile | bytes]] = [partial(self._fetch_small, f) for f in small]
         for file in large:
             calls += [partial(self._read_head, file), partial(self._read_tail, file, likely_tail_bytes(file))]
-        results = iter(self.parallel(calls))
+        results = iter(self.threads.parallel(calls))
         fetched: dict[LTXFileInfo, FetchedFile] = {}
         for file in small:
             fetched[file] = cast(FetchedFile, next(results))
@@ -270,7 +263,7 @@ class Fetcher:
             for offset in range(start, end, step)
         )
         yield head
-        for piece in run_ahead(calls, self._submit_or_run if self.is_remote else None, PARALLEL_READS):
+        for piece in self.threads.in_order(calls, PARALLEL_READS):
             if self._closed.is_set():  # not every storage notices that, and a folder never does
                 raise closed_error()
             yield piece
@@ -291,7 +284,7 @@ class Fetcher:
         start = file.size - size
         parts = pieces(start - start % (self.client.block_size or 1), file.size - len(tail), READ_BYTES)
         calls = [partial(self._read_kept, file, *part, fresh=fresh) for part in parts]
-        return b"".join([*self.parallel(calls), tail])
+        return b"".join([*self.threads.parallel(calls), tail])
 
     def _read_kept(self, file: LTXFileInfo, offset: int, size: int, *, fresh: bool = False) -> bytes:
         """Like `read` for bytes from the start of a block on, from the folder if it has them, but not if `fresh`."""
@@ -319,67 +312,12 @@ class Fetcher:
             hint=error.hint or DAMAGE_HINT,
         )
 
-    # --- threads ------------------------------------------------------------------------------------------------------
-
-    def parallel(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Results in order; in parallel where a request costs a round trip. Raises the first call's error."""
-        if len(calls) < 2 or not self.is_remote:
-            return [call() for call in calls]
-        futures = [self._submit_or_run(call) for call in calls]
-        try:
-            return [result_of(future) for future in futures]
-        finally:
-            for future in futures:
-                future.cancel()
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a call that is submitted now is made at once."""
-        pool = self._pool
-        return pool is None or pool.has_room
-
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run in the replica's pool. A call must not wait for another one of the pool.
-
-        Raises StorageClosedError, or RuntimeError if no thread can start or the interpreter is ending.
-        """
-        with self._lock:
-            return self._open_pool().submit(call)
-
-    def start(self, tasks: Sequence[Task]) -> None:
-        """Run tasks as `submit` makes calls. Raises what that raises."""
-        if tasks:
-            with self._lock:
-                self._open_pool().start(tasks)
-
-    def _open_pool(self) -> WorkerPool:
-        if self._closed.is_set():
-            raise StorageClosedError("the replica is closed")
-        self._pool = self._pool or WorkerPool(MIN_AT_ONCE, "litevfs-io")
-        self._pool.max_threads = self.line.at_once
-        return self._pool
-
-    def _submit_or_run(self, call: Callable[[], T]) -> Future[T]:
-        try:
-            return self.submit(call)
-        except RuntimeError as error:
-            logger.info("reading without another thread: %s", error)
-        future: Future[T] = Future()
-        try:
-            settle(future, call())
-        except Exception as error:  # noqa: BLE001 (handed to the waiting thread)
-            settle(future, error)
-        return future
-
     def close(self) -> None:
         """End calls under way and release threads and sockets. Idempotent."""
         self._closed.set()
         self.requests.close()
         self.client.close()
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+        self.threads.close()
         if self.disk_cache is not None:
             self.disk_cache.close()
 

@@ -31,7 +31,7 @@ def fetch_named(fetcher: Fetcher, txids: Sequence[int]) -> list[FetchedFile]:
     StoragePermissionError if a storage refuses to say that a file is missing.
     """
     fetched: list[FetchedFile] = []
-    for found in fetcher.parallel([partial(_read, fetcher, txid) for txid in txids]):
+    for found in fetcher.threads.parallel([partial(_read, fetcher, txid) for txid in txids]):
         if found is None or (fetched and found[0].size > WHOLE_FILE_BYTES):
             break
         info, data = found

@@ -219,7 +219,7 @@ def open_part(current: Callable[[], Fetcher], file: LTXFileInfo) -> tuple[Header
     tail_size = min(file.size, INDEX_SIZE_FIELD_SIZE + TRAILER_SIZE)
     head_size = likely_head_bytes(file, fetcher.client.block_size, fetcher.line.trip_bytes)
     ranges = ((0, head_size), (file.size - tail_size, tail_size))
-    head, tail = fetcher.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
+    head, tail = fetcher.threads.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
     try:
         header = Header.unpack(head)
         check_name(file, header)
@@ -230,7 +230,7 @@ def open_part(current: Callable[[], Fetcher], file: LTXFileInfo) -> tuple[Header
 
     def read(ranges: Sequence[Range]) -> list[bytes]:
         fetcher = current()
-        return fetcher.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
+        return fetcher.threads.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
 
     start, end = pages_end + len(END_OF_PAGES), file.size - tail_size - len(b"\0")
     return header, head, PartIndex(header, start, end, pages_end, read, lambda error: current().located(error, file))

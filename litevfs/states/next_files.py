@@ -80,7 +80,7 @@ class NextFiles:
     def _submit(self, is_proved: Callable[[], bool]) -> Future[bool] | None:
         """Request the proof, while the next file is requested."""
         try:
-            return self._fetcher.submit(is_proved)
+            return self._fetcher.threads.submit(is_proved)
         except RuntimeError:  # no thread can start now
             return None
 

@@ -122,7 +122,7 @@ class Survey:
 
     def _list_each(self, levels: Iterable[int]) -> list[LTXFileInfo]:
         calls = [partial(self._fetcher.list_files, level, self._starts.get(level, 1)) for level in levels]
-        return [file for files in self._fetcher.parallel(calls) for file in files]
+        return [file for files in self._fetcher.threads.parallel(calls) for file in files]
 
     def _note(self, files: Iterable[LTXFileInfo]) -> None:
         for file in files:

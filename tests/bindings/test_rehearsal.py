@@ -173,7 +173,7 @@ class Tides:
         """Whether requests are held, no other one is about to be, and query and rehearsal wait for them."""
         pages = shared_replica(self._url).pages
         under_way = {id(request) for request in list(pages.blocks.under_way.requests.values())}
-        pool = pages._fetcher._pool
+        pool = pages._fetcher.threads.pool
         at_once = pool.max_threads if pool else 1
         with self._lock:
             if not self._held or min(len(under_way), at_once) > len(self._held):

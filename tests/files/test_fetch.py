@@ -279,7 +279,7 @@ def test_as_many_calls_run_at_once_as_the_line_is_worth(world):
     _, _, fetcher = world
     fetcher.line.latency_s = 0.1
     meeting = threading.Barrier(fetcher.line.at_once)
-    for call in [fetcher.submit(lambda: meeting.wait(10)) for _ in range(meeting.parties)]:
+    for call in [fetcher.threads.submit(lambda: meeting.wait(10)) for _ in range(meeting.parties)]:
         call.result(10)
     assert meeting.parties == 64
 
@@ -311,6 +311,6 @@ def test_a_closed_fetcher_takes_no_work(world):
     fetcher.close()
     fetcher.close()
     with pytest.raises(StorageClosedError):
-        fetcher.submit(lambda: 1)
+        fetcher.threads.submit(lambda: 1)
     with pytest.raises(StorageClosedError):
         fetcher.read(file, 0, 10)

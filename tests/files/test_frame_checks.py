@@ -362,17 +362,17 @@ def test_closing_ends_requests_that_wait_for_a_thread(remote):
     busy = threading.Event()
     with remote.fetcher() as fetcher:
         head, tail = fetcher._read_head(remote.file), fetcher._read_tail(remote.file, 20_000)
-        others = [fetcher.submit(lambda: busy.wait(10)) for _ in range(32)]
+        others = [fetcher.threads.submit(lambda: busy.wait(10)) for _ in range(32)]
         wait_until(lambda: all(other.running() for other in others), "all threads to be busy")
         waiting = threading.Event()
-        submit = fetcher.submit
+        submit = fetcher.threads.submit
 
         def noted(call):
             future = submit(call)
             waiting.set()
             return future
 
-        fetcher.submit = noted
+        fetcher.threads.submit = noted
 
         def work(i: int) -> None:
             if i:

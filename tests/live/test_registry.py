@@ -360,8 +360,8 @@ def in_a_daemon(call: Callable[[], object]) -> None:
     "lock",
     [
         lambda replica: registry.registry._lock,
-        lambda replica: replica.fetcher._lock,
-        lambda replica: replica.fetcher._pool._lock,
+        lambda replica: replica.fetcher.threads._lock,
+        lambda replica: replica.fetcher.threads.pool._lock,
         lambda replica: replica._published,
         lambda replica: replica._refresh_lock,
         lambda replica: threading._active_limbo_lock,
@@ -374,7 +374,7 @@ def test_a_connection_that_is_collected_under_a_lock_ends_its_replica_all_the_sa
         gc.disable()
         try:
             replica = forsake(script.url)
-            assert replica.fetcher._pool is not None
+            assert replica.fetcher.threads.pool is not None
 
             def collect() -> None:
                 with lock(replica):
@@ -516,7 +516,7 @@ def test_a_process_ends_while_a_request_of_the_read_ahead_has_no_answer():
 
         script.on_list = hang
         replica = next(iter(litevfs.live.registry.registry.shared.values())).replica
-        replica.fetcher.submit(lambda: replica.fetcher.list_files(0))
+        replica.fetcher.threads.submit(lambda: replica.fetcher.list_files(0))
         assert hanging.wait(20)
         print(connection.pragma("litestream_hydration_file"))
     """
