@@ -121,29 +121,42 @@ class Follower:
             snapshot, was_asked = self._follow_by_name(snapshot, publish)
             if was_asked and not is_due:
                 return False  # there is no next file, which does not prove that the replica is the same
-        anchor = self._anchor
-        if not self._survey.is_undone and (anchor is not None or not (thorough or is_due)):
-            first_txid = anchor.min_txid if anchor else snapshot.txid + 1
-            files = self._survey.list_ahead(first_txid) if is_due else self._survey.list_level_0(first_txid)
-            level_0 = [file for file in files if file.level == 0]
-            self._names.look_at(level_0, snapshot.txid, was_asked=was_asked)
-            chain = extend(snapshot.txid, level_0)
-            self._survey.learn_from(chain.files)
-            is_all = not chain.gap and all(file.max_txid <= chain.txid for file in files)
-            is_usual = self._is_continuous(snapshot, level_0) and is_all and len(chain.files) <= MAX_STEPS
-            if is_usual and self._is_usual(snapshot):
-                self._judge.is_in_order()
-                snapshot, failure = self._advance(snapshot, chain, publish)
-                self._note_position(level_0, snapshot)
-                if failure is None:
-                    self._survey.rest(snapshot, anchor is not None)
-                    if is_due:
-                        self._survey.done(began)
-                        self._names.keep_only([*self._seen, *snapshot.files.values()])
-                    return anchor is not None
-                # The newest file may be on its way still. Of a file that others follow, no more bytes will come.
-                if not is_unusable(failure) or chain.next_after(snapshot.txid) is chain.files[-1]:
-                    raise failure
+        is_anchored = self._anchor is not None
+        if not self._survey.is_undone and (is_anchored or not (thorough or is_due)):
+            snapshot, is_newest = self._follow_level_0(snapshot, publish, is_due=is_due, was_asked=was_asked)
+            if is_newest:
+                self._survey.rest(snapshot, is_anchored)
+                if is_due:
+                    self._survey.done(began)
+                    self._names.keep_only([*self._seen, *snapshot.files.values()])
+                return is_anchored
+        self._follow_all_levels(snapshot, publish)
+        return True
+
+    def _follow_level_0(
+        self, snapshot: Snapshot, publish: Publish, *, is_due: bool, was_asked: bool
+    ) -> tuple[Snapshot, bool]:
+        """Publish what level 0 lists, and those above if `is_due`. Returns the state, and whether it is the newest."""
+        first_txid = self._anchor.min_txid if self._anchor else snapshot.txid + 1
+        files = self._survey.list_ahead(first_txid) if is_due else self._survey.list_level_0(first_txid)
+        level_0 = [file for file in files if file.level == 0]
+        self._names.look_at(level_0, snapshot.txid, was_asked=was_asked)
+        chain = extend(snapshot.txid, level_0)
+        self._survey.learn_from(chain.files)
+        is_all = not chain.gap and all(file.max_txid <= chain.txid for file in files)
+        is_usual = self._is_continuous(snapshot, level_0) and is_all and len(chain.files) <= MAX_STEPS
+        if not is_usual or not self._is_usual(snapshot):
+            return snapshot, False
+        self._judge.is_in_order()
+        snapshot, failure = self._advance(snapshot, chain, publish)
+        self._note_position(level_0, snapshot)
+        # The newest file may be on its way still. Of a file that others follow, no more bytes will come.
+        if failure and (not is_unusable(failure) or chain.next_after(snapshot.txid) is chain.files[-1]):
+            raise failure
+        return snapshot, failure is None
+
+    def _follow_all_levels(self, snapshot: Snapshot, publish: Publish) -> None:
+        """Publish what all levels hold, also where the replica was replaced. Raises what still keeps it from more."""
         began = self._survey.now()
         self._survey.not_done()
         files = self._survey.list_all()
@@ -153,7 +166,6 @@ class Follower:
         if failure is not None:
             raise failure
         self._survey.done(began)
-        return True
 
     def _is_usual(self, snapshot: Snapshot) -> bool:
         """Whether the last refresh left nothing undone, and the state is made of few files."""
