@@ -3,7 +3,7 @@
 One thread makes call after call. It stands alone as long as the calls are quick: a second thread watches, and takes
 the next call only when that is late. A call that hangs is given up: its thread no longer counts, and another one takes
 its place. Calls of one place (a storage) have a share of the threads, so that a place that hangs leaves threads to the
-others. With the last call the threads end.
+others. With the last call the threads end. Work that may be woken, and that nothing gives up, takes turns (`turns.py`).
 """
 
 from __future__ import annotations

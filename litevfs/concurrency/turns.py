@@ -1,7 +1,7 @@
 """Recurring work in threads: each task takes a turn, and says when the next one is due.
 
 A task has a thread of its own (`OwnThreads`), or shares a few with thousands of others (`shared_turns.py`). Knows
-nothing of what a turn does.
+nothing of what a turn does. Calls that only repeat, and may be given up when they hang, are for `scheduler.py`.
 """
 
 from __future__ import annotations
