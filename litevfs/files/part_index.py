@@ -24,7 +24,8 @@ from litevfs.ltx.decoder import tail_size_needed
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import END_OF_PAGES, HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.index_part import IndexPart, decode_index_part, entry_numbers
-from litevfs.ltx.page_index import PageIndex, encode_entries, snapshot_page_count
+from litevfs.ltx.page_index import PageIndex, encode_entries
+from litevfs.ltx.page_rules import snapshot_page_count
 
 COSTLY_FILE_BYTES = 1 << 25
 """The index of a smaller file takes no longer than the requests for its parts."""

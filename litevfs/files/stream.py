@@ -117,7 +117,7 @@ class VerifiedStream:
 
     @property
     def whole_from(self) -> int:
-        """See `litevfs.ltx.page_index.whole_from`; known at the end."""
+        """See `litevfs.ltx.page_rules.whole_from`; known at the end."""
         return self._decoder.whole_from
 
     def __iter__(self) -> Iterator[tuple[memoryview, list[tuple[int, bytes]]]]:

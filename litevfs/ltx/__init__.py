@@ -7,13 +7,8 @@ from litevfs.ltx.encoder import Encoder, encode_file
 from litevfs.ltx.format import Header, Trailer, lock_pgno
 from litevfs.ltx.frame import decode_frame
 from litevfs.ltx.names import format_file_name, format_txid, parse_file_name, parse_txid
-from litevfs.ltx.page_index import (
-    PageIndex,
-    decode_page_index,
-    encode_page_index,
-    index_size_from_tail,
-    validate_page_index,
-)
+from litevfs.ltx.page_index import PageIndex, decode_page_index, encode_page_index, index_size_from_tail
+from litevfs.ltx.page_rules import validate_page_index
 
 __all__ = [
     "CompactionInput",

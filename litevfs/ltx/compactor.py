@@ -16,7 +16,7 @@ from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.encoder import Encoder
 from litevfs.ltx.format import HEADER_FLAG_NO_CHECKSUM, Header, Trailer
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageOrder, check_growth, check_size_change
+from litevfs.ltx.page_rules import PageOrder, check_growth, check_size_change
 
 
 class CompactionInput(Protocol):

@@ -32,13 +32,12 @@ from litevfs.ltx.frame import (
 )
 from litevfs.ltx.page_index import (
     PageIndex,
-    PageOrder,
     decode_page_index,
     encode_entries_of_frames,
     index_size_from_tail,
     max_index_size,
-    validate_page_index,
 )
+from litevfs.ltx.page_rules import PageOrder, validate_page_index
 
 __all__ = [
     "LTXFile",
@@ -196,7 +195,7 @@ class StreamDecoder:
 
     @property
     def whole_from(self) -> int:
-        """See `litevfs.ltx.page_index.whole_from`; for a file that was fed to its end."""
+        """See `litevfs.ltx.page_rules.whole_from`; for a file that was fed to its end."""
         return self._order.whole_from
 
     def feed(self, data: bytes | memoryview) -> list[tuple[int, bytes]]:

@@ -26,7 +26,8 @@ from litevfs.ltx.format import (
     Trailer,
 )
 from litevfs.ltx.frame import FRAME_HEADER_SIZE, checksummed_headers
-from litevfs.ltx.page_index import PageOrder, encode_entries_of_frames
+from litevfs.ltx.page_index import encode_entries_of_frames
+from litevfs.ltx.page_rules import PageOrder
 
 _ENTRIES_AT_ONCE = 1 << 16
 _SPOOL_READ_BYTES = 1 << 18

@@ -32,7 +32,7 @@ from litevfs.files.plan import Chain, newest_state, state_at
 from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
-from litevfs.ltx.page_index import check_growth
+from litevfs.ltx.page_rules import check_growth
 from litevfs.operations.target import RestoreTarget, check_unused, is_missing
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.marks import RestoredMark, remove_restored, write_restored

@@ -26,7 +26,7 @@ from litevfs.files.plan import Chain, newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer, VerifiedStream
 from litevfs.ltx.decoder import StreamDecoder
 from litevfs.ltx.format import Header, Trailer
-from litevfs.ltx.page_index import check_growth, check_size_change
+from litevfs.ltx.page_rules import check_growth, check_size_change
 from litevfs.operations.restore import apply_files
 from litevfs.operations.target import RestoreTarget
 from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo

@@ -21,7 +21,8 @@ from litevfs.files.frame_checks import frame_check
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header
 from litevfs.ltx.frame import decode_frame
-from litevfs.ltx.page_index import PageIndex, check_growth, check_size_change, whole_from
+from litevfs.ltx.page_index import PageIndex
+from litevfs.ltx.page_rules import check_growth, check_size_change, whole_from
 from litevfs.states.chunks import (
     CHUNK_BITS,
     CHUNK_MASK,

@@ -22,7 +22,8 @@ from litevfs.ltx import compact, decode_file
 from litevfs.ltx.decoder import tail_size_needed
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import TRAILER_SIZE, Header, lock_pgno
-from litevfs.ltx.page_index import PageOrder, check_growth, page_index_from_frames, whole_from
+from litevfs.ltx.page_index import page_index_from_frames
+from litevfs.ltx.page_rules import PageOrder, check_growth, whole_from
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.operations.restore import restore
 from litevfs.options import Options
