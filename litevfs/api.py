@@ -267,7 +267,8 @@ def diff(
     Raises OptionError for states in the wrong order and for tables that neither state has, TXIDNotFoundError for a
     state that the replica does not hold, and what `connect` raises.
     """
-    from litevfs.operations.diff import Diff, State
+    from litevfs.operations.diff import Diff
+    from litevfs.operations.tables import State
 
     check_names(options, "option")
     url, tables = parse_replica_url(replica_url), None if tables is None else names_of(tables, "tables")

@@ -13,8 +13,9 @@ from litevfs.commands.options import add_options, add_url, given_options
 from litevfs.commands.results import make_writer, value_text
 from litevfs.commands.text import write_utf_8
 from litevfs.ltx.names import format_txid
-from litevfs.operations.diff import Change, Diff, Row, Value
+from litevfs.operations.diff import Change, Diff
 from litevfs.operations.patch import patch_statements
+from litevfs.operations.tables import Row, Value
 from litevfs.options import SPECS
 
 DESCRIPTION = (

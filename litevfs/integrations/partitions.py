@@ -25,7 +25,7 @@ from litevfs.live.replica import Replica
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
-from litevfs.operations.diff import quoted
+from litevfs.operations.tables import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options, check_names, names_of, parse_replica_url
 from litevfs.states.snapshot import Snapshot

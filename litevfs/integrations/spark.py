@@ -23,7 +23,7 @@ from litevfs.integrations.arrow_columns import Column
 from litevfs.integrations.partitions import Partition, declared_columns, partitions, stored_columns
 from litevfs.integrations.spark_changes import NEWEST, LitevfsStreamReader, change_schema
 from litevfs.integrations.types import undeclared
-from litevfs.operations.diff import quoted
+from litevfs.operations.tables import quoted
 
 NAME = "litevfs"
 _OWN_OPTIONS = ("url", "table", "txid", "numpartitions", "where", "columns", "as_text", "from")

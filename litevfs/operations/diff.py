@@ -6,9 +6,8 @@ values are SQLite's own. If the pages do not show them, SQLite compares all rows
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -16,24 +15,19 @@ from typing import Literal, Self
 
 import apsw
 
-from litevfs.errors import LitevfsError, OptionError
+from litevfs.errors import OptionError
 from litevfs.ltx.names import format_txid
 from litevfs.operations.changed_sides import read_sides
-from litevfs.operations.index_trees import COLLATIONS, KeyOrder, KeyValue, changed_keys
-from litevfs.operations.key_orders import key_order
+from litevfs.operations.index_trees import COLLATIONS, KeyValue, changed_keys
 from litevfs.operations.table_trees import changed_rows
+from litevfs.operations.tables import Key, Row, State, Table, Value, column_list, quoted, read_rows, split_row
 from litevfs.operations.tree_pages import Side, UnclearError, unexplained_overflow
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import pgnos_differing
-from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.operations.diff")
 
 ROWS_A_QUERY = 500
-
-Value = None | int | float | str | bytes
-Key = tuple[Value, ...]
-Row = dict[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,93 +50,6 @@ class SchemaChange:
     op: Literal["create", "change", "drop"]
     old_sql: str | None
     new_sql: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """An ordinary table in one state."""
-
-    name: str
-    sql: str
-    root: int
-    columns: tuple[str, ...]  # all but generated ones
-    key: tuple[str, ...]  # column names, or the rowid under a name that no column has
-    rowid_is_column: bool  # INTEGER PRIMARY KEY
-    order: KeyOrder | None  # of a WITHOUT ROWID table
-
-    @property
-    def has_rowid(self) -> bool:
-        """Whether it is no WITHOUT ROWID table."""
-        return self.order is None
-
-    @property
-    def collates(self) -> tuple[str, ...]:
-        """What SQL adds to a comparison of each key column: the key's collation need not be the column's."""
-        return tuple(f" COLLATE {quoted(column.collation)}" for column in self.order.columns) if self.order else ("",)
-
-
-class State:
-    """One of the two states: a connection that sees it under the name `schema`, and its page map."""
-
-    def __init__(self, connection: apsw.Connection, schema: str, snapshot: Snapshot) -> None:
-        self.schema = schema
-        self.snapshot = snapshot
-        self._connection = connection
-        rows = connection.execute(f"SELECT type, name, sql, rootpage, tbl_name FROM {schema}.sqlite_schema").fetchall()
-        self.table_of = {str(r[1]): str(r[4]) for r in rows}  # the table of each index and trigger
-        self.objects: dict[tuple[str, str], str] = {(str(r[0]), str(r[1])): str(r[2]) for r in rows if r[2]}
-        self.views = {str(r[1]) for r in rows if r[0] == "view"}
-        self.virtual = {str(r[1]) for r in rows if r[0] == "table" and not r[3]}
-        self._roots: dict[str, int] = {str(r[1]): int(r[3]) for r in rows if r[0] == "table" and r[3]}
-        pragmas = ("user_version", "application_id")
-        self.numbers = {name: int(str(connection.pragma(name, schema=schema))) for name in pragmas}
-        self.tables = [name for name in self._roots if not name.startswith("sqlite_stat")]
-
-    def table(self, name: str) -> Table | None:
-        """The table of that name, if this state has it."""
-        if name not in self._roots:
-            return None
-        info = self._connection.execute(f"PRAGMA {self.schema}.table_xinfo({quoted(name)})").fetchall()
-        columns = tuple(str(column[1]) for column in info if column[6] == 0)
-        sql = "SELECT wr FROM pragma_table_list WHERE schema = ? AND name = ?"
-        has_rowid = not self._connection.execute(sql, (self.schema, name)).fetchall()[0][0]
-        indexes = self._connection.execute(f"PRAGMA {self.schema}.index_list({quoted(name)})").fetchall()
-        key_index = next((str(index[1]) for index in indexes if index[3] == "pk"), None)
-        sql = self.objects.get(("table", name), "")
-        if not has_rowid:
-            order = self._key_order(str(key_index))
-            key = tuple(column.name for column in order.columns)
-            return Table(name, sql, self._roots[name], columns, key, False, order)
-        primary = [str(column[2]).upper() for column in info if column[5]]
-        is_column = primary == ["INTEGER"] and key_index is None  # it has one as INTEGER PRIMARY KEY DESC
-        return Table(name, sql, self._roots[name], columns, (_rowid_name(name, columns),), is_column, None)
-
-    def _key_order(self, index: str) -> KeyOrder:
-        encoding = str(self._connection.pragma("encoding", schema=self.schema))
-        decoded = {"UTF-16le": "utf-16-le", "UTF-16be": "utf-16-be"}.get(encoding, "utf-8")
-        return key_order(self._connection, self.schema, index, decoded)
-
-    def has_unique_index(self, name: str) -> bool:
-        """Whether two rows of a table can violate a constraint together."""
-        return any(index[2] for index in self._connection.execute(f"PRAGMA {self.schema}.index_list({quoted(name)})"))
-
-    def rows(self, table: Table, rowids: Sequence[int] | None = None) -> Iterator[tuple[Key, Row]]:
-        """(key, row) of these rows, or of all, in the order of the key."""
-        key = _columns("", table.key)
-        names = ", ".join([key, _columns("", table.columns)]) if table.columns else key
-        where = "" if rowids is None else f" WHERE {key} IN (SELECT value FROM json_each(?))"
-        sql = f"SELECT {names} FROM {self.schema}.{quoted(table.name)}{where} ORDER BY {key}"
-        for row in _read(self._connection, table, sql, () if rowids is None else (json.dumps(rowids),)):
-            yield _split(row, table)
-
-    def row(self, table: Table, key: Sequence[KeyValue]) -> tuple[Key, Row] | None:
-        """(key, row) of the row of a WITHOUT ROWID table with this key, if there is one."""
-        names = ", ".join([_columns("", table.key), _columns("", table.columns)])
-        same_key = " AND ".join(f"{quoted(name)} = ?{c}" for name, c in zip(table.key, table.collates, strict=True))
-        sql = f"SELECT {names} FROM {self.schema}.{quoted(table.name)} WHERE {same_key}"
-        for row in _read(self._connection, table, sql, tuple(key)):
-            return _split(row, table)
-        return None
 
 
 class Diff:
@@ -228,7 +135,7 @@ class Diff:
         pairs = zip(old.key, new.key, new.collates, strict=True)
         same_key = " AND ".join(f"a.{quoted(x)} = b.{quoted(y)}{collate}" for x, y, collate in pairs)
         names = ", ".join(
-            _columns(*side) for side in (("a.", old.key), ("a.", old.columns), ("b.", new.key), ("b.", new.columns))
+            column_list(*side) for side in (("a.", old.key), ("a.", old.columns), ("b.", new.key), ("b.", new.columns))
         )
         where = ""
         if old.columns == new.columns:
@@ -240,17 +147,17 @@ class Diff:
             where = " WHERE " + " OR ".join([f"b.{quoted(new.key[0])} IS NULL", *differs])
         middle = len(old.key) + len(old.columns)
         joined = f"SELECT {names} FROM {a} AS a LEFT JOIN {b} AS b ON {same_key}{where}"
-        for row in _read(self._connection, old, joined):
-            key, before = _split(row[:middle], old)
-            there, after = _split(row[middle:], new)
+        for row in read_rows(self._connection, old, joined):
+            key, before = split_row(row[:middle], old)
+            there, after = split_row(row[middle:], new)
             if there[0] is None:
                 yield Change(old.name, "delete", key, before, None)
             elif not _same(before, after):
                 yield Change(old.name, "update", key, before, after)
-        names = ", ".join([_columns("b.", new.key), _columns("b.", new.columns)])
+        names = ", ".join([column_list("b.", new.key), column_list("b.", new.columns)])
         missing = f"NOT EXISTS (SELECT 1 FROM {a} AS a WHERE {same_key})"
-        for row in _read(self._connection, new, f"SELECT {names} FROM {b} AS b WHERE {missing}"):
-            key, after = _split(row, new)
+        for row in read_rows(self._connection, new, f"SELECT {names} FROM {b} AS b WHERE {missing}"):
+            key, after = split_row(row, new)
             yield Change(new.name, "insert", key, None, after)
 
     def _candidates(self, old: Table, new: Table) -> tuple[set[int], list[list[KeyValue]]] | None:
@@ -318,17 +225,6 @@ def _change(name: str, old: tuple[Key, Row] | None, new: tuple[Key, Row] | None)
         yield Change(name, "update", old[0], old[1], new[1])
 
 
-def _read(
-    connection: apsw.Connection, table: Table, sql: str, bindings: tuple[KeyValue, ...] = ()
-) -> Iterator[tuple[Value, ...]]:
-    try:
-        yield from connection.execute(sql, bindings)
-    except UnicodeDecodeError as error:
-        raise LitevfsError(
-            f"table {table.name} holds text that is not UTF-8: {error}", hint="leave it out: tables= names the others"
-        ) from error
-
-
 def _same(a: Row, b: Row) -> bool:
     return a == b and all(same_value(value, b[name]) for name, value in a.items())
 
@@ -336,27 +232,3 @@ def _same(a: Row, b: Row) -> bool:
 def same_value(a: Value, b: Value) -> bool:
     """Whether two values are the same: 1 is not 1.0, and 0.0 is not -0.0."""
     return a == b and type(a) is type(b) and (a != 0 or repr(a) == repr(b))
-
-
-def _split(row: Sequence[Value], table: Table) -> tuple[Key, Row]:
-    width = len(table.key)
-    return tuple(row[:width]), dict(zip(table.columns, row[width:], strict=True))
-
-
-def _columns(prefix: str, names: Sequence[str]) -> str:
-    return ", ".join(prefix + quoted(name) for name in names)
-
-
-def quoted(name: str) -> str:
-    """A name as SQL has to write it."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _rowid_name(table: str, columns: Collection[str]) -> str:
-    taken = {column.lower() for column in columns}
-    for name in ("rowid", "_rowid_", "oid"):
-        if name not in taken:
-            return name
-    raise OptionError(
-        f"the rowid of table {table} is hidden by columns of that name", hint="choose other tables with tables="
-    )

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from litevfs.errors import OptionError
-from litevfs.operations.diff import Change, Diff, Key, Row, SchemaChange, Table, Value, quoted, same_value
+from litevfs.operations.diff import Change, Diff, SchemaChange, same_value
+from litevfs.operations.tables import Key, Row, Table, Value, quoted
 
 _DROP_ORDER = ("trigger", "view", "index", "table")
 _CHARACTERS = re.compile("([\0\r])")
