@@ -62,7 +62,7 @@ class Member:
     """One database of a fleet: opens its replicator as soon as that can be done, and closes it."""
 
     def __init__(self, path: Path, places: tuple[Place, ...], entry: DatabaseEntry, fleet: Fleet) -> None:
-        self.path, self.places, self._entry, self._fleet = path, places, entry, fleet
+        self.path, self.places, self.entry, self._fleet = path, places, entry, fleet
         self._backoff = Backoff()
         self._lock = threading.Lock()  # of opening and closing
         self._is_leaving = False
@@ -144,16 +144,16 @@ class Member:
                 raise ReplicatorError("not a database, or not yet", key=str(self.path))
             first, *others = self._clients
             own_process = self._fleet.own_process
-            return Replicator(self.path, first, places=others, own_process=own_process, **self._entry.options)
+            return Replicator(self.path, first, places=others, own_process=own_process, **self.entry.options)
         except BaseException:
             self._close(None)
             raise
 
     def _restore(self) -> None:
-        if not self._entry.restore_if_missing or self._fleet.restore is None:
+        if not self.entry.restore_if_missing or self._fleet.restore is None:
             return
         try:
-            self._fleet.restore(self.path, self._clients, self._entry.options.get("lease_ttl_s", DEFAULT_TTL_S))
+            self._fleet.restore(self.path, self._clients, self.entry.options.get("lease_ttl_s", DEFAULT_TTL_S))
         except ReplicaConflictError as exc:
             raise _RestoreWaitsError(exc.message, key=exc.key, hint=exc.hint) from exc
 
@@ -213,7 +213,7 @@ class Fleet:
                 if self._is_first or entry.watch or entry.pattern is None:
                     found.update((path, (entry, places)) for path, places in _databases(entry))
                 else:
-                    found.update((path, (entry, m.places)) for path, m in self.members.items() if m._entry is entry)
+                    found.update((path, (entry, m.places)) for path, m in self.members.items() if m.entry is entry)
             gone = [path for path in self.members if path not in found]
             for path in gone:
                 self._let_go(self.members.pop(path))
