@@ -18,9 +18,9 @@ import apsw
 
 from litevfs.bindings.apsw_errors import apsw_errors, make_apsw_error
 from litevfs.bindings.apsw_files import SessionVFS
-from litevfs.bindings.rehearsal import rehearse
+from litevfs.bindings.beside import start_beside
 from litevfs.bindings.statements import Noted
-from litevfs.bindings.warming import THREAD_NAME, warm
+from litevfs.bindings.warming import THREAD_NAME
 from litevfs.errors import OptionError
 from litevfs.files.requests import Request
 from litevfs.live.registry import registry
@@ -259,16 +259,14 @@ class _RecordingVFS(SessionVFS):
         """See `SessionVFS.open_session`."""
         session = _RecordingSession(Options.collect({}, self._keywords), make_apsw_error)
         session.recorder = recorder = self._recorder
-        if session.options.warm:
-            session.on_warm_read = recorder.read_warm
-            recorder.is_warming = True
-            try:
-                warm(session)
-            except BaseException:
-                session.close()
-                raise
-            recorder.warming = session.warming
-        rehearse(session, self.noted.find)
+        session.on_warm_read = recorder.read_warm
+        recorder.is_warming = bool(session.options.warm)
+        try:
+            start_beside(session, self.noted.find)
+        except BaseException:
+            session.close()
+            raise
+        recorder.warming = session.warming
         return session
 
 

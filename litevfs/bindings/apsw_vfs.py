@@ -9,6 +9,7 @@ import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
 from litevfs.bindings.apsw_files import SessionVFS
+from litevfs.bindings.beside import start_beside
 from litevfs.bindings.statements import Noted
 from litevfs.errors import OptionError
 from litevfs.live.session import SHARED, Session
@@ -27,22 +28,14 @@ class ReplicaVFS(SessionVFS):
         options = Options.collect(_uri_parameters(name), self.keywords)
         if not options.replica_url:
             raise OptionError("no replica URL", hint=_no_url_hint(name))
-        session = Session(options, make_apsw_error)
+        session, noted = Session(options, make_apsw_error), Noted()
         _opened.tracer = None
         try:
             if isinstance(name, apsw.URIFilename) and (
                 name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
             ):
                 session.lock(SHARED)  # SQLite takes no lock, and would mix pages of different states
-            if options.warm:
-                from litevfs.bindings.warming import warm  # few connections need it
-
-                warm(session)
-            if session.replica.pages.ahead is not None:
-                from litevfs.bindings.rehearsal import rehearse  # local replicas need none
-
-                noted = Noted()
-                rehearse(session, noted.find)
+            if start_beside(session, noted.find):
                 _opened.tracer = noted.note
         except BaseException:
             session.close()  # SQLite does not close it: it has no file yet

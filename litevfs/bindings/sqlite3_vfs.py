@@ -12,6 +12,7 @@ from ctypes import c_int, c_void_p
 from typing import Any
 
 from litevfs.bindings import sqlite3_library as c
+from litevfs.bindings.beside import start_beside
 from litevfs.bindings.callbacks import c_callback, keep_for_ever
 from litevfs.bindings.sqlite3_files import Files, OpenFile, fail
 from litevfs.bindings.sqlite3_functions import SQLFunctions
@@ -129,15 +130,8 @@ class Binding:
         try:
             if has_no_locks:
                 session.lock(SHARED)  # SQLite will not, and would read pages of one state after the other
-            if options.warm:
-                from litevfs.bindings.warming import warm  # loads APSW
-
-                warm(session)
             opened = OpenFile(file, session, has_no_locks)
-            if session.replica.pages.ahead is not None:
-                from litevfs.bindings.rehearsal import rehearse  # loads APSW
-
-                rehearse(session, lambda _: self.library.running(opened.database) if opened.database else None)
+            start_beside(session, lambda _: library.running(opened.database) if opened.database else None)
             self._files.open(opened)
         except BaseException:
             session.close()
