@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 
-from litevfs.files.disk_cache import DiskCache, DiskCounters
+from litevfs.files.disk_cache import DiskCache
+from litevfs.files.keyed_files import DiskCounters
 from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 

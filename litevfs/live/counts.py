@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import astuple, dataclass
 
-from litevfs.files.disk_cache import DiskCounters
+from litevfs.files.keyed_files import DiskCounters
 from litevfs.live.replica import Replica
 
 MOST_CLOSED = 1000

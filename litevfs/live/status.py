@@ -6,8 +6,8 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 
-from litevfs.files.disk_cache import DiskCounters
 from litevfs.files.fetch import Fetcher
+from litevfs.files.keyed_files import DiskCounters
 from litevfs.live.health import Health, State
 from litevfs.live.prices import usd_month
 from litevfs.ltx.names import format_txid

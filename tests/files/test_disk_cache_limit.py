@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from litevfs.files.disk_cache import TEMP_LIFE_S, TOUCH_AFTER_S
+from litevfs.files.keyed_files import TEMP_LIFE_S, TOUCH_AFTER_S
 from tests.files.test_disk_cache import FILE, ON_DISK, age, bytes_on_disk, content, files_in, make
 
 
@@ -27,7 +27,7 @@ def test_the_folder_never_exceeds_its_limit_and_keeps_most_of_it_used(tmp_path, 
 
 @pytest.mark.plan("D09")
 def test_every_group_of_subfolders_stays_below_its_share(tmp_path, monkeypatch):
-    monkeypatch.setattr("litevfs.files.disk_cache.MIN_GROUP_BYTES", 10 * ON_DISK)
+    monkeypatch.setattr("litevfs.files.keyed_files.MIN_GROUP_BYTES", 10 * ON_DISK)
     cache = make(tmp_path, limit=16 * 10 * ON_DISK)
     for block in range(600):
         cache.put(FILE, block, content(block))

@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from litevfs.files.disk_cache import TEMP_LIFE_S
+from litevfs.files.keyed_files import TEMP_LIFE_S
 from tests.files.test_disk_cache import FILE, ON_DISK, age, bytes_on_disk, content, files_in, make
 from tests.support import in_threads, wait_until
 
