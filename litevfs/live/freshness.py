@@ -56,7 +56,7 @@ def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s
     late = f"TXID {format_txid(txid)} has not arrived within {timeout_s:g} s"
     before: Snapshot | None = None
 
-    def look() -> Snapshot:
+    def refreshed() -> Snapshot:
         nonlocal before
         before = replica.snapshot
         failure: LitevfsError | None = None
@@ -80,7 +80,7 @@ def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s
 
     backoff = Backoff(cap_s=longest_pause_s)
     try:
-        return retry(look, backoff, until=deadline, may_pass=may_help, pause=pause, tries_at_the_end=True)
+        return retry(refreshed, backoff, until=deadline, may_pass=may_help, pause=pause, tries_at_the_end=True)
     except StaleReplicaError:
         raise
     except (StorageError, ReplicaError, LTXFormatError) as error:
@@ -91,7 +91,7 @@ def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s
 
 def stale_error(replica: Awaited, what: str, failure: LitevfsError | None) -> StaleReplicaError:
     """The error for a caller for whom the replica is too old; `failure`: of the last refresh, if it failed."""
-    error = f"; the last look failed: {failure.message}" if failure else ""
+    error = f"; the last refresh failed: {failure.message}" if failure else ""
     hint = failure.hint if failure else "check that the primary is running and replicating"
     txid = replica.snapshot.txid if replica.snapshot else None
     return StaleReplicaError(what + error, min_txid=txid, key=replica.url, hint=hint)

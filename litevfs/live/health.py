@@ -70,7 +70,7 @@ class Health:
             self._said_stalled = True
             logger.error("%s is stalled: %s", self._url, self.last_error)
 
-    def forget_look(self) -> None:
+    def forget_refresh(self) -> None:
         """Forget the refresh under way: its thread runs in the parent process only."""
         self._began = None
 
@@ -82,7 +82,7 @@ class Health:
         """Seconds since the last refresh began that cannot have missed a state; None before the first."""
         return _since(self._last_proof)
 
-    def look_s(self) -> float:
+    def refresh_s(self) -> float:
         """Seconds that the refresh under way has taken so far; 0 if there is none."""
         return _since(self._began) or 0.0
 
@@ -90,7 +90,7 @@ class Health:
         """CURRENT, BEHIND or STALLED; `poll_interval_s` is 0 if no poller runs."""
         failing_s = _since(self._failing_since)
         overdue_s = max(0.0, (self.lag_s() or 0.0) - poll_interval_s) if poll_interval_s else 0.0
-        trouble_s = max(failing_s or 0.0, overdue_s, self.look_s())
+        trouble_s = max(failing_s or 0.0, overdue_s, self.refresh_s())
         if trouble_s > max(STALLED_AFTER_S, 10 * poll_interval_s):
             return State.STALLED
         return State.BEHIND if failing_s is not None or trouble_s > LATE_AFTER_S else State.CURRENT

@@ -62,7 +62,7 @@ def _time(session: Session, value: str | None) -> str:
 
 def _poll(session: Session, value: str | None) -> str:
     _refuse_value("poll", value)
-    session.replica.look_now()
+    session.replica.refresh_now()
     return format_txid(session.snapshot.txid)
 
 

@@ -111,10 +111,10 @@ class Replica:
         """
         if self.snapshot is None:
             try:
-                self._persistently(self._first_look, timeout_s, may_begin)
+                self._persistently(self._first_refresh, timeout_s, may_begin)
             except LitevfsError as error:
                 raise open_error(error, self.url, timeout_s, verifies=self.options.verify) from error
-        elif not self._was_just_refreshed() and self.health.look_s() <= BESIDE_S:
+        elif not self._was_just_refreshed() and self.health.refresh_s() <= BESIDE_S:
             try:
                 self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
             except StorageClosedError:
@@ -124,7 +124,7 @@ class Replica:
         assert self.snapshot is not None
         return self.snapshot
 
-    def _first_look(self, timeout_s: float) -> None:
+    def _first_refresh(self, timeout_s: float) -> None:
         if self.snapshot is None:  # otherwise another thread was faster
             self._bounded_refresh.result(timeout_s)
 
@@ -177,7 +177,7 @@ class Replica:
         if poller is not None:  # otherwise this may be the child of a child, which has noted the interval
             self.interval_after_fork_s = poller.interval_s
         hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
-        self.health.forget_look()
+        self.health.forget_refresh()
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
         self._hydrate(lazily=True)
@@ -203,11 +203,11 @@ class Replica:
             self.health.begin()
             try:
                 try:
-                    is_proof = self._look(thorough)
+                    is_proof = self._refresh_once(thorough)
                 except StorageNotFoundError as error:
                     # Retention deleted a file after the listing, or Litestream set the time of a new one.
-                    logger.info("%s: looking again: %s", self.url, error)
-                    is_proof = self._look(thorough)
+                    logger.info("%s: refreshing again: %s", self.url, error)
+                    is_proof = self._refresh_once(thorough)
             except Exception as error:
                 self.health.fail(error, self.state)
                 raise
@@ -216,7 +216,7 @@ class Replica:
                 self._note(self.snapshot)
             return self.snapshot is not before
 
-    def _look(self, thorough: bool) -> bool:
+    def _refresh_once(self, thorough: bool) -> bool:
         if self.snapshot is not None:
             return self._follower.follow(self.snapshot, self._publish, thorough=thorough)
         hydration = self.pages.hydration
@@ -231,7 +231,7 @@ class Replica:
             if place is not None:
                 place.note(self._follower.known(snapshot, is_verified=self.options.verify))
 
-    def look_now(self) -> None:
+    def refresh_now(self) -> None:
         """One refresh that begins now. Raises the refresh's error, and StorageTimeoutError after the read timeout."""
         timeout_s = max(self.options.read_timeout_s, MIN_REFRESH_S)
         self._bounded_refresh.result(timeout_s, not_before=now_s())

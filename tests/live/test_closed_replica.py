@@ -72,7 +72,7 @@ def test_nothing_is_asked_of_the_storage_after_the_close(world):
     _, script, replica = world
     replica.close()
     script.clear()
-    for call in (replica.refresh, lambda: replica.view(txid=1), lambda: replica.wait_for(9, 5), replica.look_now):
+    for call in (replica.refresh, lambda: replica.view(txid=1), lambda: replica.wait_for(9, 5), replica.refresh_now):
         with pytest.raises(StorageClosedError):
             call()
     assert not script.lists

@@ -47,16 +47,16 @@ def test_a_refresh_that_takes_long_is_trouble_until_it_ends(clock, health):
     for after_s, state in ((LATE_AFTER_S, State.CURRENT), (1, State.BEHIND), (STALLED_AFTER_S, State.STALLED)):
         clock.now_s += after_s
         assert health.state(0) is state
-    assert health.look_s() == LATE_AFTER_S + 1 + STALLED_AFTER_S
+    assert health.refresh_s() == LATE_AFTER_S + 1 + STALLED_AFTER_S
     health.fail(AWAY, State.STALLED)
-    assert (health.look_s(), health.state(0)) == (0, State.BEHIND)
+    assert (health.refresh_s(), health.state(0)) == (0, State.BEHIND)
     health.begin()
     clock.now_s += 100
-    health.forget_look()
-    assert health.look_s() == 0
+    health.forget_refresh()
+    assert health.refresh_s() == 0
     health.begin()
     health.succeed(is_proof=True)
-    assert (health.look_s(), health.state(0)) == (0, State.CURRENT)
+    assert (health.refresh_s(), health.state(0)) == (0, State.CURRENT)
 
 
 @pytest.mark.plan("E06")

@@ -121,13 +121,13 @@ def test_a_refresh_that_listed_before_a_caller_asked_is_not_its_own(world):
         return files
 
     script.on_list = hold
-    first = threading.Thread(target=replica.look_now)
+    first = threading.Thread(target=replica.refresh_now)
     first.start()
     assert has_listed.wait(10)
     primary.commit(INSERT)
     timer = threading.Timer(0.1, may_go_on.set)  # by then, the other look has been joined
     timer.start()
-    replica.look_now()
+    replica.refresh_now()
     assert replica.snapshot.txid == 2
     first.join(10)
     timer.join(10)

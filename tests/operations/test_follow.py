@@ -67,7 +67,7 @@ def followed(url: str, path: Path, **options: object) -> Follow:
 
 
 def step(follow: Follow) -> int:
-    follow._replica.look_now()
+    follow._replica.refresh_now()
     return follow.update()
 
 
