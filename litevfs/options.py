@@ -256,7 +256,7 @@ class Options:
         SQLite's own URI parameters are ignored. Raises OptionError for an unknown name or a bad value.
         """
         environ = os.environ if environ is None else environ
-        check_names((n for n in uri if n not in SQLITE_URI_PARAMETERS), "URI parameter")
+        _check_uri_names(uri)
         check_names(keywords, "option")
         keywords, environ = _without_other_states(uri, keywords, environ)
         values: dict[str, Any] = {}
@@ -350,7 +350,8 @@ def to_uri_text(name: str, value: object) -> str:
 
 
 def hint_if_option(name: str) -> str | None:
-    """What to do about a parameter of a replica URL that is the name of an option; None if it is none."""
+    """What to do about a parameter of a replica URL that names an option, in whatever case; None if it names none."""
+    name = name.lower().replace("-", "_")
     if name not in OPTION_NAMES:
         return None
     flag = name.replace("_", "-")
@@ -375,6 +376,44 @@ def check_names(names: Iterable[str], what: str) -> None:
     """Raise OptionError for the first name that is not an option, with the nearest one as a hint."""
     for name in names:
         if name not in OPTION_NAMES:
-            near = difflib.get_close_matches(name, OPTION_NAMES, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "known: " + ", ".join(OPTION_NAMES)
-            raise OptionError(f"unknown {what} {name!r}", hint=hint)
+            raise OptionError(f"unknown {what} {name!r}", hint=_meant(name, OPTION_NAMES) or _KNOWN_HINT)
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that an unknown one most likely stands for, in whatever case; None if it is like none."""
+    folded = {each.lower(): each for each in names}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    return folded[near[0]] if near else None
+
+
+def first_of_equals(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The parameters of a URI for SQLite by name. Raises OptionError for an option that is named more than once.
+
+    SQLite itself reads the first of equal parameters, and says nothing of the others.
+    """
+    found: dict[str, str] = {}
+    for name, value in parameters:
+        if name in found and name in OPTION_NAMES:
+            hint = "put semicolons between the queries" if name == "warm" else "SQLite reads the first of them only"
+            raise OptionError(f"URI parameter {name} is given more than once", hint=hint)
+        found.setdefault(name, value)
+    return found
+
+
+_KNOWN_HINT = "known: " + ", ".join(OPTION_NAMES)
+_WHOLE_HINT = "in a URI for SQLite, encode a replica URL of several parameters whole: urllib.parse.quote(url, safe='')"
+
+
+def _check_uri_names(uri: Mapping[str, str]) -> None:
+    """Raise OptionError for the first parameter that neither SQLite nor litevfs knows."""
+    for name in uri:
+        if name not in OPTION_NAMES and name not in SQLITE_URI_PARAMETERS:
+            hint = _meant(name, (*OPTION_NAMES, *SQLITE_URI_PARAMETERS))
+            if "?" in uri.get("replica_url", ""):  # its own parameters may have ended at an & that is not encoded
+                hint = f"{hint} Or {_WHOLE_HINT}" if hint else _WHOLE_HINT
+            raise OptionError(f"unknown URI parameter {name!r}", hint=hint or _KNOWN_HINT)
+
+
+def _meant(name: str, names: Iterable[str]) -> str | None:
+    near = nearest(name, names)
+    return f"did you mean {near}?" if near else None

@@ -15,6 +15,7 @@ from litevfs.options import (
     OPTION_NAMES,
     SPECS,
     Options,
+    first_of_equals,
     parse_queries,
     parse_replica_url,
     parse_text,
@@ -64,15 +65,37 @@ def test_parameters_of_sqlite_itself_are_passed_over(name):
 
 @pytest.mark.plan("K01")
 @pytest.mark.parametrize(
-    ("wrong", "near"), [("poll_intervall", "poll_interval"), ("cachesize", "cache_size"), ("TXID", "txid")]
+    ("wrong", "near"),
+    [
+        ("poll_intervall", "poll_interval"),
+        ("cachesize", "cache_size"),
+        ("tx_id", "txid"),
+        ("TXID", "txid"),
+        ("REPLICA-URL", "replica_url"),
+        ("Mode", "mode"),
+    ],
 )
 def test_an_unknown_uri_parameter_is_refused_with_the_nearest_name(wrong, near):
-    if near == "txid":
-        wrong = "tx_id"
     with pytest.raises(OptionError) as caught:
         collect({wrong: "1"})
     assert f"did you mean {near}?" in str(caught.value)
     assert repr(wrong) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["region", "endpoint", "replica"])
+def test_what_a_replica_url_lost_at_its_ampersand_says_how_to_write_it(name):
+    with pytest.raises(OptionError, match=rf"unknown URI parameter '{name}'.* encode a replica URL .*quote\(url"):
+        collect({"replica_url": "s3://bucket/app?forcePathStyle=true", name: "x"})
+
+
+@pytest.mark.parametrize("name", OPTION_NAMES)
+def test_an_option_that_a_uri_names_twice_is_refused(name):
+    with pytest.raises(OptionError, match=f"{name} is given more than once"):
+        first_of_equals([(name, "1"), ("mode", "ro"), (name, "1")])
+
+
+def test_of_sqlites_own_parameters_the_first_counts_as_for_sqlite():
+    assert first_of_equals([("mode", "ro"), ("txid", "5"), ("mode", "rw")]) == {"mode": "ro", "txid": "5"}
 
 
 @pytest.mark.plan("K01")

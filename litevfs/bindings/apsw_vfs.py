@@ -13,7 +13,7 @@ from litevfs.bindings.beside import start_beside
 from litevfs.bindings.statements import Noted
 from litevfs.errors import OptionError
 from litevfs.live.session import SHARED, Session
-from litevfs.options import Options
+from litevfs.options import Options, first_of_equals
 
 
 class ReplicaVFS(SessionVFS):
@@ -46,9 +46,7 @@ class ReplicaVFS(SessionVFS):
 def _uri_parameters(name: str | apsw.URIFilename | None) -> dict[str, str]:
     if not isinstance(name, apsw.URIFilename):
         return {}
-    if name.parameters.count("warm") > 1:
-        raise OptionError("URI parameter warm is given more than once", hint="put semicolons between the queries")
-    return {key: name.uri_parameter(key) or "" for key in name.parameters}
+    return first_of_equals((key, name.uri_parameter(key) or "") for key in name.parameters)
 
 
 def _no_url_hint(name: str | apsw.URIFilename | None) -> str:

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from litevfs.bindings.statements import Running, Statement, as_statement
-from litevfs.errors import OptionError, SQLiteLibraryError
+from litevfs.errors import SQLiteLibraryError
+from litevfs.options import first_of_equals
 
 OLDEST_VERSION = 3_034_000
 """SQLite's version number: the first that tells whether a transaction is open (`sqlite3_txn_state`)."""
@@ -198,17 +199,11 @@ class Library:
         return as_statement(sql.decode(errors="replace"), ()) if len(sql) <= MAX_SQL_BYTES else None
 
     def uri_parameters(self, name: int) -> dict[str, str]:
-        """The parameters of a URI, from the address of a name that SQLite gave to `xOpen`."""
-        found: dict[str, str] = {}
-        number = 0
-        while (key := self.sqlite3_uri_key(name, number)) is not None:
-            number += 1
-            if key == b"warm" and "warm" in found:
-                raise OptionError(
-                    "URI parameter warm is given more than once", hint="put semicolons between the queries"
-                )
-            found[key.decode()] = (self.sqlite3_uri_parameter(name, key) or b"").decode()
-        return found
+        """The parameters of a URI, from the address of a name that SQLite gave to `xOpen`. Raises OptionError."""
+        parameters: list[tuple[str, str]] = []
+        while (key := self.sqlite3_uri_key(name, len(parameters))) is not None:
+            parameters.append((key.decode(), (self.sqlite3_uri_parameter(name, key) or b"").decode()))
+        return first_of_equals(parameters)
 
     def check_vfs(self, name: str) -> None:
         """Raise SQLiteLibraryError unless `sqlite3` knows the VFS that was registered here."""

@@ -74,6 +74,7 @@ class Hydration:
         self._held: tuple[int, NDArray[np.uint32]] = (0, np.zeros(0, np.uint32))
         self._target: Snapshot | None = None
         self._copied = 0
+        self._complete: Snapshot | None = None  # the last state that the file was, whole
         self._changed = Condition()
         self._closed = False
         self._stopped = ""  # why the last copy did not come to its end
@@ -84,11 +85,13 @@ class Hydration:
 
     @property
     def progress(self) -> float:
-        """Percent of the newest state's pages that are in the file."""
+        """Percent of the newest state's pages that are in the file, with one decimal; 100.0: the file is that state."""
         target = self._target
         if target is None:
             return 0.0
-        return 100.0 if target.commit == 0 else min(100.0, 100.0 * self._copied / target.commit)
+        if target.commit == 0 or self._complete is target:
+            return 100.0
+        return min(99.9, 1000 * self._copied // target.commit / 10)
 
     def get(self, snapshot: Snapshot, version: int, pgno: int) -> bytes | None:
         """Page `pgno` if the file has it in this version of the snapshot's history."""
@@ -270,6 +273,7 @@ class Hydration:
             have[slot] = wanted[slot]
             self._copied += 1
         os.ftruncate(self._fd, target.size_bytes)
+        self._complete = target
 
     def _check_room(self, target: Snapshot) -> None:
         """Raise OSError before the disk is filled up for nothing: others need it, too."""

@@ -6,7 +6,6 @@ Source: Litestream 0.5, `litestream.go` (LTXLevelDir) and `replica_url.go`.
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 
 from litevfs.errors import ReplicaURLError
 from litevfs.ltx.names import parse_file_name
-from litevfs.options import hint_if_option
+from litevfs.options import hint_if_option, nearest
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 _LEVELS = frozenset(map(str, LEVELS))
@@ -83,9 +82,17 @@ def parse_location(
     host, port = _host_and_port(parts, example)
     if not host:
         raise ReplicaURLError(f"a {scheme} URL that names no place", hint=f"for example {example}")
-    path = posixpath.normpath("/" + unquote(parts.path)).strip("/")
+    path = clean_path(parts.path)
     known = _parameters(parts.query, scheme, list(parameters))
     return Location(scheme, host, path, unquote(user), None if port == default_port else port, known)
+
+
+def clean_path(path: str) -> str:
+    """The path of a replica's URL, decoded, without `.`, `..`, doubled slashes, and slashes at its ends.
+
+    Source: Litestream 0.5, `replica_url.go` (ParseReplicaURLWithQuery), for every storage.
+    """
+    return posixpath.normpath("/" + unquote(path)).strip("/")
 
 
 def _host_and_port(parts: SplitResult, example: str) -> tuple[str, int | None]:
@@ -100,8 +107,8 @@ def _parameters(query: str, scheme: str, known: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}" if known else None
+            near = nearest(name, known)
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}" if known else None
             raise ReplicaURLError(f"unknown parameter {name!r} of a {scheme} URL", hint=hint_if_option(name) or hint)
         if name in found:
             raise ReplicaURLError(f"parameter {name!r} of a {scheme} URL is given twice")

@@ -7,17 +7,20 @@ Closing shuts the socket down, which ends every call under way. After a fork the
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from litevfs.concurrency.condition import Condition
+from litevfs.concurrency.workers import start_thread
 from litevfs.errors import (
     OptionError,
     StorageClosedError,
@@ -31,6 +34,9 @@ from litevfs.replica_clients.sftp_requests import Requests
 
 _MAX_CHANNELS = 8  # OpenSSH grants a connection 10 sessions (MaxSessions)
 _CONNECT_TIMEOUT_S = 10.0
+_PARAMIKO_LOGGER = "litevfs.replica_clients.sftp.paramiko"
+"""Where paramiko logs what its thread ends with, with a traceback; the call that fails of it raises it, too."""
+logging.getLogger(_PARAMIKO_LOGGER).addHandler(logging.NullHandler())  # without any handler, it is written to stderr
 _HOST_KEY_HINT = (
     "add the host to ~/.ssh/known_hosts (`ssh-keyscan` prints its keys: compare them), or say in the URL another file, "
     "knownHosts=, or the key itself, hostKey="
@@ -175,6 +181,7 @@ class SFTPConnection:
                 self._change.notify_all()
 
     def _new_channel(self, until: float) -> Channel:
+        until = min(until, time.monotonic() + _CONNECT_TIMEOUT_S)
         ssh, paramiko = self._ssh, self._paramiko
         transport = None if ssh is None else ssh.get_transport()
         if transport is not None and transport.is_active():
@@ -189,14 +196,14 @@ class SFTPConnection:
     def _open_channel(self, transport: Any, until: float) -> Channel:
         session = transport.open_session(timeout=max(0.001, until - time.monotonic()))
         session.settimeout(max(0.001, until - time.monotonic()))
-        session.invoke_subsystem("sftp")
+        with _at(until, session.event.set):  # paramiko waits for this answer without a limit
+            session.invoke_subsystem("sftp")
         return Channel(self._paramiko.SFTPClient(session), self.generation)
 
     def _connect(self, until: float) -> Any:
-        target, paramiko = self._target, self._paramiko
-        timeout_s = min(_CONNECT_TIMEOUT_S, max(0.001, until - time.monotonic()))
-        sock = socket.create_connection((target.host.strip("[]"), target.port), timeout_s)
-        ssh = paramiko.SSHClient()
+        sock = _connected_socket(self._target, until)
+        ssh = self._paramiko.SSHClient()
+        ssh.set_log_channel(_PARAMIKO_LOGGER)
         with self._change:
             old_ssh, old_sock, self._sock, self._ssh, self._idle = self._ssh, self._sock, sock, ssh, []
         if old_ssh is not None:
@@ -206,24 +213,29 @@ class SFTPConnection:
         try:
             self.check_open()  # `close` may have run before it knew the socket
             self._load_host_keys(ssh)
-            ssh.connect(
-                target.host.strip("[]"),
-                target.port,
-                target.user,
-                password=target.password,
-                key_filename=target.key_path,
-                look_for_keys=target.key_path is None,
-                allow_agent=target.key_path is None,
-                sock=sock,
-                timeout=timeout_s,
-                banner_timeout=timeout_s,
-                auth_timeout=timeout_s,
-            )
+            with _at(until, lambda: sock.shutdown(socket.SHUT_RDWR)):  # paramiko limits each step, not all together
+                self._log_in(ssh, sock, until)
         except BaseException:
             ssh.close()
             sock.close()
             raise
         return ssh
+
+    def _log_in(self, ssh: Any, sock: socket.socket, until: float) -> None:
+        target, left_s = self._target, max(0.001, until - time.monotonic())
+        ssh.connect(
+            target.host.strip("[]"),
+            target.port,
+            target.user,
+            password=target.password,
+            key_filename=target.key_path,
+            look_for_keys=target.key_path is None,
+            allow_agent=target.key_path is None,
+            sock=sock,
+            timeout=left_s,
+            banner_timeout=left_s,
+            auth_timeout=left_s,
+        )
 
     def _load_host_keys(self, ssh: Any) -> None:
         target, paramiko = self._target, self._paramiko
@@ -290,3 +302,45 @@ class SFTPConnection:
         if number is None and isinstance(exc, OSError) and exc.args and str(exc) != "Socket is closed":
             return StorageError(f"{where} says: {exc}", key=what)
         return TransientStorageError(f"the connection to {where} broke: {exc or type(exc).__name__}", key=what)
+
+
+def _connected_socket(target: SSHTarget, until: float) -> socket.socket:
+    """A connection to the first address of the host that answers. Raises OSError."""
+    error: OSError = OSError(errno.EHOSTUNREACH, f"{target.host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        target.host.strip("[]"), target.port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            sock.connect(address)
+            return sock
+        except OSError as exc:
+            sock.close()
+            error = exc
+        except BaseException:
+            sock.close()
+            raise
+    raise error
+
+
+@contextmanager
+def _at(until: float, end: Callable[[], object]) -> Iterator[None]:
+    """Call `end` at that time if the block runs so long. Raises TimeoutError for an error of the block from then on."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(max(0.0, until - time.monotonic())):
+            with suppress(OSError):
+                end()
+
+    watching = start_thread(watch, "litevfs-sftp-limit")
+    try:
+        yield
+    except Exception as exc:
+        if time.monotonic() < until:
+            raise
+        raise TimeoutError("no answer within the time limit") from exc
+    finally:
+        ended.set()
+        watching.join(1.0)

@@ -259,6 +259,20 @@ def test_an_unknown_option_is_refused_with_the_nearest_name(small):
     assert "did you mean poll_interval" in str(litevfs.last_error())
 
 
+@pytest.mark.parametrize("twice", ["replica_url=/srv/other", "poll_interval=1s"])
+def test_an_option_that_a_uri_names_twice_is_refused_at_both_doors(small, twice):
+    """SQLite hands the first one to the VFS, and would open that replica without a word."""
+    _, script = small
+    uri = f"file:x?vfs=litestream&replica_url={quote(script.url)}&poll_interval=1s&{twice}"
+    message = f"{twice.partition('=')[0]} is given more than once"
+    with pytest.raises(sqlite3.OperationalError):
+        sqlite3.connect(uri, uri=True)
+    assert message in str(litevfs.last_error())
+    litevfs.register()
+    with pytest.raises(OptionError, match=message):
+        apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+
+
 def test_an_error_in_a_query_is_sqlites_and_ours_is_kept_and_logged(small, caplog):
     primary, script = small
     primary.commit(fill("INSERT INTO t SELECT hex(randomblob(1000))", 1, 100))

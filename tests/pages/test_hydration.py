@@ -226,6 +226,33 @@ def test_a_state_that_is_not_the_newest_any_more_is_copied_no_further(states):
     hydration.close()
 
 
+def test_only_a_file_with_every_page_of_the_newest_state_is_100_percent(states):
+    replica, (state, newer, _) = states
+    read, go_on, said = threading.Semaphore(0), threading.Semaphore(0), []
+
+    def read_page(snapshot: Snapshot, pgno: int) -> bytes:
+        read.release()
+        assert go_on.acquire(timeout=30)
+        return replica.pages.read_through(snapshot, pgno)
+
+    hydration = Hydration(None, read_page)
+    hydration.follow(state)
+    for _ in range(state.commit):
+        assert read.acquire(timeout=30)
+        said.append(hydration.progress)
+        go_on.release()
+    assert said == [min(99.9, 1000 * n // state.commit / 10) for n in range(state.commit)]
+    wait_until(lambda: hydration.progress == 100, "hydration")
+    hydration.follow(newer)
+    assert hydration.progress < 100  # it has as many pages, and some are of the state before
+    assert read.acquire(timeout=30)
+    assert hydration.progress < 100
+    for _ in range(state.commit):
+        go_on.release()
+    wait_until(lambda: hydration.progress == 100, "hydration")
+    hydration.close()
+
+
 @pytest.mark.parametrize("end", ["closed", "failed"])
 def test_what_is_read_while_the_file_is_closed_may_be_of_another_one(world, monkeypatch, end):
     _, script = world

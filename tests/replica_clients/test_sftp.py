@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import socket
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -198,3 +203,103 @@ def test_a_file_that_is_read_in_parts_stays_open_until_it_is_replaced_or_deleted
     with pytest.raises(StorageNotFoundError):
         client.read(other, 10, 5)
     client.close()
+
+
+# --- servers that keep a client waiting -------------------------------------------------------------------------------
+
+LIMIT_S = 2.0
+
+
+@contextmanager
+def odd_server(talk: Callable[[socket.socket], object]) -> Iterator[int]:
+    """The port of a server that talks so with each client, in a thread of its own."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    threads, socks = [], []
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listening.accept()
+                socks.append(sock)
+                threads.append(threading.Thread(target=talk_to, args=(sock,)))
+                threads[-1].start()
+
+    def talk_to(sock: socket.socket) -> None:
+        with suppress(OSError, EOFError), sock:
+            talk(sock)
+
+    threads.append(threading.Thread(target=accept))
+    threads[0].start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        for sock in socks:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(10)
+
+
+def seconds_until_given_up(url: str) -> float:
+    client = SFTPReplicaClient(url, read_timeout_s=LIMIT_S)
+    began = time.monotonic()
+    try:
+        with pytest.raises(StorageTimeoutError):
+            client.list_files(0)
+        return time.monotonic() - began
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize("first", [b"", b"a line before the banner\r\n" * 5, b"SSH-2.0-odd\r\n"])
+def test_all_steps_of_connecting_share_one_limit(first: bytes, capfd: pytest.CaptureFixture[str]):
+    """paramiko begins its limit anew for each line before the banner, for the exchange of keys, and to log in."""
+
+    def talk(sock: socket.socket) -> None:
+        sock.sendall(first)
+        while not first.startswith(b"SSH"):
+            sock.sendall(b"wait\r\n")
+            time.sleep(0.1)
+        while sock.recv(1000):
+            pass
+
+    with odd_server(talk) as port:
+        assert seconds_until_given_up(f"sftp://user@127.0.0.1:{port}/x") < 1.5 * LIMIT_S
+    assert capfd.readouterr().err == ""  # paramiko logs a traceback, too
+
+
+@pytest.mark.parametrize("step", ["log in", "start SFTP"])
+def test_a_server_that_is_late_and_then_silent_is_given_up_in_time(step: str, monkeypatch: pytest.MonkeyPatch):
+    import paramiko
+
+    key, over = paramiko.ECDSAKey.generate(), threading.Event()
+
+    class Slow(paramiko.ServerInterface):
+        def check_auth_password(self, username: str, password: str) -> int:
+            if step == "log in":
+                over.wait(30)
+            return int(paramiko.AUTH_SUCCESSFUL)
+
+        def check_channel_request(self, kind: str, chanid: int) -> int:
+            return int(paramiko.OPEN_SUCCEEDED)
+
+        def check_channel_subsystem_request(self, channel: paramiko.Channel, name: str) -> bool:
+            return over.wait(30) and False
+
+    def talk(sock: socket.socket) -> None:
+        time.sleep(0.7 * LIMIT_S)
+        transport = paramiko.Transport(sock)
+        transport.add_server_key(key)
+        with suppress(paramiko.SSHException):
+            transport.start_server(server=Slow())
+            over.wait(30)
+        transport.close()
+
+    monkeypatch.setenv("LITEVFS_SFTP_PASSWORD", "secret")
+    with odd_server(talk) as port:
+        host_key = quote(f"{key.get_name()} {key.get_base64()}", safe="")
+        took = seconds_until_given_up(f"sftp://user@127.0.0.1:{port}/x?hostKey={host_key}")
+        over.set()
+    assert took < 1.5 * LIMIT_S

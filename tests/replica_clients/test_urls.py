@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
@@ -83,6 +84,36 @@ def test_a_url_that_depends_on_nothing_is_absolute():
         assert absolute_url(url) == url
 
 
+@pytest.mark.parametrize("path", ["/a/b", "/a/b/", "//a///b//", "/a/./b", "/a/x/../b", "/%61%2Fb", "/../a/b"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "s3://bucket",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name",
+        "s3://bucket.sgp1.digitaloceanspaces.com",
+        "oss://bucket",
+        "gs://bucket",
+        "http://host",
+        "webdav://host",
+        "webdavs://host",
+    ],
+)
+def test_spellings_of_a_path_mean_one_replica_as_for_litestream(place: str, path: str):
+    assert canonical_url(place + path) == canonical_url(f"{place}/a/b")
+
+
+@pytest.mark.parametrize(
+    "name", [" a ", "50%", "%41", "a#b?c", "a+b&c=d;e", "é日😀", "..a..", "a\\b", "x" * 300, "\n", "0"]
+)
+@pytest.mark.parametrize(
+    "place", ["s3://bucket", "gs://bucket", "oss://bucket", "http://host", "webdav://host", "file://"]
+)
+def test_any_name_survives_being_written_into_a_url(place: str, name: str):
+    url = canonical_url(f"{place}/apps/{quote(name, safe='')}")
+    assert unquote(urlsplit(url).path) == f"/apps/{name}"
+    assert canonical_url(url) == url
+
+
 def test_memory_urls_share_a_store_by_name():
     client = open_replica_client("memory://a%20name")
     try:
@@ -108,6 +139,8 @@ def test_memory_urls_share_a_store_by_name():
         ("http://", "names no place"),
         ("http://host:port/db", "a port that is none"),
         ("https://host/db?key=1", "unknown parameter 'key'"),
+        ("https://host/db?POLL-INTERVAL=1s", "poll_interval is an option"),
+        ("sftp://host/db?KEYPATH=x", "did you mean keyPath"),
         ("https://host/db?poll_interval=1s", "poll_interval is an option, .*poll_interval=.* or --poll-interval"),
         ("s3://bucket/db?cache_size=1MB", "cache_size is an option"),
         ("file:///srv/db?cache_size=1MB", "cache_size is an option"),

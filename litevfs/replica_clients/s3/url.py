@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from litevfs.errors import ReplicaURLError
 from litevfs.options import hint_if_option
 from litevfs.replica_clients.layouts import HEX, LTX_FOLDER, Layout
+from litevfs.replica_clients.location import clean_path
 from litevfs.replica_clients.s3.hosts import Host, parse_host, parse_oss_host
 
 _PARAMETERS = (
@@ -203,7 +204,7 @@ def _bucket_and_path(netloc: str, path: str) -> tuple[str, str]:
                 f"not the ARN of an access point: {netloc}",
                 hint="for example s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/name/path",
             )
-        return match[1], unquote(match[2] or "").strip("/")
+        return match[1], clean_path(match[2] or "")
     if netloc.endswith("--x-s3"):
         raise ReplicaURLError(
             f"directory bucket (S3 Express): {netloc}",
@@ -214,7 +215,7 @@ def _bucket_and_path(netloc: str, path: str) -> tuple[str, str]:
         if ":" in netloc:
             hint = "the host of a server goes into the query: s3://bucket/path?endpoint=http://host:port"
         raise ReplicaURLError(f"not a bucket name: {netloc!r}", hint=hint)
-    return netloc, unquote(path).strip("/")
+    return netloc, clean_path(path)
 
 
 def _parameters(query: str) -> Mapping[str, str]:
