@@ -27,6 +27,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.nats_messages import first_of
 
 T = TypeVar("T")
@@ -101,6 +102,7 @@ class NATSConnection:
         self._connecting: asyncio.Lock | None = None  # belongs to the loop
         self._client: Any = None  # used in the loop's thread only, as are the following
         self._calls: set[_Call] = set()  # under way
+        self._last_use = LastUse()
         self._refused: dict[str, None] = {}  # subjects in lower case, the newest last
         self._closing: asyncio.Task[None] | None = None  # of a connection that may not subscribe
         self.lost: asyncio.Future[None]  # done once the connection of the calls under way has ended
@@ -159,6 +161,11 @@ class NATSConnection:
     async def _connected(self, run: Callable[[Any], Awaitable[T]]) -> T:
         assert self._connecting is not None
         async with self._connecting:
+            is_old = not self._calls and self._last_use.is_long_ago
+            self._last_use.note()
+            if is_old and self._client is not None:
+                old, self._client = self._client, None
+                await self._close_client(old)
             if self._client is None or not self._client.is_connected:
                 self.lost = asyncio.get_running_loop().create_future()
                 self._client = await self._connect(self.lost)
@@ -175,6 +182,7 @@ class NATSConnection:
             raise
         finally:
             self._calls.discard(own)
+            self._last_use.note()
             call.cancel()
 
     def wait_for_subject(self, subject: str) -> None:

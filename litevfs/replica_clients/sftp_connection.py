@@ -30,6 +30,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.sftp_requests import Requests
 
 _MAX_CHANNELS = 8  # OpenSSH grants a connection 10 sessions (MaxSessions)
@@ -96,7 +97,9 @@ class SFTPConnection:
         self.generation = 0  # grows as files are replaced and deleted: then no open file is used any more
         self._ssh: Any = None
         self._sock: socket.socket | None = None
+        self._forgets_connection = False  # it has rested for so long that it may be dead
         self._is_connecting = False
+        self._last_use = LastUse()
 
     def check_open(self) -> None:
         """Raise StorageClosedError after `close`."""
@@ -159,6 +162,8 @@ class SFTPConnection:
 
     def _borrow(self, what: str, until: float) -> Channel:
         with self._change:
+            if not self._lent and self._last_use.is_long_ago:
+                self._forgets_connection, self._idle = True, []
             while True:
                 self.check_open()
                 if self._idle:
@@ -183,7 +188,7 @@ class SFTPConnection:
     def _new_channel(self, until: float) -> Channel:
         until = min(until, time.monotonic() + _CONNECT_TIMEOUT_S)
         ssh, paramiko = self._ssh, self._paramiko
-        transport = None if ssh is None else ssh.get_transport()
+        transport = None if ssh is None or self._forgets_connection else ssh.get_transport()
         if transport is not None and transport.is_active():
             try:
                 return self._open_channel(transport, until)
@@ -206,6 +211,7 @@ class SFTPConnection:
         ssh.set_log_channel(_PARAMIKO_LOGGER)
         with self._change:
             old_ssh, old_sock, self._sock, self._ssh, self._idle = self._ssh, self._sock, sock, ssh, []
+            self._forgets_connection = False
         if old_ssh is not None:
             old_ssh.close()
         if old_sock is not None:
@@ -255,6 +261,7 @@ class SFTPConnection:
     def _give_back(self, channel: Channel, *, is_sound: bool) -> None:
         with self._change:
             self._lent -= 1
+            self._last_use.note()
             keep = is_sound and not self._is_closed
             if keep:
                 self._idle.append(channel)

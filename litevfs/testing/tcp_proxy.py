@@ -28,6 +28,7 @@ class TCPProxy:
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+        self._forgotten: set[socket.socket] = set()
         self._left: int | None = None  # bytes that still pass before all connections end
         self._sound: int | None = None  # bytes from the server that still pass before one is damaged
         self._free: int | None = None  # bytes that still pass before all are held back
@@ -62,6 +63,14 @@ class TCPProxy:
             sockets, self._sockets, self._left = self._sockets, [], None
         for sock in sockets:
             _shut(sock)
+
+    def forget(self) -> None:
+        """Let no byte of the connections that there are pass any more, without ending them; new ones work.
+
+        So does a router that translates addresses after a while of silence.
+        """
+        with self._lock:
+            self._forgotten |= set(self._sockets)
 
     def hold(self) -> None:
         """Hold all bytes back from now on; connections stay open."""
@@ -148,7 +157,8 @@ class TCPProxy:
         if is_over:
             self.drop()
             return False
-        target.sendall(data)
+        if target not in self._forgotten:
+            target.sendall(data)
         return True
 
     def _damaged(self, data: bytes) -> bytes:

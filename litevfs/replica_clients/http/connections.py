@@ -23,6 +23,7 @@ import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from litevfs.errors import StorageClosedError
+from litevfs.replica_clients.idle import LastUse
 
 DRIP_BYTES_PER_S = 1 << 13
 """A server that sends a GET's answer slower than this, beyond the first read timeout, counts as hanging."""
@@ -206,8 +207,16 @@ class _Watched:
     def __init__(self, *args: Any, sockets: LiveSockets, limits: Limits, **kwargs: Any) -> None:
         self._sockets = sockets
         self._handle: socket.socket | None = None
+        self._last_use = LastUse()
         self.response_class = functools.partial(_TimedAnswer, limits)
         super().__init__(*args, **kwargs)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a kept connection may be used again; urllib3 asks before each use, and closes one that may not."""
+        is_fresh = not self._last_use.is_long_ago
+        self._last_use.note()
+        return is_fresh and super().is_connected  # type: ignore[misc]  # of the connection beside the mixin
 
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers; as urllib3 does, but watched, and with one limit for all."""
