@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import apsw
@@ -78,15 +79,22 @@ class ReplicaConnection(apsw.Connection):
             return super().pragma(*arguments, **keywords)
 
     def blob_open(self, *arguments: Any, **keywords: Any) -> Any:
-        """Like that of APSW."""
+        """Like that of APSW. The errors of the blob say what to do, too."""
         with _hints():
-            return super().blob_open(*arguments, **keywords)
+            return _blobs()(super().blob_open(*arguments, **keywords))
 
     def close(self, force: bool = False) -> None:
         """Like that of APSW."""
         with _hints():
             super().close(force)
         self.__class__ = _Closed  # type: ignore[assignment]  # of the same layout; what it had is no longer of use
+
+
+@cache
+def _blobs() -> type:
+    from litevfs.bindings.blobs import hinting_blobs  # few programs open blobs
+
+    return hinting_blobs(apsw.Blob, apsw.Error, add_hint)
 
 
 class AsyncReplicaConnection(apsw.Connection):

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable
 from contextlib import nullcontext
-from functools import lru_cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
@@ -195,6 +195,15 @@ class StdlibConnection(sqlite3.Connection):
             raise own
         return content
 
+    def blobopen(self, *arguments: Any, **keywords: Any) -> Any:
+        """Like that of `sqlite3`. The blob's errors say what to do, and its calls take turns, too."""
+        try:
+            with self.turn:
+                return _blobs()(super().blobopen(*arguments, **keywords), self.turn)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
+
     def interrupt(self) -> None:
         """Like that of `sqlite3`; does not wait for a turn."""
         try:
@@ -204,9 +213,15 @@ class StdlibConnection(sqlite3.Connection):
             raise
 
 
+@cache
+def _blobs() -> type:
+    from litevfs.bindings.blobs import hinting_blobs  # few programs open blobs
+
+    return hinting_blobs(sqlite3.Blob, sqlite3.Error, _add_hint)
+
+
 _OTHER_METHODS = (
     "backup",
-    "blobopen",
     "close",
     "commit",
     "rollback",

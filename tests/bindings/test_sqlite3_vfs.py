@@ -9,7 +9,7 @@ import os
 import sqlite3
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
@@ -295,6 +295,56 @@ def test_an_error_in_a_query_is_sqlites_and_ours_is_kept_and_logged(small, caplo
         assert isinstance(litevfs.last_error(), ZeroDivisionError)
         script.on_read = None
         assert one(con, "SELECT count(*) FROM t") == 101
+
+
+@pytest.mark.parametrize("door", ["apsw", "sqlite3"])
+def test_an_open_blob_says_what_to_do_where_it_fails(small, door):
+    primary, script = small
+    primary.commit("INSERT INTO t VALUES(zeroblob(200000))")
+    connect = litevfs.connect if door == "apsw" else litevfs.connect_stdlib
+    with closing(connect(script.url, poll_interval=0, cache_size=0, prefetch=False)) as con:
+        row = con.execute("SELECT max(rowid) FROM t").fetchone()[0]
+        kind, error = (apsw.Blob, apsw.Error) if door == "apsw" else (sqlite3.Blob, sqlite3.OperationalError)
+
+        def opened_blob():
+            if door == "apsw":
+                return con.blob_open("main", "t", "x", row, False)
+            return con.blobopen("t", "x", row, readonly=True)
+
+        with opened_blob() as blob:
+            assert isinstance(blob, kind)
+            assert blob.read(10) == bytes(10)
+        blob = opened_blob()
+        with pytest.raises(error, match="write to the primary database"):
+            blob.write(b"x")
+
+        def fail(*_: object) -> bytes:
+            raise StoragePermissionError("refused", key="the key")
+
+        script.on_read = fail
+        blob.seek(100_000)
+        with pytest.raises(error, match=r"refused \(the key\)") as caught:
+            blob.read(10)
+        assert isinstance(caught.value if door == "apsw" else caught.value.__cause__, StoragePermissionError)
+        script.on_read = None
+        with suppress(error):  # once more the last one
+            blob.close()
+
+
+def test_threads_that_share_a_connection_take_turns_at_its_blobs(small):
+    primary, script = small
+    primary.commit("INSERT INTO t VALUES(zeroblob(200000))")
+    with opened(script.url, poll_interval=0, check_same_thread=False) as con:
+        blob = con.blobopen("t", "x", con.execute("SELECT max(rowid) FROM t").fetchone()[0], readonly=True)
+        read: list[bytes] = []
+        with con.turn:
+            reader = threading.Thread(target=lambda: read.append(blob.read(10)), daemon=True)
+            reader.start()
+            reader.join(0.2)
+            assert not read
+        reader.join(30)
+        assert read == [bytes(10)]
+        blob.close()
 
 
 def test_each_method_of_the_connection_that_fails_says_what_to_do(small):
