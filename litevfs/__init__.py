@@ -12,6 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from litevfs import dbapi as dbapi
+    from litevfs import errors as errors
     from litevfs.api import (
         connect,
         connect_async,
@@ -171,9 +173,13 @@ _HOMES = {
 """Where each public name lies; the errors lie in `litevfs.errors`. A module is imported when a name of it is first
 used, so that a process that only reads does not load the primary's modules, nor a reader of a folder those for S3."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULES = ("dbapi", "errors")
+"""Those that a user calls by name, as `litevfs.dbapi.connect`, after `import litevfs`."""
 
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return import_module(f"litevfs.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'litevfs' has no attribute {name!r}")
     value: object = getattr(import_module(_HOME_OF.get(name, "litevfs.errors")), name)
@@ -182,4 +188,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -39,6 +41,14 @@ def folder(tmp_path):
 def flipped(data: bytes) -> bytes:
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize("name", ["dbapi.connect", "errors.LitevfsError", "connect", "TXIDGapError"])
+def test_what_the_documentation_names_is_there_after_import_litevfs(name):
+    code = f"import litevfs; print(litevfs.{name}, {name.partition('.')[0]!r} in dir(litevfs))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" True\n")
 
 
 # --- opening ----------------------------------------------------------------------------------------------------------
