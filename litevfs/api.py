@@ -289,7 +289,7 @@ def diff(
             )
         connection = connect(url, vfs=vfs, txid=format_txid(new.txid), **options)
         connection.execute(
-            "ATTACH ? AS older", (_uri(url, {**options, "txid": format_txid(old.txid)}) + f"&vfs={vfs}",)
+            "ATTACH ? AS older", (_uri(url, {**options, "txid": format_txid(old.txid)}) + f"&vfs={quote(vfs)}",)
         )
         states = State(connection, "older", old), State(connection, "main", new)
         return Diff(connection, *states, replica.pages, tables, close=close)

@@ -11,6 +11,7 @@ import importlib
 from ctypes import CFUNCTYPE, POINTER, PYFUNCTYPE, Structure, c_char, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from litevfs.bindings.statements import Running, Statement, as_statement
 from litevfs.errors import SQLiteLibraryError
@@ -211,7 +212,7 @@ class Library:
             return
         sqlite3 = importlib.import_module("sqlite3")
         try:
-            sqlite3.connect(f"file::memory:?vfs={name}", uri=True).close()
+            sqlite3.connect(f"file::memory:?vfs={quote(name)}", uri=True).close()
         except sqlite3.OperationalError as error:
             raise SQLiteLibraryError(
                 f"the SQLite library that was found is not the one that sqlite3 uses: {error}", hint=_DBAPI_HINT

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import rich.traceback
 from datasette import handle_exception, hookimpl
@@ -58,6 +58,21 @@ class ReplicaDatabase(Database):
         self._opened: list[Any] = []
         self._missing_until = 0.0  # by `time.monotonic`
 
+    @property
+    def path(self) -> str | None:
+        """None, as there is no file; with `--crossdb`, what makes Datasette's `ATTACH 'file:<path>?mode=ro'` open the
+        replica. It holds no URL: Datasette shows paths.
+        """
+        if not self.ds.crossdb or self.name is None:
+            return None
+        label = quote(self.name, safe="")
+        litevfs.register_stdlib(f"litevfs-datasette-{label}", **{**self._options, "replica_url": self._url})
+        return f"{label}?vfs=litevfs-datasette-{quote(label)}#"  # what follows counts for nothing
+
+    @path.setter
+    def path(self, value: object) -> None:
+        """Datasette sets it to None."""
+
     def connect(self, write: bool = False) -> Any:
         """A connection; SQLite refuses a write and says that a replica is read-only."""
         connection = self._open()
@@ -85,9 +100,10 @@ class ReplicaDatabase(Database):
 
     async def _run(self, run: Callable[[Any], Awaitable[Any]], fn: Callable[[Any], Any]) -> Any:
         """Run `fn`. Where a page of something else asks, or the start, a missing replica is an empty database."""
-        if _txid.get() is not None:
+        own = self.route or self.name
+        if _txid.get() is not None and _page.get() == own:  # Datasette looks at the other databases, too
             return await self._run_at_txid(fn)
-        is_of_others = fn is check_connection or _page.get() not in (None, self.route or self.name)
+        is_of_others = fn is check_connection or _page.get() not in (None, own)
         if not (is_of_others and self._is_missing):
             try:
                 return await run(fn)

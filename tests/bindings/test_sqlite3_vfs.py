@@ -250,6 +250,17 @@ def test_connecting_raises_our_error_from_that_of_sqlite3(url, options, kind):
     assert litevfs.last_error() is caught.value
 
 
+def test_a_vfs_may_have_any_name(small):
+    _, script = small
+    name = "a b%41&c#d+ü"
+    with closing(litevfs.connect_stdlib(script.url, vfs=name)) as con:
+        assert one(con, "SELECT count(*) FROM t") == 1
+    with closing(litevfs.connect(script.url, vfs=name)) as con:
+        assert con.execute("SELECT count(*) FROM t").get == 1
+    with litevfs.diff(script.url, 1, vfs=name) as found:
+        list(found)
+
+
 def test_an_unknown_option_is_refused_with_the_nearest_name(small):
     _, script = small
     with pytest.raises(OptionError, match="did you mean poll_interval"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import sqlite3
 import sys
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import rich.traceback
@@ -35,12 +37,18 @@ def _connections_of_datasette():
 
 
 def with_datasette(
-    databases: dict[str, Any], work: Callable[[Any], Coroutine[Any, Any, None]], files: Sequence[str] = ()
+    databases: dict[str, Any],
+    work: Callable[[Any], Coroutine[Any, Any, None]],
+    files: Sequence[str] = (),
+    *,
+    crossdb: bool = False,
 ) -> None:
     """Run `work(client)` with Datasette configured as a user's file would, and end its threads."""
     config = {"plugins": {"litevfs": {"databases": databases}}}
     name = "config" if "config" in app.Datasette.__init__.__code__.co_varnames else "metadata"
-    datasette = app.Datasette(list(files), memory=True, settings={"num_sql_threads": 2}, **{name: config})
+    datasette = app.Datasette(
+        list(files), memory=True, settings={"num_sql_threads": 2}, crossdb=crossdb, **{name: config}
+    )
 
     async def main() -> None:
         try:
@@ -133,6 +141,42 @@ PATHS = (
     "/missing.json",
     "/sale/999999.json",
 )
+
+
+def test_a_state_is_looked_for_in_the_replica_of_the_page_alone(live_shop: Shop, shop: Shop):
+    """Datasette reads the schemas of all databases for any page, and others have no such TXID."""
+
+    async def browse(client: Any) -> None:
+        newest = re.search(r"TXID ([0-9a-f]{16})", (await client.get("/a~20b")).text)
+        assert newest is not None
+        for _ in range(2):
+            page = await client.get(f"/a~20b/customer?_txid={newest[1]}")
+            assert page.status_code == 200
+            assert f"TXID {newest[1]}, a fixed state" in page.text
+
+    live_shop.primary.commit("UPDATE customer SET city = 'Rome'")
+    with_datasette({"other": shop.url, "a b": live_shop.url}, browse)
+
+
+def test_a_query_joins_replicas_of_the_option_crossdb(shop: Shop, live_shop: Shop, tmp_path: Path):
+    file = str(tmp_path / "file.db")
+    with closing(sqlite3.connect(file)) as local:
+        local.execute("CREATE TABLE t(x)")
+    odd = f"{live_shop.url}"
+
+    async def browse(client: Any) -> None:
+        customers = "(SELECT count(*) FROM [a b%].customer) + (SELECT count(*) FROM shop.customer)"
+        sql = f"SELECT {customers} n, count(*) m FROM file.t"
+        for address in ("/_memory.json", "/_memory/-/query.json"):
+            answer = await client.get(f"{address}?_shape=array&sql={quote(sql)}", follow_redirects=True)
+            if answer.status_code == 200:
+                break
+        assert answer.json() == [{"n": 6, "m": 0}]
+        databases = (await client.get("/-/databases.json")).text
+        assert shop.url not in databases
+        assert odd not in databases
+
+    with_datasette({"shop": {"url": shop.url, "poll_interval": 0}, "a b%": odd}, browse, [file], crossdb=True)
 
 
 def test_a_replica_answers_as_the_file_does(live_shop: Shop):
