@@ -6,7 +6,10 @@ Errors reach the caller unchanged: APSW passes the exception object on, and SQLi
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import partial
+from weakref import WeakSet
 
 import apsw
 
@@ -59,6 +62,7 @@ class ReplicaFile:
         self.xLock = session.lock
         self.xUnlock = session.unlock
         self.xClose = session.close
+        _files.add(self)
 
     def xFileControl(self, op: int, ptr: int) -> bool:
         """Answer `PRAGMA litestream_...`; SQLite deals with the rest."""
@@ -97,3 +101,39 @@ class ReplicaFile:
 
 FILE_CLASS = f"{ReplicaFile.__module__}.{ReplicaFile.__qualname__}"
 """How APSW names the VFS of a database that is a replica (`Connection.vfsname`)."""
+
+
+_files: WeakSet[ReplicaFile] = WeakSet()  # that SQLite has open
+
+
+class _End:
+    """Closes the connections that are still open when the interpreter ends, before APSW's module is cleared.
+
+    APSW looks up the methods of a file by names that go with its module: a connection, or a cursor, that lives longer
+    (in `sys.excepthook`, in a cycle) would crash the process. All functions that are registered with `atexit` have run
+    by then, and no other thread runs any more.
+    """
+
+    def __init__(self) -> None:  # what `__del__` needs: the names of this module may be gone by then
+        self._is_end = sys.is_finalizing
+        self._files, self._connections, self._class = _files, apsw.connections, FILE_CLASS
+        self._no = lambda *_: False
+        self._keep = ctypes.pythonapi.Py_IncRef
+        self._object = ctypes.py_object
+
+    def __del__(self) -> None:
+        if not self._is_end():  # the module is loaded anew
+            return
+        for file in tuple(self._files):  # nothing is to be released any more: threads that it would wait for are gone
+            self._keep(self._object(file))
+            for method in ("xUnlock", "xClose", "xFileControl"):
+                setattr(file, method, self._no)
+        for connection in self._connections():
+            try:
+                if any(self._class in (connection.vfsname(name) or "") for name in connection.db_names()):
+                    connection.close(True)
+            except Exception:  # noqa: BLE001 - a thread that stands still had it in use
+                self._keep(self._object(connection))
+
+
+_end = _End()
