@@ -107,21 +107,26 @@ class _Hinting(_OtherCursor):
 
 
 class _InTurns(_OtherCursor):
-    """A cursor of a connection that threads share: each call waits for its turn."""
+    """A cursor of a connection that threads share: each of these calls waits for its turn."""
 
     __slots__ = ()
 
 
-def _in_turn(name: str) -> Any:
+_IN_TURNS = ("execute", "executemany", "executescript", "fetchone", "fetchmany", "fetchall", "__next__", "close")
+
+
+def _in_turn(factory: type, name: str) -> Any:
+    method = getattr(factory, name)
+
     def call(self: Any, *arguments: Any, **keywords: Any) -> Any:
         with self.connection.turn:
-            return getattr(super(_InTurns, self), name)(*arguments, **keywords)
+            return method(self, *arguments, **keywords)
 
-    return call
+    def next_row(self: Any) -> Any:
+        with self.connection.turn:
+            return method(self)
 
-
-for _name in ("execute", "executemany", "executescript", "fetchone", "fetchmany", "fetchall", "__next__", "close"):
-    setattr(_InTurns, _name, _in_turn(_name))
+    return next_row if name == "__next__" else call
 
 
 @lru_cache(32)
@@ -129,11 +134,20 @@ def _equipped(factory: Any, *, in_turns: bool) -> Any:
     """A subclass of a class of cursors whose errors say what to do, with turns if need be; anything else as it is."""
     if not isinstance(factory, type):
         return factory
-    says = factory is sqlite3.Cursor or issubclass(factory, (Cursor, _Hinting))
-    bases = [_InTurns] * (in_turns and not issubclass(factory, _InTurns)) + [_Hinting] * (not says) + [factory]
-    if len(bases) == 1:
-        return factory
-    return type(factory.__name__, tuple(bases), {"__module__": factory.__module__, "__slots__": ()})
+    if not issubclass(factory, (Cursor, _Hinting)) and factory is not sqlite3.Cursor:
+        factory = _subclass(factory, _Hinting, {})
+    if in_turns and not issubclass(factory, _InTurns):
+        # Methods that know which one they call: to look it up, by super(), would take as long as a row.
+        factory = _subclass(factory, _InTurns, {name: _in_turn(factory, name) for name in _IN_TURNS})
+    return factory
+
+
+def _subclass(factory: type, first: type, members: dict[str, Any]) -> type:
+    members = {"__module__": factory.__module__, "__slots__": (), **members}
+    return type(factory.__name__, (first, factory), members)
+
+
+_cursor = sqlite3.Connection.cursor
 
 
 class StdlibConnection(sqlite3.Connection):
@@ -146,6 +160,7 @@ class StdlibConnection(sqlite3.Connection):
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         is_of_one_thread = keywords.get("check_same_thread", arguments[4] if len(arguments) > 4 else True)
         self._in_turns = not is_of_one_thread
+        self._cursors = _equipped(Cursor, in_turns=self._in_turns)
         self.turn: Any = threading.RLock() if self._in_turns else nullcontext()
         forget_error()
         try:
@@ -157,9 +172,8 @@ class StdlibConnection(sqlite3.Connection):
     def cursor(self, factory: Any = Cursor) -> Any:
         """Like that of `sqlite3`."""
         try:
-            if factory is not Cursor or self._in_turns:
-                factory = _equipped(factory, in_turns=self._in_turns)
-            return super().cursor(factory)
+            factory = self._cursors if factory is Cursor else _equipped(factory, in_turns=self._in_turns)
+            return _cursor(self, factory)
         except sqlite3.Error as error:
             _add_hint(error)
             raise
