@@ -44,6 +44,7 @@ def flipped(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["dbapi.connect", "errors.LitevfsError", "connect", "TXIDGapError"])
+@pytest.mark.slow
 def test_what_the_documentation_names_is_there_after_import_litevfs(name):
     code = f"import litevfs; print(litevfs.{name}, {name.partition('.')[0]!r} in dir(litevfs))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

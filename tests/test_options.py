@@ -186,6 +186,7 @@ def _values_of(spec):
 
 @given(st.data())
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.slow
 def test_a_value_written_into_a_uri_is_read_as_the_same_value(spec, data):
     value = data.draw(_values_of(spec))
     expected = getattr(collect(keywords={spec.name: value}), spec.field_name)

@@ -49,6 +49,7 @@ def _refresh(url: str, connect: Callable[..., object], script: object) -> None:
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # of sqlite3, from Python 3.13 on
 @pytest.mark.parametrize("handle", [_read, _refresh])
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.slow
 def test_a_connection_that_is_dropped_after_an_error_lets_its_replica_go(small, door, handle):
     primary, script = small
     primary.commit("INSERT INTO t VALUES(2)")

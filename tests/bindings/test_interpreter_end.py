@@ -22,6 +22,7 @@ KEEPERS = {
 
 @pytest.mark.parametrize("door", ["connect", "apsw", "attach", "dbapi"])
 @pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.slow
 def test_the_interpreter_ends_well_with_a_connection_that_only_its_last_steps_free(tmp_path, keeper, door):
     """As celery ends, whose tasks know the module that opened it."""
     with closing(FileReplicaClient(tmp_path / "replica")) as client, Primary(client) as primary:

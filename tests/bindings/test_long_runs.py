@@ -62,6 +62,7 @@ def shop(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
 
 
 @pytest.mark.parametrize("name", JOINS)
+@pytest.mark.slow
 def test_the_look_ups_of_a_long_join_go_side_by_side_to_its_end(shop, name):
     script, path = shop
     with closing(litevfs.connect(script.url, poll_interval=0, cache_size="1MB")) as connection:
@@ -73,6 +74,7 @@ def test_the_look_ups_of_a_long_join_go_side_by_side_to_its_end(shop, name):
 
 
 @pytest.mark.parametrize(("cache", "share"), [("1MB", 2.5), ("64MB", 1.5)])
+@pytest.mark.slow
 def test_a_long_join_reads_few_bytes_twice(shop, cache, share):
     script, path = shop
     size = path.stat().st_size

@@ -32,6 +32,7 @@ def interrupts():
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signal.setitimer")
 @pytest.mark.parametrize("lock", [None, threading.Lock()], ids=["its own", "a given one"])
+@pytest.mark.slow
 def test_a_signal_that_raises_leaves_it_unlocked(interrupts, lock):
     condition = Condition(lock)
     for step in range(INTERRUPTS):

@@ -310,6 +310,7 @@ def test_threads_read_right_bytes_while_blocks_come_and_go():
 # --- requests that do not end -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_a_scan_reaches_the_caller_and_leaves_no_thread_waiting():
     worlds = []
 

@@ -478,6 +478,7 @@ def test_an_open_that_takes_longer_than_it_may_says_what_to_do(remote):
 
 
 @pytest.mark.plan("L02")
+@pytest.mark.slow
 def test_a_large_file_in_s3_is_verified_and_read_once(s3_url):
     url = s3_url()
     with Primary(open_replica_client(url)) as primary, closing(primary.client) as client:

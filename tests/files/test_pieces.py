@@ -102,6 +102,7 @@ def expected(block: int) -> bytes:
     st.lists(st.integers(1, 400), min_size=1, max_size=8),
     st.integers(0, 3000),
 )
+@pytest.mark.slow
 def test_parts_are_cut_from_pieces_of_any_size_and_only_whole_ones(gaps_and_sizes, piece_sizes, broken_after):
     parts, end = [], 1000
     for key, (gap, size) in enumerate(gaps_and_sizes):

@@ -406,6 +406,7 @@ def test_a_connection_may_be_collected_while_another_replica_is_being_made():
         assert replica.status().state == "closed"
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
     with Script() as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
@@ -416,6 +417,7 @@ def test_ctrl_c_at_any_moment_of_opening_leaves_no_replica_open():
         registry.registry.shared.clear()
 
 
+@pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_opening_leaves_the_hydrated_file_to_the_next_one(tmp_path):
     path = tmp_path / "x.db"
     with Script() as script, Primary(script.writer) as primary:

@@ -59,6 +59,7 @@ def histories(draw) -> list[File]:
 
 @settings(max_examples=80)
 @given(histories())
+@pytest.mark.slow
 def test_result_does_what_the_files_do_one_after_another(history: list[File]):
     result = compacted([decode_file(file.write()) for file in history])
     assert dict(result.pages()) == state_after(history)
@@ -73,6 +74,7 @@ def test_result_does_what_the_files_do_one_after_another(history: list[File]):
 
 @settings(max_examples=40)
 @given(histories().filter(lambda history: len(history) >= 3), st.data())
+@pytest.mark.slow
 def test_compacting_in_steps_gives_the_same_file(history: list[File], data):
     files = [decode_file(file.write()) for file in history]
     cut = data.draw(st.integers(1, len(files) - 1))

@@ -92,6 +92,7 @@ def damaged(draw) -> tuple[bytes, bytes]:
 @pytest.mark.plan("K10")
 @settings(max_examples=400)
 @given(damaged(), st.integers(1, 700))
+@pytest.mark.slow
 def test_damaged_file_is_refused_or_gives_the_same_pages(files: tuple[bytes, bytes], piece: int):
     original, data = files
     verdict = verdict_of_decode_file(data)

@@ -42,6 +42,7 @@ def counts(client: MemoryReplicaClient) -> dict[int, int]:
     return {level: len(files) for level in range(10) if (files := client.list_files(level))}
 
 
+@pytest.mark.slow
 def test_two_hours_of_transactions_keep_litestreams_timetable(tmp_path: Path) -> None:
     history, client = History(seed=1, interval_ms=10_000), memory_client()
     maintenance = Maintenance(client)
@@ -90,6 +91,7 @@ def test_compaction_at_any_time_deletes_old_level_0_files_but_no_young_state(
         assert (tmp_path / f"{txid}.db").read_bytes() == history.images[txid]
 
 
+@pytest.mark.slow
 def test_days_of_snapshots_leave_those_that_a_day_back_needs() -> None:
     history, client = History(seed=2), memory_client()
     maintenance = Maintenance(client)
@@ -169,6 +171,7 @@ def hour_of_files(late: float) -> list[tuple[int, int, int]]:
     return [(level, first, last) for _, level, first, last in made]
 
 
+@pytest.mark.slow
 def test_a_replica_that_begins_late_in_each_window_makes_the_same_files() -> None:
     by_the_clock = hour_of_files(0.0)
     levels = [level for level, *_ in by_the_clock]

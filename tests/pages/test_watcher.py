@@ -370,6 +370,7 @@ def test_look_ups_are_planned_though_their_index_leaf_was_read_by_an_earlier_que
     assert len(asked_for) <= 1.2 * len(wanted)
 
 
+@pytest.mark.slow
 def test_a_next_index_leaf_that_is_not_in_memory_ends_no_reading_ahead(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 8000)
     wanted = [pgno for pgno in look_ups(pages, 1007, 200) if pages[pgno][0] != LEAF_INDEX]

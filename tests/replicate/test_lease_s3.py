@@ -59,6 +59,7 @@ def test_the_second_of_two_primaries_stops_until_the_first_has_ended(make_app, c
     assert [file.max_txid for file in client.list_files(0)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_of_two_that_start_in_the_same_moment_one_goes_on_and_keeps_what_it_was_told(make_app, connect):
     apps = [make_app(f"{name}.db") for name in "ab"]
     barrier = threading.Barrier(2)

@@ -286,6 +286,7 @@ def test_a_place_that_was_left_out_for_a_while_goes_on_with_the_whole_database(
 
 
 @pytest.mark.parametrize("seed", [147, 282, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(50))])
+@pytest.mark.slow
 def test_places_may_come_and_go_and_fail_in_any_order(app, tmp_path: Path, both, seed: int):
     rng = random.Random(seed)
     clients = [failing_client(tmp_path / name) for name in ("a", "b", "c", "d")]

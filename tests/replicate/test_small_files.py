@@ -87,6 +87,7 @@ def test_a_clean_end_leaves_no_file_to_upload_again(app, client, folder: Path, m
         assert replicator.sync() == 2
 
 
+@pytest.mark.slow
 def test_a_forked_process_that_closes_its_copy_leaves_the_record_alone(app, folder: Path, tmp_path: Path):
     program = """if True:
         import os, sys

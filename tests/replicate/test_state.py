@@ -72,6 +72,7 @@ def test_what_root_writes_belongs_to_the_owner_of_the_database(app, client):
 # --- who holds it -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
     program = """if True:
         import os, sys
@@ -93,6 +94,7 @@ def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
     assert (done.stdout, done.stderr) == ("in again\n", "")
 
 
+@pytest.mark.slow
 def test_a_forked_process_that_closes_its_copy_lets_no_other_in(app, tmp_path: Path):
     program = """if True:
         import os, sys

@@ -113,6 +113,7 @@ def test_ten_thousand_frames_are_read_and_checked_within_a_second(tmp_path: Path
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
 @pytest.mark.parametrize("order", "<>")
+@pytest.mark.slow
 def test_a_whole_wal_reads_as_its_newest_pages_in_either_byte_order(wal_bytes, open_wal, page_size: int, order: str):
     data = wal_bytes(page_size)
     rewritten = with_checksums(data, order)
@@ -186,6 +187,7 @@ def test_a_torn_wal_reads_up_to_its_last_whole_transaction(wal_bytes, open_wal):
 
 @pytest.mark.parametrize("at_once", [1000, 3])  # frames: many are checked by other means than a few
 @pytest.mark.parametrize("order", "<>")
+@pytest.mark.slow
 def test_no_flipped_bit_gets_past_the_checksums(wal_bytes, open_wal, order: str, at_once: int):
     data = with_checksums(wal_bytes(512), order)
     frame_size, rng = 512 + FRAME_HEADER, random.Random(7)

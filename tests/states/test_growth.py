@@ -106,6 +106,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_verify_names_it_within_an_address_space_of_3_gb(kind):
     command = [sys.executable, "-c", _LIMITED, "verify", str(ODD / kind)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -102,6 +102,7 @@ _transactions = st.lists(
 
 @settings(max_examples=150)
 @given(_transactions, st.data())
+@pytest.mark.slow
 def test_any_order_of_files_gives_the_state_of_the_newest_txid(transactions, data):
     history = History()
     for commit, pages in transactions:
