@@ -8,6 +8,7 @@ clients stay as they are.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Sized
 from contextlib import suppress
 from functools import wraps
@@ -39,6 +40,9 @@ _FILE_ARGUMENTS = {
 }
 """The first arguments of the operations that say which files they are about."""
 
+_RUN_CODE_OF_CALLERS = ("write", "read_pieces")
+"""A `write` reads a stream that may come from the same client, and `read_pieces` hands pieces over."""
+
 Attributes = dict[str, str | int]
 
 
@@ -48,17 +52,28 @@ def traced(client: T) -> T:
     if trace is None:
         return client
     tracer = trace.get_tracer("litevfs")
+    own = _OwnCalls()
     for name in _OPERATIONS:
         call = getattr(client, name, None)
         if call is not None:
             with suppress(AttributeError):  # a client of another package may allow no attributes
-                setattr(client, name, _spanned(tracer, trace, client.url, name, call))
+                setattr(client, name, _spanned(tracer, trace, client.url, name, call, own))
     return client
 
 
-def _spanned(tracer: Any, trace: Any, url: str, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+class _OwnCalls(threading.local):
+    """Whether this thread is in a call of the client: what the client calls of itself then is no span of its own."""
+
+    under_way = False
+
+
+def _spanned(
+    tracer: Any, trace: Any, url: str, name: str, call: Callable[..., Any], own: _OwnCalls
+) -> Callable[..., Any]:
     @wraps(call)
     def spanned(*args: Any, **options: Any) -> Any:
+        if own.under_way:
+            return call(*args, **options)
         attributes = {"litevfs.replica": url} | _asked(name, args, options)
         with tracer.start_as_current_span(
             f"litevfs {name}",
@@ -67,6 +82,7 @@ def _spanned(tracer: Any, trace: Any, url: str, name: str, call: Callable[..., A
             record_exception=False,
             set_status_on_exception=False,
         ) as span:
+            own.under_way = name not in _RUN_CODE_OF_CALLERS
             try:
                 answer = call(*args, **options)
             except BaseException as error:
@@ -75,6 +91,8 @@ def _spanned(tracer: Any, trace: Any, url: str, name: str, call: Callable[..., A
                 text = error.message if isinstance(error, LitevfsError) else type(error).__name__
                 span.set_status(trace.StatusCode.ERROR, text)
                 raise
+            finally:
+                own.under_way = False
             if span.is_recording():
                 span.set_attributes(_answered(name, answer))
             return answer
