@@ -12,6 +12,7 @@ import secrets
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
@@ -19,16 +20,17 @@ from urllib.parse import quote, unquote, urlsplit
 import urllib3
 
 from litevfs.errors import (
+    ConditionsUnsupportedError,
     StorageError,
     StorageFileExistsError,
     StoragePermissionError,
-    StoragePreconditionError,
     TransientStorageError,
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.files import HTTPFiles
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import endpoint_of
 from litevfs.replica_clients.http.uploads import open_stream
 from litevfs.replica_clients.http.xml import parse_xml
@@ -39,6 +41,7 @@ BLOCK_SIZE = 1 << 16
 _SPOOL_BYTES = 8 << 20  # bytes of an upload in memory; a larger one goes through a temporary file
 _COPY_BYTES = 1 << 20
 _PASSWORD = "LITEVFS_WEBDAV_PASSWORD"
+_STORED = (200, 201, 204)
 _MISSING_FOLDER = (403, 404, 409)  # answers to a PUT if the folder does not exist: 409 by RFC 4918, 9.7.1
 _D = "{DAV:}"
 _PROPERTIES = (
@@ -54,7 +57,7 @@ class WebDAVReplicaClient:
     """
 
     block_size = BLOCK_SIZE
-    keeps_conditions = False  # many servers ignore them
+    keeps_conditions = False  # see `put_object`
 
     def __init__(self, url: str, *, read_timeout_s: float = 30.0) -> None:
         self._location = parse_location(
@@ -160,7 +163,9 @@ class WebDAVReplicaClient:
         """See `ReplicaClient.write`. A `.tmp` beside the file is moved to its name at the end.
 
         The server keeps no `timestamp_ms`. A MOVE deletes the file that it replaces first (RFC 4918, 9.9.3): on a
-        server that follows this literally, neither file exists for a moment.
+        server that follows this literally, neither file exists for a moment. With `exclusive` the MOVE may replace
+        nothing; but some servers (Apache, wsgidav) look first and move then, so that of writers at the same moment
+        more than one may succeed, and the file of the last one stays. A replicator looks at its files again.
         """
         self._exchange.transport.check_open()
         file = LTXFileInfo(level, min_txid, max_txid, 0, timestamp_ms)
@@ -181,7 +186,10 @@ class WebDAVReplicaClient:
                 raise
             for place, properties in self._properties(key, "0"):
                 if place.endswith(f"/{file.name}"):
-                    return _file_info((level, min_txid, max_txid), properties)
+                    stored = _file_info((level, min_txid, max_txid), properties)
+                    if exclusive and stored.size != size:
+                        raise StorageFileExistsError("another writer replaced the file")
+                    return stored
         return LTXFileInfo(level, min_txid, max_txid, size, int(time.time() * 1000))
 
     def _put_making_folders(self, path: str, body: IO[bytes], size: int) -> None:
@@ -190,28 +198,46 @@ class WebDAVReplicaClient:
         if folder not in self._made:
             self._make_folders(folder)
         self._made.discard(folder)  # until this has succeeded
-        for expected in ((200, 201, 204, *_MISSING_FOLDER), (200, 201, 204)):
-            body.seek(0)
-            headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-            # urllib3 takes an empty file for no body.
-            response, _ = self._exchange.call(
-                "PUT", "PUT", self._url(path), headers, body=body if size else b"", expected=expected
-            )
-            if response.status not in _MISSING_FOLDER:
-                self._made.add(folder)
-                return
-            self._make_folders(folder)
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
 
-    def _make_folders(self, folder: str) -> None:
+        def put(expected: tuple[int, ...]) -> Answer:
+            body.seek(0)
+            # urllib3 takes an empty file for no body.
+            sent = body if size else b""
+            return self._exchange.call("PUT", "PUT", self._url(path), headers, body=sent, expected=expected)[0]
+
+        self._in_folder(path, put)
+        self._made.add(folder)
+
+    def _in_folder(self, path: str, put: Callable[[tuple[int, ...]], Answer]) -> Answer:
+        """The answer to `put`, which stores `path` and is given the statuses to expect.
+
+        If the server lacks the folder, it is made, and `put` called once more. Raises TransientStorageError if the
+        folder is still missing while other requests make it.
+        """
+        response = put((*_STORED, *_MISSING_FOLDER))
+        if response.status not in _MISSING_FOLDER:
+            return response
+        others_make_it = self._make_folders(posixpath.dirname(path))
+        response = put((*_STORED, *_MISSING_FOLDER) if others_make_it else _STORED)
+        if response.status in _MISSING_FOLDER:
+            raise TransientStorageError("the folder is being made by another request", key=path)
+        return response
+
+    def _make_folders(self, folder: str) -> bool:
+        """Make the folder and those above it that are missing; returns whether other requests were at that (423)."""
         with suppress(StorageError):
             response, _ = self._exchange.call("PUT", "MKCOL", self._url(folder) + "/", {}, expected=(201, 405, 409))
             if response.status != 409:  # a folder above is missing
-                return
+                return False
         parts = folder.split("/")
+        locked = False
         for count in range(1, len(parts) + 1):
             path = "/".join(parts[:count])
             with suppress(StorageError):  # it exists (405), or the PUT that follows raises the error
-                self._exchange.call("PUT", "MKCOL", self._url(path) + "/", {}, expected=(201, 405))
+                response, _ = self._exchange.call("PUT", "MKCOL", self._url(path) + "/", {}, expected=(201, 405, 423))
+                locked |= response.status == 423
+        return locked
 
     def _move(self, source: str, target: str, *, overwrite: bool) -> None:
         headers = {"Destination": self._url(target), "Overwrite": "T" if overwrite else "F"}
@@ -223,21 +249,21 @@ class WebDAVReplicaClient:
     # --- objects beside the levels ------------------------------------------------------------------------------------
 
     def put_object(self, name: str, data: bytes, *, if_match: str | None = None, if_absent: bool = False) -> str:
-        """See `SideObjects.put_object`. One request, two where the answer has no ETag."""
+        """See `SideObjects.put_object`. One request, two where the answer has no ETag.
+
+        Raises ConditionsUnsupportedError for any condition: servers of files, as Apache, look at the old one first and
+        write then, so of several writers at once more than one would hear that it succeeded.
+        """
         self._exchange.transport.check_open()
         path = f"{self._location.prefix}{name}"
+        if if_absent or if_match is not None:
+            raise ConditionsUnsupportedError("WebDAV servers keep conditions of one writer at a time only", key=path)
         headers = {"Content-Length": str(len(data)), "Content-Type": "application/octet-stream"}
-        if if_absent:
-            headers["If-None-Match"] = "*"
-        elif if_match is not None:
-            headers["If-Match"] = f'"{if_match}"'
-        for expected in ((200, 201, 204, 412, *_MISSING_FOLDER), (200, 201, 204, 412)):
-            response, _ = self._exchange.call("PUT", "PUT", self._url(path), headers, body=data, expected=expected)
-            if response.status not in _MISSING_FOLDER:
-                break
-            self._make_folders(posixpath.dirname(path))
-        if response.status == 412:
-            raise StoragePreconditionError("the object is another", key=path)
+
+        def put(expected: tuple[int, ...]) -> Answer:
+            return self._exchange.call("PUT", "PUT", self._url(path), headers, body=data, expected=expected)[0]
+
+        response = self._in_folder(path, put)
         etag = plain_etag(response.headers.get("ETag"))
         if not etag:
             etag = next((_etag(properties) for _, properties in self._properties(path, "0")), "")

@@ -69,11 +69,11 @@ class WritingConformance:
     ) -> None:
         ready = threading.Barrier(6)
 
-        def write(number: int) -> bool:
+        def write(txid: int, number: int) -> bool:
             ready.wait(WAIT_S)
             while True:
                 try:
-                    client.write(0, 1, 1, bytes([number]) * 1000, TIMESTAMP_MS, exclusive=True)
+                    client.write(0, txid, txid, bytes([number]) * 1000, TIMESTAMP_MS, exclusive=True)
                 except StorageFileExistsError:
                     return False
                 except TransientStorageError:  # a server may answer so before it has decided
@@ -81,9 +81,10 @@ class WritingConformance:
                 return True
 
         with ThreadPoolExecutor(6) as pool:
-            succeeded = list(pool.map(write, range(6)))
-        assert succeeded.count(True) == 1
-        assert replica.get(0, file_name(1, 1)) == bytes([succeeded.index(True)]) * 1000
+            for txid in range(1, 6):  # where they meet differs
+                succeeded = list(pool.map(write, [txid] * 6, range(6)))
+                assert succeeded.count(True) == 1
+                assert replica.get(0, file_name(txid, txid)) == bytes([succeeded.index(True)]) * 1000
 
     def test_never_reads_new_content_as_the_file_listed_before(
         self, client: ReplicaClient, replica: ReplicaUnderTest

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import ReplicaURLError, StorageError, StoragePermissionError
+from litevfs.errors import (
+    ConditionsUnsupportedError,
+    ReplicaURLError,
+    StorageError,
+    StorageFileExistsError,
+    StoragePermissionError,
+    TransientStorageError,
+)
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.replica_clients.webdav import WebDAVReplicaClient
@@ -142,6 +149,62 @@ def test_a_body_that_is_too_large_for_the_server_says_what_to_raise(scripted_ser
     with pytest.raises(StorageError, match=r"answered 413.*client_max_body_size"):
         client.write(0, 1, 1, b"content", TIMESTAMP_MS)
     client.close()
+
+
+def answered(status: int) -> bytes:
+    return b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status
+
+
+def test_a_file_that_another_writer_moves_into_place_now_is_asked_for_again(scripted_server):
+    """The server has decided nothing yet: 423, RFC 4918, 11.3."""
+    statuses = {"MKCOL": 405, "PUT": 201, "MOVE": 423, "DELETE": 204}
+    server = scripted_server(lambda method, *_: answered(statuses[method]))
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    with pytest.raises(TransientStorageError, match="423"):
+        client.write(0, 1, 1, b"content", TIMESTAMP_MS, exclusive=True)
+    assert [method for method, *_ in server.requests][-2:] == ["MOVE", "DELETE"]
+    statuses["MOVE"] = 412
+    with pytest.raises(StorageFileExistsError):
+        client.write(0, 1, 1, b"content", TIMESTAMP_MS, exclusive=True)
+    client.close()
+
+
+def test_a_file_that_another_writer_moved_over_ours_is_not_taken_for_ours(scripted_server):
+    properties = "<d:getcontentlength>5</d:getcontentlength><d:getetag>a</d:getetag>"
+    other = f"<d:href>/db/ltx/0/{file_name(1, 1)}</d:href><d:propstat><d:prop>{properties}</d:prop></d:propstat>"
+    found = listing(f"<d:response>{other}</d:response>")
+    statuses = {"MKCOL": 405, "PUT": 201, "MOVE": 201}
+    server = scripted_server(lambda method, *_: answered(statuses[method]) if method in statuses else found)
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    with pytest.raises(StorageFileExistsError):
+        client.write(0, 1, 1, b"content", TIMESTAMP_MS, exclusive=True)
+    assert client.write(0, 1, 1, b"other", TIMESTAMP_MS, exclusive=True).etag == "a"
+    client.close()
+
+
+def test_a_folder_that_another_writer_makes_now_is_asked_for_again(scripted_server):
+    statuses = {"MKCOL": 423, "PUT": 409, "DELETE": 404, "MOVE": 201, "PROPFIND": 404}
+    server = scripted_server(lambda method, *_: answered(statuses[method]))
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    for write in (lambda: client.write(0, 1, 1, b"content", TIMESTAMP_MS), lambda: client.put_object("x", b"content")):
+        statuses["PUT"] = 409
+        with pytest.raises(TransientStorageError, match="folder"):
+            write()
+        statuses["PUT"] = 201  # it is there now
+        write()
+    client.close()
+
+
+def test_no_object_is_written_with_a_condition(scripted_server):
+    """A server that keeps the conditions of one writer after the other may break those of two at once, as Apache's."""
+    server = scripted_server(answered(412))
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    with pytest.raises(ConditionsUnsupportedError):
+        client.put_object("lock.json", b"{}", if_absent=True)
+    with pytest.raises(ConditionsUnsupportedError):
+        client.put_object("lock.json", b"{}", if_match="a")
+    client.close()
+    assert server.requests == []
 
 
 def test_an_answer_that_is_no_listing_is_refused(scripted_server):

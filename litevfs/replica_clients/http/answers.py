@@ -37,10 +37,12 @@ _UNSOUND_HINT = "a proxy or cache before the server, or the server, is at fault"
 
 
 def error_kind(status: int) -> type[StorageError]:
-    """The class of error for a status."""
+    """The class of error for a status. 423 says that a WebDAV server does another request about the resource now, and
+    has not done this one (RFC 4918, 11.3).
+    """
     if status == 504:
         return StorageTimeoutError
-    if status in (408, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
+    if status in (408, 423, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
         return TransientStorageError
     if status in (401, 403, 407):
         return StoragePermissionError
