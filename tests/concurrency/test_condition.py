@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 
 import pytest
@@ -39,8 +40,10 @@ def test_a_signal_that_raises_leaves_it_unlocked(interrupts, lock):
         try:
             interrupts(step)
             while True:
-                with condition:
-                    pass
+                for _ in range(10_000):
+                    with condition:
+                        pass
+                time.sleep(0)  # a signal that another thread got is seen when this one takes the interpreter again
         except Interrupted:
             pass
         assert is_free(condition), f"locked after {step} interrupts"

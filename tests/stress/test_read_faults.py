@@ -138,7 +138,7 @@ def test_opening_over_damaged_bytes_gives_the_right_rows_or_a_typed_error(primar
     opened = 0
     for _ in range(20):
         try:
-            with connected(remote_faults.url, poll_interval=0, cache_size="10MB", open_timeout="1s") as connection:
+            with connected(remote_faults.url, poll_interval=0, cache_size="10MB", open_timeout=PATIENCE) as connection:
                 opened += 1
                 assert rows(connection, query) == expected
         except litevfs.LTXFormatError:
