@@ -34,8 +34,11 @@ def damage(primary: Primary, *file: int) -> None:
     primary.client.write(level, min_txid, max_txid, data[:-20] + bytes(20), primary.timestamp_ms(max_txid))
 
 
+IMPATIENT = {"open_timeout": "0.2s"}  # where opening fails
+
+
 def rows(script: Script, **options: object) -> list[tuple[object, ...]]:
-    connection = litevfs.connect(script.url, open_timeout="0.2s", **options)
+    connection = litevfs.connect(script.url, **options)
     try:
         return connection.execute(ROWS).fetchall()
     finally:
@@ -102,7 +105,7 @@ def test_where_nothing_replaces_a_damaged_file_the_error_names_the_state_before(
     for options in ({}, {"txid": 6}):
         script.clear()
         with pytest.raises(LTXFormatError) as caught:
-            rows(script, **options)
+            rows(script, **IMPATIENT, **options)
         assert (caught.value.level, caught.value.min_txid, caught.value.max_txid) == damaged
         assert "litevfs verify" in str(caught.value)
         assert str(caught.value).endswith(f"the state before can be opened with txid={earlier:016x}")
@@ -114,7 +117,7 @@ def test_where_nothing_is_left_the_error_names_no_state(world):
     primary, script = world
     damage(primary, 0, 1, 1)
     with pytest.raises(LTXFormatError, match="damaged") as caught:
-        rows(script)
+        rows(script, **IMPATIENT)
     assert "txid=" not in str(caught.value)
 
 
@@ -124,7 +127,7 @@ def test_a_file_that_stays_gone_and_that_nothing_replaces_is_told(world):
     gone = LTXFileInfo(0, 6, 6, size=500, modified_ms=0)
     script.on_list = lambda level, files: files if level else [*files, gone]
     with pytest.raises(StorageNotFoundError, match=f"can be opened with txid={5:016x}"):
-        rows(script)
+        rows(script, **IMPATIENT)
 
 
 # --- a state that moves on --------------------------------------------------------------------------------------------
