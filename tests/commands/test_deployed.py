@@ -27,11 +27,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "primary.md").read_text()
 LIMIT_S = 40.0
 APPLICATION = """
 import signal, sqlite3, threading
+ended = threading.Event()
+signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
 db = sqlite3.connect("{path}", isolation_level=None)
 db.execute("CREATE TABLE IF NOT EXISTS t (a)")
 db.execute("INSERT INTO t VALUES ('started')")
-ended = threading.Event()
-signal.signal(signal.SIGTERM, lambda number, frame: ended.set())
 ended.wait()
 db.execute("INSERT INTO t VALUES ('ended')")
 """
