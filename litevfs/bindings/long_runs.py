@@ -9,16 +9,33 @@ would take to read it whole is read whole, if there is room for it: the next loo
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from litevfs.bindings.programs import Plan
+from litevfs.bindings.programs import MANY_PAGES, Plan
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
 from litevfs.live.session import Session
 
 MOST_SEEN = 1024
 """Pages that a rehearsal reads at most from one place on; each costs the time of a look-up."""
+NEIGHBOURS = 32
+"""Leaves of a tree that is read whole that come together, where one of them is needed soon."""
+LEAVES, LEAVES_SHARE = 16, 4
+"""Of an outermost loop's tree that are asked for at once, where the query looks into the tree, too: so many at first,
+and later a part of the pages that a rehearsal may read."""
+MOST_TO_COME = 4
+"""So often as many look-ups as before are taken to come, at most: the leaves of the loop to come say how many may."""
 MANY = 8
 """A rehearsal that misses as many pages is worth another one at the next wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do after a rehearsal."""
+
+    missing: Sequence[int] = ()  # pages to ask for
+    whole: Sequence[int] = ()  # pages of trees to be read whole, in order of need: as many as there is room for
+    waits: bool = False  # nothing, until the query has come further
 
 
 class LongRun:
@@ -26,14 +43,18 @@ class LongRun:
 
     def __init__(self, task: Task, plan: Plan) -> None:
         self.run = task.run, task.begins
+        self.is_long = False
         self.goes_on = False  # the next wait is worth a rehearsal
         self._outer = plan.outer
+        self.is_shared = any(outer.is_shared for outer in plan.outer)  # look-ups go to the same tree as a scan
+        self._leaves = LEAVES  # that are asked for next
+        self._most_seen = 0  # pages that a rehearsal may read; 0: any number
         self._asked: dict[int, None] = {}  # pages; in the middle of a query the last ones, as many as a rehearsal reads
         self._looked_up: Counter[int] = Counter()  # pages that were asked for, by the root of their tree
 
     def begin_task(self) -> None:
         """A further task for the run begins."""
-        self.goes_on = False
+        self.goes_on, self.is_long = False, True
 
     def begin_next(self, host: Session, guest: RehearsalSession) -> int:
         """Let the next rehearsal begin where the query is, if that is known; else it begins with the first row.
@@ -43,9 +64,23 @@ class LongRun:
         if not self._outer:
             return 0
         for outer in self._outer:
-            guest.begin_at(host.way_to(outer.root), is_descending=outer.is_descending)
+            way = host.way_to(outer.root)
+            if outer.is_shared:
+                guest.begin_beside(outer.root, way, is_descending=outer.is_descending)
+            else:
+                guest.begin_at(way, is_descending=outer.is_descending)
         ahead = host.replica.pages.ahead
-        return 0 if ahead is None else min(ahead.max_pages() // 2, MOST_SEEN)
+        self._most_seen = 0 if ahead is None else min(ahead.pages_kept() // 2, MOST_SEEN)
+        return self._most_seen
+
+    def _leaves_to_come(self, host: Session, guest: RehearsalSession) -> list[int]:
+        """Leaves of shared trees in which the last rehearsal has ended; of others the watcher takes care."""
+        shared = [outer.root for outer in self._outer if outer.is_shared and guest.has_met_a_scan_of(outer.root)]
+        self.goes_on |= bool(shared)
+        leaves = [leaf for root in shared for leaf in host.leaves_to_come(root, self._leaves)]
+        if shared:
+            self._leaves = min(2 * self._leaves, max(self._most_seen // LEAVES_SHARE, LEAVES))
+        return guest.to_be_asked_for(leaves)
 
     def unasked(self, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
@@ -62,9 +97,33 @@ class LongRun:
         for pgno in pgnos:
             self._asked.pop(pgno, None)
 
-    def whole_trees(self, host: Session, guest: RehearsalSession) -> list[int]:
-        """Pages to ask for of trees that are to be read whole."""
+    def step(self, host: Session, guest: RehearsalSession, missing: list[int]) -> Step:
+        """What to do after a rehearsal that misses these pages."""
+        if guest.can_wait and 0 < len(missing) < MANY_PAGES:
+            return Step(waits=True)
+        leaves = self._leaves_to_come(host, guest)
+        whole, missing = in_order_of_need(self._whole_trees(host, guest, missing), missing)
+        missing = self.unasked(guest, missing)
+        return Step([*missing, *(leaf for leaf in leaves if leaf not in missing)], whole)
+
+    def _whole_trees(self, host: Session, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
+        """Pages to ask for of trees that are to be read whole, where `missing` are looked up next."""
         ahead = host.replica.pages.ahead
         if ahead is None or not self._outer:
             return []
-        return guest.whole_trees(self._looked_up, ahead.pages_for_a_request, ahead.max_pages())
+        to_come = min(guest.part_to_come(outer.root for outer in self._outer if not outer.is_descending), MOST_TO_COME)
+        counts = self._looked_up + Counter(guest.roots_of(pgno for pgno in missing if pgno not in self._asked))
+        looked_up = {root: count * max(to_come, 1) for root, count in counts.items()}
+        return guest.whole_trees(looked_up, ahead.pages_for_a_request, ahead.pages_kept())
+
+
+def in_order_of_need(whole: list[int], missing: list[int]) -> tuple[list[int], list[int]]:
+    """The pages of whole trees, neighbours together, those first among which one is missing first; and what else is."""
+    if not whole:
+        return [], missing
+    neighbours = {pgno: place // NEIGHBOURS for place, pgno in enumerate(whole)}
+    groups = dict.fromkeys(neighbours[pgno] for pgno in missing if pgno in neighbours) | dict.fromkeys(
+        neighbours.values()
+    )
+    ordered = [pgno for group in groups for pgno in whole[group * NEIGHBOURS : (group + 1) * NEIGHBOURS]]
+    return ordered, [pgno for pgno in missing if pgno not in neighbours][:MANY_PAGES]

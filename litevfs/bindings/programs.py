@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from litevfs.bindings.modules import ON_TABLES
 from litevfs.bindings.statements import Values
 from litevfs.pages.stand_ins import Tree
 
@@ -63,10 +64,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """A tree that an outermost loop goes through, and that nothing else in the statement reads."""
+    """A tree that an outermost loop goes through."""
 
     root: int
     is_descending: bool  # from its end on
+    is_shared: bool = False  # something else in the statement reads it, too; the loop goes through all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +78,20 @@ class Plan:
     trees: dict[int, Tree]  # by root page
     limits: tuple[Limit, ...]  # each may end the query, or a part of it that runs once, before all rows are read
     is_loop: bool  # something is done more than once
-    has_modules: bool  # virtual tables: what they read, and what reading them does, is not known
+    has_modules: bool  # virtual tables of which it is not known what reading them does
     scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
     shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
     outer: tuple[Outer, ...] = ()  # trees that its outermost loops go through
     joins_itself: bool = False  # a tree is read in two places
+    reads_modules: bool = False  # virtual tables, whatever is known of them
+    reads_other_trees: bool = False  # those of such tables
 
     @property
     def is_worth_it(self) -> bool:
         """Whether something in the statement can go side by side."""
         if self.scans and set(self.scans) >= self.trees.keys():
             return False
-        if len(self.trees) > 1 or self.joins_itself:
+        if len(self.trees) > 1 or self.joins_itself or (self.trees and self.reads_modules):
             return not self.has_modules
         is_scan = any(tree.is_table and tree.is_scanned for tree in self.trees.values())
         return bool(self.trees) and self.is_loop and not is_scan and not self.has_modules
@@ -129,8 +133,8 @@ class _Step:
     p4: str
 
 
-def plan_of(program: list[tuple[object, ...]]) -> Plan:
-    """From the rows of EXPLAIN."""
+def plan_of(program: list[tuple[object, ...]], modules: frozenset[str] | None = None) -> Plan:
+    """From the rows of EXPLAIN. `modules` are those of the virtual tables in it; None: not all of them are known."""
     trees: dict[int, Tree] = {}
     roots: dict[object, int] = {}  # by cursor
     steps = [_Step(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
@@ -142,19 +146,26 @@ def plan_of(program: list[tuple[object, ...]]) -> Plan:
             is_scanned = step.p1 in scanned or (known is not None and known.is_scanned)
             trees[root] = Tree(root, not step.p4.startswith("k("), is_scanned)
             roots[step.p1] = root
-    has_modules = any(step.opcode == "VOpen" for step in steps)
+    reads_modules = has_modules(program)
     shows_rows = sorted((tree.is_table, tree.is_scanned) for tree in trees.values()) == [(False, True), (True, False)]
     shows_rows &= not any(step.opcode in _OTHER_ROWS for step in steps)
     return Plan(
         trees,
         _limits_of(steps),
         bool(scanned),
-        has_modules,
+        reads_modules and modules is None,
         scans=_whole_scans(steps, roots),
         shows_rows=shows_rows,
         outer=_outer_loops(steps, roots),
         joins_itself=len(roots) > len(trees),
+        reads_modules=reads_modules,
+        reads_other_trees=bool(modules and modules & ON_TABLES),
     )
+
+
+def has_modules(program: list[tuple[object, ...]]) -> bool:
+    """Whether a statement reads virtual tables, by the rows of EXPLAIN."""
+    return any(opcode == "VOpen" for _, opcode, *_ in program)
 
 
 def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, ...]:
@@ -166,17 +177,27 @@ def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, .
     ]
     opened = [step.p2 for step in steps if step.opcode in {"OpenRead", "ReopenIdx"}]
     found: dict[int, Outer] = {}
+    doubtful: set[int] = set()  # two loops go through them
     for begin, end, last in loops:
         root = roots.get(last.p1, 0)
         is_inner = any(other <= begin and end < other_end for other, other_end, _ in loops)
-        if is_inner or opened.count(root) != 1:
+        is_shared = opened.count(root) > 1
+        if is_inner or not root or (is_shared and not _begins_at_an_end(steps, begin, last.p1)):
             continue
         if any(
-            step.opcode == "Yield" or (step.opcode in _LOOK_UPS and roots.get(step.p1, root) != root)
+            step.opcode == "Yield" or (step.opcode in _LOOK_UPS and step.p1 in roots and step.p1 != last.p1)
             for step in steps[begin:end]
         ):
-            found[root] = Outer(root, last.opcode == "Prev")
-    return tuple(found.values())
+            doubtful.update({root} & found.keys())
+            found[root] = Outer(root, last.opcode == "Prev", is_shared)
+    return tuple(outer for outer in found.values() if not (outer.is_shared and outer.root in doubtful))
+
+
+def _begins_at_an_end(steps: list[_Step], begin: int, cursor: object) -> bool:
+    """Whether a loop begins with the first or last entry of its tree, and these ascend."""
+    before = [step.opcode for step in steps[:begin] if step.p1 == cursor and step.opcode in _LOOK_UPS]
+    is_index = any(step.p1 == cursor and step.p4.startswith("k(") and "-" in step.p4 for step in steps)
+    return bool(before) and before[-1] in {"Rewind", "Last"} and not is_index
 
 
 def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:

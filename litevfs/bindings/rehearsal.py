@@ -177,7 +177,8 @@ class Rehearsals:
             self._given_up = task.run, task.begins
             return
         if plan.outer and (host := self._host()) is not None:
-            host.hold([outer.root for outer in plan.outer], task.begins)
+            shared = {outer.root: outer.is_descending for outer in plan.outer if outer.is_shared}
+            host.hold([outer.root for outer in plan.outer], shared, task.begins)
         long = self._long = LongRun(task, plan)
         if len(plan.trees) > 1:
             guest.guess_small_trees(plan.trees)  # the query will look into them
@@ -190,44 +191,58 @@ class Rehearsals:
         """Fetch what each rehearsal misses, until it is nothing."""
         most = plan.pages(task.statement.values)
         is_limited = plan.rows(task.statement.values) is not None
-        all_rows = ALL_ROWS if plan.looks_up_all(task.statement.values) else 0
         for number in range(MAX_REHEARSALS):
             host = self._host()
             if host is None or self.must_end(task):
                 return
             most_seen = long.begin_next(host, guest)
-            missing = guest.rehearse(most, most_seen)
-            whole = long.whole_trees(host, guest)
-            missing = long.unasked(guest, missing[:MANY_PAGES] if whole else missing)
+            step = long.step(host, guest, guest.rehearse(most, most_seen))
             del host  # the session may close meanwhile
+            if step.waits:
+                self._let_query_use(task, guest, most_seen // 4)
+                continue
+            missing, whole = list(step.missing), list(step.whole)
             logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
-            if plan.shows_rows and not is_limited:
-                self._expect_rows(task, guest.rows or all_rows)
-            if guest.is_exhausted and not most_seen:
-                self._given_up = task.run, task.begins
-            if not missing and not whole:
-                return
+            self._note(task, guest, plan, has_bound=most_seen > 0)
             if missing:
-                self._fetch(task, missing, is_sparing=most_seen > 0 and len(missing) >= MANY_PAGES)
+                is_sparing = most_seen > 0 and (long.is_long or len(missing) >= MANY_PAGES)
+                self._fetch(task, missing, is_sparing=is_sparing)
                 long.refused(guest.to_be_asked_for(missing))
             if whole:
                 self._fetch_slowly(task, guest, whole)
-            elif guest.has_met_a_scan_alone:
+            elif not missing or (guest.has_met_a_scan_alone and not long.is_shared):
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)
 
+    def _note(self, task: Task, guest: RehearsalSession, plan: Plan, *, has_bound: bool) -> None:
+        """Note what the last rehearsal shows of the query, beside the pages that it misses."""
+        values = task.statement.values
+        if plan.shows_rows and plan.rows(values) is None:
+            self._expect_rows(task, guest.rows or (ALL_ROWS if plan.looks_up_all(values) else 0))
+        if guest.is_exhausted and not has_bound:
+            self._given_up = task.run, task.begins
+
     def _fetch_slowly(self, task: Task, guest: RehearsalSession, pgnos: list[int]) -> None:
-        """Fetch pages for as many of which there is room, and the others while the query uses those."""
+        """Fetch the first of these pages, as many as there is room for once the query has used others."""
         ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
-        while ahead is not None and pgnos and not self.must_end(task) and time.monotonic() < deadline:
+        while ahead is not None and not self.must_end(task) and time.monotonic() < deadline:
             room, least = ahead.room()
             if room >= min(least, len(pgnos)):
                 self._fetch(task, pgnos[:room], is_sparing=True)
-                pgnos = guest.to_be_asked_for(pgnos[room:])
-                deadline = time.monotonic() + PATIENCE_S
-            else:
-                self._let_query_read()
+                return
+            self._let_query_read()
+
+    def _let_query_use(self, task: Task, guest: RehearsalSession, pages: int) -> None:
+        """Wait until the query has used so many of the pages that came, or waits for one."""
+        ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
+        if ahead is None:
+            return
+        until = ahead.used_pages + pages
+        self._query_waits.clear()
+        while not self._query_waits.wait(LOOK_S) and ahead.used_pages < until:
+            if self.must_end(task) or time.monotonic() > deadline:
+                return
 
     def _let_query_read(self) -> None:
         """Wait until the query has read more of what came, perhaps."""

@@ -6,7 +6,7 @@ Owns one connection. `rehearsal` decides what is rehearsed when; `programs` says
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -15,13 +15,16 @@ import apsw
 from litevfs.bindings.apsw_errors import make_apsw_error
 from litevfs.bindings.forks import gate
 from litevfs.bindings.guests import connect_guest
-from litevfs.bindings.programs import Plan, plan_of
+from litevfs.bindings.modules import authorizer, known_modules
+from litevfs.bindings.programs import Plan, has_modules, plan_of
 from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
+from litevfs.ltx.format import lock_pgno
 from litevfs.pages.btree import parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
-from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, up_to_child
+from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, two_ways, up_to_child
+from litevfs.pages.trees import MAX_DEPTH
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
@@ -34,6 +37,8 @@ MAX_REPEATS = 1000
 """So often a rehearsal reads pages again that are missing: as the parts of a large row, which lead to themselves."""
 KEPT_BYTES = 8_000_000
 """Of decoded pages that are kept from one rehearsal of a statement to the next."""
+ALIASES = MAX_DEPTH + 4
+"""Numbers of pages beyond the true ones."""
 REMEMBERED = 64
 """Plans, by their SQL."""
 _SCHEMA_VERSION = slice(40, 44)
@@ -64,6 +69,8 @@ class RehearsalSession(Session):
         self._must_end = must_end
         self._connection: apsw.Connection | None = None
         self._plans: dict[str, Plan] = {}
+        self._tables: set[str] = set()  # that the statement compiled last reads
+        self._functions: set[str] = set()  # that it calls, of those that modules overload
         self._task = task
         self._counter = 0  # of rehearsals: SQLite's page cache must keep nothing from the one before
         self._checks = 0
@@ -73,8 +80,13 @@ class RehearsalSession(Session):
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
         self._repeats = 0
         self._cut_down: dict[int, bytes] = {}  # interior pages, without what the query has gone through
+        self._aliases: dict[
+            int, bytes
+        ] = {}  # pages of no true number that stand beside true ones; empty: it ends there
+        self._reads_other_trees = False  # pages of these have no stand-ins
+        self._missing_first: list[int] = []  # pages without which it is not known where the next rehearsal begins
         self._seen: set[int] = set()  # pages that the rehearsal has read, and that were in memory
-        self._most_seen = 0
+        self._most_seen = self._seen_before = 0
         self._is_cut_short = False  # the rehearsal has ended at a bound, where there is more to be read
         self.rows: int | None = None  # of the last rehearsal, if it came to its end
         self._scanned: Tree | None = None  # whose leaves ended the rehearsal
@@ -94,18 +106,30 @@ class RehearsalSession(Session):
                 if self._connection is None:
                     self._connection = self._connected()
                 self._begin()
-                plan = plan_of(self._connection.execute(f"EXPLAIN {sql}", values).fetchall())
+                self._tables.clear()
+                self._functions.clear()
+                program = self._connection.execute(f"EXPLAIN {sql}", values).fetchall()
+                plan = plan_of(program, self._modules(self._connection) if has_modules(program) else None)
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
         self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._in_memory)
+        self._reads_other_trees = plan.reads_other_trees
         return plan
+
+    def _modules(self, connection: apsw.Connection) -> frozenset[str] | None:
+        """Those of the virtual tables that the statement compiled last reads; None if one is not known."""
+        tables, functions = set(self._tables), set(self._functions)
+        rows = connection.execute("SELECT lower(name), sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0")
+        schema = {str(name): str(sql) for name, sql in rows}
+        modules = [str(name) for (name,) in connection.execute("SELECT lower(name) FROM pragma_module_list")]
+        return known_modules(tables, functions, schema, modules)
 
     def _connected(self) -> apsw.Connection:
         """A connection whose authorizer is set: what fails before leaves none behind that would do without."""
         connection = connect_guest(self)
         try:
-            connection.authorizer = _only_functions_of_sqlite(connection)
+            connection.authorizer = authorizer(connection, self._tables, self._functions)
         except BaseException:
             connection.close()
             raise
@@ -130,6 +154,41 @@ class RehearsalSession(Session):
             if pgno > 1 and (page := self._in_memory(pgno)) is not None and parse_interior(pgno, page) is not None:
                 self._cut_down[pgno] = cut_down(page, position)
 
+    def begin_beside(self, root: int, way: Sequence[tuple[int, int]], *, is_descending: bool) -> None:
+        """Like `begin_at`, where the statement looks into the tree, too: those look-ups see all of it.
+
+        The root leads the scan, which begins with the first or last key, to pages that are cut down, and beyond their
+        end to one that ends the rehearsal; it leads each look-up to a page like the true root.
+        """
+        numbers = [number for number in self._alias_numbers() if number not in self._aliases][: len(way) + 2]
+        pages = {pgno: self._in_memory(pgno) for pgno, _ in way}
+        if root == 1 or not way or len(numbers) < len(way) + 2:
+            return
+        self._missing_first += [pgno for pgno, page in pages.items() if page is None]
+        parts = [
+            (page, position)
+            for pgno, position in way
+            if (page := pages[pgno]) and parse_interior(pgno, page) is not None
+        ]
+        if len(parts) < len(way):
+            return
+        if self._stand_ins is not None:
+            for (pgno, _), (page, _) in zip(way, parts, strict=True):
+                self._stand_ins.learn(pgno, page)
+        self._cut_down[root], aliases = two_ways(parts, numbers, is_descending=is_descending)
+        self._aliases |= {numbers[0]: b""} | aliases
+
+    def _alias_numbers(self) -> range:
+        """Numbers of no page of the database."""
+        first, lock = self.snapshot.commit + 1, lock_pgno(self.snapshot.page_size)
+        if first <= lock < first + ALIASES:
+            first = lock + 1
+        return range(first, first + ALIASES)
+
+    def size(self) -> int:
+        """See `Session.size`; with the pages that are beside the true ones."""
+        return (self._alias_numbers().stop - 1) * self.snapshot.page_size
+
     def rehearse(self, most: int, most_seen: int = 0) -> list[int]:
         """Run the statement of the task, and return the pages that it misses, up to so many.
 
@@ -137,6 +196,12 @@ class RehearsalSession(Session):
         """
         assert self._connection is not None
         self._missing.clear()
+        if missing := self._missing_first:  # to know where it begins
+            self._missing_first = []
+            self._scanned, self._is_cut_short, self._checks, self.rows, self._most_seen = None, False, 0, None, 0
+            self._cut_down.clear()
+            self._aliases.clear()
+            return missing
         self._most, self._siblings, self._last, self._scanned, self._repeats = (
             min(most, most_seen or most),
             0,
@@ -155,15 +220,32 @@ class RehearsalSession(Session):
             self.rows = rows
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
+        except apsw.Error as error:
+            if not self._reads_other_trees:
+                raise
+            logger.debug("a rehearsal ended in a virtual table: %s", error)
         self._cut_down.clear()
+        self._aliases.clear()
         return list(self._missing)
 
     def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
         """The roots of the trees that these pages belong to, as far as that is known."""
         return (tree.root for pgno in pgnos if (tree := self._tree_of(pgno)) is not None)
 
-    def whole_trees(self, looked_up: Mapping[int, int], pages_for_a_request: float, room: int) -> list[int]:
-        """Missing pages of trees that cost no more to read whole than what was `looked_up` so far: pages, by root.
+    def part_to_come(self, roots: Iterable[int]) -> float:
+        """How often as many leaves of these trees are still to come as the last rehearsal has read of them."""
+        if self._stand_ins is None:
+            return 0.0
+        shares = [0.0]
+        for root in roots:
+            leaves = self._stand_ins.leaves_of(root)
+            if seen := sum(leaf in self._seen for leaf in leaves):
+                last = max(place for place, leaf in enumerate(leaves) if leaf in self._seen)
+                shares.append((len(leaves) - 1 - last) / seen)
+        return max(shares)
+
+    def whole_trees(self, looked_up: Mapping[int, float], pages_for_a_request: float, room: int) -> list[int]:
+        """Missing pages of trees that cost no more to read whole than what is `looked_up`: pages, by root.
 
         `pages_for_a_request` take the time of a request; a tree has to fit in the room for so many pages. Where not
         all interior pages of such a tree are known, the others come first.
@@ -186,6 +268,15 @@ class RehearsalSession(Session):
     def is_exhausted(self) -> bool:
         """Whether the last rehearsal took all the steps that it may: the next one would not come further."""
         return self._checks > MAX_CHECKS
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether the last rehearsal has read half of what it may before the first page that it misses."""
+        return 0 < self._most_seen < len(self._seen) and (not self._missing or self._seen_before > self._most_seen // 2)
+
+    def has_met_a_scan_of(self, root: int) -> bool:
+        """Whether the last rehearsal ended where the next leaves of this tree were missing."""
+        return self._scanned is not None and self._scanned.root == root
 
     @property
     def has_met_a_scan_alone(self) -> bool:
@@ -227,7 +318,12 @@ class RehearsalSession(Session):
     def _page(self, pgno: int) -> bytes:
         if pgno == 1:
             page, counter = self._task.first_page, self._counter.to_bytes(4)
-            return page[:24] + counter + page[28:92] + counter + page[96:]
+            count = (self._alias_numbers().stop - 1).to_bytes(4)
+            return page[:24] + counter + count + page[32:92] + counter + page[96:]
+        if (alias := self._aliases.get(pgno)) is not None:
+            if not alias:
+                raise self._ended("it is at the end of a tree")
+            return alias
         page_or_none = self._in_memory(pgno)
         if page_or_none is None:
             return self._stand_in(pgno)
@@ -241,6 +337,9 @@ class RehearsalSession(Session):
 
     def _in_memory(self, pgno: int) -> bytes | None:
         page = self._decoded.get(pgno)
+        if page is not None and self.replica.pages.needs_request(self.snapshot, pgno):
+            del self._decoded[pgno]  # what the query would wait for is not in memory
+            return None
         if page is None and (ahead := self.replica.pages.ahead) is not None:
             page = ahead.peek(self.snapshot, pgno)
             if page is not None and len(self._decoded) * len(page) < KEPT_BYTES:
@@ -254,11 +353,15 @@ class RehearsalSession(Session):
             self._is_cut_short = len(self._missing) >= self._most
             if self._is_cut_short or self._is_scan(pgno):
                 raise self._ended(f"{len(self._missing)} pages are missing")
+            if not self._missing:
+                self._seen_before = len(self._seen)
             self._missing[pgno] = None
         elif (repeats := self._repeats) > MAX_REPEATS:
             raise self._ended(f"{repeats} reads of pages that are missing")
         else:
             self._repeats = repeats + 1
+        if self._reads_other_trees and self._tree_of(pgno) is None:
+            raise self._ended("a page of a virtual table is missing")
         return self._stand_ins.make(pgno)
 
     def _is_scan(self, pgno: int) -> bool:
@@ -278,17 +381,3 @@ class RehearsalSession(Session):
         error = Ended(why)
         make_apsw_error(error)
         return error
-
-
-def _only_functions_of_sqlite(connection: apsw.Connection) -> Callable[..., int]:
-    """An authorizer: a rehearsal calls no function of an application, which `apsw.connection_hooks` may have added."""
-    functions = connection.execute("SELECT name, builtin FROM pragma_function_list").fetchall()
-    known = {name for name, is_builtin in functions if is_builtin} - {
-        name for name, builtin in functions if not builtin
-    }
-
-    def authorize(action: int, _: str | None, name: str | None, *__: str | None) -> int:
-        is_foreign = action == apsw.SQLITE_FUNCTION and str(name).lower() not in known
-        return apsw.SQLITE_DENY if is_foreign else apsw.SQLITE_OK
-
-    return authorize

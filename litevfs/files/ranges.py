@@ -6,8 +6,10 @@ blocks, which also serve readers of neighbouring pages; where they lie scattered
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import HEADER_SIZE
@@ -16,9 +18,6 @@ DENSE = 0.25
 """From this share of wanted bytes on, whole blocks are worth keeping, if gaps of that size are worth reading over."""
 DENSER = 0.6
 """The same share, if such gaps are not worth reading over."""
-
-SMALLER_GAPS = 4
-"""So often half of a gap is tried where there is no room for larger ones."""
 
 SPREAD = 2
 """Bytes read for each wanted byte, at most, of plans that have to be sparing."""
@@ -120,13 +119,16 @@ def affordable_runs(ranges: list[Range], limits: Limits, has_room: Callable[[int
 
     Without room, each range would come by a request of its own, one after the other.
     """
-    wanted = sum(size for _, size in ranges)
-    for shift in range(SMALLER_GAPS):
-        runs = scattered_runs(ranges, replace(limits, gap=limits.gap >> shift))
-        total = sum(sum(run[-1]) - run[0][0] for run in runs)
-        if has_room(total) and not (limits.is_sparing and total > SPREAD * wanted):
-            return runs
-    return scattered_runs(ranges, replace(limits, gap=0))
+    wanted = total = sum(size for _, size in ranges)
+    most = SPREAD * wanted if limits.is_sparing else float("inf")
+    gaps = Counter(after[0] - sum(before) for before, after in pairwise(ranges))
+    affordable = 0
+    for gap in sorted(gap for gap in gaps if 0 < gap <= limits.gap):
+        total += gap * gaps[gap]
+        if total > most or not has_room(total):
+            break
+        affordable = gap
+    return scattered_runs(ranges, replace(limits, gap=affordable))
 
 
 def likely_tail_bytes(file: LTXFileInfo) -> int:

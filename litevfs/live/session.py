@@ -9,7 +9,7 @@ A binding (`litevfs.bindings`) passes SQLite's calls on, and turns errors into t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 from zlib import crc32
 
@@ -110,14 +110,21 @@ class Session:
         if (watched := self._watched) is not None:
             watched.expect_rows(begins, rows)
 
-    def hold(self, roots: Sequence[int], begins: int) -> None:
-        """Keep in mind where read transaction number `begins` is in these trees. May come from another thread."""
+    def hold(self, roots: Sequence[int], shared: Mapping[int, bool], begins: int) -> None:
+        """Keep in mind where read transaction number `begins` is in these trees, see `Watcher.hold`.
+
+        May come from another thread.
+        """
         if (watched := self._watched) is not None:
-            watched.hold(roots, begins)
+            watched.hold(roots, shared, begins)
 
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """Where in the tree below `root` the reads are; see `Watcher.way_to`. May come from another thread."""
         return [] if self._watched is None else self._watched.way_to(root)
+
+    def leaves_to_come(self, root: int, count: int) -> list[int]:
+        """See `Watcher.leaves_to_come`. May come from another thread."""
+        return [] if self._watched is None else self._watched.leaves_to_come(root, count)
 
     @property
     def planner(self) -> object | None:

@@ -60,7 +60,13 @@ class ReadAhead:
 
     def max_pages(self) -> int:
         """Pages that may be kept ahead without driving each other out of the cache; their blocks take a little more."""
-        most = self._blocks.ahead_bytes
+        return self._pages_in(self._blocks.ahead_bytes)
+
+    def pages_kept(self) -> int:
+        """Like `max_pages`, however long it takes until they come."""
+        return self._pages_in(self._blocks.cache.ahead_limit_bytes)
+
+    def _pages_in(self, most: int) -> int:
         room = max(most - 2 * self._blocks.block_bytes, most / 2)
         return int(room / (self._frame_bytes + ENTRY_OVERHEAD_BYTES))
 
@@ -187,6 +193,11 @@ class ReadAhead:
         """How many pages may be read ahead by what was read in vain so far, and how many a request brings."""
         credit = self._blocks.governor.credit - 2 * self._blocks.block_bytes
         return int(credit / self._frame_bytes), int(self._blocks.request_bytes / self._frame_bytes)
+
+    @property
+    def used_pages(self) -> int:
+        """How many pages that were read ahead have been used, about."""
+        return int(self._blocks.governor.used / self._frame_bytes)
 
     @property
     def pages_for_a_request(self) -> float:

@@ -6,7 +6,7 @@ Where read-ahead does not pay, the source itself is a connection's `Reads`: no e
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from litevfs.pages.ahead import ReadAhead
@@ -196,16 +196,20 @@ class WatchedReads:
             if begins != self._begins:  # meanwhile another one has begun
                 watcher.expect(0)
 
-    def hold(self, roots: Sequence[int], begins: int) -> None:
-        """Keep in mind where query number `begins` is in these trees; may come from another thread."""
+    def hold(self, roots: Sequence[int], shared: Mapping[int, bool], begins: int) -> None:
+        """Keep in mind where query number `begins` is in these trees, see `Watcher.hold`; from any thread."""
         if (watcher := self._watcher) is not None and begins == self._begins:
-            watcher.hold(roots)
+            watcher.hold(roots, shared)
             if begins != self._begins:
                 watcher.hold(())
 
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """See `Watcher.way_to`."""
         return [] if self._watcher is None else self._watcher.way_to(root)
+
+    def leaves_to_come(self, root: int, count: int) -> list[int]:
+        """See `Watcher.leaves_to_come`."""
+        return [] if self._watcher is None else self._watcher.leaves_to_come(root, count)
 
     def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
         """Query number `begins` is going to read these trees whole, one after the other: start with the first of them.

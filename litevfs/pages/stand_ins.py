@@ -42,6 +42,8 @@ _NULL = b"\x02\x00"
 _NULL_BYTES = np.frombuffer(_NULL, np.uint8)
 _NULL_ENTRY = b"\x03\x00\x08"
 """A record of an index: NULL, and the rowid 0."""
+_LAST_ENTRY = b"\x03\x1c\x08" + b"\xff" * 8
+"""A record of an index: a blob that comes after most values, and the rowid 0."""
 _POINTER_MAP_ENTRY = b"\x05\0\0\0\0"
 """One of a B-tree page, and its parent: some page (https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages)."""
 
@@ -255,9 +257,58 @@ def up_to_child(page: bytes, position: int) -> bytes:
     return bytes(part)
 
 
+def two_ways(
+    way: Sequence[tuple[bytes, int]], numbers: Sequence[int], *, is_descending: bool
+) -> tuple[bytes, dict[int, bytes]]:
+    """A root that leads a scan of its tree to a place in it, and look-ups to all of it; and the pages below, by number.
+
+    The `way` to the place are interior pages, from the root on, and positions. The scan begins with the first entry or,
+    if it is descending, the last one. `numbers` are those of no page of the database, as many as the way and two more:
+    the first is that of a page, which is not given, that the scan comes to when it has come to the end of the tree.
+    """
+    end, tree, *scan = numbers
+    cut_down = up_to_child if is_descending else from_child_on
+    parts = [cut_down(page, position) for page, position in way]
+    parts[:-1] = [_with_child(part, below, is_last=is_descending) for part, below in zip(parts, scan[1:], strict=False)]
+    root = way[0][0]
+    keys = (_HIGHEST if is_descending else _LOWEST)[root[0] == INTERIOR_TABLE]
+    children = (tree, end, scan[0]) if is_descending else (scan[0], end, tree)
+    return _interior(root, keys, children), {tree: root} | dict(zip(scan, parts, strict=True))
+
+
+def _with_child(page: bytes, child: int, *, is_last: bool) -> bytes:
+    """An interior page that was cut down, with another page for the child it was cut down to: its last or first one."""
+    part = bytearray(page)
+    cell = _cell_at(page, 0)
+    is_alone = int.from_bytes(page[_COUNT]) == 1 and page[cell : cell + CHILD] == page[_RIGHT]
+    if is_last or is_alone:
+        part[_RIGHT] = child.to_bytes(CHILD)
+    if not is_last or is_alone:
+        part[cell : cell + CHILD] = child.to_bytes(CHILD)
+    return bytes(part)
+
+
+def _interior(like: bytes, keys: Sequence[bytes], children: Sequence[int]) -> bytes:
+    """An interior page of the same kind and size with these keys, and one child more."""
+    cells = [child.to_bytes(CHILD) + key for child, key in zip(children, keys, strict=False)]
+    start = _POINTERS + POINTER * len(cells)
+    pointers = np.array([*accumulate(map(len, cells[:-1]), initial=start)], ">u2").tobytes()
+    header = like[:1] + b"\0\0" + len(cells).to_bytes(2) + start.to_bytes(2) + b"\0" + children[-1].to_bytes(CHILD)
+    return b"".join([header, pointers, *cells]).ljust(len(like), b"\0")
+
+
 def _pointer_at(number: int) -> int:
     return _POINTERS + POINTER * number
 
 
 def _cell_at(page: bytes, number: int) -> int:
     return int.from_bytes(page[_pointer_at(number) : _pointer_at(number + 1)])
+
+
+def _index_key(record: bytes) -> bytes:
+    return (_varint(len(record)) + record).ljust(MIN_CELL, b"\0")
+
+
+_LOWEST = {True: (_varint(MIN_ROWID), _varint(MIN_ROWID + 1)), False: (_index_key(_NULL_ENTRY),) * 2}
+_HIGHEST = {True: (_varint(MAX_ROWID - 2), _varint(MAX_ROWID - 1)), False: (_index_key(_LAST_ENTRY),) * 2}
+"""Keys before and after all that a query looks up, by whether they are a table's."""

@@ -69,13 +69,13 @@ class KnownTrees:
         place = self.place(pgno)
         return place[1] if place is not None and place[0] == parent else -1
 
-    def next_interior(self, pgno: int) -> int:
+    def next_interior(self, pgno: int, *, backwards: bool = False) -> int:
         """The page after an interior one, on its level of the B-tree; 0 if there is none, or it is not known."""
-        climbed = 0
+        climbed, step = 0, -1 if backwards else 1
         while climbed < MAX_DEPTH and (parent := self.place(pgno)) is not None:
             siblings = self.interior[parent[0]].children
-            if parent[1] + 1 < len(siblings):
-                pgno = siblings[parent[1] + 1]
+            if 0 <= parent[1] + step < len(siblings):
+                pgno = siblings[parent[1] + step]
                 break
             pgno = parent[0]
             climbed += 1
@@ -85,7 +85,7 @@ class KnownTrees:
             interior = self.interior.get(pgno)
             if interior is None:
                 return 0
-            pgno = interior.children[0]
+            pgno = interior.children[-1 if backwards else 0]
         return pgno
 
     def stride(self, pgno: int) -> int:
@@ -129,6 +129,15 @@ class KnownTrees:
             return siblings[parent[1] + 1]
         following = self.interior.get(self.next_interior(parent[0]))
         return following.children[0] if following else 0
+
+    def root(self, pgno: int) -> int:
+        """The topmost known page above a page, or the page itself."""
+        for _ in range(MAX_DEPTH):
+            above = self.place(pgno)
+            if above is None:
+                break
+            pgno = above[0]
+        return pgno
 
     def topmost(self, pgno: int) -> int:
         """The topmost known page of the table that a page belongs to."""

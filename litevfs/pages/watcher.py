@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
@@ -25,6 +25,7 @@ from litevfs.pages.expected_scans import Beginning, Expected
 from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
+from litevfs.pages.shared_scans import SharedScans
 from litevfs.pages.trees import MAX_DEPTH, KnownTrees
 
 FIRST_SHARE = 2
@@ -55,6 +56,7 @@ class Watcher:
         self.recall = self._lookups.recall
         self._outer: frozenset[int] = frozenset()  # roots of the trees that this query's outermost loops go through
         self._outer_below: dict[int, bool] = {}  # whether an interior page belongs to one of them
+        self._shared = SharedScans(self._trees)  # of trees that such a loop goes through and others look into
         self._expected = Expected()
         self._reads_whole = False  # this query, the trees that it has come to
         self.is_on_its_way = False  # and it has come to the second leaf of one
@@ -79,6 +81,7 @@ class Watcher:
             self._reads_whole = self.is_on_its_way = False
             self._outer = frozenset()
             self._outer_below.clear()
+            self._shared.begin()
             self._run = Run()
             self._lookups.begin()
 
@@ -119,6 +122,8 @@ class Watcher:
             if not parent:
                 return []
             plan = self._lookups.follow(pgno)
+            if self._shared and self._shared.note(pgno, parent[0]):  # whoever wants to know asks for what comes next
+                return plan or []
             return self._follow_scan(*parent) if plan is None else plan
 
     def wants(self, page: bytes) -> bool:
@@ -209,14 +214,24 @@ class Watcher:
         self._awaited.update(scan.guessed)
         return plan + self._extend(scan, at_once=True)
 
-    def hold(self, roots: Iterable[int]) -> None:
+    def hold(self, roots: Iterable[int], shared: Mapping[int, bool] | None = None) -> None:
         """Keep in mind where the reads in these trees are, however many pages of others come between.
 
-        Safe to call from another thread.
+        In those that are `shared`, by root and whether from the end on, the query looks up rows, too. Safe to call from
+        another thread.
         """
         with self._lock:
             self._outer = frozenset(roots)
             self._outer_below.clear()
+            self._shared.follow(shared or {})
+            if self._shared:
+                self.resting = {}  # their reads are followed one by one
+
+    def leaves_to_come(self, root: int, count: int) -> list[int]:
+        """The leaves that a scan of a `shared` tree comes to next, so many at most. From any thread."""
+        with self._lock:
+            scan = self._shared.get(root)
+            return [] if scan is None else scan.leaves_after(count)
 
     def _is_outer(self, parent: int) -> bool:
         """Whether an interior page is of a tree to keep in mind."""
@@ -224,16 +239,8 @@ class Watcher:
             return False
         found = self._outer_below.get(parent)
         if found is None:
-            found = self._outer_below[parent] = self._root(parent) in self._outer
+            found = self._outer_below[parent] = self._trees.root(parent) in self._outer
         return found
-
-    def _root(self, pgno: int) -> int:
-        for _ in range(MAX_DEPTH):
-            above = self._trees.place(pgno)
-            if above is None:
-                break
-            pgno = above[0]
-        return pgno
 
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """Where in the tree below `root` the reads are: from there down, interior pages and the place of the next one.
@@ -241,6 +248,8 @@ class Watcher:
         Ends above a leaf. Empty if that is not known. Safe to call from another thread.
         """
         with self._lock:
+            if (shared := self._shared.get(root)) is not None:
+                return shared.way()
             for parent, scan in reversed(self._scans.items()):
                 way = [(parent, max(scan.position, self._trees.position(scan.rested, parent)))]
                 while way[-1][0] != root and len(way) < MAX_DEPTH and (above := self._trees.place(way[-1][0])):
@@ -282,6 +291,9 @@ class Watcher:
 
     def _rest(self, scan: Scan, leaves: list[int]) -> None:
         """Reads of these leaves change no plan from now on; of this scan's leaves no others are such."""
+        if self._shared:
+            self.resting = {}
+            return
         others = {} if len(self._scans) == 1 else {leaf: of for leaf, of in self.resting.items() if of is not scan}
         self.resting = others | dict.fromkeys(leaves, scan)
 

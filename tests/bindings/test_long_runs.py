@@ -29,6 +29,10 @@ JOINS = {
         "SELECT sum(length(bio)) FROM (SELECT user_id AS id FROM orders WHERE id % 2 UNION ALL "
         "SELECT user_id FROM returns) JOIN users USING (id)"
     ),
+    "itself": "SELECT count(*), sum(length(b.bio)) FROM users a JOIN users b ON b.id = a.boss WHERE a.id < 1500",
+    "itself from the end on": (
+        "SELECT a.id, length(b.bio) FROM users a JOIN users b ON b.id = a.boss WHERE a.id > 4500 ORDER BY a.id DESC"
+    ),
     "optional": "SELECT count(*), sum(length(bio)) FROM orders o LEFT JOIN users u ON u.id = o.user_id AND u.id > 9",
 }
 
@@ -41,13 +45,13 @@ def shop(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute(f"PRAGMA page_size={PAGE_SIZE}; PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF")
         connection.execute(
-            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio BLOB);"
+            "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, bio BLOB, boss INTEGER);"
             "CREATE TABLE orders (id INTEGER PRIMARY KEY, user_id INTEGER, user_name TEXT, amount INTEGER, note TEXT);"
             "CREATE TABLE returns (id INTEGER PRIMARY KEY, user_id INTEGER);"
         )
         with connection:
-            bios = ((i, f"user{i}", rng.randbytes(800)) for i in range(USERS))
-            connection.executemany("INSERT INTO users VALUES (?, ?, ?)", bios)
+            bios = ((i, f"user{i}", rng.randbytes(800), i * 7919 % USERS) for i in range(USERS))
+            connection.executemany("INSERT INTO users VALUES (?, ?, ?, ?)", bios)
             for i, user in enumerate(rng.randrange(USERS) for _ in range(ORDERS)):
                 row = i, user, f"user{user}", i * 7919 % 1000, rng.randbytes(20).hex()
                 connection.execute("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", row)

@@ -121,7 +121,9 @@ def test_whether_a_query_looks_up_all_that_one_index_leads_to_is_known(sql, is_l
             "SELECT name FROM likes JOIN users u ON u.id = post_id",
             {"orders": False, "likes": False},
         ),
-        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount", {}),  # what is left out of one is left out of both
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount", {"orders": False}),
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount ORDER BY a.id DESC", {"orders": True}),
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount WHERE a.id > 9", {}),  # does not begin at an end
         ("SELECT * FROM orders", {}),
         (BY_BATCH, {}),  # look-ups in its own table: the watcher sees those
         ("SELECT * FROM users WHERE id IN (1, 2, 3)", {}),
@@ -134,3 +136,4 @@ def test_the_trees_that_the_outermost_loops_go_through_are_known(sql, outer):
     names[connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'likes'").get] = "likes"
     plan = plan_of(connection.execute(f"EXPLAIN {sql}").fetchall())
     assert {names[tree.root]: tree.is_descending for tree in plan.outer} == outer
+    assert all(tree.is_shared is ("orders b" in sql) for tree in plan.outer)

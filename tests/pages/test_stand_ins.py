@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
-from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, max_rows, table_leaf, up_to_child
+from litevfs.pages.stand_ins import (
+    StandIns,
+    Tree,
+    from_child_on,
+    index_leaf,
+    max_rows,
+    table_leaf,
+    two_ways,
+    up_to_child,
+)
 
 ROWS = 3000
 SMALL_PAGE = 512
@@ -202,6 +211,43 @@ def test_a_reader_begins_where_another_one_has_come_to(tmp_path, by, place, is_d
     count, most_more = len(set(found)), len(way)
     assert set(rows[len(rows) - count + most_more :]) <= set(found)
     assert len(set(found) - set(rows[len(rows) - count :])) <= most_more
+
+
+@pytest.mark.parametrize("by", ["table", "index"])
+@pytest.mark.parametrize("place", ["first", "second", "middle", "last"])
+@pytest.mark.parametrize("is_descending", [False, True])
+def test_a_scan_begins_at_a_place_in_a_tree_in_which_look_ups_find_all(tmp_path, by, place, is_descending):
+    path = tmp_path / "t.db"
+    pages, table, index = database(path, SMALL_PAGE, 1)
+    root = table if by == "table" else index
+    column, source = ("id", "t NOT INDEXED") if by == "table" else ("k", "t INDEXED BY i")
+    rows_of = f"SELECT {column} FROM {source} ORDER BY {column} {'DESC' if is_descending else 'ASC'}"
+    with closing(sqlite3.connect(path)) as connection:
+        rows = [row for (row,) in connection.execute(rows_of)]
+    way, pgno = [], root
+    while (interior := parse_interior(pgno, pages[pgno])) is not None:
+        last = len(interior.children) - 1
+        position = {"first": 0, "second": 1, "middle": last // 2, "last": last}[place]
+        way.append((pages[pgno], position))
+        pgno = interior.children[position]
+    numbers = range(len(pages) + 1, len(pages) + len(way) + 3)
+    new_root, aliases = two_ways(way, numbers, is_descending=is_descending)
+    end = {numbers[0]: table_leaf(SMALL_PAGE, [10**9]) if by == "table" else index_leaf(SMALL_PAGE, b"\x03\x00\x08")}
+    changed = {**pages, **end, **aliases, root: new_root}
+    changed[1] = pages[1][:28] + len(changed).to_bytes(4) + pages[1][32:]
+    path.write_bytes(b"".join(changed[number] for number in sorted(changed)))
+    with closing(sqlite3.connect(path)) as connection:
+        found = [row for (row,) in connection.execute(rows_of)]
+        for row in set(rows):
+            assert connection.execute(f"SELECT count(*) FROM {source} WHERE {column} = ?", (row,)).fetchone() == (
+                rows.count(row),
+            )
+    assert found[-len(rows) :] == rows  # the look-ups' way, which a scan does not come to
+    all_of, part = list(dict.fromkeys(rows)), [row for row in dict.fromkeys(found[: -len(rows)]) if row in set(rows)]
+    assert len(way) > 1
+    assert len(set(part) - set(all_of[-len(part) :])) <= (len(way) if by == "index" else 0)  # entries between pages
+    is_first = place == ("last" if is_descending else "first")
+    assert (len(part) == len(all_of)) if is_first else (0 < len(part) < len(all_of))
 
 
 def test_a_page_up_to_its_last_child_is_the_page(tmp_path):

@@ -1,0 +1,126 @@
+"""Where a scan is in a tree that the same query looks into, too. Knows pages and trees, no statements.
+
+A page does not say which cursor reads it, but a scan skips no leaf: it reads the one after the last, unless SQLite has
+that in its own cache, because the query has read it before. So the scan is at a leaf if the query has read all those
+between, but for a few.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from litevfs.pages.trees import MAX_DEPTH, KnownTrees
+
+SKIPPED = 1
+"""Leaves between that the query need not have read: reads may have come before they were followed."""
+LOOK_AHEAD = 64
+"""Leaves that a scan may have passed unseen."""
+REMEMBERED = 1024
+"""Leaves that SQLite may still have."""
+
+
+class SharedScan:
+    """A scan of a whole tree, from its first leaf on or, if it is descending, from its last one."""
+
+    def __init__(self, root: int, trees: KnownTrees, *, is_descending: bool) -> None:
+        self._root = root
+        self._trees = trees
+        self._is_descending = is_descending
+        self._leaf = 0  # that it has come to; 0: not known yet
+        self._read: OrderedDict[int, None] = OrderedDict()  # leaves that the query has read
+
+    def note(self, leaf: int) -> None:
+        """The query reads a leaf of the tree."""
+        missed = 0
+        for following in self.leaves_after(LOOK_AHEAD):
+            if following == leaf:
+                self._leaf = leaf
+                break
+            missed += following not in self._read
+            if missed > SKIPPED:
+                break
+        self._read[leaf] = None
+        self._read.move_to_end(leaf)
+        if len(self._read) > REMEMBERED:
+            self._read.popitem(last=False)
+
+    def way(self) -> list[tuple[int, int]]:
+        """See `Watcher.way_to`."""
+        way: list[tuple[int, int]] = []
+        pgno = self._current()
+        while pgno != self._root and len(way) < MAX_DEPTH and (place := self._trees.place(pgno)) is not None:
+            way.append(place)
+            pgno = place[0]
+        return way[::-1] if pgno == self._root else []
+
+    def leaves_after(self, count: int) -> list[int]:
+        """The leaves that it comes to next, as far as they are known."""
+        leaf = self._current()
+        place = self._trees.place(leaf) if leaf else None
+        if place is None:
+            return []
+        parent, position = place
+        interior = self._trees.interior[parent]
+        leaves: list[int] = []
+        while interior.children[0] not in self._trees.interior:
+            following = interior.children[:position][::-1] if self._is_descending else interior.children[position + 1 :]
+            leaves += following[: count - len(leaves)]
+            parent = self._trees.next_interior(parent, backwards=self._is_descending) if len(leaves) < count else 0
+            if parent not in self._trees.interior:
+                break
+            interior = self._trees.interior[parent]
+            position = len(interior.children) if self._is_descending else -1
+        return leaves
+
+    def _current(self) -> int:
+        """The leaf that it has come to; 0 if that is not known."""
+        pgno = self._leaf or self._root
+        for _ in range(MAX_DEPTH):
+            interior = self._trees.interior.get(pgno)
+            if interior is None:
+                break
+            pgno = interior.children[-1 if self._is_descending else 0]
+        self._leaf = 0 if pgno == self._root else pgno
+        return self._leaf
+
+
+class SharedScans:
+    """Those of one query, by the roots of their trees. The caller has the watcher's lock."""
+
+    def __init__(self, trees: KnownTrees) -> None:
+        self._trees = trees
+        self._scans: dict[int, SharedScan] = {}
+        self._roots: dict[int, int] = {}  # of the trees that interior pages belong to
+
+    def __bool__(self) -> bool:
+        return bool(self._scans)
+
+    def begin(self) -> None:
+        """Another query begins."""
+        self._scans = {}
+        self._roots.clear()
+
+    def follow(self, trees: Mapping[int, bool]) -> None:
+        """Follow the scans of these trees, by root and whether from the end on, from here on or still."""
+        self._roots.clear()
+        self._scans = {
+            root: self._scans.get(root) or SharedScan(root, self._trees, is_descending=is_descending)
+            for root, is_descending in trees.items()
+        }
+
+    def note(self, pgno: int, parent: int) -> bool:
+        """The query reads a page below an interior one. Whether it is a leaf of such a tree."""
+        if pgno in self._trees.interior:
+            return False
+        root = self._roots.get(parent)
+        if root is None:
+            root = self._roots[parent] = self._trees.root(parent)
+        if (scan := self._scans.get(root)) is None:
+            return False
+        scan.note(pgno)
+        return True
+
+    def get(self, root: int) -> SharedScan | None:
+        """That of a tree."""
+        return self._scans.get(root)
