@@ -46,8 +46,8 @@ class LongRun:
         self.is_long = False
         self.goes_on = False  # the next wait is worth a rehearsal
         self._outer = plan.outer
-        self.is_shared = any(outer.is_shared for outer in plan.outer)  # look-ups go to the same tree as a scan
         self._leaves = LEAVES  # that are asked for next
+        self._held = 0  # pages of trees that are read whole
         self._most_seen = 0  # pages that a rehearsal may read; 0: any number
         self._asked: dict[int, None] = {}  # pages; in the middle of a query the last ones, as many as a rehearsal reads
         self._looked_up: Counter[int] = Counter()  # pages that were asked for, by the root of their tree
@@ -55,6 +55,11 @@ class LongRun:
     def begin_task(self) -> None:
         """A further task for the run begins."""
         self.goes_on, self.is_long = False, True
+
+    @property
+    def takes_care_of_scans(self) -> bool:
+        """Whether it asks for the leaves of an outermost loop, not the watcher."""
+        return self.is_long or any(outer.is_shared for outer in self._outer)
 
     def begin_next(self, host: Session, guest: RehearsalSession) -> int:
         """Let the next rehearsal begin where the query is, if that is known; else it begins with the first row.
@@ -70,17 +75,19 @@ class LongRun:
             else:
                 guest.begin_at(way, is_descending=outer.is_descending)
         ahead = host.replica.pages.ahead
-        self._most_seen = 0 if ahead is None else min(ahead.pages_kept() // 2, MOST_SEEN)
+        self._most_seen = 0 if ahead is None else min(max(ahead.pages_kept() - self._held, 2 * LEAVES) // 2, MOST_SEEN)
         return self._most_seen
 
-    def _leaves_to_come(self, host: Session, guest: RehearsalSession) -> list[int]:
-        """Leaves of shared trees in which the last rehearsal has ended; of others the watcher takes care."""
-        shared = [outer.root for outer in self._outer if outer.is_shared and guest.has_met_a_scan_of(outer.root)]
-        self.goes_on |= bool(shared)
-        leaves = [leaf for root in shared for leaf in host.leaves_to_come(root, self._leaves)]
-        if shared:
+    def _leaves_to_come(self, guest: RehearsalSession) -> list[int]:
+        """Leaves of outermost loops at which the last rehearsal ended; at first the watcher takes care of others."""
+        leaves: list[int] = []
+        for outer in self._outer:
+            if outer.is_shared or self.is_long:
+                leaves += guest.leaves_to_come(outer.root, self._leaves, is_descending=outer.is_descending)
+        if leaves:
             self._leaves = min(2 * self._leaves, max(self._most_seen // LEAVES_SHARE, LEAVES))
-        return guest.to_be_asked_for(leaves)
+            self.goes_on = True
+        return leaves
 
     def unasked(self, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
@@ -99,9 +106,10 @@ class LongRun:
 
     def step(self, host: Session, guest: RehearsalSession, missing: list[int]) -> Step:
         """What to do after a rehearsal that misses these pages."""
-        if guest.can_wait and 0 < len(missing) < MANY_PAGES:
+        new = [pgno for pgno in missing if pgno not in self._asked]
+        if len(new) < MANY_PAGES and guest.is_far(new):
             return Step(waits=True)
-        leaves = self._leaves_to_come(host, guest)
+        leaves = self._leaves_to_come(guest)
         whole, missing = in_order_of_need(self._whole_trees(host, guest, missing), missing)
         missing = self.unasked(guest, missing)
         return Step([*missing, *(leaf for leaf in leaves if leaf not in missing)], whole)
@@ -114,7 +122,9 @@ class LongRun:
         to_come = min(guest.part_to_come(outer.root for outer in self._outer if not outer.is_descending), MOST_TO_COME)
         counts = self._looked_up + Counter(guest.roots_of(pgno for pgno in missing if pgno not in self._asked))
         looked_up = {root: count * max(to_come, 1) for root, count in counts.items()}
-        return guest.whole_trees(looked_up, ahead.pages_for_a_request, ahead.pages_kept())
+        whole = guest.whole_trees(looked_up, ahead.pages_for_a_request, ahead.pages_kept())
+        self._held = max(self._held, len(whole))
+        return guest.to_be_asked_for(whole)
 
 
 def in_order_of_need(whole: list[int], missing: list[int]) -> tuple[list[int], list[int]]:

@@ -149,7 +149,7 @@ class Rehearsals:
             try:
                 self._rehearse(task)
                 if self._guest is not None and self._next is None:
-                    self._guest.rest()
+                    self._guest.rest(goes_on=self._goes_on((task.run, task.begins)))
             except (LitevfsError, apsw.Error, TypeError, UnicodeError) as error:  # that only its own connection knows
                 logger.debug("no rehearsal of %s: %s", task.statement.sql, error)
             except Exception:  # a mistake of ours: it must not cost the query a row
@@ -210,7 +210,7 @@ class Rehearsals:
                 long.refused(guest.to_be_asked_for(missing))
             if whole:
                 self._fetch_slowly(task, guest, whole)
-            elif not missing or (guest.has_met_a_scan_alone and not long.is_shared):
+            elif not missing or (guest.has_met_a_scan_alone and not long.takes_care_of_scans):
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)

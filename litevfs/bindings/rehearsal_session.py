@@ -21,7 +21,7 @@ from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.ltx.format import lock_pgno
-from litevfs.pages.btree import parse_interior
+from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
 from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, two_ways, up_to_child
 from litevfs.pages.trees import MAX_DEPTH
@@ -35,8 +35,9 @@ MAX_SIBLINGS = {True: 1, False: 8}
 """Leaves in a row that a scan of a table, or of an index, may miss in one rehearsal: the watcher knows scans better."""
 MAX_REPEATS = 1000
 """So often a rehearsal reads pages again that are missing: as the parts of a large row, which lead to themselves."""
-KEPT_BYTES = 8_000_000
-"""Of decoded pages that are kept from one rehearsal of a statement to the next."""
+KEPT_BYTES, INTERIOR_BYTES = 7_000_000, 1_000_000
+"""Of decoded leaves that are kept from one rehearsal of a statement to the next, and of interior pages."""
+INTERIOR_KINDS = frozenset({INTERIOR_INDEX, INTERIOR_TABLE})
 ALIASES = MAX_DEPTH + 4
 """Numbers of pages beyond the true ones."""
 REMEMBERED = 64
@@ -74,8 +75,9 @@ class RehearsalSession(Session):
         self._task = task
         self._counter = 0  # of rehearsals: SQLite's page cache must keep nothing from the one before
         self._checks = 0
-        self._decoded: dict[int, bytes] = {}  # true pages of this task
-        self._missing: dict[int, None] = {}
+        self._decoded: dict[int, bytes] = {}  # true pages of this task, but for interior ones
+        self._interior: dict[int, bytes] = {}  # true interior pages of this run of its statement
+        self._missing: dict[int, int] = {}  # pages, and how many others the rehearsal has read before
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
         self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
         self._repeats = 0
@@ -86,7 +88,7 @@ class RehearsalSession(Session):
         self._reads_other_trees = False  # pages of these have no stand-ins
         self._missing_first: list[int] = []  # pages without which it is not known where the next rehearsal begins
         self._seen: set[int] = set()  # pages that the rehearsal has read, and that were in memory
-        self._most_seen = self._seen_before = 0
+        self._most_seen = 0
         self._is_cut_short = False  # the rehearsal has ended at a bound, where there is more to be read
         self.rows: int | None = None  # of the last rehearsal, if it came to its end
         self._scanned: Tree | None = None  # whose leaves ended the rehearsal
@@ -97,6 +99,8 @@ class RehearsalSession(Session):
         """What SQLite is going to do; from here on, serve this task. Raises what APSW raises."""
         if task.first_page[_SCHEMA_VERSION] != self._task.first_page[_SCHEMA_VERSION]:
             self._plans.clear()
+        if (task.run, task.begins) != (self._task.run, self._task.begins):
+            self._interior.clear()
         self._view, self._task = task.snapshot, task
         self._decoded.clear()
         self._stand_ins = None
@@ -113,7 +117,7 @@ class RehearsalSession(Session):
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
-        self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._in_memory)
+        self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._seen_or_in_memory)
         self._reads_other_trees = plan.reads_other_trees
         return plan
 
@@ -245,19 +249,21 @@ class RehearsalSession(Session):
         return max(shares)
 
     def whole_trees(self, looked_up: Mapping[int, float], pages_for_a_request: float, room: int) -> list[int]:
-        """Missing pages of trees that cost no more to read whole than what is `looked_up`: pages, by root.
+        """Pages of trees that cost no more to read whole than what is `looked_up`: pages, by root.
 
-        `pages_for_a_request` take the time of a request; a tree has to fit in the room for so many pages. Where not
-        all interior pages of such a tree are known, the others come first.
+        `pages_for_a_request` take the time of a request; all trees have to fit in the room for so many pages, or these
+        in half of it. Where not all interior pages of such a tree are known, the others come first.
         """
         if self._stand_ins is None or not self._is_cut_short:
             return []
+        trees = {root: self._stand_ins.leaves_of(root) for root in looked_up}
+        if sum(map(len, trees.values())) > room:
+            room //= 2
         found: list[int] = []
-        for root, count in looked_up.items():
-            pages = self._stand_ins.leaves_of(root)
-            if len(pages) <= min(room - len(found), count * pages_for_a_request):
+        for root, pages in trees.items():
+            if len(pages) <= min(room - len(found), looked_up[root] * pages_for_a_request):
                 found += pages
-        return self.to_be_asked_for(found)
+        return found
 
     def to_be_asked_for(self, pgnos: Iterable[int]) -> list[int]:
         """Those of these pages that are neither near nor under way."""
@@ -269,23 +275,28 @@ class RehearsalSession(Session):
         """Whether the last rehearsal took all the steps that it may: the next one would not come further."""
         return self._checks > MAX_CHECKS
 
-    @property
-    def can_wait(self) -> bool:
-        """Whether the last rehearsal has read half of what it may before the first page that it misses."""
-        return 0 < self._most_seen < len(self._seen) and (not self._missing or self._seen_before > self._most_seen // 2)
+    def is_far(self, missing: Sequence[int]) -> bool:
+        """Whether the last rehearsal has read all that it may, and half of that before the first of these pages."""
+        is_at_bound = 0 < self._most_seen < len(self._seen)
+        return is_at_bound and (not missing or self._missing.get(missing[0], 0) > self._most_seen // 2)
 
-    def has_met_a_scan_of(self, root: int) -> bool:
-        """Whether the last rehearsal ended where the next leaves of this tree were missing."""
-        return self._scanned is not None and self._scanned.root == root
+    def leaves_to_come(self, root: int, count: int, *, is_descending: bool) -> list[int]:
+        """The leaves after those at which the last rehearsal ended, if they were missing for a scan of this tree."""
+        if self._stand_ins is None or self._scanned is None or self._scanned.root != root:
+            return []
+        following = self._stand_ins.leaves_after(self._last, count, backwards=is_descending)
+        return self.to_be_asked_for([self._last, *following])
 
     @property
     def has_met_a_scan_alone(self) -> bool:
         """Whether the last rehearsal ended in a scan, and missed nothing else: the watcher knows those better."""
         return self._scanned is not None and all(self._tree_of(pgno) == self._scanned for pgno in self._missing)
 
-    def rest(self) -> None:
-        """Free the memory that only the task needed."""
+    def rest(self, *, goes_on: bool = False) -> None:
+        """Free the memory that only the task needed, or its run, if that does not go on."""
         self._decoded.clear()
+        if not goes_on:
+            self._interior.clear()
         self._missing.clear()
         self._stand_ins = None
         if self._connection is not None:
@@ -336,15 +347,21 @@ class RehearsalSession(Session):
         return self._cut_down.get(pgno, page_or_none)
 
     def _in_memory(self, pgno: int) -> bytes | None:
-        page = self._decoded.get(pgno)
-        if page is not None and self.replica.pages.needs_request(self.snapshot, pgno):
-            del self._decoded[pgno]  # what the query would wait for is not in memory
-            return None
-        if page is None and (ahead := self.replica.pages.ahead) is not None:
+        page = self._interior.get(pgno) or self._decoded.get(pgno)
+        if page is not None:
+            is_there = page[0] in INTERIOR_KINDS or not self.replica.pages.needs_request(self.snapshot, pgno)
+            return page if is_there else None  # interior pages are what SQLite keeps longest itself
+        if (ahead := self.replica.pages.ahead) is not None:
             page = ahead.peek(self.snapshot, pgno)
-            if page is not None and len(self._decoded) * len(page) < KEPT_BYTES:
+            if page is not None and page[0] in INTERIOR_KINDS and len(self._interior) * len(page) < INTERIOR_BYTES:
+                self._interior[pgno] = page
+            elif page is not None and len(self._decoded) * len(page) < KEPT_BYTES:
                 self._decoded[pgno] = page
         return page
+
+    def _seen_or_in_memory(self, pgno: int) -> bytes | None:
+        """Also a page that has left memory since it was read: rows that it names have to be found."""
+        return self._decoded.get(pgno) or self._in_memory(pgno)
 
     def _stand_in(self, pgno: int) -> bytes:
         if self._stand_ins is None:
@@ -353,9 +370,7 @@ class RehearsalSession(Session):
             self._is_cut_short = len(self._missing) >= self._most
             if self._is_cut_short or self._is_scan(pgno):
                 raise self._ended(f"{len(self._missing)} pages are missing")
-            if not self._missing:
-                self._seen_before = len(self._seen)
-            self._missing[pgno] = None
+            self._missing[pgno] = len(self._seen)
         elif (repeats := self._repeats) > MAX_REPEATS:
             raise self._ended(f"{repeats} reads of pages that are missing")
         else:

@@ -122,10 +122,6 @@ class Session:
         """Where in the tree below `root` the reads are; see `Watcher.way_to`. May come from another thread."""
         return [] if self._watched is None else self._watched.way_to(root)
 
-    def leaves_to_come(self, root: int, count: int) -> list[int]:
-        """See `Watcher.leaves_to_come`. May come from another thread."""
-        return [] if self._watched is None else self._watched.leaves_to_come(root, count)
-
     @property
     def planner(self) -> object | None:
         """Whom what is read ahead for a query of this session belongs to."""

@@ -207,10 +207,6 @@ class WatchedReads:
         """See `Watcher.way_to`."""
         return [] if self._watcher is None else self._watcher.way_to(root)
 
-    def leaves_to_come(self, root: int, count: int) -> list[int]:
-        """See `Watcher.leaves_to_come`."""
-        return [] if self._watcher is None else self._watcher.leaves_to_come(root, count)
-
     def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
         """Query number `begins` is going to read these trees whole, one after the other: start with the first of them.
 

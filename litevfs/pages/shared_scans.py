@@ -57,21 +57,7 @@ class SharedScan:
     def leaves_after(self, count: int) -> list[int]:
         """The leaves that it comes to next, as far as they are known."""
         leaf = self._current()
-        place = self._trees.place(leaf) if leaf else None
-        if place is None:
-            return []
-        parent, position = place
-        interior = self._trees.interior[parent]
-        leaves: list[int] = []
-        while interior.children[0] not in self._trees.interior:
-            following = interior.children[:position][::-1] if self._is_descending else interior.children[position + 1 :]
-            leaves += following[: count - len(leaves)]
-            parent = self._trees.next_interior(parent, backwards=self._is_descending) if len(leaves) < count else 0
-            if parent not in self._trees.interior:
-                break
-            interior = self._trees.interior[parent]
-            position = len(interior.children) if self._is_descending else -1
-        return leaves
+        return self._trees.leaves_after(leaf, count, backwards=self._is_descending) if leaf else []
 
     def _current(self) -> int:
         """The leaf that it has come to; 0 if that is not known."""

@@ -94,6 +94,10 @@ class StandIns:
             level = [child for interior in known if interior for child in interior.children]
         return []
 
+    def leaves_after(self, pgno: int, count: int, *, backwards: bool) -> list[int]:
+        """See `KnownTrees.leaves_after`."""
+        return self._known.leaves_after(pgno, count, backwards=backwards)
+
     def learn(self, pgno: int, page: bytes) -> None:
         """A true page is read."""
         tree = self.tree_of(pgno)

@@ -17,6 +17,7 @@ MAX_DEPTH = 20
 
 _BITS = 16
 """Bits of a position: a page of 64 KiB has fewer cells."""
+MAX_POSITION = 1 << _BITS
 
 MIN_ROWID, MAX_ROWID = -(1 << 63), 1 << 63
 
@@ -87,6 +88,17 @@ class KnownTrees:
                 return 0
             pgno = interior.children[-1 if backwards else 0]
         return pgno
+
+    def leaves_after(self, pgno: int, count: int, *, backwards: bool = False) -> list[int]:
+        """The leaves after a leaf, or before it, so many at most, as far as they are known."""
+        parent, position = self.place(pgno) or (0, 0)
+        leaves: list[int] = []
+        while (interior := self.interior.get(parent)) is not None and interior.children[0] not in self.interior:
+            following = interior.children[:position][::-1] if backwards else interior.children[position + 1 :]
+            leaves += following[: count - len(leaves)]
+            parent = self.next_interior(parent, backwards=backwards) if len(leaves) < count else 0
+            position = MAX_POSITION if backwards else -1
+        return leaves
 
     def stride(self, pgno: int) -> int:
         """How many pages an interior page lies after its sibling before it; 0 if it lies before it, or has none."""

@@ -227,12 +227,6 @@ class Watcher:
             if self._shared:
                 self.resting = {}  # their reads are followed one by one
 
-    def leaves_to_come(self, root: int, count: int) -> list[int]:
-        """The leaves that a scan of a `shared` tree comes to next, so many at most. From any thread."""
-        with self._lock:
-            scan = self._shared.get(root)
-            return [] if scan is None else scan.leaves_after(count)
-
     def _is_outer(self, parent: int) -> bool:
         """Whether an interior page is of a tree to keep in mind."""
         if not self._outer:

@@ -32,7 +32,7 @@ class Places:
         self._names.clear()
         for owner, names in {
             BlockReader: READS,
-            Rehearsals: ("_fetch", "_let_query_ask", "_let_query_read"),
+            Rehearsals: ("_fetch", "_let_query_ask", "_let_query_read", "_let_query_use"),
             ReadAhead: ("fetch",),
         }.items():
             for name in names:
@@ -65,7 +65,9 @@ class Places:
 
     def _waits_for_pages(self, thread: int) -> bool:
         awaited, last = self._awaited.get(thread), list(self._names.get(thread, ()))[-1:]
-        return last == ["_let_query_read"] or (last == ["_fetch"] and awaited is not None and not awaited.is_set())
+        return last in (["_let_query_read"], ["_let_query_use"]) or (
+            last == ["_fetch"] and awaited is not None and not awaited.is_set()
+        )
 
 
 places = Places()

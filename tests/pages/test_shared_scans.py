@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from litevfs.pages.btree import LEAF_TABLE
+from litevfs.pages.shared_scans import SharedScan
 from litevfs.pages.watcher import Watcher
 from tests.pages.test_watcher import TABLE_ROOT, in_order, indexed_pages
 
@@ -67,12 +68,13 @@ def test_it_stays_known_however_many_leaves_are_looked_up(pages, is_descending, 
         assert abs(found - number) < 8
 
 
-def test_the_leaves_to_come_cross_interior_pages_and_end_with_the_tree(pages):
-    leaves = leaves_of(pages)
-    watcher = known(pages)
-    assert watcher.leaves_to_come(TABLE_ROOT, 10_000) == leaves[1:]
-    assert known(pages, is_descending=True).leaves_to_come(TABLE_ROOT, 10_000) == leaves[-2::-1]
-    assert watcher.leaves_to_come(TABLE_ROOT + 1, 5) == []
+@pytest.mark.parametrize("is_descending", [False, True])
+def test_the_leaves_to_come_cross_interior_pages_and_end_with_the_tree(pages, is_descending):
+    leaves = leaves_of(pages)[:: -1 if is_descending else 1]
+    scan = SharedScan(TABLE_ROOT, known(pages).trees, is_descending=is_descending)
+    assert scan.leaves_after(10_000) == leaves[1:]
+    scan.note(leaves[1])
+    assert scan.leaves_after(3) == leaves[2:5]
 
 
 def test_another_query_begins_without_it(pages):
