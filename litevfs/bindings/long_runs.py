@@ -108,6 +108,7 @@ class LongRun:
         """What to do after a rehearsal that misses these pages."""
         new = [pgno for pgno in missing if pgno not in self._asked]
         if len(new) < MANY_PAGES and guest.is_far(new):
+            self.goes_on = True
             return Step(waits=True)
         leaves = self._leaves_to_come(guest)
         whole, missing = in_order_of_need(self._whole_trees(host, guest, missing), missing)

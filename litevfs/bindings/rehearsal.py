@@ -199,7 +199,8 @@ class Rehearsals:
             step = long.step(host, guest, guest.rehearse(most, most_seen))
             del host  # the session may close meanwhile
             if step.waits:
-                self._let_query_use(task, guest, most_seen // 4)
+                if not self._let_query_use(task, guest, most_seen // 4):
+                    return
                 continue
             missing, whole = list(step.missing), list(step.whole)
             logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
@@ -209,7 +210,8 @@ class Rehearsals:
                 self._fetch(task, missing, is_sparing=is_sparing)
                 long.refused(guest.to_be_asked_for(missing))
             if whole:
-                self._fetch_slowly(task, guest, whole)
+                if not self._fetch_slowly(task, guest, whole):
+                    return
             elif not missing or (guest.has_met_a_scan_alone and not long.takes_care_of_scans):
                 return
             if not is_limited or number >= LEVELS:
@@ -223,26 +225,31 @@ class Rehearsals:
         if guest.is_exhausted and not has_bound:
             self._given_up = task.run, task.begins
 
-    def _fetch_slowly(self, task: Task, guest: RehearsalSession, pgnos: list[int]) -> None:
-        """Fetch the first of these pages, as many as there is room for once the query has used others."""
+    def _fetch_slowly(self, task: Task, guest: RehearsalSession, pgnos: list[int]) -> bool:
+        """Fetch the first of these pages, as many as there is room for once the query has used others.
+
+        False if it does not go on.
+        """
         ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
         while ahead is not None and not self.must_end(task) and time.monotonic() < deadline:
             room, least = ahead.room()
             if room >= min(least, len(pgnos)):
                 self._fetch(task, pgnos[:room], is_sparing=True)
-                return
+                return True
             self._let_query_read()
+        return False
 
-    def _let_query_use(self, task: Task, guest: RehearsalSession, pages: int) -> None:
-        """Wait until the query has used so many of the pages that came, or waits for one."""
+    def _let_query_use(self, task: Task, guest: RehearsalSession, pages: int) -> bool:
+        """Wait until the query has used so many of the pages that came, or waits; False if it does not go on."""
         ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
         if ahead is None:
-            return
+            return False
         until = ahead.used_pages + pages
         self._query_waits.clear()
         while not self._query_waits.wait(LOOK_S) and ahead.used_pages < until:
             if self.must_end(task) or time.monotonic() > deadline:
-                return
+                return False
+        return True
 
     def _let_query_read(self) -> None:
         """Wait until the query has read more of what came, perhaps."""

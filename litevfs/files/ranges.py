@@ -121,6 +121,9 @@ def affordable_runs(ranges: list[Range], limits: Limits, has_room: Callable[[int
     """
     wanted = total = sum(size for _, size in ranges)
     most = SPREAD * wanted if limits.is_sparing else float("inf")
+    runs = scattered_runs(ranges, limits)
+    if (of_all := sum(sum(run[-1]) - run[0][0] for run in runs)) <= most and has_room(of_all):
+        return runs
     gaps = Counter(after[0] - sum(before) for before, after in pairwise(ranges))
     affordable = 0
     for gap in sorted(gap for gap in gaps if 0 < gap <= limits.gap):

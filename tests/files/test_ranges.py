@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,14 @@ def test_gaps_are_read_over_as_far_as_there_is_room_and_no_range_is_left_out(ran
     assert _bytes(runs) <= max(room, _bytes([[wanted] for wanted in ranges]))
     if _bytes(scattered_runs(ranges, limits)) <= room:
         assert runs == scattered_runs(ranges, limits)
+
+
+def test_of_the_gaps_the_small_ones_are_read_over_as_long_as_no_more_bytes_come_than_are_wanted():
+    sparing = Limits(1 << 16, 1000, 1 << 20, is_sparing=True)
+    ranges = [(0, 100), (150, 100), (300, 100), (900, 100), (1_700, 100), (2_400, 100)]  # gaps of 50, 500, 700, 600
+    assert affordable_runs(ranges, sparing, lambda _: True) == [ranges[:4], ranges[4:5], ranges[5:]]
+    assert affordable_runs(ranges, replace(sparing, is_sparing=False), lambda _: True) == [ranges]
+    assert affordable_runs(ranges, sparing, lambda size: size <= 700) == [ranges[:3], *([one] for one in ranges[3:])]
 
 
 @given(_ascending(), _limits)
