@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import apsw
 
@@ -63,6 +63,26 @@ class Task:
     begins: int  # read transactions of the session so far
 
 
+@dataclass(slots=True)
+class Attempt:
+    """One rehearsal: where it begins, its bounds, and what it has come to. Made for each, and dropped whole."""
+
+    cut_down: dict[int, bytes] = field(default_factory=dict)  # interior pages, without what the query has gone through
+    aliases: dict[int, bytes] = field(default_factory=dict)  # pages that stand beside true ones; empty: it ends there
+    unknown: list[int] = field(default_factory=list)  # pages without which it is not known where it begins
+    most: int = 0  # pages that it may miss
+    most_seen: int = 0  # pages in memory that it may read; 0: any number
+    missing: dict[int, int] = field(default_factory=dict)  # pages, and how many others it has read before
+    seen: set[int] = field(default_factory=set)  # pages that it has read, and that were in memory
+    last: int = 0  # page that was missing last
+    siblings: int = 0  # leaves in a row up to this one
+    repeats: int = 0  # reads of pages that were missing before
+    checks: int = 0
+    is_cut_short: bool = False  # it has ended at a bound, where there is more to be read
+    scanned: Tree | None = None  # whose leaves have ended it
+    rows: int | None = None  # if it came to its end
+
+
 class RehearsalSession(Session):
     """Reads beside another session, for one thread at a time."""
 
@@ -74,24 +94,11 @@ class RehearsalSession(Session):
         self._functions: set[str] = set()  # that it calls, of those that modules overload
         self._task = task
         self._counter = 0  # of rehearsals: SQLite's page cache must keep nothing from the one before
-        self._checks = 0
         self._decoded: dict[int, bytes] = {}  # true pages of this task, but for interior ones
         self._interior: dict[int, bytes] = {}  # true interior pages of this run of its statement
-        self._missing: dict[int, int] = {}  # pages, and how many others the rehearsal has read before
         self._stand_ins: StandIns | None = None  # if None, a page that is missing ends the call
-        self._most = self._last = self._siblings = 0  # pages that may be missing; the last one; leaves in a row
-        self._repeats = 0
-        self._cut_down: dict[int, bytes] = {}  # interior pages, without what the query has gone through
-        self._aliases: dict[
-            int, bytes
-        ] = {}  # pages of no true number that stand beside true ones; empty: it ends there
         self._reads_other_trees = False  # pages of these have no stand-ins
-        self._missing_first: list[int] = []  # pages without which it is not known where the next rehearsal begins
-        self._seen: set[int] = set()  # pages that the rehearsal has read, and that were in memory
-        self._most_seen = 0
-        self._is_cut_short = False  # the rehearsal has ended at a bound, where there is more to be read
-        self.rows: int | None = None  # of the last rehearsal, if it came to its end
-        self._scanned: Tree | None = None  # whose leaves ended the rehearsal
+        self._attempt, self._next = Attempt(), Attempt()
         super().__init__(replace(host.options, warm="", max_staleness_s=None), make_apsw_error, beside=host)
         self._view = task.snapshot
 
@@ -109,7 +116,7 @@ class RehearsalSession(Session):
             with gate.inside():
                 if self._connection is None:
                     self._connection = self._connected()
-                self._begin()
+                self._begin(Attempt())
                 self._tables.clear()
                 self._functions.clear()
                 program = self._connection.execute(f"EXPLAIN {sql}", values).fetchall()
@@ -156,7 +163,7 @@ class RehearsalSession(Session):
         cut_down = up_to_child if is_descending else from_child_on
         for pgno, position in way:
             if pgno > 1 and (page := self._in_memory(pgno)) is not None and parse_interior(pgno, page) is not None:
-                self._cut_down[pgno] = cut_down(page, position)
+                self._next.cut_down[pgno] = cut_down(page, position)
 
     def begin_beside(self, root: int, way: Sequence[tuple[int, int]], *, is_descending: bool) -> None:
         """Like `begin_at`, where the statement looks into the tree, too: those look-ups see all of it.
@@ -164,11 +171,11 @@ class RehearsalSession(Session):
         The root leads the scan, which begins with the first or last key, to pages that are cut down, and beyond their
         end to one that ends the rehearsal; it leads each look-up to a page like the true root.
         """
-        numbers = [number for number in self._alias_numbers() if number not in self._aliases][: len(way) + 2]
+        numbers = [number for number in self._alias_numbers() if number not in self._next.aliases][: len(way) + 2]
         pages = {pgno: self._in_memory(pgno) for pgno, _ in way}
         if root == 1 or not way or len(numbers) < len(way) + 2:
             return
-        self._missing_first += [pgno for pgno, page in pages.items() if page is None]
+        self._next.unknown += [pgno for pgno, page in pages.items() if page is None]
         parts = [
             (page, position)
             for pgno, position in way
@@ -179,8 +186,8 @@ class RehearsalSession(Session):
         if self._stand_ins is not None:
             for (pgno, _), (page, _) in zip(way, parts, strict=True):
                 self._stand_ins.learn(pgno, page)
-        self._cut_down[root], aliases = two_ways(parts, numbers, is_descending=is_descending)
-        self._aliases |= {numbers[0]: b""} | aliases
+        self._next.cut_down[root], aliases = two_ways(parts, numbers, is_descending=is_descending)
+        self._next.aliases |= {numbers[0]: b""} | aliases
 
     def _alias_numbers(self) -> range:
         """Numbers of no page of the database."""
@@ -199,38 +206,23 @@ class RehearsalSession(Session):
         It ends as well when it has read `most_seen` pages; 0: however many.
         """
         assert self._connection is not None
-        self._missing.clear()
-        if missing := self._missing_first:  # to know where it begins
-            self._missing_first = []
-            self._scanned, self._is_cut_short, self._checks, self.rows, self._most_seen = None, False, 0, None, 0
-            self._cut_down.clear()
-            self._aliases.clear()
-            return missing
-        self._most, self._siblings, self._last, self._scanned, self._repeats = (
-            min(most, most_seen or most),
-            0,
-            0,
-            None,
-            0,
-        )
-        self._most_seen, self._is_cut_short = most_seen, False
-        self._seen.clear()
-        self._begin()
-        self.rows, rows = None, 0
+        attempt, self._next = self._next, Attempt()
+        self._begin(attempt)
+        if attempt.unknown:
+            return attempt.unknown
+        attempt.most, attempt.most_seen, rows = min(most, most_seen or most), most_seen, 0
         try:
             with gate.inside():
                 for _ in self._connection.execute(self._task.statement.sql, self._task.statement.values):
                     rows += 1
-            self.rows = rows
+            attempt.rows = rows
         except (apsw.InterruptError, apsw.CorruptError, Ended) as error:
             logger.debug("a rehearsal ended: %s", error)
         except apsw.Error as error:
             if not self._reads_other_trees:
                 raise
             logger.debug("a rehearsal ended in a virtual table: %s", error)
-        self._cut_down.clear()
-        self._aliases.clear()
-        return list(self._missing)
+        return list(attempt.missing)
 
     def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
         """The roots of the trees that these pages belong to, as far as that is known."""
@@ -243,8 +235,8 @@ class RehearsalSession(Session):
         shares = [0.0]
         for root in roots:
             leaves = self._stand_ins.leaves_of(root)
-            if seen := sum(leaf in self._seen for leaf in leaves):
-                last = max(place for place, leaf in enumerate(leaves) if leaf in self._seen)
+            if seen := sum(leaf in self._attempt.seen for leaf in leaves):
+                last = max(place for place, leaf in enumerate(leaves) if leaf in self._attempt.seen)
                 shares.append((len(leaves) - 1 - last) / seen)
         return max(shares)
 
@@ -254,7 +246,7 @@ class RehearsalSession(Session):
         `pages_for_a_request` take the time of a request; all trees have to fit in the room for so many pages, or these
         in half of it. Where not all interior pages of such a tree are known, the others come first.
         """
-        if self._stand_ins is None or not self._is_cut_short:
+        if self._stand_ins is None or not self._attempt.is_cut_short:
             return []
         trees = {root: self._stand_ins.leaves_of(root) for root in looked_up}
         if sum(map(len, trees.values())) > room:
@@ -271,33 +263,41 @@ class RehearsalSession(Session):
         return [pgno for pgno in pgnos if pages.needs_request(snapshot, pgno)]
 
     @property
+    def rows(self) -> int | None:
+        """Of the last rehearsal, if it came to its end."""
+        return self._attempt.rows
+
+    @property
     def is_exhausted(self) -> bool:
         """Whether the last rehearsal took all the steps that it may: the next one would not come further."""
-        return self._checks > MAX_CHECKS
+        return self._attempt.checks > MAX_CHECKS
 
     def is_far(self, missing: Sequence[int]) -> bool:
         """Whether the last rehearsal has read all that it may, and half of that before the first of these pages."""
-        is_at_bound = 0 < self._most_seen < len(self._seen)
-        return is_at_bound and (not missing or self._missing.get(missing[0], 0) > self._most_seen // 2)
+        attempt = self._attempt
+        is_at_bound = 0 < attempt.most_seen < len(attempt.seen)
+        return is_at_bound and (not missing or attempt.missing.get(missing[0], 0) > attempt.most_seen // 2)
 
     def leaves_to_come(self, root: int, count: int, *, is_descending: bool) -> list[int]:
         """The leaves after those at which the last rehearsal ended, if they were missing for a scan of this tree."""
-        if self._stand_ins is None or self._scanned is None or self._scanned.root != root:
+        attempt = self._attempt
+        if self._stand_ins is None or attempt.scanned is None or attempt.scanned.root != root:
             return []
-        following = self._stand_ins.leaves_after(self._last, count, backwards=is_descending)
-        return self.to_be_asked_for([self._last, *following])
+        following = self._stand_ins.leaves_after(attempt.last, count, backwards=is_descending)
+        return self.to_be_asked_for([attempt.last, *following])
 
     @property
     def has_met_a_scan_alone(self) -> bool:
         """Whether the last rehearsal ended in a scan, and missed nothing else: the watcher knows those better."""
-        return self._scanned is not None and all(self._tree_of(pgno) == self._scanned for pgno in self._missing)
+        scanned = self._attempt.scanned
+        return scanned is not None and all(self._tree_of(pgno) == scanned for pgno in self._attempt.missing)
 
     def rest(self, *, goes_on: bool = False) -> None:
         """Free the memory that only the task needed, or its run, if that does not go on."""
         self._decoded.clear()
         if not goes_on:
             self._interior.clear()
-        self._missing.clear()
+        self._attempt = Attempt()
         self._stand_ins = None
         if self._connection is not None:
             with gate.inside():
@@ -310,14 +310,14 @@ class RehearsalSession(Session):
             with gate.inside(), closing(connection):
                 connection.set_progress_handler(None)
 
-    def _begin(self) -> None:
+    def _begin(self, attempt: Attempt) -> None:
+        self._attempt = attempt
         self._counter += 1
-        self._checks = 0
 
     def _is_over(self) -> bool:
         gate.rest()
-        self._checks += 1
-        return self._checks > MAX_CHECKS or self._must_end(self._task)
+        self._attempt.checks += 1
+        return self._attempt.checks > MAX_CHECKS or self._must_end(self._task)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -331,7 +331,8 @@ class RehearsalSession(Session):
             page, counter = self._task.first_page, self._counter.to_bytes(4)
             count = (self._alias_numbers().stop - 1).to_bytes(4)
             return page[:24] + counter + count + page[32:92] + counter + page[96:]
-        if (alias := self._aliases.get(pgno)) is not None:
+        attempt = self._attempt
+        if (alias := attempt.aliases.get(pgno)) is not None:
             if not alias:
                 raise self._ended("it is at the end of a tree")
             return alias
@@ -340,11 +341,11 @@ class RehearsalSession(Session):
             return self._stand_in(pgno)
         if self._stand_ins is not None:
             self._stand_ins.learn(pgno, page_or_none)
-            self._seen.add(pgno)
-            if 0 < self._most_seen < len(self._seen):
-                self._is_cut_short = True
-                raise self._ended(f"it is {len(self._seen)} pages ahead")
-        return self._cut_down.get(pgno, page_or_none)
+            attempt.seen.add(pgno)
+            if 0 < attempt.most_seen < len(attempt.seen):
+                attempt.is_cut_short = True
+                raise self._ended(f"it is {len(attempt.seen)} pages ahead")
+        return attempt.cut_down.get(pgno, page_or_none)
 
     def _in_memory(self, pgno: int) -> bytes | None:
         page = self._interior.get(pgno) or self._decoded.get(pgno)
@@ -366,27 +367,28 @@ class RehearsalSession(Session):
     def _stand_in(self, pgno: int) -> bytes:
         if self._stand_ins is None:
             raise self._ended("the schema is not in memory")
-        if pgno not in self._missing:
-            self._is_cut_short = len(self._missing) >= self._most
-            if self._is_cut_short or self._is_scan(pgno):
-                raise self._ended(f"{len(self._missing)} pages are missing")
-            self._missing[pgno] = len(self._seen)
-        elif (repeats := self._repeats) > MAX_REPEATS:
-            raise self._ended(f"{repeats} reads of pages that are missing")
+        attempt = self._attempt
+        if pgno not in attempt.missing:
+            attempt.is_cut_short = len(attempt.missing) >= attempt.most
+            if attempt.is_cut_short or self._is_scan(pgno):
+                raise self._ended(f"{len(attempt.missing)} pages are missing")
+            attempt.missing[pgno] = len(attempt.seen)
+        elif attempt.repeats > MAX_REPEATS:
+            raise self._ended(f"{attempt.repeats} reads of pages that are missing")
         else:
-            self._repeats = repeats + 1
+            attempt.repeats += 1
         if self._reads_other_trees and self._tree_of(pgno) is None:
             raise self._ended("a page of a virtual table is missing")
         return self._stand_ins.make(pgno)
 
     def _is_scan(self, pgno: int) -> bool:
         assert self._stand_ins is not None
-        tree = self._tree_of(pgno)
-        self._siblings = self._siblings + 1 if self._stand_ins.is_next_to(pgno, self._last) else 0
-        self._last = pgno
-        if tree is not None and tree.is_scanned and self._siblings >= MAX_SIBLINGS[tree.is_table]:
-            self._scanned = tree
-        return self._scanned is not None
+        tree, attempt = self._tree_of(pgno), self._attempt
+        attempt.siblings = attempt.siblings + 1 if self._stand_ins.is_next_to(pgno, attempt.last) else 0
+        attempt.last = pgno
+        if tree is not None and tree.is_scanned and attempt.siblings >= MAX_SIBLINGS[tree.is_table]:
+            attempt.scanned = tree
+        return attempt.scanned is not None
 
     def _tree_of(self, pgno: int) -> Tree | None:
         return None if self._stand_ins is None else self._stand_ins.tree_of(pgno)
