@@ -23,7 +23,8 @@ from litevfs.live.session import Session
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
-from litevfs.pages.stand_ins import StandIns, Tree, from_child_on, two_ways, up_to_child
+from litevfs.pages.made_pages import from_child_on, two_ways, up_to_child
+from litevfs.pages.stand_ins import StandIns, Tree
 from litevfs.pages.trees import MAX_DEPTH
 from litevfs.states.snapshot import Snapshot
 

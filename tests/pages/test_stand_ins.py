@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
-from litevfs.pages.stand_ins import (
-    StandIns,
-    Tree,
-    from_child_on,
-    index_leaf,
-    max_rows,
-    table_leaf,
-    two_ways,
-    up_to_child,
-)
+from litevfs.pages.made_pages import from_child_on, index_leaf, max_rows, table_leaf, two_ways, up_to_child
+from litevfs.pages.stand_ins import StandIns, Tree
 
 ROWS = 3000
 SMALL_PAGE = 512
