@@ -23,9 +23,9 @@ import weakref
 import apsw
 
 from litevfs.bindings.guests import end_at_exit
-from litevfs.bindings.long_runs import LongRun
 from litevfs.bindings.programs import MANY_PAGES, Plan
 from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.rehearsed_runs import RehearsedRun
 from litevfs.bindings.statements import FindRunning
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, TransientStorageError
@@ -60,7 +60,7 @@ class Rehearsals:
         self._last: tuple[object, int] | None = None  # the run that waited last, in which transaction
         self._waits = 0  # of that run; its statement is rehearsed at the first, second, fourth, ... of them
         self._given_up: tuple[object, int] | None = None  # one that is rehearsed no more
-        self._long: LongRun | None = None  # the one rehearsed last
+        self._rehearsed: RehearsedRun | None = None  # the last one
         self._query_waits = threading.Event()  # set when it waits again
         self._next: Task | None = None
         self._thread: threading.Thread | None = None
@@ -101,7 +101,8 @@ class Rehearsals:
 
     def _goes_on(self, run: tuple[object, int]) -> bool:
         """Whether a run is rehearsed at each of its waits."""
-        return self._long is not None and self._long.run == run and self._long.goes_on
+        known = self._rehearsed
+        return known is not None and known.run == run and known.goes_on
 
     def stop(self) -> None:
         """End them. Waits for nothing; idempotent."""
@@ -164,9 +165,9 @@ class Rehearsals:
             return
         plan = guest.plan(task)
         self._is_lookup = plan.is_lookup
-        if (long := self._long) is not None and self._goes_on((task.run, task.begins)):
-            long.begin_task()
-            self._rehearse_levels(task, guest, plan, long)
+        if (run := self._rehearsed) is not None and self._goes_on((task.run, task.begins)):
+            run.begin_task()
+            self._rehearse_levels(task, guest, plan, run)
             return
         if (rows := plan.rows(task.statement.values)) is not None:
             self._expect_rows(task, rows)
@@ -179,15 +180,15 @@ class Rehearsals:
         if plan.outer and (host := self._host()) is not None:
             shared = {outer.root: outer.is_descending for outer in plan.outer if outer.is_shared}
             host.hold([outer.root for outer in plan.outer], shared, task.begins)
-        long = self._long = LongRun(task, plan)
+        run = self._rehearsed = RehearsedRun(task, plan)
         if len(plan.trees) > 1:
             guest.guess_small_trees(plan.trees)  # the query will look into them
         logger.debug("rehearsing %s", task.statement.sql)
         if roots := guest.missing_of(plan.trees):
-            self._fetch(task, long.unasked(guest, roots))
-        self._rehearse_levels(task, guest, plan, long)
+            self._fetch(task, run.unasked(guest, roots))
+        self._rehearse_levels(task, guest, plan, run)
 
-    def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, long: LongRun) -> None:
+    def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, run: RehearsedRun) -> None:
         """Fetch what each rehearsal misses, until it is nothing."""
         most = plan.pages(task.statement.values)
         is_limited = plan.rows(task.statement.values) is not None
@@ -195,24 +196,24 @@ class Rehearsals:
             host = self._host()
             if host is None or self.must_end(task):
                 return
-            most_seen = long.begin_next(host, guest)
-            step = long.step(host, guest, guest.rehearse(most, most_seen))
+            most_seen = run.begin_next(host, guest)
+            step = run.step(host, guest, guest.rehearse(most, most_seen))
             del host  # the session may close meanwhile
             if step.waits:
-                if not self._let_query_use(task, guest, most_seen // 4):
+                if not self._wait_until_used(task, guest, most_seen // 4):
                     return
                 continue
             missing, whole = list(step.missing), list(step.whole)
             logger.debug("a rehearsal misses %d pages, and %d of trees to be read whole", len(missing), len(whole))
             self._note(task, guest, plan, has_bound=most_seen > 0)
             if missing:
-                is_sparing = most_seen > 0 and (long.is_long or len(missing) >= MANY_PAGES)
+                is_sparing = most_seen > 0 and (run.is_long or len(missing) >= MANY_PAGES)
                 self._fetch(task, missing, is_sparing=is_sparing)
-                long.refused(guest.to_be_asked_for(missing))
+                run.refused(guest.to_be_asked_for(missing))
             if whole:
                 if not self._fetch_slowly(task, guest, whole):
                     return
-            elif not missing or (guest.has_met_a_scan_alone and not long.takes_care_of_scans):
+            elif not missing or (guest.has_met_a_scan_alone and not run.takes_care_of_scans):
                 return
             if not is_limited or number >= LEVELS:
                 most = min(most * GROWTH, MOST_PAGES)
@@ -236,10 +237,10 @@ class Rehearsals:
             if room >= min(least, len(pgnos)):
                 self._fetch(task, pgnos[:room], is_sparing=True)
                 return True
-            self._let_query_read()
+            self._wait_for_query(LOOK_S)  # it may read more of what came
         return False
 
-    def _let_query_use(self, task: Task, guest: RehearsalSession, pages: int) -> bool:
+    def _wait_until_used(self, task: Task, guest: RehearsalSession, pages: int) -> bool:
         """Wait until the query has used so many of the pages that came, or waits; False if it does not go on."""
         ahead, deadline = guest.replica.pages.ahead, time.monotonic() + PATIENCE_S
         if ahead is None:
@@ -250,11 +251,6 @@ class Rehearsals:
             if self.must_end(task) or time.monotonic() > deadline:
                 return False
         return True
-
-    def _let_query_read(self) -> None:
-        """Wait until the query has read more of what came, perhaps."""
-        self._query_waits.wait(LOOK_S)
-        self._query_waits.clear()
 
     def _expect_rows(self, task: Task, rows: int) -> None:
         host = self._host()
@@ -281,7 +277,7 @@ class Rehearsals:
         del host  # the session may close meanwhile
         if ahead is None:
             return
-        self._let_query_ask()
+        self._wait_for_query(FIRST_S)  # it asks for the page that it needs: with that comes the block around it
         if self.must_end(task):  # the session has taken back what it planned: this would stay
             return
         ahead.fetch(task.snapshot, pgnos, planner, there.set, is_sparing=is_sparing)
@@ -289,9 +285,9 @@ class Rehearsals:
         while not there.wait(LOOK_S) and time.monotonic() < deadline and not self.must_end(task):
             pass
 
-    def _let_query_ask(self) -> None:
-        """Let the query ask for the page that it needs first: with that comes the block around it."""
-        self._query_waits.wait(FIRST_S)
+    def _wait_for_query(self, seconds: float) -> None:
+        """Wait until the query waits for the storage again, for so many seconds at most."""
+        self._query_waits.wait(seconds)
         self._query_waits.clear()
 
 

@@ -32,7 +32,7 @@ class Places:
         self._names.clear()
         for owner, names in {
             BlockReader: READS,
-            Rehearsals: ("_fetch", "_let_query_ask", "_let_query_read", "_let_query_use"),
+            Rehearsals: ("_fetch", "_fetch_slowly", "_wait_for_query", "_wait_until_used"),
             ReadAhead: ("fetch",),
         }.items():
             for name in names:
@@ -64,10 +64,10 @@ class Places:
         return all(map(self._waits_for_pages, threads))
 
     def _waits_for_pages(self, thread: int) -> bool:
-        awaited, last = self._awaited.get(thread), list(self._names.get(thread, ()))[-1:]
-        return last in (["_let_query_read"], ["_let_query_use"]) or (
-            last == ["_fetch"] and awaited is not None and not awaited.is_set()
-        )
+        awaited, names = self._awaited.get(thread), list(self._names.get(thread, ()))
+        if names[-1:] == ["_wait_until_used"] or names[-2:] == ["_fetch_slowly", "_wait_for_query"]:
+            return True
+        return names[-1:] == ["_fetch"] and awaited is not None and not awaited.is_set()
 
 
 places = Places()

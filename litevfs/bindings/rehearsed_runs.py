@@ -1,9 +1,10 @@
-"""A run of a statement whose outermost loops go on for longer than its first rehearsals reach.
+"""A run of a statement that is rehearsed: what was asked for, and what comes next, however long it goes on.
 
-The query's own reads show where in the loops it is. A rehearsal that begins there, at each wait of the query, finds the
-look-ups that come next, however far the query has come. It reads no further ahead than what the caches can hold, and
-asks for no page a second time that the query may have left behind. A tree in which so many pages were looked up as it
-would take to read it whole is read whole, if there is room for it: the next look-ups would cost as much once more.
+The query's own reads show where in its outermost loops it is. A rehearsal that begins there, at each wait of the query,
+finds the look-ups that come next, however far the query has come. It reads no further ahead than what the caches can
+hold, and asks for no page a second time that the query may have left behind. A tree in which so many pages were looked
+up as it would take to read it whole is read whole, if there is room for it: the next look-ups would cost as much once
+more.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Step:
     waits: bool = False  # nothing, until the query has come further
 
 
-class LongRun:
+class RehearsedRun:
     """What was fetched for one run of a statement. Used by one thread; `goes_on` may be read by another."""
 
     def __init__(self, task: Task, plan: Plan) -> None:
