@@ -28,18 +28,10 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.live.subscription import Subscription
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.options import (
-    OPTION_NAMES,
-    Options,
-    check_names,
-    check_vfs_name,
-    names_of,
-    parse_replica_url,
-    parse_text,
-    to_uri_text,
-)
+from litevfs.options import OPTION_NAMES, Options, check_names, to_uri_text
 from litevfs.states.snapshot import Snapshot
 from litevfs.states.views import Moment
+from litevfs.texts import check_vfs_name, names_of, parse_replica_url, parse_text
 from litevfs.units import parse_duration_s, parse_moment_ms
 
 if TYPE_CHECKING:

@@ -25,8 +25,9 @@ from litevfs.errors import OptionError
 from litevfs.files.requests import Request
 from litevfs.live.registry import registry
 from litevfs.live.session import Session, Warming
-from litevfs.options import Options, check_names, parse_replica_url
+from litevfs.options import Options, check_names
 from litevfs.states.snapshot import Snapshot
+from litevfs.texts import parse_replica_url
 
 OPENING, NEEDED, USED, UNUSED = "opening", "needed", "read ahead, used", "read ahead for nothing"
 WARM, WARM_USED = "warm", "warm, used"

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 
 import litevfs
 from litevfs.errors import OptionError
-from litevfs.options import (
-    OPTION_NAMES,
-    SPECS,
-    Options,
-    first_of_equals,
-    parse_queries,
-    parse_replica_url,
-    parse_text,
-    to_uri_text,
-)
+from litevfs.options import OPTION_NAMES, SPECS, Options, first_of_equals, to_uri_text
+from litevfs.texts import parse_queries, parse_replica_url, parse_text
 from litevfs.units import parse_bool, parse_duration_s, parse_size_bytes
 
 

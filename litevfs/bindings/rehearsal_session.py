@@ -21,7 +21,7 @@ from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.ltx.format import lock_pgno
-from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, parse_interior
+from litevfs.pages.btree import INTERIOR_KINDS, parse_interior
 from litevfs.pages.guesses import leaves_of_small_tree
 from litevfs.pages.made_pages import from_child_on, two_ways, up_to_child
 from litevfs.pages.stand_ins import StandIns, Tree
@@ -38,7 +38,6 @@ MAX_REPEATS = 1000
 """So often a rehearsal reads pages again that are missing: as the parts of a large row, which lead to themselves."""
 KEPT_BYTES, INTERIOR_BYTES = 7_000_000, 1_000_000
 """Of decoded leaves that are kept from one rehearsal of a statement to the next, and of interior pages."""
-INTERIOR_KINDS = frozenset({INTERIOR_INDEX, INTERIOR_TABLE})
 ALIASES = MAX_DEPTH + 4
 """Numbers of pages beyond the true ones."""
 REMEMBERED = 64

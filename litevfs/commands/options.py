@@ -19,7 +19,8 @@ import apsw
 import litevfs
 from litevfs.errors import OptionError
 from litevfs.files.fetch import Fetcher
-from litevfs.options import SPECS, Options, OptionSpec, parse_queries, parse_rate
+from litevfs.options import SPECS, Options, OptionSpec
+from litevfs.texts import parse_queries, parse_rate
 from litevfs.units import (
     format_timestamp,
     parse_bool,

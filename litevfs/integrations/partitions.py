@@ -27,8 +27,9 @@ from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
 from litevfs.operations.tables import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
-from litevfs.options import Options, check_names, names_of, parse_replica_url
+from litevfs.options import Options, check_names
 from litevfs.states.snapshot import Snapshot
+from litevfs.texts import names_of, parse_replica_url
 
 CHILDREN_A_PIECE = 4
 """With so many subtrees for each piece of the table, the pieces are about equal."""

@@ -25,10 +25,11 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.followed_file import FollowedFile, PageSpool
-from litevfs.options import Options, parse_text
+from litevfs.options import Options
 from litevfs.pages.bulk import read_pages
 from litevfs.states.changes import all_pgnos, changed_pgnos, pgnos_changed_since
 from litevfs.states.snapshot import Snapshot
+from litevfs.texts import parse_text
 from litevfs.units import parse_duration_s
 
 logger = logging.getLogger("litevfs.operations.follow")

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE = 0x02, 0x05, 0x0A, 0x0D
+INTERIOR_KINDS = frozenset({INTERIOR_INDEX, INTERIOR_TABLE})
 _FIRST_PAGE_HEADER = 100
 """Bytes before the B-tree header on page 1."""
 _INTERIOR_HEADER, _LEAF_HEADER = 12, 8
@@ -67,7 +68,7 @@ _parsed: WeakValueDictionary[tuple[int, bytes], Interior] = WeakValueDictionary(
 def parse_interior(pgno: int, page: bytes) -> Interior | None:
     """An interior page, which others may share, or None if it is none."""
     start = _FIRST_PAGE_HEADER if pgno == 1 else 0
-    if page[start] not in {INTERIOR_INDEX, INTERIOR_TABLE}:
+    if page[start] not in INTERIOR_KINDS:
         return None
     key = start, page
     interior = _parsed.get(key)

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, parse_rowids, varint
+from litevfs.pages.btree import INTERIOR_KINDS, LEAF_INDEX, parse_rowids, varint
 from litevfs.pages.made_pages import CHILD, NULL_ENTRY, RESERVED, index_leaf, max_rows, table_leaf
 from litevfs.pages.trees import MAX_DEPTH, MAX_ROWID, MIN_ROWID, KnownTrees
 
@@ -78,7 +78,7 @@ class StandIns:
             return
         if page[0] == LEAF_INDEX:
             self._index_leaves.setdefault(pgno, False)
-        elif page[0] in {INTERIOR_INDEX, INTERIOR_TABLE} and pgno not in self._known.interior:
+        elif page[0] in INTERIOR_KINDS and pgno not in self._known.interior:
             self._known.learn(pgno, page)
             self._tree_of[pgno] = tree
 

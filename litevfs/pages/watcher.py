@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
+from litevfs.pages.btree import INTERIOR_KINDS, INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, kind
 from litevfs.pages.expected_scans import Beginning, Expected
 from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
@@ -138,7 +138,7 @@ class Watcher:
     def after_read(self, pgno: int, page: bytes) -> list[int]:
         """The connection has read page `pgno`."""
         found = kind(pgno, page)
-        if found in {INTERIOR_TABLE, INTERIOR_INDEX}:
+        if found in INTERIOR_KINDS:
             self._lookups.descends |= found == INTERIOR_TABLE and pgno in self._parents
             return self.learn(pgno, page)
         if found == LEAF_INDEX:
@@ -155,7 +155,7 @@ class Watcher:
 
     def learn(self, pgno: int, page: bytes) -> list[int]:
         """Page `pgno` is known now: plans that waited for it can go on."""
-        if kind(pgno, page) not in {INTERIOR_TABLE, INTERIOR_INDEX}:
+        if kind(pgno, page) not in INTERIOR_KINDS:
             self._awaited.discard(pgno)
             return self._begin_at_leaf(pgno) if self._expected.waits_for(pgno) else []
         with self._lock:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
-from litevfs.options import hint_if_option, parse_replica_url
+from litevfs.options import hint_if_option
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
 from litevfs.replica_clients.tracing import traced
+from litevfs.texts import parse_replica_url
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoints
