@@ -61,7 +61,7 @@ class IOReport:
     opened_s: float  # when the view was open
     total_s: float  # when the last row was there
     latency_s: float  # of a request, as measured
-    warmed: tuple[int, int] = (0, 0)  # queries of `warm` that ended well, of how many
+    warmed: tuple[int, int] = (0, 0)  # queries of `warm` that succeeded, of how many
 
     @property
     def rounds(self) -> int:
@@ -105,7 +105,7 @@ class IOReport:
             f"{self.rows} rows; open after {self.opened_s * 1e3:.1f} ms, done after {self.total_s * 1e3:.1f} ms"
         )
         if self.warmed[1]:
-            lines.append(f"warm: {self.warmed[0]} of {self.warmed[1]} queries ended well")
+            lines.append(f"warm: {self.warmed[0]} of {self.warmed[1]} queries succeeded")
         estimates = (f"{self.estimate_s(s) * 1e3:.0f} ms at {s * 1e3:g} ms a request" for s in LATENCIES_S)
         lines.append("estimated: " + ", ".join(estimates))
         return "\n".join(lines)

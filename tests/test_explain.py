@@ -62,7 +62,7 @@ def test_what_queries_of_warm_request_has_its_own_reason(script):
     assert size > 3_000_000
     assert report.count(NEEDED) == report.count(USED) == (0, 0)
     assert report.rounds <= 3
-    assert "warm: 2 of 2 queries ended well" in str(report)
+    assert "warm: 2 of 2 queries succeeded" in str(report)
     assert "\nwarm  " in str(report)
 
 
@@ -128,7 +128,7 @@ def test_the_command_prints_the_requests_the_sums_and_the_estimates(script, caps
 def test_the_command_takes_queries_of_warm(script, capsys):
     arguments = ["--warm", "SELECT sum(length(x)) FROM t", "--warm", "SELECT count(k) FROM t"]
     assert main(["explain-io", script.url, "SELECT count(*) FROM t WHERE k = 7", *arguments]) == 0
-    assert "warm: 2 of 2 queries ended well" in capsys.readouterr().out
+    assert "warm: 2 of 2 queries succeeded" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra `charts` (pip install 'litevfs[charts]')")

@@ -35,7 +35,7 @@ class Warming(Protocol):
         ...
 
     def wait(self) -> tuple[int, int]:
-        """Wait for a bounded time until they have ended; returns how many ended well, of how many."""
+        """Wait for a bounded time until they have ended; returns how many succeeded, of how many."""
         ...
 
 
