@@ -182,6 +182,10 @@ def startup(datasette: Any) -> None:
         Options.collect({}, {**options, "replica_url": url})
         canonical_url(url)
         datasette.add_database(ReplicaDatabase(datasette, url, options), name=name)
+    if datasette.crossdb:  # its connections attach what there is when they are opened, and 1.0 has opened some
+        is_mutable = datasette.get_database("_memory").is_mutable
+        datasette.remove_database("_memory")
+        datasette.add_database(Database(datasette, is_mutable=is_mutable, is_memory=True), name="_memory")
 
 
 def _hide_locals() -> None:
