@@ -38,7 +38,7 @@ def library(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
             "CREATE VIRTUAL TABLE places USING rtree(id, x0, x1)"
         )
         with connection:
-            words = [f"w{i}" for i in range(100)]
+            words = [f"w{i}" for i in range(250)]
             docs = ((i, " ".join(rng.choices(words, k=8)) + " " + rng.randbytes(150).hex()) for i in range(3000))
             connection.executemany("INSERT INTO docs VALUES (?, ?)", docs)
             lists = ((i, str([rng.randrange(3000) for _ in range(6)])) for i in range(200))
