@@ -238,7 +238,8 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
         in_threads(readers, read)
         assert remote_faults.calls["read"] > 50
         remote_faults.reset_counters()  # the log of requests is the test's own
-        assert held() - opened <= 2 * limit
+        # What was read ahead may be on its way still, and threads of earlier tests be at their end.
+        wait_until(lambda: held() - opened <= 2 * limit, "that memory is within its limit")
 
 
 @pytest.mark.plan("D09")
