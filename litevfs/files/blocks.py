@@ -132,7 +132,7 @@ class BlockReader:
                         lambda following: not self._is_near(block_key(number, following), file, following),
                         range(block + 1, last + 1),
                     )
-                    mine = Request(file, [self._part(number, file, block) for block in (block, *run)], ahead=False)
+                    mine = Request(file, self._parts(number, file, [block, *run]), ahead=False)
                     self.under_way.add(mine)
                     joined = mine, mine.answer(key)
             request, answer = joined
@@ -265,7 +265,7 @@ class BlockReader:
                 self.under_way.share((block_key(number, block) for block in wanted), owner)
                 missing = [block for block in wanted if not self._stays_near(block_key(number, block), file, block)]
                 runs = block_runs(missing, limits.request // limits.block)
-                planned += [[self._part(number, file, block) for block in run] for run in runs]
+                planned += [self._parts(number, file, run) for run in runs]
             else:
                 self.under_way.share((range_key(number, offset) for offset, _ in group), owner)
                 for offset, _ in group:
@@ -299,6 +299,9 @@ class BlockReader:
     def _part(self, number: int, file: LTXFileInfo, block: int) -> Part:
         offset = block * self._block_size
         return Part(block_key(number, block), offset, min(self._block_size, file.size - offset))
+
+    def _parts(self, number: int, file: LTXFileInfo, blocks: Iterable[int]) -> list[Part]:
+        return [self._part(number, file, block) for block in blocks]
 
     def _submit(self, requests: Sequence[Request]) -> None:
         """Start requests that were granted. If no thread can start, there is no read-ahead."""

@@ -158,11 +158,13 @@ class UnderWay:
 
     def take_back(self, owner: object) -> int:
         """Take back the requests that have not begun and that this owner alone wants; returns their bytes."""
+        size = 0
         with self.lock:
-            ended = [r for r in set(self.requests.values()) if r.owner is owner and r.take_back()]
-            for request in ended:
-                self.forget(request)
-        return sum(request.size for request in ended)
+            for request in set(self.requests.values()):
+                if request.owner is owner and request.take_back():
+                    self.forget(request)
+                    size += request.size
+        return size
 
     def came(self, request: Request, part: Part) -> None:
         """A part of a request has come."""
