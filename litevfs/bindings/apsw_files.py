@@ -122,7 +122,7 @@ class _End:
         self._object = ctypes.py_object
 
     def __del__(self) -> None:
-        if not self._is_end():  # the module is loaded anew
+        if not self._is_end():  # the module is loaded again
             return
         for file in tuple(self._files):  # nothing is to be released any more: threads that it would wait for are gone
             self._keep(self._object(file))

@@ -112,17 +112,17 @@ class RehearsedRun:
             self.goes_on = True
             return Step(waits=True)
         leaves = self._leaves_to_come(guest)
-        whole, missing = in_order_of_need(self._whole_trees(host, guest, missing), missing)
+        whole, missing = in_order_of_need(self._whole_trees(host, guest, new), missing)
         missing = self.unasked(guest, missing)
         return Step([*missing, *(leaf for leaf in leaves if leaf not in missing)], whole)
 
-    def _whole_trees(self, host: Session, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
-        """Pages to ask for of trees that are to be read whole, where `missing` are looked up next."""
+    def _whole_trees(self, host: Session, guest: RehearsalSession, new: Iterable[int]) -> list[int]:
+        """Pages to ask for of trees that are to be read whole, where `new` ones are looked up next."""
         ahead = host.replica.pages.ahead
         if ahead is None or not self._outer:
             return []
         to_come = min(guest.part_to_come(outer.root for outer in self._outer if not outer.is_descending), MOST_TO_COME)
-        counts = self._looked_up + Counter(guest.roots_of(pgno for pgno in missing if pgno not in self._asked))
+        counts = self._looked_up + Counter(guest.roots_of(new))
         looked_up = {root: count * max(to_come, 1) for root, count in counts.items()}
         whole = guest.whole_trees(looked_up, ahead.pages_for_a_request, ahead.pages_kept())
         self._held = max(self._held, len(whole))

@@ -47,12 +47,7 @@ class SharedScan:
 
     def way(self) -> list[tuple[int, int]]:
         """See `Watcher.way_to`."""
-        way: list[tuple[int, int]] = []
-        pgno = self._current()
-        while pgno != self._root and len(way) < MAX_DEPTH and (place := self._trees.place(pgno)) is not None:
-            way.append(place)
-            pgno = place[0]
-        return way[::-1] if pgno == self._root else []
+        return self._trees.way(self._current(), self._root) or []
 
     def leaves_after(self, count: int) -> list[int]:
         """The leaves that it comes to next, as far as they are known."""

@@ -151,6 +151,14 @@ class KnownTrees:
             pgno = above[0]
         return pgno
 
+    def way(self, pgno: int, root: int) -> list[tuple[int, int]] | None:
+        """From `root` down to a page: interior pages, and the place of the next one. None if it is not known below."""
+        way: list[tuple[int, int]] = []
+        while pgno != root and len(way) < MAX_DEPTH and (place := self.place(pgno)) is not None:
+            way.append(place)
+            pgno = place[0]
+        return way[::-1] if pgno == root else None
+
     def topmost(self, pgno: int) -> int:
         """The topmost known page of the table that a page belongs to."""
         for _ in range(MAX_DEPTH):

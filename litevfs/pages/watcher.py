@@ -26,7 +26,7 @@ from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
 from litevfs.pages.shared_scans import SharedScans
-from litevfs.pages.trees import MAX_DEPTH, KnownTrees
+from litevfs.pages.trees import KnownTrees
 
 FIRST_SHARE = 2
 """Part of a full request that a scan may begin with, if that is larger: on a line that carries much in a round trip."""
@@ -122,7 +122,7 @@ class Watcher:
             if not parent:
                 return []
             plan = self._lookups.follow(pgno)
-            if self._shared and self._shared.note(pgno, parent[0]):  # whoever wants to know asks for what comes next
+            if self._shared and self._shared.note(pgno, parent[0]):  # a rehearsal asks for what comes next
                 return plan or []
             return self._follow_scan(*parent) if plan is None else plan
 
@@ -245,11 +245,8 @@ class Watcher:
             if (shared := self._shared.get(root)) is not None:
                 return shared.way()
             for parent, scan in reversed(self._scans.items()):
-                way = [(parent, max(scan.position, self._trees.position(scan.rested, parent)))]
-                while way[-1][0] != root and len(way) < MAX_DEPTH and (above := self._trees.place(way[-1][0])):
-                    way.append(above)
-                if way[-1][0] == root:
-                    return way[::-1]
+                if (above := self._trees.way(parent, root)) is not None:
+                    return [*above, (parent, max(scan.position, self._trees.position(scan.rested, parent)))]
         return []
 
     # --- scans and runs -----------------------------------------------------------------------------------------------
