@@ -41,6 +41,8 @@ READ_BYTES = 1 << 19
 """Bytes of one request when a file is streamed from its first byte to its last."""
 PARALLEL_READS = 16
 """Such requests under way at once where each costs a round trip; with READ_BYTES, the bound on their read-ahead."""
+MAX_READINGS = 3
+"""Requests for the time in a header until two of them agree; a first one was made before as a rule."""
 DAMAGE_HINT = (
     "the file is damaged: litevfs verify shows what else is; on the primary, litevfs replicate --snapshot mends it"
 )
@@ -201,6 +203,29 @@ class Fetcher:
         if file.size > WHOLE_FILE_BYTES:
             return self.read_header(file)
         return self.checked(file, self.read(file, 0, file.size)).header
+
+    def read_time(self, file: LTXFileInfo) -> int:
+        """The timestamp in a file's header, milliseconds since the Unix epoch, as one request says."""
+        return self.read_header(file).timestamp_ms
+
+    def confirm_times(self, read: Sequence[tuple[LTXFileInfo, int | None]]) -> list[int]:
+        """The timestamps of files, each with the one that was read alone before, or None; see `files.moments`.
+
+        Small files are read whole and verified; the headers of large ones until two requests agree. Raises
+        LTXFormatError for a damaged file, or a header that is never the same. Not to be called in the pool.
+        """
+        return self.threads.parallel([partial(self._confirm_time, file, found_ms) for file, found_ms in read])
+
+    def _confirm_time(self, file: LTXFileInfo, found_ms: int | None) -> int:
+        if file.size <= WHOLE_FILE_BYTES:
+            return self._twice(self._fetch_whole, file).header.timestamp_ms
+        seen = set() if found_ms is None else {found_ms}
+        for _ in range(MAX_READINGS):
+            again_ms = self.read_time(file)
+            if again_ms in seen:
+                return again_ms
+            seen.add(again_ms)
+        raise self.located(LTXFormatError("each request for the header brings another time"), file)
 
     def _twice(
         self, fetch: Callable[[LTXFileInfo, E | None], FetchedFile], file: LTXFileInfo, read: E | None = None

@@ -1,25 +1,19 @@
-"""From listings to the states they can make, and to the chain of files that makes one. Pure but for the clock.
+"""From listings to the states they can make, and to the chain of files that makes one. Pure.
 
 The rule is Litestream's restore plan: start from the newest snapshot that is not past the target, then again and again
 take the file that connects (`min_txid <= covered + 1`) and reaches furthest, the higher level on a tie. Files may
 overlap what is covered: a file holds the newest version of each page it names, so applying it again is harmless.
-
-A file's timestamp is that of its last transaction, so timestamps grow with `max_txid`: the search for the state at a
-time reads the headers of a handful of files however long the history is. Full snapshots are the exception: they carry
-the time at which they were made, and are asked only about states that no other file ends at.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from litevfs.errors import ReplicaEmptyError, TXIDGapError, TXIDNotFoundError
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
 from litevfs.ltx.names import MAX_TXID, format_txid
-from litevfs.units import format_timestamp
 
 FILE_COST_BYTES = 1 << 14
 """What a request for a file costs beside its bytes."""
@@ -149,46 +143,21 @@ def _not_found(files: list[LTXFileInfo], target: int, reached: int) -> TXIDNotFo
     return TXIDNotFoundError("no such state in the replica", min_txid=target, hint=hint)
 
 
-def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:
-    """The TXIDs whose state the files can make, ascending, each with a file that ends there: of the lowest level, since
-    a full snapshot carries the time at which it was made instead of that of its last transaction. The files
-    before that file may be gone: with an old snapshot, retention deletes the files below the next one.
+def reachable_ends(files: Sequence[LTXFileInfo]) -> dict[int, list[LTXFileInfo]]:
+    """The TXIDs whose state the files can make, ascending, each with the files that end there: the lowest level first,
+    since a full snapshot carries the time at which it was made instead of that of its last transaction. What lies
+    before these files may be gone: with an old snapshot, retention deletes the files below the next one.
     """
-    reachable: dict[int, LTXFileInfo] = {}
+    reachable: dict[int, list[LTXFileInfo]] = {}
     newest = 0
     for file in sorted(files, key=lambda f: (f.max_txid, -f.level)):
         if file.min_txid <= newest + 1:
             newest = file.max_txid
         if file.max_txid == newest:
-            reachable[newest] = file
+            reachable.setdefault(newest, []).insert(0, file)
     return reachable
 
 
-def state_at(files: Sequence[LTXFileInfo], timestamp_ms: int, read_timestamp_ms: Callable[[LTXFileInfo], int]) -> int:
-    """The TXID of the newest state at a time; reads about log2(number of states) headers.
-
-    Raises ReplicaEmptyError, or TXIDNotFoundError for a time before the first state or in the future.
-    """
-    if not files:
-        raise no_files_error()
-    if timestamp_ms > time.time() * 1000:
-        raise TXIDNotFoundError(f"{format_timestamp(timestamp_ms)} lies in the future")
-    states = list(reachable_txids(files).items())
-    low, high = 0, len(states)  # states[:low] are not younger than the time, states[high:] are
-    earliest_ms = None
-    while low < high:
-        middle = (low + high) // 2
-        found_ms = read_timestamp_ms(states[middle][1])
-        if found_ms <= timestamp_ms:
-            low = middle + 1
-        else:
-            high, earliest_ms = middle, found_ms
-    if low:
-        return states[low - 1][0]
-    if earliest_ms is None:
-        chain = extend(0, files)
-        raise TXIDNotFoundError("the replica holds no complete state", min_txid=chain.txid + 1)
-    raise TXIDNotFoundError(
-        f"no state is as old as {format_timestamp(timestamp_ms)}",
-        hint=f"the earliest state still held is of {format_timestamp(earliest_ms)}",
-    )
+def reachable_txids(files: Sequence[LTXFileInfo]) -> dict[int, LTXFileInfo]:
+    """See `reachable_ends`: each TXID with the first of its files."""
+    return {txid: ends[0] for txid, ends in reachable_ends(files).items()}

@@ -28,7 +28,8 @@ from litevfs.errors import (
     RestoreError,
 )
 from litevfs.files.detours import Detours
-from litevfs.files.plan import Chain, newest_state, state_at
+from litevfs.files.moments import state_at
+from litevfs.files.plan import Chain, newest_state
 from litevfs.files.stream import FileStreamer, VerifiedStream, client_of
 from litevfs.ltx.format import Header
 from litevfs.ltx.names import parse_txid
@@ -145,7 +146,7 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
     if timestamp is not None:
         now_ms = int(time.time() * 1000)
         at_ms = parse_moment_ms(timestamp, now_ms) if isinstance(timestamp, str) else parse_timestamp_ms(timestamp)
-        return lambda streamer, files: state_at(files, at_ms, lambda f: streamer.fetcher.read_header(f).timestamp_ms)
+        return lambda streamer, files: state_at(files, at_ms, streamer.fetcher)
     wanted = None if txid is None else parse_txid(txid)
     return lambda streamer, files: wanted
 

@@ -13,7 +13,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from litevfs.errors import LitevfsError
-from litevfs.files.plan import least_bytes, newest_state, state_at
+from litevfs.files.moments import state_at
+from litevfs.files.plan import least_bytes, newest_state
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.states.follower import Follower
 from litevfs.states.snapshot import Snapshot, empty_snapshot
@@ -38,11 +39,11 @@ class FixedStates:
     def find(self, txid: int | None, timestamp_ms: int | None) -> tuple[list[LTXFileInfo], int]:
         """(listing of all levels, TXID): the TXID itself, or that of the newest state (not younger than the time).
 
-        Raises TXIDNotFoundError for a time before the first state that the replica holds, or in the future.
+        Raises what `state_at` raises.
         """
         files = self._follower.list_all(txid)
         if txid is None and timestamp_ms is not None:
-            txid = state_at(files, timestamp_ms, self._follower.read_time)
+            txid = state_at(files, timestamp_ms, self._follower.times)
         return files, newest_state(files).txid if txid is None else txid
 
     def build(self, files: list[LTXFileInfo], txid: int) -> Snapshot:

@@ -26,6 +26,7 @@ from litevfs.errors import (
 from litevfs.files.detours import MAX_DETOURS, Detours, is_unusable
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
+from litevfs.files.moments import ReadsTimes
 from litevfs.files.part_index import is_costly, open_part
 from litevfs.files.plan import Chain, extend, gap_error, newest_state
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
@@ -356,9 +357,10 @@ class Follower:
         """A listing of all levels; with `txid`, of the files that matter to the state after it."""
         return self._survey.list_all(txid)
 
-    def read_time(self, file: LTXFileInfo) -> int:
-        """See `Judge.read_time`."""
-        return self._judge.read_time(file)
+    @property
+    def times(self) -> ReadsTimes:
+        """What reads the times of files."""
+        return self._fetcher
 
     def begin_with(self, start: Snapshot, file: LTXFileInfo) -> Snapshot:
         """The state after a snapshot file whose page index is read later, around the pages that are wanted."""

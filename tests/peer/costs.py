@@ -147,7 +147,8 @@ def time_travel(world: World) -> Outcome:
     answer = f"{requests['HEAD']} HEAD + {requests['GET']} GET"
     if not outcome:
         return Outcome(outcome.verdict, f"{outcome.answer}; {answer}")
-    return Outcome("right" if requests["HEAD"] + requests["GET"] <= 12 else "costly", answer)
+    most = 7 + 2 + 3  # a search among 64; what decides is confirmed; the snapshot and two files
+    return Outcome("right" if requests["HEAD"] + requests["GET"] <= most + 2 else "costly", answer)
 
 
 # --- conformance ------------------------------------------------------------------------------------------------------
