@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 LITESTREAM_SCHEMES = frozenset({"abs", "file", "gs", "nats", "oss", "s3", "sftp", "webdav", "webdavs"})
 """The schemes that Litestream 0.5 knows."""
-
-
 ENTRY_POINTS = "litevfs.replica_clients"
 """The group of entry points by which packages add schemes."""
 
@@ -155,47 +154,14 @@ def _memory_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
     return MemoryReplicaClient(memory_store(name))
 
 
-def _s3_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    # Imported when it is needed: botocore takes as long to load as everything else here.
-    from litevfs.replica_clients.s3.client import S3ReplicaClient
+def _imported(module: str, name: str) -> ClientFactory:
+    """A factory that imports its client when it is needed: botocore takes as long to load as everything else here."""
 
-    return S3ReplicaClient(url, read_timeout_s=read_timeout_s)
+    def make(url: str, *, read_timeout_s: float) -> ReplicaClient:
+        client: ClientFactory = getattr(import_module(f"litevfs.replica_clients.{module}"), name)
+        return client(url, read_timeout_s=read_timeout_s)
 
-
-def _gs_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.gs import GSReplicaClient
-
-    return GSReplicaClient(url, read_timeout_s=read_timeout_s)
-
-
-def _azure_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.azure import AzureReplicaClient
-
-    return AzureReplicaClient(url, read_timeout_s=read_timeout_s)
-
-
-def _sftp_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.sftp import SFTPReplicaClient
-
-    return SFTPReplicaClient(url, read_timeout_s=read_timeout_s)
-
-
-def _webdav_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.webdav import WebDAVReplicaClient
-
-    return WebDAVReplicaClient(url, read_timeout_s=read_timeout_s)
-
-
-def _nats_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.nats import NATSReplicaClient
-
-    return NATSReplicaClient(url, read_timeout_s=read_timeout_s)
-
-
-def _http_client(url: str, *, read_timeout_s: float) -> ReplicaClient:
-    from litevfs.replica_clients.http.client import HTTPReplicaClient
-
-    return HTTPReplicaClient(url, read_timeout_s=read_timeout_s)
+    return make
 
 
 def _refuse_unreadable(url: str) -> None:
@@ -241,16 +207,14 @@ def _unknown(scheme: str) -> ReplicaURLError:
     return ReplicaURLError(f"unknown scheme {scheme!r} of a replica URL", hint=hint)
 
 
-register_scheme("file", _file_client)
-register_scheme("abs", _azure_client)
-register_scheme("az", _azure_client)
-register_scheme("gs", _gs_client)
-register_scheme("http", _http_client)
-register_scheme("https", _http_client)
-register_scheme("nats", _nats_client)
-register_scheme("memory", _memory_client)
-register_scheme("sftp", _sftp_client)
-register_scheme("webdav", _webdav_client)
-register_scheme("webdavs", _webdav_client)
-register_scheme("s3", _s3_client)
-register_scheme("oss", _s3_client)
+_factories |= {
+    "file": _file_client,
+    "memory": _memory_client,
+    "nats": _imported("nats", "NATSReplicaClient"),
+    "gs": _imported("gs", "GSReplicaClient"),
+    "sftp": _imported("sftp", "SFTPReplicaClient"),
+    **dict.fromkeys(("s3", "oss"), _imported("s3.client", "S3ReplicaClient")),
+    **dict.fromkeys(("abs", "az"), _imported("azure", "AzureReplicaClient")),
+    **dict.fromkeys(("http", "https"), _imported("http.client", "HTTPReplicaClient")),
+    **dict.fromkeys(("webdav", "webdavs"), _imported("webdav", "WebDAVReplicaClient")),
+}
