@@ -30,6 +30,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.addresses import connected_socket
 from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.sftp_requests import Requests
 
@@ -206,7 +207,7 @@ class SFTPConnection:
         return Channel(self._paramiko.SFTPClient(session), self.generation)
 
     def _connect(self, until: float) -> Any:
-        sock = _connected_socket(self._target, until)
+        sock = connected_socket(self._target.host, self._target.port, _connect, until)
         ssh = self._paramiko.SSHClient()
         ssh.set_log_channel(_PARAMIKO_LOGGER)
         with self._change:
@@ -311,24 +312,9 @@ class SFTPConnection:
         return TransientStorageError(f"the connection to {where} broke: {exc or type(exc).__name__}", key=what)
 
 
-def _connected_socket(target: SSHTarget, until: float) -> socket.socket:
-    """A connection to the first address of the host that answers. Raises OSError."""
-    error: OSError = OSError(errno.EHOSTUNREACH, f"{target.host} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(
-        target.host.strip("[]"), target.port, type=socket.SOCK_STREAM
-    ):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(max(0.001, until - time.monotonic()))
-            sock.connect(address)
-            return sock
-        except OSError as exc:
-            sock.close()
-            error = exc
-        except BaseException:
-            sock.close()
-            raise
-    raise error
+def _connect(sock: socket.socket, address: Any, timeout_s: float | None) -> None:
+    sock.settimeout(timeout_s)
+    sock.connect(address)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
 from litevfs.errors import StorageClosedError
+from litevfs.replica_clients.addresses import connected_socket
 from litevfs.replica_clients.idle import LastUse
 
 DRIP_BYTES_PER_S = 1 << 13
@@ -220,29 +221,20 @@ class _Watched:
 
     def _new_conn(self) -> socket.socket:
         """Connect to the first address that answers; as urllib3 does, but watched, and with one limit for all."""
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
         try:
-            addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+            return connected_socket(self._dns_host, self.port, self._connect, deadline)
         except socket.gaierror as exc:
             raise NameResolutionError(self.host, self, exc) from exc  # type: ignore[arg-type]  # a mixin is no connection
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        error: OSError = OSError("no address")
-        for family, kind, protocol, _, address in addresses:
-            remaining = None if deadline is None else deadline - time.monotonic()
-            if remaining is not None and remaining <= 0:
-                break
-            try:
-                return self._connect(socket.socket(family, kind, protocol), address, remaining)
-            except OSError as exc:
-                error = exc
-        if isinstance(error, TimeoutError):
+        except TimeoutError as exc:
             message = f"Connection to {self.host} timed out (connect timeout={self.timeout})"
-            raise ConnectTimeoutError(self, message) from error
-        raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error  # type: ignore[arg-type]
+            raise ConnectTimeoutError(self, message) from exc
+        except OSError as exc:
+            raise NewConnectionError(self, f"Failed to establish a new connection: {exc}") from exc  # type: ignore[arg-type]
 
-    def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> socket.socket:
-        handle = None
+    def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> None:
+        handle = self._sockets.add(sock)
         try:
-            handle = self._sockets.add(sock)
             for option in self.socket_options or ():
                 sock.setsockopt(*option)
             sys.audit("http.client.connect", self, self.host, self.port)
@@ -255,13 +247,10 @@ class _Watched:
                 self._sockets.check_open()
             sock.settimeout(timeout_s)
         except BaseException:
-            if handle is not None:
-                self._sockets.remove(handle)
-            sock.close()
+            self._sockets.remove(handle)
             raise
         self._forget()
         self._handle = handle
-        return sock
 
     def close(self) -> None:
         super().close()  # type: ignore[misc]  # of the connection beside the mixin
