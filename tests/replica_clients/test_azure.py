@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from litevfs.errors import OptionError, ReplicaURLError, StorageNotFoundError, StoragePermissionError
+from litevfs.errors import StorageNotFoundError, StoragePermissionError
 from litevfs.replica_clients.azure import AzureReplicaClient
 from litevfs.replica_clients.azure_access import string_to_sign
-from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
-from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.conformance_base import file_name
 from tests.replica_clients.interop import exchange
 from tests.replica_clients.store_replicas import AZURE_PART_SIZE, AzureReplica
 from tests.replica_clients.store_servers import AZURE_ACCOUNT, AZURE_KEY, BUCKET, azurite
@@ -139,49 +136,3 @@ def test_a_sas_token_is_sent_and_never_shown(key: str, monkeypatch: pytest.Monke
     assert "sig=AKIDSECRET" in server.requests[0][1]
     assert "authorization" not in server.requests[0][2]
     assert "AKIDSECRET" not in str(caught.value) + repr(client) + client.url
-
-
-def test_without_its_package_the_error_names_the_extra(key: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("LITESTREAM_AZURE_ACCOUNT_KEY")
-    monkeypatch.setitem(sys.modules, "azure.identity", None)
-    with pytest.raises(OptionError, match=r"pip install litevfs\[azure\].*LITESTREAM_AZURE_ACCOUNT_KEY"):
-        AzureReplicaClient("abs://account@container/db")
-
-
-@pytest.mark.parametrize(
-    ("url", "canonical"),
-    [
-        ("abs://account@container/a//b/../c/", "abs://account@container/a/c"),
-        ("az://account@container/a", "abs://account@container/a"),
-        ("AZ://account@container", "abs://account@container"),
-        (
-            "abs://account@container/a?endpoint=http://h:1/account",
-            "abs://account@container/a?endpoint=http://h:1/account",
-        ),
-    ],
-)
-def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str, key: str):
-    assert canonical_url(url) == canonical == canonical_url(canonical)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("abs://container/db", r"without an account.*AZURE_STORAGE_ACCOUNT"),
-        ("abs://account@/db", "names no place"),
-        ("abs://account:AKIDSECRET@container/db", "a password"),
-        ("abs://account@container/db?endpoint=ftp://x", "endpoint of an abs URL is none"),
-        ("abs://account@container/db?endpoint=https://a:AKIDSECRET@x", "endpoint of an abs URL is none"),
-        ("abs://account@container/db?endpiont=x", "did you mean endpoint"),
-    ],
-)
-def test_bad_urls_are_refused_with_a_hint(url: str, message: str, key: str):
-    with pytest.raises(ReplicaURLError, match=message) as caught:
-        open_replica_client(url)
-    assert "AKIDSECRET" not in str(caught.value)
-
-
-def test_key_is_litestreams(key: str):
-    client = AzureReplicaClient("abs://account@container/a/b")
-    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
-    client.close()

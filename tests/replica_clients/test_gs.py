@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.errors import OptionError, StorageClosedError, StorageError, StorageNotFoundError, StoragePermissionError
+from litevfs.errors import StorageClosedError, StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.operations.doctor import Outcome, examine
-from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.gs import GSReplicaClient
-from litevfs.replica_clients.urls import canonical_url
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
-from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.conformance_base import file_name
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
 from tests.replica_clients.interop import exchange
 from tests.replica_clients.store_replicas import GS_PART_SIZE, GSReplica
@@ -205,30 +202,3 @@ def closed_under_a_wait() -> float:
     took = time.monotonic() - began
     assert [type(error) for error in raised] == [StorageClosedError]
     return took
-
-
-def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
-    monkeypatch.setitem(sys.modules, "google.auth", None)
-    with pytest.raises(OptionError, match=r"pip install litevfs\[gs\]"):
-        GSReplicaClient("gs://bucket/db")
-
-
-@pytest.mark.parametrize(
-    ("url", "canonical"),
-    [
-        ("GS://bucket/a//b/../c/", "gs://bucket/a/c"),
-        ("gs://bucket", "gs://bucket"),
-        ("gs://bucket/a b", "gs://bucket/a%20b"),
-    ],
-)
-def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
-    assert canonical_url(url) == canonical == canonical_url(canonical)
-
-
-def test_key_is_litestreams(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
-    client = GSReplicaClient("gs://bucket/a/b")
-    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
-    client.close()

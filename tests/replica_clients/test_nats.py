@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,9 @@ from typing import Any
 import pytest
 
 from litevfs.errors import (
-    OptionError,
-    ReplicaURLError,
     StorageNotFoundError,
     StoragePermissionError,
 )
-from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
 from tests.replica_clients.interop import exchange
@@ -124,45 +119,3 @@ def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(nats_
     replica = {"type": "nats", "url": f"nats://127.0.0.1:{nats_replica.port}/{nats_replica.bucket}"}
     replica |= {"username": NATS_USER, "password": NATS_PASSWORD}
     exchange(tmp_path, nats_replica.url, replica)
-
-
-# --- without a server -------------------------------------------------------------------------------------------------
-
-
-def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "nats", None)
-    with pytest.raises(OptionError, match=r"pip install litevfs\[nats\]"):
-        NATSReplicaClient("nats://host/bucket")
-
-
-@pytest.mark.parametrize(
-    ("url", "canonical"),
-    [
-        ("NATS://user@HOST:4222/bucket/", "nats://user@host/bucket"),
-        ("nats://host:1/bucket/a/b?tls=true", "nats://host:1/bucket/a/b?tls=true"),
-    ],
-)
-def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str):
-    assert canonical_url(url) == canonical == canonical_url(canonical)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("nats://host", "without a bucket"),
-        ("nats:///bucket", "names no place"),
-        ("nats://user:AKIDSECRET@host/bucket", r"a password.*LITEVFS_NATS_PASSWORD"),
-        ("nats://host/bucket?cred=x", "did you mean creds"),
-        ("nats://host/bucket?tls=1", "neither true nor false"),
-    ],
-)
-def test_bad_urls_are_refused_with_a_hint(url: str, message: str):
-    with pytest.raises(ReplicaURLError, match=message) as caught:
-        open_replica_client(url)
-    assert "AKIDSECRET" not in str(caught.value)
-
-
-def test_key_is_litestreams():
-    client = NATSReplicaClient("nats://host/bucket")
-    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"ltx/9/{file_name(1, 255)}"
-    client.close()

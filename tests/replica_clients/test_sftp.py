@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +14,6 @@ from urllib.parse import quote
 import pytest
 
 from litevfs.errors import (
-    OptionError,
-    ReplicaURLError,
     StorageNotFoundError,
     StoragePermissionError,
     StorageTimeoutError,
@@ -24,7 +21,6 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.sftp import SFTPReplicaClient
-from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
 from litevfs.testing.tcp_proxy import TCPProxy
@@ -127,47 +123,6 @@ def test_litestream_reads_and_continues_what_we_write_and_we_what_it_wrote(sftp_
 
 
 # --- without a server -------------------------------------------------------------------------------------------------
-
-
-def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "paramiko", None)
-    with pytest.raises(OptionError, match=r"pip install litevfs\[sftp\]"):
-        SFTPReplicaClient("sftp://user@host/db")
-
-
-def test_paths_are_relative_to_the_folder_of_the_login_as_litestreams():
-    for url, key in (("sftp://u@h/a//b/", "a/b/ltx/9/"), ("sftp://u@h/a/b?absolute=true", "/a/b/ltx/9/")):
-        client = SFTPReplicaClient(url)
-        assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == key + file_name(1, 255)
-        client.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "canonical"),
-    [
-        ("SFTP://user@HOST:22/a//b/../c/", "sftp://user@host/a/c"),
-        ("sftp://user@host:2222", "sftp://user@host:2222"),
-        ("sftp://us%40er@[::1]/a?keyPath=/k", "sftp://us%40er@[::1]/a?keyPath=/k"),
-    ],
-)
-def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str):
-    assert canonical_url(url) == canonical == canonical_url(canonical)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("sftp://host/db", "without a user"),
-        ("sftp://user@/db", "names no place"),
-        ("sftp://user:AKIDSECRET@host/db", r"a password.*LITEVFS_SFTP_PASSWORD"),
-        ("sftp://user@host/db?keypath=x", "did you mean keyPath"),
-        ("sftp://user@host/db?absolute=1", "neither true nor false"),
-    ],
-)
-def test_bad_urls_are_refused_with_a_hint(url: str, message: str):
-    with pytest.raises(ReplicaURLError, match=message) as caught:
-        open_replica_client(url)
-    assert "AKIDSECRET" not in str(caught.value)
 
 
 @pytest.mark.servers

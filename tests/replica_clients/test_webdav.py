@@ -10,14 +10,11 @@ import pytest
 
 from litevfs.errors import (
     ConditionsUnsupportedError,
-    ReplicaURLError,
     StorageError,
     StorageFileExistsError,
     StoragePermissionError,
     TransientStorageError,
 )
-from litevfs.replica_clients.base import LTXFileInfo
-from litevfs.replica_clients.urls import canonical_url, open_replica_client
 from litevfs.replica_clients.webdav import WebDAVReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
@@ -214,35 +211,3 @@ def test_an_answer_that_is_no_listing_is_refused(scripted_server):
         with pytest.raises(StorageError, match="sent no listing"):
             client.list_files(0)
         client.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "canonical"),
-    [
-        ("WEBDAV://user@HOST:80/a//b/../c/", "webdav://user@host/a/c"),
-        ("webdavs://host:443", "webdavs://host"),
-        ("webdavs://host:80/a", "webdavs://host:80/a"),
-    ],
-)
-def test_urls_that_mean_the_same_are_spelled_the_same(url: str, canonical: str):
-    assert canonical_url(url) == canonical == canonical_url(canonical)
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("webdav:///db", "names no place"),
-        ("webdavs://user:AKIDSECRET@host/db", r"a password.*LITEVFS_WEBDAV_PASSWORD"),
-        ("webdav://host/db?x=1", "unknown parameter 'x'"),
-    ],
-)
-def test_bad_urls_are_refused_with_a_hint(url: str, message: str):
-    with pytest.raises(ReplicaURLError, match=message) as caught:
-        open_replica_client(url)
-    assert "AKIDSECRET" not in str(caught.value)
-
-
-def test_key_is_litestreams():
-    client = WebDAVReplicaClient("webdav://host/a/b")
-    assert client.key(LTXFileInfo(9, 1, 255, 1, TIMESTAMP_MS)) == f"a/b/ltx/9/{file_name(1, 255)}"
-    client.close()
