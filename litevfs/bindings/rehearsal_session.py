@@ -38,8 +38,8 @@ MAX_REPEATS = 1000
 """So often a rehearsal reads pages again that are missing: as the parts of a large row, which lead to themselves."""
 KEPT_BYTES, INTERIOR_BYTES = 7_000_000, 1_000_000
 """Of decoded leaves that are kept from one rehearsal of a statement to the next, and of interior pages."""
-ALIASES = MAX_DEPTH + 4
-"""Numbers of pages beyond the true ones."""
+ALIASES, MADE = MAX_DEPTH + 4, 1 << 20
+"""Numbers beyond those of true pages: of pages that stand beside true ones, and after them of those below stand-ins."""
 REMEMBERED = 64
 """Plans, by their SQL."""
 _SCHEMA_VERSION = slice(40, 44)
@@ -76,6 +76,8 @@ class Attempt:
     seen: set[int] = field(default_factory=set)  # pages that it has read, and that were in memory
     last: int = 0  # page that was missing last
     siblings: int = 0  # leaves in a row up to this one
+    last_made: int = 0  # page below a stand-in that was read last
+    made_siblings: int = 0  # such pages in a row up to this one
     repeats: int = 0  # reads of pages that were missing before
     checks: int = 0
     is_cut_short: bool = False  # it has ended at a bound, where there is more to be read
@@ -124,7 +126,9 @@ class RehearsalSession(Session):
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
-        self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._seen_or_in_memory)
+        first = self._alias_numbers().stop
+        numbers = range(first, first + MADE)
+        self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._seen_or_in_memory, numbers)
         self._reads_other_trees = plan.reads_other_trees
         return plan
 
@@ -198,7 +202,10 @@ class RehearsalSession(Session):
 
     def size(self) -> int:
         """See `Session.size`; with the pages that are beside the true ones."""
-        return (self._alias_numbers().stop - 1) * self.snapshot.page_size
+        return self._last_number() * self.snapshot.page_size
+
+    def _last_number(self) -> int:
+        return self._alias_numbers().stop - 1 + MADE
 
     def rehearse(self, most: int, most_seen: int = 0) -> list[int]:
         """Run the statement of the task, and return the pages that it misses, up to so many.
@@ -208,6 +215,8 @@ class RehearsalSession(Session):
         assert self._connection is not None
         attempt, self._next = self._next, Attempt()
         self._begin(attempt)
+        if self._stand_ins is not None:
+            self._stand_ins.begin()
         if attempt.unknown:
             return attempt.unknown
         attempt.most, attempt.most_seen, rows = min(most, most_seen or most), most_seen, 0
@@ -329,13 +338,15 @@ class RehearsalSession(Session):
     def _page(self, pgno: int) -> bytes:
         if pgno == 1:
             page, counter = self._task.first_page, self._counter.to_bytes(4)
-            count = (self._alias_numbers().stop - 1).to_bytes(4)
+            count = self._last_number().to_bytes(4)
             return page[:24] + counter + count + page[32:92] + counter + page[96:]
         attempt = self._attempt
         if (alias := attempt.aliases.get(pgno)) is not None:
             if not alias:
                 raise self._ended("it is at the end of a tree")
             return alias
+        if pgno > self.snapshot.commit:
+            return self._made(pgno)
         page_or_none = self._in_memory(pgno)
         if page_or_none is None:
             return self._stand_in(pgno)
@@ -380,6 +391,19 @@ class RehearsalSession(Session):
         if self._reads_other_trees and self._tree_of(pgno) is None:
             raise self._ended("a page of a virtual table is missing")
         return self._stand_ins.make(pgno)
+
+    def _made(self, pgno: int) -> bytes:
+        """A page below a stand-in; a scan ends here, as it does at pages that are missing."""
+        made, attempt = None if self._stand_ins is None else self._stand_ins.made(pgno), self._attempt
+        if made is None:
+            raise self._ended("it is beyond the last page")
+        tree, page = made
+        attempt.made_siblings = attempt.made_siblings + 1 if abs(pgno - attempt.last_made) == 1 else 0
+        attempt.last_made = pgno
+        if tree.is_scanned and attempt.made_siblings >= MAX_SIBLINGS[tree.is_table]:
+            attempt.scanned = tree
+            raise self._ended("a scan goes through pages below one that is missing")
+        return page
 
     def _is_scan(self, pgno: int) -> bool:
         assert self._stand_ins is not None

@@ -19,8 +19,8 @@ INTERIOR_KINDS = frozenset({INTERIOR_INDEX, INTERIOR_TABLE})
 _FIRST_PAGE_HEADER = 100
 """Bytes before the B-tree header on page 1."""
 _INTERIOR_HEADER, _LEAF_HEADER = 12, 8
-_MAX_VARINT = 9
-"""Bytes."""
+_MAX_VARINT, _CHILD = 9, 4
+"""Bytes of the longest varint, and of the number of a child before an interior page's entry."""
 _FIXED_SIZES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0, 0, 0)
 """Bytes by serial type, 0 to 11: NULL, six integers, a float, the constants 0 and 1, two reserved."""
 
@@ -150,6 +150,10 @@ def parse_index_entries(page: bytes) -> IndexEntries:
         pointers = _cell_pointers(page, 0, _LEAF_HEADER)
     except ValueError:  # the page is shorter than the header
         return NO_ENTRIES
+    return _entries_at(page, pointers)
+
+
+def _entries_at(page: bytes, pointers: Int64s) -> IndexEntries:
     rowids, is_usual = _usual_rowids(page, pointers)
     for i in np.flatnonzero(~is_usual).tolist():
         try:
@@ -165,6 +169,13 @@ def parse_index_entries(page: bytes) -> IndexEntries:
 def parse_rowids(page: bytes) -> list[int]:
     """The rowids that the entries of an index leaf lead to, in order; fewer if one is not understood."""
     rowids: list[int] = parse_index_entries(page).rowids.tolist()
+    return rowids
+
+
+def parse_interior_rowids(page: bytes) -> list[int]:
+    """The same for an interior page of an index, which has entries between its children."""
+    pointers = _cell_pointers(page, 0, _INTERIOR_HEADER) + _CHILD
+    rowids: list[int] = _entries_at(page, pointers[pointers < len(page)]).rowids.tolist()
     return rowids
 
 

@@ -75,6 +75,21 @@ def _cells(rowids: Sequence[int], size: int) -> bytes:
     return cells.tobytes()
 
 
+def max_children(page_size: int) -> int:
+    """How many children an interior page of a table may have, whatever their keys are."""
+    return (page_size - _POINTERS - RESERVED) // (POINTER + CHILD + LONG)
+
+
+def table_interior(page_size: int, edges: Sequence[int], first_child: int) -> bytes:
+    """An interior page of a table whose children, numbered from `first_child` on, begin with the rowids `edges`.
+
+    There are two or more. The first one has all rowids before its edge, too.
+    """
+    keys = [_varint(edge - 1) for edge in edges[1:]]
+    children = range(first_child, first_child + len(edges))
+    return _interior(bytes([INTERIOR_TABLE]).ljust(page_size, b"\0"), keys, children)
+
+
 def index_leaf(page_size: int, record: bytes) -> bytes:
     """A leaf of an index, or of a table WITHOUT ROWID."""
     cell = _cell(record)

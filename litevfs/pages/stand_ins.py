@@ -1,6 +1,7 @@
 """Pages that a rehearsal gives SQLite in place of B-tree pages that are not in memory, so that it goes on. Pure.
 
-A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column. So a row that an
+A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column; or, where that are
+too many, an interior page above such leaves, as they are read. So a row that an
 index names is found, as it has to be, and a join goes on with what hangs on the rowid alone. An index's stand-in is a
 leaf with one entry, one that is beside the page, so nothing new hangs on it: a search passes it and goes on with the
 entry after the page, which is a true one, too. Both stand on interior pages. A part of a large row leads to itself, so
@@ -9,14 +10,26 @@ the row has its true size. What SQLite would call a corrupt page is avoided: it 
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from litevfs.pages.btree import INTERIOR_KINDS, LEAF_INDEX, parse_rowids, varint
-from litevfs.pages.made_pages import CHILD, NULL_ENTRY, RESERVED, index_leaf, max_rows, table_leaf
+from litevfs.ltx.format import lock_pgno
+from litevfs.pages.btree import INTERIOR_INDEX, INTERIOR_KINDS, LEAF_INDEX, parse_interior_rowids, parse_rowids, varint
+from litevfs.pages.made_pages import (
+    CHILD,
+    NULL_ENTRY,
+    RESERVED,
+    index_leaf,
+    max_children,
+    max_rows,
+    table_interior,
+    table_leaf,
+)
 from litevfs.pages.trees import MAX_DEPTH, MAX_ROWID, MIN_ROWID, KnownTrees
 
+DENSE = 1 << 24
+"""Rowids that a page has, known or not, if it may hold no more; it takes a few pages to come to one of them."""
 _POINTER_MAP_ENTRY = b"\x05\0\0\0\0"
 """One of a B-tree page, and its parent: some page (https://www.sqlite.org/fileformat2.html#pointer_map_or_ptrmap_pages)."""
 
@@ -30,16 +43,40 @@ class Tree:
     is_scanned: bool  # not only looked up by single keys
 
 
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """The pages below a stand-in that is an interior page, numbered one after the other."""
+
+    tree: Tree
+    edges: Sequence[int]  # the first rowid of each
+    end: int  # the rowid after the last one
+
+
 class StandIns:
     """Makes them, from what the pages read so far say of those that are missing."""
 
-    def __init__(self, page_size: int, trees: Mapping[int, Tree], peek: Callable[[int], bytes | None]) -> None:
-        """`trees` by root page; `peek` gives a page's bytes if they are in memory."""
+    def __init__(
+        self,
+        page_size: int,
+        trees: Mapping[int, Tree],
+        peek: Callable[[int], bytes | None],
+        numbers: range,
+        dense: int = DENSE,
+    ) -> None:
+        """`trees` by root page; `peek` gives a page's bytes if they are in memory.
+
+        `numbers` are those of no page of the database, for pages below stand-ins. A page that may hold no more rowids
+        than `dense` has all of them.
+        """
         self._page_size = page_size
         self._peek = peek
+        self._numbers = numbers
+        self._dense = dense
+        self._firsts: list[int] = []  # numbers of the first pages below each interior stand-in
+        self._splits: list[_Split] = []  # those stand-ins
         self._tree_of = dict(trees)  # by interior page or root
         self._known = KnownTrees()
-        self._index_leaves: dict[int, bool] = {}  # those read, and whether their rowids are among those named
+        self._index_pages: dict[int, bool] = {}  # those read, and whether their rowids are among those named
         self._named: list[list[int]] = []  # ascending rowids; each list is less than half as long as the one before
 
     def tree_of(self, pgno: int) -> Tree | None:
@@ -76,9 +113,9 @@ class StandIns:
         tree = self.tree_of(pgno)
         if tree is None:
             return
-        if page[0] == LEAF_INDEX:
-            self._index_leaves.setdefault(pgno, False)
-        elif page[0] in INTERIOR_KINDS and pgno not in self._known.interior:
+        if page[0] in {LEAF_INDEX, INTERIOR_INDEX}:
+            self._index_pages.setdefault(pgno, False)
+        if page[0] in INTERIOR_KINDS and pgno not in self._known.interior:
             self._known.learn(pgno, page)
             self._tree_of[pgno] = tree
 
@@ -89,8 +126,66 @@ class StandIns:
             entries = _POINTER_MAP_ENTRY * (self._page_size // len(_POINTER_MAP_ENTRY))
             return (pgno.to_bytes(4) + b"\0" + entries)[: self._page_size]
         if tree.is_table:
-            return table_leaf(self._page_size, self._rowids(pgno))
+            return self._table_page(tree, *self._known.bounds(pgno))
         return index_leaf(self._page_size, self._entry_beside(pgno))
+
+    def begin(self) -> None:
+        """Another rehearsal begins, in which SQLite reads all pages once more."""
+        self._firsts.clear()
+        self._splits.clear()
+
+    def made(self, pgno: int) -> tuple[Tree, bytes] | None:
+        """A page below a stand-in, with its tree; None if it is none."""
+        place = bisect_right(self._firsts, pgno) - 1
+        if place < 0 or pgno - self._firsts[place] >= len(self._splits[place].edges):
+            return None
+        split, child = self._splits[place], pgno - self._firsts[place]
+        edges = split.edges
+        upper = edges[child + 1] if child + 1 < len(edges) else split.end
+        return split.tree, self._table_page(split.tree, edges[child], upper)
+
+    def _table_page(self, tree: Tree, lower: int | None, upper: int | None) -> bytes:
+        """A leaf with rowids that a page of a table may hold, or an interior page where these are too many for one."""
+        rowids = self._rowids(lower, upper)
+        edges = self._edges(tree, lower, upper, rowids)
+        first = self._numbers_for(len(edges))
+        if len(edges) < 2 or not first:
+            return table_leaf(self._page_size, rowids)
+        self._firsts.append(first)
+        self._splits.append(_Split(tree, edges, MAX_ROWID if upper is None else upper))
+        return table_interior(self._page_size, edges, first)
+
+    def _edges(self, tree: Tree, lower: int | None, upper: int | None, rowids: Sequence[int]) -> Sequence[int]:
+        """The first rowids of the pages below an interior page between these; none where a leaf does.
+
+        All rowids between are covered if that may be, and as many at an end of the table; beyond that, those named so
+        far. There are no more than on a leaf at an end of a table where a scan would find them, too.
+        """
+        if lower is not None and upper is not None:
+            if upper - lower <= self._dense:
+                return range(lower, upper, self._step(upper - lower))
+            step = self._step(len(rowids))
+            return [lower, *rowids[step::step]]
+        if tree.is_scanned or (lower is None and upper is None):
+            return ()
+        if lower is not None:
+            return range(lower, min(lower + self._dense, MAX_ROWID), self._step(self._dense))
+        first = max(0, upper - self._dense) if upper else 0
+        return [MIN_ROWID, *range(first, upper, self._step(upper - first))] if upper and upper > 0 else ()
+
+    def _step(self, rowids: int) -> int:
+        """How many of so many rowids go to each of the pages below an interior one."""
+        return max(max_rows(self._page_size), -(-rowids // (max_children(self._page_size) - 1)))
+
+    def _numbers_for(self, count: int) -> int:
+        """The first of so many numbers of no page; 0 if there are none left."""
+        first, numbers = self._numbers.start, self._numbers
+        if self._firsts:
+            first = self._firsts[-1] + len(self._splits[-1].edges)
+        lock = lock_pgno(self._page_size)
+        if first <= lock < first + count:
+            first = lock + 1
+        return first if first + count <= numbers.stop else 0
 
     def _entry_beside(self, pgno: int) -> bytes:
         """The record of the last entry before a page of an index, or of the first after it; NULL if none is known."""
@@ -106,14 +201,13 @@ class StandIns:
                 return record
         return NULL_ENTRY
 
-    def _rowids(self, pgno: int) -> Sequence[int]:
-        """Rowids that a page of a table may hold: all between those of its neighbours if these are not too many.
+    def _rowids(self, lower: int | None, upper: int | None) -> Sequence[int]:
+        """Rowids of a table from `lower` on and below `upper`, if that is known: all if these are not too many.
 
-        Else those of them that index leaves name; at an end of the table, as many more as there is room for.
+        Else those of them that index pages name; at an end of the table, as many more as a leaf has room for.
         """
-        lower, upper = self._known.bounds(pgno)
         most = max_rows(self._page_size)
-        if lower is not None and upper is not None and upper - lower <= most:
+        if lower is not None and upper is not None and upper - lower <= self._dense:
             return range(lower, upper)
         rowids = self._named_within(MIN_ROWID if lower is None else lower, MAX_ROWID if upper is None else upper)
         if lower is None or upper is None:
@@ -123,11 +217,11 @@ class StandIns:
         return sorted(rowids)
 
     def _named_within(self, lower: int, upper: int) -> set[int]:
-        """The rowids from `lower` on and below `upper` that index leaves name."""
-        for leaf, is_named in self._index_leaves.items():
-            if not is_named and (page := self._peek(leaf)):
-                self._index_leaves[leaf] = True
-                self._name(parse_rowids(page))
+        """The rowids from `lower` on and below `upper` that index pages name."""
+        for pgno, is_named in self._index_pages.items():
+            if not is_named and (page := self._peek(pgno)):
+                self._index_pages[pgno] = True
+                self._name(parse_rowids(page) if page[0] == LEAF_INDEX else parse_interior_rowids(page))
         found: set[int] = set()
         for rowids in self._named:
             found.update(rowids[bisect_left(rowids, lower) : bisect_left(rowids, upper)])

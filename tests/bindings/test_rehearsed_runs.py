@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -84,3 +85,18 @@ def test_a_long_join_reads_few_bytes_twice(shop, cache, share):
     size = path.stat().st_size
     _, came = reads_of(script, JOINS["by rowid"], cache_size=cache)
     assert came < share * size
+
+
+def test_rows_below_an_interior_page_that_is_missing_are_found(shop, caplog):
+    script, path = shop
+    sql = (
+        "SELECT count(*), sum(r.user_id) FROM users u JOIN returns r ON r.id = u.boss WHERE u.name BETWEEN 'u' AND 'v'"
+    )
+    with (
+        caplog.at_level(logging.DEBUG, "litevfs.bindings.rehearsal"),
+        closing(litevfs.connect(script.url, poll_interval=0)) as connection,
+    ):
+        rows = list(connection.execute(sql.replace("users u", "users u INDEXED BY by_name")))
+    assert rows == answer(path, sql)
+    assert "misses" in caplog.text
+    assert "malformed" not in caplog.text

@@ -9,19 +9,28 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
-from litevfs.pages.made_pages import from_child_on, index_leaf, max_rows, table_leaf, two_ways, up_to_child
+from litevfs.pages.made_pages import (
+    from_child_on,
+    index_leaf,
+    max_rows,
+    table_leaf,
+    two_ways,
+    up_to_child,
+)
 from litevfs.pages.stand_ins import StandIns, Tree
 
 ROWS = 3000
 SMALL_PAGE = 512
+NUMBERS = range(1 << 20, 1 << 21)
+"""Of pages below stand-ins."""
 
 
-def database(path: Path, page_size: int, step: int) -> tuple[dict[int, bytes], int, int]:
+def database(path: Path, page_size: int, step: int, rows: int = ROWS) -> tuple[dict[int, bytes], int, int]:
     """The pages of a table with an index, and both roots; rowids are `step` apart."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             f"PRAGMA page_size={page_size}; CREATE TABLE t (id INTEGER PRIMARY KEY, k, s); CREATE INDEX i ON t (k);"
-            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ROWS}) "
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) "
             f"INSERT INTO t SELECT i * {step}, i % 500, hex(randomblob(30)) FROM n; VACUUM"
         )
         roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema ORDER BY type DESC")]
@@ -36,13 +45,25 @@ def below(pages: dict[int, bytes], pgno: int) -> list[int]:
     return [pgno, *(page for child in (interior.children if interior else ()) for page in below(pages, child))]
 
 
+def replace(pages: dict[int, bytes], pgno: int, stand_ins: StandIns) -> None:
+    """Put a stand-in in the place of a page, and after all pages those that it leads to."""
+    pages[pgno] = stand_ins.make(pgno)
+    number = len(pages) + 1
+    while made := stand_ins.made(number):
+        pages[number] = made[1]
+        number += 1
+    pages[1] = pages[1][:28] + len(pages).to_bytes(4) + pages[1][32:]
+
+
 @pytest.mark.parametrize("page_size", [512, 4096])
 @pytest.mark.parametrize("step", [1, 1000])
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step, place):
     path = tmp_path / "t.db"
     pages, table, index = database(path, page_size, step)
-    stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
+    numbers = range(len(pages) + 1, len(pages) + 10_000)
+    trees = {table: Tree(table, True, True), index: Tree(index, False, True)}
+    stand_ins = StandIns(page_size, trees, pages.get, numbers)
     replaced = []
     for root, leaf in ((index, LEAF_INDEX), (table, LEAF_TABLE)):
         of_tree = below(pages, root)
@@ -52,7 +73,7 @@ def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step, pla
         replaced.append(leaves[int((len(leaves) - 1) * (place if leaf == LEAF_TABLE else 0.5))])
     for pgno in replaced[1:]:
         assert stand_ins.tree_of(pgno) == Tree(table, True, True)
-        pages[pgno] = stand_ins.make(pgno)
+        replace(pages, pgno, stand_ins)
     path.write_bytes(b"".join(pages.values()))
     with closing(sqlite3.connect(path)) as connection:
         found = connection.execute("SELECT id, k, s FROM t INDEXED BY i WHERE k BETWEEN 0 AND 499").fetchall()
@@ -69,19 +90,42 @@ def test_sqlite_goes_on_with_leaves_that_stand_in(tmp_path, page_size, step, pla
         assert max(counts) <= ROWS // 500 + 1
 
 
-def test_a_page_without_a_place_and_the_ends_of_a_table_have_as_many_rowids_as_there_is_room_for(tmp_path):
+def test_a_page_without_a_place_has_as_many_rowids_as_there_is_room_for(tmp_path):
     pages, table, _ = database(tmp_path / "t.db", 512, 1)
-    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get)
+    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get, NUMBERS)
     assert int.from_bytes(stand_ins.make(table)[3:5]) == max_rows(512)
-    for pgno in below(pages, table):
-        stand_ins.learn(pgno, pages[pgno])
-    last = below(pages, table)[-1]
-    assert int.from_bytes(stand_ins.make(last)[3:5]) == max_rows(512)
+
+
+@pytest.mark.parametrize("page_size", [512, 4096])
+@pytest.mark.parametrize("step", [1, 100, 100_000_000])
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_sqlite_finds_the_rows_that_an_index_names_below_an_interior_page_that_is_missing(
+    tmp_path, page_size, step, place
+):
+    path = tmp_path / "t.db"
+    rows = ROWS if page_size == SMALL_PAGE else 20 * ROWS
+    pages, table, index = database(path, page_size, step, rows)
+    trees = {table: Tree(table, True, False), index: Tree(index, False, True)}
+    stand_ins = StandIns(page_size, trees, pages.get, range(len(pages) + 1, len(pages) + 100_000), dense=5 * ROWS)
+    for root in (index, table):
+        for pgno in below(pages, root):
+            if root == index or pgno == table:
+                stand_ins.learn(pgno, pages[pgno])
+    top = parse_interior(table, pages[table])
+    assert top is not None
+    children = top.children
+    missing = children[int((len(children) - 1) * place)]
+    replace(pages, missing, stand_ins)
+    path.write_bytes(b"".join(pages.values()))
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT id, s FROM t INDEXED BY i WHERE k BETWEEN 0 AND 499").fetchall()
+    assert sorted(row[0] // step for row in found) == list(range(1, rows + 1))
+    assert 0 < sum(text is None for _, text in found) < rows
 
 
 def test_neighbours_are_known_by_the_page_above(tmp_path):
     pages, table, _ = database(tmp_path / "t.db", 512, 1)
-    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get)
+    stand_ins = StandIns(512, {table: Tree(table, True, False)}, pages.get, NUMBERS)
     for pgno in below(pages, table):
         stand_ins.learn(pgno, pages[pgno])
     interior = next(parsed for page in below(pages, table)[1:] if (parsed := parse_interior(page, pages[page])))
@@ -110,7 +154,9 @@ def test_a_leaf_has_rowids_of_any_size(tmp_path):
 def test_the_first_leaf_of_an_index_has_an_entry_whose_row_is_there(tmp_path, page_size):
     path = tmp_path / "t.db"
     pages, table, index = database(path, page_size, 1)
-    stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
+    stand_ins = StandIns(
+        page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get, NUMBERS
+    )
     of_tree = below(pages, index)
     for pgno in of_tree:
         stand_ins.learn(pgno, pages[pgno])
@@ -128,7 +174,7 @@ def test_an_entry_that_is_not_known_has_a_rowid(tmp_path):
         connection.executescript(
             "PRAGMA page_size=512; CREATE TABLE t (id INTEGER PRIMARY KEY, k); CREATE INDEX i ON t (k)"
         )
-    stand_ins = StandIns(512, {3: Tree(3, False, True)}, lambda _: None)
+    stand_ins = StandIns(512, {3: Tree(3, False, True)}, lambda _: None, NUMBERS)
     path.write_bytes(path.read_bytes()[:1024] + stand_ins.make(3))
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT id FROM t INDEXED BY i ORDER BY k").fetchall() == [(0,)]
@@ -147,7 +193,7 @@ def test_a_large_row_has_its_size_and_the_rows_after_it_follow(tmp_path, auto_va
         root = connection.execute("SELECT rootpage FROM sqlite_schema").fetchone()[0]
     data = path.read_bytes()
     pages = {i // 512 + 1: data[i : i + 512] for i in range(0, len(data), 512)}
-    stand_ins = StandIns(512, {root: Tree(root, True, True)}, pages.get)
+    stand_ins = StandIns(512, {root: Tree(root, True, True)}, pages.get, NUMBERS)
     maps = {pgno for pgno in pages if has_map and (pgno - 2) % (512 // 5 + 1) == 0}
     parts = [pgno for pgno in pages if pgno > root and pgno not in maps]
     for pgno in {"the first part": parts[:1], "the pointer map": sorted(maps), "all of the row": parts}[missing]:
@@ -161,7 +207,9 @@ def test_a_large_row_has_its_size_and_the_rows_after_it_follow(tmp_path, auto_va
 @pytest.mark.parametrize("page_size", [512, 4096])
 def test_the_leaves_of_a_tree_are_known_once_its_interior_pages_are(tmp_path, page_size):
     pages, table, index = database(tmp_path / "t.db", page_size, 1)
-    stand_ins = StandIns(page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get)
+    stand_ins = StandIns(
+        page_size, {table: Tree(table, True, True), index: Tree(index, False, True)}, pages.get, NUMBERS
+    )
     assert stand_ins.leaves_of(table) == [table]  # for all that is known
     for root, leaf in ((table, LEAF_TABLE), (index, LEAF_INDEX)):
         of_tree = below(pages, root)
