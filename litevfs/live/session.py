@@ -74,7 +74,7 @@ class Session:
         self._check = b""  # of that page
         try:
             self._open()
-            self._epoch = self.snapshot.epoch
+            self._database = self.snapshot.database
         except BaseException:
             self.close()
             raise
@@ -219,8 +219,10 @@ class Session:
             raise
 
     def _schema_salt(self, snapshot: Snapshot) -> int:
-        """Not 0 in another history than the connection began in: there, equal schema versions may be other schemas."""
-        return crc32(snapshot.epoch.to_bytes(8)) if snapshot.epoch != self._epoch else 0
+        """Not 0 in another database than the connection began in: there, equal schema versions may be other schemas."""
+        if snapshot.database == self._database:
+            return 0
+        return crc32(b"".join(number.to_bytes(8) for number in snapshot.database))
 
     def _read_across(self, snapshot: Snapshot, amount: int, offset: int) -> bytes:
         """Any range: SQLite reads overflow pages in part, and tools may read what they like."""

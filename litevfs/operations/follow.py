@@ -178,12 +178,13 @@ class Follow:
         file.recover()
         if not self._is_in(file, snapshot):
             candidates = self._candidates(file, snapshot)
-            if candidates is None:
+            if candidates is None or not self._is_same_database(file, snapshot):
                 file.begin_other_database()
+            if candidates is None:
                 candidates = all_pgnos(snapshot)
             with PageSpool(snapshot.page_size, self.path.parent) as spool:
                 self._collect(file, snapshot, candidates, spool)
-                file.replace(spool, snapshot.commit, snapshot.txid, snapshot.timestamp_ms)
+                file.replace(spool, snapshot)
         self._snapshot = snapshot
         with self._changed:
             self._changed.notify_all()
@@ -210,6 +211,11 @@ class Follow:
         if known.timestamp_ms != state.timestamp_ms:  # a transaction of another history with that TXID
             return None
         return pgnos_changed_since(snapshot, state.txid)
+
+    def _is_same_database(self, file: FollowedFile, snapshot: Snapshot) -> bool:
+        """Whether the file's state, of the same history, is sure to be of the same database as `snapshot`."""
+        known = self._snapshot
+        return (file.state.whole_txid == snapshot.whole_txid) if known is None else known.database == snapshot.database
 
     def _collect(self, file: FollowedFile, snapshot: Snapshot, candidates: NDArray[np.int64], spool: PageSpool) -> None:
         """Read the candidates and keep those that differ from what the file holds, and page 1."""

@@ -28,6 +28,7 @@ class FollowedState:
     timestamp_ms: int  # of that state on the replica, milliseconds since the Unix epoch
     header_crc: int  # of the database's first 100 bytes, which hold its change counter
     schema_salt: int = 0  # u32, added to the schema's version: not 0 where the file held another database before
+    whole_txid: int = 0  # see `Snapshot`; 0: not known
 
     def is_of(self, header: bytes) -> bool:
         """Whether a database with these first bytes is in this state."""
@@ -63,11 +64,9 @@ class FollowRecord:
         """The replica's URL and the states that the file may be in; None if there is no whole record."""
         try:
             record = json.loads(os.pread(self._fd, RECORD_BYTES, 0))
-            states = (
-                FollowedState(int(state["txid"], 16), state["timestamp_ms"], state["header_crc"], state["schema_salt"])
-                for state in record["states"]
+            return str(record["url"]), tuple(
+                FollowedState(**(state | {"txid": int(state["txid"], 16)})) for state in record["states"]
             )
-            return str(record["url"]), tuple(states)
         except (ValueError, KeyError, TypeError):
             return None
 

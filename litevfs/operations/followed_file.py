@@ -24,6 +24,7 @@ import numpy as np
 from litevfs.errors import FollowError, FollowTargetError, LitevfsError
 from litevfs.operations.follow_record import FollowedState, FollowRecord
 from litevfs.operations.page_transaction import DatabaseFile, ReadersInTheWayError, page_size_of
+from litevfs.states.snapshot import Snapshot
 
 RECORD_SUFFIX = "-follow"
 TEMPORARY_SUFFIX = "-following"
@@ -147,14 +148,15 @@ class FollowedFile:
         patched[40:44] = (schema & 0xFFFFFFFF).to_bytes(4, "big")
         return bytes(patched)
 
-    def replace(self, pages: PageSpool, commit: int, txid: int, timestamp_ms: int) -> None:
-        """Put `pages` into the file and make it `commit` pages long, in one transaction: the state after `txid`.
+    def replace(self, pages: PageSpool, snapshot: Snapshot) -> None:
+        """Put `pages` into the file and make it as long as the database, in one transaction: the state `snapshot`.
 
         Raises FollowTargetError if another program wrote to the file, FollowError if readers or the disk prevent the
         write; the file then still holds its state, or a journal that restores it (`recover`).
         """
         database = self.database
-        new = FollowedState(txid, timestamp_ms, crc32(pages.header), self._schema_salt)
+        crc, commit = crc32(pages.header), snapshot.commit
+        new = FollowedState(snapshot.txid, snapshot.timestamp_ms, crc, self._schema_salt, snapshot.whole_txid)
         with _translated(self.path):
             try:
                 with database.reserved(LOCK_TIMEOUT_S):

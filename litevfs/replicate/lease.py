@@ -49,6 +49,8 @@ DEFAULT_TTL_S = 30.0
 """Litestream's DefaultLeaseTTL."""
 
 _ATTEMPTS = 5
+_READINGS = 2
+"""Of a lease before another primary is believed to have it: bytes can be damaged on their way."""
 _SETTLE_S = 1.0
 
 
@@ -166,10 +168,12 @@ class Lease:
 
     def _try_to_acquire(self) -> bool:
         began = time.monotonic()
-        there = self._client.read_object(LEASE_NAME)
-        before = self._parse(there)
-        if before is not None and not self._is_own(before.folder) and before.expires_at_ms > self._clock_ms():
-            raise self._held(before)
+        there, before = self._read()
+        if before is not None and not self._is_own(before.folder):
+            if self._client.read_object(LEASE_NAME) != there:  # no checksum covers it, and a wrong digit may end it
+                return False
+            if before.expires_at_ms > self._clock_ms():
+                raise self._held(before)
         if before is None or before.run != self._run:
             self.last_folder = None if before is None else before.folder
         self._generation = 1 + (0 if before is None else before.generation)
@@ -222,11 +226,11 @@ class Lease:
 
     def _check(self, *, is_gone_allowed: bool = False) -> None:
         """Read whether the lease is still ours; the answer to our last write may have been lost."""
-        there = self._client.read_object(LEASE_NAME)
-        record = self._parse(there)
-        if record is not None and record.run == self._run and there is not None:
-            self._etag = there.etag
-            return
+        for _ in range(_READINGS):
+            there, record = self._read()
+            if record is not None and record.run == self._run and there is not None:
+                self._etag = there.etag
+                return
         self._etag = None
         if record is None and is_gone_allowed:  # perhaps deleted with the whole replica; the next `hold` takes it again
             raise TransientStorageError("the lease was removed", key=f"{self._url}: {LEASE_NAME}")
@@ -236,17 +240,20 @@ class Lease:
         expires_at_ms = self._clock_ms() + int(self.ttl_s * 1000)
         return LeaseRecord(self._generation, expires_at_ms, self._owner, self._folder, self._run)
 
-    def _parse(self, there: SideObject | None) -> LeaseRecord | None:
-        if there is None:
-            return None
-        try:
-            return LeaseRecord.unpack(there.data)
-        except ValueError as exc:
-            raise ReplicaConflictError(
-                f"{LEASE_NAME} beside the replica is not a lease",
-                key=self._url,
-                hint=f"find out who made it; remove it if that was a mistake, or say --no-lease ({exc})",
-            ) from exc
+    def _read(self) -> tuple[SideObject | None, LeaseRecord | None]:
+        """The lease that is there, if any. Raises ReplicaConflictError for what is none at the second reading, too."""
+        failure: ValueError | None = None
+        for _ in range(_READINGS):
+            there = self._client.read_object(LEASE_NAME)
+            try:
+                return there, None if there is None else LeaseRecord.unpack(there.data)
+            except ValueError as exc:
+                failure = exc
+        raise ReplicaConflictError(
+            f"{LEASE_NAME} beside the replica is not a lease",
+            key=self._url,
+            hint=f"find out who made it; remove it if that was a mistake, or say --no-lease ({failure})",
+        ) from failure
 
     def _held(self, record: LeaseRecord | None) -> ReplicaConflictError:
         if record is None:

@@ -28,7 +28,7 @@ from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.guard import WriterGuard
 from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.lease import keep
-from litevfs.replicate.replica_position import ReplicaPosition, next_to
+from litevfs.replicate.replica_position import ReplicaPosition, newest_time, next_to
 from litevfs.replicate.state import PendingLimitError
 from litevfs.replicate.status import CheckResult, PlaceStatus
 from litevfs.replicate.upkeep import Upkeep
@@ -208,8 +208,8 @@ class Place:
 
     def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after the replica's newest TXID, with the whole database."""
-        page_size, timestamp_ms = (there.header.page_size, there.header.timestamp_ms) if there.header else (None, 0)
-        end = ReplicaEnd(next_to(there, self.client), timestamp_ms, page_size)
+        page_size = there.header.page_size if there.header else None
+        end = ReplicaEnd(next_to(there, self.client), newest_time(self.client, there), page_size)
         if end.txid:
             logger.warning("%s: beginning again after TXID %016x of the replica: %s", self._path, end.txid, reason)
         self._capturing.begin(self.queue, end, reason, deadline)

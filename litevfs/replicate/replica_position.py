@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,12 +15,16 @@ from litevfs.errors import (
     TransientStorageError,
     TXIDGapError,
 )
+from litevfs.files.fetch import MAX_READINGS, WHOLE_FILE_BYTES
 from litevfs.files.plan import newest_state
+from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.state import State
 from litevfs.replicate.upload_queue import PendingFile
+
+logger = logging.getLogger("litevfs.replicate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +126,7 @@ def _is_there(client: ReplicaClient, state: State) -> bool:
 def _other_file(client: ReplicaClient, there: ReplicaPosition, known: dict[int, tuple[int, str]]) -> str | None:
     for file in there.files:
         expected = known.get(file.max_txid)
-        if expected is not None and (file.size, trailer(client, file)) != expected:
+        if expected is not None and not is_same_file(client, file, expected):
             return f"the replica holds another file of TXID {file.max_txid:016x} than the one uploaded from here"
     return None
 
@@ -135,9 +140,41 @@ def fingerprints(pending: list[PendingFile]) -> dict[int, tuple[int, str]]:
     return found
 
 
-def trailer(client: ReplicaClient, file: LTXFileInfo) -> str:
-    """The end of a file, with its checksums, in hex digits."""
-    return _read(client, file, max(0, file.size - TRAILER_SIZE), TRAILER_SIZE).hex()
+def is_same_file(client: ReplicaClient, file: LTXFileInfo, expected: tuple[int, str] | None) -> bool:
+    """Whether a file of the replica has this size and trailer.
+
+    No checksum covers a trailer that is read alone, so it is read again before another writer is thought to have made
+    the file, which ends the replication.
+    """
+    if expected is None or file.size != expected[0]:
+        return False
+    offset = max(0, file.size - TRAILER_SIZE)
+    return any(_read(client, file, offset, TRAILER_SIZE).hex() == expected[1] for _ in range(2))
+
+
+def newest_time(client: ReplicaClient, there: ReplicaPosition) -> int:
+    """The time of the newest file, Unix milliseconds; 0 if there is none, or it is damaged.
+
+    All later files get this time at least, so a header that was read alone does not decide it: a small file is read
+    whole and verified, of a large one two readings have to agree.
+    """
+    file = there.newest
+    if file is None or there.header is None:
+        return 0
+    seen_ms = {there.header.timestamp_ms} if file.size > WHOLE_FILE_BYTES else set()
+    for _ in range(MAX_READINGS):
+        try:
+            if file.size <= WHOLE_FILE_BYTES:
+                return decode_file(_read(client, file, 0, file.size)).header.timestamp_ms
+            again_ms = Header.unpack(_read(client, file, 0, HEADER_SIZE)).timestamp_ms
+        except LTXFormatError as exc:
+            logger.info("reading %s again: %s", client.key(file), exc)
+            continue
+        if again_ms in seen_ms:
+            return again_ms
+        seen_ms.add(again_ms)
+    logger.warning("the time of the newest file counts for nothing, as it cannot be read: %s", client.key(file))
+    return 0
 
 
 def _read(client: ReplicaClient, file: LTXFileInfo, offset: int, size: int) -> bytes:

@@ -20,9 +20,9 @@ from litevfs.replicate.replica_position import (
     changed,
     conflict,
     fingerprints,
+    is_same_file,
     lost_uploads,
     replica_position,
-    trailer,
     written_by_others,
 )
 from litevfs.replicate.state import State
@@ -106,7 +106,7 @@ class Uploads:
         """
         expected = fingerprints(pending[:1]).get(there.txid)
         file = next((file for file in there.files if file.max_txid == there.txid), None)
-        has_arrived = file is not None and (file.size, trailer(self._client, file)) == expected
+        has_arrived = file is not None and is_same_file(self._client, file, expected)
         is_as_left = 0 < there.txid <= self._queue.record.after
         return (is_as_left or has_arrived) and self._guard.wrote_last(self._folder_id())
 
@@ -159,8 +159,7 @@ class Uploads:
         pending = fingerprints(self._queue.pending())
 
         def is_ours(there: LTXFileInfo) -> bool:
-            expected = pending.get(there.max_txid)
-            return expected is not None and expected == (there.size, trailer(self._client, there))
+            return is_same_file(self._client, there, pending.get(there.max_txid))
 
         self._guard.check(self.txid, is_ours)
 
@@ -237,7 +236,7 @@ def upload(client: ReplicaClient, file: PendingFile, content: BinaryIO) -> LTXFi
     expected = file.fingerprint
     for there in client.list_files(0, file.txid):
         if (there.min_txid, there.max_txid) == (file.txid, file.txid):
-            if (there.size, trailer(client, there)) == expected:
+            if is_same_file(client, there, expected):
                 return there
             raise conflict(f"TXID {file.txid:016x} is there, but not from here", key=client.key(there)) from exists
     raise changed(exists.key or client.url) from exists

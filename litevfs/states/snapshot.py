@@ -67,6 +67,7 @@ class Snapshot:
     page_size: int  # bytes; 0 before the first file
     commit: int  # size of the database, pages
     txid: int
+    whole_txid: int  # of the last file that brought the whole database, which may be another one than before
     timestamp_ms: int  # of the file that made the state, milliseconds since the Unix epoch
     change_counter: int  # what SQLite compares to know that its page cache is still good; u32
     epoch: int  # names the history that the state belongs to; grows when the replica is replaced by another
@@ -75,6 +76,14 @@ class Snapshot:
     files: dict[int, LTXFileInfo]  # every file that pages are read from; never changed in place
     uses: Counter[int]  # how many pages are read from each; never changed in place
     unplaced: Mapping[int, Places] = field(default_factory=dict)  # by number: files of which not every frame is known
+
+    @property
+    def database(self) -> tuple[int, int]:
+        """(epoch, TXID): states that agree in it are of one database; others may be of two that have nothing in common.
+
+        Where the file of a database is replaced, its primary goes on with the whole new one as the next TXID.
+        """
+        return self.epoch, self.whole_txid
 
     @property
     def size_bytes(self) -> int:
@@ -163,7 +172,8 @@ class Snapshot:
 
     def _advance(self, file: NumberedFile) -> Snapshot:
         header = file.header
-        check_growth(header, whole_from(file.index, header), self.commit)  # before room is made for its pages
+        first_whole = whole_from(file.index, header)
+        check_growth(header, first_whole, self.commit)  # before room is made for its pages
         edit = _Edit(self, header.commit)
         edit.put(file, relocate_only=False)
         return replace(
@@ -171,6 +181,7 @@ class Snapshot:
             page_size=header.page_size,
             commit=header.commit,
             txid=header.max_txid,
+            whole_txid=header.max_txid if first_whole == 1 else self.whole_txid,
             timestamp_ms=header.timestamp_ms,
             change_counter=(self.change_counter + 1) & 0xFFFFFFFF,
         )
@@ -191,6 +202,7 @@ def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Version
         page_size=0,
         commit=0,
         txid=0,
+        whole_txid=0,
         timestamp_ms=0,
         change_counter=change_counter,
         epoch=epoch,

@@ -41,6 +41,7 @@ def begin_unplaced(start: Snapshot, number: int, info: LTXFileInfo, header: Head
         page_size=header.page_size,
         commit=commit,
         txid=header.max_txid,
+        whole_txid=header.max_txid,
         timestamp_ms=header.timestamp_ms,
         change_counter=(start.change_counter + 1) & 0xFFFFFFFF,
         chunks=tuple(chunks),

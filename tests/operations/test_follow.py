@@ -97,7 +97,8 @@ def test_the_file_is_each_state_in_turn_and_open_readers_see_it(primary, url, pa
         ):
             txid = primary.commit(sql)
             assert step(follow) == txid
-            assert_is(path, primary.images[txid])
+            # A file with all pages, as VACUUM makes one, may be of another database.
+            assert_is(path, primary.images[txid], schema_version=sql != "VACUUM")
             assert reader.execute("SELECT count(*) FROM t").fetchall() == primary.rows("SELECT count(*) FROM t")
     assert not [name for name in path.parent.iterdir() if name.name not in ("app.db", "app.db-follow")]
 

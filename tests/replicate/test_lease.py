@@ -332,3 +332,48 @@ def test_what_another_replaced_on_a_storage_that_lets_it_is_told_by_the_next_syn
         with pytest.raises(ReplicaConflictError, match="another replaced TXID 0000000000000001"):
             replicator.sync()
     client.close()
+
+
+# --- answers that are damaged on their way ----------------------------------------------------------------------------
+
+
+class Garbling(MemoryReplicaClient):
+    """Garbles some answers: `change` gets the data of each object that is read, and may return other data."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.change = lambda data: data
+
+    def read_object(self, name: str) -> SideObject | None:
+        there = super().read_object(name)
+        return there and SideObject(self.change(there.data), there.etag)
+
+
+def once(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    left = [change]
+    return lambda data: left.pop()(data) if left else data
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b'"20', b'"10'), lambda data: data[:-3]])
+def test_a_lease_that_is_read_wrong_once_is_not_taken_from_its_owner(clock, change):
+    store = MemoryStore()
+    Lease(MemoryReplicaClient(store), "memory://a", "a", threading.Event(), clock).hold()
+    client = Garbling(store)
+    client.change = once(change)
+    with pytest.raises(ReplicaConflictError, match="another primary has the lease"):
+        Lease(client, client.url, "b", threading.Event(), clock).hold()
+    assert stored(client)["folder"] == "a"
+
+
+class IgnoringAndGarbling(Garbling, Ignoring):
+    """And its storage keeps no conditions."""
+
+
+@pytest.mark.parametrize("change", [lambda data: data.replace(b'"run": "', b'"run": "0'), lambda data: data[:-3]])
+def test_an_owner_that_reads_its_lease_wrong_once_goes_on(clock, change):
+    client = IgnoringAndGarbling(MemoryStore())
+    lease = Lease(client, client.url, "a", threading.Event(), clock, settle_s=0.01)
+    lease.hold()
+    client.change = once(change)
+    lease.check()
+    assert lease.is_held

@@ -20,7 +20,7 @@ from litevfs.errors import (
     UnrelatedDatabaseError,
 )
 from litevfs.ltx import encode_file
-from litevfs.ltx.format import Header
+from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.ltx.names import MAX_TXID
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
@@ -28,6 +28,7 @@ from litevfs.operations.restore import restore
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from litevfs.replicate.marks import state_folder
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.replicate.support import LARGE, failing_client, rebuilt, refuse_writes, source_bytes, wait_until
 
@@ -516,3 +517,51 @@ def test_a_clock_that_was_set_back_far_is_told_once(app, replicate, caplog: pyte
         replicator.sync()
         assert replicator.status.last_sync_ms == now
     assert caplog.text.count("the clock is 9000 s behind") == caplog.text.count("the clock is") == 1
+
+
+# --- answers that are damaged on their way ----------------------------------------------------------------------------
+
+
+class Garbling(FileReplicaClient):
+    """Flips one bit in the next answer to a read of so many bytes."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.size, self.at = 0, 0
+
+    def read(
+        self, file: LTXFileInfo, offset: int = 0, size: int | None = None, *, timeout_s: float | None = None
+    ) -> bytes:
+        data = super().read(file, offset, size, timeout_s=timeout_s)
+        if size != self.size:
+            return data
+        self.size = 0
+        return data[: self.at] + bytes([data[self.at] ^ 64]) + data[self.at + 1 :]
+
+
+def test_a_trailer_that_is_read_wrong_once_is_no_other_writers(app, tmp_path: Path):
+    client = Garbling(tmp_path / "replica")
+    with Replicator(app.path, client, look_interval_s=0, lease_ttl_s=None) as replicator:
+        synced(app, replicator, 2)
+        before = replicator.status.snapshots
+        client.size = TRAILER_SIZE
+        synced(app, replicator, 1)
+        assert not client.size
+        assert (replicator.status.snapshots, replicator.status.txid) == (before, 3)
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000], ids=["a small file", "a large file"])
+def test_a_time_that_is_read_wrong_once_is_not_that_of_all_later_files(app, tmp_path: Path, size: int):
+    client = Garbling(tmp_path / "replica")
+    with Replicator(app.path, client, lease_ttl_s=None) as replicator:
+        app.insert(size=size)
+        replicator.sync()
+    shutil.rmtree(state_folder(app.path))
+    client.size, client.at = HEADER_SIZE, 33  # of the time, so that it lies millions of years ahead
+    with Replicator(app.path, client, lease_ttl_s=None) as replicator:
+        replicator.sync()
+        assert not client.size
+    newest = client.list_files(0)[-1]
+    assert newest.max_txid == 2
+    header = Header.unpack(client.read(newest, 0, HEADER_SIZE))
+    assert abs(header.timestamp_ms / 1000 - time.time()) < 3600
