@@ -2,7 +2,9 @@
 
 A replica's file is an empty file of the default VFS in which a few methods are Python's: those that SQLite calls only
 while a statement runs. Unlocking and closing, which can happen while a Python exception propagates, stay in C; a
-session learns of unlocking from SQLite's next question, and of closing from `Closings`.
+session learns of unlocking from SQLite's next question, and of closing from `Closings`. Locking is in C, too, for a
+call less in each transaction: what SQLite asks first under the lock begins the transaction. That is its check of
+page 1, and the size of the file in the first transaction of all (`sqlite3PagerSharedLock` in SQLite's pager.c).
 
 No callback raises. The error of a session is kept (`last_error`), logged, and SQLite gets the code that it carries.
 When the interpreter ends, each file that is still open gets its C methods back.
@@ -26,7 +28,7 @@ from litevfs.bindings.kept_errors import keep_error
 from litevfs.bindings.sqlite3_library import Library
 from litevfs.errors import LitevfsError, SQLiteLibraryError
 from litevfs.live.pragmas import answer_pragma
-from litevfs.live.session import SHARED, UNLOCKED, Session
+from litevfs.live.session import CHECK_BYTES, CHECK_OFFSET, SHARED, UNLOCKED, Session
 
 logger = logging.getLogger("litevfs.bindings.sqlite3_files")
 
@@ -53,6 +55,7 @@ class OpenFile:
     session: Session
     has_no_locks: bool  # SQLite was told to take none (nolock, immutable)
     database: int = 0  # address of SQLite's connection, once known
+    has_checked: bool = False  # SQLite has checked page 1, as it does in each transaction but the first
 
 
 class Files:
@@ -66,7 +69,7 @@ class Files:
         self._methods: dict[int, c.IOMethods] = {}  # ours, by the address of the native methods they replace
         self._closings: Closings[OpenFile] = Closings(self._forget)
         self._read, self._file_size = self._make_read(), self._make_file_size()
-        self._lock_file, self._file_control = self._make_lock(), self._make_file_control()
+        self._file_control = self._make_file_control()
 
     def open(self, opened: OpenFile) -> None:
         """Open an empty file of the default VFS, give it our methods, and let `Closings` watch it."""
@@ -99,7 +102,7 @@ class Files:
             write=c_callback(c.ReadFunction, lambda *_: c.READONLY),
             truncate=c_callback(c.TruncateFunction, lambda *_: c.READONLY),
             file_size=c_callback(c.FileSizeFunction, self._file_size),
-            lock=c_callback(c.FileIntFunction, self._lock_file),
+            lock=native.unlock,  # does nothing but succeed: to the native file, it is not locked
             file_control=c_callback(c.FileControlFunction, self._file_control),
         )
         for field in ("close", "sync", "unlock", "check_reserved_lock", "sector_size", "device_characteristics"):
@@ -125,11 +128,19 @@ class Files:
         opened.session.close()
 
     def _make_read(self) -> Callable[..., int]:
-        reads, array_at, copy_bytes, fill_bytes = self._reads, c.array_at, c.copy_bytes, c.fill_bytes
+        files, reads, closings = self._files, self._reads, self._closings
+        array_at, copy_bytes, fill_bytes = c.array_at, c.copy_bytes, c.fill_bytes
 
         def x_read(file: int, buffer: int, amount: int, offset: int) -> int:
             try:
                 try:
+                    if offset == CHECK_OFFSET and amount == CHECK_BYTES:
+                        opened = files[file]
+                        opened.has_checked = True
+                        if closings.needs_thread:
+                            closings.watch_after_fork()
+                        if not opened.has_no_locks:
+                            opened.session.lock(SHARED, True)  # in place of the transaction before
                     data = reads[file](amount, offset)
                     if len(data) == amount and amount in array_at:
                         array_at[amount](buffer).raw = data
@@ -153,7 +164,11 @@ class Files:
         def x_file_size(file: int, result: int) -> int:
             try:
                 try:
-                    number_at(result).value = files[file].session.size()
+                    opened = files[file]
+                    session = opened.session
+                    if not opened.has_checked and not opened.has_no_locks:
+                        session.lock(SHARED, True)
+                    number_at(result).value = session.size()
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
                     return fail(error, c.IOERR)
@@ -161,24 +176,6 @@ class Files:
                 return c.IOERR
 
         return x_file_size
-
-    def _make_lock(self) -> Callable[..., int]:
-        files, closings = self._files, self._closings
-
-        def x_lock(file: int, level: int) -> int:
-            try:
-                try:
-                    if closings.needs_thread:
-                        closings.watch_after_fork()
-                    # SQLite takes SHARED only without a lock: it has unlocked
-                    files[file].session.lock(level, level == SHARED)
-                    return c.OK
-                except BaseException as error:  # noqa: BLE001 (kept, logged)
-                    return fail(error, c.IOERR)
-            except BaseException:  # noqa: BLE001 (one more Ctrl-C)
-                return c.IOERR
-
-        return x_lock
 
     def _make_file_control(self) -> Callable[..., int]:
         library = self._library
@@ -211,5 +208,5 @@ class Files:
         keep_for_ever(list(self._files.values()))  # they end with the process, like their threads
         for address, methods in self._methods.items():
             native = c.IOMethods.from_address(address)
-            for field in ("read", "write", "truncate", "file_size", "lock", "file_control"):
+            for field in ("read", "write", "truncate", "file_size", "file_control"):
                 setattr(methods, field, getattr(native, field))

@@ -40,7 +40,6 @@ FullPathnameFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, c_void_p)
 CloseFunction = CFUNCTYPE(c_int, c_void_p)
 ReadFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 TruncateFunction = CFUNCTYPE(c_int, c_void_p, c_int64)
-FileIntFunction = CFUNCTYPE(c_int, c_void_p, c_int)
 FileSizeFunction = CFUNCTYPE(c_int, c_void_p, c_void_p)
 FileControlFunction = CFUNCTYPE(c_int, c_void_p, c_int, POINTER(c_void_p))
 ExtensionFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p)
@@ -84,7 +83,7 @@ class IOMethods(Structure):
         ("truncate", TruncateFunction),
         ("sync", c_void_p),
         ("file_size", FileSizeFunction),
-        ("lock", FileIntFunction),
+        ("lock", c_void_p),
         ("unlock", c_void_p),
         ("check_reserved_lock", c_void_p),
         ("file_control", FileControlFunction),
