@@ -1,10 +1,11 @@
-"""What users give as text: a text, a replica URL, a rate, queries, names. One parser of each; units are in `units`."""
+"""What users give as text: paths, replica URLs, rates, queries, names. One parser of each; units are in `units`."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 from litevfs.errors import OptionError, ReplicaURLError, shown
 
@@ -17,6 +18,14 @@ def parse_text(value: object) -> str:
     if "\0" in text or not _is_unicode(text):
         raise OptionError(f"not text in UTF-8 without NUL: {shown(value)}", hint="SQLite takes no other text")
     return text
+
+
+def expand_home(path: str) -> Path:
+    """The path, with the user's home folder for `~`. Without a home it stays as it is, and names no file.
+
+    Where a container runs as a user ID that `/etc/passwd` lacks, without HOME, `Path.expanduser` raises RuntimeError.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def parse_replica_url(value: object) -> str:

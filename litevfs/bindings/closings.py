@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import tempfile
 import threading
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Generic, TypeVar
+
+from litevfs.concurrency.descriptors import wait_for
 
 logger = logging.getLogger("litevfs.bindings.closings")
 
@@ -79,12 +80,9 @@ class Closings(Generic[Key]):
     def _run(self, wake: int) -> None:
         """Wait for the ends of FIFOs; end with the last of them."""
         while True:
-            poll = select.poll()
-            poll.register(wake, select.POLLIN)
             with self._lock:
-                for descriptor in self._keys:
-                    poll.register(descriptor, 0)  # POLLHUP is always reported
-            gone = [descriptor for descriptor, event in poll.poll() if descriptor != wake and event]
+                watched = [wake, *self._keys]
+            gone = wait_for(readable=watched) - {wake}  # SQLite writes nothing to a FIFO: it has closed it
             with self._lock:
                 keys = [self._keys.pop(descriptor) for descriptor in gone if descriptor in self._keys]
                 for descriptor in gone:

@@ -73,7 +73,11 @@ class Files:
 
     def open(self, opened: OpenFile) -> None:
         """Open an empty file of the default VFS, give it our methods, and let `Closings` watch it."""
-        path, descriptor = self._closings.make_fifo()
+        try:
+            path, descriptor = self._closings.make_fifo()
+        except OSError as error:
+            hint = "set TMPDIR to a folder that can be written to; litevfs.connect and litevfs.dbapi need none"
+            raise SQLiteLibraryError(f"no FIFO can be made in the temporary folder: {error}", hint=hint) from error
         file = opened.file
         try:
             name = ctypes.create_string_buffer(path.encode() + b"\0\0\0\0")  # laid out as SQLite does, no parameters

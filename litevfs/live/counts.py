@@ -53,7 +53,7 @@ def counts_of(replica: Replica) -> Counts:
         bytes_read=requests.bytes_read,
         refreshes=health.refreshes,
         failed_refreshes=health.errors,
-        pages_cached=pages.hits,
+        pages_cached=max(0, pages.hits),
         pages_hydrated=pages.hydrated,
         pages_decoded=pages.misses,
         blocks_found=disk.hits,

@@ -79,7 +79,7 @@ def collect_status(
         poll_interval_s=poll_interval_s,
         errors=health.errors,
         last_error=health.last_error,
-        cache_hits=counters.hits,
+        cache_hits=max(0, counters.hits),
         cache_misses=counters.misses,
         cache_hydrated=counters.hydrated,
         cache_bytes=pages.memory_bytes,

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from litevfs.concurrency.condition import Condition
@@ -33,6 +32,7 @@ from litevfs.errors import (
 from litevfs.replica_clients.addresses import connected_socket
 from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.sftp_requests import Requests
+from litevfs.texts import expand_home
 
 _MAX_CHANNELS = 8  # OpenSSH grants a connection 10 sessions (MaxSessions)
 _CONNECT_TIMEOUT_S = 10.0
@@ -255,7 +255,7 @@ class SFTPConnection:
                 raise OptionError("hostKey in the sftp URL is no key", hint="for example hostKey=ssh-ed25519+AAAA...")
             ssh.get_host_keys().add(host, entry.key.get_name(), entry.key)
             return
-        path = Path(target.known_hosts or "~/.ssh/known_hosts").expanduser()
+        path = expand_home(target.known_hosts or "~/.ssh/known_hosts")
         if path.exists():
             ssh.load_host_keys(str(path))
 

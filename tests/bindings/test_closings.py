@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import tempfile
@@ -49,6 +50,15 @@ def test_a_file_that_sqlite_cannot_open_leaves_no_descriptor(small):
         with room_for(1), pytest.raises(SQLiteLibraryError, match="FIFO"):
             litevfs.connect_stdlib(small[1].url, poll_interval=0)
         assert descriptors() == before
+
+
+def test_without_a_temporary_folder_the_error_says_what_to_set(small, monkeypatch):
+    def find_none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", find_none)
+    with pytest.raises(SQLiteLibraryError, match=r"No usable temporary directory.*set TMPDIR to a folder"):
+        litevfs.connect_stdlib(small[1].url, poll_interval=0)
 
 
 def test_a_fifo_that_cannot_be_opened_is_removed(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 
@@ -134,3 +135,10 @@ print("botocore" in sys.modules)
 """
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == str(has_file)
+
+
+def test_a_user_without_a_home_has_no_files_of_aws(variables):
+    for name in ("HOME", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        variables.delenv(name)
+    variables.setattr(pwd, "getpwuid", {}.__getitem__)  # as of a user ID that /etc/passwd lacks
+    assert environment.is_all()

@@ -10,9 +10,7 @@ import errno
 import functools
 import http.client
 import io
-import math
 import os
-import select
 import socket
 import sys
 import threading
@@ -22,6 +20,7 @@ from typing import Any
 import urllib3.connection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
+from litevfs.concurrency.descriptors import wait_for
 from litevfs.errors import StorageClosedError
 from litevfs.replica_clients.addresses import connected_socket
 from litevfs.replica_clients.idle import LastUse
@@ -265,9 +264,7 @@ class _Watched:
 def _finish_connecting(sock: socket.socket, begun: int, timeout_s: float | None) -> None:
     """Wait for the answer to a connect that has `begun` with this error number. Raises OSError."""
     if begun == errno.EINPROGRESS:
-        answers = select.poll()
-        answers.register(sock, select.POLLOUT)
-        if not answers.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
+        if not wait_for(writable=[sock.fileno()], timeout_s=timeout_s):
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         begun = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if begun:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from litevfs.replica_clients.s3.signing import Credentials
+from litevfs.texts import expand_home
 
 _get = os.environ.get
 _FILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
@@ -51,7 +52,7 @@ def is_all() -> bool:
 
 def _files() -> Iterator[Path]:
     for variable, usual in _FILES.items():
-        yield Path(os.path.expandvars(_get(variable) or usual)).expanduser()
+        yield expand_home(os.path.expandvars(_get(variable) or usual))
 
 
 def region() -> str | None:

@@ -7,12 +7,12 @@ whole file are those of each replica that has none of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from urllib.parse import quote, urlencode, urlsplit
 
 from litevfs.errors import LitevfsError
 from litevfs.replicate.config.document import Section
 from litevfs.replicate.config.model import Place
+from litevfs.texts import expand_home
 
 _NOT_NEEDED = "nothing to set here: requests are always made so that servers take them"
 _NOT_DONE = {
@@ -130,7 +130,7 @@ def _file(section: Section, url: str | None, path: str | None, settings: dict[st
         return url
     if not path:
         raise _WrongError("path", f"{section.name} needs a path, or a url")
-    return str(Path(path).expanduser().absolute())
+    return str(expand_home(path).absolute())
 
 
 def _s3(section: Section, url: str | None, path: str | None, settings: dict[str, str]) -> str:
@@ -138,7 +138,7 @@ def _s3(section: Section, url: str | None, path: str | None, settings: dict[str,
     key_path = settings.get("sse-customer-key-path")
     if key_path:
         try:
-            parameters["sseCustomerKey"] = Path(key_path).expanduser().read_text(encoding="ascii").strip()
+            parameters["sseCustomerKey"] = expand_home(key_path).read_text(encoding="ascii").strip()
         except (OSError, UnicodeError) as exc:
             raise _WrongError("sse-customer-key-path", f"cannot be read: {exc}") from exc
     if ("access-key-id" in settings) != ("secret-access-key" in settings):

@@ -16,6 +16,7 @@ from litevfs.maintenance.schedule import DEFAULT_LEVELS, MaintenanceConfig
 from litevfs.replicate.config.document import Document, Section, each
 from litevfs.replicate.config.model import Config, DatabaseEntry, Place
 from litevfs.replicate.config.places import read_place, read_settings
+from litevfs.texts import expand_home
 
 _LOG_LEVELS = ("debug", "info", "warn", "error")
 
@@ -131,7 +132,7 @@ def _entry(section: Section, shared: _Shared) -> DatabaseEntry | None:
         restore = False
     if not places:
         return None
-    where = Path(str(path or folder)).expanduser()
+    where = expand_home(str(path or folder))
     return DatabaseEntry(where, places, pattern, bool(recursive), bool(watch), bool(restore), options)
 
 
