@@ -30,7 +30,7 @@ from litevfs.pages.reads import Reads, Waits, WatchedReads
 from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
 from litevfs.pages.watcher import Watcher
-from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK, Chunk
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK
 from litevfs.states.snapshot import EPOCH_SHIFT, PGNO_BITS, Snapshot, decode_page, page_key
 from litevfs.states.unplaced import locate
 
@@ -151,10 +151,19 @@ class PageSource:
                 if self.blocks is not None or self.hydration is not None or not self._runs.is_alone(pgno):
                     return self._load(snapshot, pgno, version, key, along)
                 self.counters.misses += 1
-                try:  # as `read_through` does
-                    page = self._read_one(snapshot, pgno, chunk, slot, None)
-                except StorageNotFoundError as error:
-                    page = self._read_elsewhere(snapshot, pgno, error, None)
+                try:  # as `read_through` does, in fewer steps
+                    frame = chunk.frames[slot] or snapshot.frame(pgno)
+                    size = frame & FRAME_SIZE_MASK
+                    data = self._client_read(snapshot.files[chunk.files[slot]], frame >> FRAME_SIZE_BITS, size)
+                    counters = self._counters
+                    counters.get += 1
+                    counters.bytes_read += size
+                    if chunk.checks[slot]:
+                        page = decode_page(snapshot, pgno, data)
+                    else:
+                        page = decode_frame(data, pgno, snapshot.page_size)
+                except (LTXFormatError, StorageNotFoundError, TransientStorageError) as error:
+                    page = self._read_after(snapshot, pgno, error)
                 if not self._cache.is_full or random() < KEPT_SHARE:
                     self._cache.put(key, page)
                 return page
@@ -279,6 +288,16 @@ class PageSource:
             gone = error
         return self._read_elsewhere(snapshot, pgno, gone, deadline)
 
+    def _read_after(self, snapshot: Snapshot, pgno: int, error: Exception) -> bytes:
+        """The page, of which the first read has failed."""
+        try:
+            if not isinstance(error, StorageNotFoundError):
+                return self._read_again(snapshot, pgno, error, None)
+            gone = error
+        except StorageNotFoundError as another:
+            gone = another
+        return self._read_elsewhere(snapshot, pgno, gone, None)
+
     def _read_elsewhere(
         self, snapshot: Snapshot, pgno: int, gone: StorageNotFoundError, deadline: float | None
     ) -> bytes:
@@ -300,37 +319,14 @@ class PageSource:
         self.counters.relocated += 1
 
     def _read_from(self, snapshot: Snapshot, pgno: int, deadline: float | None, along: Along | None) -> bytes:
-        if along is None:
-            return self._read_one(
-                snapshot, pgno, snapshot.chunks[(pgno - 1) >> CHUNK_BITS], (pgno - 1) & CHUNK_MASK, deadline
-            )
-        run = run_from(snapshot, pgno, along.count)
         number, offset, size = snapshot.place(pgno)
+        run = None if along is None else run_from(snapshot, pgno, along.count)
         try:
-            data = self._fetch(snapshot, number, offset, size, run.size, deadline)
-            if pages := run.decode(snapshot, data):
+            data = self._fetch(snapshot, number, offset, size, run.size if run else size, deadline)
+            if run and along and (pages := run.decode(snapshot, data)):
                 self._hand_out(snapshot, run, pages, along)
                 return pages[0]
             return decode_page(snapshot, pgno, data[:size])
-        except (LTXFormatError, TransientStorageError) as error:
-            return self._read_again(snapshot, pgno, error, deadline)
-
-    def _read_one(self, snapshot: Snapshot, pgno: int, chunk: Chunk, slot: int, deadline: float | None) -> bytes:
-        """A page and no other, which the page map has at `slot` of `chunk`."""
-        number = chunk.files[slot]
-        frame = chunk.frames[slot] or snapshot.frame(pgno)
-        size = frame & FRAME_SIZE_MASK
-        try:
-            if self.blocks is None and number not in self._gone:  # as `_fetch` does
-                data = self._client_read(snapshot.files[number], frame >> FRAME_SIZE_BITS, size)
-                counters = self._counters
-                counters.get += 1
-                counters.bytes_read += size
-            else:
-                data = self._fetch(snapshot, number, frame >> FRAME_SIZE_BITS, size, size, deadline)
-            if chunk.checks[slot]:
-                return decode_page(snapshot, pgno, data)
-            return decode_frame(data, pgno, snapshot.page_size)
         except (LTXFormatError, TransientStorageError) as error:
             return self._read_again(snapshot, pgno, error, deadline)
 
