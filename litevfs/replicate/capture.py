@@ -90,6 +90,8 @@ class Capture:
 
     def read_all(self, use: Callable[[WALReader, WALState, Content], T]) -> T:
         """What `use` makes of the WAL and the whole database, before a state is continued. Raises ReplicatorError."""
+        if self.database.was_replaced():
+            self._reopen()
         source = self.database
         with translated(self._path), WALReader(source.wal_path) as wal, source.hand_over() as transaction:
             result = use(wal, state := source.wal_state(wal), read_database(wal, state, transaction, source.page_size))

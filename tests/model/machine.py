@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from litevfs.testing.faulty import Fault
 from tests.model.primary import AFFAIRS, CHANGES
-from tests.model.world import Config, World
+from tests.model.world import LIES, Config, World
 
 SLOTS = 5
 """Readers at a time; even ones at the near site, odd ones behind faults."""
@@ -40,7 +40,7 @@ configs = st.builds(
 )
 lies = st.builds(
     Fault,
-    st.sampled_from(("hide_newest", "show_deleted", "repeat")),
+    st.sampled_from(LIES),
     probability=st.sampled_from((1.0, 0.5)),
     levels=st.sampled_from(((), (0,), (0, 1), (1, 2), (9,))),
     files=st.sampled_from((1, 2, 5)),

@@ -19,12 +19,14 @@ CHANGES = (
     "schema",
     "rollback",
     "spill",
+    "replace",
 )
 AFFAIRS = ("begin", "finish", "reader_begins", "reader_ends", "checkpoint", "reopen")
 CHECKPOINTS = ("PASSIVE", "FULL", "RESTART", "TRUNCATE")
 
 MAX_BYTES = 300_000
 """A database that is larger does not grow any more."""
+_BLOBS = "CREATE TABLE IF NOT EXISTS blobs (id INTEGER PRIMARY KEY, data BLOB)"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz äöüß€"
 
 
@@ -139,10 +141,34 @@ class Application:
             self.change(kind, random.randrange(1000))
         self._run("RELEASE s")
 
+    def _replace(self, random: Random) -> None:
+        """Another file takes the place of the database: with the same schema version, and the same tables elsewhere."""
+        self._finish(random)
+        ((version,),) = self._run("PRAGMA schema_version")
+        ((auto_vacuum,),) = self._run("PRAGMA auto_vacuum")
+        self.close()
+        path, other = self.path, self.path.with_name("other.db")
+        self.path = other
+        self._open()
+        self._run(f"PRAGMA page_size={self.page_size}")
+        self._run(f"PRAGMA auto_vacuum={auto_vacuum}")
+        self._run("PRAGMA journal_mode=WAL")
+        for sql in random.sample((_BLOBS, "CREATE TABLE x1 (a)", "CREATE TABLE x2 (a)"), random.randrange(3)):
+            self._run(sql)
+        for kind in random.choices(("insert", "blobs"), k=3):
+            getattr(self, f"_{kind}")(random)
+        self._run(f"PRAGMA schema_version={version}")
+        self.close()
+        self.path = path
+        for suffix in ("-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        other.replace(path)
+        self._open()
+
     def _make_tables(self) -> None:
         self._run("CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, k INTEGER, v)")
         self._run("CREATE INDEX IF NOT EXISTS t_k ON t (k)")
-        self._run("CREATE TABLE IF NOT EXISTS blobs (id INTEGER PRIMARY KEY, data BLOB)")
+        self._run(_BLOBS)
 
     # --- other affairs ------------------------------------------------------------------------------------------------
 

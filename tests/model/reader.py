@@ -201,6 +201,9 @@ class Reader:
             world.counts["travelled"] += 1
         else:  # what a listing showed is as good as any
             self._find_view()
+            if self.site.lists_truly:
+                assert self.view == expected, f"travelled to TXID {self.view}, {world.rfc3339(time_ms)} is {expected}"
+                world.counts["travelled (faults)"] += 1
 
     def _find_view(self) -> None:
         if self.pinned is not None:

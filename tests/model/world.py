@@ -47,6 +47,8 @@ RETRY_FIRST_S, RETRIES = 0.001, 8
 TIMETABLE = MaintenanceConfig(
     levels={1: 30.0, 2: 300.0}, snapshot_interval_s=1800.0, snapshot_retention_s=600.0, level_0_retention_s=60.0
 )
+LIES = ("hide_newest", "show_deleted", "repeat")
+"""Faults by which a listing is not that of this moment."""
 DOORS = ("apsw", "apsw", "sqlite3", "sqlite3")
 """By slot: at each site, readers through both share the replica."""
 
@@ -70,6 +72,7 @@ class Site:
     def __init__(self, url: str, options: dict[str, Any], faults: Faults | None = None) -> None:
         self.url, self.options, self.faults = url, options, faults
         self.is_calm = True  # no fault since the last time all went
+        self.lists_truly = True  # nor a listing that lies
         self.seen = 0  # TXID that the newest transaction saw, or the last look without faults
 
     def add(self, fault: Fault) -> None:
@@ -77,12 +80,13 @@ class Site:
         if self.faults is not None:
             self.faults.add(fault)
             self.is_calm = False
+            self.lists_truly &= fault.kind not in LIES
 
     def calm(self) -> None:
         """No more faults."""
         if self.faults is not None:
             self.faults.clear()
-        self.is_calm = True
+        self.is_calm = self.lists_truly = True
 
 
 def _wait_for_threads() -> None:

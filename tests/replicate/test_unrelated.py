@@ -57,6 +57,28 @@ def test_a_new_database_never_becomes_the_newest_state_of_a_replica_that_has_one
         assert way_out in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("leaves_wal", [False, True])
+def test_a_database_that_is_replaced_before_the_first_sync_is_the_one_that_is_compared(
+    primary, make_app, client, leaves_wal: bool
+):
+    before, new = files(client), make_app("new.db")
+    shutil.rmtree(primary.path.with_name(".app.db-litevfs"))
+    with Replicator(primary.path, client) as replicator:
+        if leaves_wal:
+            new.insert(5)
+        else:
+            new.close()
+        for suffix in ("-wal", "-shm"):
+            primary.path.with_name(f"app.db{suffix}").unlink(missing_ok=True)
+        for suffix in ("", "-wal", "-shm"):
+            source = new.path.with_name(f"new.db{suffix}")
+            if source.exists():
+                source.replace(primary.path.with_name(f"app.db{suffix}"))
+        with pytest.raises(UnrelatedDatabaseError):
+            replicator.sync()
+    assert files(client) == before
+
+
 def test_the_threads_of_a_replicator_that_is_refused_end_and_say_why(primary, make_app, client):
     before = files(client)
     with Replicator(make_app("new.db").path, client) as replicator:
