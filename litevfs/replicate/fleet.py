@@ -44,6 +44,10 @@ _LEASE_PAUSE_S = 1.0
 """Between two tries to get the lease before a restore."""
 
 
+_LOOK_AFTER_S = 5.0
+"""Between two looks whether a replicator was refused."""
+
+
 class _RestoreWaitsError(ReplicatorError):
     """Another primary has the lease of a replica that is to be restored."""
 
@@ -134,7 +138,7 @@ class Member:
                 return self._backoff.after(exc)
             self.error = self.waits_for = None
             self._backoff.reset()
-            return 5.0
+            return _LOOK_AFTER_S
 
     def _opened(self) -> Replicator:
         self._clients = [place.open() for place in self.places]

@@ -18,10 +18,17 @@ KEEPERS = {
     "a cycle": "import gc; gc.disable(); kept.append(kept); del kept",
     "another thread": "threading.Thread(target=kept[0].execute, args=(LONG,), daemon=True).start(); time.sleep(0.5)",
 }
+DOORS = ("connect", "apsw", "attach", "dbapi")
 
 
-@pytest.mark.parametrize("door", ["connect", "apsw", "attach", "dbapi"])
-@pytest.mark.parametrize("keeper", KEEPERS)
+@pytest.mark.parametrize(
+    ("door", "keeper"),
+    [
+        pytest.param(door, keeper, marks=() if door == DOORS[number % 4] or keeper == "a hook" else pytest.mark.soak)
+        for number, keeper in enumerate(KEEPERS)
+        for door in DOORS
+    ],
+)
 @pytest.mark.slow
 def test_the_interpreter_ends_well_with_a_connection_that_only_its_last_steps_free(tmp_path, keeper, door):
     """As celery ends, whose tasks know the module that opened it."""

@@ -201,7 +201,7 @@ def test_chaos(seed: int, block_size: int, reads_named: bool) -> None:
 @pytest.mark.plan("L34")
 @STORAGES
 def test_a_little_chaos(block_size: int, reads_named: bool) -> None:
-    assert_survives(99, block_size, reads_named=reads_named, seconds=30, is_short=True)
+    assert_survives(99, block_size, reads_named=reads_named, seconds=15, is_short=True)
 
 
 def assert_survives(seed: int, block_size: int, seconds: float, *, reads_named: bool, is_short: bool = False) -> None:

@@ -28,10 +28,14 @@ _HANG_S = 120
 def run(first_seed: int, steps: int, phases: tuple[Phase, ...]) -> None:
     """Rounds with one seed after the other, derived from the first, until so many steps were made.
 
-    Two at least: of the runs of one, some rare event may be in none.
+    Two at least: of the runs of one, some rare event may be in none; up to four of many runs, for the rarest.
     """
     round_number = 0
-    while counts["steps"] < steps or round_number < 2:
+    while (
+        counts["steps"] < steps
+        or round_number < 2
+        or (steps > STEPS_OF_A_RUN * RUNS_OF_A_ROUND // 4 and round_number < 4 and not counts["syncs refused"])
+    ):
         faulthandler.dump_traceback_later(_HANG_S * RUNS_OF_A_ROUND, exit=True)
         rounds_seed = first_seed * 1_000_003 + round_number
         random.seed(rounds_seed)

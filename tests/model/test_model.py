@@ -17,7 +17,7 @@ from tests.model.primary import CHANGES
 from tests.support import in_threads
 
 ROOT = Path(__file__).parents[2]
-STEPS = 3_000
+STEPS = 2_000
 SOAK_STEPS, SOAK_ROUNDS = 10_000, 100
 """A million steps in all. Each round is a test of its own, so a soak can go on where it was left (`-k`)."""
 

@@ -55,10 +55,10 @@ def large() -> Iterator[Primary]:
     store = f"cost-{uuid.uuid4().hex[:12]}"
     with Primary(MemoryReplicaClient(memory_store(store))) as primary:
         primary.con.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
-        primary.commit(f"INSERT INTO t SELECT value, randomblob(480) FROM {numbers(75_000)}")
-        primary.commit("UPDATE t SET x = randomblob(480) WHERE id % 7500 = 7")
+        primary.commit(f"INSERT INTO t SELECT value, randomblob(1960) FROM {numbers(18_750)}")
+        primary.commit("UPDATE t SET x = randomblob(1960) WHERE id % 1875 = 7")
         primary.commit("ALTER TABLE t ADD COLUMN y")
-        primary.commit("DELETE FROM t WHERE id % 30000 = 5")
+        primary.commit("DELETE FROM t WHERE id % 7500 = 5")
         yield primary
     drop_memory_store(store)
 
@@ -76,7 +76,7 @@ def test_of_a_large_page_index_only_parts_are_read(large):
 
 def test_where_all_rows_are_compared_a_page_index_comes_in_few_parts(large):
     changes, cost = cost_of(url_of(large), 2, 3)
-    assert len(changes) == 75_000
+    assert len(changes) == 18_750
     assert cost.read_bytes < 78_000_000, cost  # both states, whole
     assert cost.requests < 400, cost
 
@@ -93,7 +93,7 @@ def test_the_snapshot_file_may_go_while_parts_of_its_index_are_known(large):
         finally:  # other tests use this replica, too
             large.client.write(0, 1, 1, large.file_bytes(1, 1), large.timestamp_ms(1))
             large.delete(9)
-    assert changes == [("delete", (5,)), ("delete", (30005,)), ("delete", (60005,))]
+    assert changes == [("delete", (5,)), ("delete", (7505,)), ("delete", (15005,))]
 
 
 @pytest.mark.parametrize(

@@ -336,14 +336,16 @@ def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_replicas_do_not_share_a_file(world, tmp_path):
+def test_two_replicas_do_not_share_a_file(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("litevfs.pages.hydration.LET_GO_S", 0.05)
     _, script = world
     options = {"hydration_enabled": True, "hydration_path": str(tmp_path / "x.db")}
     with connected(script.url, **options), pytest.raises(OptionError, match="in use"):
         litevfs.connect(script.url, poll_interval=0, **options)
 
 
-def test_beside_another_process_that_has_the_file_a_temporary_one_takes_its_place(world, tmp_path, caplog):
+def test_beside_another_process_that_has_the_file_a_temporary_one_takes_its_place(world, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("litevfs.pages.hydration.LET_GO_S", 0.05)
     primary, script = world
     path = tmp_path / "x.db"
     options = {"hydration_enabled": True, "hydration_path": str(path), "cache_size": 0, "poll_interval": 0}

@@ -175,7 +175,7 @@ def _check_sessions(world: World, seeds: range) -> None:
 @pytest.mark.slow
 @pytest.mark.s3
 def test_sessions_read_at_most_twice_what_their_queries_read_alone(world):
-    _check_sessions(world, range(8))
+    _check_sessions(world, range(5))
 
 
 @pytest.mark.s3
@@ -212,7 +212,7 @@ _reads = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(_reads)
 def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(trees, steps):
     """Runs of pages up and down, strides and jumps, with and without a new transaction before them."""

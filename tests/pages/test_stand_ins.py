@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -278,14 +279,17 @@ def test_a_scan_begins_at_a_place_in_a_tree_in_which_look_ups_find_all(tmp_path,
     path.write_bytes(b"".join(changed[number] for number in sorted(changed)))
     with closing(sqlite3.connect(path)) as connection:
         found = [row for (row,) in connection.execute(rows_of)]
-        for row in set(rows):
+        for row, count in Counter(rows).items():
             assert connection.execute(f"SELECT count(*) FROM {source} WHERE {column} = ?", (row,)).fetchone() == (
-                rows.count(row),
+                count,
             )
     assert found[-len(rows) :] == rows  # the look-ups' way, which a scan does not come to
-    all_of, part = list(dict.fromkeys(rows)), [row for row in dict.fromkeys(found[: -len(rows)]) if row in set(rows)]
+    all_of = dict.fromkeys(rows)
+    part = [row for row in dict.fromkeys(found[: -len(rows)]) if row in all_of]
     assert len(way) > 1
-    assert len(set(part) - set(all_of[-len(part) :])) <= (len(way) if by == "index" else 0)  # entries between pages
+    assert len(set(part) - set(list(all_of)[-len(part) :])) <= (
+        len(way) if by == "index" else 0
+    )  # entries between pages
     is_first = place == ("last" if is_descending else "first")
     assert (len(part) == len(all_of)) if is_first else (0 < len(part) < len(all_of))
 

@@ -373,7 +373,7 @@ def test_look_ups_are_planned_though_their_index_leaf_was_read_by_an_earlier_que
 @pytest.mark.slow
 def test_a_next_index_leaf_that_is_not_in_memory_ends_no_reading_ahead(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 8000)
-    wanted = [pgno for pgno in look_ups(pages, 1007, 200) if pages[pgno][0] != LEAF_INDEX]
+    wanted = [pgno for pgno in look_ups(pages, 1007, 60) if pages[pgno][0] != LEAF_INDEX]
     watcher, peeks, in_vain = after_a_scan_of_the_index(pages), 0, 0
 
     def peek(pgno: int) -> bytes | None:  # every second one is in memory

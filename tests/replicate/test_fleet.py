@@ -273,7 +273,8 @@ def test_a_storage_that_hangs_delays_no_other_database(fleet_of, folder: Path, t
 
 
 @pytest.mark.slow
-def test_an_unrelated_database_is_refused_alone(fleet_of, folder: Path, tmp_path: Path):
+def test_an_unrelated_database_is_refused_alone(fleet_of, folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("litevfs.replicate.fleet._LOOK_AFTER_S", 0.05)
     make(folder / "a.db", rows=5)
     make(folder / "b.db")
     first = fleet_of()

@@ -179,7 +179,7 @@ def test_no_checkpoint_of_others_and_no_reader_makes_the_replicator_lose_track(a
         (8, replicator.sync),
     ]
     weights, actions = zip(*steps, strict=True)
-    for action in rng.choices(actions, weights, k=400):
+    for action in rng.choices(actions, weights, k=250):
         action()
         if action == replicator.sync:
             assert rebuilt(client) == source_bytes(app.path)

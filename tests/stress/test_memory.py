@@ -128,9 +128,9 @@ def test_pages_that_each_came_with_a_transaction_of_their_own_take_no_more_once_
 
 @pytest.mark.plan("L04")
 def test_pages_of_files_that_were_verified_whole_take_no_more():
-    """Fifty files of a thousand pages each, none above WHOLE_FILE_BYTES, so that each page has a checksum too."""
-    pages = 50_000
-    whole = [whole_file(number) for number in range(1, 51)]
+    """Twenty files of a thousand pages each, none above WHOLE_FILE_BYTES, so that each page has a checksum too."""
+    pages = 20_000
+    whole = [whole_file(number) for number in range(1, 21)]
     updated(empty_snapshot().apply(numbered_file(1, np.arange(1, 9), 8)), 1, np.random.default_rng(1))  # imports
     with traced() as held:
         snapshot = empty_snapshot()
@@ -216,7 +216,7 @@ def test_a_working_set_ten_times_the_cache_gives_right_rows_in_bounded_memory(re
             connection.execute("PRAGMA cache_size=10")  # SQLite's own, in pages
             order = list(expected)
             random.Random(i).shuffle(order)
-            for id_ in order[:250]:
+            for id_ in order[:100]:
                 assert one(connection, "SELECT data FROM t WHERE id = ?", id_) == expected[id_]
 
     in_threads(8, read)
@@ -232,11 +232,10 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
         def read(i: int) -> None:
             with connected(remote_faults.url, poll_interval="1h", cache_size=limit) as connection:
                 connection.execute("PRAGMA cache_size=10")
-                for _ in range(1):
-                    assert one(connection, "SELECT sum(length(data)) FROM t") == 3000 * 700
+                assert one(connection, "SELECT sum(length(data)) FROM t WHERE id <= 1500") == 1500 * 700
 
         in_threads(readers, read)
-        assert remote_faults.calls["read"] > 50
+        assert remote_faults.calls["read"] > 25
         remote_faults.reset_counters()  # the log of requests is the test's own
         # What was read ahead may be on its way still, and threads of earlier tests be at their end.
         wait_until(lambda: held() - opened <= 2 * limit, "that memory is within its limit")
@@ -248,7 +247,7 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
 def test_the_smallest_caches_still_give_right_rows(request, wide, storage, cache_size):
     faults = storage_of(request, storage)
     with connected(faults.url, poll_interval=0, cache_size=cache_size) as connection:
-        query = "SELECT id, data FROM t WHERE id % 7 = 3"
+        query = "SELECT id, data FROM t WHERE id < 1000 AND id % 7 = 3"
         assert rows(connection, query) == wide.rows(query)
 
 
@@ -341,6 +340,6 @@ def test_a_page_read_that_runs_out_of_memory_fails_that_query_alone(request, wid
     with connected(faults.url, poll_interval=0, cache_size=0) as connection:
         failing = FailsOnce(monkeypatch, litevfs.ltx.frame, "lz4_block_decompress", 5)
         with pytest.raises(MemoryError):
-            rows(connection, "SELECT sum(length(data)) FROM t")
+            rows(connection, "SELECT sum(length(data)) FROM t WHERE id <= 500")
         assert failing.failed
-        assert rows(connection, "SELECT sum(length(data)) FROM t") == [(3000 * 700,)]
+        assert rows(connection, "SELECT sum(length(data)) FROM t WHERE id <= 500") == [(500 * 700,)]

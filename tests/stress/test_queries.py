@@ -119,7 +119,7 @@ def run(seed: int, make_primary: MakePrimary, faults: Faults, transactions: int,
 
 @pytest.mark.parametrize(
     "seed",
-    [*range(8), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1000, 1200))],
+    [*range(6), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1000, 1200))],
 )
 def test_answers_equal_the_primarys(seed, make_primary, request):
     faults: Faults = request.getfixturevalue(("faults", "remote_faults")[seed % 2])
