@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,17 +28,23 @@ NUMBERS = range(1 << 20, 1 << 21)
 
 
 def database(path: Path, page_size: int, step: int, rows: int = ROWS) -> tuple[dict[int, bytes], int, int]:
-    """The pages of a table with an index, and both roots; rowids are `step` apart."""
-    with closing(sqlite3.connect(path)) as connection:
+    """The pages of a table with an index, and both roots; rowids are `step` apart. Written to `path`, too."""
+    data, roots = made(page_size, step, rows)
+    path.write_bytes(data)
+    return {i // page_size + 1: data[i : i + page_size] for i in range(0, len(data), page_size)}, *roots
+
+
+@cache
+def made(page_size: int, step: int, rows: int) -> tuple[bytes, list[int]]:
+    """A database, which many tests change, and the roots of its table and index."""
+    with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(
             f"PRAGMA page_size={page_size}; CREATE TABLE t (id INTEGER PRIMARY KEY, k, s); CREATE INDEX i ON t (k);"
             f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) "
             f"INSERT INTO t SELECT i * {step}, i % 500, hex(randomblob(30)) FROM n; VACUUM"
         )
         roots = [root for (root,) in connection.execute("SELECT rootpage FROM sqlite_schema ORDER BY type DESC")]
-    data = path.read_bytes()
-    pages = {i // page_size + 1: data[i : i + page_size] for i in range(0, len(data), page_size)}
-    return pages, *roots
+        return connection.serialize(), roots
 
 
 def below(pages: dict[int, bytes], pgno: int) -> list[int]:
