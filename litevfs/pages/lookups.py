@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from litevfs.pages.btree import parse_index_entries
+from litevfs.pages.btree import IndexEntry, parse_index_entries
 from litevfs.pages.patterns import IndexLeaf
 from litevfs.pages.recall import LOOK_AROUND, Recall
 from litevfs.pages.trees import KnownTrees
@@ -112,15 +112,22 @@ class LookUps:
         if leaf.window or leaf.first in {0, pgno} or pgno not in self._parents:
             return []
         leaf.entries = leaf.entries or parse_index_entries(leaf.page)
-        leaf.root = self._trees.topmost(pgno)
-        targets = self._trees.ends(leaf.root, leaf.entries.rowids)
-        if (entry := leaf.led_along(targets, pgno)) is not None:
+        if self._may_lead_to(leaf, pgno) and (entry := self._led_along(leaf, pgno)) is not None:
             leaf.window = FIRST_WINDOW // LOOKUP_GROWTH
             leaf.depth = len(self._trees.path(leaf.root, entry.rowid))
             return self._plan(leaf) if self._is_due(leaf) else []
         if is_read:
             self.leaf = None
         return []
+
+    def _may_lead_to(self, leaf: IndexLeaf, pgno: int) -> bool:
+        """Whether an entry of the index leaf names a row that a page may hold; takes little where none does."""
+        rowids, within = leaf.entries.rowids, self._trees.rowids_of(pgno)
+        return bool(within) and bool(((rowids >= within.start) & (rowids <= within.stop - 1)).any())
+
+    def _led_along(self, leaf: IndexLeaf, pgno: int) -> IndexEntry | None:
+        leaf.root = self._trees.topmost(pgno)
+        return leaf.led_along(self._trees.ends(leaf.root, leaf.entries.rowids), pgno)
 
     def follow(self, pgno: int) -> list[int] | None:
         """Where in the index leaf the look-ups are, and whether it is time to plan further ones; None: not at a page.
