@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from litevfs.bindings.modules import ON_TABLES
 from litevfs.bindings.statements import Values
 from litevfs.pages.stand_ins import Tree
+from litevfs.pages.trees import MAX_ROWID
 
 FEW_PAGES, MANY_PAGES = 16, 256
 """That the first rehearsal of a query may miss: where a LIMIT of unknown rows may end it, and without one."""
@@ -44,21 +46,17 @@ _LOOK_UPS = _READS - {"OpenRead", "ReopenIdx", "DeferredSeek", "FinishSeek"}
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
-    """How many rows a LIMIT lets through."""
+class Value:
+    """An integer in a statement: the rows that a LIMIT lets through, or a rowid."""
 
-    rows: int | None = None  # None: the parameter says it, or nothing that is known
+    number: int | None = None  # None: the parameter says it, or nothing that is known
     parameter: int = 0  # its number, from 1 on; 0: none
-    name: str = ""  # of the parameter, with the character before it
 
-    def value(self, values: Values) -> int | None:
-        """The rows, with these values of the parameters; None if that is not known; less than 0: no limit."""
-        if self.rows is not None or not self.parameter:
-            return self.rows
-        if isinstance(values, dict):
-            given = values.get(self.name[1:])
-        else:
-            given = values[self.parameter - 1] if self.parameter <= len(values) else None
+    def value(self, values: Sequence[object]) -> int | None:
+        """The number, with these values of the parameters; None if that is not known."""
+        if self.number is not None or not self.parameter:
+            return self.number
+        given = values[self.parameter - 1] if self.parameter <= len(values) else None
         return given if type(given) is int else None
 
 
@@ -68,7 +66,8 @@ class Outer:
 
     root: int
     is_descending: bool  # from its end on
-    is_shared: bool = False  # something else in the statement reads it, too; the loop goes through all of it
+    is_shared: bool = False  # something else in the statement reads it, too
+    begins: Value | None = None  # the rowid at which the loop begins, if it is shared; None: with the first or last row
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +75,13 @@ class Plan:
     """What SQLite is going to do in a statement."""
 
     trees: dict[int, Tree]  # by root page
-    limits: tuple[Limit, ...]  # each may end the query, or a part of it that runs once, before all rows are read
+    limits: tuple[Value, ...]  # each may end the query, or a part of it that runs once, before all rows are read
     is_loop: bool  # something is done more than once
     has_modules: bool  # virtual tables of which it is not known what reading them does
     scans: tuple[int, ...] = ()  # roots of the trees that it reads whole, one after the other, in this order
     shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
     outer: tuple[Outer, ...] = ()  # trees that its outermost loops go through
+    names: tuple[str | None, ...] = ()  # of its parameters, without the character before them; None: has none
     joins_itself: bool = False  # a tree is read in two places
     reads_modules: bool = False  # virtual tables, whatever is known of them
     reads_other_trees: bool = False  # those of such tables
@@ -119,8 +119,25 @@ class Plan:
         rows = self.rows(values) or 0
         return min(max(rows * (len(self.trees) - 1), FEW_PAGES), MANY_PAGES)
 
+    def outer_loops(self, values: Values) -> dict[int, tuple[Outer, int | None]]:
+        """The outermost loops whose begin is known, by root, and the rowids at which those over shared tables begin."""
+        found: dict[int, tuple[Outer, int | None]] = {}
+        known = self._in_order(values)
+        for outer in self.outer:
+            rowid = None if outer.begins is None else outer.begins.value(known)
+            if outer.begins is None or (rowid is not None and abs(rowid) < MAX_ROWID // 2):
+                found[outer.root] = outer, rowid
+        return found
+
+    def _in_order(self, values: Values) -> Sequence[object]:
+        """The values by the numbers of the parameters."""
+        if isinstance(values, dict):
+            return [None if name is None else values.get(name) for name in self.names]
+        return values
+
     def _limits(self, values: Values) -> list[int | None]:
-        rows = [limit.value(values) for limit in self.limits]
+        known = self._in_order(values)
+        rows = [limit.value(known) for limit in self.limits]
         return [limit for limit in rows if limit is None or limit >= 0]  # less: none
 
 
@@ -133,8 +150,13 @@ class _Step:
     p4: str
 
 
-def plan_of(program: list[tuple[object, ...]], modules: frozenset[str] | None = None) -> Plan:
-    """From the rows of EXPLAIN. `modules` are those of the virtual tables in it; None: not all of them are known."""
+def plan_of(
+    program: list[tuple[object, ...]], modules: frozenset[str] | None = None, names: Sequence[str | None] = ()
+) -> Plan:
+    """From the rows of EXPLAIN, and the names of the statement's parameters, without the character before them.
+
+    `modules` are those of the virtual tables in it; None: not all of them are known.
+    """
     trees: dict[int, Tree] = {}
     roots: dict[object, int] = {}  # by cursor
     steps = [_Step(str(opcode), p1, p2, p3, str(p4)) for _, opcode, p1, p2, p3, p4, *_ in program]
@@ -157,6 +179,7 @@ def plan_of(program: list[tuple[object, ...]], modules: frozenset[str] | None = 
         scans=_whole_scans(steps, roots),
         shows_rows=shows_rows,
         outer=_outer_loops(steps, roots),
+        names=tuple(names),
         joins_itself=len(roots) > len(trees),
         reads_modules=reads_modules,
         reads_other_trees=bool(modules and modules & ON_TABLES),
@@ -182,25 +205,35 @@ def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, .
         root = roots.get(last.p1, 0)
         is_inner = any(other <= begin and end < other_end for other, other_end, _ in loops)
         is_shared = opened.count(root) > 1
-        if is_inner or not root or (is_shared and not _begins_at_an_end(steps, begin, last.p1)):
+        begins = _begin_of(steps, begin, last) if is_shared else None
+        if is_inner or not root or (is_shared and not begins):
             continue
         if any(
             step.opcode == "Yield" or (step.opcode in _LOOK_UPS and step.p1 in roots and step.p1 != last.p1)
             for step in steps[begin:end]
         ):
             doubtful.update({root} & found.keys())
-            found[root] = Outer(root, last.opcode == "Prev", is_shared)
+            found[root] = Outer(root, last.opcode == "Prev", is_shared, begins[0] if begins else None)
     return tuple(outer for outer in found.values() if not (outer.is_shared and outer.root in doubtful))
 
 
-def _begins_at_an_end(steps: list[_Step], begin: int, cursor: object) -> bool:
-    """Whether a loop begins with the first or last entry of its tree, and these ascend."""
-    before = [step.opcode for step in steps[:begin] if step.p1 == cursor and step.opcode in _LOOK_UPS]
-    is_index = any(step.p1 == cursor and step.p4.startswith("k(") and "-" in step.p4 for step in steps)
-    return bool(before) and before[-1] in {"Rewind", "Last"} and not is_index
+def _begin_of(steps: list[_Step], begin: int, last: _Step) -> tuple[Value | None] | None:
+    """Where a loop begins: with the first or last entry of its tree, or a rowid; None if that is not known."""
+    cursor = last.p1
+    before = [step for step in steps[:begin] if step.p1 == cursor and step.opcode in _LOOK_UPS]
+    kinds = [step.p4 for step in steps if step.p1 == cursor and step.opcode in {"OpenRead", "ReopenIdx"}]
+    is_table = not any(kind.startswith("k(") for kind in kinds)
+    if not before or any(kind.startswith("k(") and "-" in kind for kind in kinds):
+        return None
+    if before[-1].opcode in {"Rewind", "Last"}:
+        return (None,)
+    seeks = {"SeekLT", "SeekLE"} if last.opcode == "Prev" else {"SeekGT", "SeekGE"}
+    if not is_table or before[-1].opcode not in seeks:
+        return None
+    return (_value_of(steps, before[-1].p3),)
 
 
-def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:
+def _limits_of(steps: list[_Step]) -> tuple[Value, ...]:
     """Those of the query, and of parts of it that run once, if no row is sorted before it is counted.
 
     A part that runs for each row ends no other part, and is left out.
@@ -210,16 +243,17 @@ def _limits_of(steps: list[_Step]) -> tuple[Limit, ...]:
     if any(step.opcode in {"Sort", "SorterSort"} for step in once):
         return ()
     counters = dict.fromkeys(step.p1 for step in once if step.opcode == "DecrJumpZero")
-    return tuple(_limit_of(once, counter) for counter in counters)
+    return tuple(_value_of(once, counter) for counter in counters)
 
 
-def _limit_of(steps: list[_Step], counter: object) -> Limit:
+def _value_of(steps: list[_Step], register: object) -> Value:
+    """What is put into a register."""
     for step in steps:
-        if step.opcode == "Integer" and step.p2 == counter and isinstance(step.p1, int):
-            return Limit(step.p1)
-        if step.opcode == "Variable" and step.p2 == counter and isinstance(step.p1, int):
-            return Limit(None, step.p1, step.p4)
-    return Limit()
+        if step.opcode == "Integer" and step.p2 == register and isinstance(step.p1, int):
+            return Value(step.p1)
+        if step.opcode == "Variable" and step.p2 == register and isinstance(step.p1, int):
+            return Value(None, step.p1)
+    return Value()
 
 
 def _repeated(steps: list[_Step]) -> list[range]:

@@ -31,6 +31,7 @@ from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, TransientStorageError
 from litevfs.live.session import Session
 from litevfs.pages.lookups import ALL_ROWS
+from litevfs.pages.shared_scans import Begin
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
@@ -177,9 +178,9 @@ class Rehearsals:
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
             return
-        if plan.outer and (host := self._host()) is not None:
-            shared = {outer.root: outer.is_descending for outer in plan.outer if outer.is_shared}
-            host.hold([outer.root for outer in plan.outer], shared, task.begins)
+        if (outer := plan.outer_loops(task.statement.values)) and (host := self._host()) is not None:
+            shared = {root: Begin(loop.is_descending, rowid) for root, (loop, rowid) in outer.items() if loop.is_shared}
+            host.hold(list(outer), shared, task.begins)
         run = self._rehearsed = RehearsedRun(task, plan)
         if len(plan.trees) > 1:
             guest.guess_small_trees(plan.trees)  # the query will look into them

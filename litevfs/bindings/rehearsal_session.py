@@ -70,10 +70,11 @@ class Attempt:
     cut_down: dict[int, bytes] = field(default_factory=dict)  # interior pages, without what the query has gone through
     aliases: dict[int, bytes] = field(default_factory=dict)  # pages that stand beside true ones; empty: it ends there
     unknown: list[int] = field(default_factory=list)  # pages without which it is not known where it begins
+    passed: frozenset[int] = frozenset()  # pages that the query has gone through since
     most: int = 0  # pages that it may miss
     most_seen: int = 0  # pages in memory that it may read; 0: any number
     missing: dict[int, int] = field(default_factory=dict)  # pages, and how many others it has read before
-    seen: set[int] = field(default_factory=set)  # pages that it has read, and that were in memory
+    seen: dict[int, None] = field(default_factory=dict)  # pages that it has read, and that were in memory
     last: int = 0  # page that was missing last
     siblings: int = 0  # leaves in a row up to this one
     last_made: int = 0  # page below a stand-in that was read last
@@ -121,8 +122,11 @@ class RehearsalSession(Session):
                 self._begin(Attempt())
                 self._tables.clear()
                 self._functions.clear()
-                program = self._connection.execute(f"EXPLAIN {sql}", values).fetchall()
-                plan = plan_of(program, self._modules(self._connection) if has_modules(program) else None)
+                cursor = self._connection.execute(f"EXPLAIN {sql}", values)
+                names = cursor.bindings_names
+                program = cursor.fetchall()
+                modules = self._modules(self._connection) if has_modules(program) else None
+                plan = plan_of(program, modules, names)
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
@@ -162,6 +166,10 @@ class RehearsalSession(Session):
         if known and (ahead := self.replica.pages.ahead) is not None:
             ahead.guess_trees(self.snapshot, filter(None, map(leaves_of_small_tree, known)))
 
+    def begin_after(self, passed: Iterable[int]) -> None:
+        """In the next rehearsal, neither count nor miss these pages, which the query has read, unless others follow."""
+        self._next.passed = frozenset(passed)
+
     def begin_at(self, way: Iterable[tuple[int, int]], *, is_descending: bool) -> None:
         """In the next rehearsal, begin in this place of a tree; see `Watcher.way_to`."""
         cut_down = up_to_child if is_descending else from_child_on
@@ -169,11 +177,13 @@ class RehearsalSession(Session):
             if pgno > 1 and (page := self._in_memory(pgno)) is not None and parse_interior(pgno, page) is not None:
                 self._next.cut_down[pgno] = cut_down(page, position)
 
-    def begin_beside(self, root: int, way: Sequence[tuple[int, int]], *, is_descending: bool) -> None:
+    def begin_beside(
+        self, root: int, way: Sequence[tuple[int, int]], rowid: int | None, *, is_descending: bool
+    ) -> None:
         """Like `begin_at`, where the statement looks into the tree, too: those look-ups see all of it.
 
-        The root leads the scan, which begins with the first or last key, to pages that are cut down, and beyond their
-        end to one that ends the rehearsal; it leads each look-up to a page like the true root.
+        The root leads the scan, which begins with the first or last key, or a rowid, to pages that are cut down, and
+        beyond their end to one that ends the rehearsal; it leads each look-up to a page like the true root.
         """
         numbers = [number for number in self._alias_numbers() if number not in self._next.aliases][: len(way) + 2]
         pages = {pgno: self._in_memory(pgno) for pgno, _ in way}
@@ -190,7 +200,7 @@ class RehearsalSession(Session):
         if self._stand_ins is not None:
             for (pgno, _), (page, _) in zip(way, parts, strict=True):
                 self._stand_ins.learn(pgno, page)
-        self._next.cut_down[root], aliases = two_ways(parts, numbers, is_descending=is_descending)
+        self._next.cut_down[root], aliases = two_ways(parts, numbers, rowid, is_descending=is_descending)
         self._next.aliases |= {numbers[0]: b""} | aliases
 
     def _alias_numbers(self) -> range:
@@ -231,6 +241,8 @@ class RehearsalSession(Session):
             if not self._reads_other_trees:
                 raise
             logger.debug("a rehearsal ended in a virtual table: %s", error)
+        if most_seen and (ahead := self.replica.pages.ahead) is not None:
+            ahead.hold(self.snapshot, reversed(attempt.seen))
         return list(attempt.missing)
 
     def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
@@ -286,6 +298,10 @@ class RehearsalSession(Session):
         attempt = self._attempt
         is_at_bound = 0 < attempt.most_seen < len(attempt.seen)
         return is_at_bound and (not missing or attempt.missing.get(missing[0], 0) > attempt.most_seen // 2)
+
+    def pages_before(self, pgno: int) -> int:
+        """How many pages the last rehearsal has read before it missed this one."""
+        return self._attempt.missing.get(pgno, 0)
 
     def leaves_to_come(self, root: int, count: int, *, is_descending: bool) -> list[int]:
         """The leaves after those at which the last rehearsal ended, if they were missing for a scan of this tree."""
@@ -352,7 +368,8 @@ class RehearsalSession(Session):
             return self._stand_in(pgno)
         if self._stand_ins is not None:
             self._stand_ins.learn(pgno, page_or_none)
-            attempt.seen.add(pgno)
+            if pgno not in attempt.passed:
+                attempt.seen[pgno] = None
             if 0 < attempt.most_seen < len(attempt.seen):
                 attempt.is_cut_short = True
                 raise self._ended(f"it is {len(attempt.seen)} pages ahead")
@@ -379,6 +396,8 @@ class RehearsalSession(Session):
         if self._stand_ins is None:
             raise self._ended("the schema is not in memory")
         attempt = self._attempt
+        if pgno in attempt.passed and self._tree_of(pgno) is not None:
+            return self._stand_ins.make(pgno)
         if pgno not in attempt.missing:
             attempt.is_cut_short = len(attempt.missing) >= attempt.most
             if attempt.is_cut_short or self._is_scan(pgno):

@@ -9,7 +9,7 @@ more.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +26,10 @@ LEAVES, LEAVES_SHARE = 16, 4
 and later a part of the pages that a rehearsal may read."""
 MOST_TO_COME = 4
 """So often as many look-ups as before are taken to come, at most: the leaves of the loop to come say how many may."""
+SQLITE_BYTES = 1_500_000
+"""Of pages that a query has read last: SQLite has them in its own cache, if that is as large as usual."""
+MOST_PASSED = 16 * MOST_SEEN
+"""Pages remembered since the query has come to where it is."""
 MANY = 8
 """A rehearsal that misses as many pages is worth another one at the next wait."""
 
@@ -46,10 +50,17 @@ class RehearsedRun:
         self.run = task.run, task.begins
         self.is_long = False
         self.goes_on = False  # the next wait is worth a rehearsal
-        self._outer = plan.outer
+        loops = plan.outer_loops(task.statement.values)
+        self._outer = tuple(outer for outer, _ in loops.values())
+        self._begins = {root: rowid for root, (_, rowid) in loops.items()}
         self._leaves = LEAVES  # that are asked for next
         self._held = 0  # pages of trees that are read whole
         self._most_seen = 0  # pages that a rehearsal may read; 0: any number
+        self._ways: list[list[tuple[int, int]]] = []  # to where the outermost loops were
+        self._passed: set[int] = set()  # pages that the query has read since it came there
+        self._recent: OrderedDict[int, int] = OrderedDict()  # those that it has read last, and after how many others
+        self._reads = 0  # of the query
+        self._most_recent = 0  # pages that SQLite may still have
         self._asked: dict[int, None] = {}  # pages; in the middle of a query the last ones, as many as a rehearsal reads
         self._looked_up: Counter[int] = Counter()  # pages that were asked for, by the root of their tree
 
@@ -69,15 +80,37 @@ class RehearsedRun:
         """
         if not self._outer:
             return 0
-        for outer in self._outer:
-            way = host.way_to(outer.root)
+        ways = [host.way_to(outer.root) for outer in self._outer]
+        if ways != self._ways or len(self._passed) > MOST_PASSED:
+            self._ways, self._passed = ways, set()
+        passed = host.take_passed()
+        self._passed.update(passed)
+        self._note_recent(passed, SQLITE_BYTES // max(1, guest.snapshot.page_size))
+        guest.begin_after(self._passed)
+        for outer, way in zip(self._outer, ways, strict=True):
             if outer.is_shared:
-                guest.begin_beside(outer.root, way, is_descending=outer.is_descending)
+                guest.begin_beside(outer.root, way, self._begins[outer.root], is_descending=outer.is_descending)
             else:
                 guest.begin_at(way, is_descending=outer.is_descending)
         ahead = host.replica.pages.ahead
         self._most_seen = 0 if ahead is None else min(max(ahead.pages_kept() - self._held, 2 * LEAVES) // 2, MOST_SEEN)
         return self._most_seen
+
+    def _note_recent(self, pgnos: Iterable[int], most: int) -> None:
+        for pgno in pgnos:
+            self._reads += 1
+            self._recent[pgno] = self._reads
+            self._recent.move_to_end(pgno)
+        self._most_recent = most
+        while len(self._recent) > most:
+            self._recent.popitem(last=False)
+
+    def _is_asked(self, guest: RehearsalSession, pgno: int) -> bool:
+        """Whether a missing page was asked for, and SQLite will have it when it is needed again, as far as is known."""
+        if pgno not in self._asked or not self._outer:
+            return pgno in self._asked
+        read = self._recent.get(pgno)
+        return read is not None and self._reads - read + guest.pages_before(pgno) < self._most_recent
 
     def _leaves_to_come(self, guest: RehearsalSession) -> list[int]:
         """Leaves of outermost loops at which the last rehearsal ended; at first the watcher takes care of others."""
@@ -92,7 +125,7 @@ class RehearsedRun:
 
     def unasked(self, guest: RehearsalSession, missing: Iterable[int]) -> list[int]:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
-        new = [pgno for pgno in missing if pgno not in self._asked]
+        new = [pgno for pgno in missing if not self._is_asked(guest, pgno)]
         self._asked.update(dict.fromkeys(new))
         for pgno in list(self._asked)[:-MOST_SEEN] if self._outer else ():
             del self._asked[pgno]
@@ -107,7 +140,7 @@ class RehearsedRun:
 
     def step(self, host: Session, guest: RehearsalSession, missing: list[int]) -> Step:
         """What to do after a rehearsal that misses these pages."""
-        new = [pgno for pgno in missing if pgno not in self._asked]
+        new = [pgno for pgno in missing if not self._is_asked(guest, pgno)]
         if len(new) < MANY_PAGES and guest.is_far(new):
             self.goes_on = True
             return Step(waits=True)

@@ -244,6 +244,12 @@ class BlockReader:
         else:
             answer.add_done_callback(lambda _: call())
 
+    def hold(self, number: int, offset: int, size: int) -> None:
+        """Let these bytes, if they are in memory, stay there for a next use longer than others."""
+        if not self.cache.hold(range_key(number, offset)):
+            for block in self._blocks_around(offset, size):
+                self.cache.hold(block_key(number, block), stays=True)
+
     def peek(self, number: int, offset: int, size: int) -> bytes | None:
         """These bytes if they are in memory; does not count as their use."""
         alone = self.cache.peek(range_key(number, offset))
@@ -260,7 +266,9 @@ class BlockReader:
         """The parts of each request that fetches the missing bytes of the ranges."""
         planned: list[list[Part]] = []
         for group, is_dense in clusters(ranges, limits):
-            if is_dense or self._disk_cache is not None:  # the folder keeps whole blocks alone
+            if (
+                is_dense and not limits.is_sparing
+            ) or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
                 self.under_way.share((block_key(number, block) for block in wanted), owner)
                 missing = [block for block in wanted if not self._stays_near(block_key(number, block), file, block)]

@@ -34,6 +34,7 @@ class _Unused(NamedTuple):
     value: bytes
     since: float  # on the cache's clock, seconds
     is_first: bool = True  # their use is their first one
+    stays: bool = False  # they have more than one use
 
 
 class ByteCache:
@@ -97,14 +98,15 @@ class ByteCache:
             return False
         return True
 
-    def hold(self, key: int) -> bool:
+    def hold(self, key: int, *, stays: bool = False) -> bool:
         """Whether the bytes are kept; if so they stay for their next use like those put ahead, as far as there is room.
 
-        Does not count as their use, and that one does not count as their first.
+        Does not count as their use, and that one does not count as their first. If it `stays`, the entry is one of
+        those put ahead after its use, too, until it is the oldest.
         """
         with self._lock:
             if (unused := self._ahead.get(key)) is not None:
-                self._ahead[key] = unused._replace(since=self._clock())
+                self._ahead[key] = unused._replace(since=self._clock(), stays=unused.stays or stays)
                 self._ahead.move_to_end(key)
                 return True
             value = self._entries.get(key)
@@ -114,7 +116,7 @@ class ByteCache:
             if self._ahead_bytes + cost <= self.ahead_limit_bytes:
                 self._ahead_bytes += cost  # see `put` for the order
                 del self._entries[key]
-                self._ahead[key] = _Unused(value, self._clock(), is_first=False)
+                self._ahead[key] = _Unused(value, self._clock(), is_first=False, stays=stays)
             return True
 
     def put(self, key: int, value: bytes, *, ahead: bool = False) -> None:
@@ -177,11 +179,14 @@ class ByteCache:
             if unused is None:  # another reader has just used it, or it was evicted
                 return self._entries.get(key)
             value = unused.value
-            self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
-            self._entries[key] = value
-            self._passing.append(key)
-            if len(self._passing) > PASSING:
-                self._demote(self._passing.popleft())
+            if unused.stays:
+                self._ahead[key] = unused._replace(since=self._clock(), is_first=False)
+            else:
+                self._ahead_bytes -= len(value) + ENTRY_OVERHEAD_BYTES
+                self._entries[key] = value
+                self._passing.append(key)
+                if len(self._passing) > PASSING:
+                    self._demote(self._passing.popleft())
         if self._on_first_use is not None and unused.is_first:
             self._on_first_use(len(value))
         return value

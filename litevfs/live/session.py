@@ -18,6 +18,7 @@ from litevfs.live.registry import Lease, registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.pages.reads import Waits, WatchedReads
+from litevfs.pages.shared_scans import Begin
 from litevfs.states.snapshot import Snapshot
 
 UNLOCKED, SHARED = 0, 1
@@ -110,7 +111,7 @@ class Session:
         if (watched := self._watched) is not None:
             watched.expect_rows(begins, rows)
 
-    def hold(self, roots: Sequence[int], shared: Mapping[int, bool], begins: int) -> None:
+    def hold(self, roots: Sequence[int], shared: Mapping[int, Begin], begins: int) -> None:
         """Keep in mind where read transaction number `begins` is in these trees, see `Watcher.hold`.
 
         May come from another thread.
@@ -121,6 +122,10 @@ class Session:
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """Where in the tree below `root` the reads are; see `Watcher.way_to`. May come from another thread."""
         return [] if self._watched is None else self._watched.way_to(root)
+
+    def take_passed(self) -> dict[int, None]:
+        """Pages that the query has read since the last call, see `Watcher.take_passed`. From any thread."""
+        return {} if self._watched is None else self._watched.take_passed()
 
     @property
     def planner(self) -> object | None:

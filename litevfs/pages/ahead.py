@@ -177,6 +177,12 @@ class ReadAhead:
         self.start(snapshot, pgnos, Watcher(self.max_pages()), owner, is_sparing=is_sparing)
         self._when_there(snapshot, pgnos, call)
 
+    def hold(self, snapshot: Snapshot, pgnos: Iterable[int]) -> None:
+        """Let these pages, if they are in memory, stay for a next use longer than others, the last one longest."""
+        for pgno in pgnos:
+            if snapshot.version(pgno) and snapshot.is_placed(pgno):
+                self._blocks.hold(*snapshot.place(pgno))
+
     def _when_there(self, snapshot: Snapshot, pgnos: Iterable[int], call: Callable[[], object]) -> None:
         places = [snapshot.place(pgno) for pgno in pgnos if snapshot.version(pgno) and snapshot.is_placed(pgno)]
         left = iter(range(len(places)))  # `next` of it is atomic

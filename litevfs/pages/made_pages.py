@@ -148,22 +148,41 @@ def up_to_child(page: bytes, position: int) -> bytes:
 
 
 def two_ways(
-    way: Sequence[tuple[bytes, int]], numbers: Sequence[int], *, is_descending: bool
+    way: Sequence[tuple[bytes, int]], numbers: Sequence[int], rowid: int | None = None, *, is_descending: bool
 ) -> tuple[bytes, dict[int, bytes]]:
     """A root that leads a scan of its tree to a place in it, and look-ups to all of it; and the pages below, by number.
 
     The `way` to the place are interior pages, from the root on, and positions. The scan begins with the first entry or,
-    if it is descending, the last one. `numbers` are those of no page of the database, as many as the way and two more:
-    the first is that of a page, which is not given, that the scan comes to when it has come to the end of the tree.
+    if it is descending, the last one; or with a search for a rowid, which no look-up finds. `numbers` are those of no
+    page of the database, as many as the way and two more: the first is that of a page, which is not given, that the
+    scan comes to when it has come to the end of the tree.
     """
     end, tree, *scan = numbers
     cut_down = up_to_child if is_descending else from_child_on
     parts = [cut_down(page, position) for page, position in way]
     parts[:-1] = [_with_child(part, below, is_last=is_descending) for part, below in zip(parts, scan[1:], strict=False)]
     root = way[0][0]
-    keys = (_HIGHEST if is_descending else _LOWEST)[root[0] == INTERIOR_TABLE]
-    children = (tree, end, scan[0]) if is_descending else (scan[0], end, tree)
+    keys: Sequence[bytes]
+    children: Sequence[int]
+    if rowid is not None:
+        keys, children = _around(rowid, scan[0], end, tree, is_descending=is_descending)
+    else:
+        keys = (_HIGHEST if is_descending else _LOWEST)[root[0] == INTERIOR_TABLE]
+        children = (tree, end, scan[0]) if is_descending else (scan[0], end, tree)
     return _interior(root, keys, children), {tree: root} | dict(zip(scan, parts, strict=True))
+
+
+def _around(
+    rowid: int, scan: int, end: int, tree: int, *, is_descending: bool
+) -> tuple[Sequence[bytes], Sequence[int]]:
+    """Keys and children of a root that leads a search for the rowid to `scan`, beside `end`, and all others to `tree`.
+
+    Where two children share a key, SQLite's binary search comes to the one before `end` first.
+    """
+    if is_descending:
+        keys = rowid - 2, rowid - 1, rowid - 1, rowid
+        return [*map(_varint, keys)], [tree, tree, end, scan, tree]
+    return [*map(_varint, (rowid - 1, rowid, rowid))], [tree, scan, end, tree]
 
 
 def _with_child(page: bytes, child: int, *, is_last: bool) -> bytes:

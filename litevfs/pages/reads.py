@@ -13,6 +13,7 @@ from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.btree import LEAF_TABLE
 from litevfs.pages.guesses import Guesses
 from litevfs.pages.patterns import Scan
+from litevfs.pages.shared_scans import Begin
 from litevfs.pages.watcher import Watcher
 from litevfs.states.snapshot import Snapshot
 
@@ -196,7 +197,7 @@ class WatchedReads:
             if begins != self._begins:  # meanwhile another one has begun
                 watcher.expect(0)
 
-    def hold(self, roots: Sequence[int], shared: Mapping[int, bool], begins: int) -> None:
+    def hold(self, roots: Sequence[int], shared: Mapping[int, Begin], begins: int) -> None:
         """Keep in mind where query number `begins` is in these trees, see `Watcher.hold`; from any thread."""
         if (watcher := self._watcher) is not None and begins == self._begins:
             watcher.hold(roots, shared)
@@ -206,6 +207,10 @@ class WatchedReads:
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """See `Watcher.way_to`."""
         return [] if self._watcher is None else self._watcher.way_to(root)
+
+    def take_passed(self) -> dict[int, None]:
+        """See `Watcher.take_passed`."""
+        return {} if self._watcher is None else self._watcher.take_passed()
 
     def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
         """Query number `begins` is going to read these trees whole, one after the other: start with the first of them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from litevfs.pages.trees import MAX_DEPTH, KnownTrees
 
@@ -20,13 +21,22 @@ REMEMBERED = 1024
 """Leaves that SQLite may still have."""
 
 
-class SharedScan:
-    """A scan of a whole tree, from its first leaf on or, if it is descending, from its last one."""
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Where a scan begins, and which way it goes."""
 
-    def __init__(self, root: int, trees: KnownTrees, *, is_descending: bool) -> None:
+    is_descending: bool
+    rowid: int | None = None  # it begins where this one lies in the table; None: with the first entry, or the last one
+
+
+class SharedScan:
+    """A scan of a tree to one of its ends."""
+
+    def __init__(self, root: int, trees: KnownTrees, begin: Begin) -> None:
         self._root = root
         self._trees = trees
-        self._is_descending = is_descending
+        self._begin = begin
+        self._is_descending = begin.is_descending
         self._leaf = 0  # that it has come to; 0: not known yet
         self._read: OrderedDict[int, None] = OrderedDict()  # leaves that the query has read
 
@@ -61,7 +71,10 @@ class SharedScan:
             interior = self._trees.interior.get(pgno)
             if interior is None:
                 break
-            pgno = interior.children[-1 if self._is_descending else 0]
+            if self._begin.rowid is not None and interior.is_table:
+                pgno = interior.child_for(self._begin.rowid)
+            else:
+                pgno = interior.children[-1 if self._is_descending else 0]
         self._leaf = 0 if pgno == self._root else pgno
         return self._leaf
 
@@ -82,12 +95,11 @@ class SharedScans:
         self._scans = {}
         self._roots.clear()
 
-    def follow(self, trees: Mapping[int, bool]) -> None:
-        """Follow the scans of these trees, by root and whether from the end on, from here on or still."""
+    def follow(self, trees: Mapping[int, Begin]) -> None:
+        """Follow the scans of these trees, by root, from here on or still."""
         self._roots.clear()
         self._scans = {
-            root: self._scans.get(root) or SharedScan(root, self._trees, is_descending=is_descending)
-            for root, is_descending in trees.items()
+            root: self._scans.get(root) or SharedScan(root, self._trees, begin) for root, begin in trees.items()
         }
 
     def note(self, pgno: int, parent: int) -> bool:

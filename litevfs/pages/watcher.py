@@ -25,7 +25,7 @@ from litevfs.pages.expected_scans import Beginning, Expected
 from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
-from litevfs.pages.shared_scans import SharedScans
+from litevfs.pages.shared_scans import Begin, SharedScans
 from litevfs.pages.trees import KnownTrees
 
 FIRST_SHARE = 2
@@ -35,6 +35,8 @@ GROWTH = 8
 MAX_SCANS = 8
 RESTS = 512
 """At least so often, in leaves, a scan's place is noted."""
+MAX_PASSED = 1 << 13
+"""Pages remembered that a query has read."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
 
@@ -56,6 +58,7 @@ class Watcher:
         self.recall = self._lookups.recall
         self._outer: frozenset[int] = frozenset()  # roots of the trees that this query's outermost loops go through
         self._outer_below: dict[int, bool] = {}  # whether an interior page belongs to one of them
+        self._passed: dict[int, None] = {}  # pages read since `take_passed`, where there is such a loop
         self._shared = SharedScans(self._trees)  # of trees that such a loop goes through and others look into
         self._expected = Expected()
         self._reads_whole = False  # this query, the trees that it has come to
@@ -81,6 +84,7 @@ class Watcher:
             self._reads_whole = self.is_on_its_way = False
             self._outer = frozenset()
             self._outer_below.clear()
+            self._passed = {}
             self._shared.begin()
             self._run = Run()
             self._lookups.begin()
@@ -117,6 +121,8 @@ class Watcher:
             return []
         if pgno not in self._parents:
             return []
+        if self._outer:
+            self._note_passed(pgno)
         with self._lock:
             parent = self._trees.place(pgno)  # `learn` may have dropped it
             if not parent:
@@ -214,11 +220,10 @@ class Watcher:
         self._awaited.update(scan.guessed)
         return plan + self._extend(scan, at_once=True)
 
-    def hold(self, roots: Iterable[int], shared: Mapping[int, bool] | None = None) -> None:
+    def hold(self, roots: Iterable[int], shared: Mapping[int, Begin] | None = None) -> None:
         """Keep in mind where the reads in these trees are, however many pages of others come between.
 
-        In those that are `shared`, by root and whether from the end on, the query looks up rows, too. Safe to call from
-        another thread.
+        In those that are `shared`, by root, the query looks up rows, too. Safe to call from another thread.
         """
         with self._lock:
             self._outer = frozenset(roots)
@@ -226,6 +231,16 @@ class Watcher:
             self._shared.follow(shared or {})
             if self._shared:
                 self.resting = {}  # their reads are followed one by one
+
+    def _note_passed(self, pgno: int) -> None:
+        if len(self._passed) >= MAX_PASSED:
+            self._passed = {}
+        self._passed[pgno] = None
+
+    def take_passed(self) -> dict[int, None]:
+        """The pages that this query has read since the last call, in their order. Safe to call from another thread."""
+        passed, self._passed = self._passed, {}
+        return passed
 
     def _is_outer(self, parent: int) -> bool:
         """Whether an interior page is of a tree to keep in mind."""
@@ -305,7 +320,8 @@ class Watcher:
                 self._advance(scan, parent, position)
 
     def _first_window(self) -> int:
-        """How many leaves a scan begins with: as many as one that this query has brought to the end of its tree.
+        """How many leaves a scan begins with: as many as one that this query has brought to the end of its tree, or no
+        more than it is known to have rows.
 
         That one is forgotten: a query may go on with ranges that end soon.
         """
@@ -318,7 +334,8 @@ class Watcher:
                 del self._scans[parent]
                 self.resting = {}
                 return max(scan.window, FIRST_WINDOW)
-        return max(FIRST_WINDOW, self.step // FIRST_SHARE)
+        most = self.step // FIRST_SHARE
+        return max(FIRST_WINDOW, min(most, self._lookups.expected) if self._lookups.expected else most)
 
     def _due(self, scan: Scan) -> int:
         """By how many pages a plan has to fall short of its window until it is extended."""

@@ -18,7 +18,9 @@ BY_BATCH = "SELECT * FROM orders WHERE batch = 7"
 def _plan(sql: str, values: object = None) -> Plan:
     connection = apsw.Connection(":memory:")
     connection.execute(_SCHEMA)
-    return plan_of(connection.execute(f"EXPLAIN {sql}", values).fetchall())
+    cursor = connection.execute(f"EXPLAIN {sql}", values)
+    names = cursor.bindings_names
+    return plan_of(cursor.fetchall(), names=names)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,12 @@ def test_whether_a_query_looks_up_all_that_one_index_leads_to_is_known(sql, is_l
         ),
         ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount", {"orders": False}),
         ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount ORDER BY a.id DESC", {"orders": True}),
-        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount WHERE a.id > 9", {}),  # does not begin at an end
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount WHERE a.id > 9", {"orders": False}),
+        (
+            "SELECT * FROM orders a JOIN orders b ON b.id = a.amount WHERE a.id > 9 AND a.id <= 99 ORDER BY a.id DESC",
+            {"orders": True},
+        ),
+        ("SELECT * FROM orders a JOIN orders b ON b.id = a.amount WHERE a.batch > 9", {"orders_by_batch": False}),
         ("SELECT * FROM orders", {}),
         (BY_BATCH, {}),  # look-ups in its own table: the watcher sees those
         ("SELECT * FROM users WHERE id IN (1, 2, 3)", {}),
@@ -136,4 +143,22 @@ def test_the_trees_that_the_outermost_loops_go_through_are_known(sql, outer):
     names[connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'likes'").get] = "likes"
     plan = plan_of(connection.execute(f"EXPLAIN {sql}").fetchall())
     assert {names[tree.root]: tree.is_descending for tree in plan.outer} == outer
-    assert all(tree.is_shared is ("orders b" in sql) for tree in plan.outer)
+    assert all(tree.is_shared is ("orders b" in sql and "a.batch" not in sql) for tree in plan.outer)
+
+
+@pytest.mark.parametrize(
+    ("where", "values", "rowid"),
+    [
+        ("", (), None),
+        ("WHERE a.id > 9", (), 9),
+        ("WHERE a.id BETWEEN ? AND ?", (20, 30), 20),
+        ("WHERE a.id < :last ORDER BY a.id DESC", {"last": 70}, 70),
+        ("WHERE a.id > 9.5", (), ()),
+        ("WHERE a.id >= ?", ("12",), ()),
+        ("WHERE a.id > ?", (1 << 63 - 1,), ()),
+        ("WHERE a.id > (SELECT max(amount) FROM orders c)", (), ()),
+    ],
+)
+def test_a_loop_over_a_table_that_is_looked_into_begins_with_a_rowid_that_is_known(where, values, rowid):
+    plan = _plan(f"SELECT * FROM orders a JOIN orders b ON b.id = a.amount {where}", values)
+    assert [begins for _, begins in plan.outer_loops(values).values()] == ([] if rowid == () else [rowid])

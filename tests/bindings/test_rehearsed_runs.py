@@ -34,6 +34,18 @@ JOINS = {
     "itself from the end on": (
         "SELECT a.id, length(b.bio) FROM users a JOIN users b ON b.id = a.boss WHERE a.id > 4500 ORDER BY a.id DESC"
     ),
+    "far from leaf to leaf": (
+        "SELECT count(*), sum(length(e.bio)) FROM orders o INDEXED BY by_amount JOIN users u ON u.id = o.user_id "
+        "CROSS JOIN users b ON b.id = u.boss CROSS JOIN users c ON c.id = b.boss CROSS JOIN users d ON d.id = c.boss "
+        "CROSS JOIN users e ON e.id = d.boss WHERE amount BETWEEN 100 AND 300"
+    ),
+    "itself from the middle on": (
+        "SELECT a.id, length(b.bio) FROM users a JOIN users b ON b.id = a.boss WHERE a.id > 3000 AND a.id < 4500"
+    ),
+    "itself from the middle back": (
+        "SELECT a.id, length(b.bio) FROM users a JOIN users b ON b.id = a.boss WHERE a.id <= 4500 AND a.id > 3000 "
+        "ORDER BY a.id DESC"
+    ),
     "optional": "SELECT count(*), sum(length(bio)) FROM orders o LEFT JOIN users u ON u.id = o.user_id AND u.id > 9",
 }
 

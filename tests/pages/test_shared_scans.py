@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from litevfs.pages.btree import LEAF_TABLE
-from litevfs.pages.shared_scans import SharedScan
+from litevfs.pages.shared_scans import Begin, SharedScan
 from litevfs.pages.watcher import Watcher
 from tests.pages.test_watcher import TABLE_ROOT, in_order, indexed_pages
 
@@ -23,13 +23,13 @@ def leaves_of(pages: dict[int, bytes]) -> list[int]:
     return [pgno for pgno in in_order(pages, TABLE_ROOT) if pages[pgno][0] == LEAF_TABLE]
 
 
-def known(pages: dict[int, bytes], *, is_descending: bool = False) -> Watcher:
+def known(pages: dict[int, bytes], *, is_descending: bool = False, rowid: int | None = None) -> Watcher:
     """A watcher that knows the tree and has read none of its leaves."""
     watcher = Watcher(64)
     for pgno in in_order(pages, TABLE_ROOT):
         if pages[pgno][0] != LEAF_TABLE:
             watcher.learn(pgno, pages[pgno])
-    watcher.hold([TABLE_ROOT], {TABLE_ROOT: is_descending})
+    watcher.hold([TABLE_ROOT], {TABLE_ROOT: Begin(is_descending, rowid)})
     return watcher
 
 
@@ -69,9 +69,25 @@ def test_it_stays_known_however_many_leaves_are_looked_up(pages, is_descending, 
 
 
 @pytest.mark.parametrize("is_descending", [False, True])
+def test_it_begins_where_a_rowid_lies(pages, is_descending):
+    leaves, watcher = leaves_of(pages), known(pages, is_descending=is_descending, rowid=15_000)
+    parent, place = watcher.way_to(TABLE_ROOT)[-1]
+    first = watcher.trees.interior[parent].children[place]
+    assert 15_000 in watcher.trees.rowids_of(first)
+    number = leaves.index(first)
+    for leaf in leaves[number::-1][:50] if is_descending else leaves[number : number + 50]:
+        watcher.before_read(leaf)
+        watcher.before_read(leaves[7])  # a look-up
+        assert (
+            watcher.trees.interior[watcher.way_to(TABLE_ROOT)[-1][0]].children[watcher.way_to(TABLE_ROOT)[-1][1]]
+            == leaf
+        )
+
+
+@pytest.mark.parametrize("is_descending", [False, True])
 def test_the_leaves_to_come_cross_interior_pages_and_end_with_the_tree(pages, is_descending):
     leaves = leaves_of(pages)[:: -1 if is_descending else 1]
-    scan = SharedScan(TABLE_ROOT, known(pages).trees, is_descending=is_descending)
+    scan = SharedScan(TABLE_ROOT, known(pages).trees, Begin(is_descending))
     assert scan.leaves_after(10_000) == leaves[1:]
     scan.note(leaves[1])
     assert scan.leaves_after(3) == leaves[2:5]
@@ -81,9 +97,9 @@ def test_another_query_begins_without_it(pages):
     watcher = known(pages)
     watcher.before_read(leaves_of(pages)[1])
     place = watcher.way_to(TABLE_ROOT)
-    watcher.hold([TABLE_ROOT], {TABLE_ROOT: False})
+    watcher.hold([TABLE_ROOT], {TABLE_ROOT: Begin(False)})
     assert watcher.way_to(TABLE_ROOT) == place  # the same query
     watcher.begin()
     assert watcher.way_to(TABLE_ROOT) == []
-    watcher.hold([TABLE_ROOT], {TABLE_ROOT: False})
+    watcher.hold([TABLE_ROOT], {TABLE_ROOT: Begin(False)})
     assert watcher.way_to(TABLE_ROOT) != place

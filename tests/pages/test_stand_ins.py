@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
+from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior, varint
 from litevfs.pages.made_pages import (
     from_child_on,
     index_leaf,
@@ -51,6 +51,12 @@ def below(pages: dict[int, bytes], pgno: int) -> list[int]:
     """The pages of a tree, in order."""
     interior = parse_interior(pgno, pages[pgno])
     return [pgno, *(page for child in (interior.children if interior else ()) for page in below(pages, child))]
+
+
+def rowids_of(leaf: bytes) -> list[int]:
+    """Those of a table's leaf."""
+    pointers = [int.from_bytes(leaf[8 + 2 * i : 10 + 2 * i]) for i in range(int.from_bytes(leaf[3:5]))]
+    return [varint(leaf, varint(leaf, pointer)[1])[0] for pointer in pointers]
 
 
 def replace(pages: dict[int, bytes], pgno: int, stand_ins: StandIns) -> None:
@@ -259,6 +265,46 @@ def test_a_reader_begins_where_another_one_has_come_to(tmp_path, by, place, is_d
     count, most_more = len(set(found)), len(way)
     assert set(rows[len(rows) - count + most_more :]) <= set(found)
     assert len(set(found) - set(rows[len(rows) - count :])) <= most_more
+
+
+@pytest.mark.parametrize("place", ["first", "second", "middle", "last"])
+@pytest.mark.parametrize("operator", [">", ">=", "<", "<="])
+@pytest.mark.parametrize("has_gone_on", [False, True])
+def test_so_does_one_that_begins_with_a_search_for_a_rowid(tmp_path, place, operator, has_gone_on):
+    path = tmp_path / "t.db"
+    pages, table, _ = database(path, SMALL_PAGE, 1)
+    is_descending = operator.startswith("<")
+    way, pgno = [], table
+    while (interior := parse_interior(pgno, pages[pgno])) is not None:
+        last = len(interior.children) - 1
+        position = {"first": 0, "second": 1, "middle": last // 2, "last": last}[place]
+        way.append((pages[pgno], position))
+        pgno = interior.children[position]
+    of_leaf = rowids_of(pages[pgno])
+    begin = {True: of_leaf[-2], False: of_leaf[1]}[is_descending]
+    if has_gone_on:
+        begin = ROWS if is_descending else 1
+    numbers = range(len(pages) + 1, len(pages) + len(way) + 3)
+    new_root, aliases = two_ways(way, numbers, begin, is_descending=is_descending)
+    changed = {**pages, numbers[0]: table_leaf(SMALL_PAGE, [10**9]), **aliases, table: new_root}
+    changed[1] = pages[1][:28] + len(changed).to_bytes(4) + pages[1][32:]
+    path.write_bytes(b"".join(changed[number] for number in sorted(changed)))
+    order = "DESC" if is_descending else "ASC"
+    with closing(sqlite3.connect(path)) as connection:
+        found = [
+            row for (row,) in connection.execute(f"SELECT id FROM t WHERE id {operator} {begin} ORDER BY id {order}")
+        ]
+        looked_up = [
+            row for row in range(1, ROWS + 1) if connection.execute("SELECT 1 FROM t WHERE id = ?", (row,)).fetchone()
+        ]
+    step = -1 if is_descending else 1
+    first = begin + (0 if "=" in operator else step)
+    if has_gone_on and not (of_leaf[0] <= begin <= of_leaf[-1]):
+        first = of_leaf[-1 if is_descending else 0]
+    assert list(dict.fromkeys(found[: found.index(10**9)])) == list(
+        range(first, 0 if is_descending else ROWS + 1, step)
+    )
+    assert set(range(1, ROWS + 1)) - set(looked_up) <= {begin}
 
 
 @pytest.mark.parametrize("by", ["table", "index"])

@@ -18,6 +18,7 @@ from litevfs.pages.btree import (
     parse_index_entries,
     parse_interior,
 )
+from litevfs.pages.lookups import ALL_ROWS
 from litevfs.pages.watcher import FIRST_SHARE, Watcher
 from tests.interrupts import interrupted_everywhere
 
@@ -114,6 +115,22 @@ def test_the_next_tree_is_planned_before_the_last_interior_page_of_a_tree_is_kno
         if pages[pgno][0] in {INTERIOR_TABLE, INTERIOR_INDEX}:
             planned.update(watcher.learn(pgno, pages[pgno]))
     assert planned >= index
+
+
+def test_a_scan_begins_with_no_more_leaves_than_a_limit_lets_through_rows(tmp_path: Path):
+    pages = indexed_pages(tmp_path / "t.db", 6000)
+    first = parse_interior(TABLE_ROOT, pages[TABLE_ROOT]).children[0]
+    planned = {}
+    for rows in (0, 20, ALL_ROWS):
+        watcher = Watcher(512)
+        watcher.begin()
+        watcher.expect(rows)
+        watcher.after_read(TABLE_ROOT, pages[TABLE_ROOT])
+        watcher.after_read(first, pages[first])
+        leaves = parse_interior(first, pages[first]).children
+        watcher.before_read(leaves[0])
+        planned[rows] = len(watcher.before_read(leaves[1]))
+    assert planned[20] <= 20 < planned[0] == planned[ALL_ROWS]
 
 
 def test_a_scan_that_is_expected_ends_with_its_query(tmp_path: Path):
