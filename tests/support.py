@@ -13,7 +13,9 @@ import pytest
 
 import litevfs
 from litevfs.files.line import Line
+from litevfs.replica_clients.memory import MemoryReplicaClient, memory_store
 from litevfs.states.snapshot import Snapshot
+from tests.primary import Primary
 
 _TICK_S = 0.002
 
@@ -48,6 +50,17 @@ def one(connection: apsw.Connection, sql: str, *bindings: Any) -> Any:
 def rows(connection: apsw.Connection, sql: str) -> list[tuple[Any, ...]]:
     """All rows of a query."""
     return connection.execute(sql).fetchall()
+
+
+def numbers(count: int | str) -> str:
+    """SQL for the rows 1 to `count` of a column `value`."""
+    series = f"WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count})"
+    return f"({series} SELECT value FROM s)"
+
+
+def primary_at(memory_url: str, **options: Any) -> Primary:
+    """The primary of a replica in memory."""
+    return Primary(MemoryReplicaClient(memory_store(memory_url.removeprefix("memory://"))), **options)
 
 
 def txid_of(connection: apsw.Connection) -> int:

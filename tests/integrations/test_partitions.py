@@ -13,15 +13,11 @@ import litevfs
 from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.retention import enforce_level_0_retention
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
+from litevfs.replica_clients.memory import drop_memory_store, memory_store
 from tests.primary import Primary
+from tests.support import numbers, primary_at
 
 pyarrow = pytest.importorskip("pyarrow", reason="pip install 'litevfs[arrow]'")
-
-
-def numbers(count: int) -> str:
-    series = f"WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count})"
-    return f"({series} SELECT value FROM s)"
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def primary(url: str) -> Iterator[Primary]:
-    with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://"))), page_size=512) as primary:
+    with primary_at(url, page_size=512) as primary:
         yield primary
 
 

@@ -15,12 +15,6 @@ from tests.primary import Primary
 Cells = tuple[tuple[str, type, Any], ...]
 
 
-def numbers(count: int | str) -> str:
-    """SQL for the rows 1 to `count` of a column `value`."""
-    series = f"WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count})"
-    return f"({series} SELECT value FROM s)"
-
-
 def image_of(primary: Primary, txid: int) -> bytes:
     """The database after `txid`, as a database in memory takes it."""
     image = primary.images[txid]

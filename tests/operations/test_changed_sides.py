@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from random import Random
@@ -16,24 +15,15 @@ from litevfs.operations.changed_sides import TableFilter
 from litevfs.operations.key_orders import declared_key_order
 from litevfs.options import Options
 from litevfs.replica_clients.file import FileReplicaClient
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from tests.primary import Primary
-from tests.support import wait_until
+from tests.support import primary_at, wait_until
 
 TABLES = ("t", "w", "big", "other")
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    name = f"tables-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
-
-
-@pytest.fixture
 def primary(url: str) -> Iterator[Primary]:
-    with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://")))) as primary:
+    with primary_at(url) as primary:
         primary.commit(
             "CREATE TABLE t (id INTEGER PRIMARY KEY, x); CREATE INDEX i ON t (x);"
             "CREATE TABLE w (k PRIMARY KEY, v) WITHOUT ROWID; CREATE TABLE big (x); CREATE TABLE other (x)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -11,23 +9,8 @@ import pytest
 import litevfs
 from litevfs.errors import LitevfsError, OptionError, TXIDNotFoundError
 from litevfs.operations.patch import patch_statements
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
-from tests.operations.diff_oracle import check, numbers
-from tests.primary import Primary
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"diff-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
-
-
-@pytest.fixture
-def primary(url: str) -> Iterator[Primary]:
-    with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://")))) as primary:
-        yield primary
+from tests.operations.diff_oracle import check
+from tests.support import numbers, primary_at
 
 
 def pages_read(diff: litevfs.Diff) -> int:
@@ -69,8 +52,7 @@ def test_only_pages_that_differ_and_those_that_lead_to_them_are_read(primary, ur
 @pytest.mark.parametrize("seed", range(3))
 def test_the_patch_of_a_random_course_makes_the_newer_state(url, seed, page_size, auto_vacuum):
     random = Random(seed * 100 + page_size + auto_vacuum)
-    client = MemoryReplicaClient(memory_store(url.removeprefix("memory://")))
-    with Primary(client, page_size=page_size, auto_vacuum=auto_vacuum) as primary:
+    with primary_at(url, page_size=page_size, auto_vacuum=auto_vacuum) as primary:
         primary.commit(
             "CREATE TABLE t (id INTEGER PRIMARY KEY, x, u UNIQUE); CREATE TABLE r (a TEXT, b REAL);"
             "CREATE TABLE w (k TEXT COLLATE NOCASE, n, v, PRIMARY KEY (k, n)) WITHOUT ROWID;"

@@ -17,16 +17,8 @@ import litevfs
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from litevfs.testing.faulty import faulty_replica
-from tests.operations.diff_oracle import numbers
 from tests.primary import Primary
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"cost-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
+from tests.support import numbers
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import struct
-import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from random import Random
 
@@ -15,9 +13,10 @@ import litevfs
 from litevfs.errors import OptionError
 from litevfs.operations.index_trees import KeyColumn, KeyOrder
 from litevfs.operations.patch import patch_statements
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
-from tests.operations.diff_oracle import check, numbers
+from litevfs.replica_clients.memory import drop_memory_store, memory_store
+from tests.operations.diff_oracle import check
 from tests.primary import Primary
+from tests.support import numbers, primary_at
 
 SCHEMA = """
 CREATE TABLE pair (a TEXT COLLATE NOCASE, b, v, PRIMARY KEY (a, b)) WITHOUT ROWID;
@@ -32,20 +31,8 @@ CREATE TABLE back (id INTEGER PRIMARY KEY DESC, v REAL);
 WITHOUT_ROWID = ("pair", "down", "exact", "any_key", "long_key")
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"diff-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
-
-
-def client_of(url: str) -> MemoryReplicaClient:
-    return MemoryReplicaClient(memory_store(url.removeprefix("memory://")))
-
-
 def primary_of(url: str, encoding: str, **options: int) -> Primary:
-    primary = Primary(client_of(url), **options)
+    primary = primary_at(url, **options)
     primary.con.execute(f"PRAGMA encoding = '{encoding}'")
     return primary
 
@@ -165,7 +152,7 @@ def test_keys_are_ordered_as_sqlite_orders_them(collation, encoding, direction):
 
 
 def test_keys_that_only_their_own_collation_tells_apart_are_two_rows(url):
-    with Primary(client_of(url)) as primary:
+    with primary_at(url) as primary:
         primary.commit("CREATE TABLE t (k TEXT COLLATE NOCASE, v, PRIMARY KEY (k COLLATE BINARY)) WITHOUT ROWID")
         old = primary.commit("INSERT INTO t VALUES ('a', 1), ('A', 2), ('b', 3)")
         for sql in ("UPDATE t SET v = 9 WHERE k = 'A' COLLATE BINARY", "VACUUM", "DELETE FROM t WHERE v = 1"):
@@ -182,7 +169,7 @@ def test_text_with_nuls_is_patched_in_any_encoding(url, encoding):
 
 
 def test_what_is_virtual_is_named_and_its_shadow_tables_are_compared(url):
-    with Primary(client_of(url)) as primary:
+    with primary_at(url) as primary:
         primary.commit("CREATE VIRTUAL TABLE f USING fts5 (body); CREATE VIRTUAL TABLE r USING rtree (id, a, b)")
         old = primary.commit("INSERT INTO f VALUES ('some words'); CREATE VIEW v AS SELECT 1 AS one")
         primary.commit("INSERT INTO f VALUES ('more words'); INSERT INTO r VALUES (1, 2, 3)")

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -27,29 +26,14 @@ from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_stor
 from litevfs.testing.faulty import faulty_replica
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import wait_until
+from tests.support import numbers, primary_at, wait_until
 
 ROOT = Path(__file__).parents[2]
 
 
-def numbers(count: int | str) -> str:
-    """SQL for the rows 1 to `count` of a column `value`."""
-    return (
-        f"(WITH RECURSIVE s (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM s LIMIT {count}) SELECT value FROM s)"
-    )
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"follow-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
-
-
 @pytest.fixture
 def primary(url: str) -> Iterator[Primary]:
-    with Primary(MemoryReplicaClient(memory_store(url.removeprefix("memory://")))) as primary:
+    with primary_at(url) as primary:
         primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, filler)")
         primary.commit(f"INSERT INTO t SELECT value, randomblob(500) FROM {numbers(200)}")
         yield primary

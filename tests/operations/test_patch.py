@@ -6,8 +6,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import uuid
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,21 +15,12 @@ from hypothesis import strategies as st
 
 import litevfs
 from litevfs.operations.patch import literal, patch_statements
-from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from tests.operations.diff_oracle import check, image_of
 from tests.primary import Primary
 
 ODD_FLOATS = [-5144583724.042521, -3.3967692e-09, 1.17303766680362e-10, 0.038770168813818600, 2.200437503962169e-295]
 """SQLite 3.40 reads their shortest decimals as the numbers beside them."""
 ODD_TEXTS = ["a\r\nb", "\r", "\r\n\r\n", "x\n.tables\n/\ngo\n;\n", "'\r'\0'", "# no comment\n-- nor this", "é\u2028😀"]
-
-
-@pytest.fixture
-def primary() -> Iterator[Primary]:
-    name = f"patch-{uuid.uuid4().hex[:12]}"
-    with Primary(MemoryReplicaClient(memory_store(name))) as primary:
-        yield primary
-    drop_memory_store(name)
 
 
 def patch_of(primary: Primary, old: int) -> str:
