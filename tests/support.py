@@ -20,7 +20,7 @@ from tests.primary import Primary
 _TICK_S = 0.002
 
 
-def wait_until(condition: Callable[[], Any], what: str = "the condition", timeout_s: float = 10.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str = "the condition", timeout_s: float = 20.0) -> Any:
     """The condition's first true value; fails the test when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):

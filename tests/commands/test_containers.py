@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,10 +196,3 @@ def test_the_flags_of_a_container_that_make_no_sense_are_refused(run, tmp_path: 
 def sqlite_rows(path: Path) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as db:
         return db.execute("SELECT a FROM t").fetchall()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "in time"
-        time.sleep(0.02)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.operations.restore import restore
-from tests.replicate.support import wait_until
+from tests.support import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]  # processes: too long for every run
 PAGE = (Path(__file__).parents[2] / "docs" / "primary.md").read_text()

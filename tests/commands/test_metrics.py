@@ -13,7 +13,8 @@ import pytest
 
 from litevfs.errors import OptionError
 from litevfs.replicate import Replicator
-from tests.replicate.support import failing_client, refuse_writes, wait_until
+from tests.replicate.support import failing_client, refuse_writes
+from tests.support import wait_until
 
 pytest.importorskip("prometheus_client", reason="needs the extra `metrics` (pip install 'litevfs[metrics]')")
 from prometheus_client.parser import text_string_to_metric_families

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +22,7 @@ from litevfs.errors import ReplicatorError, TransientStorageError
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -186,13 +186,6 @@ def test_replicate_sends_the_last_transactions_when_told_to_stop(
             killer.cancel()
     assert (process.returncode, out, err) == (code, "", "")
     assert run("query", replica, "SELECT a FROM t").out == "1\n2\n"
-
-
-def wait_until(is_done: Callable[[], bool], limit_s: float = 20) -> None:
-    deadline = time.monotonic() + limit_s
-    while not is_done():
-        assert time.monotonic() < deadline, "in time"
-        threading.Event().wait(0.01)
 
 
 def test_compact_does_all_the_upkeep_at_once(run: Callable[..., Any], orders_copy: Path):

@@ -23,7 +23,7 @@ from litevfs.commands.primary_status import describe
 from litevfs.commands.status_socket import StatusServer, ask, socket_path
 from litevfs.errors import ReplicatorError
 from litevfs.replicate import Replicator
-from tests.replicate.support import wait_until
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 

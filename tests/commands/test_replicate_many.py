@@ -15,8 +15,8 @@ import pytest
 from litevfs.commands.status_socket import ask, socket_path
 from litevfs.operations.restore import restore
 from tests.peer import litestream_binary as litestream
-from tests.replicate.support import wait_until
 from tests.replicate.test_fleet import insert, make, rows_of
+from tests.support import wait_until
 
 processes = pytest.mark.servers  # too long for every run
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ import pytest
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from tests.commands.test_kills import KILLED, ROOT, killed_commands, rows, write
-from tests.replicate.support import wait_until
+from tests.support import wait_until
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 from litevfs.concurrency import shared_turns, turns
 from litevfs.concurrency.shared_turns import SharedThreads
 from litevfs.concurrency.turns import OwnThreads, Threads
+from tests.support import wait_until
 
 
 @pytest.fixture(params=["own", "shared"])
@@ -30,14 +31,6 @@ def shared() -> Iterator[SharedThreads]:
     threads = SharedThreads(2, "test")
     yield threads
     threads.close(20)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline
-        pause.wait(0.005)
 
 
 def test_turns_come_after_the_pause_that_the_last_one_asked_for(threads):

@@ -17,7 +17,8 @@ from litevfs.errors import StoragePermissionError
 from litevfs.operations.checkup import Checkup, check_replica
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault
-from tests.replicate.support import failing_client, wait_until
+from tests.replicate.support import failing_client
+from tests.support import wait_until
 
 
 def make(path: Path, text: str) -> apsw.Connection:

@@ -31,8 +31,9 @@ from litevfs.replica_clients.urls import open_replica_client
 from litevfs.testing.s3_server import S3Server
 from tests.peer import litestream_binary as litestream
 from tests.peer.durability_writer import answer_of, create, damaged_rows
-from tests.replicate.support import opened, wait_until
+from tests.replicate.support import opened
 from tests.servers import running_minio, use_bucket
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 SECONDS, KILLS = 120.0, 16

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from litevfs.ltx.decoder import LTXFile, decode_file
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from litevfs.testing.faulty_objects import FaultyObjectsClient
 
@@ -73,14 +72,6 @@ def assert_replicated(client: FileReplicaClient, path: Path) -> None:
     db.close()
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 20.0) -> None:
-    """Return when the condition holds; fail after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        threading.Event().wait(0.005)
-
-
 def failing_client(root: Path) -> FaultyObjectsClient:
     """A client of a replica in a folder, for faults."""
     inner = FileReplicaClient(root)
@@ -101,3 +92,17 @@ def fail_writes(client: FaultyReplicaClient, count: int = 1) -> None:
 def written(client: FaultyReplicaClient) -> list[int]:
     """The last TXID of each file that was to be stored, in order."""
     return [request.max_txid for request in client.faults.requests.copy() if request.operation == "write"]
+
+
+def synced(app: Any, replicator: Replicator, syncs: int) -> Replicator:
+    """The replicator, after so many commits and syncs."""
+    for _ in range(syncs):
+        app.insert()
+        replicator.sync()
+    return replicator
+
+
+def replicated(app: Any, client: ReplicaClient, *, syncs: int = 1) -> None:
+    """Replicate so many commits, and close again."""
+    with Replicator(app.path, client) as replicator:
+        synced(app, replicator, syncs)

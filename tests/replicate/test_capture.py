@@ -13,7 +13,8 @@ import pytest
 from litevfs.errors import ReplicatorError
 from litevfs.replicate.database import ReadTransaction, WALState
 from litevfs.replicate.wal import WALReader
-from tests.replicate.support import assert_replicated, wait_until
+from tests.replicate.support import assert_replicated
+from tests.support import wait_until
 
 
 @pytest.mark.slow

@@ -21,7 +21,8 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from tests.replicate.contender import contend
 from tests.replicate.places import WITH_SERVERS, Place, environment_of, place
-from tests.replicate.support import files_of, opened, states, wait_until
+from tests.replicate.support import files_of, opened, states
+from tests.support import wait_until
 
 ROOT = Path(__file__).parents[2]
 

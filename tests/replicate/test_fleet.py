@@ -20,7 +20,8 @@ from litevfs.replicate.config.model import DatabaseEntry, Place
 from litevfs.replicate.fleet import Fleet
 from litevfs.replicate.marks import state_folder
 from litevfs.replicate.upkeep import Upkeep
-from tests.replicate.support import rebuilt, wait_until
+from tests.replicate.support import rebuilt
+from tests.support import wait_until
 
 QUICK: dict[str, Any] = {"sync_interval_s": 0.05, "lease_ttl_s": None}
 

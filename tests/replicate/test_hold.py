@@ -17,7 +17,8 @@ from litevfs.replicate.database import ReadTransaction, SourceDatabase, WALState
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.wal import WALReader
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, files_of, source_bytes, states, wait_until
+from tests.replicate.support import assert_replicated, files_of, source_bytes, states
+from tests.support import wait_until
 
 
 class Interruptions:

@@ -30,14 +30,8 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.marks import state_folder
 from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
-from tests.replicate.support import LARGE, failing_client, rebuilt, refuse_writes, source_bytes, wait_until
-
-
-def synced(app, replicator: Replicator, syncs: int) -> Replicator:
-    for _ in range(syncs):
-        app.insert()
-        replicator.sync()
-    return replicator
+from tests.replicate.support import LARGE, failing_client, rebuilt, refuse_writes, source_bytes, synced
+from tests.support import wait_until
 
 
 def path_of(client: ReplicaClient, level: int, first: int, last: int | None = None) -> Path:

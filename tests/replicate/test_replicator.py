@@ -18,8 +18,8 @@ from tests.replicate.support import (
     files_of,
     rebuilt,
     source_bytes,
-    wait_until,
 )
+from tests.support import wait_until
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 ALL_PAGE_SIZES = [512 << n for n in range(8)]

@@ -30,8 +30,8 @@ from tests.replicate.support import (
     assert_replicated,
     files_of,
     refuse_writes,
-    wait_until,
 )
+from tests.support import wait_until
 
 
 def test_close_returns_in_its_time_while_an_upload_hangs(app, hanging):

@@ -17,21 +17,13 @@ import pytest
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
-from tests.replicate.support import assert_replicated, source_bytes
+from tests.replicate.support import assert_replicated, replicated, source_bytes
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 
 
 def state_folder(app) -> Path:
     return app.path.with_name(f".{app.path.name}-litevfs")
-
-
-def synced(app, client, *, syncs: int = 1) -> None:
-    """Replicate and close again."""
-    with Replicator(app.path, client) as replicator:
-        for _ in range(syncs):
-            app.insert()
-            replicator.sync()
 
 
 # --- one at a time, and which databases -------------------------------------------------------------------------------
@@ -145,7 +137,7 @@ def test_a_link_to_the_database_is_the_database(app, client, tmp_path: Path):
 
 def test_the_state_names_no_credentials_and_can_be_read(app, client):
     start_ms = time.time() * 1000
-    synced(app, client)
+    replicated(app, client)
     state = json.loads((state_folder(app) / "state.json").read_bytes())
     assert state["replica_url"] == client.url
     assert state["txid"] == 1

@@ -17,7 +17,8 @@ from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from tests.replicate.programs import create
-from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, source_bytes, states, wait_until
+from tests.replicate.support import assert_replicated, files_of, opened, rebuilt, source_bytes, states
+from tests.support import wait_until
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,16 @@ from litevfs.ltx.format import Header
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault
-from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client, files_of, states, written
+from tests.replicate.support import (
+    LARGE,
+    assert_replicated,
+    fail_writes,
+    failing_client,
+    files_of,
+    replicated,
+    states,
+    written,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
 
@@ -26,20 +35,12 @@ def state_folder(app) -> Path:
     return app.path.with_name(f".{app.path.name}-litevfs")
 
 
-def synced(app, client, *, syncs: int = 1) -> None:
-    """Replicate and close again."""
-    with Replicator(app.path, client) as replicator:
-        for _ in range(syncs):
-            app.insert()
-            replicator.sync()
-
-
 # --- continuing -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.plan("D02")
 def test_five_restarts_in_a_row_change_nothing(app, client):
-    synced(app, client)
+    replicated(app, client)
     before = {info.name: client.read(info) for info in client.list_files(0)}
     for _ in range(5):
         with Replicator(app.path, client) as replicator:
@@ -54,10 +55,10 @@ def test_what_was_committed_while_it_was_down_is_read_from_the_wal(app, client, 
     app.insert(20)
     app.checkpoint("PASSIVE")
     app.insert(3)
-    synced(app, client)
+    replicated(app, client)
     if not starts_over:
         app.insert()
-        synced(app, client)
+        replicated(app, client)
     txid = len(client.list_files(0))
     app.insert(3)
     with Replicator(app.path, client) as replicator:
@@ -105,7 +106,7 @@ def test_closing_leaves_the_wal_as_it_is_even_after_the_application(app, client)
 
 @pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
 def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_snapshot(app, client, mode: str):
-    synced(app, client)
+    replicated(app, client)
     app.insert()
     app.checkpoint(mode)
     app.insert()
@@ -122,7 +123,7 @@ def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_snapshot(app, 
 
 
 def test_an_application_that_ended_while_it_was_down_leads_to_a_snapshot(app, client):
-    synced(app, client)
+    replicated(app, client)
     app.insert()
     app.close()  # SQLite removes the WAL
     assert not app.path.with_name("app.db-wal").exists()
@@ -135,7 +136,7 @@ def test_an_application_that_ended_while_it_was_down_leads_to_a_snapshot(app, cl
 def test_a_wal_that_lost_its_end_leads_to_a_snapshot(app, client):
     """As after a power failure: transactions that were replicated are gone, others may have taken their place."""
     app.execute("PRAGMA wal_autocheckpoint=0")
-    synced(app, client, syncs=5)
+    replicated(app, client, syncs=5)
     path, copy = app.path, {}
     for suffix in ("", "-wal"):
         copy[suffix] = path.with_name(path.name + suffix).read_bytes()
@@ -150,7 +151,7 @@ def test_a_wal_that_lost_its_end_leads_to_a_snapshot(app, client):
 
 def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_snapshot(app, client):
     app.execute("PRAGMA wal_autocheckpoint=0")
-    synced(app, client, syncs=5)
+    replicated(app, client, syncs=5)
     path, copy = app.path, {}
     for suffix in ("", "-wal"):
         copy[suffix] = path.with_name(path.name + suffix).read_bytes()
@@ -254,7 +255,7 @@ def test_between_syncs_nothing_is_read_from_the_wal_of_another_database(make_app
 
 def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app, client):
     app = make_app()
-    synced(app, client)
+    replicated(app, client)
     app.close()
     with closing(sqlite3.connect(app.path)) as db:
         db.execute("PRAGMA journal_mode=DELETE")
@@ -292,7 +293,7 @@ def test_told_to_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_w
 
 
 def test_a_new_history_has_pages_of_the_size_that_the_replica_it_follows_has(make_app, client):
-    synced(make_app(), client)
+    replicated(make_app(), client)
     with (
         Replicator(make_app("other.db", page_size=1024).path, client, new_history=True) as replicator,
         pytest.raises(ReplicatorError, match="pages of 1024 bytes now, the replica has pages of 4096"),
@@ -310,7 +311,7 @@ def test_a_new_history_is_no_earlier_than_the_replica_it_follows(app, client):
 
 
 def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid_only_when_told_to(app, client):
-    synced(app, client)
+    replicated(app, client)
     page_size = files_of(client)[0].header.page_size
     for txid in (2, 3):
         data = encode_file(Header(page_size, 2, txid, txid, 1), [(1, bytes(page_size))])
@@ -328,7 +329,7 @@ def test_a_replica_that_is_ahead_gets_a_snapshot_as_its_next_txid_only_when_told
 
 
 def test_a_replica_that_lost_files_gets_a_snapshot_without_a_gap(app, client):
-    synced(app, client, syncs=5)
+    replicated(app, client, syncs=5)
     client.delete(client.list_files(0)[3:])
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 4
@@ -339,7 +340,7 @@ def test_a_replica_that_lost_files_gets_a_snapshot_without_a_gap(app, client):
 
 
 def test_a_replica_that_was_emptied_starts_again_at_txid_1(app, client, tmp_path: Path):
-    synced(app, client, syncs=3)
+    replicated(app, client, syncs=3)
     shutil.rmtree(tmp_path / "replica")
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 1
@@ -348,7 +349,7 @@ def test_a_replica_that_was_emptied_starts_again_at_txid_1(app, client, tmp_path
 
 @pytest.mark.parametrize("same_size", [False, True])
 def test_a_replica_with_another_file_of_the_same_txid_is_not_continued(app, client, same_size: bool):
-    synced(app, client, syncs=2)
+    replicated(app, client, syncs=2)
     newest, data = files_of(client)[1], client.read(client.list_files(0)[-1])
     pages = newest.pages() if same_size else [(2, bytes(4096))]
     other = encode_file(replace(newest.header, timestamp_ms=newest.header.timestamp_ms + 1), pages)
@@ -363,7 +364,7 @@ def test_a_replica_with_another_file_of_the_same_txid_is_not_continued(app, clie
 
 def test_a_compacted_replica_is_continued(app, client):
     """Level 0 is gone, level 1 reaches as far: nothing is missing."""
-    synced(app, client, syncs=2)
+    replicated(app, client, syncs=2)
     *_, (_, data) = states(files_of(client))
     pages = [(n + 1, data[n * 4096 : (n + 1) * 4096]) for n in range(len(data) // 4096)]
     client.write(1, 1, 2, encode_file(Header(4096, len(pages), 1, 2, 1), pages), 1)
@@ -375,10 +376,10 @@ def test_a_compacted_replica_is_continued(app, client):
 
 
 def test_another_url_gets_a_snapshot_even_when_the_txids_would_fit(app, client, tmp_path: Path):
-    synced(app, client, syncs=2)
+    replicated(app, client, syncs=2)
     other = FileReplicaClient(tmp_path / "other")
     (state_folder(app)).rename(tmp_path / "kept")
-    synced(app, other, syncs=2)
+    replicated(app, other, syncs=2)
     shutil.rmtree(state_folder(app))
     (tmp_path / "kept").rename(state_folder(app))
     with Replicator(app.path, other) as replicator:
@@ -393,7 +394,7 @@ def test_another_url_gets_a_snapshot_even_when_the_txids_would_fit(app, client, 
 
 @pytest.mark.plan("D01")
 def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
-    synced(app, client, syncs=2)
+    replicated(app, client, syncs=2)
     folder = state_folder(app)
     (folder / "pending" / "0000000000000003-0000000000000003.tmp").write_bytes(b"half a file")
     (folder / "pending" / "0000000000000003-0000000000000003.ltx").write_bytes(b"not counted by state.json")
@@ -410,7 +411,7 @@ def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 2}', b'{"version": 1, "position": {}}', None])
 def test_a_state_that_cannot_be_understood_leads_to_a_snapshot(app, client, content: bytes | None):
-    synced(app, client)
+    replicated(app, client)
     path = state_folder(app) / "state.json"
     path.unlink() if content is None else path.write_bytes(content)
     with Replicator(app.path, client) as replicator:
@@ -421,7 +422,7 @@ def test_a_state_that_cannot_be_understood_leads_to_a_snapshot(app, client, cont
 
 def test_a_state_with_a_flipped_bit_leads_to_a_snapshot(app, client):
     """The first digit of the newest file's time, say, would make all times of the future wrong."""
-    synced(app, client)
+    replicated(app, client)
     path = state_folder(app) / "state.json"
     newest_ms, data = files_of(client)[0].header.timestamp_ms, path.read_bytes()
     start, rng = data.index(b":"), random.Random(8)

@@ -28,7 +28,8 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault, FaultyReplicaClient
 from tests.replicate.conftest import Application
-from tests.replicate.support import assert_replicated, failing_client, source_bytes, wait_until
+from tests.replicate.support import assert_replicated, failing_client, source_bytes, synced
+from tests.support import wait_until
 
 
 @pytest.fixture
@@ -82,13 +83,6 @@ def assert_restores(app, tmp_path: Path, *clients: ReplicaClient) -> None:
         path.unlink(missing_ok=True)
         restore(client, path, integrity_check=True)
         assert path.read_bytes() == source_bytes(app.path), client.url
-
-
-def synced(app, replicator: Replicator, syncs: int) -> Replicator:
-    for _ in range(syncs):
-        app.insert()
-        replicator.sync()
-    return replicator
 
 
 def refused(app, replicator: Replicator, syncs: int, *rows: int) -> None:

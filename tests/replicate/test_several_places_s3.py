@@ -13,8 +13,9 @@ from litevfs.errors import TransientStorageError
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.replicate import Replicator
-from tests.replicate.support import source_bytes, wait_until
+from tests.replicate.support import source_bytes
 from tests.servers import running_minio, use_bucket
+from tests.support import wait_until
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(120)]
 

@@ -18,7 +18,8 @@ from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
 from tests.replicate.conftest import Application
-from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client, wait_until
+from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client
+from tests.support import wait_until
 
 
 def state_folder(app: Application) -> Path:

@@ -13,7 +13,8 @@ from litevfs.errors import ReplicaFormatError, TransientStorageError, UnrelatedD
 from litevfs.operations.restore import restore
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
-from tests.replicate.support import assert_replicated, rebuilt, refuse_writes, wait_until
+from tests.replicate.support import assert_replicated, rebuilt, refuse_writes
+from tests.support import wait_until
 
 
 @pytest.fixture
