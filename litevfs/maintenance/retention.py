@@ -60,7 +60,7 @@ def plan_level_0_retention(
     Among files that one compacted file covers, those before a young one stay too: its state is made of them.
     """
     covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
-    on_level_0 = sorted((f for f in files if f.level == 0), key=lambda f: (f.max_txid, f.min_txid))
+    on_level_0 = sorted({f for f in files if f.level == 0}, key=lambda f: (f.max_txid, f.min_txid))
     count = 0
     for file in on_level_0[:-1]:
         is_covered = any(first <= file.min_txid and file.max_txid <= last for first, last in covered)
