@@ -304,11 +304,14 @@ class Follower:
         self, snapshot: Snapshot, files: Iterable[FetchedFile], numbers: Mapping[LTXFileInfo, int] = _NO_NUMBERS
     ) -> tuple[Snapshot, Times]:
         times: Times = {}
-        for fetched in files:
+        for found in files:
+            is_news = found.header.max_txid > snapshot.txid
+            fetched = self._fetcher.confirm_size(found, snapshot.commit) if is_news else found
             number = numbers.get(fetched.info) or next(self._numbers)
-            numbered = NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
             try:
-                snapshot = snapshot.apply(numbered)
+                snapshot = snapshot.apply(
+                    NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
+                )
             except LTXFormatError as error:
                 raise self._fetcher.located(error, fetched.info) from error
             self._keep(number, fetched)

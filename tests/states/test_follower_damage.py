@@ -5,10 +5,14 @@ States are made around the first if others lead there, else with what is left; n
 
 from __future__ import annotations
 
+import struct
+from contextlib import suppress
+
 import pytest
 
 import litevfs
 from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
+from litevfs.files.fetch import WHOLE_FILE_BYTES
 from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo
@@ -229,3 +233,47 @@ def test_a_file_that_may_come_still_costs_no_refresh_at_all_levels(behind, error
     script.on_read = None
     replica.refresh()
     assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 0)
+
+
+# --- headers that are damaged on their way ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_size_that_is_read_wrong_does_not_make_the_database_smaller(times: int, is_open: bool):
+    """Of a large file the header is read alone. It holds few pages, so that a smaller size looks right."""
+    with Script() as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t(x); CREATE TABLE u(x)")
+        primary.commit("INSERT INTO u VALUES (zeroblob(9000)); INSERT INTO t VALUES (randomblob(2500000))")
+        primary.commit("UPDATE t SET x = zeroblob(9500000)")
+        primary.commit("UPDATE u SET x = randomblob(9000)")
+        primary.commit("UPDATE t SET x = CAST(randomblob(1500000) AS BLOB) || zeroblob(8000000)")
+        large = script.writer.list_files(0)[-1]
+        assert large.size > WHOLE_FILE_BYTES
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=0.5, cache_size_bytes=0))
+        try:
+            if is_open:
+                hidden = script.writer.read(large)
+                script.writer.delete([large])
+                replica.refresh()
+                script.writer.write(0, 5, 5, hidden, primary.timestamp_ms(5))
+            left = [times]
+
+            def damage(file: LTXFileInfo, offset: int, data: bytes) -> bytes:
+                if file.max_txid != 5 or offset or not left[0] or len(data) < 16:
+                    return data
+                left[0] -= 1
+                (commit,) = struct.unpack(">I", data[12:16])
+                return data[:12] + struct.pack(">I", commit - (512 << left[0])) + data[16:]  # another one each time
+
+            script.on_read = damage
+            for _ in range(3):
+                with suppress(LTXFormatError):
+                    replica.refresh()
+            assert replica.snapshot.txid == 5
+            assert replica.snapshot.size_bytes == len(primary.images[5])
+            primary.commit("INSERT INTO u VALUES (1)")
+            replica.refresh()
+            assert replica.snapshot.txid == 6
+        finally:
+            replica.close()
