@@ -48,6 +48,27 @@ def store_whole(path: Path, data: bytes, mtime_s: int | None = None) -> None:
     temporary.replace(path)
 
 
+class FolderOfFiles:
+    """A replica whose files lie in a folder of this machine, looked at there."""
+
+    folder: Path
+    level_folder = "ltx/{}/"
+
+    def path(self, level: int, name: str) -> Path:
+        return self.folder / self.level_folder.format(level) / name
+
+    def get(self, level: int, name: str) -> bytes | None:
+        path = self.path(level, name)
+        return path.read_bytes() if path.exists() else None
+
+    def names(self, level: int) -> set[str]:
+        folder = self.path(level, "")
+        return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+    def timestamp_ms(self, level: int, name: str) -> int:
+        return self.path(level, name).stat().st_mtime_ns // 1_000_000
+
+
 class GSReplica:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
@@ -136,7 +157,7 @@ class AzureReplica:
         return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
-class WebDAVReplica:
+class WebDAVReplica(FolderOfFiles):
     def __init__(self, endpoint: str, folder: Path) -> None:
         self.endpoint = endpoint
         self.path = f"replicas/{uuid.uuid4().hex[:12]}"
@@ -149,9 +170,6 @@ class WebDAVReplica:
 
     def new_client(self) -> WebDAVReplicaClient:
         return WebDAVReplicaClient(self.url)
-
-    def file(self, level: int, name: str) -> Path:
-        return self.folder / "ltx" / str(level) / name
 
     def put(self, level: int, name: str, data: bytes) -> None:
         self.put_path(f"ltx/{level}/{name}", data)
@@ -171,14 +189,6 @@ class WebDAVReplica:
         url = f"http://{self.endpoint}/{path}"
         return self.http.request(method, url, body=body, headers={**login, **headers}).status
 
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.file(level, name)
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        folder = self.file(level, "")
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
     def timestamp_ms(self, level: int, name: str) -> int:
         raise NotImplementedError("WebDAV keeps no time of a client's")
 
@@ -191,7 +201,7 @@ def url_at(port: int, keys: Path, path: Path, known_hosts: str = "") -> str:
     return f"sftp://{getpass.getuser()}@127.0.0.1:{port}{path}?absolute=true&keyPath={keys}/client_key&{host}"
 
 
-class SFTPReplica:
+class SFTPReplica(FolderOfFiles):
     def __init__(self, port: int, keys: Path, folder: Path) -> None:
         self.port, self.keys, self.folder = port, keys, folder
         self.url = url_at(port, keys, folder)
@@ -199,9 +209,6 @@ class SFTPReplica:
 
     def new_client(self) -> SFTPReplicaClient:
         return SFTPReplicaClient(self.url)
-
-    def path(self, level: int, name: str) -> Path:
-        return self.folder / "ltx" / str(level) / name
 
     def put_path(self, path: str, data: bytes) -> None:
         (self.folder / path).parent.mkdir(parents=True)
@@ -212,17 +219,6 @@ class SFTPReplica:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._puts += 1  # times are whole seconds
         store_whole(path, data, TIMESTAMP_MS // 1000 + self._puts)
-
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.path(level, name)
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        folder = self.path(level, "")
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        return self.path(level, name).stat().st_mtime_ns // 1_000_000
 
 
 class NATSReplica:
@@ -294,21 +290,18 @@ class NATSReplica:
         return round(datetime.fromisoformat(self.run(timestamp)).timestamp() * 1000)
 
 
-class FolderReplica:
+class FolderReplica(FolderOfFiles):
     """A folder that a web server serves; `level_folder` names its layout, and `is_indexed` says how it is listed."""
 
     def __init__(self, url: str, folder: Path, level_folder: str = "ltx/{}/", *, is_indexed: bool) -> None:
         self.url, self.folder = url, folder
-        self._level_folder, self._is_indexed = level_folder, is_indexed
+        self.level_folder, self._is_indexed = level_folder, is_indexed
         self._puts = 0
         (folder / "ltx").mkdir(parents=True, exist_ok=True)
         self.index()
 
     def new_client(self) -> HTTPReplicaClient:
         return HTTPReplicaClient(self.url)
-
-    def path(self, level: int, name: str) -> Path:
-        return self.folder / self._level_folder.format(level) / name
 
     def put(self, level: int, name: str, data: bytes) -> None:
         path = self.path(level, name)
@@ -323,14 +316,3 @@ class FolderReplica:
             files = [file for level in range(10) for file in source.list_files(level)]
             store_whole(self.folder / "index.json", write_index(files, TIMESTAMP_MS + self._puts))
             source.close()
-
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.path(level, name)
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        folder = self.path(level, "")
-        return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        return self.path(level, name).stat().st_mtime_ns // 1_000_000

@@ -25,13 +25,14 @@ from litevfs.replica_clients import descriptors
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance
+from tests.replica_clients.store_replicas import FolderOfFiles
 
 NAME = "0000000000000001-0000000000000001.ltx"
 
 
-class FileReplica:
+class FileReplica(FolderOfFiles):
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = self.folder = root
         root.mkdir()
 
     def new_client(self) -> FileReplicaClient:
@@ -42,16 +43,6 @@ class FileReplica:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "being-written").write_bytes(data)
         (folder / "being-written").rename(folder / name)
-
-    def get(self, level: int, name: str) -> bytes | None:
-        path = self.root / "ltx" / str(level) / name
-        return path.read_bytes() if path.exists() else None
-
-    def names(self, level: int) -> set[str]:
-        return {path.name for path in (self.root / "ltx" / str(level)).glob("*")}
-
-    def timestamp_ms(self, level: int, name: str) -> int:
-        return (self.root / "ltx" / str(level) / name).stat().st_mtime_ns // 1_000_000
 
 
 class TestFileReplicaClient(ReplicaClientConformance):

@@ -20,6 +20,7 @@ from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.testing.client_conformance import ReplicaClientConformance
 from litevfs.testing.conformance_base import TIMESTAMP_MS, txids_of
 from tests.primary import Primary
+from tests.replica_clients.store_replicas import FolderOfFiles, store_whole
 from tests.replica_clients.store_servers import static_server
 
 ORDERS = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
@@ -38,29 +39,15 @@ class TestIndexed(ReplicaClientConformance):
 
     @pytest.fixture
     def replica(self, tmp_path: Path) -> Any:
-        class Replica:
+        class Replica(FolderOfFiles):
+            folder = tmp_path
+
             def new_client(self) -> IndexedReplicaClient:
                 return IndexedReplicaClient(FileReplicaClient(tmp_path))
 
-            def path(self, level: int, name: str) -> Path:
-                return tmp_path / "ltx" / str(level) / name
-
             def put(self, level: int, name: str, data: bytes) -> None:
                 self.path(level, name).parent.mkdir(parents=True, exist_ok=True)
-                temporary = self.path(level, name + ".tmp")
-                temporary.write_bytes(data)
-                temporary.replace(self.path(level, name))
-
-            def get(self, level: int, name: str) -> bytes | None:
-                path = self.path(level, name)
-                return path.read_bytes() if path.exists() else None
-
-            def names(self, level: int) -> set[str]:
-                folder = self.path(level, "")
-                return {path.name for path in folder.iterdir()} if folder.exists() else set()
-
-            def timestamp_ms(self, level: int, name: str) -> int:
-                return self.path(level, name).stat().st_mtime_ns // 1_000_000
+                store_whole(self.path(level, name), data)
 
         tmp_path.mkdir(exist_ok=True)
         return Replica()
