@@ -212,6 +212,8 @@ def is_costly(fetcher: Fetcher, file: LTXFileInfo) -> bool:
 def open_part(current: Callable[[], Fetcher], file: LTXFileInfo) -> tuple[Header, bytes, PartIndex]:
     """Header, first bytes and page index of a snapshot file; of the index, only its size is read. Not for the pool.
 
+    The header is read twice, at once: here nothing else tells how many pages there are.
+
     `current` gives the replica's fetcher: after a fork it is another one.
 
     Raises LTXFormatError, located, for a file that is damaged there, and what reading raises.
@@ -219,10 +221,12 @@ def open_part(current: Callable[[], Fetcher], file: LTXFileInfo) -> tuple[Header
     fetcher = current()
     tail_size = min(file.size, INDEX_SIZE_FIELD_SIZE + TRAILER_SIZE)
     head_size = likely_head_bytes(file, fetcher.client.block_size, fetcher.line.trip_bytes)
-    ranges = ((0, head_size), (file.size - tail_size, tail_size))
-    head, tail = fetcher.threads.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
+    ranges = ((0, head_size), (file.size - tail_size, tail_size), (0, HEADER_SIZE))
+    head, tail, again = fetcher.threads.parallel([partial(fetcher.read, file, *wanted) for wanted in ranges])
     try:
         header = Header.unpack(head)
+        if again != head[:HEADER_SIZE]:
+            raise LTXFormatError("each request brings another header")
         check_name(file, header)
         Trailer.unpack(tail[-TRAILER_SIZE:]).validate(header)
         pages_end = file.size - tail_size_needed(tail, file.size, header)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import closing
 from random import Random
 
 import numpy as np
@@ -12,10 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from litevfs.errors import LTXFormatError
-from litevfs.files.part_index import PART_BYTES, WINDOW_BYTES, PartIndex
+from litevfs.files.fetch import Fetcher
+from litevfs.files.part_index import PART_BYTES, WINDOW_BYTES, PartIndex, open_part
 from litevfs.files.ranges import Range
+from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.ltx.format import Header, lock_pgno
 from litevfs.ltx.page_index import PageIndex, encode_entries, page_index_from_frames
+from tests.primary import Primary
+from tests.scripted import Script, ScriptedClient
 
 PAGE_SIZE = 65536
 LOCK = lock_pgno(PAGE_SIZE)
@@ -138,3 +143,25 @@ def test_a_database_larger_than_its_lock_page():
     for entry in (LOCK - 3, LOCK - 2, LOCK - 1, LOCK, LOCK + 1, LOCK + 499):
         world.check([entry])
     world.check(range(LOCK - 40, LOCK + 40))
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_a_size_of_the_database_that_is_read_wrong_once_is_not_believed(read: int):
+    with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
+        primary.commit("CREATE TABLE t (x); INSERT INTO t VALUES (randomblob(300000))")
+        primary.commit("UPDATE t SET x = randomblob(300000)")
+        file = primary.compact(9, 1, 2)
+        with closing(Fetcher(ScriptedClient(script), read_timeout_s=5.0)) as fetcher:
+            header, _, index = open_part(lambda: fetcher, file)
+            assert header.commit * primary.page_size == len(primary.images[2])
+            assert index.find([1])[0].tolist() == [100]
+            reads: list[int] = []
+
+            def damage(_: LTXFileInfo, offset: int, data: bytes) -> bytes:
+                if offset == 0:
+                    reads.append(len(data))
+                return data[:15] + bytes([data[15] ^ 1]) + data[16:] if offset == 0 and len(reads) - 1 == read else data
+
+            script.on_read = damage
+            with pytest.raises(LTXFormatError, match="another header"):
+                open_part(lambda: fetcher, file)
