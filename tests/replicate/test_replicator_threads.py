@@ -34,9 +34,9 @@ from tests.replicate.support import (
     refuse_writes,
     source_bytes,
     states,
-    wait_until,
     written,
 )
+from tests.support import wait_until
 
 
 def test_the_threads_upload_what_is_committed_within_its_interval(app, client, replicate):
