@@ -92,7 +92,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=spare_threads.reset)
 
 
-class Task(Protocol):
+class Job(Protocol):
     """What a pool makes. One of the two is called, once."""
 
     def run(self) -> object:
@@ -110,10 +110,10 @@ class WorkerPool:
     def __init__(self, max_threads: int, name: str) -> None:
         self.max_threads = max_threads
         self._name = name
-        self._waiting: deque[Task] = deque()  # empty while a thread is idle
-        self._idle: list[SimpleQueue[Task | None]] = []  # of each idle thread, where it waits for its next task
+        self._waiting: deque[Job] = deque()  # empty while a thread is idle
+        self._idle: list[SimpleQueue[Job | None]] = []  # of each idle thread, where it waits for its next job
         self._threads = 0
-        self._fresh = 0  # of them, those that are about to take their first task
+        self._fresh = 0  # of them, those that are about to take their first job
         self._closed = False
         self._lock = threading.RLock()  # a signal's handler may submit, too
 
@@ -122,24 +122,24 @@ class WorkerPool:
 
         Raises RuntimeError when the pool is shut down, or when there is no thread and none can be started.
         """
-        task = _Call(call)
-        self.start([task])
-        return task
+        job = _Call(call)
+        self.start([job])
+        return job
 
-    def start(self, tasks: Sequence[Task]) -> None:
-        """Run tasks as `submit` makes calls, for little more than the price of one. Raises what that raises."""
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Run jobs as `submit` makes calls, for little more than the price of one. Raises what that raises."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool is shut down")
-            lacking = len(self._waiting) + len(tasks) - len(self._idle)
+            lacking = len(self._waiting) + len(jobs) - len(self._idle)
             if lacking > self._fresh and self._threads < self.max_threads:
                 self._start_thread()  # which starts the next one
-            for task in tasks:
+            for job in jobs:
                 if self._idle:
-                    self._idle[-1].put(task)  # from here on it is run, even if Ctrl-C comes before the next line
+                    self._idle[-1].put(job)  # from here on it is run, even if Ctrl-C comes before the next line
                     self._idle.pop()
                 else:
-                    self._waiting.append(task)
+                    self._waiting.append(job)
 
     @property
     def has_room(self) -> bool:
@@ -151,13 +151,13 @@ class WorkerPool:
         """Cancel the calls that wait, and end the threads, each after the call it is making. Waits for none of them."""
         with self._lock:
             self._closed = True
-            tasks = list(self._waiting)
+            jobs = list(self._waiting)
             self._waiting.clear()
             while self._idle:
                 self._idle[-1].put(None)  # first: after Ctrl-C between the two lines the thread ends all the same
                 self._idle.pop()
-        for task in tasks:
-            task.drop()
+        for job in jobs:
+            job.drop()
 
     def _start_thread(self) -> None:
         with self._lock:
@@ -175,18 +175,18 @@ class WorkerPool:
                     raise
 
     def _run(self) -> None:
-        box: SimpleQueue[Task | None] = SimpleQueue()
+        box: SimpleQueue[Job | None] = SimpleQueue()
         with self._lock:
             self._fresh -= 1
             lacks_more = len(self._waiting) - 1 > self._fresh and self._threads < self.max_threads
         if lacks_more:
             self._start_thread()
-        while (task := self._next(box)) is not None:
-            task.run()
-            del task  # an idle thread keeps no result alive
+        while (job := self._next(box)) is not None:
+            job.run()
+            del job  # an idle thread keeps no result alive
 
-    def _next(self, box: SimpleQueue[Task | None]) -> Task | None:
-        """The task that waits longest; None when the pool is shut down."""
+    def _next(self, box: SimpleQueue[Job | None]) -> Job | None:
+        """The job that waits longest; None when the pool is shut down."""
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
@@ -204,7 +204,7 @@ class _Call(Future[T]):
         self._call: Callable[[], T] | None = call
 
     def run(self) -> None:
-        """See `Task`."""
+        """See `Job`."""
         call, self._call = self._call, None
         if call is None or not self.set_running_or_notify_cancel():
             return
@@ -217,5 +217,5 @@ class _Call(Future[T]):
             self.set_result(result)
 
     def drop(self) -> None:
-        """See `Task`."""
+        """See `Job`."""
         self.cancel()

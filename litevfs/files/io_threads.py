@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from litevfs.concurrency.futures import result_of, run_ahead, settle
-from litevfs.concurrency.workers import Task, WorkerPool
+from litevfs.concurrency.workers import Job, WorkerPool
 from litevfs.errors import StorageClosedError
 from litevfs.files.line import MIN_AT_ONCE, Line
 
@@ -54,11 +54,11 @@ class IOThreads:
         with self._lock:
             return self._open_pool().submit(call)
 
-    def start(self, tasks: Sequence[Task]) -> None:
-        """Run tasks as `submit` makes calls. Raises what that raises."""
-        if tasks:
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Run jobs as `submit` makes calls. Raises what that raises."""
+        if jobs:
             with self._lock:
-                self._open_pool().start(tasks)
+                self._open_pool().start(jobs)
 
     def _open_pool(self) -> WorkerPool:
         if self._is_closed():

@@ -94,18 +94,18 @@ class Request:
         return True
 
     def made_by(self, make: Callable[[], object]) -> Request:
-        """Make this request by that call, which must not raise, once a pool runs it (see `workers.Task`)."""
+        """Make this request by that call, which must not raise, once a pool runs it (see `workers.Job`)."""
         self._make = make
         return self
 
     def run(self) -> None:
-        """See `workers.Task`."""
+        """See `workers.Job`."""
         make, self._make = self._make, None
         if make is not None and self._turn.acquire(blocking=False):
             make()
 
     def drop(self) -> None:
-        """See `workers.Task`."""
+        """See `workers.Job`."""
         self._give_up(closed_error())
 
     def take_back(self) -> bool:
