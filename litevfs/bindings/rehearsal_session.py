@@ -75,6 +75,7 @@ class Attempt:
     most_seen: int = 0  # pages in memory that it may read; 0: any number
     missing: dict[int, int] = field(default_factory=dict)  # pages, and how many others it has read before
     seen: dict[int, None] = field(default_factory=dict)  # pages that it has read, and that were in memory
+    again: set[int] = field(default_factory=set)  # those that it has read once more: SQLite's cache did not keep them
     last: int = 0  # page that was missing last
     siblings: int = 0  # leaves in a row up to this one
     last_made: int = 0  # page below a stand-in that was read last
@@ -242,7 +243,7 @@ class RehearsalSession(Session):
                 raise
             logger.debug("a rehearsal ended in a virtual table: %s", error)
         if most_seen and (ahead := self.replica.pages.ahead) is not None:
-            ahead.hold(self.snapshot, reversed(attempt.seen))
+            ahead.hold(self.snapshot, reversed(attempt.seen), attempt.again)
         return list(attempt.missing)
 
     def roots_of(self, pgnos: Iterable[int]) -> Iterator[int]:
@@ -368,7 +369,9 @@ class RehearsalSession(Session):
             return self._stand_in(pgno)
         if self._stand_ins is not None:
             self._stand_ins.learn(pgno, page_or_none)
-            if pgno not in attempt.passed:
+            if pgno in attempt.seen:
+                attempt.again.add(pgno)
+            elif pgno not in attempt.passed:
                 attempt.seen[pgno] = None
             if 0 < attempt.most_seen < len(attempt.seen):
                 attempt.is_cut_short = True

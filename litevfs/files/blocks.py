@@ -244,9 +244,12 @@ class BlockReader:
         else:
             answer.add_done_callback(lambda _: call())
 
-    def hold(self, number: int, offset: int, size: int) -> None:
-        """Let these bytes, if they are in memory, stay there for a next use longer than others."""
-        if not self.cache.hold(range_key(number, offset)):
+    def hold(self, number: int, offset: int, size: int, *, stays: bool) -> None:
+        """Let these bytes, if they are in memory, stay there for a next use longer than others.
+
+        They stay after that if there are others in their block, or if told so.
+        """
+        if not self.cache.hold(range_key(number, offset), stays=stays):
             for block in self._blocks_around(offset, size):
                 self.cache.hold(block_key(number, block), stays=True)
 

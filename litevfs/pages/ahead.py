@@ -6,7 +6,7 @@ A failure here raises no error: a reader that needs the page reads it again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 
 from litevfs.errors import LitevfsError
 from litevfs.files.blocks import BlockReader
@@ -177,11 +177,14 @@ class ReadAhead:
         self.start(snapshot, pgnos, Watcher(self.max_pages()), owner, is_sparing=is_sparing)
         self._when_there(snapshot, pgnos, call)
 
-    def hold(self, snapshot: Snapshot, pgnos: Iterable[int]) -> None:
-        """Let these pages, if they are in memory, stay for a next use longer than others, the last one longest."""
+    def hold(self, snapshot: Snapshot, pgnos: Iterable[int], again: Container[int]) -> None:
+        """Let these pages, if they are in memory, stay for a next use longer than others, the last one longest.
+
+        Those that are used `again` stay after that, too.
+        """
         for pgno in pgnos:
             if snapshot.version(pgno) and snapshot.is_placed(pgno):
-                self._blocks.hold(*snapshot.place(pgno))
+                self._blocks.hold(*snapshot.place(pgno), stays=pgno in again)
 
     def _when_there(self, snapshot: Snapshot, pgnos: Iterable[int], call: Callable[[], object]) -> None:
         places = [snapshot.place(pgno) for pgno in pgnos if snapshot.version(pgno) and snapshot.is_placed(pgno)]
