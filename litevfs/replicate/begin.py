@@ -16,7 +16,7 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.marks import RestoredMark, read_restored
 from litevfs.replicate.provenance import PageSums, continues_in_wal, is_newest_state
-from litevfs.replicate.replica_position import ReplicaPosition
+from litevfs.replicate.replica_position import ReplicaPosition, newest_time
 from litevfs.units import format_timestamp
 
 logger = logging.getLogger("litevfs.replicate")
@@ -45,7 +45,7 @@ def refuse_unrelated(
     if there.newest is None:
         return
     mark = read_restored(path)
-    if mark is not None and _is_made_of(mark, {client.url, *restored_from}, there):
+    if mark is not None and _is_made_of(client, mark, {client.url, *restored_from}, there):
         logger.info("%s: restored from TXID %016x, and goes on from there", path, there.txid)
         return
     why = _why_not_same(client, capture, there)
@@ -59,13 +59,10 @@ def refuse_unrelated(
     logger.info("%s: has the state of TXID %016x of the replica, and goes on from there", path, there.txid)
 
 
-def _is_made_of(mark: RestoredMark, urls: Collection[str], there: ReplicaPosition) -> bool:
-    return (
-        there.header is not None
-        and mark.replica_url in urls
-        and mark.txid == there.txid
-        and mark.timestamp_ms == there.header.timestamp_ms
-    )
+def _is_made_of(client: ReplicaClient, mark: RestoredMark, urls: Collection[str], there: ReplicaPosition) -> bool:
+    if there.header is None or mark.replica_url not in urls or mark.txid != there.txid:
+        return False
+    return mark.timestamp_ms == there.header.timestamp_ms or mark.timestamp_ms == newest_time(client, there)
 
 
 def _why_not_same(client: ReplicaClient, capture: Capture, there: ReplicaPosition) -> str | None:

@@ -7,8 +7,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from litevfs.errors import (
@@ -559,3 +561,16 @@ def test_a_time_that_is_read_wrong_once_is_not_that_of_all_later_files(app, tmp_
     assert newest.max_txid == 2
     header = Header.unpack(client.read(newest, 0, HEADER_SIZE))
     assert abs(header.timestamp_ms / 1000 - time.time()) < 3600
+
+
+def test_a_time_that_is_read_wrong_once_refuses_no_restored_database(app, tmp_path: Path):
+    client = Garbling(tmp_path / "replica")
+    with Replicator(app.path, client, lease_ttl_s=None) as replicator:
+        synced(app, replicator, 2)
+    restore(client, path := tmp_path / "restored.db")
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("INSERT INTO t (data) VALUES (1)")
+    client.size, client.at = HEADER_SIZE, 39
+    with Replicator(path, client, lease_ttl_s=None) as replicator:
+        assert replicator.sync() == 3
+        assert not client.size
