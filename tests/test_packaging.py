@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions
+from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -78,6 +80,7 @@ OF_ONE_SOURCE = {
     "litevfs/live/prometheus.py": METRICS,
     "litevfs/replicate/config/document.py": CONFIG,  # by `--config`
     "litevfs/files/compressed.py": {"zstandard"},  # by `cache_dir_compress`
+    "litevfs/__pyinstaller/hook-litevfs.py": {"pyinstaller"},  # that runs it
     "litevfs/explain.py": CHARTS,  # by `explain-io --png`
     "litevfs/replica_clients/http/transport.py": {"certifi"},  # preferred to botocore's list where it is installed
 }
@@ -211,3 +214,21 @@ def test_the_lowest_versions_that_are_tried_are_the_bounds():
         name, _, bound = re.sub(r"\[.*\]", "", requirement).partition(">=")
         if bound:
             assert f"{tried[name]}.".startswith(f"{bound}."), requirement
+
+
+def test_pyinstaller_is_told_of_the_modules_that_are_imported_by_name(monkeypatch: pytest.MonkeyPatch):
+    modules = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in SOURCES}
+    hooks = ModuleType("PyInstaller.utils.hooks")
+    hooks.collect_submodules = lambda _, **choice: set(filter(choice["filter"], modules))
+    hooks.copy_metadata = lambda name: [name]
+    for name in ("PyInstaller", "PyInstaller.utils"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, hooks.__name__, hooks)
+    entry = EntryPoint("hook-dirs", PYPROJECT["project"]["entry-points"]["pyinstaller40"]["hook-dirs"], "pyinstaller40")
+    (folder,) = entry.load()()
+    told = runpy.run_path(str(Path(folder) / "hook-litevfs.py"))["hiddenimports"]
+    assert {name for name in modules if name.startswith(("litevfs.commands", "litevfs.replica_clients"))} <= told
+    assert set(litevfs._HOME_OF.values()) <= told
+    engines = {f"litevfs.integrations.{name}" for name in ("dask", "datasette", "ray", "spark")}
+    assert engines < modules
+    assert not told & engines
