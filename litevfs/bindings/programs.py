@@ -82,6 +82,7 @@ class Plan:
     shows_rows: bool = False  # it has a row for each row that an index leads to in its table, unless it rejects that
     outer: tuple[Outer, ...] = ()  # trees that its outermost loops go through
     names: tuple[str | None, ...] = ()  # of its parameters, without the character before them; None: has none
+    offsets: tuple[Value, ...] = ()  # rows that are passed over before those of a LIMIT
     joins_itself: bool = False  # a tree is read in two places
     reads_modules: bool = False  # virtual tables, whatever is known of them
     reads_other_trees: bool = False  # those of such tables
@@ -116,8 +117,16 @@ class Plan:
         """How many pages the first rehearsal may miss."""
         if not self._limits(values):
             return MANY_PAGES
-        rows = self.rows(values) or 0
+        rows = (self.rows(values) or 0) + self._passed_over(values)
         return min(max(rows * (len(self.trees) - 1), FEW_PAGES), MANY_PAGES)
+
+    def ends_soon(self, values: Values) -> bool:
+        """Whether a LIMIT is known to let through few rows, after few that an OFFSET passes over."""
+        return self.rows(values) is not None and self._passed_over(values) < MANY_PAGES
+
+    def _passed_over(self, values: Values) -> int:
+        known = self._in_order(values)
+        return max((offset.value(known) or 0 for offset in self.offsets), default=0)
 
     def outer_loops(self, values: Values) -> dict[int, tuple[Outer, int | None]]:
         """The outermost loops whose begin is known, by root, and the rowids at which those over shared tables begin."""
@@ -180,6 +189,7 @@ def plan_of(
         shows_rows=shows_rows,
         outer=_outer_loops(steps, roots),
         names=tuple(names),
+        offsets=tuple(_value_of(steps, step.p3) for step in steps if step.opcode == "OffsetLimit"),
         joins_itself=len(roots) > len(trees),
         reads_modules=reads_modules,
         reads_other_trees=bool(modules and modules & ON_TABLES),

@@ -192,7 +192,7 @@ class Rehearsals:
     def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, run: RehearsedRun) -> None:
         """Fetch what each rehearsal misses, until it is nothing."""
         most = plan.pages(task.statement.values)
-        is_limited = plan.rows(task.statement.values) is not None
+        is_limited = plan.ends_soon(task.statement.values)
         for number in range(MAX_REHEARSALS):
             host = self._host()
             if host is None or self.must_end(task):

@@ -147,6 +147,23 @@ def test_the_trees_that_the_outermost_loops_go_through_are_known(sql, outer):
 
 
 @pytest.mark.parametrize(
+    ("limit", "pages", "ends_soon"),
+    [
+        ("", 256, False),
+        ("LIMIT 40", 40, True),
+        ("LIMIT 40 OFFSET 60", 100, True),
+        ("LIMIT 40 OFFSET 3000", 256, False),
+        ("LIMIT 40 OFFSET ?", 256, False),
+    ],
+)
+def test_rows_that_an_offset_passes_over_are_joined_too(limit, pages, ends_soon):
+    sql = f"SELECT * FROM orders CROSS JOIN likes ON user_id = amount AND post_id = batch {limit}"
+    values = (3000,) if "?" in limit else ()
+    plan = _plan(sql, values)
+    assert (plan.pages(values), plan.ends_soon(values)) == (pages, ends_soon)
+
+
+@pytest.mark.parametrize(
     ("where", "values", "rowid"),
     [
         ("", (), None),
