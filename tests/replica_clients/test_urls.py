@@ -159,6 +159,7 @@ def test_memory_urls_share_a_store_by_name():
         ("s3://", r"not a bucket name.*s3://bucket/path"),
         ("s3:///db", "not a bucket name"),
         ("s3://b!/db", "not a bucket name"),
+        ("s3://b/db", "not a bucket name: 'b'.*3 to 63 letters"),
         ("s3://minio.example.com:9000/bucket/db", r"not a bucket name.*endpoint=http://host:port"),
         ("s3://bucket--use1-az4--x-s3/db", "directory bucket"),
         ("s3://arn:aws:s3:eu-west-1:1:bucket/name", "not the ARN of an access point"),

@@ -211,7 +211,7 @@ def _bucket_and_path(netloc: str, path: str) -> tuple[str, str]:
             hint="use a general purpose bucket: a directory bucket lists its keys in no order",
         )
     if not _BUCKET.fullmatch(netloc):
-        hint = "a replica URL is s3://bucket/path"
+        hint = "a replica URL is s3://bucket/path, and a bucket's name has 3 to 63 letters, digits, dots and hyphens"
         if ":" in netloc:
             hint = "the host of a server goes into the query: s3://bucket/path?endpoint=http://host:port"
         raise ReplicaURLError(f"not a bucket name: {netloc!r}", hint=hint)
