@@ -268,10 +268,9 @@ class BlockReader:
     ) -> list[list[Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
         planned: list[list[Part]] = []
+        has_room = not limits.is_sparing or file.size <= self.cache.ahead_limit_bytes
         for group, is_dense in clusters(ranges, limits):
-            if (
-                is_dense and not limits.is_sparing
-            ) or self._disk_cache is not None:  # the folder keeps whole blocks alone
+            if (is_dense and has_room) or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)
                 self.under_way.share((block_key(number, block) for block in wanted), owner)
                 missing = [block for block in wanted if not self._stays_near(block_key(number, block), file, block)]
