@@ -52,6 +52,7 @@ def library(tmp_path_factory) -> Iterator[tuple[Script, Path]]:
         yield script, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUERIES)
 def test_the_look_ups_that_virtual_tables_lead_to_go_side_by_side(library, name):
     script, path = library

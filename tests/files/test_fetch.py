@@ -199,6 +199,7 @@ def test_small_files_come_whole_and_large_ones_by_their_ends(world):
     assert sum(size for _, _, size in script.reads) < files[0].size + files[1].size + files[2].size / 10
 
 
+@pytest.mark.slow
 def test_the_rest_of_an_index_that_a_first_guess_misses_is_read_once():
     with Script(block_size=1 << 14) as script, Primary(script.writer) as primary:
         primary.commit("CREATE TABLE t(x)")
