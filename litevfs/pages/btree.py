@@ -48,6 +48,7 @@ class Interior:
     children: list[int]
     pointers: list[int] = field(repr=False)
     _keys: list[int] | None = None
+    _arrays: tuple[Int64s, Int64s] | None = field(default=None, repr=False, compare=False)
 
     @property
     def keys(self) -> list[int]:
@@ -55,6 +56,13 @@ class Interior:
         if self._keys is None:
             self._keys = _varints(self.page, [pointer + 4 for pointer in self.pointers])
         return self._keys
+
+    @property
+    def arrays(self) -> tuple[Int64s, Int64s]:
+        """The keys and the children (of table pages), made when first asked for."""
+        if self._arrays is None:
+            self._arrays = np.array(self.keys, np.int64), np.array(self.children, np.int64)
+        return self._arrays
 
     def child_for(self, rowid: int) -> int:
         """The child of a table's interior page that holds a rowid."""

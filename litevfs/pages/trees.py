@@ -186,8 +186,9 @@ class KnownTrees:
                 interior = self.interior.get(page)
                 if interior is None or not interior.is_table:
                     continue
-                positions = np.searchsorted(np.array(interior.keys, np.int64), rowids[which])
-                ends[which] = np.array(interior.children)[positions]
+                keys, children = interior.arrays
+                positions = np.searchsorted(keys, rowids[which])
+                ends[which] = children[positions]
                 below += [
                     (child, which[positions == position])
                     for position in set(positions.tolist())  # np.unique would import numpy.ma, for 15 ms
