@@ -218,3 +218,22 @@ _factories |= {
     **dict.fromkeys(("http", "https"), _imported("http.client", "HTTPReplicaClient")),
     **dict.fromkeys(("webdav", "webdavs"), _imported("webdav", "WebDAVReplicaClient")),
 }
+
+if TYPE_CHECKING:  # the classes above, for type checkers, and for tools that bundle what a program imports
+    from litevfs.replica_clients.azure import AzureReplicaClient
+    from litevfs.replica_clients.gs import GSReplicaClient
+    from litevfs.replica_clients.http.client import HTTPReplicaClient
+    from litevfs.replica_clients.nats import NATSReplicaClient
+    from litevfs.replica_clients.s3.client import S3ReplicaClient
+    from litevfs.replica_clients.sftp import SFTPReplicaClient
+    from litevfs.replica_clients.webdav import WebDAVReplicaClient
+
+    _by_others: tuple[ClientFactory, ...] = (
+        AzureReplicaClient,
+        GSReplicaClient,
+        HTTPReplicaClient,
+        NATSReplicaClient,
+        S3ReplicaClient,
+        SFTPReplicaClient,
+        WebDAVReplicaClient,
+    )

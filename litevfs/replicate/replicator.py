@@ -234,7 +234,9 @@ class Replicator:
         now = time.monotonic()
         since = now if len(self.places) > 1 else None  # one capture is for all places
         txids = for_all(self.places, lambda place: place.sync(now + timeout_s, since), now + timeout_s)
-        if min(txids) < max(txids):  # one may have joined with the last TXID, and has none before
+        for _ in self.places:  # each may join with a new TXID once, which another has not got then
+            if min(txids) == max(txids):
+                break
             txids = for_all(self.places, lambda place: place.sync(now + timeout_s, since), now + timeout_s)
         return min(txids)
 
