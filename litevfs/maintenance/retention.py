@@ -60,7 +60,9 @@ def plan_level_0_retention(
     Among files that one compacted file covers, those before a young one stay too: its state is made of them.
     """
     covered = _merged((file.min_txid, file.max_txid) for file in files if file.level == level)
-    on_level_0 = sorted({f for f in files if f.level == 0}, key=lambda f: (f.max_txid, f.min_txid))
+    by_age = sorted((file for file in files if file.level == 0), key=lambda file: file.modified_ms)
+    once = {file.name: file for file in by_age}  # a listing may show a file twice, before and after it was replaced
+    on_level_0 = sorted(once.values(), key=lambda file: (file.max_txid, file.min_txid))
     count = 0
     for file in on_level_0[:-1]:
         is_covered = any(first <= file.min_txid and file.max_txid <= last for first, last in covered)

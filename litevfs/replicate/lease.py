@@ -170,7 +170,7 @@ class Lease:
         began = time.monotonic()
         there, before = self._read()
         if before is not None and not self._is_own(before.folder):
-            if self._client.read_object(LEASE_NAME) != there:  # no checksum covers it, and a wrong digit may end it
+            if self._read()[1] != before:  # no checksum covers it, and a wrong digit may end it
                 return False
             if before.expires_at_ms > self._clock_ms():
                 raise self._held(before)

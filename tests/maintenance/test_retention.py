@@ -72,6 +72,8 @@ def test_newest_level_0_file_stays_even_if_covered_and_old() -> None:
 def test_a_file_that_a_listing_shows_twice_is_one_file() -> None:
     files = [LTXFileInfo(0, n, n, 100, n) for n in (1, 2, 3)] + [LTXFileInfo(1, 1, 3, 200, 3)]
     assert plan_level_0_retention([*files, files[2]], 10) == files[:2]
+    replaced = LTXFileInfo(0, 3, 3, 101, 5)
+    assert plan_level_0_retention([replaced, *files], 10) == files[:2]
 
 
 def test_level_0_file_in_a_hole_of_level_1_stays_with_all_after_it() -> None:
