@@ -54,19 +54,19 @@ class FolderOfFiles:
     folder: Path
     level_folder = "ltx/{}/"
 
-    def path(self, level: int, name: str) -> Path:
+    def file_path(self, level: int, name: str) -> Path:
         return self.folder / self.level_folder.format(level) / name
 
     def get(self, level: int, name: str) -> bytes | None:
-        path = self.path(level, name)
+        path = self.file_path(level, name)
         return path.read_bytes() if path.exists() else None
 
     def names(self, level: int) -> set[str]:
-        folder = self.path(level, "")
+        folder = self.file_path(level, "")
         return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
     def timestamp_ms(self, level: int, name: str) -> int:
-        return self.path(level, name).stat().st_mtime_ns // 1_000_000
+        return self.file_path(level, name).stat().st_mtime_ns // 1_000_000
 
 
 class GSReplica:
@@ -215,7 +215,7 @@ class SFTPReplica(FolderOfFiles):
         (self.folder / path).write_bytes(data)
 
     def put(self, level: int, name: str, data: bytes) -> None:
-        path = self.path(level, name)
+        path = self.file_path(level, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._puts += 1  # times are whole seconds
         store_whole(path, data, TIMESTAMP_MS // 1000 + self._puts)
@@ -304,7 +304,7 @@ class FolderReplica(FolderOfFiles):
         return HTTPReplicaClient(self.url)
 
     def put(self, level: int, name: str, data: bytes) -> None:
-        path = self.path(level, name)
+        path = self.file_path(level, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._puts += 1  # the servers' versions have a resolution of a second
         store_whole(path, data, TIMESTAMP_MS // 1000 + self._puts)

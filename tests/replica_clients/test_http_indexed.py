@@ -46,8 +46,8 @@ class TestIndexed(ReplicaClientConformance):
                 return IndexedReplicaClient(FileReplicaClient(tmp_path))
 
             def put(self, level: int, name: str, data: bytes) -> None:
-                self.path(level, name).parent.mkdir(parents=True, exist_ok=True)
-                store_whole(self.path(level, name), data)
+                self.file_path(level, name).parent.mkdir(parents=True, exist_ok=True)
+                store_whole(self.file_path(level, name), data)
 
         tmp_path.mkdir(exist_ok=True)
         return Replica()
