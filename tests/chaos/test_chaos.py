@@ -199,7 +199,7 @@ def test_chaos(seed: int, block_size: int, reads_named: bool) -> None:
 
 
 @pytest.mark.plan("L34")
-@STORAGES
+@pytest.mark.parametrize(("block_size", "reads_named"), [(0, False), (1 << 14, True)], ids=["local", "by name"])
 def test_a_little_chaos(block_size: int, reads_named: bool) -> None:
     assert_survives(99, block_size, reads_named=reads_named, seconds=15, is_short=True)
 

@@ -363,7 +363,7 @@ def test_100_rounds_leave_no_descriptor_and_no_thread(tmp_path):
 @needs_proc
 @pytest.mark.s3
 @pytest.mark.plan("D07")
-def test_100_rounds_over_s3_leave_no_socket_and_no_thread(s3_url):
+def test_40_rounds_over_s3_leave_no_socket_and_no_thread(s3_url):
     url = s3_url()
     with Primary(open_replica_client(url)) as primary:
         start_ledger(primary)
@@ -374,7 +374,7 @@ def test_100_rounds_over_s3_leave_no_socket_and_no_thread(s3_url):
     gc.collect()
     wait_until(lambda: not any(t.name.startswith("litevfs") for t in threading.enumerate()), "the first round's end")
     before, threads = descriptors(), threading.active_count()
-    for _ in range(100):
+    for _ in range(40):
         with connected(url, poll_interval="10ms") as con:
             assert rows(con, LEDGER) == [(400, 0, 1, 1)]
     gc.collect()
