@@ -19,6 +19,17 @@ _TOKENIZER = re.compile(r"\btokenize\s*=\s*[\"'`]?\s*(?:porter\s+)?[\"'`]?(\w+)"
 _TOKENIZERS = frozenset({"unicode61", "ascii", "porter", "trigram", "simple"})
 
 
+def modules_read(
+    connection: apsw.Connection, tables: Iterable[str], functions: Collection[str]
+) -> frozenset[str] | None:
+    """The modules of the virtual tables that a statement of this connection reads; see `known_modules`."""
+    names, called = set(tables), set(functions)  # before this function's own statements are noted among them
+    rows = connection.execute("SELECT lower(name), sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0")
+    schema = {str(name): str(sql) for name, sql in rows}
+    modules = [str(name) for (name,) in connection.execute("SELECT lower(name) FROM pragma_module_list")]
+    return known_modules(names, called, schema, modules)
+
+
 def known_modules(
     names: Iterable[str], functions: Collection[str], schema: Mapping[str, str], modules: Iterable[str]
 ) -> frozenset[str] | None:

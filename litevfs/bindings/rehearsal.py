@@ -22,9 +22,10 @@ import weakref
 
 import apsw
 
+from litevfs.bindings.attempts import Task
 from litevfs.bindings.guests import end_at_exit
 from litevfs.bindings.programs import MANY_PAGES, Plan
-from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.rehearsal_session import RehearsalSession
 from litevfs.bindings.rehearsed_runs import RehearsedRun
 from litevfs.bindings.statements import FindRunning
 from litevfs.concurrency.workers import start_thread

@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.attempts import Attempt, Task
 from litevfs.bindings.forks import gate
 from litevfs.bindings.guests import connect_guest
-from litevfs.bindings.modules import authorizer, known_modules
+from litevfs.bindings.modules import authorizer, modules_read
 from litevfs.bindings.programs import Plan, has_modules, plan_of
-from litevfs.bindings.statements import Statement
 from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.ltx.format import lock_pgno
@@ -26,7 +26,6 @@ from litevfs.pages.guesses import leaves_of_small_tree
 from litevfs.pages.made_pages import from_child_on, two_ways, up_to_child
 from litevfs.pages.stand_ins import StandIns, Tree
 from litevfs.pages.trees import MAX_DEPTH
-from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.bindings.rehearsal")
 
@@ -50,41 +49,6 @@ class Ended(LitevfsError):
     """A rehearsal that need not go on."""
 
     extendedresult = apsw.SQLITE_INTERRUPT
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A statement to rehearse, and what its query sees."""
-
-    statement: Statement
-    snapshot: Snapshot
-    first_page: bytes
-    run: object  # of the statement, see `Running`
-    begins: int  # read transactions of the session so far
-
-
-@dataclass(slots=True)
-class Attempt:
-    """One rehearsal: where it begins, its bounds, and what it has come to. Made for each, and dropped whole."""
-
-    cut_down: dict[int, bytes] = field(default_factory=dict)  # interior pages, without what the query has gone through
-    aliases: dict[int, bytes] = field(default_factory=dict)  # pages that stand beside true ones; empty: it ends there
-    unknown: list[int] = field(default_factory=list)  # pages without which it is not known where it begins
-    passed: frozenset[int] = frozenset()  # pages that the query has gone through since
-    most: int = 0  # pages that it may miss
-    most_seen: int = 0  # pages in memory that it may read; 0: any number
-    missing: dict[int, int] = field(default_factory=dict)  # pages, and how many others it has read before
-    seen: dict[int, None] = field(default_factory=dict)  # pages that it has read, and that were in memory
-    again: set[int] = field(default_factory=set)  # those that it has read once more: SQLite's cache did not keep them
-    last: int = 0  # page that was missing last
-    siblings: int = 0  # leaves in a row up to this one
-    last_made: int = 0  # page below a stand-in that was read last
-    made_siblings: int = 0  # such pages in a row up to this one
-    repeats: int = 0  # reads of pages that were missing before
-    checks: int = 0
-    is_cut_short: bool = False  # it has ended at a bound, where there is more to be read
-    scanned: Tree | None = None  # whose leaves have ended it
-    rows: int | None = None  # if it came to its end
 
 
 class RehearsalSession(Session):
@@ -118,32 +82,22 @@ class RehearsalSession(Session):
         sql, values = task.statement.sql, task.statement.values
         if (plan := self._plans.get(sql)) is None:
             with gate.inside():
-                if self._connection is None:
-                    self._connection = self._connected()
+                connection = self._connection = self._connection or self._connected()
                 self._begin(Attempt())
                 self._tables.clear()
                 self._functions.clear()
-                cursor = self._connection.execute(f"EXPLAIN {sql}", values)
+                cursor = connection.execute(f"EXPLAIN {sql}", values)
                 names = cursor.bindings_names
                 program = cursor.fetchall()
-                modules = self._modules(self._connection) if has_modules(program) else None
+                modules = modules_read(connection, self._tables, self._functions) if has_modules(program) else None
                 plan = plan_of(program, modules, names)
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             self._plans[sql] = plan
-        first = self._alias_numbers().stop
-        numbers = range(first, first + MADE)
+        numbers = range(first := self._alias_numbers().stop, first + MADE)
         self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._seen_or_in_memory, numbers)
         self._reads_other_trees = plan.reads_other_trees
         return plan
-
-    def _modules(self, connection: apsw.Connection) -> frozenset[str] | None:
-        """Those of the virtual tables that the statement compiled last reads; None if one is not known."""
-        tables, functions = set(self._tables), set(self._functions)
-        rows = connection.execute("SELECT lower(name), sql FROM sqlite_schema WHERE type = 'table' AND rootpage = 0")
-        schema = {str(name): str(sql) for name, sql in rows}
-        modules = [str(name) for (name,) in connection.execute("SELECT lower(name) FROM pragma_module_list")]
-        return known_modules(tables, functions, schema, modules)
 
     def _connected(self) -> apsw.Connection:
         """A connection whose authorizer is set: what fails before leaves none behind that would do without."""

@@ -13,8 +13,9 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from litevfs.bindings.attempts import Task
 from litevfs.bindings.programs import MANY_PAGES, Plan
-from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.rehearsal_session import RehearsalSession
 from litevfs.live.session import Session
 
 MOST_SEEN = 1024

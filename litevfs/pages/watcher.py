@@ -121,8 +121,8 @@ class Watcher:
             return []
         if pgno not in self._parents:
             return []
-        if self._outer:
-            self._note_passed(pgno)
+        if self._outer and len(self._passed) < MAX_PASSED:
+            self._passed[pgno] = None
         with self._lock:
             parent = self._trees.place(pgno)  # `learn` may have dropped it
             if not parent:
@@ -231,11 +231,6 @@ class Watcher:
             self._shared.follow(shared or {})
             if self._shared:
                 self.resting = {}  # their reads are followed one by one
-
-    def _note_passed(self, pgno: int) -> None:
-        if len(self._passed) >= MAX_PASSED:
-            self._passed = {}
-        self._passed[pgno] = None
 
     def take_passed(self) -> dict[int, None]:
         """The pages that this query has read since the last call, in their order. Safe to call from another thread."""

@@ -22,9 +22,10 @@ import litevfs
 import litevfs.dbapi
 from litevfs.bindings import programs, rehearsal, rehearsal_session, sqlite3_library
 from litevfs.bindings.apsw_errors import make_apsw_error
+from litevfs.bindings.attempts import Task
 from litevfs.bindings.guests import end_all
 from litevfs.bindings.rehearsal import THREAD_NAME
-from litevfs.bindings.rehearsal_session import RehearsalSession, Task
+from litevfs.bindings.rehearsal_session import RehearsalSession
 from litevfs.bindings.statements import Statement, as_statement
 from litevfs.files.line import Line
 from litevfs.live.registry import registry
