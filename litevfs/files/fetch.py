@@ -227,13 +227,13 @@ class Fetcher:
             seen.add(again_ms)
         raise self.located(LTXFormatError("each request for the header brings another time"), file)
 
-    def confirm_size(self, fetched: FetchedFile, commit: int) -> FetchedFile:
-        """The file, fetched again if its header was damaged on its way; for a file that follows on `commit` pages.
+    def confirm_size(self, fetched: FetchedFile, txid: int, commit: int) -> FetchedFile:
+        """The file, fetched again if its header was damaged on its way; for one to follow on `txid` and `commit` pages.
 
         Of a file that was not read whole, nothing but its header says that the database has become smaller, and a wrong
         size would be in the way of all files to come. Raises LTXFormatError if each request brings another header.
         """
-        if fetched.checks is not None or fetched.header.commit >= commit:
+        if fetched.checks is not None or fetched.header.max_txid <= txid or fetched.header.commit >= commit:
             return fetched
         again = self.read_header(fetched.info)
         if again == fetched.header:

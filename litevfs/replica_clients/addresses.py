@@ -16,11 +16,11 @@ def connected_socket(
 
     Raises what it raised for the last address; TimeoutError if no time was left for the first, and other OSErrors.
     """
-    error: OSError = OSError(errno.EHOSTUNREACH, f"{host} has no address")
+    error: OSError | None = None
     for family, kind, protocol, _, address in socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM):
         left_s = None if deadline is None else deadline - time.monotonic()
         if left_s is not None and left_s <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, "no time is left to connect")
+            raise error or TimeoutError(errno.ETIMEDOUT, "no time is left to connect")
         sock = socket.socket(family, kind, protocol)
         try:
             connect(sock, address, left_s)
@@ -31,4 +31,4 @@ def connected_socket(
         except BaseException:
             sock.close()
             raise
-    raise error
+    raise error or OSError(errno.EHOSTUNREACH, f"{host} has no address")

@@ -15,9 +15,8 @@ from litevfs.errors import (
     TransientStorageError,
     TXIDGapError,
 )
-from litevfs.files.fetch import MAX_READINGS, WHOLE_FILE_BYTES
 from litevfs.files.plan import newest_state
-from litevfs.ltx.decoder import decode_file
+from litevfs.files.stream import FileStreamer
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
@@ -155,26 +154,17 @@ def is_same_file(client: ReplicaClient, file: LTXFileInfo, expected: tuple[int, 
 def newest_time(client: ReplicaClient, there: ReplicaPosition) -> int:
     """The time of the newest file, Unix milliseconds; 0 if there is none, or it is damaged.
 
-    All later files get this time at least, so a header that was read alone does not decide it: a small file is read
-    whole and verified, of a large one two readings have to agree.
+    All later files get this time at least, so a header that was read alone does not decide it.
     """
     file = there.newest
     if file is None or there.header is None:
         return 0
-    seen_ms = {there.header.timestamp_ms} if file.size > WHOLE_FILE_BYTES else set()
-    for _ in range(MAX_READINGS):
-        try:
-            if file.size <= WHOLE_FILE_BYTES:
-                return decode_file(_read(client, file, 0, file.size)).header.timestamp_ms
-            again_ms = Header.unpack(_read(client, file, 0, HEADER_SIZE)).timestamp_ms
-        except LTXFormatError as exc:
-            logger.info("reading %s again: %s", client.key(file), exc)
-            continue
-        if again_ms in seen_ms:
-            return again_ms
-        seen_ms.add(again_ms)
-    logger.warning("the time of the newest file counts for nothing, as it cannot be read: %s", client.key(file))
-    return 0
+    try:
+        with FileStreamer(client) as streamer:
+            return streamer.fetcher.confirm_times([(file, there.header.timestamp_ms)])[0]
+    except LTXFormatError as exc:
+        logger.warning("the time of the newest file counts for nothing, as it cannot be read: %s", exc)
+        return 0
 
 
 def _read(client: ReplicaClient, file: LTXFileInfo, offset: int, size: int) -> bytes:

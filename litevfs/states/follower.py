@@ -26,7 +26,6 @@ from litevfs.errors import (
 from litevfs.files.detours import MAX_DETOURS, Detours, is_unusable
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
-from litevfs.files.moments import ReadsTimes
 from litevfs.files.part_index import is_costly, open_part
 from litevfs.files.plan import Chain, extend, gap_error, newest_state
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL, LTXFileInfo
@@ -305,13 +304,11 @@ class Follower:
     ) -> tuple[Snapshot, Times]:
         times: Times = {}
         for found in files:
-            is_news = found.header.max_txid > snapshot.txid
-            fetched = self._fetcher.confirm_size(found, snapshot.commit) if is_news else found
+            fetched = self._fetcher.confirm_size(found, snapshot.txid, snapshot.commit)
             number = numbers.get(fetched.info) or next(self._numbers)
+            numbered = NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
             try:
-                snapshot = snapshot.apply(
-                    NumberedFile(number, fetched.info, fetched.header, fetched.index, fetched.checks)
-                )
+                snapshot = snapshot.apply(numbered)
             except LTXFormatError as error:
                 raise self._fetcher.located(error, fetched.info) from error
             self._keep(number, fetched)
@@ -361,7 +358,7 @@ class Follower:
         return self._survey.list_all(txid)
 
     @property
-    def times(self) -> ReadsTimes:
+    def times(self) -> Fetcher:
         """What reads the times of files."""
         return self._fetcher
 

@@ -141,7 +141,9 @@ class Judge:
 
     def _is_younger(self, file: LTXFileInfo, snapshot: Snapshot) -> bool:
         try:
-            return self.read_time(file) > snapshot.timestamp_ms and self._time_again(file) > snapshot.timestamp_ms
+            return (
+                self._fetcher.read_time(file) > snapshot.timestamp_ms and self._time_again(file) > snapshot.timestamp_ms
+            )
         except LTXFormatError:  # damaged, it proves nothing
             return False
 
@@ -170,7 +172,7 @@ class Judge:
             return True
         known = self._known_times(file.max_txid)
         try:
-            return self.read_time(file) in known or is_known or self._time_again(file) in known
+            return self._fetcher.read_time(file) in known or is_known or self._time_again(file) in known
         except (StorageNotFoundError, LTXFormatError):
             return None
 
@@ -184,21 +186,17 @@ class Judge:
     def proves(self, file: LTXFileInfo) -> bool:
         """Whether storage still has a file that the state comes from, unchanged."""
         try:
-            return self.read_time(file) in self._known_times(file.max_txid)
+            return self._fetcher.read_time(file) in self._known_times(file.max_txid)
         except (StorageNotFoundError, LTXFormatError):
             return False
 
     def _is_there(self, file: LTXFileInfo) -> bool:
         try:
-            found = self.read_time(replace(file, etag=""))  # the file that has that name now
+            found = self._fetcher.read_time(replace(file, etag=""))  # the file that has that name now
         except (StorageNotFoundError, LTXFormatError):
             return False
         return found in self._known_times(file.max_txid)
 
-    def read_time(self, file: LTXFileInfo) -> int:
-        """The timestamp in a file's header, milliseconds since the Unix epoch."""
-        return self._fetcher.read_header(file).timestamp_ms
-
     def _time_again(self, file: LTXFileInfo) -> int:
-        """The same, read again and verified if it can be, before a state is given up for it."""
+        """A file's time, read again and verified if it can be, before a state is given up for it."""
         return self._fetcher.read_header_again(file).timestamp_ms

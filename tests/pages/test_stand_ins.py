@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -267,6 +268,17 @@ def test_a_reader_begins_where_another_one_has_come_to(tmp_path, by, place, is_d
     assert len(set(found) - set(rows[len(rows) - count :])) <= most_more
 
 
+def way_down(pages: Mapping[int, bytes], root: int, place: str) -> tuple[list[tuple[bytes, int]], int]:
+    """The interior pages, and positions in them, from a root down to the leaf at a place; and that leaf's number."""
+    way, pgno = [], root
+    while (interior := parse_interior(pgno, pages[pgno])) is not None:
+        last = len(interior.children) - 1
+        position = {"first": 0, "second": 1, "middle": last // 2, "last": last}[place]
+        way.append((pages[pgno], position))
+        pgno = interior.children[position]
+    return way, pgno
+
+
 @pytest.mark.parametrize("place", ["first", "second", "middle", "last"])
 @pytest.mark.parametrize("operator", [">", ">=", "<", "<="])
 @pytest.mark.parametrize("has_gone_on", [False, True])
@@ -274,13 +286,8 @@ def test_so_does_one_that_begins_with_a_search_for_a_rowid(tmp_path, place, oper
     path = tmp_path / "t.db"
     pages, table, _ = database(path, SMALL_PAGE, 1)
     is_descending = operator.startswith("<")
-    way, pgno = [], table
-    while (interior := parse_interior(pgno, pages[pgno])) is not None:
-        last = len(interior.children) - 1
-        position = {"first": 0, "second": 1, "middle": last // 2, "last": last}[place]
-        way.append((pages[pgno], position))
-        pgno = interior.children[position]
-    of_leaf = rowids_of(pages[pgno])
+    way, leaf = way_down(pages, table, place)
+    of_leaf = rowids_of(pages[leaf])
     begin = {True: of_leaf[-2], False: of_leaf[1]}[is_descending]
     if has_gone_on:
         begin = ROWS if is_descending else 1
@@ -318,12 +325,7 @@ def test_a_scan_begins_at_a_place_in_a_tree_in_which_look_ups_find_all(tmp_path,
     rows_of = f"SELECT {column} FROM {source} ORDER BY {column} {'DESC' if is_descending else 'ASC'}"
     with closing(sqlite3.connect(path)) as connection:
         rows = [row for (row,) in connection.execute(rows_of)]
-    way, pgno = [], root
-    while (interior := parse_interior(pgno, pages[pgno])) is not None:
-        last = len(interior.children) - 1
-        position = {"first": 0, "second": 1, "middle": last // 2, "last": last}[place]
-        way.append((pages[pgno], position))
-        pgno = interior.children[position]
+    way, _ = way_down(pages, root, place)
     numbers = range(len(pages) + 1, len(pages) + len(way) + 3)
     new_root, aliases = two_ways(way, numbers, is_descending=is_descending)
     end = {numbers[0]: table_leaf(SMALL_PAGE, [10**9]) if by == "table" else index_leaf(SMALL_PAGE, b"\x03\x00\x08")}

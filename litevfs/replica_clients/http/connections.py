@@ -232,8 +232,9 @@ class _Watched:
             raise NewConnectionError(self, f"Failed to establish a new connection: {exc}") from exc  # type: ignore[arg-type]
 
     def _connect(self, sock: socket.socket, address: Any, timeout_s: float | None) -> None:
-        handle = self._sockets.add(sock)
+        handle = None
         try:
+            handle = self._sockets.add(sock)
             for option in self.socket_options or ():
                 sock.setsockopt(*option)
             sys.audit("http.client.connect", self, self.host, self.port)
@@ -246,7 +247,8 @@ class _Watched:
                 self._sockets.check_open()
             sock.settimeout(timeout_s)
         except BaseException:
-            self._sockets.remove(handle)
+            if handle is not None:
+                self._sockets.remove(handle)
             raise
         self._forget()
         self._handle = handle
