@@ -6,15 +6,18 @@ import gc
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
 
 from litevfs.files import hedges
+from litevfs.replica_clients.memory import drop_memory_store, memory_store
 from litevfs.testing.fixtures import s3_client, s3_server, s3_url
 from tests.fast_folder import use_fast_folder
-from tests.support import Clock
+from tests.primary import Primary
+from tests.support import Clock, primary_at
 
 __all__ = ["s3_client", "s3_server", "s3_url"]
 
@@ -57,6 +60,22 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("litevfs.live.health.now_s", lambda: clock.now_s)
     return clock
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A replica in memory, empty until something writes to it."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    memory_store(name)
+    yield f"memory://{name}"
+    drop_memory_store(name)
+
+
+@pytest.fixture
+def primary(url: str) -> Iterator[Primary]:
+    """What writes to that replica."""
+    with primary_at(url) as primary:
+        yield primary
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -13,19 +12,10 @@ import litevfs
 from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.retention import enforce_level_0_retention
-from litevfs.replica_clients.memory import drop_memory_store, memory_store
 from tests.primary import Primary
 from tests.support import numbers, primary_at
 
 pyarrow = pytest.importorskip("pyarrow", reason="pip install 'litevfs[arrow]'")
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    name = f"pieces-{uuid.uuid4().hex[:12]}"
-    memory_store(name)
-    yield f"memory://{name}"
-    drop_memory_store(name)
 
 
 @pytest.fixture
