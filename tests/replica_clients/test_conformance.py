@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -12,10 +13,22 @@ from litevfs.testing.conformance_writing import WritingConformance
 
 
 class DeletesFirst(MemoryReplicaClient):
-    """For a moment a file that is replaced is not there."""
+    """For a moment, in which a reader comes, a file that is replaced is not there."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__(store)
+        self.listed = threading.Event()
+
+    def list_files(self, *args: Any, **options: Any) -> Any:
+        files = super().list_files(*args, **options)
+        self.listed.set()
+        return files
 
     def write(self, level: int, min_txid: int, max_txid: int, *args: Any, **options: Any) -> Any:
-        self.delete([file for file in self.list_files(level) if file.min_txid == min_txid])
+        if replaced := [file for file in self.list_files(level) if file.min_txid == min_txid]:
+            self.delete(replaced)
+            self.listed.clear()
+            self.listed.wait(20)
         return super().write(level, min_txid, max_txid, *args, **options)
 
 
