@@ -24,7 +24,7 @@ DOORS = ("connect", "apsw", "attach", "dbapi")
 @pytest.mark.parametrize(
     ("door", "keeper"),
     [
-        pytest.param(door, keeper, marks=() if door == DOORS[number % 4] or keeper == "a hook" else pytest.mark.soak)
+        pytest.param(door, keeper, marks=() if door == DOORS[number % 4] else pytest.mark.soak)
         for number, keeper in enumerate(KEEPERS)
         for door in DOORS
     ],

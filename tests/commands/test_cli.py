@@ -105,7 +105,6 @@ def test_a_mistake_is_one_line_on_stderr(run: Callable[..., Run], arguments: lis
     ("arguments", "code", "message"),
     [
         (["query", REPLICA, "SELECT * FROM nope"], 1, "no such table: nope"),
-        (["query", REPLICA], 2, "the following arguments are required: SQL"),
         (["query", REPLICA, "SELECT '\udcff'"], 2, "not text in UTF-8"),
     ],
 )
@@ -118,10 +117,8 @@ def test_so_it_is_in_a_process_of_its_own(arguments: list[str], code: int, messa
 
 
 @pytest.mark.plan("K08")
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_debug_shows_the_traceback(place: str):
-    query = ["query", REPLICA, "SELECT * FROM nope"]
-    run = litevfs_command(*(["--debug", *query] if place == "before" else [*query, "--debug"]))
+def test_debug_shows_the_traceback():
+    run = litevfs_command("query", REPLICA, "SELECT * FROM nope", "--debug")
     assert run.returncode == 1
     assert "Traceback" in run.stderr
     assert "litevfs: debug: " in run.stderr
@@ -154,7 +151,7 @@ def test_ctrl_c_ends_a_wait_for_an_empty_replica_with_130_and_no_words(tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.plan("K08")
-@pytest.mark.parametrize("name", ["status", "ls", "verify", "query", "restore", "copy"])
+@pytest.mark.parametrize("name", ["query", "restore", "copy"])
 def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(TIME_LIMIT_S)
@@ -172,7 +169,7 @@ def test_ctrl_c_ends_a_command_whose_storage_does_not_answer(name: str, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.plan("K08")
-@pytest.mark.parametrize("form", ["list", "table", "csv", "json", "jsonl", "lines"])
+@pytest.mark.parametrize("form", ["list", "table", "json"])
 def test_a_reader_that_goes_away_ends_the_command_quietly(form: str):
     process = started(["query", REPLICA, ENDLESS, "--format", form])
     with process:
@@ -221,11 +218,9 @@ def test_a_full_disk_is_an_error_in_one_line():
     ("closed", "arguments", "code", "stdout", "stderr"),
     [
         (">&-", ["query", REPLICA, "SELECT 1"], 0, "", ""),
-        (">&-", ["verify", REPLICA], 0, "", ""),
         (">&-", ["--help"], 0, "", ""),
         ("2>&-", ["query", REPLICA, "SELEC 1"], 1, "", ""),
         ("<&-", ["query", REPLICA, "-"], 0, "", ""),
-        ("<&-", ["query", REPLICA, "SELECT 1"], 0, "1\n", ""),
         ("<&-", ["shell", REPLICA], 0, "", ""),
     ],
 )
@@ -245,9 +240,9 @@ def test_a_stream_that_was_closed_before_the_command_began_is_one_that_no_proces
 
 @pytest.mark.slow
 @pytest.mark.plan("K08")
-def test_output_that_the_terminal_cannot_encode_is_escaped():
+def test_the_module_is_the_command_too_and_escapes_what_the_terminal_cannot_encode():
     run = subprocess.run(
-        [*command(), "query", REPLICA, "SELECT 'é'"],
+        [sys.executable, "-m", "litevfs", "query", REPLICA, "SELECT 'é'"],
         capture_output=True,
         env=environment() | {"PYTHONIOENCODING": "ascii"},
         check=True,
@@ -263,8 +258,9 @@ def test_a_secret_in_the_url_is_never_shown(run: Callable[..., Run]):
         ended = run(*arguments, *(["--open-timeout", "0"] if "ls" not in arguments else []))
         assert ended.code in (1, 2)
         assert secret not in ended.out + ended.err
-    shown = litevfs_command("--debug", "verify", url, "--open-timeout", "0")  # with a traceback
+    shown = litevfs_command("--debug", "verify", url, "--open-timeout", "0")
     assert shown.returncode in (1, 2)
+    assert "Traceback" in shown.stderr
     assert secret not in shown.stdout + shown.stderr
 
 
@@ -280,17 +276,6 @@ def test_the_entry_point_is_this_main():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     entry = importlib.metadata.EntryPoint("litevfs", project["scripts"]["litevfs"], "console_scripts")
     assert entry.load() is main
-
-
-def test_the_module_is_the_command_too():
-    run = subprocess.run(
-        [sys.executable, "-m", "litevfs", "query", REPLICA, "SELECT 1"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=True,
-    )
-    assert run.stdout == "1\n"
 
 
 def test_every_command_of_the_design_is_there_and_explains_itself(capsys: pytest.CaptureFixture[str]):

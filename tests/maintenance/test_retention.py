@@ -151,7 +151,7 @@ FILES = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(FILES, st.integers(-1, 20), st.data())
 def test_proof_holds_exactly_when_no_young_state_of_a_remaining_file_is_lost(
     files: list[LTXFileInfo], horizon: int, data
@@ -168,7 +168,7 @@ def test_proof_holds_exactly_when_no_young_state_of_a_remaining_file_is_lost(
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(FILES, st.integers(0, 20))
 def test_what_is_deleted_is_old_and_every_younger_state_stays(files: list[LTXFileInfo], horizon: int) -> None:
     store = memory_client()

@@ -17,7 +17,7 @@ from tests.model.primary import CHANGES
 from tests.support import in_threads
 
 ROOT = Path(__file__).parents[2]
-STEPS = 2_000
+STEPS = 1_200
 SOAK_STEPS, SOAK_ROUNDS = 10_000, 100
 """A million steps in all. Each round is a test of its own, so a soak can go on where it was left (`-k`)."""
 
@@ -63,7 +63,7 @@ def test_every_read_is_the_image_of_its_txid_whatever_happens():
 
 @pytest.mark.plan("D13")
 def test_a_seed_gives_the_same_course_of_events_again():
-    first, second = in_threads(2, lambda _: course("--seed", "7", steps=120), timeout_s=120)
+    first, second = in_threads(2, lambda _: course("--seed", "7", steps=80), timeout_s=120)
     chosen = {what for what in first | second if what.startswith(("event: ", "change: "))}
     assert {what: first.get(what) for what in chosen} == {what: second.get(what) for what in chosen}
 

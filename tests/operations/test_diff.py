@@ -49,7 +49,7 @@ def test_only_pages_that_differ_and_those_that_lead_to_them_are_read(primary, ur
 
 @pytest.mark.parametrize("page_size", [512, 4096])
 @pytest.mark.parametrize("auto_vacuum", [0, 1])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, 20))])
 def test_the_patch_of_a_random_course_makes_the_newer_state(url, seed, page_size, auto_vacuum):
     random = Random(seed * 100 + page_size + auto_vacuum)
     with primary_at(url, page_size=page_size, auto_vacuum=auto_vacuum) as primary:

@@ -214,7 +214,7 @@ def test_readers_of_other_processes_see_whole_states_of_each_database_it_becomes
         assert world.path.stat().st_ino == inode  # what the readers hold open
 
 
-@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("stride", [10, pytest.param(1, marks=pytest.mark.soak)])
 def test_the_same_while_the_follower_is_killed_at_its_steps(world, stride):
     follow_killed(world, stride)
     world.start_readers()

@@ -257,7 +257,7 @@ def test_it_lets_go_for_a_checkpoint_that_waits_and_not_for_one_that_is_only_see
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_an_application_that_acts_at_any_moment_of_a_step_loses_nothing(
     make_app, client, replicate, monkeypatch: pytest.MonkeyPatch, seed: int
 ):

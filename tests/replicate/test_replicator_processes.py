@@ -111,7 +111,7 @@ def test_under_load_every_txid_is_a_state_of_the_source_and_the_application_hard
 
 PAGE_SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 KILLS = [
-    *((512, 3), (4096, 5), (65536, 2)),
+    *((512, 2), (65536, 2)),
     *(pytest.param(page_size, 20, marks=pytest.mark.soak) for page_size in PAGE_SIZES),
 ]
 

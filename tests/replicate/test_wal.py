@@ -111,7 +111,7 @@ def test_ten_thousand_frames_are_read_and_checked_within_a_second(tmp_path: Path
 # --- what SQLite wrote ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page_size", PAGE_SIZES)
+@pytest.mark.parametrize("page_size", [PAGE_SIZES[0], 4096, PAGE_SIZES[-1]])
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.slow
 def test_a_whole_wal_reads_as_its_newest_pages_in_either_byte_order(wal_bytes, open_wal, page_size: int, order: str):
