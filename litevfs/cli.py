@@ -11,6 +11,7 @@ import argparse
 import difflib
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from litevfs.errors import HINT_FULL, HINT_READ_ONLY, LitevfsError, OptionError,
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 """Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
+_UNKNOWN_COMMAND = re.compile("argument COMMAND: invalid choice: '([^']*)'")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,17 +78,35 @@ class _Parser(argparse.ArgumentParser):
             self.description = command.DESCRIPTION
             command.add_arguments(self)
             self.set_defaults(run=command.run)
+        self._given = [text for text in args or () if isinstance(text, str)]
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown[0])}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._nearest(unknown[0])}{self._quotes(unknown)}")
         return namespace, unknown
 
     def _nearest(self, unknown: str) -> str:
-        near = difflib.get_close_matches(unknown.partition("=")[0], self._option_string_actions, n=1)
+        near = difflib.get_close_matches(unknown.partition("=")[0], self._option_string_actions, n=1, cutoff=0.7)
         return f"; hint: did you mean {near[0]}?" if near and unknown.startswith("--") else ""
+
+    def _quotes(self, unknown: list[str]) -> str:
+        takes_sql = any(action.dest == "sql" for action in self._actions)
+        return "; hint: put all of the SQL into quotes" if takes_sql and not unknown[0].startswith("-") else ""
+
+    def _greedy(self) -> str:
+        """A hint, if a flag that takes all that follows may have taken an argument that is missing."""
+        for action in self._actions:
+            for flag in action.option_strings:
+                if action.nargs == "+" and flag in self._given:
+                    return f"; hint: {flag} takes all that follows: put other arguments before it"
+        return ""
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
+        if unknown := _UNKNOWN_COMMAND.match(message):
+            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
+            message += f"; hint: did you mean {near[0]}?" if near else ""
+        if message.startswith("the following arguments are required"):
+            message += self._greedy()
         hint = "" if "; hint: " in message else f"; hint: {self.prog} --help"
         self.exit(USAGE, f"litevfs: error: {message}{hint}\n")
 

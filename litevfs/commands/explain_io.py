@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from litevfs.commands.options import add_options, add_url, given_options
+from litevfs.commands.options import add_options, add_sql, add_url, given_options
 from litevfs.explain import draw, explain_io
 from litevfs.options import SPECS
 
@@ -18,7 +18,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     add_url(parser)
-    parser.add_argument("sql", metavar="SQL", help="the query; its rows are counted, not printed")
+    add_sql(parser, "the query; its rows are counted, not printed")
     parser.add_argument("--png", metavar="FILE", help="draw the requests, too (needs matplotlib)")
     own = {"poll_interval", "max_requests_per_s", "max_staleness", "hydration_enabled", "hydration_path"}
     add_options(parser, {spec.name for spec in SPECS} - own)

@@ -6,6 +6,7 @@ A flag that is not given sets nothing, so that the environment and the defaults 
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,8 @@ STORAGE_OPTIONS = frozenset({"read_timeout"})
 """The options that a command needs which only reads files."""
 _NO_FLAGS = frozenset({"replica_url", "keep_open"})
 """The URL is an argument of its own; no command opens one connection after another."""
+_URL = re.compile(r"[a-z][a-z0-9+]*://\S*", re.IGNORECASE)
+_DOT_COMMAND = re.compile(r"\.[a-z]+( .*)?", re.IGNORECASE)
 _METAVARS: dict[Callable[[object], object], str] = {
     parse_duration_s: "DURATION",
     parse_size_bytes: "SIZE",
@@ -46,6 +49,20 @@ def add_url(parser: argparse.ArgumentParser, name: str = "url") -> argparse.Acti
     """The replica as a positional argument."""
     text = "the replica: file:///path, s3://bucket/path, or a folder"
     return parser.add_argument(name, metavar=name.upper(), help=text)
+
+
+def add_sql(parser: argparse.ArgumentParser, text: str) -> None:
+    """The SQL as a positional argument, after the URL."""
+    parser.add_argument("sql", metavar="SQL", type=_sql, help=text)
+
+
+def _sql(text: str) -> str:
+    """The text, if it can be SQL. Raises ArgumentTypeError for what a person types in its place."""
+    if _URL.fullmatch(text.strip()):
+        raise argparse.ArgumentTypeError(f"a URL in the place of the SQL: {text}; hint: the URL comes first")
+    if _DOT_COMMAND.fullmatch(text.strip()):
+        raise argparse.ArgumentTypeError(f"no SQL: {text}; hint: 'litevfs shell URL' knows such commands")
+    return text
 
 
 class TakesPlaceOf(argparse.Action):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import apsw
 
 import litevfs
-from litevfs.commands.options import add_options, add_url, collect_options, connect, given_options
+from litevfs.commands.options import add_options, add_sql, add_url, collect_options, connect, given_options
 from litevfs.commands.results import FORMATS, make_writer, write_results
 from litevfs.errors import OptionError
 
@@ -24,7 +24,7 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command`."""
     add_url(parser)
-    parser.add_argument("sql", metavar="SQL", help="one or more statements; - reads them from stdin")
+    add_sql(parser, "one or more statements; - reads them from stdin")
     parser.add_argument(
         "--format",
         choices=FORMATS,

@@ -175,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
     if args.config is not None or args.dir is not None:
         return run_many(args, options)
     refuse_flags_of_many(args)
+    if "://" in args.database:
+        raise OptionError(f"a URL in the place of the database: {args.database}", hint="the database comes first")
     args.database = Path(args.database)
     with ExitStack() as opened:
         clients = [opened.enter_context(closing(_open(args, url))) for url in (args.url, *args.more_urls)]

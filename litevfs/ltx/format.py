@@ -125,9 +125,10 @@ class Header:
             reserved,
         ) = _HEADER.unpack_from(data)
         if magic != MAGIC:
+            is_database = bytes(magic) == b"SQLi"
             raise LTXFormatError(
                 f"not an LTX file: it starts with {bytes(magic)!r} instead of {MAGIC!r}",
-                hint="look for foreign files under the replica's path",
+                hint="it is a SQLite database" if is_database else "look for foreign files under the replica's path",
             )
         header = cls(
             page_size=page_size,

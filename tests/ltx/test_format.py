@@ -137,7 +137,7 @@ def test_header_that_is_cut_is_refused(size: int):
 
 
 def test_other_magic_is_refused():
-    with pytest.raises(LTXFormatError, match=r"not an LTX file: it starts with b'SQLi'.*hint"):
+    with pytest.raises(LTXFormatError, match=r"not an LTX file: it starts with b'SQLi'.*hint: it is a SQLite database"):
         Header.unpack(b"SQLite format 3\0".ljust(100, b"\0"))
 
 
