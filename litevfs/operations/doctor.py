@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import secrets
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +23,18 @@ from litevfs.errors import (
     StorageFileExistsError,
     StoragePermissionError,
     StoragePreconditionError,
+    TransientStorageError,
 )
 from litevfs.operations.doctor_hints import permission_hint
-from litevfs.replica_clients.base import LEVELS, FindsWays, ListsLevels, LTXFileInfo, ReplicaClient, SideObjects
-from litevfs.replica_clients.file import FileReplicaClient
+from litevfs.replica_clients.base import (
+    LEVELS,
+    FindsWays,
+    LeavesFolders,
+    ListsLevels,
+    LTXFileInfo,
+    ReplicaClient,
+    SideObjects,
+)
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.units import format_bytes
 
@@ -92,6 +99,7 @@ class _Examination:
         self._client = client
         self._scheme = client.url.partition(":")[0]
         self._read_timeout_s = read_timeout_s
+        self._left = ""  # what is left if deleting fails: "files stay", "files may stay"
         self._written_s = 0.0  # when the probe was written, seconds since the epoch
 
     # --- what a reader needs ------------------------------------------------------------------------------------------
@@ -164,7 +172,12 @@ class _Examination:
         written: list[LTXFileInfo] = []
 
         def store() -> tuple[Outcome, str]:
-            seconds = _timed(lambda: written.append(probe.write(0, 1, 1, content, _PROBE_TIME_MS)))
+            try:
+                seconds = _timed(lambda: written.append(probe.write(0, 1, 1, content, _PROBE_TIME_MS)))
+            except TransientStorageError:  # and no refusal
+                self._left = "files may stay"
+                raise
+            self._left = "files stay"
             self._written_s = time.time()
             return Outcome.OK, f"{format_bytes(len(content))} in {seconds:.2f} s"
 
@@ -200,10 +213,12 @@ class _Examination:
         finally:
             try:
                 probe.delete(_list_all(probe))
+                if isinstance(probe, LeavesFolders):
+                    probe.remove_folder()
             except LitevfsError:
-                left = Check("primary", "clean up", Outcome.NOTE, f"files stay at {probe.url}", "delete them by hand")
-                self.checks.append(left)
-            _remove_folder(probe)
+                if self._left:
+                    left = f"{self._left} at {probe.url}"
+                    self.checks.append(Check("primary", "clean up", Outcome.NOTE, left, "delete them by hand"))
 
     # --- both ---------------------------------------------------------------------------------------------------------
 
@@ -280,12 +295,6 @@ def _try_delete(probe: ReplicaClient) -> tuple[Outcome, str]:
     if left:
         raise StorageError(f"{len(left)} of {len(files)} deleted files are still listed", key=probe.key(left[0]))
     return Outcome.OK, f"{len(files)} files"
-
-
-def _remove_folder(probe: ReplicaClient) -> None:
-    """Remove the folder that a file replica leaves: only this run uses its name."""
-    if isinstance(probe, FileReplicaClient):
-        shutil.rmtree(probe.root, ignore_errors=True)
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""A connection to the first address of a host that answers. Knows no protocol."""
+"""A connection to the first address of a host that answers, and what is said if there is none. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 from typing import Any
+
+from litevfs.errors import TransientStorageError
 
 
 def connected_socket(
@@ -32,3 +34,12 @@ def connected_socket(
             sock.close()
             raise
     raise error or OSError(errno.EHOSTUNREACH, f"{host} has no address")
+
+
+def connection_error(where: str, exc: Exception, key: str) -> TransientStorageError:
+    """The error for a connection to `where` (host:port) that could not be made, or ended."""
+    said = str(exc) or type(exc).__name__
+    if isinstance(exc, ConnectionRefusedError | socket.gaierror):
+        hint = "check the server's address and the network"
+        return TransientStorageError(f"cannot connect to {where}: {said}", key=key, hint=hint)
+    return TransientStorageError(f"the connection to {where} broke: {said}", key=key)

@@ -65,6 +65,7 @@ class AzureReplicaClient:
             authorize=self._access.authorize,
             renew=self._access.renew,
             permission_hint=PERMISSION_HINT,
+            hint_of=self._hint_of,
         )
         self._part_size = part_size
         self._can_start = True  # listings at a name, as far as is known
@@ -223,6 +224,17 @@ class AzureReplicaClient:
         """See `ReplicaClient.close`."""
         self._access.close()
         self._exchange.transport.close()
+
+    def _hint_of(self, kind: str, status: int) -> str | None:
+        if status != 404 or kind not in ("LIST", "PUT"):
+            return None
+        container = self._location.host
+        made = (
+            f"is there a container {container!r} in the account? `az storage container create -n {container}` makes it"
+        )
+        if "endpoint" in self._location.parameters:
+            made += "; the endpoint of Azurite ends with the account: http://127.0.0.1:10000/devstoreaccount1"
+        return made
 
     def _url(self, key: str, query: dict[str, str] | None = None) -> str:
         url = f"{self._endpoint}/{quote(self._location.host)}" + (f"/{quote(key)}" if key else "")

@@ -165,6 +165,15 @@ class FindsWays(Protocol):
         ...
 
 
+@runtime_checkable
+class LeavesFolders(Protocol):
+    """An optional part of a client whose storage has folders, which stay when their files are deleted."""
+
+    def remove_folder(self) -> None:
+        """Remove the replica's folder. The doctor calls this for the folder of its own, whose files are deleted."""
+        ...
+
+
 def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
     """The error of a read whose time is over before it begins."""
     return StorageTimeoutError(

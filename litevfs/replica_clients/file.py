@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -220,6 +221,10 @@ class FileReplicaClient:
     def key(self, file: LTXFileInfo) -> str:
         """The file's absolute path."""
         return f"{self._folder(file.level)}/{file.name}"
+
+    def remove_folder(self) -> None:
+        """See `LeavesFolders.remove_folder`."""
+        shutil.rmtree(self._root, ignore_errors=True)
 
     def close(self) -> None:
         """See `ReplicaClient.close`. A descriptor that a read is using closes with that read."""

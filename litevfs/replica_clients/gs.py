@@ -62,6 +62,7 @@ class GSReplicaClient:
             authorize=self._authorize,
             renew=lambda refused, deadline: self._tokens is not None and self._tokens.renew(refused, deadline),
             permission_hint=PERMISSION_HINT,
+            hint_of=self._hint_of,
         )
         if emulator:
             self._endpoint = (emulator if "://" in emulator else f"http://{emulator}").rstrip("/")
@@ -240,6 +241,12 @@ class GSReplicaClient:
         if self._tokens is None:
             return headers
         return {**headers, "Authorization": f"Bearer {self._tokens.get(deadline)}"}
+
+    def _hint_of(self, kind: str, status: int) -> str | None:
+        if status != 404 or kind not in ("LIST", "PUT"):
+            return None
+        bucket = self._location.host
+        return f"is there a bucket {bucket!r}? `gcloud storage buckets create gs://{bucket}` makes it"
 
     def _object_url(self, key: str, **query: str) -> str:
         url = f"{self._endpoint}/storage/v1/b/{self._bucket}/o/{quote(key, safe='')}"

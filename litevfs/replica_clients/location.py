@@ -18,6 +18,7 @@ from litevfs.replica_clients.base import LEVELS, LTXFileInfo
 
 _LEVELS = frozenset(map(str, LEVELS))
 _SAFE = "/-._~!$&'()*+,;=:@"
+_SPOKEN_WITH_A_VOWEL = ("abs", "http", "https", "sftp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +71,18 @@ def parse_location(
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
     if "\0" in unquote(url):
-        raise ReplicaURLError(f"a {scheme} URL with a zero byte", hint=f"for example {example}")
+        raise ReplicaURLError(f"{_a(scheme)} URL with a zero byte", hint=f"for example {example}")
     if parts.fragment:
-        raise ReplicaURLError(f"a {scheme} URL has no fragment", hint="write # in a path as %23")
+        raise ReplicaURLError(f"{_a(scheme)} URL has no fragment", hint="write # in a path as %23")
     userinfo, _, _ = parts.netloc.rpartition("@")
     user, has_password, _ = userinfo.partition(":")
     if has_password:
         raise ReplicaURLError(
-            f"a {scheme} URL with a password, which logs and process lists would show", hint=password_from or None
+            f"{_a(scheme)} URL with a password, which logs and process lists would show", hint=password_from or None
         )
     host, port = _host_and_port(parts, example)
     if not host:
-        raise ReplicaURLError(f"a {scheme} URL that names no place", hint=f"for example {example}")
+        raise ReplicaURLError(f"{_a(scheme)} URL that names no place", hint=f"for example {example}")
     path = clean_path(parts.path)
     known = _parameters(parts.query, scheme, list(parameters))
     return Location(scheme, host, path, unquote(user), None if port == default_port else port, known)
@@ -99,7 +100,9 @@ def _host_and_port(parts: SplitResult, example: str) -> tuple[str, int | None]:
     try:
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        raise ReplicaURLError(f"a {parts.scheme} URL with a port that is none", hint=f"for example {example}") from None
+        raise ReplicaURLError(
+            f"{_a(parts.scheme)} URL with a port that is none", hint=f"for example {example}"
+        ) from None
     return (f"[{host}]" if ":" in host else host), port
 
 
@@ -109,9 +112,14 @@ def _parameters(query: str, scheme: str, known: list[str]) -> dict[str, str]:
         if name not in known:
             near = nearest(name, known)
             hint = f"did you mean {near}?" if near else f"known are {', '.join(known)}" if known else None
-            raise ReplicaURLError(f"unknown parameter {name!r} of a {scheme} URL", hint=hint_if_option(name) or hint)
+            raise ReplicaURLError(f"unknown parameter {name!r} of {_a(scheme)} URL", hint=hint_if_option(name) or hint)
         if name in found:
             raise ReplicaURLError(f"parameter {name!r} of a {scheme} URL is given twice")
         if value:
             found[name] = value
     return found
+
+
+def _a(scheme: str) -> str:
+    """The scheme with its article: "an sftp", "a gs"."""
+    return f"{'an' if scheme in _SPOKEN_WITH_A_VOWEL else 'a'} {scheme}"

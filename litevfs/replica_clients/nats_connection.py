@@ -27,6 +27,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.addresses import connection_error
 from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.nats_messages import first_of
 
@@ -40,6 +41,7 @@ _AUTH_HINT = "user@ in the URL with LITEVFS_NATS_PASSWORD, LITEVFS_NATS_TOKEN, o
 
 
 _REFUSED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"', re.IGNORECASE)
+_BUCKET_HINT = "make the bucket first: `nats object add BUCKET`"
 _RIGHTS_HINT = "docs/storages/nats.md lists the least rights of a reader and of a primary"
 _MAX_REFUSED = 64  # refusals that are kept
 
@@ -232,6 +234,8 @@ class NATSConnection:
 
         async def hear(error: Exception) -> None:
             """Ignore what is no refusal: the caller of each call gets its own error."""
+            if isinstance(error, OSError) and not client.is_connected:
+                raise error  # nats-py would go on for two minutes
             self._hear(client, str(error))
 
         client = self._nats.NATS()
@@ -277,15 +281,18 @@ class NATSConnection:
     def _error(self, exc: Exception, what: str) -> StorageError:
         errors, js_errors, server = self._nats.errors, self._nats.js.errors, self._target.server
         if isinstance(exc, js_errors.NotFoundError):
-            hint = "make the bucket first: `nats object add`" if "stream" in str(exc) else None
+            hint = _BUCKET_HINT if "stream" in str(exc) else None
             return StorageNotFoundError(f"{server} has no such object or bucket", key=what, hint=hint)
         if isinstance(exc, errors.AuthorizationError) or "Authorization" in str(exc) or "Permissions" in str(exc):
             return StoragePermissionError(f"{server} refuses: {exc}", key=what, hint=_AUTH_HINT)
+        if isinstance(exc, errors.NoRespondersError):
+            message = f"{server} has no such bucket, or no JetStream at the moment"
+            return TransientStorageError(message, key=what, hint=_BUCKET_HINT)
         if isinstance(exc, js_errors.APIError) and (exc.code or 500) < 500:
             return StorageError(f"{server} says: {exc.description}", key=what)
         if isinstance(exc, errors.TimeoutError | TimeoutError):
             return StorageTimeoutError(f"no answer from {server} in time", key=what)
-        return TransientStorageError(f"the connection to {server} broke: {exc or type(exc).__name__}", key=what)
+        return connection_error(server, exc, what)
 
 
 def _run_loop(loop: asyncio.AbstractEventLoop) -> None:

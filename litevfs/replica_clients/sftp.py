@@ -287,6 +287,16 @@ class SFTPReplicaClient:
         """The file's path on the server."""
         return self._root + self._location.key(file)
 
+    def remove_folder(self) -> None:
+        """See `LeavesFolders.remove_folder`. Removes empty folders only."""
+        root = f"{self._root}{self._location.prefix}"
+        folders = [self._root + self._location.folder(level) for level in LEVELS]
+        with self._connection.channel(root) as channel:
+            for folder in (*folders, f"{root}ltx/", root):
+                if folder.strip("/"):
+                    with suppress(OSError):  # there is none, or it is not empty
+                        channel.sftp.rmdir(folder.rstrip("/"))
+
     def close(self) -> None:
         """See `ReplicaClient.close`."""
         self._connection.close()

@@ -29,7 +29,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
-from litevfs.replica_clients.addresses import connected_socket
+from litevfs.replica_clients.addresses import connected_socket, connection_error
 from litevfs.replica_clients.idle import LastUse
 from litevfs.replica_clients.sftp_requests import Requests
 from litevfs.texts import expand_home
@@ -230,19 +230,42 @@ class SFTPConnection:
 
     def _log_in(self, ssh: Any, sock: socket.socket, until: float) -> None:
         target, left_s = self._target, max(0.001, until - time.monotonic())
-        ssh.connect(
-            target.host.strip("[]"),
-            target.port,
-            target.user,
-            password=target.password,
-            key_filename=target.key_path,
-            look_for_keys=target.key_path is None,
-            allow_agent=target.key_path is None,
-            sock=sock,
-            timeout=left_s,
-            banner_timeout=left_s,
-            auth_timeout=left_s,
-        )
+        key_path = None if target.key_path is None else str(expand_home(target.key_path))
+        try:
+            ssh.connect(
+                target.host.strip("[]"),
+                target.port,
+                target.user,
+                password=target.password,
+                key_filename=key_path,
+                look_for_keys=key_path is None,
+                allow_agent=key_path is None,
+                sock=sock,
+                timeout=left_s,
+                banner_timeout=left_s,
+                auth_timeout=left_s,
+            )
+        except self._paramiko.SSHException:
+            if key_path is not None:
+                self._check_key(key_path)
+            raise
+
+    def _check_key(self, path: str) -> None:
+        """Raise StoragePermissionError for a file of `keyPath=` that is no key, or has a passphrase: paramiko passes over
+        either, and is refused without a key.
+        """
+        paramiko, problem = self._paramiko, "is no private key"
+        for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+            try:
+                kind.from_private_key_file(path, password=self._target.password)
+                return
+            except paramiko.PasswordRequiredException:
+                problem = "has a passphrase"
+            except (paramiko.SSHException, ValueError):
+                pass  # a key of another kind
+        message = f"cannot log in to {self._target.host}:{self._target.port}: the file of keyPath= {problem}: {path}"
+        hint = "LITEVFS_SFTP_PASSWORD may hold it" if "passphrase" in problem else "name the private key's file"
+        raise StoragePermissionError(message, hint=hint)
 
     def _load_host_keys(self, ssh: Any) -> None:
         target, paramiko = self._target, self._paramiko
@@ -256,7 +279,7 @@ class SFTPConnection:
             ssh.get_host_keys().add(host, entry.key.get_name(), entry.key)
             return
         path = expand_home(target.known_hosts or "~/.ssh/known_hosts")
-        if path.exists():
+        if target.known_hosts is not None or path.exists():
             ssh.load_host_keys(str(path))
 
     def _give_back(self, channel: Channel, *, is_sound: bool) -> None:
@@ -302,6 +325,11 @@ class SFTPConnection:
             return StorageTimeoutError(f"no answer from {where} within the time limit", key=what)
         if isinstance(exc, paramiko.AuthenticationException) or "No authentication methods" in str(exc):
             return StoragePermissionError(f"{where} refuses to log in {self._target.user!r}", key=what, hint=_AUTH_HINT)
+        if (
+            isinstance(exc, OSError) and exc.filename is not None
+        ):  # of this machine: paramiko's errors of files have none
+            message = f"{exc.filename}, which is needed to log in to {where}: {exc.strerror}"
+            return StoragePermissionError(message, key=what, hint="check keyPath= and knownHosts= of the URL")
         number = exc.errno if isinstance(exc, OSError) else None
         if number == errno.ENOENT:
             return StorageNotFoundError("no such file", key=what)
@@ -309,7 +337,7 @@ class SFTPConnection:
             return StoragePermissionError(f"{where} refuses: {exc}", key=what, hint="check the owner and the mode")
         if number is None and isinstance(exc, OSError) and exc.args and str(exc) != "Socket is closed":
             return StorageError(f"{where} says: {exc}", key=what)
-        return TransientStorageError(f"the connection to {where} broke: {exc or type(exc).__name__}", key=what)
+        return connection_error(where, exc, what)
 
 
 def _connect(sock: socket.socket, address: Any, timeout_s: float | None) -> None:

@@ -42,7 +42,12 @@ _SPOOL_BYTES = 8 << 20  # bytes of an upload in memory; a larger one goes throug
 _COPY_BYTES = 1 << 20
 _PASSWORD = "LITEVFS_WEBDAV_PASSWORD"
 _STORED = (200, 201, 204)
+_NO_METHOD = (405, 501)
 _MISSING_FOLDER = (403, 404, 409)  # answers to a PUT if the folder does not exist: 409 by RFC 4918, 9.7.1
+_OTHER_SERVER_HINT = (
+    "is it a WebDAV server, and does a proxy before it let WebDAV's methods through? What a plain web server serves is "
+    "read by http://host/path"
+)
 _D = "{DAV:}"
 _PROPERTIES = (
     b'<?xml version="1.0" encoding="utf-8"?><propfind xmlns="DAV:"><prop>'
@@ -75,6 +80,7 @@ class WebDAVReplicaClient:
             read_timeout_s=read_timeout_s,
             authorize=lambda method, url, headers, deadline: {**own, **headers},
             permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
+            hint_of=lambda kind, status: _OTHER_SERVER_HINT if status in _NO_METHOD else None,
         )
         self._made: set[str] = set()  # folders that are known to exist
         self._files = HTTPFiles(self._exchange, self._location, url=self._url, has_old=self._has_old)
@@ -139,6 +145,8 @@ class WebDAVReplicaClient:
             "LIST", "PROPFIND", url, headers, body=_PROPERTIES, expected=(207, 404, 405), key=path
         )
         data = self._exchange.read(response, url, LIST_LIMIT_BYTES)
+        if response.status == 405:
+            self._check_speaks_webdav(path)
         found = []
         if response.status == 207:
             for answer in parse_xml(data, endpoint_of(url)).iterfind(f"{_D}response"):
@@ -149,6 +157,14 @@ class WebDAVReplicaClient:
                     if properties is not None and " 200 " in f"{group.findtext(f'{_D}status') or ' 200 '} ":
                         found.append((place, properties))
         return found
+
+    def _check_speaks_webdav(self, path: str) -> None:
+        """Raise StorageError if the server does not speak WebDAV. Some that do answer 405 where nothing is."""
+        url = self._url(path)
+        response = self._exchange.send("LIST", "OPTIONS", url, {}, expected=range(200, 600), key=path)
+        self._exchange.read(response, url)
+        if response.status in (200, 204, *_NO_METHOD) and "DAV" not in response.headers:
+            raise StorageError(f"{endpoint_of(url)} does not speak WebDAV", key=path, hint=_OTHER_SERVER_HINT)
 
     def write(
         self,
@@ -274,6 +290,12 @@ class WebDAVReplicaClient:
     def key(self, file: LTXFileInfo) -> str:
         """The file's path on the server."""
         return self._location.key(file)
+
+    def remove_folder(self) -> None:
+        """See `LeavesFolders.remove_folder`. One request."""
+        url = self._url(self._location.prefix.rstrip("/")) + "/"
+        self._exchange.call("DELETE", "DELETE", url, {}, expected=(200, 204, 404))
+        self._made.clear()
 
     def close(self) -> None:
         """See `ReplicaClient.close`."""

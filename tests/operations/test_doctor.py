@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from litevfs.errors import StorageError, StoragePermissionError
+from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError, TransientStorageError
 from litevfs.operations import doctor
 from litevfs.operations.doctor import Check, Outcome, examine
 from litevfs.operations.doctor_hints import permission_hint
@@ -167,6 +167,22 @@ def test_files_that_cannot_be_deleted_are_named(monkeypatch: pytest.MonkeyPatch)
     checks = by_name(examine("memory://keeping"), "primary")
     assert checks["delete"].outcome is Outcome.FAILED
     assert "files stay" in checks["clean up"].detail
+
+
+@pytest.mark.parametrize(("error", "may_stay"), [(StorageNotFoundError, False), (TransientStorageError, True)])
+def test_files_are_said_to_stay_only_where_they_may(
+    error: type[StorageError], may_stay: bool, monkeypatch: pytest.MonkeyPatch
+):
+    class Refusing(MemoryReplicaClient):
+        def write(self, *_: Any, **__: Any) -> Any:
+            raise error("no")
+
+        delete = list_from = list_files = write
+
+    monkeypatch.setattr(doctor, "open_replica_client", lambda *_, **__: Refusing(MemoryStore("refusing")))
+    checks = by_name(examine("memory://refusing"), "primary")
+    assert checks["write"].outcome is Outcome.FAILED
+    assert ("clean up" in checks) == may_stay
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from litevfs.errors import (
     StorageNotFoundError,
     StoragePermissionError,
+    TransientStorageError,
 )
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
+from litevfs.testing.server_process import free_port
 from tests.replica_clients.interop import exchange
 from tests.replica_clients.store_replicas import NATSReplica
 from tests.replica_clients.store_servers import NATS_PASSWORD, NATS_USER, nats_server
@@ -101,6 +104,17 @@ def test_a_bucket_that_does_not_exist_says_so(nats_replica: NATSReplica):
     client = NATSReplicaClient(f"nats://{NATS_USER}@127.0.0.1:{nats_replica.port}/no-such")
     with pytest.raises(StorageNotFoundError, match="no-such"):
         client.list_files(0)
+    with pytest.raises(TransientStorageError, match=r"no such bucket.*nats object add"):
+        client.write(0, 1, 1, b"", 0)
+    client.close()
+
+
+def test_a_server_that_does_not_listen_is_named_at_once():
+    client = NATSReplicaClient(f"nats://127.0.0.1:{free_port()}/bucket")
+    began = time.monotonic()
+    with pytest.raises(TransientStorageError, match=r"cannot connect to 127\.0\.0\.1:\d+: .*; hint: check the server"):
+        client.list_files(0)
+    assert time.monotonic() - began < 1.5  # nats-py by itself tries for minutes
     client.close()
 
 

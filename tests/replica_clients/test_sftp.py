@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.operations.doctor import Outcome, examine
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.sftp import SFTPReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
@@ -112,6 +115,46 @@ def test_a_key_that_is_refused_says_where_keys_come_from(sftp_replica: SFTPRepli
     with pytest.raises(StoragePermissionError, match=r"refuses to log in.*keyPath"):
         client.list_files(0)
     client.close()
+
+
+@pytest.mark.servers
+def test_a_file_of_the_url_that_cannot_be_used_is_named(
+    sftp_replica: SFTPReplica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """paramiko passes over a key that it cannot read, and the server refuses the log-in."""
+    key = str(sftp_replica.keys / "client_key")
+    locked = str(shutil.copy(key, tmp_path / "locked"))
+    subprocess.run(
+        ["ssh-keygen", "-q", "-p", "-P", "", "-N", "a passphrase", "-f", locked], check=True, capture_output=True
+    )
+    (tmp_path / "text").write_text("text")
+    for name, message in (
+        ("locked", "has a passphrase: "),
+        ("text", "is no private key: "),
+        ("none", "none, which is"),
+    ):
+        client = SFTPReplicaClient(sftp_replica.url.replace(key, str(tmp_path / name)))
+        with pytest.raises(StoragePermissionError, match=message):
+            client.list_files(0)
+        client.close()
+    monkeypatch.setenv("LITEVFS_SFTP_PASSWORD", "a passphrase")
+    client = SFTPReplicaClient(sftp_replica.url.replace(key, locked))
+    assert client.list_files(0) == []
+    client.close()
+    monkeypatch.setenv("HOME", str(sftp_replica.keys))
+    client = SFTPReplicaClient(sftp_replica.url.replace(key, "~/client_key"))
+    assert client.list_files(0) == []
+    client.close()
+    client = SFTPReplicaClient(url_at(sftp_replica.port, sftp_replica.keys, sftp_replica.folder, "no_hosts"))
+    with pytest.raises(StoragePermissionError, match="no_hosts, which is needed"):
+        client.list_files(0)
+    client.close()
+
+
+@pytest.mark.servers
+def test_the_doctor_leaves_no_folder(sftp_replica: SFTPReplica):
+    assert all(check.outcome is not Outcome.FAILED for check in examine(sftp_replica.url))
+    assert not [path for path in sftp_replica.folder.rglob("*") if "doctor" in path.name]
 
 
 @pytest.mark.servers

@@ -15,6 +15,7 @@ from litevfs.errors import (
     StoragePermissionError,
     TransientStorageError,
 )
+from litevfs.operations.doctor import Outcome, examine
 from litevfs.replica_clients.webdav import WebDAVReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
@@ -211,3 +212,27 @@ def test_an_answer_that_is_no_listing_is_refused(scripted_server):
         with pytest.raises(StorageError, match="sent no listing"):
             client.list_files(0)
         client.close()
+
+
+@pytest.mark.servers
+def test_the_doctor_leaves_no_folder(webdav_replica: WebDAVReplica, server: tuple[str, Path]):
+    assert all(check.outcome is not Outcome.FAILED for check in examine(webdav_replica.url))
+    assert not [path for path in server[1].rglob("*") if "doctor" in path.name]
+
+
+@pytest.mark.parametrize("status", [405, 501])
+def test_a_server_that_does_not_speak_webdav_is_named(status: int, scripted_server):
+    server = scripted_server(answered(status))
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    for call in (lambda: client.list_files(0), lambda: client.write(0, 1, 1, b"content", TIMESTAMP_MS)):
+        with pytest.raises(StorageError, match="hint: is it a WebDAV server"):
+            call()
+    client.close()
+
+
+def test_a_webdav_server_may_answer_405_where_nothing_is(scripted_server):
+    options = b"HTTP/1.1 200 OK\r\nDAV: 1, 2\r\nContent-Length: 0\r\n\r\n"
+    server = scripted_server(lambda method, *_: options if method == "OPTIONS" else answered(405))
+    client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+    assert client.list_files(0) == []
+    client.close()

@@ -50,13 +50,21 @@ def error_kind(status: int) -> type[StorageError]:
 
 
 def error_of(
-    response: Answer, body: bytes, url: str, *, key: str | None = None, permission_hint: str | None = None
+    response: Answer,
+    body: bytes,
+    url: str,
+    *,
+    key: str | None = None,
+    permission_hint: str | None = None,
+    hint: str | None = None,
 ) -> StorageError:
-    """The error to raise for an unexpected answer, whose body is read already."""
+    """The error to raise for an unexpected answer, whose body is read already. `hint`: for one that is no refusal."""
     kind = error_kind(response.status)
     said = _SAID.search(body)
-    text = next(filter(None, said.groups()), b"").decode("utf-8", "replace")[:_SAID_LIMIT].strip() if said else ""
-    hint = permission_hint if kind is StoragePermissionError else None
+    text = next(filter(None, said.groups()), b"").decode("utf-8", "replace")[:_SAID_LIMIT] if said else ""
+    text = " ".join(text.split())  # Azure's has three lines
+    if kind is StoragePermissionError:
+        hint = permission_hint
     if 300 <= response.status < 400:
         hint = "the server answers from another place: name that in the URL"
     if response.status == 413:

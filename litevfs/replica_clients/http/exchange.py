@@ -23,6 +23,8 @@ Authorize = Callable[[str, str, dict[str, str], float | None], dict[str, str]]
 """(method, URL, headers, deadline) to the headers to send, signed."""
 Renew = Callable[[str, float | None], bool]
 """Looks for another token than the given one, which the server refused, by a deadline; returns whether there is one."""
+HintOf = Callable[[str, int], str | None]
+"""(kind of request, status) to what mends that; None where nothing is known."""
 
 
 CONNECT_TIMEOUT_S = 10.0
@@ -39,6 +41,7 @@ class Exchange:
         authorize: Authorize = lambda method, url, headers, deadline: headers,
         renew: Renew = lambda refused, deadline: False,
         permission_hint: str | None = None,
+        hint_of: HintOf = lambda kind, status: None,
     ) -> None:
         if read_timeout_s <= 0:
             message = f"read_timeout {read_timeout_s:g} s leaves the storage no time to answer"
@@ -53,6 +56,7 @@ class Exchange:
         self._authorize = authorize
         self._renew = renew
         self._permission_hint = permission_hint
+        self._hint_of = hint_of
 
     def send(
         self,
@@ -77,7 +81,14 @@ class Exchange:
             response = self.transport.request(kind, method, url, signed, body, deadline=deadline)
             if response.status in expected:
                 return response
-            error = error_of(response, self.read(response, url), url, key=key, permission_hint=self._permission_hint)
+            error = error_of(
+                response,
+                self.read(response, url),
+                url,
+                key=key,
+                permission_hint=self._permission_hint,
+                hint=self._hint_of(kind, response.status),
+            )
             can_resend = body is None or isinstance(body, bytes)
             refused = signed.get("Authorization", "").removeprefix("Bearer ")
             if not (is_first and response.status == 401 and can_resend and self._renew(refused, deadline)):

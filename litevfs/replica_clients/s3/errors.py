@@ -45,6 +45,7 @@ _PERMISSION = {
     "RequestExpired",
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
+    "XAdminUserNotFound",  # versitygw, with status 404
 }
 STALE_CREDENTIALS = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"})
 """Codes that say that credentials are no longer valid: there may be newer ones."""
@@ -71,6 +72,7 @@ _HINTS = {
     "ExpiredToken": "renew the temporary credentials",
     "InvalidObjectState": "a lifecycle rule has moved the object to a class such as GLACIER: restore it there, "
     "and let no rule archive what lies below a replica",
+    "InvalidBucketName": "the name of a bucket has small letters, digits, dots and hyphens",
     "NoSuchBucket": "check the bucket's name, the endpoint and the region",
 }
 MESSAGE_LIMIT = 300  # characters
