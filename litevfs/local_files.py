@@ -21,8 +21,14 @@ RESTS_AFTER_NS = 2_000_000_000
 """A folder that has not changed for so long is at rest: the times of few file systems are coarser."""
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """What link() says on a file system without hard links."""
+_ONLY_ANOTHER_PATH = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG}
 
 StrPath = str | os.PathLike[str]
+
+
+def is_misnamed(error: OSError) -> bool:
+    """Whether there can be no file or folder at a path, whatever room and rights there are."""
+    return error.errno in _ONLY_ANOTHER_PATH
 
 
 # --- locks and temporary files ----------------------------------------------------------------------------------------

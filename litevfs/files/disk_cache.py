@@ -28,11 +28,11 @@ class DiskCache:
 
     @property
     def is_writing(self) -> bool:
-        """Whether new blocks are kept: no longer after a write to the folder failed."""
+        """Whether new blocks are kept: no longer after a write to the folder failed, `prepare`'s too."""
         return not self._folder.has_failed
 
     def prepare(self) -> None:
-        """Make the folder if there is none. Raises OptionError if it cannot hold a block."""
+        """Make the folder if there is none, see `is_writing`. Raises OptionError if there can be no folder."""
         self._folder.prepare(self.block_size)
 
     # --- blocks -------------------------------------------------------------------------------------------------------

@@ -73,7 +73,10 @@ class KeyedFiles:
         self._lock = threading.Lock()
 
     def prepare(self, block_size: int) -> None:
-        """Make the folder and write a block of this size to it as a test. Raises OptionError."""
+        """Make the folder and write a block of this size to it as a test. Raises OptionError if there can be no folder.
+
+        One that takes no block now, for want of room or of rights, is only read, and that is logged.
+        """
         path = self._file_path(secrets.token_bytes(32))
         if self._compresses and not _can_compress():
             raise OptionError("cache_dir_compress needs zstandard", hint="pip install 'litevfs[compress]'")
@@ -82,6 +85,9 @@ class KeyedFiles:
             self._write_file(path, secrets.token_bytes(block_size))
             os.unlink(path)  # noqa: PTH108 (str)
         except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+            if isinstance(error, OSError) and not local_files.is_misnamed(error):
+                self._fail(error)
+                return
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise OptionError(
                 f"cache_dir {self._path}: {why}", hint="name a folder that can be written to, with room for blocks"
@@ -132,8 +138,11 @@ class KeyedFiles:
         except FileNotFoundError:  # the folder was deleted just now: the next block makes it again
             pass
         except OSError as error:
-            self.has_failed = True
-            logger.warning("cache_dir %s takes no more blocks until the replica is opened again: %s", self._path, error)
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self.has_failed = True
+        logger.warning("cache_dir %s takes no more blocks until the replica is opened again: %s", self._path, error)
 
     def delete(self, key: bytes) -> None:
         """Delete the bytes kept under `key`."""

@@ -149,7 +149,7 @@ class WriteBehind:
 def disk_cache_for(client: ReplicaClient, options: Options, *, prepare: bool) -> WriteBehind | None:
     """Blocks of a client's replica in `cache_dir`; None without a folder, or where reading costs next to nothing.
 
-    With `prepare`, the folder is made, and tried: raises OptionError if it cannot hold a block.
+    With `prepare`, the folder is made, and tried: raises OptionError if there can be no folder.
     """
     if not options.cache_dir or not client.block_size:
         return None

@@ -53,7 +53,8 @@ class Hydration:
     """Copies states into the file at `path`, or into a temporary one that goes when this object is closed.
 
     With `lazily`, file and thread come with the first page that is read, and if no file can be made, reads go on
-    without one. A forked child uses this: it may never read, and `path` may still be the parent's.
+    without one. A forked child uses this: it may never read, and `path` may still be the parent's. Raises OSError else
+    if no file can be made now, and OptionError if `path` can be none.
     """
 
     close_timeout_s = 0.8
@@ -348,7 +349,7 @@ def _page_map(snapshot: Snapshot) -> tuple[NDArray[np.uint32], tuple[NDArray[np.
 def _open_at(path: str, patience_s: float) -> tuple[int, str]:
     """A file at `path` that no other replica hydrates; waits `patience_s` for a replica that is just closing.
 
-    Raises BlockingIOError, and OptionError if there can be no file.
+    Raises BlockingIOError, OptionError if there can be no file, and another OSError if there is none now.
     """
     fd = -1
     try:
@@ -363,20 +364,16 @@ def _open_at(path: str, patience_s: float) -> tuple[int, str]:
     except BlockingIOError:
         raise
     except OSError as error:
+        if not local_files.is_misnamed(error):
+            raise
         hint = "name a file in a writable folder"
         raise OptionError(f"hydration_path {path}: {error.strerror}", hint=hint) from error
 
 
 def _open_temporary() -> tuple[int, str]:
-    """A new file, locked: the lock tells it from a left-over, and ends with this process."""
-    try:
-        _sweep_temporary()
-        return local_files.create_temporary(f"{tempfile.gettempdir()}/{TEMP_PREFIX}", ".db", 0o600)
-    except OSError as error:
-        raise OptionError(
-            f"no temporary file for hydration: {error.strerror or error}",
-            hint="set TMPDIR to a writable folder, or name a file with hydration_path",
-        ) from error
+    """A new file, locked: the lock tells it from a left-over, and ends with this process. Raises OSError."""
+    _sweep_temporary()
+    return local_files.create_temporary(f"{tempfile.gettempdir()}/{TEMP_PREFIX}", ".db", 0o600)
 
 
 def _sweep_temporary() -> None:

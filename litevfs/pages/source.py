@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import random
 
-from litevfs.errors import LTXFormatError, StorageNotFoundError, TransientStorageError
+from litevfs.errors import LitevfsError, LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
 from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher
@@ -97,10 +97,18 @@ class PageSource:
         self._gone: set[int] = set()  # numbers of files that have vanished; few, and small
 
     def hydrate(self, path: str | None, *, lazily: bool = False) -> None:
-        """From now on, copy the states that are published into a local file and read from there what it has."""
-        self.hydration = self.hydration or Hydration(
-            path, self._reads_in_order(), url=self._fetcher.client.url, lazily=lazily
-        )
+        """From now on, copy the states that are published into a local file and read from there what it has.
+
+        Without room or rights for a file, reads go on without it. Raises OptionError if `path` can be no file.
+        """
+        try:
+            self.hydration = self.hydration or Hydration(
+                path, self._reads_in_order(), url=self._fetcher.client.url, lazily=lazily
+            )
+        except OSError as error:
+            if isinstance(error, LitevfsError):
+                raise
+            logger.warning("nothing is hydrated until the replica is opened again, reads go to the storage: %s", error)
 
     def follow(self, snapshot: Snapshot) -> None:
         """A new state is published."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from litevfs import local_files
 from litevfs.errors import OptionError
 from litevfs.files.write_behind import WriteBehind
 from litevfs.ltx.decoder import decode_file
@@ -239,8 +241,34 @@ def test_a_folder_that_fails_while_reading_costs_no_answer(remote, tmp_path, cap
     assert [record.name for record in caplog.records] == ["litevfs.files.disk_cache"]
 
 
+def test_a_folder_without_room_costs_no_answer_and_the_next_process_what_was_kept(
+    remote, tmp_path, caplog, monkeypatch
+):
+    script, primary = remote
+    with reading(script.url, tmp_path) as con:
+        rows(con, SOME)
+    kept = {path.name for path in tmp_path.rglob("*.*")}
+    primary.commit("UPDATE big SET data = x'01' WHERE id = 3")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "litevfs"):
+        patch.setattr(local_files, "write_whole", refuse)
+        with connected(script.url, cache_dir=tmp_path) as con:
+            script.clear()
+            assert rows(con, ALL) == primary.rows(ALL)
+            assert not status(con)["disk_cache_writing"]
+            assert status(con)["disk_cache_hits"] > 0
+    assert [record.name for record in caplog.records] == ["litevfs.files.disk_cache"]
+    assert {path.name for path in tmp_path.rglob("*.*")} == kept
+    with connected(script.url, cache_dir=tmp_path) as con:
+        assert rows(con, ALL) == primary.rows(ALL)
+        assert status(con)["disk_cache_writing"]
+
+
 @pytest.mark.plan("K01")
-def test_a_folder_that_cannot_be_written_to_is_refused_when_opening(remote, tmp_path):
+def test_a_folder_that_can_be_none_is_refused_when_opening(remote, tmp_path):
     script, _ = remote
     (tmp_path / "file").write_text("")
     with pytest.raises(OptionError, match="cache_dir"), connected(script.url, cache_dir=tmp_path / "file"):

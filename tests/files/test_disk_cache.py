@@ -153,6 +153,24 @@ def test_a_folder_that_cannot_be_is_refused_by_name(tmp_path, name):
     assert (tmp_path / "a file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO"])
+@pytest.mark.parametrize("call", ["makedirs", "write"])
+def test_a_folder_that_takes_no_block_now_is_read_with_one_warning(tmp_path, monkeypatch, caplog, call, code):
+    make(tmp_path).put(FILE, 0, content(0))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    monkeypatch.setattr(os, call, refuse)
+    cache = make(tmp_path)
+    assert not cache.is_writing
+    cache.put(FILE, 1, content(1))
+    assert cache.get(FILE, 0) == content(0)
+    assert cache.get(FILE, 1) is None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert os.strerror(getattr(errno, code)) in caplog.text
+
+
 def test_a_folder_that_was_deleted_is_made_again(tmp_path):
     folder = tmp_path / "folder"
     cache = make(folder)
@@ -186,7 +204,6 @@ def test_a_folder_that_fails_later_is_reported_once_and_still_read(tmp_path, cap
 _ON_A_FULL_DISK = """
     import logging, os, sys
     from tests.files.test_disk_cache import BLOCK, FILE, content, make
-    from litevfs.errors import OptionError
     logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
     cache = make(sys.argv[1])
     for block in range(200):
@@ -201,15 +218,13 @@ _ON_A_FULL_DISK = """
                 pass
         except OSError:
             pass
-    try:
-        make(sys.argv[1])
-    except OptionError as error:
-        print(error)
+    cache = make(sys.argv[1])
+    print(cache.is_writing, all(cache.get(FILE, block) == content(block) for block in kept))
 """
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_writing_with_one_warning_and_is_refused_at_open(tmp_path):
+def test_a_full_disk_ends_writing_with_one_warning_and_is_still_read_when_opened_again(tmp_path):
     mount = 'mount -t tmpfs -o size=400k none "$1" && shift && exec "$@"'
     in_namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
     try:
@@ -218,12 +233,13 @@ def test_a_full_disk_ends_writing_with_one_warning_and_is_refused_at_open(tmp_pa
         pytest.skip("a file system of its own size cannot be mounted here")
     script = [sys.executable, "-c", textwrap.dedent(_ON_A_FULL_DISK), str(tmp_path)]
     done = subprocess.run([*in_namespace, *script], text=True, capture_output=True, timeout=60)
-    warning, kept, refused = done.stdout.splitlines() or [done.stderr, "", ""]
+    warning, kept, again, read = done.stdout.splitlines() or [done.stderr, "", "", ""]
     no_space = os.strerror(errno.ENOSPC)
     assert warning.startswith(f"WARNING cache_dir {tmp_path} takes no more blocks")
     assert no_space in warning
     assert kept == "True False 0"
-    assert refused.startswith(f"cache_dir {tmp_path}: {no_space}")
+    assert again == warning
+    assert read == "False True"
 
 
 _WHERE_FILES_ARE_CUT_SHORT = """

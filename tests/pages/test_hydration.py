@@ -328,11 +328,40 @@ def test_closing_waits_for_a_page_on_its_way_to_the_file(world, tmp_path):
     replica.close()
 
 
-def test_a_path_that_cannot_be_written_is_refused(world, tmp_path):
+@pytest.mark.parametrize("path", ["no/x.db", "file/x.db", "folder", "x" * 300])
+def test_a_path_that_can_be_no_file_is_refused(world, tmp_path, path):
     _, script = world
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(OptionError, match="hydration_path"):
-        litevfs.connect(script.url, hydration_enabled=True, hydration_path=str(tmp_path / "no" / "x.db"))
+        litevfs.connect(script.url, hydration_enabled=True, hydration_path=str(tmp_path / path))
     assert litevfs.live.registry.registry.shared == {}
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "EIO"])
+@pytest.mark.parametrize("path", ["x.db", ""])
+def test_a_file_that_cannot_be_made_now_keeps_no_one_from_reading(world, tmp_path, monkeypatch, caplog, code, path):
+    """The disk is full, or the file another user's. The replica that is opened after that has one again."""
+    primary, script = world
+    options = {"hydration_enabled": True, "hydration_path": str(tmp_path / path) if path else ""}
+    opened = os.open
+
+    def refuse(name: object, flags: int, *rest: object, **more: object) -> int:
+        if flags & os.O_CREAT and str(name).startswith(str(tmp_path)):
+            raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+        return opened(name, flags, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with connected(script.url, **options) as con:
+            assert rows(con, QUERY) == primary.rows(QUERY)
+            assert progress(con) == 0
+            assert one(con, "PRAGMA litestream_hydration_file") == ""
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert os.strerror(getattr(errno, code)) in caplog.text
+    with connected(script.url, **options) as con:
+        wait_until(lambda: progress(con) == 100, "hydration")
+        assert rows(con, QUERY) == primary.rows(QUERY)
 
 
 @pytest.mark.slow
@@ -547,9 +576,11 @@ def test_a_lazy_one_without_a_thread_to_be_had_leaves_no_file(folder, monkeypatc
 
 @pytest.mark.plan("K01")
 @pytest.mark.parametrize("folder", ["/nowhere", None])
-def test_no_folder_for_the_temporary_file_is_said_so(monkeypatch, folder):
-    """The one that is set is gone, or there is none anywhere."""
+def test_without_a_folder_for_the_temporary_file_reads_go_to_the_storage(world, monkeypatch, folder, caplog):
+    """The one that is set is gone, or there is none anywhere, as tempfile says where all of them are full."""
+    primary, script = world
     monkeypatch.setattr(tempfile, "tempdir", folder)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
-    with pytest.raises(OptionError, match=r"no temporary file for hydration: .*hydration_path"):
-        Hydration(None, lambda snapshot, pgno: b"")
+    with connected(script.url, hydration_enabled=True) as con:
+        assert rows(con, QUERY) == primary.rows(QUERY)
+    assert "nothing is hydrated until the replica is opened again" in caplog.text
