@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -25,11 +25,13 @@ from litevfs.live.replica import Replica
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
+from litevfs.operations.history import is_proved, marks_of
 from litevfs.operations.tables import quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options, check_names
 from litevfs.states.snapshot import Snapshot
 from litevfs.texts import names_of, parse_replica_url
+from litevfs.units import parse_timestamp_ms
 
 CHILDREN_A_PIECE = 4
 """With so many subtrees for each piece of the table, the pieces are about equal."""
@@ -53,6 +55,14 @@ class Partition:
     high: Key  # rows before this; None: to the last one
     as_text: tuple[str, ...] = ()  # columns that are read as text, whatever their values are
     options: tuple[tuple[str, Any], ...] = ()  # of `litevfs.connect`
+    marks: tuple[int, ...] = ()  # of the state's history, see `operations.history`; none: of a piece of litevfs before
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        """Of a pickle, also one without the last fields."""
+        for place, value in zip(fields(self), state, strict=False):
+            object.__setattr__(self, place.name, value)
+        for place in fields(self)[len(state) :]:
+            object.__setattr__(self, place.name, place.default)
 
     @property
     def sql(self) -> str:
@@ -75,12 +85,36 @@ class Partition:
     def connect(self) -> apsw.Connection:
         """A connection at the state of this piece.
 
-        Raises TXIDNotFoundError if retention has deleted the files of that state meanwhile.
+        Raises TXIDNotFoundError if retention has deleted the files of that state meanwhile, or if another replica has
+        taken the place of the one that the table was cut up in.
         """
         try:
-            return connect(self.url, txid=format_txid(self.txid), **dict(self.options))
+            connection = connect(self.url, txid=format_txid(self.txid), **dict(self.options))
         except TXIDNotFoundError as error:
             raise self._removed() from error
+        try:
+            if self.marks:
+                self._check_history(connection)
+        except BaseException:
+            connection.close(True)
+            raise
+        return connection
+
+    def _check_history(self, connection: apsw.Connection) -> None:
+        lease = registry.acquire(Options.of(self.url, {**dict(self.options), "txid": 1}))
+        try:
+            time_ms = parse_timestamp_ms(connection.pragma("litestream_time"))
+            if is_proved(self.marks, time_ms, self.txid, lease.replica.fetcher):
+                return
+        finally:
+            registry.release(lease)
+        raise TXIDNotFoundError(
+            f"the replica is another one than that which table {self.table} was cut up in, or nothing on it proves "
+            "that it is the same",
+            min_txid=self.txid,
+            key=self.url,
+            hint="begin again: the pieces of one job have to be of one replica",
+        )
 
     def _removed(self) -> TXIDNotFoundError:
         bounds = [] if self.low is None else [f"from {self.low!r} on"]
@@ -146,6 +180,7 @@ def partitions(
         finally:
             connection.close(True)
         cuts = described.cuts(lambda pgno: replica.pages.read(view, pgno), view.commit, count)
+        marks = tuple(sorted(marks_of(view, replica.fetcher)))
         bounds = [None, *cuts, None]
         return [
             Partition(
@@ -160,6 +195,7 @@ def partitions(
                 high,
                 texts,
                 options=tuple(options.items()),
+                marks=marks,
             )
             for low, high in pairwise(bounds)
         ]

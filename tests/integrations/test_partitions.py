@@ -5,11 +5,14 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 import litevfs
 from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
+from litevfs.ltx import decode_file
+from litevfs.ltx.encoder import encode_file
 from litevfs.maintenance.compaction import compact_level
 from litevfs.maintenance.retention import enforce_level_0_retention
 from tests.primary import Primary
@@ -159,6 +162,67 @@ def test_a_state_that_is_held_outlives_level_0_retention(primary, url):
     assert again[0].txid == litevfs.partitions(url, "t", 1, hold=True)[0].txid == primary.txid
     with pytest.raises(OptionError, match="only the newest state can be held"):
         litevfs.partitions(url, "t", 1, txid=txid, hold=True)
+
+
+def replace_replica(primary: Primary, url: str, rows: int, levels: tuple[int, ...]) -> None:
+    """Another database of as many transactions, made a day later, takes the place; its last one on these levels."""
+    primary.delete_all()
+    with primary_at(url, page_size=512) as other:
+        other.start_ms += 86_400_000
+        other.run("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+        other.run(f"INSERT INTO t SELECT value, 'other' FROM {numbers(rows)}")
+        other.upload(1)
+        for level in levels:
+            other.compact(level, 1 if level else 2, 2)
+
+
+@pytest.mark.parametrize("levels", [(0,), (1,), (9,), (0, 9)])
+@pytest.mark.parametrize("ends_with_snapshot", [False, True])
+def test_pieces_of_a_replica_that_was_replaced_are_refused(primary, url, levels, ends_with_snapshot):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    primary.commit(f"INSERT INTO t SELECT value, 'mine' FROM {numbers(500)}")
+    if ends_with_snapshot:
+        primary.compact(9, 1, 2)
+        primary.delete(0)
+    first, *others = litevfs.partitions(url, "t", 3)
+    assert set(first.read()["x"].to_pylist()) == {"mine"}
+    replace_replica(primary, url, 500, levels)
+    for piece in others:
+        with pytest.raises(TXIDNotFoundError, match=r"another one than that which table t was cut .*hint: begin again"):
+            pickle.loads(pickle.dumps(piece)).read()
+    assert {x for piece in litevfs.partitions(url, "t", 3) for x in piece.read()["x"].to_pylist()} == {"other"}
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_snapshot_that_is_made_later_of_the_same_state_is_none_of_another_replica(primary, url, kept):
+    """Snapshots carry the time at which they were made; what compaction makes, that of the last transaction."""
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    txid = primary.commit(f"INSERT INTO t SELECT value, 'mine' FROM {numbers(500)}")
+    pieces = litevfs.partitions(url, "t", 3)
+    file = decode_file(primary.file_bytes(1, txid))
+    later = replace(file.header, timestamp_ms=file.header.timestamp_ms + 3_600_000)
+    primary.client.write(9, 1, txid, encode_file(later, file.pages()), later.timestamp_ms)
+    held = litevfs.partitions(url, "t", 3)
+    if kept:
+        primary.compact(1, 1, 2)
+        primary.delete(0)
+    for piece in (*pieces, *held):
+        assert set(piece.read()["x"].to_pylist()) == {"mine"}
+    primary.delete(kept)  # only the snapshot is left, whose time those know who have seen it
+    assert sum(piece.read().num_rows for piece in held) == 500
+    with pytest.raises(TXIDNotFoundError, match=r"nothing on it proves that it is the same .*hint: begin again"):
+        pieces[0].read()
+
+
+def test_pieces_that_an_earlier_version_pickled_are_read(primary, url):
+    primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x)")
+    primary.commit(f"INSERT INTO t SELECT value, 'mine' FROM {numbers(500)}")
+    piece = litevfs.partitions(url, "t", 3)[1]
+    old = object.__new__(type(piece))
+    for count in (10, 11):  # without as_text and options there were pieces, too
+        old.__setstate__(piece.__getstate__()[:count])
+        assert old.marks == ()
+        assert old.read() == piece.read()
 
 
 def test_bad_input_is_refused_with_what_to_do(primary, url):
