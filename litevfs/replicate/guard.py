@@ -1,13 +1,16 @@
 """Guards a replica that two replicators may write to: the lease, and the checks that go with it.
 
 With conditional writes the storage itself refuses to replace a file, and the lease only says which replicator writes.
-Without them, the guard checks uploads again: at the next upload, and at the next `sync`.
+But a program that asks for no lease may write without conditions, as Litestream does: so the guard looks now and then
+whether the uploads of the last time still are what they were. Without conditional writes, it does so at each upload and
+at each `sync`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +19,7 @@ from litevfs.concurrency.workers import start_thread
 from litevfs.errors import LitevfsError, ReplicaConflictError, ReplicaFormatError, TransientStorageError
 from litevfs.replica_clients.base import LTXFileInfo, ReplicaClient, SideObjects
 from litevfs.replicate.lease import Lease
+from litevfs.replicate.replica_position import is_same_file
 
 logger = logging.getLogger("litevfs.replicate")
 
@@ -24,6 +28,13 @@ MANIFEST_NAME = "manifest.json"
 
 _REMEMBERED = 32
 """Uploads that are checked again; requests for earlier ones ended long ago."""
+_REMEMBERED_FOR_LONG = 1000
+"""Uploads that are checked now and then: another program may be behind. As many as one listing shows."""
+_FIRST_PAUSE_S = 1.0
+"""Before the first check of a history; each pause is twice as long as the last, up to the half of a lease's life."""
+
+Fingerprint = tuple[int, str]
+"""See `is_same_file`."""
 
 
 class WriterGuard:
@@ -32,6 +43,9 @@ class WriterGuard:
     def __init__(self, client: ReplicaClient, lease: Lease | None) -> None:
         self._client, self.lease = client, lease
         self._written: deque[LTXFileInfo] = deque(maxlen=_REMEMBERED)
+        self._ours: deque[tuple[LTXFileInfo, Fingerprint]] = deque(maxlen=_REMEMBERED_FOR_LONG)
+        self._pause_s = _FIRST_PAUSE_S
+        self._check_at = 0.0  # monotonic
 
     def hold(self) -> bool:
         """Take or renew the lease; returns whether it was taken. Raises ReplicaConflictError, StorageError."""
@@ -50,8 +64,10 @@ class WriterGuard:
 
     @property
     def is_needed(self) -> bool:
-        """Whether `check` has anything to do: the storage ignores conditions."""
-        return self.lease is not None and self.lease.is_held and self.lease.is_strict is False
+        """Whether `check` has anything to do: the storage ignores conditions, or the last check was a while ago."""
+        if self.lease is None or not self.lease.is_held:
+            return False
+        return self.lease.is_strict is False or (bool(self._ours) and time.monotonic() >= self._check_at)
 
     def check_format(self) -> None:
         """Raises ReplicaFormatError for a replica that must not be written to, StorageError."""
@@ -64,12 +80,16 @@ class WriterGuard:
             )
 
     def check(self, txid: int, is_ours: Callable[[LTXFileInfo], bool]) -> None:
-        """If the storage ignores conditions: check that all uploads are there, and no later file of another primary.
+        """If it is time: check that no upload was replaced and, if the storage ignores conditions, that there is no
+        later file of another primary.
 
         `txid` is the newest TXID known to be there; `is_ours` recognizes an upload whose answer was lost.
         Raises ReplicaConflictError, StorageError.
         """
         if not self.is_needed or self.lease is None:
+            return
+        if self.lease.is_strict:
+            self._check_ours(self.lease.ttl_s / 2)
             return
         self.lease.check()
         first = self._written[0].min_txid if self._written else txid + 1
@@ -82,15 +102,31 @@ class WriterGuard:
         if newer is not None:
             raise self._conflict(f"another wrote TXID {newer.max_txid:016x}", newer)
 
-    def uploaded(self, file: LTXFileInfo) -> None:
+    def _check_ours(self, longest_pause_s: float) -> None:
+        there = {file.name: file for file in self._client.list_files(0, self._ours[0][0].min_txid)}
+        for place, (file, fingerprint) in enumerate(self._ours):
+            now = there.get(file.name, file)  # compaction or retention may have deleted it
+            if now == file:
+                continue
+            if not is_same_file(self._client, now, fingerprint):
+                raise self._conflict(f"another replaced TXID {file.max_txid:016x}", file)
+            self._ours[place] = now, fingerprint
+        self._check_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, longest_pause_s)
+
+    def uploaded(self, file: LTXFileInfo, fingerprint: Fingerprint) -> None:
         """Note an upload right after it: it counts only if the lease is still ours. Raises as `check` does."""
         if self.lease is not None:
             self._written.append(file)
+            self._check_at = self._check_at if self._ours else time.monotonic() + self._pause_s
+            self._ours.append((file, fingerprint))
             self.lease.check()
 
     def forget(self) -> None:
         """Forget earlier uploads: a new history begins."""
         self._written.clear()
+        self._ours.clear()
+        self._pause_s = _FIRST_PAUSE_S
 
     def release(self, writing: threading.Lock, timeout_s: float) -> None:
         """Give the lease back, unless a thread holds `writing` or the storage does not answer: it expires by itself."""
@@ -108,7 +144,8 @@ class WriterGuard:
         return ReplicaConflictError(
             f"another writer uses this replica: {what}",
             key=self._client.key(file),
-            hint="let one of them replicate to another URL: this storage lets two writers replace each other's files",
+            hint="let one of them replicate to another URL: here two writers can replace each other's files; started "
+            "again, this one goes on with the whole database",
         )
 
 

@@ -50,11 +50,16 @@ class PendingFile:
 
     @property
     def fingerprint(self) -> tuple[int, str]:
-        """(size in bytes, trailer in hex): enough to know it again. Raises FileNotFoundError as `open`."""
+        """See the function. Raises FileNotFoundError as `open`."""
         with self.open() as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TRAILER_SIZE))
-            return size, file.read().hex()
+            return fingerprint(file)
+
+
+def fingerprint(content: BinaryIO) -> tuple[int, str]:
+    """(size in bytes, trailer in hex) of an LTX file: enough to know it again."""
+    size = content.seek(0, os.SEEK_END)
+    content.seek(max(0, size - TRAILER_SIZE))
+    return size, content.read().hex()
 
 
 @dataclass(frozen=True, slots=True)

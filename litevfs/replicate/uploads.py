@@ -26,7 +26,7 @@ from litevfs.replicate.replica_position import (
     written_by_others,
 )
 from litevfs.replicate.state import State
-from litevfs.replicate.upload_queue import PendingFile, UploadQueue
+from litevfs.replicate.upload_queue import PendingFile, UploadQueue, fingerprint
 
 _FEED_BYTES = 1 << 16
 """Bytes decoded at once: a damaged file can make 255 times as many bytes of pages of them."""
@@ -153,7 +153,7 @@ class Uploads:
         return self._queue.is_joined and self.lost is None and self.txid >= newest
 
     def check(self) -> None:
-        """If the storage ignores conditions, check that no other writes. Raises ReplicaConflictError, StorageError."""
+        """If it is time, check that no other writes. Raises ReplicaConflictError, StorageError."""
         if not self._guard.is_needed:
             return
         pending = fingerprints(self._queue.pending())
@@ -175,7 +175,7 @@ class Uploads:
                 if leaves_gap and not is_whole:
                     return self._gone(file.txid)
                 there = upload(self._client, file, content)
-                self._guard.uploaded(there)
+                self._guard.uploaded(there, fingerprint(content))
                 self._count(there.size)
                 if leaves_gap or (is_whole and self.is_snapshot_due):
                     content.seek(0)
@@ -233,7 +233,7 @@ def upload(client: ReplicaClient, file: PendingFile, content: BinaryIO) -> LTXFi
         return client.write(0, file.txid, file.txid, data, header.timestamp_ms, exclusive=True)
     except StorageFileExistsError as exc:
         exists = exc
-    expected = file.fingerprint
+    expected = fingerprint(content)
     for there in client.list_files(0, file.txid):
         if (there.min_txid, there.max_txid) == (file.txid, file.txid):
             if is_same_file(client, there, expected):

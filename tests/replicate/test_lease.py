@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from litevfs.errors import ConditionsUnsupportedError, ReplicaConflictError, TransientStorageError
-from litevfs.replica_clients.base import SideObject
+from litevfs.replica_clients.base import LTXFileInfo, SideObject
 from litevfs.replica_clients.memory import MemoryReplicaClient, MemoryStore
 from litevfs.replicate import Replicator
 from litevfs.replicate.lease import Lease, LeaseRecord
@@ -331,6 +331,58 @@ def test_what_another_replaced_on_a_storage_that_lets_it_is_told_by_the_next_syn
         client.write(0, 1, 1, b"of another", 1)
         with pytest.raises(ReplicaConflictError, match="another replaced TXID 0000000000000001"):
             replicator.sync()
+    client.close()
+
+
+@pytest.mark.parametrize("behind", [1, 3])
+def test_what_a_program_without_a_lease_replaced_is_told_though_the_storage_keeps_conditions(
+    make_app, monkeypatch, behind
+):
+    """Litestream asks for no lease and sets no condition: beside litevfs on one replica, it replaces what it can."""
+    monkeypatch.setattr("litevfs.replicate.guard._FIRST_PAUSE_S", 0.0)
+    app = make_app()
+    client = MemoryReplicaClient(MemoryStore())
+    with Replicator(app.path, client) as replicator:
+        for _ in range(4):
+            app.insert()
+            replicator.sync()
+        files = client.list_files(0)
+        client.write(0, 4 - behind, 4 - behind, b"of another", 1)
+        for _ in range(2):
+            app.insert()
+            with pytest.raises(ReplicaConflictError, match=f"another replaced TXID {4 - behind:016x}.*hint: let one"):
+                replicator.sync()
+        assert [file.max_txid for file in client.list_files(0)] == [1, 2, 3, 4]
+    assert len(files) == 4
+    with Replicator(app.path, client, new_history=True) as replicator:  # started again, it goes on with all of it
+        replicator.sync()
+    client.close()
+
+
+def test_uploads_are_looked_at_again_seldom_and_may_be_compacted_away(make_app, monkeypatch):
+    class Counting(MemoryReplicaClient):
+        lists = 0
+
+        def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+            self.lists += 1
+            return super().list_files(level, min_txid)
+
+    app = make_app()
+    client = Counting(MemoryStore())
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        before = client.lists
+        for _ in range(5):  # within the first pause
+            app.insert()
+            replicator.sync()
+        assert client.lists == before
+        replicator.places[0].guard._check_at = 0.0
+        client.delete(client.list_files(0)[:3])
+        before = client.lists
+        for _ in range(2):
+            app.insert()
+            replicator.sync()
+        assert client.lists == before + 1
     client.close()
 
 
