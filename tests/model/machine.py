@@ -37,6 +37,7 @@ configs = st.builds(
     hydration=st.booleans(),
     prefetch=st.booleans(),
     cache_dir=st.booleans(),
+    hydration_lasts=st.booleans(),
 )
 lies = st.builds(
     Fault,
@@ -194,18 +195,18 @@ def restore(world: World, n: int) -> None:
 
 @event(fault=lies)
 def lie(world: World, fault: Fault) -> None:
-    world.sites[1].add(fault)
+    world.far.add(fault)
 
 
 @event(fault=failures)
 def fail(world: World, fault: Fault) -> None:
-    world.sites[1].add(fault)
+    world.far.add(fault)
 
 
 @event(look=st.booleans())
 def calm(world: World, look: bool) -> None:
     """The trouble ends. Whatever it was, one look brings everybody to the newest state."""
-    world.sites[1].calm()
+    world.far.calm()
     for slot in range(SLOTS if look else 0):
         if (reader := world.reader(slot)) is not None:
             reader.commit()
@@ -217,18 +218,23 @@ def calm(world: World, look: bool) -> None:
 
 @event(slot=slots)
 def open_reader(world: World, slot: int) -> None:
-    world.open(slot, world.sites[slot % 2], txid=None)
+    world.open(slot, world.site(slot), txid=None)
 
 
 @event(slot=slots, n=numbers)
 def open_at_txid(world: World, slot: int, n: int) -> None:
     known = sorted(world.oracle.images)
-    world.open(slot, world.sites[slot % 2], txid=known[-1 - n % len(known)])
+    world.open(slot, world.site(slot), txid=known[-1 - n % len(known)])
 
 
 @event(slot=slots)
 def close_reader(world: World, slot: int) -> None:
     world.close_reader(slot)
+
+
+@event(slot=slots, record=st.sampled_from(("as left", "as left", "kept", "as it was")))
+def restart_readers(world: World, slot: int, record: str) -> None:
+    world.restart_readers(world.site(slot), record)
 
 
 @event(weight=2, slot=slots)

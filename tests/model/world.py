@@ -64,6 +64,7 @@ class Config:
     hydration: bool = False
     prefetch: bool = True
     cache_dir: bool = False
+    hydration_lasts: bool = False  # in files that the next process uses
 
 
 class Site:
@@ -87,6 +88,27 @@ class Site:
         if self.faults is not None:
             self.faults.clear()
         self.is_calm = self.lists_truly = True
+
+
+class Far:
+    """Two processes that read from behind the same faults, and share `cache_dir` if there is one.
+
+    They are two replicas of this process: connections whose options differ share nothing else.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any], faults: Faults) -> None:
+        other = options | {"read_timeout": READ_TIMEOUT_S + 1}
+        self.sites = Site(url, options, faults), Site(url, other, faults)
+
+    def add(self, fault: Fault) -> None:
+        """See `Site`."""
+        self.sites[0].add(fault)
+        self.sites[1].is_calm, self.sites[1].lists_truly = self.sites[0].is_calm, self.sites[0].lists_truly
+
+    def calm(self) -> None:
+        """See `Site`."""
+        for site in self.sites:
+            site.calm()
 
 
 def _wait_for_threads() -> None:
@@ -135,10 +157,13 @@ class World:
         faults = stack.enter_context(
             faulty_replica(url, seed=1, block_size=config.block_size, reads_named=config.block_size > 4096)
         )
-        near, far = Site(url, options), Site(faults.url, dict(options), faults)
+        self._near, far_options = Site(url, dict(options)), dict(options)
         if config.cache_dir:
-            far.options["cache_dir"] = self.folder / "blocks"
-        self.sites = (near, far)
+            far_options["cache_dir"] = self.folder / "blocks"
+        self.far = Far(faults.url, far_options, faults)
+        if config.hydration_lasts:
+            for number, site in enumerate((self._near, *self.far.sites)):
+                site.options["hydration_path"] = self.folder / f"hydrated-{number}.db"
         self.primary_faults = Faults(url, seed=2)
         self.writer, self.keeper = (
             FaultyReplicaClient(MemoryReplicaClient(self.store), self.primary_faults) for _ in "ab"
@@ -301,10 +326,30 @@ class World:
 
     # --- readers ------------------------------------------------------------------------------------------------------
 
+    def site(self, slot: int) -> Site:
+        """Where the reader in a slot reads: even ones at the near site, odd ones from afar, in one of two processes."""
+        return self.far.sites[slot // 2 % 2] if slot % 2 else self._near
+
+    def restart_readers(self, site: Site, record: str) -> None:
+        """The process at a site ends, and the next one finds what that left.
+
+        The records beside hydrated files and blocks are "as left", or "kept" for a later time, when the next process
+        finds them "as it was" then: as after a kill, for records are renewed seldom.
+        """
+        for slot in [slot for slot, reader in self.readers.items() if reader.site is site]:
+            self.close_reader(slot)
+        kept = self.folder / "kept"
+        kept.mkdir(exist_ok=True)
+        for path in kept.iterdir() if record == "as it was" else ():
+            shutil.copy(path, self.folder / ("blocks" if path.suffix == ".state" else "") / path.name)
+        if record == "kept":
+            for path in (*self.folder.glob("hydrated-*-litevfs"), *self.folder.glob("blocks/*.state")):
+                shutil.copy(path, kept / path.name)
+
     def reader(self, slot: int) -> Reader | None:
         """The reader in a slot, opened if there is none: even slots at the near site. None if it cannot be."""
         if slot not in self.readers:
-            self.open(slot, self.sites[slot % 2], txid=None)
+            self.open(slot, self.site(slot), txid=None)
         return self.readers.get(slot)
 
     def open(self, slot: int, site: Site, txid: int | None) -> None:
