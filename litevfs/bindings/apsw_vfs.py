@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from urllib.parse import quote
 
@@ -15,6 +16,9 @@ from litevfs.errors import OptionError
 from litevfs.live.session import SHARED, Session
 from litevfs.options import Options, first_of_equals
 
+_SHARES_CACHES = "OMIT_SHARED_CACHE" not in apsw.compile_options
+"""Not so in APSW's own wheels."""
+
 
 class ReplicaVFS(SessionVFS):
     """Opens replicas by a URI's parameters and these keywords."""
@@ -22,6 +26,12 @@ class ReplicaVFS(SessionVFS):
     def __init__(self, name: str, keywords: dict[str, object]) -> None:
         super().__init__(name)
         self.keywords = keywords
+
+    if _SHARES_CACHES:
+
+        def xFullPathname(self, name: str) -> str:
+            """The name with a number that no other opening has: see `sqlite3_vfs`, where this is so as a rule."""
+            return f"{name}#{next(_openings)}"
 
     def open_session(self, name: str | apsw.URIFilename | None) -> Session:
         """See `SessionVFS.open_session`."""
@@ -51,12 +61,15 @@ def _uri_parameters(name: str | apsw.URIFilename | None) -> dict[str, str]:
 
 def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
     path = name.filename() if isinstance(name, apsw.URIFilename) else name
+    if path and _SHARES_CACHES:
+        path = path.rpartition("#")[0]
     return (
         "add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL; for an "
         f"ordinary file, as in VACUUM INTO and ATTACH, write 'file:{quote(path or 'x.db')}?vfs={apsw.vfs_names()[0]}'"
     )
 
 
+_openings = itertools.count(1)
 _opened = threading.local()
 
 

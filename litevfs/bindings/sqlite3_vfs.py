@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import itertools
 import threading
 from ctypes import c_int, c_void_p
 from typing import Any
@@ -167,11 +168,16 @@ class Binding:
 
 
 def _full_pathname(_: int, name: bytes, size: int, result: int) -> int:
-    """The name as it is: it is a label, not a path."""
+    """The name, which is a label and no path, with a number that no other opening has.
+
+    In shared-cache mode (`cache=shared`, `sqlite3.enable_shared_cache`) SQLite takes files of one name for one file: it
+    would read the replica, and the state, of the connection that came first.
+    """
     try:
-        if len(name) >= size:
+        label = b"%b#%d" % (name, next(_openings))
+        if len(label) >= size:
             return c.CANTOPEN
-        c.copy_bytes(result, name, len(name) + 1)
+        c.copy_bytes(result, label, len(label) + 1)
         return c.OK
     except BaseException:  # noqa: BLE001 (Ctrl-C)
         return c.CANTOPEN
@@ -183,6 +189,7 @@ def _is_main_interpreter() -> bool:
     return bool(current() == main())
 
 
+_openings = itertools.count(1)
 _lock = threading.Lock()
 _bindings: dict[int, Binding | None] = {}  # by the identity of the library
 _registered: dict[tuple[str | None, str], Named] = {}  # by the library's path and the VFS's name

@@ -459,6 +459,32 @@ def test_both_bindings_share_a_replica(small):
 
 
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+@pytest.mark.parametrize("switch", ["parameter", "library"])
+def test_a_cache_that_connections_share_is_never_one_of_two_replicas_or_two_states(small, request, switch):
+    """SQLite takes files of one name for one file then, and never opens the second one."""
+    primary, script = small
+    query, shared = "SELECT * FROM t", "&cache=shared"
+    if switch == "library":
+        switch_all = Library(None)._handle.sqlite3_enable_shared_cache
+        switch_all(1)
+        request.addfinalizer(lambda: switch_all(0))
+        shared = ""
+    primary.commit("INSERT INTO t VALUES(2)")
+    with Script() as other, Primary(other.writer) as another:
+        another.commit("CREATE TABLE t(id INTEGER PRIMARY KEY); INSERT INTO t VALUES(77)")
+        litevfs.register_stdlib()
+        urls = f"{quote(script.url)}&txid=1", quote(script.url), quote(other.url), quote(script.url)
+        uris = [f"file:x.db?vfs=litestream&replica_url={url}{shared}" for url in urls]
+        connections = [sqlite3.connect(uri, uri=True) for uri in uris]
+        try:
+            found = [connection.execute(query).fetchall() for connection in connections]
+        finally:
+            for connection in connections:
+                connection.close()
+        newest = primary.rows(query)
+        assert found == [primary.rows(query, 1), newest, another.rows(query), newest]
+
+
 def test_a_connection_that_is_dropped_lets_the_replica_go(small):
     _, script = small
     con = litevfs.connect_stdlib(script.url)
