@@ -45,6 +45,7 @@ class ReplicaVFS(SessionVFS):
                 name.uri_boolean("nolock", False) or name.uri_boolean("immutable", False)
             ):
                 session.lock(SHARED)  # SQLite takes no lock, and would mix pages of different states
+                session.keeps_state = True
             if start_beside(session, noted.find):
                 _opened.tracer = noted.note
         except BaseException:

@@ -28,7 +28,7 @@ from litevfs.bindings.kept_errors import keep_error
 from litevfs.bindings.sqlite3_library import Library
 from litevfs.errors import LitevfsError, SQLiteLibraryError
 from litevfs.live.pragmas import answer_pragma
-from litevfs.live.session import CHECK_BYTES, CHECK_OFFSET, SHARED, UNLOCKED, Session
+from litevfs.live.session import CHECK_BYTES, CHECK_OFFSET, SHARED, Session
 
 logger = logging.getLogger("litevfs.bindings.sqlite3_files")
 
@@ -56,6 +56,7 @@ class OpenFile:
     has_no_locks: bool  # SQLite was told to take none (nolock, immutable)
     database: int = 0  # address of SQLite's connection, once known
     has_checked: bool = False  # SQLite has checked page 1, as it does in each transaction but the first
+    is_exclusive: bool = False  # SQLite keeps its lock from one transaction to the next, as far as is known
 
 
 class Files:
@@ -115,13 +116,13 @@ class Files:
         return methods
 
     def session_now(self, file: int) -> Session | None:
-        """The session of a file, unlocked first if its transaction is over."""
+        """The session of a file, which is told first if its transaction is over."""
         if (opened := self._files.get(file)) is None:
             return None
-        if opened.database and not opened.has_no_locks:
+        if opened.database and not (opened.has_no_locks or opened.is_exclusive):
             state = self._library.sqlite3_txn_state(opened.database, None)
             if state == c.TXN_NONE:
-                opened.session.unlock(UNLOCKED)
+                opened.session.end()
         return opened.session
 
     def _forget(self, opened: OpenFile) -> None:
@@ -192,8 +193,11 @@ class Files:
                     return c.NOTFOUND
                 try:
                     session = self.session_now(file) or self._files[file].session
+                    name = ctypes.string_at(argument[1]).decode()
                     value = None if argument[2] is None else ctypes.string_at(argument[2]).decode()
-                    answer = answer_pragma(session, ctypes.string_at(argument[1]).decode(), value)
+                    if value and name.lower() == "locking_mode":
+                        self._files[file].is_exclusive = value.lower() == "exclusive"
+                    answer = answer_pragma(session, name, value)
                     if answer is None:
                         return c.NOTFOUND
                     argument[0] = library.allocate_text(answer)

@@ -131,6 +131,7 @@ class Binding:
         try:
             if has_no_locks:
                 session.lock(SHARED)  # SQLite will not, and would read pages of one state after the other
+                session.keeps_state = True
             opened = OpenFile(file, session, has_no_locks)
             start_beside(session, lambda _: library.running(opened.database) if opened.database else None)
             self._files.open(opened)

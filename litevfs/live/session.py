@@ -67,6 +67,8 @@ class Session:
         self._max_staleness_s = options.max_staleness_s
         self._level = UNLOCKED
         self._pinned: Snapshot | None = None  # from SHARED to UNLOCKED
+        self._has_ended = False  # the transaction that has pinned it, see `end`
+        self.keeps_state = False  # SQLite was told to take no locks, so there is one transaction only
         self._view: Snapshot | None = beside._view if beside else None  # a fixed state instead of the newest
         # While a snapshot is pinned, by offset: what SQLite checks of page 1, and pages that a scan needs next.
         self._along: dict[int, bytes] = {}
@@ -139,7 +141,7 @@ class Session:
 
     def is_reading(self, snapshot: Snapshot) -> bool:
         """Whether a read transaction that sees this snapshot goes on."""
-        return self._pinned is snapshot
+        return self._pinned is snapshot and not self._has_ended
 
     def expect_scans(self, snapshot: Snapshot, roots: Sequence[int], begins: int) -> None:
         """Read transaction number `begins` is going to read these trees whole, one after the other.
@@ -155,8 +157,8 @@ class Session:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The snapshot that a read sees now: the transaction's, or the one that the next transaction would pin."""
-        snapshot = self._pinned or self._view or self.replica.snapshot
+        """The snapshot that the transaction sees; after it, the one that the next transaction would pin."""
+        snapshot = (None if self._has_ended else self._pinned) or self._view or self.replica.snapshot
         assert snapshot is not None
         return snapshot
 
@@ -170,6 +172,10 @@ class Session:
         if self.options.is_fixed:
             raise OptionError(
                 "this connection was opened at a fixed state", hint="open another one to see another state"
+            )
+        if self.keeps_state:
+            raise OptionError(
+                "this connection sees one state to its end (nolock, immutable)", hint="open another one without that"
             )
         self._view = view
 
@@ -268,7 +274,7 @@ class Session:
                 if self._watched is not None:
                     self._watched.begin()
                 self._pinned = snapshot = self._view or self.replica.snapshot
-                self._level = level
+                self._level, self._has_ended = level, False
                 if snapshot is self._first_page_of:
                     self._along[CHECK_OFFSET] = self._check
         except LitevfsError as error:
@@ -283,10 +289,18 @@ class Session:
             raise error
         if level < self._level:
             self._pinned = None
-            self._level = level
+            self._level, self._has_ended = level, False
             if self._watched is not None:
                 self._watched.end()
             self._along.clear()
+
+    def end(self) -> None:
+        """The transaction is over, as far as a binding can tell that is not told of unlocking.
+
+        Pages are still of its state, until the next one begins: in exclusive locking mode SQLite never unlocks, and
+        asks for pages of the state that it knows.
+        """
+        self._has_ended = self._pinned is not None
 
     @staticmethod
     def read_only() -> ReplicaReadOnlyError:

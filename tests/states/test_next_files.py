@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -108,6 +109,30 @@ def test_a_damaged_file_is_told_until_it_is_whole(world, clock):
     poll(replica, clock)
     assert replica.snapshot.txid == 7
     assert published(replica) == primary.images[7]
+
+
+def test_the_next_file_of_another_replica_is_not_taken_where_there_are_no_etags(clock):
+    """The newest file has its name and size there, too: the time in its header tells them apart."""
+    with Script(lists_levels=True, reads_named=True, block_size=4096) as script, Primary(script.writer) as primary:
+        script.on_list = lambda _, files: [replace(file, etag="") for file in files]
+        primary.commit("CREATE TABLE t(x)")
+        primary.commit("INSERT INTO t VALUES('mine')")
+        replica = Replica(Options(replica_url=script.url, read_timeout_s=5.0), clock=clock)
+        replica.refresh()
+        with Primary(script.writer) as other:
+            other.start_ms = primary.timestamp_ms(100)
+            other.run("CREATE TABLE t(x)")
+            other.run("INSERT INTO t VALUES('your')")
+            sizes = [len(one.file_bytes(2, 2)) for one in (primary, other)]
+            other.run("CREATE TABLE other(x)")
+            primary.delete_all()
+            for txid in (1, 2, 3):
+                other.upload(txid)
+            assert sizes[0] == sizes[1]
+            poll(replica, clock)
+            assert (replica.snapshot.txid, replica.snapshot.epoch) == (3, 1)
+            assert published(replica) == other.images[3]
+        replica.close()
 
 
 # --- when names are of no use -----------------------------------------------------------------------------------------
