@@ -6,7 +6,7 @@ import argparse
 import json
 import queue
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import litevfs
 from litevfs.commands.diff import as_object
@@ -14,8 +14,13 @@ from litevfs.commands.options import add_options, add_url, given_options
 from litevfs.commands.signals import ended_by_sigterm
 from litevfs.commands.text import write_utf_8
 from litevfs.errors import TXIDNotFoundError
+from litevfs.files.fetch import Fetcher
 from litevfs.ltx.names import format_txid, parse_txid
+from litevfs.operations.history import is_proved, marks_of
 from litevfs.options import SPECS
+
+if TYPE_CHECKING:
+    from litevfs.operations.diff import Diff
 
 DESCRIPTION = (
     "Print the rows that each new transaction inserted, updated or deleted, an object a line, until Ctrl-C or SIGTERM. "
@@ -43,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     with ended_by_sigterm() as ended, litevfs.subscribe(args.url, news.put, **options) as subscription:
         newest = subscription.txid
         done = parse_txid(args.from_) if args.from_ else newest
+        feed = _Feed(args, options, subscription.fetcher)
+        if (first := subscription.first) is not None and first.txid == done:
+            feed.marks = marks_of(first, subscription.fetcher)
         if done > newest:
             raise TXIDNotFoundError(
                 f"the newest TXID is {format_txid(newest)}",
@@ -51,32 +59,52 @@ def run(args: argparse.Namespace) -> int:
                 hint="was the replica replaced or set back since? leave out --from to begin with what comes next",
             )
         if done < newest:
-            done = _print_changes(args, options, done, newest)
+            done = feed.print_changes(done, newest)
         while not args.once and not ended.is_set():
             try:
                 txid = news.get(timeout=_WAIT_S)
             except queue.Empty:
                 continue
             if txid > done:
-                done = _print_changes(args, options, done, txid)
+                done = feed.print_changes(done, txid)
     return 0
 
 
-def _print_changes(args: argparse.Namespace, options: dict[str, Any], done: int, txid: int) -> int:
-    """Print the changes after `done` up to `txid`, or up to a later TXID if `txid` was compacted away."""
-    feed_options = {name: value for name, value in options.items() if name != "poll_interval"}
-    try:
-        diff = litevfs.diff(args.url, done, txid, args.tables, **feed_options)
-    except TXIDNotFoundError as error:
-        if error.min_txid != txid:
-            raise
-        diff = litevfs.diff(args.url, done, "latest", args.tables, **feed_options)
-    with diff:
-        where = {"txid": format_txid(diff.to_txid)}
-        count = 0
-        for count, change in enumerate(diff, 1):  # noqa: B007 (used after the loop)
-            print(json.dumps(where | as_object(change), ensure_ascii=False))
-        print(json.dumps(where | {"changes": count}), flush=True)
-        for item in diff.schema:
-            print(f"litevfs: TXID {where['txid']}: {item.op} {item.type} {item.name}", file=sys.stderr)
-        return diff.to_txid
+class _Feed:
+    """Prints changes, of one history: a replica that has taken the place of another may have the same TXIDs."""
+
+    def __init__(self, args: argparse.Namespace, options: dict[str, Any], fetcher: Fetcher) -> None:
+        self._args, self._fetcher = args, fetcher
+        self._options = {name: value for name, value in options.items() if name != "poll_interval"}
+        self.marks: frozenset[int] | None = None  # of the state up to which changes were printed, see `marks_of`
+
+    def print_changes(self, done: int, txid: int) -> int:
+        """Print the changes after `done` up to `txid`, or up to a later TXID if `txid` was compacted away."""
+        try:
+            diff = litevfs.diff(self._args.url, done, txid, self._args.tables, **self._options)
+        except TXIDNotFoundError as error:
+            if error.min_txid != txid:
+                raise
+            diff = litevfs.diff(self._args.url, done, "latest", self._args.tables, **self._options)
+        with diff:
+            self._check_history(diff)
+            where = {"txid": format_txid(diff.to_txid)}
+            count = 0
+            for count, change in enumerate(diff, 1):  # noqa: B007 (used after the loop)
+                print(json.dumps(where | as_object(change), ensure_ascii=False))
+            print(json.dumps(where | {"changes": count}), flush=True)
+            for item in diff.schema:
+                print(f"litevfs: TXID {where['txid']}: {item.op} {item.type} {item.name}", file=sys.stderr)
+            return diff.to_txid
+
+    def _check_history(self, diff: Diff) -> None:
+        old, new = diff.old.snapshot, diff.new.snapshot
+        if self.marks is not None and not is_proved(self.marks, old.timestamp_ms, old.txid, self._fetcher):
+            raise TXIDNotFoundError(
+                "the replica is another one than that whose changes were printed so far, or nothing on it proves that "
+                "it is the same",
+                min_txid=old.txid,
+                key=self._args.url,
+                hint="read the tables whole, and begin again without --from",
+            )
+        self.marks = marks_of(new, self._fetcher)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from litevfs.concurrency.workers import start_thread
+from litevfs.files.fetch import Fetcher
 from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.options import Options
@@ -40,6 +41,7 @@ class Subscription:
         self._callback = callback
         self._is_of_interest = is_of_interest
         self._seen: Snapshot | None = None  # the state that was compared last
+        self.first: Snapshot | None = None  # the state at the start, or a later one
         self._txids: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._closed = False
         self._lease = registry.acquire(options)
@@ -48,13 +50,18 @@ class Subscription:
         try:
             self._replica.open(options.open_timeout_s)
             self.txid = self._replica.add_listener(self._txids.put)  # of the last call, or the state at the start
-            self._seen = self._replica.snapshot
+            self._seen = self.first = self._replica.snapshot
             self._replica.poll_every(options.poll_interval_s)
             self._thread = start_thread(self._run, f"litevfs-subscribe {self._replica.url}")
         except BaseException:
             self.close()
             raise
         _open.add(self)
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """What reads the replica's files."""
+        return self._replica.fetcher
 
     def _run(self) -> None:
         while (txid := self._txids.get()) is not None and not self._closed:

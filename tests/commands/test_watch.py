@@ -105,6 +105,30 @@ def test_a_feed_cannot_go_on_from_a_state_that_is_gone_or_never_was(replicator, 
     assert "0000000000000005" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_feed_does_not_go_on_with_a_replica_that_took_the_place_of_its_own(replicator, tmp_path):
+    """The other one has all TXIDs of the feed's, and more: what differs there is no change of what was printed."""
+    application, primary = replicator
+    place = tmp_path / "replica"
+    with closing(apsw.Connection(str(tmp_path / "other.db"))) as other:
+        other.pragma("journal_mode", "wal")
+        other.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, x)").fetchall()
+        with litevfs.Replicator(str(tmp_path / "other.db"), str(tmp_path / "other")) as another:
+            for number in range(6):
+                another.sync()
+                other.execute("INSERT INTO t VALUES (?, 'other')", (number,))
+    with started("watch", str(place), "--from", "1", "--poll-interval", "20ms") as process:
+        for number in range(2):
+            application.execute("INSERT INTO t VALUES (?, 'mine')", (number,))
+            lines_up_to(process, primary.sync())
+        place.rename(tmp_path / "gone")
+        (tmp_path / "other").rename(place)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "other" not in output
+    assert "the replica is another one than that whose changes were printed" in errors
+
+
 def test_which_tables_a_query_reads(replicator, tmp_path):
     application, _ = replicator
     application.execute("CREATE VIEW v AS SELECT x FROM t")
