@@ -34,8 +34,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # the interpreter at each system call need not wait for all readers to use up their turns before it gets the next one.
 sys.setswitchinterval(0.0001)
 
-# How long an example takes says more of the machine than of the code.
-settings.register_profile("litevfs", deadline=None)
+# How long an example takes says more of the machine than of the code. Other examples come with each run.
+settings.register_profile("litevfs", deadline=None, max_examples=50)
 settings.load_profile("litevfs")
 
 # A shell makes commands in the background ignore Ctrl-C, and they pass that on to the programs that tests interrupt.

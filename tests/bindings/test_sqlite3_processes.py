@@ -36,12 +36,10 @@ def run(program: str, *, ends_with: int = 0) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize(
     "left",
     [
-        "con = litevfs.connect_stdlib(url)",
         "con = litevfs.connect_stdlib(url); cursor = con.execute('SELECT * FROM orders'); next(cursor)",
         "con = litevfs.connect_stdlib(url, cache_size=0); con.execute('BEGIN'); con.execute('SELECT * FROM orders')",
         "import builtins; builtins.con = litevfs.connect_stdlib(url)",
-        "x = []; x.append((x, litevfs.connect_stdlib(url)))",
-        "import sys; sys.litevfs_left = litevfs.connect_stdlib(url).execute('SELECT * FROM orders')",
+        "import sys; x = [litevfs.connect_stdlib(url)]; x.append(x); sys.left = x[0].execute('SELECT * FROM orders')",
     ],
 )
 def test_a_connection_that_is_left_open_ends_with_the_process(left):

@@ -349,7 +349,7 @@ def test_another_process_with_the_same_folder_asks_s3_for_nothing_but_listings(i
 @pytest.mark.slow
 @pytest.mark.s3
 @pytest.mark.plan("D15", "D01")
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_reader_killed_at_any_moment_leaves_a_folder_that_is_right(in_s3, tmp_path, kills):
     url, expected = in_s3
     rng = random.Random(15)

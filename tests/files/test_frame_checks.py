@@ -209,7 +209,7 @@ def large_content() -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("block_size", BLOCK_SIZES[:2])
 def test_memory_is_bounded_however_large_the_file(block_size, large_content, content):
     """What its index and checks take is 22 bytes a page."""
     with Script(block_size=block_size) as script:

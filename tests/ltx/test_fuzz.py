@@ -90,7 +90,7 @@ def damaged(draw) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.plan("K10")
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(damaged(), st.integers(1, 700))
 @pytest.mark.slow
 def test_damaged_file_is_refused_or_gives_the_same_pages(files: tuple[bytes, bytes], piece: int):
@@ -113,7 +113,7 @@ def test_every_flipped_bit_is_refused_or_gives_the_same_pages(name: str):
         assert verdict_of_stream(bytes(data), len(data)) in (None, original)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=300), st.integers(1, 300))
 @example(b"", 1)
 @example(bytes(200), 1)
@@ -126,7 +126,7 @@ def test_any_bytes_are_refused_as_a_file(data: bytes, piece: int):
         check_ends(candidate)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.binary(max_size=200), st.sampled_from([512, 4096, 65536]))
 def test_any_bytes_are_a_page_or_refused_as_a_frame(data: bytes, page_size: int):
     sized = b"\0\0\0\1\0\1" + len(data).to_bytes(4, "big") + data
@@ -138,7 +138,7 @@ def test_any_bytes_are_a_page_or_refused_as_a_frame(data: bytes, page_size: int)
             continue
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.sampled_from([block_frame, old_frame]), st.integers(0, 200), st.binary(min_size=1, max_size=4))
 def test_damaged_frame_is_refused_or_gives_a_whole_page(make, position: int, replacement: bytes):
     frame = make(1, PAGES[0][1])
@@ -150,7 +150,7 @@ def test_damaged_frame_is_refused_or_gives_a_whole_page(make, position: int, rep
         pass
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.binary(max_size=100))
 def test_any_bytes_are_an_index_or_refused(data: bytes):
     for candidate in (data, data + len(data).to_bytes(8, "big"), data + b"\0" + (len(data) + 1).to_bytes(8, "big")):

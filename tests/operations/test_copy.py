@@ -159,7 +159,7 @@ def test_destination_is_a_replica_without_gaps_after_every_file() -> None:
     assert len(destination.writes) == len(content(source))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=12, unique=True)
 )

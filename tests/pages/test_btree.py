@@ -103,7 +103,7 @@ _edits = st.lists(st.tuples(st.one_of(st.integers(0, 40), st.integers(0, PAGE_SI
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data(), st.sampled_from([INTERIOR_TABLE, INTERIOR_INDEX, LEAF_INDEX, LEAF_TABLE, 0]), _edits)
 def test_damaged_pages_are_hints_at_most(sound, data, kind, edits):
     pgno = data.draw(st.sampled_from(sorted(sound)))
@@ -115,7 +115,7 @@ def test_damaged_pages_are_hints_at_most(sound, data, kind, edits):
     ask(2, bytes(page))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.binary(min_size=PAGE_SIZE, max_size=PAGE_SIZE), st.sampled_from([2, 5, 10, 13]))
 def test_noise_is_a_hint_at_most(noise, kind):
     ask(2, bytes([kind]) + noise[1:])

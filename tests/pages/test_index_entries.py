@@ -169,13 +169,13 @@ records = st.one_of(
 page_sizes = st.sampled_from([512, 1024, 4096, 65536])
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(page_sizes, records)
 def test_the_entries_of_any_leaf_are_those_that_one_after_the_other_gives(page_size, rows):
     assert_same(leaf(page_size, rows))
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(page_sizes, records, st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=12), st.integers(0, 60))
 def test_so_are_those_of_a_damaged_page(page_size, rows, edits, near):
     page = bytearray(leaf(page_size, rows))
@@ -185,7 +185,7 @@ def test_so_are_those_of_a_damaged_page(page_size, rows, edits, near):
     assert_same(bytes(page))
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.binary(max_size=700), st.integers(0, 40))
 def test_so_are_those_of_noise_and_of_pages_that_are_too_short(noise, count):
     assert_same(noise)
@@ -250,7 +250,7 @@ def interior(keys: list[int], children: list[int], page_size: int = 4096) -> byt
     return bytes(page)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     st.lists(st.lists(st.integers(-50, 50), min_size=1, max_size=9, unique=True), min_size=1, max_size=6),
     st.lists(st.integers(2, 30), min_size=60, max_size=60),
@@ -281,7 +281,7 @@ targets = st.lists(st.one_of(apart, st.lists(st.integers(1, 3), max_size=3)), ma
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(targets)
 @example([1, *[9] * (LOOK_AROUND - 1), 2])
 @example([1, *[9] * LOOK_AROUND, 2])
@@ -322,7 +322,7 @@ def lead_to_one_by_one(entries: list[int], leaves: list[range]) -> bool:
 
 
 @pytest.mark.parametrize("order", [sorted, list], ids=["ranges that ascend", "any ranges"])
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(targets, st.lists(st.integers(-1, 11), min_size=6, max_size=6))
 @example([1, 2, *[9] * (LOOK_AROUND - 1), 3], [1, 2, 3, 1, 1, 1])
 @example([1, 2, *[9] * LOOK_AROUND, 3], [1, 2, 3, 1, 1, 1])

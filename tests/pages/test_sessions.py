@@ -175,7 +175,7 @@ def _check_sessions(world: World, seeds: range) -> None:
 @pytest.mark.slow
 @pytest.mark.s3
 def test_sessions_read_at_most_twice_what_their_queries_read_alone(world):
-    _check_sessions(world, range(5))
+    _check_sessions(world, range(2))
 
 
 @pytest.mark.s3

@@ -39,7 +39,7 @@ def status(connection: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("level", "span"),
     [
-        pytest.param(level, span, marks=pytest.mark.soak if level == 2 else ())
+        pytest.param(level, span, marks=pytest.mark.soak if level in (2, 3) else ())
         for level in (1, 2, 3, 9)
         for span in ((1, 2), (1, 4), (2, 4), (3, 6), (1, 6), (4, 8), (1, 8))
         if level < 9 or span[0] == 1  # a snapshot begins with TXID 1

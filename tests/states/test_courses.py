@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from tests.states.course_world import Step, World
 
-COURSES = 16
+COURSES = 8
 SOAK_COURSES = 3000
-CAPTURED_STEP = 4
+CAPTURED_STEP = 2
 """One course in so many is tried with databases of SQLite: they take long."""
 
 USUAL = ("commit", "upload", "upload_all", "upload_all", "compact", "compact", "retain", "tick", "view", "read_pinned")

@@ -100,7 +100,7 @@ _transactions = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(_transactions, st.data())
 @pytest.mark.slow
 def test_any_order_of_files_gives_the_state_of_the_newest_txid(transactions, data):

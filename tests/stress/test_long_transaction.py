@@ -19,8 +19,7 @@ from tests.support import connected, one, rows, txid_of, wait_until
 
 QUERY = "SELECT id, data, n FROM t ORDER BY id"
 ROWS = 100
-TRANSACTIONS = 1000
-SNAPSHOT_TRANSACTIONS = 100
+SNAPSHOT_TRANSACTIONS = 60
 
 
 @pytest.fixture
@@ -67,7 +66,10 @@ def wait_for_newest(following: apsw.Connection, primary: Primary) -> None:
 
 
 @pytest.mark.plan("L08")
-def test_a_transaction_keeps_its_rows_through_1000_others_compaction_and_retention(primary, holding, following):
+@pytest.mark.parametrize("transactions", [300, pytest.param(1000, marks=pytest.mark.soak)])
+def test_a_transaction_keeps_its_rows_through_others_compaction_and_retention(
+    primary, holding, following, transactions
+):
     """Level 1 takes ten transactions at a time, and as it happens one file of it ends where the transaction reads."""
     while primary.txid % 10:
         change(primary)
@@ -76,7 +78,7 @@ def test_a_transaction_keeps_its_rows_through_1000_others_compaction_and_retenti
     before = rows(holding, QUERY)
     txid = txid_of(holding)
     assert before == primary.rows(QUERY)
-    for _ in range(TRANSACTIONS):
+    for _ in range(transactions):
         change(primary)
         if primary.txid % 10 == 0:
             primary.compact(1, primary.txid - 9, primary.txid)
@@ -195,7 +197,7 @@ def test_readers_of_files_that_vanish_all_the_time_see_states_of_the_primary_onl
                 primary.delete(0)
                 primary.delete(1, [previous])
                 previous = primary.txid
-            if any(reader.error for reader in readers) or (step > 100 and all(reader.reads > 10 for reader in readers)):
+            if any(reader.error for reader in readers) or (step > 60 and all(reader.reads > 10 for reader in readers)):
                 break
     finally:
         for reader in readers:

@@ -123,5 +123,5 @@ def run(seed: int, make_primary: MakePrimary, faults: Faults, transactions: int,
 )
 def test_answers_equal_the_primarys(seed, make_primary, request):
     faults: Faults = request.getfixturevalue(("faults", "remote_faults")[seed % 2])
-    transactions = 8 if seed < 1000 else 40
+    transactions = 4 if seed < 1000 else 40
     run(seed, make_primary, faults, transactions, (0, 50_000, 10_000_000)[seed % 3])
