@@ -161,6 +161,8 @@ class WorkerPool:
 
     def _start_thread(self) -> None:
         with self._lock:
+            if self._threads >= self.max_threads:  # another thread has started the last one meanwhile
+                return
             self._threads += 1
             self._fresh += 1
             name = f"{self._name}_{self._threads}"
