@@ -210,8 +210,12 @@ class Scheduler:
         return math.inf
 
     def _unpark(self, place: _Place) -> None:
-        for _ in range(min(len(place.parked), PLACE_THREADS - place.running)):
-            self._push(place.parked.popleft(), notifies=False)
+        room = PLACE_THREADS - place.running
+        while place.parked and room > 0:
+            repeated = place.parked.popleft()
+            if not repeated.is_over:
+                self._push(repeated, notifies=False)
+                room -= 1
 
     def _begin(self, repeated: Repeated, now: float) -> None:
         heapq.heappop(self._heap)

@@ -135,6 +135,20 @@ def test_a_storage_that_hangs_from_the_start_leaves_threads_to_the_others(calls)
     assert not any(name.startswith("hangs") and count for name, count in calls.counts.items())
 
 
+def test_calls_that_were_removed_while_they_waited_for_room_keep_it_from_no_other(calls, monkeypatch):
+    monkeypatch.setattr(module, "PLACE_THREADS", 1)
+    scheduler, go_on, begun = calls.scheduler, threading.Event(), []
+    calls.repeated.append(scheduler.add(lambda: begun.append("first") or (go_on.wait(60) and None), 0.0, "here"))
+    wait_until(lambda: begun)
+    waiting = [scheduler.add(lambda: 60.0, 0.0, "here") for _ in range(10)]
+    calls.repeated.append(scheduler.add(lambda: begun.append("last") or 60.0, 0.0, "here"))
+    wait_until(lambda: len(scheduler._places["here"].parked) == 11)
+    for repeated in waiting:
+        scheduler.remove(repeated, 20)
+    go_on.set()
+    wait_until(lambda: "last" in begun)
+
+
 def test_removing_waits_for_the_call_under_way_but_not_for_long(calls):
     repeated = calls.add("a", 0.001, "here", hangs=True)
     wait_until(lambda: calls.begun)
