@@ -14,7 +14,7 @@ BENCHFLAGS ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 SLOW_ROOMS = model stress peer chaos commands operations integrations replica_clients
-FAST = $(SLOW_ROOMS:%=--ignore=tests/%) -m 'not chaos and not soak and not servers and not slow'
+FAST = $(SLOW_ROOMS:%=--ignore=tests/%) -m 'not chaos and not soak and not servers and not s3 and not slow'
 BENCHMARKS = $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 TYPED_TOOLS = tests/conftest.py tests/plan_plugin.py tests/leak_check.py
 

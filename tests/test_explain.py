@@ -14,6 +14,8 @@ from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one
 
+pytestmark = pytest.mark.slow
+
 FILL = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500)
     INSERT INTO t SELECT i, i % 50, randomblob(3000) FROM n

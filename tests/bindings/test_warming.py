@@ -19,6 +19,8 @@ from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one
 
+pytestmark = pytest.mark.slow
+
 FILL = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
     INSERT INTO {table} SELECT i, i % 50, randomblob(1000) FROM n

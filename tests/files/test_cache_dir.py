@@ -27,6 +27,8 @@ from tests.primary import Primary
 from tests.scripted import Script
 from tests.support import connected, one, rows, wait_until
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE = 1 << 16  # bytes
 ROWS = 1200
 FILL = f"""

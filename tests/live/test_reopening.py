@@ -22,6 +22,8 @@ from tests.scripted import ALL_LEVELS, Script
 from tests.states.support import pages_are_right
 from tests.support import connected, one, rows, wait_until
 
+pytestmark = pytest.mark.slow
+
 FILL = """
     WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400)
     INSERT INTO t SELECT randomblob(3000) FROM n

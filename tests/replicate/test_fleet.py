@@ -23,6 +23,8 @@ from litevfs.replicate.upkeep import Upkeep
 from tests.replicate.support import rebuilt
 from tests.support import wait_until
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {"sync_interval_s": 0.05, "lease_ttl_s": None}
 
 

@@ -35,6 +35,8 @@ from litevfs.testing.faulty import Fault, Faults, FaultyReplicaClient
 from tests.replicate.support import LARGE, failing_client, rebuilt, refuse_writes, source_bytes, synced
 from tests.support import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def path_of(client: ReplicaClient, level: int, first: int, last: int | None = None) -> Path:
     return Path(client.key(LTXFileInfo(level, first, last or first, 0, 0)))

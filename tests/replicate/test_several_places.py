@@ -31,6 +31,8 @@ from tests.replicate.conftest import Application
 from tests.replicate.support import assert_replicated, failing_client, source_bytes, synced
 from tests.support import wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[FileReplicaClient]:

@@ -20,6 +20,8 @@ from litevfs.replica_clients.base import LTXFileInfo
 from tests.primary import Primary
 from tests.scripted import Script
 
+pytestmark = pytest.mark.slow
+
 ROWS = "SELECT count(*), sum(length(x)) FROM t"
 
 
