@@ -49,7 +49,7 @@ def test_the_threads_upload_what_is_committed_within_its_interval(app, client, r
     for _ in range(5):
         app.insert()
         expected = source_bytes(app.path)
-        wait_until(lambda expected=expected: rebuilt(client) == expected, timeout_s=5)
+        wait_until(lambda expected=expected: rebuilt(client) == expected)
     wait_until(lambda: replicator.status.pending_files == 0 and replicator.status.uploaded_txid > 1)
     status = replicator.status
     assert status.files_uploaded == status.txid == status.uploaded_txid == len(client.list_files(0))

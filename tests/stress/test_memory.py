@@ -235,7 +235,7 @@ def test_a_storm_of_misses_holds_no_more_than_the_cache_and_the_reads_under_way(
                 assert one(connection, "SELECT sum(length(data)) FROM t WHERE id <= 1500") == 1500 * 700
 
         in_threads(readers, read)
-        assert remote_faults.calls["read"] > 25
+        assert remote_faults.calls["read"] > 10
         remote_faults.reset_counters()  # the log of requests is the test's own
         # What was read ahead may be on its way still, and threads of earlier tests be at their end.
         wait_until(lambda: held() - opened <= 2 * limit, "that memory is within its limit")
