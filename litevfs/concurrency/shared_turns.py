@@ -3,8 +3,8 @@
 A task that hangs must not delay others: one whose last turn was slow, or whose group has a turn that hangs now, may use
 half of the threads of its kind only, and for each thread that hangs another is started, up to twice the number.
 
-Turns of a primary keep a processor busy, which polls do not: made by the threads of `scheduler.py`, with limits for each
-kind and a look at the load, 400 databases' turns began 33 ms late (median) instead of 7 on two cores that others used.
+Turns of a primary keep a processor busy, which polls do not. Made by the threads of `scheduler.py`, with limits for
+each kind and a look at the load, those of 400 databases began 33 ms late (median) instead of 7 on two busy cores.
 """
 
 from __future__ import annotations

@@ -251,8 +251,9 @@ class SFTPConnection:
             raise
 
     def _check_key(self, path: str) -> None:
-        """Raise StoragePermissionError for a file of `keyPath=` that is no key, or has a passphrase: paramiko passes over
-        either, and is refused without a key.
+        """Raise StoragePermissionError for a file of `keyPath=` that is no key, or has a passphrase.
+
+        Paramiko passes over either, and is refused without a key.
         """
         paramiko, problem = self._paramiko, "is no private key"
         for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
