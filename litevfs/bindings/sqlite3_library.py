@@ -37,7 +37,6 @@ IOERR_READ, IOERR_SHORT_READ = IOERR | 1 << 8, IOERR | 2 << 8
 OpenFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int, c_void_p)
 AccessFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, c_void_p)
 FullPathnameFunction = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int, c_void_p)
-CloseFunction = CFUNCTYPE(c_int, c_void_p)
 ReadFunction = CFUNCTYPE(c_int, c_void_p, c_void_p, c_int, c_int64)
 TruncateFunction = CFUNCTYPE(c_int, c_void_p, c_int64)
 FileSizeFunction = CFUNCTYPE(c_int, c_void_p, c_void_p)

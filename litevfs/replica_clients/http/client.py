@@ -94,11 +94,6 @@ class HTTPReplicaClient(ReadsByPieces):
         return self._exchange.transport.requests
 
     @property
-    def listing_written_ms(self) -> int | None:
-        """When the newest index that was seen was written, milliseconds since the Unix epoch; None without one."""
-        return None if self._index.newest is None else self._index.newest.written_ms
-
-    @property
     def workarounds(self) -> tuple[str, ...]:
         """See `FindsWays.workarounds`: caches that hold old indexes, and a server without one."""
         found = []
