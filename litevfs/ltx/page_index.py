@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +24,19 @@ from litevfs.ltx.format import (
     Header,
 )
 
-_CHUNK_SIZE = 1 << 20
+_CHUNK_SIZE = 1 << 15
 """Bytes of varints decoded at a time: bounds the temporary arrays, and keeps them in the processor's cache."""
 _CHUNK_ENTRIES = 1 << 16
 _FEW_ENTRIES = 16
 _FEW_BYTES = 128
 _MAX_VARINT_SIZE = 10
 """Bytes of the longest varint, a number of 64 bits. Its last byte can only be 1."""
+_WORD_SIZE = 8
+"""Bytes of the longest varint that is decoded as one word: a number of 56 bits."""
+_LAST_BYTES = 0x8080808080808080
+"""A bit that is 0 in each byte of a varint but its last one."""
+_GAPS = (0x7F007F007F007F00, 1), (0x3FFF00003FFF0000, 2), (0x0FFFFFFF00000000, 4)
+"""Seven bits of each byte count: (the upper half of each pair of groups, bits between them and the lower one)."""
 _MAX_ENTRY_SIZE = 5 + _MAX_VARINT_SIZE + 5
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
@@ -117,8 +124,7 @@ def _decode_entries(raw: NDArray[np.uint8]) -> PageIndex:
     while position < len(raw):
         values, used = _decode_chunk(raw[position : position + _CHUNK_SIZE])
         columns = values.reshape(-1, 3)
-        if columns[:, 0].min() == 0 or max(columns[:, 0].max(), columns[:, 2].max()) > _UINT32_MAX:
-            raise LTXFormatError("LTX page index holds a page number or a frame size that is out of range")
+        _check_range(columns)
         end = done + len(columns)
         pgnos[done:end], offsets[done:end], sizes[done:end] = columns.T
         done = end
@@ -130,32 +136,62 @@ def decode_entries_at(raw: NDArray[np.uint8]) -> tuple[PageIndex, int]:
     """The whole entries that `raw` starts with, and their size in bytes; not checked. Raises LTXFormatError."""
     values, used = _decode_chunk(raw)
     columns = values.reshape(-1, 3)
-    if columns[:, 0].min() == 0 or max(columns[:, 0].max(), columns[:, 2].max()) > _UINT32_MAX:
+    _check_range(columns)
+    return PageIndex(
+        columns[:, 0].astype(np.uint32), columns[:, 1].astype(np.uint64), columns[:, 2].astype(np.uint32)
+    ), used
+
+
+def _check_range(columns: NDArray[Any]) -> None:
+    fits = columns.itemsize <= _WORD_SIZE // 2 or max(columns[:, 0].max(), columns[:, 2].max()) <= _UINT32_MAX
+    if not fits or columns[:, 0].min() == 0:
         raise LTXFormatError("LTX page index holds a page number or a frame size that is out of range")
-    return PageIndex(columns[:, 0].astype(np.uint32), columns[:, 1].copy(), columns[:, 2].astype(np.uint32)), used
 
 
-def _decode_chunk(raw: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], int]:
+def _decode_chunk(raw: NDArray[np.uint8]) -> tuple[NDArray[Any], int]:
     """The varints of the whole entries that `raw` starts with, and their size in bytes."""
-    ends = np.flatnonzero(raw < 0x80).astype(np.int32)
+    ends = np.flatnonzero(raw < 0x80)
     ends = ends[: len(ends) // 3 * 3]
     if len(ends) == 0:
         raise LTXFormatError("LTX page index holds an over-long varint")
+    used = int(ends[-1]) + 1
     starts = np.empty_like(ends)
     starts[0] = 0
-    starts[1:] = ends[:-1] + 1
+    np.add(ends[:-1], 1, out=starts[1:])
     extra = ends - starts  # bytes after the first one
-    last = raw[ends]
     longest = int(extra.max()) + 1
-    if longest > _MAX_VARINT_SIZE or bool(np.any(last[extra == _MAX_VARINT_SIZE - 1] > 1)):
+    if longest > _MAX_VARINT_SIZE or (longest == _MAX_VARINT_SIZE and np.any(raw[ends[extra == longest - 1]] > 1)):
         raise LTXFormatError("LTX page index holds a varint of more than 64 bits")
-    if bool(np.any((last == 0) & (extra > 0))):
+    if np.any((raw[1:used] == 0) & (raw[: used - 1] >= 0x80)):
         raise LTXFormatError("LTX page index holds a varint that is longer than it needs to be")
+    if longest <= _WORD_SIZE:
+        return _decode_words(raw[:used], starts, longest), used
     values = (raw[starts] & 0x7F).astype(np.uint64)
     for i in range(1, longest):
         which = np.flatnonzero(extra >= i)
         values[which] |= (raw[starts[which] + i] & 0x7F).astype(np.uint64) << np.uint64(7 * i)
-    return values, int(ends[-1]) + 1
+    return values, used
+
+
+def _decode_words(raw: NDArray[np.uint8], starts: NDArray[np.intp], longest: int) -> NDArray[Any]:
+    """The varints, none of more than 8 bytes, at `starts`: each is taken as one word, whose bits are then closed up."""
+    size = _WORD_SIZE // 2 if longest <= _WORD_SIZE // 2 else _WORD_SIZE
+    word = np.dtype(f"<u{size}")
+    padded = np.zeros(len(raw) + size, np.uint8)
+    padded[: len(raw)] = raw
+    at_each_byte: NDArray[Any] = np.ndarray((len(raw),), word, padded, strides=(1,))
+    values = at_each_byte.take(starts)
+    most = (1 << 8 * size) - 1
+    last = ~values & word.type(_LAST_BYTES & most)
+    last &= -last  # the first of them; what comes after it is of the next varints
+    values &= (last << word.type(1)) - word.type(1)
+    for high, gap in _GAPS:
+        if longest > gap:
+            upper = values & word.type(high & most)
+            upper >>= word.type(gap)
+            values &= word.type(high >> 8 * gap & most)
+            values |= upper
+    return values
 
 
 def encode_page_index(index: PageIndex) -> bytes:
