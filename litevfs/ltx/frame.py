@@ -31,7 +31,8 @@ READ_BYTES = 1 << 18
 """Read at once of a page block, unless the caller says otherwise."""
 _AT_ONCE_BYTES = 1 << 20
 _FRAME_HEADER = struct.Struct(">IHI")
-_unpack_frame_header = _FRAME_HEADER.unpack_from
+unpack_frame_header = _FRAME_HEADER.unpack_from
+"""(pgno, flags, size of the LZ4 block)"""
 assert _FRAME_HEADER.size == FRAME_HEADER_SIZE
 
 
@@ -43,7 +44,7 @@ def decode_frame(frame: bytes | memoryview, pgno: int, page_size: int) -> bytes:
     the slow way checks every other frame again.
     """
     try:
-        frame_pgno, flags, size = _unpack_frame_header(frame)
+        frame_pgno, flags, size = unpack_frame_header(frame)
         if frame_pgno == pgno and flags == PAGE_FLAG_SIZE and size == len(frame) - FRAME_HEADER_SIZE:
             page: bytes = lz4_block_decompress(frame[FRAME_HEADER_SIZE:], page_size)
             if len(page) == page_size:
@@ -67,7 +68,7 @@ def decode_usual_frames(
     checksummed: list[bytes] = []
     try:
         for _ in range(_AT_ONCE_BYTES // page_size):
-            pgno, flags, size = _unpack_frame_header(data, start)
+            pgno, flags, size = unpack_frame_header(data, start)
             block = start + FRAME_HEADER_SIZE
             end = block + size
             if flags != PAGE_FLAG_SIZE or end > len(data) or end - start > MAX_FRAME_SIZE:
@@ -95,7 +96,7 @@ def decode_usual(
     view = memoryview(data)
     try:
         for start, size, pgno in zip(starts, sizes, pgnos, strict=False):
-            frame_pgno, flags, block_size = _unpack_frame_header(data, start)
+            frame_pgno, flags, block_size = unpack_frame_header(data, start)
             if frame_pgno != pgno or flags != PAGE_FLAG_SIZE or block_size != size - FRAME_HEADER_SIZE:
                 break
             page = lz4_block_decompress(view[start + FRAME_HEADER_SIZE : start + size], page_size)

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from random import random
 
 from litevfs.errors import LitevfsError, LTXFormatError, StorageNotFoundError, TransientStorageError
 from litevfs.files.blocks import BlockReader
@@ -21,16 +20,17 @@ from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.files.governor import Governor
 from litevfs.ltx.format import lock_pgno
-from litevfs.ltx.frame import decode_frame
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.counters import PageCounters
 from litevfs.pages.hydration import Hydration
 from litevfs.pages.page_one import as_rollback_journal
+from litevfs.pages.quick_reads import QuickReads
 from litevfs.pages.reads import Reads, Waits, WatchedReads
 from litevfs.pages.recall import JUMPS
 from litevfs.pages.runs import MAX_RUN_BYTES, Run, Runs, run_from
 from litevfs.pages.watcher import Watcher
-from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK, FRAME_SIZE_BITS, FRAME_SIZE_MASK
+from litevfs.replica_clients.base import KeepsOpen
+from litevfs.states.chunks import CHUNK_BITS, CHUNK_MASK
 from litevfs.states.snapshot import EPOCH_SHIFT, PGNO_BITS, Snapshot, decode_page, page_key
 from litevfs.states.unplaced import locate
 
@@ -47,11 +47,6 @@ MAX_MOVES = 8
 
 SCAN_SHARE = 0.5
 """Part of the page cache that one scan may take."""
-
-KEPT_SHARE = 1 / 16
-"""A full page cache keeps so many of the pages of a local replica that are read alone, by chance: what is read often is
-soon there. To keep a page takes about as long as to decode it again.
-"""
 
 FindElsewhere = Callable[[Snapshot, int, StorageNotFoundError, float], Snapshot]
 """(snapshot, pgno, why, deadline) -> a snapshot that has the same version of the page in another file.
@@ -156,25 +151,7 @@ class PageSource:
                 self.counters.hits += 1
                 return page
             if version:
-                if self.blocks is not None or self.hydration is not None or not self._runs.is_alone(pgno):
-                    return self._load(snapshot, pgno, version, key, along)
-                self.counters.misses += 1
-                try:  # as `read_through` does, in fewer steps
-                    frame = chunk.frames[slot] or snapshot.frame(pgno)
-                    size = frame & FRAME_SIZE_MASK
-                    data = self._client_read(snapshot.files[chunk.files[slot]], frame >> FRAME_SIZE_BITS, size)
-                    counters = self._counters
-                    counters.get += 1
-                    counters.bytes_read += size
-                    if chunk.checks[slot]:
-                        page = decode_page(snapshot, pgno, data)
-                    else:
-                        page = decode_frame(data, pgno, snapshot.page_size)
-                except (LTXFormatError, StorageNotFoundError, TransientStorageError) as error:
-                    page = self._read_after(snapshot, pgno, error)
-                if not self._cache.is_full or random() < KEPT_SHARE:
-                    self._cache.put(key, page)
-                return page
+                return self._load(snapshot, pgno, version, key, along)
             if pgno == lock_pgno(snapshot.page_size):
                 return bytes(snapshot.page_size)  # in no LTX file, and zeros in every database
         snapshot.place(pgno)  # raises: no file holds the page
@@ -194,7 +171,12 @@ class PageSource:
 
     def reads(self, waits: Waits | None = None) -> Reads:
         """The reads of one connection: watched, where read-ahead pays. `waits` is told when they wait."""
-        return self if self.ahead is None else WatchedReads(self, Watcher(self.ahead.max_pages()), waits)
+        if self.ahead is not None:
+            return WatchedReads(self, Watcher(self.ahead.max_pages()), waits)
+        client = self._fetcher.client
+        if self.blocks is not None or self.hydration is not None or not isinstance(client, KeepsOpen):
+            return self
+        return QuickReads(self, client, self._cache, self._runs, self.counters, self._counters)
 
     def read_ahead(self, snapshot: Snapshot, pgnos: list[int], watcher: Watcher) -> None:
         """Start fetching pages that will probably be read."""
@@ -295,16 +277,6 @@ class PageSource:
         except StorageNotFoundError as error:
             gone = error
         return self._read_elsewhere(snapshot, pgno, gone, deadline)
-
-    def _read_after(self, snapshot: Snapshot, pgno: int, error: Exception) -> bytes:
-        """The page, of which the first read has failed."""
-        try:
-            if not isinstance(error, StorageNotFoundError):
-                return self._read_again(snapshot, pgno, error, None)
-            gone = error
-        except StorageNotFoundError as another:
-            gone = another
-        return self._read_elsewhere(snapshot, pgno, gone, None)
 
     def _read_elsewhere(
         self, snapshot: Snapshot, pgno: int, gone: StorageNotFoundError, deadline: float | None

@@ -7,7 +7,7 @@ not retry: its caller knows what a retry is worth (see `litevfs.files.fetch`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol, runtime_checkable
 
@@ -15,6 +15,7 @@ from litevfs.errors import StorageTimeoutError
 from litevfs.ltx.file_info import LEVELS as LEVELS
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL as SNAPSHOT_LEVEL
 from litevfs.ltx.file_info import LTXFileInfo as LTXFileInfo
+from litevfs.replica_clients.descriptors import Descriptor
 
 Take = Callable[[bytes], object]
 """Called with the next bytes of a read."""
@@ -153,6 +154,17 @@ class StampsLevels(Protocol):
         None if that cannot be told now, for example because the level has changed a moment ago. Raises no error.
         """
         ...
+
+
+@runtime_checkable
+class KeepsOpen(Protocol):
+    """An optional part of a client: what it has open can be read past it."""
+
+    open_files: Mapping[tuple[int, int, int, str], Descriptor]
+    """By (level, min_txid, max_txid, etag). A reader keeps the descriptor for as long as it reads, and marks it `used`.
+
+    An answer that is too short, or an error, is for `ReplicaClient.read` to judge.
+    """
 
 
 @runtime_checkable

@@ -56,7 +56,7 @@ class FileReplicaClient:
     def __init__(self, root: str | os.PathLike[str], *, max_open_files: int = 64) -> None:
         self._root = os.path.abspath(os.fspath(root))  # noqa: PTH100 - keeps symlinks, and str is what os.open takes
         self._kept: KeptOpen[_Key] = KeptOpen(max_open_files)
-        self._open = self._kept.descriptors
+        self.open_files = self._kept.descriptors
         self._lock = threading.Lock()  # for changes of the levels that were swept
         self._swept_levels: set[int] = set()
         self._layout = LTX_FOLDER
@@ -130,7 +130,7 @@ class FileReplicaClient:
         """See `ReplicaClient.read`."""
         if timeout_s is not None and timeout_s <= 0:
             raise too_late(file, self.key(file))
-        descriptor = self._open.get((file.level, file.min_txid, file.max_txid, file.etag))
+        descriptor = self.open_files.get((file.level, file.min_txid, file.max_txid, file.etag))
         if descriptor is None:
             descriptor = self._open_file(file)
         else:
