@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from ctypes import c_int64, c_void_p
+from ctypes import c_char, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,6 +135,7 @@ class Files:
     def _make_read(self) -> Callable[..., int]:
         files, reads, closings = self._files, self._reads, self._closings
         array_at, copy_bytes, fill_bytes = c.array_at, c.copy_bytes, c.fill_bytes
+        checks = c.Places(c_char * CHECK_BYTES)
 
         def x_read(file: int, buffer: int, amount: int, offset: int) -> int:
             try:
@@ -144,9 +145,13 @@ class Files:
                         opened.has_checked = True
                         if closings.needs_thread:
                             closings.watch_after_fork()
-                        if not opened.has_no_locks:
-                            opened.session.lock(SHARED, True)  # in place of the transaction before
-                    data = reads[file](amount, offset)
+                        # In place of the transaction before.
+                        data = reads[file](amount, offset) if opened.has_no_locks else opened.session.begin_anew()
+                        if len(data) == amount:
+                            checks[buffer].raw = data
+                            return c.OK
+                    else:
+                        data = reads[file](amount, offset)
                     if len(data) == amount and amount in array_at:
                         array_at[amount](buffer).raw = data
                         return c.OK
@@ -164,7 +169,7 @@ class Files:
         return x_read
 
     def _make_file_size(self) -> Callable[..., int]:
-        files, number_at = self._files, c_int64.from_address
+        files, numbers = self._files, c.Places(c_int64)
 
         def x_file_size(file: int, result: int) -> int:
             try:
@@ -173,7 +178,7 @@ class Files:
                     session = opened.session
                     if not opened.has_checked and not opened.has_no_locks:
                         session.lock(SHARED, True)
-                    number_at(result).value = session.size()
+                    numbers[result].value = session.size()
                     return c.OK
                 except BaseException as error:  # noqa: BLE001 (kept, logged)
                     return fail(error, c.IOERR)

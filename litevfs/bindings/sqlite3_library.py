@@ -23,6 +23,7 @@ TRANSIENT = -1
 """SQLITE_TRANSIENT: SQLite copies the bytes."""
 MAX_SQL_BYTES = 1 << 18
 """A query whose values make its text longer is not worth parsing again."""
+_MAX_PLACES = 64
 _STATUS_RUN = 6
 """SQLITE_STMTSTATUS_RUN: how often a statement began."""
 _DBAPI_HINT = "litevfs.dbapi is the same in the shape of sqlite3, on a SQLite library of its own"
@@ -100,6 +101,20 @@ array_at = {size: (c_char * size).from_address for size in (16, 100, *(1 << powe
 """Bytes at an address, by their number: `array_at[16](address).raw = data` takes a third of the time of `copy_bytes`.
 
 Of the sizes that SQLite reads: its check of page 1 in each transaction, the header, and pages."""
+
+
+class Places(dict[int, Any]):
+    """Variables of one ctypes type, by their address. SQLite's own are few: they lie on its stack, which repeats."""
+
+    def __init__(self, kind: Any) -> None:
+        self._at = kind.from_address
+
+    def __missing__(self, address: int) -> Any:
+        if len(self) >= _MAX_PLACES:
+            self.clear()
+        place = self[address] = self._at(address)
+        return place
+
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "sqlite3_libversion_number": (c_int, ()),

@@ -281,6 +281,11 @@ class Session:
             self._note(error)
             raise
 
+    def begin_anew(self) -> bytes:
+        """End a read transaction and begin another one: what SQLite then checks of page 1."""
+        self.lock(SHARED, True)
+        return self._along.get(CHECK_OFFSET) or self.read(CHECK_BYTES, CHECK_OFFSET)
+
     def unlock(self, level: int) -> None:
         """UNLOCKED ends the read transaction. There is no level between it and SHARED."""
         if level > SHARED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -20,7 +21,7 @@ import pytest
 
 import litevfs
 from litevfs.bindings import sqlite3_vfs
-from litevfs.bindings.sqlite3_library import Library
+from litevfs.bindings.sqlite3_library import Library, Places
 from litevfs.errors import (
     OptionError,
     ReplicaEmptyError,
@@ -594,3 +595,12 @@ def test_opening_and_closing_leaves_nothing(small):
     for _ in range(50):  # the check that every test ends with counts threads and descriptors
         litevfs.connect_stdlib(script.url).close()
     wait_until(lambda: registry.shared == {}, "an end")
+
+
+def test_a_variable_of_sqlites_is_reached_by_its_address_and_few_are_remembered():
+    places, numbers = Places(ctypes.c_int64), (ctypes.c_int64 * 1000)()
+    for _ in range(2):
+        for i in range(1000):
+            places[ctypes.addressof(numbers) + 8 * i].value = i
+            assert len(places) <= 64
+    assert list(numbers) == list(range(1000))
