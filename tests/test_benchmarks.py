@@ -49,7 +49,9 @@ def test_every_other_benchmark_runs(name: str, tmp_path: Path) -> None:
 @pytest.mark.plan("L23")
 def test_local_compares_equal_answers_of_all_competitors(tmp_path: Path) -> None:
     results = measured("local", tmp_path)
-    competitors = {"litevfs", "native", "native, WAL"} | ({"litestream-vfs"} if find_spec("litestream_vfs") else set())
+    competitors = {"litevfs", "native, rollback", "native, WAL"} | (
+        {"litestream-vfs"} if find_spec("litestream_vfs") else set()
+    )
     assert set(results) == {
         "open + first query",
         "full scan, first",
