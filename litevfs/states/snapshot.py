@@ -213,6 +213,10 @@ def empty_snapshot(*, epoch: int = 0, change_counter: int = 0, versions: Version
     )
 
 
+_Which = NDArray[np.int64] | slice
+"""Places in an array."""
+
+
 class _Edit:
     """One change of the page map: copies a chunk when it is first touched and keeps the use counts right."""
 
@@ -255,7 +259,7 @@ class _Edit:
     def _release(self, numbers: NDArray[np.uint32]) -> None:
         if len(numbers) <= FEW_PAGES:
             self._uses.subtract(numbers.tolist())
-        else:
+        elif numbers.any():
             values, counts = np.unique(numbers, return_counts=True)
             self._uses.subtract(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
@@ -270,15 +274,17 @@ class _Edit:
         numbers, bounds = _chunks_of(slots)
         before = [np.empty(0, np.uint32)]
         for i, number in enumerate(numbers):
-            entries = np.arange(bounds[i], bounds[i + 1])
+            entries: _Which = slice(bounds[i], bounds[i + 1])
+            some = slots[entries] & CHUNK_MASK
             if relocate_only:
                 # The file has the newest version up to its TXID, and the map's is not newer: both are the same.
-                held = self._chunks[number].version_array[slots[entries] & CHUNK_MASK]
-                entries = entries[self._base.versions.are_at_most(held, file.header.max_txid)]
-            if len(entries):
+                held = self._chunks[number].version_array[some]
+                kept = np.flatnonzero(self._base.versions.are_at_most(held, file.header.max_txid))
+                entries, some = kept + bounds[i], some[kept]
+            if len(some):
                 code = None if relocate_only else self._base.versions.code(file.header.max_txid)
                 chunk = self._writable(number)
-                before.append(_put_chunk(chunk, slots[entries] & CHUNK_MASK, file, entries, code))
+                before.append(_put_chunk(chunk, _in_a_row(some), file, entries, code))
         replaced = np.concatenate(before)
         self._release(replaced)
         self._uses[file.number] += len(replaced)
@@ -302,15 +308,21 @@ def _chunks_of(slots: NDArray[np.int64]) -> tuple[list[int], list[int]]:
     return numbers.tolist(), [*starts.tolist(), len(slots)]
 
 
+def _in_a_row(slots: NDArray[np.int64]) -> _Which:
+    """Ascending slots, as a slice if they follow each other, as those of a snapshot file do: that is much faster."""
+    first, end = int(slots[0]), int(slots[-1]) + 1
+    return slice(first, end) if end - first == len(slots) else slots
+
+
 def _put_chunk(
-    chunk: Chunk, slots: NDArray[np.int64], file: NumberedFile, entries: NDArray[np.int64], version: int | None
+    chunk: Chunk, slots: _Which, file: NumberedFile, entries: _Which, version: int | None
 ) -> NDArray[np.uint32]:
     """Point `slots` of a chunk at these entries of the file's index; `version` is what they hold, if it is new.
 
     Returns the numbers of the files they pointed at before. A file of scattered pages comes here for every page.
     """
     files = chunk.file_array
-    before = files[slots]
+    before = files[slots].copy()
     files[slots] = file.number
     chunk.frame_array[slots] = (file.index.offsets[entries] << np.uint64(FRAME_SIZE_BITS)) | file.index.sizes[entries]
     chunk.check_array[slots] = 0 if file.checks is None else file.checks[entries]
