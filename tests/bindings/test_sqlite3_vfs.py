@@ -330,10 +330,11 @@ def test_an_option_that_a_uri_names_twice_is_refused_at_both_doors(small, twice)
     _, script = small
     uri = f"file:x?vfs=litestream&replica_url={quote(script.url)}&poll_interval=1s&{twice}"
     message = f"{twice.partition('=')[0]} is given more than once"
+    litevfs.register_stdlib()
+    litevfs.register()
     with pytest.raises(sqlite3.OperationalError):
         sqlite3.connect(uri, uri=True)
     assert message in str(litevfs.last_error())
-    litevfs.register()
     with pytest.raises(OptionError, match=message):
         apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
 
