@@ -80,7 +80,7 @@ class WebDAVReplicaClient:
             read_timeout_s=read_timeout_s,
             authorize=lambda method, url, headers, deadline: {**own, **headers},
             permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
-            hint_of=lambda kind, status: _OTHER_SERVER_HINT if status in _NO_METHOD else None,
+            hint_of=lambda kind, status: _OTHER_SERVER_HINT if status in (200, *_NO_METHOD) else None,
         )
         self._made: set[str] = set()  # folders that are known to exist
         self._files = HTTPFiles(self._exchange, self._location, url=self._url, has_old=self._has_old)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import email.utils
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,13 +222,13 @@ def test_the_doctor_leaves_no_folder(webdav_replica: WebDAVReplica, server: tupl
     assert not [path for path in server[1].rglob("*") if "doctor" in path.name]
 
 
-@pytest.mark.parametrize("status", [405, 501])
+@pytest.mark.parametrize("status", [200, 405, 501])
 def test_a_server_that_does_not_speak_webdav_is_named(status: int, scripted_server):
     server = scripted_server(answered(status))
     client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
     for call in (lambda: client.list_files(0), lambda: client.write(0, 1, 1, b"content", TIMESTAMP_MS)):
         with pytest.raises(StorageError, match="hint: is it a WebDAV server"):
-            call()
+            call()  # one that answers 200 is a server of files that looks at no method
     client.close()
 
 
@@ -236,3 +238,17 @@ def test_a_webdav_server_may_answer_405_where_nothing_is(scripted_server):
     client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
     assert client.list_files(0) == []
     client.close()
+
+
+def test_a_refusal_names_a_clock_that_is_off(scripted_server):
+    date = email.utils.formatdate(time.time() + 7200, usegmt=True)
+    for text, found in (
+        (date, "set this machine's clock, which differs from the server's by 7[12][0-9]{2} s; "),
+        ("", ""),
+    ):
+        head = f"HTTP/1.1 403 X\r\nDate: {text}\r\nContent-Length: 0\r\n\r\n"
+        server = scripted_server(head.encode())
+        client = WebDAVReplicaClient(server.endpoint.replace("http:", "webdav:") + "/db")
+        with pytest.raises(StoragePermissionError, match=f"; hint: {found}webdav://"):
+            client.list_files(0)
+        client.close()

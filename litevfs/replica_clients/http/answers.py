@@ -33,6 +33,7 @@ _SAID = re.compile(
     re.IGNORECASE,
 )
 _SHORTER = "the file is shorter than it was when listed"
+_CLOCK_LIMIT_S = 300.0  # Google and Azure take requests that are so old, and older ones up to 15 minutes
 _UNSOUND_HINT = "a proxy or cache before the server, or the server, is at fault"
 
 
@@ -64,7 +65,7 @@ def error_of(
     text = next(filter(None, said.groups()), b"").decode("utf-8", "replace")[:_SAID_LIMIT] if said else ""
     text = " ".join(text.split())  # Azure's has three lines
     if kind is StoragePermissionError:
-        hint = permission_hint
+        hint = "; ".join(filter(None, (_clock_hint(response), permission_hint))) or None
     if 300 <= response.status < 400:
         hint = "the server answers from another place: name that in the URL"
     if response.status == 413:
@@ -73,6 +74,15 @@ def error_of(
     if isinstance(error, TransientStorageError):
         error.retry_after_s = retry_after_s(response.headers.get("Retry-After", ""))
     return error
+
+
+def _clock_hint(response: Answer) -> str:
+    """What to do about this machine's clock, if that may be why a request was refused."""
+    server_ms = date_ms(response.headers.get("Date"))
+    offset_s = server_ms / 1000 - time.time()
+    if not server_ms or abs(offset_s) < _CLOCK_LIMIT_S:
+        return ""
+    return f"set this machine's clock, which differs from the server's by {offset_s:.0f} s"
 
 
 def retry_after_s(text: str) -> float | None:
