@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from litevfs.errors import (
     StorageError,
@@ -16,6 +14,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
+from litevfs.replica_clients.http.answers import retry_after_s
 
 # Codes: Amazon S3 API reference, "Error responses"; the first is of STS, the last three are MinIO's.
 _TRANSIENT = {
@@ -157,19 +156,8 @@ def error_from_answer(
         hint=_hint(kind, status, code, headers),
     )
     if isinstance(error, TransientStorageError):
-        error.retry_after_s = retry_after_s(headers)
+        error.retry_after_s = retry_after_s(headers.get("retry-after", ""))
     return error
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The Retry-After header in seconds: a number, or a date (RFC 9110, 10.2.3); None when it is absent or neither."""
-    text = headers.get("retry-after", "").strip()
-    if text.isdecimal():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
 
 
 def _hint(kind: type[StorageError], status: int, code: str, headers: Mapping[str, str]) -> str | None:
