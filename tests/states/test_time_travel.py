@@ -75,7 +75,7 @@ def world(history) -> Iterator[World]:
     primary.delete(1)
 
 
-@pytest.mark.parametrize("bit", [11, 16, 62])
+@pytest.mark.parametrize("bit", [16, *(pytest.param(bit, marks=pytest.mark.soak) for bit in (11, 62))])
 @pytest.mark.parametrize("wanted", [1, 4, 8])
 @pytest.mark.parametrize("damaged", range(1, 9))
 def test_a_header_that_is_damaged_once_chooses_no_other_state(world, damaged, wanted, bit, tmp_path: Path):
