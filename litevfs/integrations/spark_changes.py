@@ -1,12 +1,14 @@
 """The row changes of a replica's table as a source for Spark's streams: the reader behind `spark.readStream`.
 
-Offsets are TXIDs. A batch is the difference between the states of two TXIDs, so the same offsets give the same rows,
-also when Spark reads a batch again after a crash. Owns offsets and the conversion of values, not how rows are compared.
+Offsets are TXIDs, and what tells their states from another replica's in the same place. A batch is the difference
+between the states of two TXIDs, so the same offsets give the same rows, also when Spark reads a batch again after a
+crash. Owns offsets and the conversion of values, not how rows are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,16 +20,22 @@ from pyspark.sql.types import BinaryType, DoubleType, LongType, StringType, Stru
 from litevfs.api import connect, diff, find_view
 from litevfs.errors import OptionError, ResultTypeError, TXIDNotFoundError
 from litevfs.live.registry import registry
+from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.diff import Change
+from litevfs.operations.history import is_proved, marks_of
 from litevfs.options import Options
+from litevfs.states.snapshot import Snapshot
 
-OP, TXID = "op", "txid"
+OP, TXID, MARKS = "op", "txid", "marks"
 NEWEST = "latest"
 """The value of `from` that begins with the next transaction."""
 
-Offset = dict[str, str]
-"""{"txid": 16 hex digits}: the state up to which rows were read."""
+Offset = dict[str, Any]
+"""{"txid": 16 hex digits, "marks": see `operations.history`}: the state up to which rows were read.
+
+Checkpoints of earlier versions have no marks.
+"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Changed(InputPartition):
 
     after: int  # TXID of the older state
     to: int  # TXID of the newer state
+    marks: tuple[tuple[int, ...], tuple[int, ...]]  # of the two; none, if they are not known
 
 
 class LitevfsStreamReader(DataSourceStreamReader):
@@ -57,12 +66,18 @@ class LitevfsStreamReader(DataSourceStreamReader):
         self._url, self._table, self._begin, self._options = url, table, begin, options
         self._fields = [(field.name, field.dataType) for field in schema.fields]
         self._connection: apsw.Connection | None = None  # in the one process that asks for offsets
+        self._latest: Offset = {TXID: ""}
 
     def initialOffset(self) -> Offset:
         """The state to begin after. Raises TXIDNotFoundError if the replica does not hold it."""
-        lease = registry.acquire(Options.collect({}, {**self._options, "replica_url": self._url, "txid": 1}))
+        with self._replica(txid=1) as replica:
+            return _offset(find_view(replica, self._begin), replica)
+
+    @contextmanager
+    def _replica(self, **options: object) -> Iterator[Replica]:
+        lease = registry.acquire(Options.collect({}, {**self._options, "replica_url": self._url, **options}))
         try:
-            return {TXID: format_txid(find_view(lease.replica, self._begin).txid)}
+            yield lease.replica
         finally:
             registry.release(lease)
 
@@ -70,8 +85,12 @@ class LitevfsStreamReader(DataSourceStreamReader):
         """The newest state, as of the last poll."""
         if self._connection is None:
             self._connection = connect(self._url, **self._options)
-        ((txid,),) = self._connection.execute("PRAGMA litestream_txid").fetchall()
-        return {TXID: format_txid(parse_txid(txid))}
+        with self._replica() as replica:  # the connection's
+            newest = replica.snapshot
+            assert newest is not None
+            if format_txid(newest.txid) != self._latest[TXID]:
+                self._latest = _offset(newest, replica)
+        return self._latest
 
     def partitions(self, start: Offset, end: Offset) -> list[InputPartition]:
         """One task for a batch, none for an empty one."""
@@ -83,7 +102,8 @@ class LitevfsStreamReader(DataSourceStreamReader):
                 key=self._url,
                 hint="was the replica replaced or set back since? a new checkpoint begins again",
             )
-        return [Changed(after, to)] if after < to else []
+        marks = tuple(start.get(MARKS, ())), tuple(end.get(MARKS, ()))
+        return [Changed(after, to, marks)] if after < to else []
 
     def read(self, partition: InputPartition) -> Iterator[tuple[Any, ...]]:
         """The changes of one batch, in the order of their keys."""
@@ -100,9 +120,22 @@ class LitevfsStreamReader(DataSourceStreamReader):
                 "stream may stand still",
             ) from error
         with changes:
+            self._check_history(partition, (changes.old.snapshot, changes.new.snapshot))
             txid = format_txid(partition.to)
             for change in changes:
                 yield tuple(self._value(change, txid, name, type_) for name, type_ in self._fields)
+
+    def _check_history(self, partition: Changed, states: Sequence[Snapshot]) -> None:
+        with self._replica(txid=1) as replica:
+            for marks, state in zip(partition.marks, states, strict=True):
+                if marks and not is_proved(marks, state.timestamp_ms, state.txid, replica.fetcher):
+                    raise TXIDNotFoundError(
+                        "the replica is another one than that of the stream's checkpoint, or nothing on it proves "
+                        "that it is the same",
+                        min_txid=state.txid,
+                        key=self._url,
+                        hint="read the table whole and begin with a new checkpoint",
+                    )
 
     def stop(self) -> None:
         """Close the connection that polls. Idempotent."""
@@ -132,6 +165,10 @@ class LitevfsStreamReader(DataSourceStreamReader):
                 f"{type_.simpleString()}",
                 hint='leave the column out by .option("columns", ...), or give its type by .schema(...)',
             ) from None
+
+
+def _offset(state: Snapshot, replica: Replica) -> Offset:
+    return {TXID: format_txid(state.txid), MARKS: sorted(marks_of(state, replica.fetcher))}
 
 
 def change_schema(table: str, fields: list[Any]) -> StructType:

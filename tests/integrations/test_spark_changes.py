@@ -168,7 +168,8 @@ def source(tmp_path: Path, **options: str) -> Any:
     return source.streamReader(source.schema())
 
 
-def offset(txid: int) -> dict[str, str]:
+def offset(txid: int) -> dict[str, Any]:
+    """One of a checkpoint of an earlier version."""
     return {"txid": f"{txid:016x}"}
 
 
@@ -179,9 +180,9 @@ def rows(reader: Any, start: int, end: int) -> list[tuple[Any, ...]]:
 def test_offsets_are_txids_and_an_empty_batch_reads_nothing(primary, tmp_path):
     reader = source(tmp_path)
     with closing_reader(reader):
-        assert reader.initialOffset() == reader.latestOffset() == offset(1)
+        assert reader.initialOffset() == reader.latestOffset() == offset(1) | {"marks": [primary.timestamp_ms(1)]}
         assert reader.partitions(offset(1), offset(1)) == []
-    assert source(tmp_path, **{"from": "1"}).initialOffset() == offset(1)
+    assert source(tmp_path, **{"from": "1"}).initialOffset()["txid"] == offset(1)["txid"]
     with pytest.raises(TXIDNotFoundError):
         source(tmp_path, **{"from": "2"}).initialOffset()
     with pytest.raises(TXIDNotFoundError, match="was the replica replaced"):
@@ -206,6 +207,27 @@ def test_a_batch_whose_start_retention_removed_is_an_error_that_says_so(primary,
     primary.delete(0)
     with pytest.raises(TXIDNotFoundError, match=r"after TXID 0000000000000002 .* retention removed one"):
         rows(reader, 2, 3)
+
+
+def test_a_checkpoint_of_a_replica_that_another_took_the_place_of_is_refused(primary, tmp_path):
+    """The other one has both TXIDs: what differs between its states is no change of the rows that were read."""
+    reader = source(tmp_path, poll_interval="0")
+    start = json.loads(json.dumps(reader.initialOffset()))
+    primary.commit("INSERT INTO t VALUES (2, 2, 2)")
+    with closing_reader(reader):
+        end = json.loads(json.dumps(reader.latestOffset()))
+    (piece,) = reader.partitions(start, end)
+    assert len(list(reader.read(piece))) == 1
+    primary.delete_all()
+    with Primary(primary.client) as other:
+        other.start_ms += 86_400_000
+        other.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x INTEGER, any)")
+        other.commit("INSERT INTO t VALUES (7, 7, 7)")
+        for offsets in ((start, end), (start, offset(2)), (offset(1), end)):
+            (piece,) = reader.partitions(*offsets)
+            with pytest.raises(TXIDNotFoundError, match="another one than that of the stream's checkpoint"):
+                list(reader.read(piece))
+        assert len(rows(reader, 1, 2)) == 1
 
 
 def test_columns_that_come_and_go(primary, tmp_path):
