@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from litevfs.concurrency.condition import Condition
 from litevfs.replicate import limits
-from litevfs.replicate.attempts import LOCK_TIMEOUT_S, attempt, holding
+from litevfs.replicate.attempts import LOCK_TIMEOUT_S, Said, attempt, holding
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.content import Content
 from litevfs.replicate.joining import ReplicaEnd
@@ -77,6 +77,7 @@ class Capturing:
     ) -> None:
         self.path, self.capture, self.lock = path, capture, threading.Lock()
         self._sync_interval_s, self._clock_ms, self._closed = sync_interval_s, clock_ms, closed
+        self._said = Said()
         self._clock_watch = ClockWatch(path)
         self._next_sync, self._captured_begun = time.monotonic(), 0  # when (monotonic); `begun` at the last capture
         self._captured_since = 0.0  # when the last capture that succeeded began; monotonic
@@ -139,7 +140,9 @@ class Capturing:
             attempt(self.settle, self.path, self._closed)
             return self.pause(self._next_sync)
         self._captured_begun = self.begun
-        error = attempt(self.step_if_known, self.path, self._closed)
+        error = attempt(self.step_if_known, self.path, self._closed, self._said)
+        if error is None:
+            self._said.forget()
         interval_s = self._sync_interval_s * self.pace.stretch
         self._next_sync = now + (interval_s if error is None else min(interval_s, _RETRY_S))
         self.error = None if error is None else str(error)

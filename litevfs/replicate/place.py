@@ -22,7 +22,7 @@ from litevfs.concurrency.workers import WorkerPool
 from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorRefusedError, TransientStorageError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
-from litevfs.replicate.attempts import attempt, holding
+from litevfs.replicate.attempts import Said, attempt, holding
 from litevfs.replicate.begin import refuse_unrelated
 from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.guard import WriterGuard
@@ -78,7 +78,7 @@ class Place:
         self._looked_at = 0.0  # the last listing of the replica; monotonic
         self._refusal: ReplicatorRefusedError | None = None  # found at that time, while other places go on
         self._begun = 0  # how often a history was begun
-        self._backoff = Backoff()
+        self._backoff, self._said = Backoff(), Said()
         self.uploads = Uploads(client, queue, guard, folder_id)
         self.upkeep = Upkeep(client, maintenance, self.request_snapshot, self._may_maintain, sync_interval_s)
         self.error: str | None = None
@@ -123,9 +123,12 @@ class Place:
 
     def turn(self) -> float | None:
         """Upload what waits; returns the seconds until the next turn, None if that is due after the next capture."""
-        error = attempt(self.look, self._path, self._closed) or attempt(self.upload, self._path, self._closed)
+        error = attempt(self.look, self._path, self._closed, self._said) or attempt(
+            self.upload, self._path, self._closed, self._said
+        )
         if error is None:
             self.error = None
+            self._said.forget()
             self._backoff.reset()
             # Uploads that were lost, or a place to join: the next listing of the replica begins a new history.
             return None if self.uploads.lost is None and self.queue.is_joined else 0.0

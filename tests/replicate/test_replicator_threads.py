@@ -268,6 +268,7 @@ def test_no_capture_and_no_checkpoint_of_the_application_waits_for_an_upload(app
 def test_the_time_of_the_last_sync_stands_still_while_captures_fail(app, client, replicate, monkeypatch, caplog):
     caplog.set_level(logging.WARNING, "litevfs")
     monkeypatch.setattr("litevfs.replicate.capturing._RETRY_S", 3600.0)  # the next sync comes first
+    monkeypatch.setattr("litevfs.replicate.attempts.SAME_AGAIN_S", 0.0)
     now = 1_000
     replicator = replicate(app, sync_interval_s=0.01, clock_ms=lambda: now)
     replicator.start()
