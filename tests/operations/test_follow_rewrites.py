@@ -47,7 +47,7 @@ while True:
         print("reads", flush=True)
     if is_last:
         break
-    time.sleep(0.001)
+    time.sleep(0.005)
 print(json.dumps({"looks": looks, "newest": newest, "wrong": wrong}))
 """
 
