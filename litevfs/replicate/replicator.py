@@ -101,9 +101,11 @@ class Replicator:
     ) -> None:
         sync_interval_s = parse_duration_s(sync_interval_s)
         lease_ttl_s = None if lease_ttl_s is None else parse_duration_s(lease_ttl_s)
-        if 0 in (sync_interval_s, lease_ttl_s):
+        if sync_interval_s == 0:
+            raise OptionError("a sync interval of 0", hint="for example 1s")
+        if lease_ttl_s == 0:
             raise OptionError(
-                f"sync interval {sync_interval_s} or lease {lease_ttl_s} is not a positive number of seconds"
+                "a lease of 0 seconds", hint="for example 30s; without a lease: --no-lease, None in Python"
             )
         limits = WALLimits(checkpoint_pages, truncate_pages, max_pending_bytes)
         self.path = database_path(path)

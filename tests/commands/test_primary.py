@@ -153,6 +153,15 @@ def test_replicate_compacts_too(run: Callable[..., Any], database: Path, tmp_pat
     assert run("verify", replica).code == 0
 
 
+@pytest.mark.parametrize(
+    ("flag", "hint"), [("--sync-interval", "for example 1s"), ("--lease-ttl", "without a lease: --no-lease")]
+)
+def test_replicate_says_which_of_its_times_is_0(run: Callable[..., Any], database: Path, flag: str, hint: str):
+    result = run("replicate", database, "replica", "--once", flag, "0")
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert hint in result.err
+
+
 @pytest.mark.parametrize("intervals", ["1s,soon", "", "1m,1s", "0", ",".join(["1m"] * 9)])
 def test_replicate_refuses_level_intervals_that_make_no_sense(
     run: Callable[..., Any], database: Path, tmp_path: Path, intervals: str
