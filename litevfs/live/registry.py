@@ -64,9 +64,8 @@ class Shared:
 
     def poll_interval_s(self) -> float:
         """The shortest interval that a connection asks for; 0: no connection polls."""
-        return min(
-            (lease.options.poll_interval_s for lease in tuple(self.leases) if lease.options.is_polling), default=0
-        )
+        leases = self.leases.copy()  # unlike `tuple`, this lets no finalizer, which may release one, run in between
+        return min((lease.options.poll_interval_s for lease in leases if lease.options.is_polling), default=0)
 
 
 @dataclass(frozen=True, slots=True)
