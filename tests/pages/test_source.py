@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,16 @@ def test_a_page_is_decoded_once_and_served_from_memory_after(world):
     assert script.reads == []
     assert replica.pages.counters.misses == misses == replica.snapshot.commit
     assert replica.pages.counters.hits == replica.snapshot.commit
+
+
+def test_a_page_that_no_file_holds_is_an_error_and_no_zeros(world):
+    """No such state can be made of files; only the lock page is in none, and is zeros."""
+    _, _, replica = world
+    chunk = replica.snapshot.chunks[0].copy()
+    chunk.versions[4] = chunk.files[4] = chunk.frames[4] = 0
+    damaged = replace(replica.snapshot, chunks=(chunk, *replica.snapshot.chunks[1:]))
+    with pytest.raises(PageUnavailableError, match="page 5 is in no LTX file"):
+        replica.pages.read(damaged, 5)
 
 
 def test_what_was_read_of_files_to_open_them_is_not_read_again_from_a_storage_that_is_far_away():
