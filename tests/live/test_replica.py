@@ -62,7 +62,7 @@ def test_32_connections_share_one_poller_and_one_replica_and_read_whole_states(w
 
     def read(i: int) -> None:
         con = connections[i]
-        while not stop.is_set():
+        while not stop.wait(0.001):
             count, total, low, high = rows(con, LEDGER)[0]
             assert (count, total, low) == (400, 0, high)
             seen.append(low)
