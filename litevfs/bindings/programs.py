@@ -86,6 +86,7 @@ class Plan:
     joins_itself: bool = False  # a tree is read in two places
     reads_modules: bool = False  # virtual tables, whatever is known of them
     reads_other_trees: bool = False  # those of such tables
+    is_listed: bool = False  # an outermost loop goes through values that are in no tree, as those of an IN, with look-ups
 
     @property
     def is_worth_it(self) -> bool:
@@ -99,9 +100,9 @@ class Plan:
 
     @property
     def is_lookup(self) -> bool:
-        """Whether it follows the entries of one index into its table, and reads nothing else."""
+        """Whether it follows the entries of one range of an index into its table, and reads nothing else."""
         kinds = sorted((tree.is_table, tree.is_scanned) for tree in self.trees.values())
-        return kinds == [(False, True), (True, False)] and not self.has_modules
+        return kinds == [(False, True), (True, False)] and not self.has_modules and not self.is_listed
 
     def rows(self, values: Values) -> int | None:
         """How many rows the query looks up in a table, unless it rejects some; None if no LIMIT says so."""
@@ -193,6 +194,7 @@ def plan_of(
         joins_itself=len(roots) > len(trees),
         reads_modules=reads_modules,
         reads_other_trees=bool(modules and modules & ON_TABLES),
+        is_listed=_is_listed(steps, roots),
     )
 
 
@@ -201,13 +203,29 @@ def has_modules(program: list[tuple[object, ...]]) -> bool:
     return any(opcode == "VOpen" for _, opcode, *_ in program)
 
 
-def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, ...]:
-    """Those in which other trees are looked into, by single keys, or row by row (Yield)."""
-    loops = [
+def _loops(steps: list[_Step]) -> list[tuple[int, int, _Step]]:
+    """The loops through trees and other rows, by the addresses of their first and last steps, with the last ones."""
+    return [
         (step.p2, end, step)
         for end, step in enumerate(steps)
         if step.opcode in {"Next", "Prev"} and isinstance(step.p2, int) and step.p2 <= end
     ]
+
+
+def _is_listed(steps: list[_Step], roots: dict[object, int]) -> bool:
+    """See `Plan.is_listed`."""
+    loops = _loops(steps)
+    return any(
+        last.p1 not in roots
+        and not any(other <= begin and end < other_end for other, other_end, _ in loops)
+        and any(step.opcode in _LOOK_UPS and step.p1 in roots for step in steps[begin:end])
+        for begin, end, last in loops
+    )
+
+
+def _outer_loops(steps: list[_Step], roots: dict[object, int]) -> tuple[Outer, ...]:
+    """Those in which other trees are looked into, by single keys, or row by row (Yield)."""
+    loops = _loops(steps)
     opened = [step.p2 for step in steps if step.opcode in {"OpenRead", "ReopenIdx"}]
     found: dict[int, Outer] = {}
     doubtful: set[int] = set()  # two loops go through them

@@ -179,9 +179,10 @@ class Rehearsals:
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
             return
-        if (outer := plan.outer_loops(task.statement.values)) and (host := self._host()) is not None:
+        outer = plan.outer_loops(task.statement.values)
+        if (outer or plan.is_listed) and (host := self._host()) is not None:
             shared = {root: Begin(loop.is_descending, rowid) for root, (loop, rowid) in outer.items() if loop.is_shared}
-            host.hold(list(outer), shared, task.begins)
+            host.hold(list(outer) or [0], shared, task.begins)
         run = self._rehearsed = RehearsedRun(task, plan)
         if len(plan.trees) > 1:
             guest.guess_small_trees(plan.trees)  # the query will look into them

@@ -1,6 +1,7 @@
 """A run of a statement that is rehearsed: what was asked for, and what comes next, however long it goes on.
 
-The query's own reads show where in its outermost loops it is. A rehearsal that begins there, at each wait of the query,
+The query's own reads show where in its outermost loops it is; in a loop through the values of an IN, these reads are
+passed over. A rehearsal that begins there, at each wait of the query,
 finds the look-ups that come next, however far the query has come. It reads no further ahead than what the caches can
 hold, and asks for no page a second time that the query may have left behind. A tree in which so many pages were looked
 up as it would take to read it whole is read whole, if there is room for it: the next look-ups would cost as much once
@@ -54,6 +55,7 @@ class RehearsedRun:
         loops = plan.outer_loops(task.statement.values)
         self._outer = tuple(outer for outer, _ in loops.values())
         self._begins = {root: rowid for root, (_, rowid) in loops.items()}
+        self._is_followed = bool(self._outer) or plan.is_listed  # what the query has read shows where it is
         self._leaves = LEAVES  # that are asked for next
         self._held = 0  # pages of trees that are read whole
         self._most_seen = 0  # pages that a rehearsal may read; 0: any number
@@ -79,7 +81,7 @@ class RehearsedRun:
 
         Returns how many pages it may read; 0: any number.
         """
-        if not self._outer:
+        if not self._is_followed:
             return 0
         ways = [host.way_to(outer.root) for outer in self._outer]
         if ways != self._ways or len(self._passed) > MOST_PASSED:
@@ -108,7 +110,7 @@ class RehearsedRun:
 
     def _is_asked(self, guest: RehearsalSession, pgno: int) -> bool:
         """Whether a missing page was asked for, and SQLite will have it when it is needed again, as far as is known."""
-        if pgno not in self._asked or not self._outer:
+        if pgno not in self._asked or not self._is_followed:
             return pgno in self._asked
         read = self._recent.get(pgno)
         return read is not None and self._reads - read + guest.pages_before(pgno) < self._most_recent
@@ -128,10 +130,10 @@ class RehearsedRun:
         """Those of the pages that were not asked for lately; noted as such that are asked for now."""
         new = [pgno for pgno in missing if not self._is_asked(guest, pgno)]
         self._asked.update(dict.fromkeys(new))
-        for pgno in list(self._asked)[:-MOST_SEEN] if self._outer else ():
+        for pgno in list(self._asked)[:-MOST_SEEN] if self._is_followed else ():
             del self._asked[pgno]
         self._looked_up.update(guest.roots_of(new))
-        self.goes_on |= bool(self._outer) and len(new) >= MANY
+        self.goes_on |= self._is_followed and len(new) >= MANY
         return new
 
     def refused(self, pgnos: Iterable[int]) -> None:
@@ -153,7 +155,7 @@ class RehearsedRun:
     def _whole_trees(self, host: Session, guest: RehearsalSession, new: Iterable[int]) -> list[int]:
         """Pages to ask for of trees that are to be read whole, where `new` ones are looked up next."""
         ahead = host.replica.pages.ahead
-        if ahead is None or not self._outer:
+        if ahead is None or not self._is_followed:
             return []
         to_come = min(guest.part_to_come(outer.root for outer in self._outer if not outer.is_descending), MOST_TO_COME)
         counts = self._looked_up + Counter(guest.roots_of(new))

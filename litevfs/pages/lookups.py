@@ -61,7 +61,8 @@ class LookUps:
 
     def come(self, pgno: int) -> list[int]:
         """Interior page `pgno` is known: what look-ups that waited for it need next."""
-        return [] if self.leaf is None else self._targets(self.leaf, self.leaf.waiting.pop(pgno, ()))
+        waiting = None if self.leaf is None else self.leaf.waiting.pop(pgno, None)
+        return self._targets(self.leaf, waiting) if self.leaf and waiting else []
 
     def recalled(self, peek: Callable[[int], bytes | None], most: int) -> list[int]:
         """See `Watcher.recalled`."""
@@ -127,7 +128,7 @@ class LookUps:
 
     def _led_along(self, leaf: IndexLeaf, pgno: int) -> IndexEntry | None:
         leaf.root = self._trees.topmost(pgno)
-        return leaf.led_along(self._trees.ends(leaf.root, leaf.entries.rowids), pgno)
+        return leaf.led_along(self._trees.ends(leaf.root, leaf.entries.rowids)[0], pgno)
 
     def follow(self, pgno: int) -> list[int] | None:
         """Where in the index leaf the look-ups are, and whether it is time to plan further ones; None: not at a page.
@@ -153,7 +154,22 @@ class LookUps:
         next_ones = range(max(leaf.position, 0), min(leaf.position + LOOK_AROUND, len(leaf.entries)))
         if (planned := leaf.first_for.get(pgno)) in next_ones:
             return planned
-        return next((i for i in next_ones if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i))), None)
+        if pgno in self._trees.interior:
+            return next((i for i in next_ones if pgno in self._trees.path(leaf.root, leaf.entries.rowid(i))), None)
+        self._look_up_ends(leaf)
+        try:
+            return leaf.ends.index(pgno, next_ones.start, next_ones.stop)
+        except ValueError:
+            return None
+
+    def _look_up_ends(self, leaf: IndexLeaf) -> None:
+        """Where all entries lead to, by what is known of the table now: a path for each would take many times as long."""
+        if leaf.known == self._trees.changes:
+            return
+        leaf.known = self._trees.changes
+        ends, depths = self._trees.ends(leaf.root, leaf.entries.rowids)
+        leaf.ends = ends.tolist()
+        leaf.depths = depths.tolist() if len(depths) and depths.min() < leaf.depth else None
 
     def _plan(self, leaf: IndexLeaf) -> list[int]:
         """The pages that one more window of look-ups needs, and the interior pages of the window after it."""
@@ -186,16 +202,19 @@ class LookUps:
 
         Known interior pages are among them if SQLite reads such pages in this query: it has none of its own then.
         """
+        self._look_up_ends(leaf)
         targets: dict[int, None] = {}
         for i in entries:
-            path = self._trees.path(leaf.root, leaf.entries.rowid(i))
-            if len(path) < leaf.depth:
-                leaf.waiting.setdefault(path[-1], []).append(i)
-                self._awaited.add(path[-1])
+            end = leaf.ends[i]
+            if leaf.depths is not None and leaf.depths[i] < leaf.depth:
+                leaf.waiting.setdefault(end, []).append(i)
+                self._awaited.add(end)
             elif i >= leaf.end:
+                if leaf.depths is None and isinstance(entries, range):
+                    break  # no entry beyond waits for an interior page
                 continue
-            leaf.first_for.setdefault(path[-1], i)
+            leaf.first_for.setdefault(end, i)
             if self.descends:
-                targets.update(dict.fromkeys(path))
-            targets[path[-1]] = None
+                targets.update(dict.fromkeys(self._trees.path(leaf.root, leaf.entries.rowid(i))))
+            targets[end] = None
         return list(targets)

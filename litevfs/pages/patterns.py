@@ -89,6 +89,9 @@ class IndexLeaf:
     key_end: int = 0  # first entry after those of that key; 0: not known yet
     waiting: dict[int, list[int]] = field(default_factory=dict)  # interior page not known yet -> entries below it
     first_for: dict[int, int] = field(default_factory=dict)  # page planned -> the first entry that it is planned for
+    known: int = -1  # `KnownTrees.changes` for which the two below are right
+    ends: list[int] = field(default_factory=list)  # of each entry: its table leaf, or the first page that is not known
+    depths: list[int] | None = None  # pages that lead there, where not all have come to the table leaf
 
     @property
     def rows(self) -> int:

@@ -29,6 +29,7 @@ class KnownTrees:
         self.interior: OrderedDict[int, Interior] = OrderedDict()
         # child -> its `place` as one number: hundreds of tuples a page keep the garbage collector busy
         self.parents: dict[int, int] = {}
+        self.changes = 0  # grows whenever an interior page becomes known, or is forgotten
 
     def learn(self, pgno: int, page: bytes, before_forgetting: Callable[[int], object] = id) -> None:
         """Note that `pgno` is this interior page now, or none.
@@ -46,6 +47,7 @@ class KnownTrees:
             self._forget(pgno, old)  # the page has changed, positions in it mean nothing any more
         if interior is None:
             return
+        self.changes += 1
         self.interior[pgno] = interior
         self.interior.move_to_end(pgno)
         self.parents.update(zip(interior.children, count(pgno << _BITS), strict=False))
@@ -55,6 +57,7 @@ class KnownTrees:
             self._forget(oldest, content)
 
     def _forget(self, pgno: int, interior: Interior) -> None:
+        self.changes += 1
         for child in interior.children:
             if self.parents.get(child, 0) >> _BITS == pgno:
                 del self.parents[child]
@@ -176,11 +179,11 @@ class KnownTrees:
             path.append(pgno)
         return path[1:] or path
 
-    def ends(self, pgno: int, rowids: Int64s) -> Int64s:
-        """The last page of the `path` from `pgno` down of each rowid."""
-        ends = np.full(len(rowids), pgno)
+    def ends(self, pgno: int, rowids: Int64s) -> tuple[Int64s, Int64s]:
+        """The last page of the `path` from `pgno` down of each rowid, and how many pages that path has."""
+        ends, depths = np.full(len(rowids), pgno), np.ones(len(rowids), np.int64)
         below = [(pgno, np.arange(len(rowids)))]  # pages, and which of the rowids lie below them
-        for _ in range(MAX_DEPTH - 1):
+        for depth in range(1, MAX_DEPTH):
             level, below = below, []
             for page, which in level:
                 interior = self.interior.get(page)
@@ -188,10 +191,12 @@ class KnownTrees:
                     continue
                 keys, children = interior.arrays
                 positions = np.searchsorted(keys, rowids[which])
-                ends[which] = children[positions]
+                ends[which], depths[which] = children[positions], depth
                 below += [
                     (child, which[positions == position])
                     for position in set(positions.tolist())  # np.unique would import numpy.ma, for 15 ms
                     if (child := interior.children[position]) in self.interior
                 ]
-        return ends
+            if not below:
+                break
+        return ends, depths

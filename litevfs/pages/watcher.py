@@ -223,7 +223,8 @@ class Watcher:
     def hold(self, roots: Iterable[int], shared: Mapping[int, Begin] | None = None) -> None:
         """Keep in mind where the reads in these trees are, however many pages of others come between.
 
-        In those that are `shared`, by root, the query looks up rows, too. Safe to call from another thread.
+        Page 0 stands for what is no tree: only `take_passed` tells of it. In those that are `shared`, by root, the
+        query looks up rows, too. Safe to call from another thread.
         """
         with self._lock:
             self._outer = frozenset(roots)

@@ -262,8 +262,10 @@ def test_the_ends_of_paths_are_those_of_each_path_though_interior_pages_form_cir
         first = 10 * (pgno - 2)
         trees.learn(pgno, interior(sorted(some), children[first : first + len(some) + 1]))
     for root in (2, 3, 40):
-        ends = trees.ends(root, np.array(rowids, np.int64)).tolist()
-        assert ends == [trees.path(root, rowid)[-1] for rowid in rowids]
+        ends, depths = trees.ends(root, np.array(rowids, np.int64))
+        paths = [trees.path(root, rowid) for rowid in rowids]
+        assert ends.tolist() == [path[-1] for path in paths]
+        assert depths.tolist() == [len(path) for path in paths]
 
 
 def led_along_one_by_one(targets: list[int], first: int, second: int) -> list[tuple[int, int]]:
