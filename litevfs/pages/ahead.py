@@ -204,9 +204,14 @@ class ReadAhead:
         return int(credit / self._frame_bytes), int(self._blocks.request_bytes / self._frame_bytes)
 
     @property
+    def used_bytes(self) -> int:
+        """How many bytes that were read ahead have been used."""
+        return self._blocks.governor.used
+
+    @property
     def used_pages(self) -> int:
-        """How many pages that were read ahead have been used, about."""
-        return int(self._blocks.governor.used / self._frame_bytes)
+        """How many pages that is, about."""
+        return int(self.used_bytes / self._frame_bytes)
 
     @property
     def pages_for_a_request(self) -> float:

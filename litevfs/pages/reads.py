@@ -19,6 +19,10 @@ from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.pages.reads")
 
+CALM = 256
+"""After so many reads in a row for which nothing had to come, look-ups of rows are not followed until something has to:
+to follow one takes several times as long as to read a page that is in memory."""
+
 
 class Reads(Protocol):
     """How a connection reads pages; `PageSource` documents the methods."""
@@ -85,6 +89,8 @@ class WatchedReads:
         self._left: dict[int, bytes] = {}  # leaves decoded along with another page and not handed out, by number
         self._left_of: Snapshot | None = None
         self._handed_for: dict[int, Scan] | None = None  # the watcher's `resting` that `_left` was compared with
+        self._calm = 0  # reads in a row of what was in memory, and had been used before
+        self._used_bytes = 0  # of what was read ahead, when that was looked at last
 
     def read(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes] | None = None) -> bytes:
         """Read a page, and start reading what will probably come next.
@@ -95,15 +101,16 @@ class WatchedReads:
         if watcher is None:
             return source.read(snapshot, pgno)
         page = self._left.pop(pgno, None) if self._left_of is snapshot else None
+        passes = False
         if (scan := watcher.resting.get(pgno)) is not None:
             scan.rested = pgno  # as `before_read` does
         else:
-            self._before_read(snapshot, pgno, watcher, is_there=page is not None)
+            passes = self._before_read(snapshot, pgno, watcher, is_there=page is not None)
         if page is None:
             page = source.read(snapshot, pgno) if along is None else self._read_along(snapshot, pgno, along, watcher)
         if self._left and along is not None and watcher.resting is not self._handed_for:
             self._hand_out(watcher, along, snapshot.page_size)
-        if watcher.wants(page):
+        if watcher.wants(page) and not (passes and page[0] == LEAF_TABLE):
             try:
                 if ahead := watcher.after_read(pgno, page):
                     source.read_ahead(snapshot, ahead, watcher)
@@ -113,11 +120,15 @@ class WatchedReads:
             self._guesses.check()
         return page
 
-    def _before_read(self, snapshot: Snapshot, pgno: int, watcher: Watcher, *, is_there: bool) -> None:
+    def _before_read(self, snapshot: Snapshot, pgno: int, watcher: Watcher, *, is_there: bool) -> bool:
+        """See what comes with a page, and after it. Whether the watcher does not follow the read."""
         source = self._source
         try:
             if not is_there and source.needs_request(snapshot, pgno):
+                self._calm = 0
                 self._before_wait(snapshot, pgno)
+            elif self._is_calm() and watcher.passes(pgno):
+                return True
             ahead = watcher.before_read(pgno)
             if watcher.recall.is_due:
                 ahead += source.recall(snapshot, watcher)
@@ -125,6 +136,15 @@ class WatchedReads:
                 source.read_ahead(snapshot, ahead, watcher)
         except Exception:  # noqa: BLE001 (logged)
             self._stop_watching()
+        return False
+
+    def _is_calm(self) -> bool:
+        """Whether all that the last reads were of was in memory, and had been used before; called for each read."""
+        used_bytes = 0 if (ahead := self._source.ahead) is None else ahead.used_bytes
+        if used_bytes != self._used_bytes:
+            self._used_bytes, self._calm = used_bytes, 0
+        self._calm += 1
+        return self._calm > CALM
 
     def _before_wait(self, snapshot: Snapshot, pgno: int) -> None:
         """Page `pgno` costs a round trip: see what may come with it."""
@@ -185,6 +205,7 @@ class WatchedReads:
         """Another query begins: the reads of the query before say nothing about it."""
         self.end()
         self._begins += 1
+        self._calm = 0
         self._left.clear()
         self._left_of = None
         if self._watcher is not None:

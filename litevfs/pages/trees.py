@@ -15,9 +15,9 @@ MAX_INTERIOR_PAGES = 512
 MAX_DEPTH = 20
 """No B-tree is deeper. A bound is needed because parents and children are hints, which could form a circle."""
 
-_BITS = 16
+PLACE_BITS = 16
 """Bits of a position: a page of 64 KiB has fewer cells."""
-MAX_POSITION = 1 << _BITS
+MAX_POSITION = 1 << PLACE_BITS
 
 MIN_ROWID, MAX_ROWID = -(1 << 63), 1 << 63
 
@@ -50,7 +50,7 @@ class KnownTrees:
         self.changes += 1
         self.interior[pgno] = interior
         self.interior.move_to_end(pgno)
-        self.parents.update(zip(interior.children, count(pgno << _BITS), strict=False))
+        self.parents.update(zip(interior.children, count(pgno << PLACE_BITS), strict=False))
         while len(self.interior) > MAX_INTERIOR_PAGES:
             oldest, content = next(iter(self.interior.items()))
             before_forgetting(oldest)
@@ -59,14 +59,14 @@ class KnownTrees:
     def _forget(self, pgno: int, interior: Interior) -> None:
         self.changes += 1
         for child in interior.children:
-            if self.parents.get(child, 0) >> _BITS == pgno:
+            if self.parents.get(child, 0) >> PLACE_BITS == pgno:
                 del self.parents[child]
         del self.interior[pgno]  # last, so that Ctrl-C leaves no parent that is not known
 
     def place(self, pgno: int) -> tuple[int, int] | None:
         """(the interior page above a page, the page's position in it); None if that is not known."""
         place = self.parents.get(pgno)
-        return None if place is None else (place >> _BITS, place & (1 << _BITS) - 1)
+        return None if place is None else (place >> PLACE_BITS, place & (1 << PLACE_BITS) - 1)
 
     def position(self, pgno: int, parent: int) -> int:
         """The place of a page among the children of an interior one; -1 if it is none of them, or not known."""

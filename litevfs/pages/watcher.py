@@ -26,7 +26,7 @@ from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
 from litevfs.pages.patterns import Run, Scan
 from litevfs.pages.shared_scans import Begin, SharedScans
-from litevfs.pages.trees import KnownTrees
+from litevfs.pages.trees import MAX_POSITION, PLACE_BITS, KnownTrees
 
 FIRST_SHARE = 2
 """Part of a full request that a scan may begin with, if that is larger: on a line that carries much in a round trip."""
@@ -131,6 +131,27 @@ class Watcher:
             if self._shared and self._shared.note(pgno, parent[0]):  # a rehearsal asks for what comes next
                 return plan or []
             return self._follow_scan(*parent) if plan is None else plan
+
+    def passes(self, pgno: int) -> bool:
+        """Whether nothing is lost if the read of a page that lies in memory, as others around it do, is not followed.
+
+        It neither goes on with a scan nor shows where an outermost loop is.
+        """
+        place = self._parents.get(pgno)
+        if place is None:
+            return True
+        parent, position = place >> PLACE_BITS, place & MAX_POSITION - 1
+        scan = self._scans.get(parent)
+        if pgno in self._interior or (scan is not None and position == scan.position + 1):
+            return False
+        if not self._outer:
+            return True
+        with self._lock:
+            if self._is_outer(parent):
+                return False
+            if len(self._passed) < MAX_PASSED:
+                self._passed[pgno] = None
+        return True
 
     def wants(self, page: bytes) -> bool:
         """Whether `after_read` has a use for a page; it has none for most table leaves, and most pages are those."""
