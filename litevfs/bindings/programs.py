@@ -86,7 +86,9 @@ class Plan:
     joins_itself: bool = False  # a tree is read in two places
     reads_modules: bool = False  # virtual tables, whatever is known of them
     reads_other_trees: bool = False  # those of such tables
-    is_listed: bool = False  # an outermost loop goes through values that are in no tree, as those of an IN, with look-ups
+    is_listed: bool = (
+        False  # an outermost loop goes through values that are in no tree, as those of an IN, with look-ups
+    )
 
     @property
     def is_worth_it(self) -> bool:
@@ -103,6 +105,12 @@ class Plan:
         """Whether it follows the entries of one range of an index into its table, and reads nothing else."""
         kinds = sorted((tree.is_table, tree.is_scanned) for tree in self.trees.values())
         return kinds == [(False, True), (True, False)] and not self.has_modules and not self.is_listed
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether numbers stand in it: those of the statement, or values of parameters that SQLite has put there."""
+        begins = (outer.begins for outer in self.outer if outer.begins is not None)
+        return any(value.number is not None for value in (*self.limits, *self.offsets, *begins))
 
     def rows(self, values: Values) -> int | None:
         """How many rows the query looks up in a table, unless it rejects some; None if no LIMIT says so."""

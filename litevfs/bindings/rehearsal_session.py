@@ -76,9 +76,8 @@ class RehearsalSession(Session):
             self._plans.clear()
         if (task.run, task.begins) != (self._task.run, self._task.begins):
             self._interior.clear()
-        self._view, self._task = task.snapshot, task
+        self._view, self._task, self._stand_ins = task.snapshot, task, None
         self._decoded.clear()
-        self._stand_ins = None
         sql, values = task.statement.sql, task.statement.values
         if (plan := self._plans.get(sql)) is None:
             with gate.inside():
@@ -93,7 +92,8 @@ class RehearsalSession(Session):
                 plan = plan_of(program, modules, names)
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
-            self._plans[sql] = plan
+            if not (values and plan.has_numbers):  # they may be values of parameters
+                self._plans[sql] = plan
         numbers = range(first := self._alias_numbers().stop, first + MADE)
         self._stand_ins = StandIns(task.snapshot.page_size, plan.trees, self._seen_or_in_memory, numbers)
         self._reads_other_trees = plan.reads_other_trees

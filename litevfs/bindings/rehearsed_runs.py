@@ -26,6 +26,9 @@ NEIGHBOURS = 32
 LEAVES, LEAVES_SHARE = 16, 4
 """Of an outermost loop's tree that are asked for at once, where the query looks into the tree, too: so many at first,
 and later a part of the pages that a rehearsal may read."""
+WHOLE_SHARE, LEAST_SHARE = 0.75, 8
+"""Of the room for pages, trees that are read whole may take the first part: the rest is for the look-ups in others. A
+rehearsal reads as many pages as fill an eighth of it, whatever is held: such trees may have lost their place."""
 MOST_TO_COME = 4
 """So often as many look-ups as before are taken to come, at most: the leaves of the loop to come say how many may."""
 SQLITE_BYTES = 1_500_000
@@ -96,7 +99,9 @@ class RehearsedRun:
             else:
                 guest.begin_at(way, is_descending=outer.is_descending)
         ahead = host.replica.pages.ahead
-        self._most_seen = 0 if ahead is None else min(max(ahead.pages_kept() - self._held, 2 * LEAVES) // 2, MOST_SEEN)
+        if ahead is not None:
+            kept = ahead.pages_kept()
+            self._most_seen = min(max((kept - self._held) // 2, kept // LEAST_SHARE, LEAVES), MOST_SEEN)
         return self._most_seen
 
     def _note_recent(self, pgnos: Iterable[int], most: int) -> None:
@@ -160,7 +165,8 @@ class RehearsedRun:
         to_come = min(guest.part_to_come(outer.root for outer in self._outer if not outer.is_descending), MOST_TO_COME)
         counts = self._looked_up + Counter(guest.roots_of(new))
         looked_up = {root: count * max(to_come, 1) for root, count in counts.items()}
-        whole = guest.whole_trees(looked_up, ahead.pages_for_a_request, ahead.pages_kept())
+        room = int(ahead.pages_kept() * WHOLE_SHARE)
+        whole = guest.whole_trees(looked_up, ahead.pages_for_a_request, room)
         self._held = max(self._held, len(whole))
         return guest.to_be_asked_for(whole)
 

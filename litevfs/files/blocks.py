@@ -29,6 +29,8 @@ logger = logging.getLogger("litevfs.files.blocks")
 
 GAP_RESERVE_BYTES = FREE_BYTES // 8
 """Of what may be read in vain, kept for plans of other pages than those between which gaps are read over."""
+MAX_ALONE = 64
+"""Ranges wanted alone, at most: a few for each connection that reads."""
 SCAN_REQUESTS = 3
 """That wait for their use or are under way, at least."""
 
@@ -44,6 +46,7 @@ class BlockReader:
         self._fetcher = fetcher
         self._disk_cache = fetcher.disk_cache
         self._seen_on_disk = -1
+        self._wanted_alone: set[int] = set()  # keys of ranges, until they are read
         self._block_size = fetcher.client.block_size
 
     def read(self, number: int, file: LTXFileInfo, offset: int, size: int, deadline: float, *, most: int = 0) -> bytes:
@@ -52,9 +55,13 @@ class BlockReader:
         More bytes, up to `most`, as far as the blocks after the last of these are in memory. Raises what `Fetcher.read`
         raises.
         """
-        alone = self._range_alone(range_key(number, offset), deadline)
+        key = range_key(number, offset)
+        alone = self._range_alone(key, deadline)
         if alone is not None and len(alone) == size:
             return alone
+        if self._wanted_alone and key in self._wanted_alone:
+            self._wanted_alone.discard(key)
+            return self._miss(number, file, Part(key, offset, size), range(0), deadline)
         block_size = self._block_size
         first, last = offset // block_size, (offset + size - 1) // block_size
         start, most = offset - first * block_size, max(size, most)
@@ -69,6 +76,16 @@ class BlockReader:
         views[0] = views[0][start:]
         views[-1] = views[-1][: max(0, most - sum(map(len, views[:-1])))]
         return b"".join(views)
+
+    def want_alone(self, number: int, file: LTXFileInfo, offset: int) -> None:
+        """Let the next read of a range bring no block around it, if the cache has no room for all of the file.
+
+        A block of a file from which single ranges are read would drive out as many others as it holds.
+        """
+        if self._disk_cache is None and file.size > self.cache.ahead_limit_bytes:
+            if len(self._wanted_alone) >= MAX_ALONE:  # of reads that have ended before
+                self._wanted_alone.clear()
+            self._wanted_alone.add(range_key(number, offset))
 
     def keep(self, number: int, file: LTXFileInfo, data: bytes) -> None:
         """Keep bytes of the start of a file that were read anyway."""
@@ -106,7 +123,10 @@ class BlockReader:
         """A block, whose reader wants those up to `last`, too: what is missing there comes by the same request."""
         data = self.cache.get(block_key(number, block))
         if data is None:
-            data = self._from_disk(number, file, block) or self._miss(number, file, block, deadline, last)
+            following = range(block + 1, last + 1)
+            data = self._from_disk(number, file, block) or self._miss(
+                number, file, self._part(number, file, block), following, deadline
+            )
         return data
 
     def _from_disk(self, number: int, file: LTXFileInfo, block: int) -> bytes | None:
@@ -117,8 +137,9 @@ class BlockReader:
 
     # --- misses -------------------------------------------------------------------------------------------------------
 
-    def _miss(self, number: int, file: LTXFileInfo, block: int, deadline: float, last: int) -> bytes:
-        key = block_key(number, block)
+    def _miss(self, number: int, file: LTXFileInfo, part: Part, following: range, deadline: float) -> bytes:
+        """A part that is not in memory; by the same request come the blocks `following` it that are missing."""
+        key = part.key
         mine: Request | None = None
         failure: TransientStorageError | None = None
         try:
@@ -129,10 +150,10 @@ class BlockReader:
                     if data is not None:
                         return data
                     run = takewhile(
-                        lambda following: not self._is_near(block_key(number, following), file, following),
-                        range(block + 1, last + 1),
+                        lambda block: not self._is_near(block_key(number, block), file, block),
+                        following,
                     )
-                    mine = Request(file, self._parts(number, file, [block, *run]), ahead=False)
+                    mine = Request(file, [part, *self._parts(number, file, run)], ahead=False)
                     self.under_way.add(mine)
                     joined = mine, mine.answer(key)
             request, answer = joined
@@ -140,19 +161,18 @@ class BlockReader:
                 self.governor.need(mine.size)
                 if self._late_after_s(mine) is None or not self._start(mine, deadline):
                     self._run(mine, deadline)
-            data = self._first_answer(request, answer, self._part(number, file, block), deadline)
+            data = self._first_answer(request, answer, part, deadline)
             self.cache.get(key)  # the first use of bytes that were read ahead
             return data
         except (TransientStorageError, StoragePermissionError) as error:
             failure = failure_of(error, is_mine=mine is not None)
         except FutureTimeoutError:
-            logger.info("reading block %d of %s, which another request has not brought in time", block, file.name)
+            logger.info("reading %s from %d, which another request has not brought in time", file.name, part.offset)
             self.under_way.forget(request)
         except BaseException:
             if mine is not None:
                 self._give_up(mine)
             raise
-        part = self._part(number, file, block)
         data = self._fetcher.read(file, part.offset, part.size, after=failure, deadline=deadline)
         self._fetcher.keep(file, part.offset, data)
         self.cache.put(key, data)

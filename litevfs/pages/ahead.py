@@ -156,6 +156,12 @@ class ReadAhead:
             self._blocks.read_ahead(number, snapshot.files[number], sorted(frames))
         return True
 
+    def want_alone(self, snapshot: Snapshot, pgno: int) -> None:
+        """Let the read of a page that is about to wait bring no pages beside it; see `BlockReader.want_alone`."""
+        if snapshot.version(pgno) and snapshot.is_placed(pgno):
+            number, offset, _ = snapshot.place(pgno)
+            self._blocks.want_alone(number, snapshot.files[number], offset)
+
     def take_back(self, owner: object) -> None:
         """Take back what this owner alone has started, as far as it has not begun."""
         self._blocks.take_back(owner)

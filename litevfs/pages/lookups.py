@@ -163,7 +163,7 @@ class LookUps:
             return None
 
     def _look_up_ends(self, leaf: IndexLeaf) -> None:
-        """Where all entries lead to, by what is known of the table now: a path for each would take many times as long."""
+        """Where all entries lead to, by what is known now: a path for each would take many times as long."""
         if leaf.known == self._trees.changes:
             return
         leaf.known = self._trees.changes

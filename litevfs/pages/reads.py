@@ -6,6 +6,7 @@ Where read-ahead does not pay, the source itself is a connection's `Reads`: no e
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -19,6 +20,9 @@ from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.pages.reads")
 
+MANY_WAITS, NEAR, PLACES = 16, 32, 4
+"""After so many waits of a query, one for a page that is further from those of the last few brings it alone where there
+is not room for all: what lies around such pages is used too seldom."""
 CALM = 256
 """After so many reads in a row for which nothing had to come, look-ups of rows are not followed until something has to:
 to follow one takes several times as long as to read a page that is in memory."""
@@ -89,6 +93,8 @@ class WatchedReads:
         self._left: dict[int, bytes] = {}  # leaves decoded along with another page and not handed out, by number
         self._left_of: Snapshot | None = None
         self._handed_for: dict[int, Scan] | None = None  # the watcher's `resting` that `_left` was compared with
+        self._waits_so_far = 0  # of this query
+        self._waited_for: deque[int] = deque(maxlen=PLACES)  # pages, of its last waits
         self._calm = 0  # reads in a row of what was in memory, and had been used before
         self._used_bytes = 0  # of what was read ahead, when that was looked at last
 
@@ -150,6 +156,12 @@ class WatchedReads:
         """Page `pgno` costs a round trip: see what may come with it."""
         if self._waits is not None:
             self._waits.before_wait(snapshot, self._begins)
+        self._waits_so_far += 1
+        is_near = any(abs(pgno - other) < NEAR for other in self._waited_for)
+        self._waited_for.append(pgno)
+        if self._waits_so_far > MANY_WAITS and not is_near and (ahead := self._source.ahead) is not None:
+            ahead.want_alone(snapshot, pgno)
+            return
         if below := self._guesses.below(pgno):
             self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
 
@@ -205,7 +217,8 @@ class WatchedReads:
         """Another query begins: the reads of the query before say nothing about it."""
         self.end()
         self._begins += 1
-        self._calm = 0
+        self._calm = self._waits_so_far = 0
+        self._waited_for.clear()
         self._left.clear()
         self._left_of = None
         if self._watcher is not None:

@@ -24,6 +24,7 @@ from litevfs.pages.btree import INTERIOR_KINDS, INTERIOR_TABLE, LEAF_INDEX, LEAF
 from litevfs.pages.expected_scans import Beginning, Expected
 from litevfs.pages.guesses import guess_leaves
 from litevfs.pages.lookups import FIRST_WINDOW, LookUps
+from litevfs.pages.outer_trees import OuterTrees
 from litevfs.pages.patterns import Run, Scan
 from litevfs.pages.shared_scans import Begin, SharedScans
 from litevfs.pages.trees import MAX_POSITION, PLACE_BITS, KnownTrees
@@ -35,8 +36,6 @@ GROWTH = 8
 MAX_SCANS = 8
 RESTS = 512
 """At least so often, in leaves, a scan's place is noted."""
-MAX_PASSED = 1 << 13
-"""Pages remembered that a query has read."""
 MAX_PLANNED = 1 << 15
 """Pages remembered of a scan's plan."""
 
@@ -56,9 +55,7 @@ class Watcher:
         self._awaited: set[int] = set()  # interior pages without which a plan cannot go on
         self._lookups = LookUps(self._trees, self._awaited, max_window)
         self.recall = self._lookups.recall
-        self._outer: frozenset[int] = frozenset()  # roots of the trees that this query's outermost loops go through
-        self._outer_below: dict[int, bool] = {}  # whether an interior page belongs to one of them
-        self._passed: dict[int, None] = {}  # pages read since `take_passed`, where there is such a loop
+        self._outer = OuterTrees(self._trees)
         self._shared = SharedScans(self._trees)  # of trees that such a loop goes through and others look into
         self._expected = Expected()
         self._reads_whole = False  # this query, the trees that it has come to
@@ -82,9 +79,7 @@ class Watcher:
             self._awaited.clear()
             self._expected.begin([])
             self._reads_whole = self.is_on_its_way = False
-            self._outer = frozenset()
-            self._outer_below.clear()
-            self._passed = {}
+            self._outer.begin()
             self._shared.begin()
             self._run = Run()
             self._lookups.begin()
@@ -121,8 +116,7 @@ class Watcher:
             return []
         if pgno not in self._parents:
             return []
-        if self._outer and len(self._passed) < MAX_PASSED:
-            self._passed[pgno] = None
+        self._outer.note(pgno)
         with self._lock:
             parent = self._trees.place(pgno)  # `learn` may have dropped it
             if not parent:
@@ -133,24 +127,17 @@ class Watcher:
             return self._follow_scan(*parent) if plan is None else plan
 
     def passes(self, pgno: int) -> bool:
-        """Whether nothing is lost if the read of a page that lies in memory, as others around it do, is not followed.
-
-        It neither goes on with a scan nor shows where an outermost loop is.
-        """
-        place = self._parents.get(pgno)
-        if place is None:
+        """Whether a read of a page in memory neither goes on with a scan nor shows where an outermost loop is."""
+        if (place := self._parents.get(pgno)) is None:
             return True
         parent, position = place >> PLACE_BITS, place & MAX_POSITION - 1
-        scan = self._scans.get(parent)
-        if pgno in self._interior or (scan is not None and position == scan.position + 1):
+        if (scan := self._scans.get(parent)) is not None and position == scan.position + 1:
             return False
-        if not self._outer:
-            return True
-        with self._lock:
-            if self._is_outer(parent):
-                return False
-            if len(self._passed) < MAX_PASSED:
-                self._passed[pgno] = None
+        if self._outer:
+            with self._lock:
+                if self._outer.has(parent):
+                    return False
+            self._outer.note(pgno)
         return True
 
     def wants(self, page: bytes) -> bool:
@@ -248,25 +235,14 @@ class Watcher:
         query looks up rows, too. Safe to call from another thread.
         """
         with self._lock:
-            self._outer = frozenset(roots)
-            self._outer_below.clear()
+            self._outer.hold(roots)
             self._shared.follow(shared or {})
             if self._shared:
                 self.resting = {}  # their reads are followed one by one
 
     def take_passed(self) -> dict[int, None]:
         """The pages that this query has read since the last call, in their order. Safe to call from another thread."""
-        passed, self._passed = self._passed, {}
-        return passed
-
-    def _is_outer(self, parent: int) -> bool:
-        """Whether an interior page is of a tree to keep in mind."""
-        if not self._outer:
-            return False
-        found = self._outer_below.get(parent)
-        if found is None:
-            found = self._outer_below[parent] = self._trees.root(parent) in self._outer
-        return found
+        return self._outer.take_passed()
 
     def way_to(self, root: int) -> list[tuple[int, int]]:
         """Where in the tree below `root` the reads are: from there down, interior pages and the place of the next one.
@@ -302,7 +278,7 @@ class Watcher:
             self.resting = {}
         self._scans[parent] = scan
         while len(self._scans) > MAX_SCANS:
-            del self._scans[next((old for old in self._scans if not self._is_outer(old)), parent)]
+            del self._scans[next((old for old in self._scans if not self._outer.has(old)), parent)]
         plan = self._extend(scan, at_once=parent in scan.guessed)
         missing = self._due(scan) - scan.short  # if none, the plan ends here or waits for an interior page
         rests = 0 if parent in scan.guessed or not scan.window else min(RESTS, missing) if missing > 0 else RESTS
@@ -345,7 +321,7 @@ class Watcher:
         self._look_at_rests()
         for parent, scan in self._scans.items():
             interior = self._interior.get(scan.end_in)
-            if not scan.window or scan.is_active or self._is_outer(parent):
+            if not scan.window or scan.is_active or self._outer.has(parent):
                 continue
             if interior and scan.end >= len(interior.children):
                 del self._scans[parent]

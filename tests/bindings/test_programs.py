@@ -49,6 +49,34 @@ def test_the_rows_that_a_limit_lets_through_are_known(sql, values, rows):
 
 
 @pytest.mark.parametrize(
+    ("sql", "values", "has_numbers"),
+    [
+        (f"{BY_BATCH} LIMIT ?", (30,), True),  # SQLite writes the value into its program
+        ("SELECT * FROM orders WHERE batch = ? LIMIT 3", (7,), True),
+        ("SELECT * FROM orders WHERE batch = ?", (7,), False),
+        ("SELECT a.id FROM orders a JOIN orders b ON b.id = a.amount WHERE a.id > 30", (), True),
+    ],
+)
+def test_a_plan_that_may_hold_the_values_of_one_run_says_so(sql, values, has_numbers):
+    assert _plan(sql, values).has_numbers is has_numbers
+
+
+@pytest.mark.parametrize(
+    ("sql", "is_listed"),
+    [
+        ("SELECT * FROM orders WHERE batch IN (3, 7, 9)", True),
+        ("SELECT * FROM orders WHERE id IN (SELECT post_id FROM likes)", True),
+        ("SELECT * FROM orders WHERE id IN (SELECT value FROM json_each('[1, 2]'))", True),
+        (BY_BATCH, False),
+        ("SELECT * FROM likes JOIN orders ON id = post_id WHERE user_id IN (1, 2, 3)", True),
+        ("SELECT * FROM orders WHERE amount IN (1, 2, 3)", False),  # it looks up nothing
+    ],
+)
+def test_a_loop_through_values_that_are_in_no_tree_is_known(sql, is_listed):
+    assert _plan(sql).is_listed is is_listed
+
+
+@pytest.mark.parametrize(
     "subquery",
     [
         "SELECT 1 FROM likes WHERE post_id = o.amount LIMIT 1",
@@ -100,6 +128,7 @@ def test_whether_a_query_has_a_row_for_each_that_it_looks_up_is_known(sql, shows
         (f"SELECT EXISTS ({BY_BATCH} AND note = 'a')", True, False),
         ("SELECT batch FROM orders WHERE batch = 7", False, False),  # the index says it all
         ("SELECT * FROM orders WHERE id = 7", False, False),
+        ("SELECT * FROM orders WHERE batch IN (3, 7, 9)", False, False),  # many ranges
         ("SELECT * FROM orders JOIN likes ON user_id = amount WHERE batch = 7", False, False),
     ],
 )

@@ -75,6 +75,7 @@ MUTUAL = (
 )
 COUNT = "SELECT count(*) FROM posts WHERE user_id = :user"
 LISTED = "SELECT id, body FROM posts WHERE id IN (7, 901, 1802, 2703, 3604, 3999, 12, 1700)"
+LISTED_BY_INDEX = f"SELECT id, body FROM posts WHERE user_id IN ({', '.join(str(i * 7) for i in range(50))})"
 ITSELF = "SELECT p.id, q.body FROM posts p JOIN posts q ON q.id = p.id * 37 % 4000 WHERE p.id BETWEEN 50 AND 70"
 VALUES = {"post": POSTS // 2, "user": USERS // 2, "other": USERS // 2 + 3}
 QUERIES = {
@@ -84,6 +85,7 @@ QUERIES = {
     "mutual": MUTUAL,
     "count": COUNT,
     "listed": LISTED,
+    "listed by an index": LISTED_BY_INDEX,
     "itself": ITSELF,
 }
 
@@ -240,6 +242,7 @@ TRIPS = {
     "mutual": (5, 3),
     "count": (3, 2),
     "listed": (2, 7),
+    "listed by an index": (6, 100),
     "itself": (5, 20),
 }
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import apsw
 import pytest
 
 import litevfs
+from litevfs.pages.reads import CALM, WatchedReads
+from litevfs.pages.watcher import Watcher
 from tests.bindings.test_rehearsal import BLOCK_SIZE, PAGE_SIZE, Tides, answer, reads_of, snapshot_file
 from tests.scripted import Script
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.usefixtures("followed")
 
@@ -114,3 +120,25 @@ def test_rows_below_an_interior_page_that_is_missing_are_found(shop, caplog):
     assert rows == answer(path, sql)
     assert "misses" in caplog.text
     assert "malformed" not in caplog.text
+
+
+def test_look_ups_of_what_is_in_memory_are_not_followed(shop, monkeypatch):
+    script, path = shop
+    read, followed, counts = WatchedReads.read, Watcher.before_read, Counter[str]()
+
+    def counted(name: str, method: Callable[..., T]) -> Callable[..., T]:
+        def call(*args: object) -> T:
+            counts[name] += 1
+            return method(*args)
+
+        return call
+
+    monkeypatch.setattr(WatchedReads, "read", counted("read", read))
+    monkeypatch.setattr(Watcher, "before_read", counted("followed", followed))
+    with closing(litevfs.connect(script.url, poll_interval=0, cache_size="64MB")) as connection:
+        connection.execute("PRAGMA cache_size=50")
+        for _ in range(2):
+            counts.clear()
+            assert list(connection.execute(JOINS["by rowid"])) == answer(path, JOINS["by rowid"])
+    assert counts["read"] > 1200
+    assert counts["followed"] < 2 * CALM

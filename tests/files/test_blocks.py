@@ -100,6 +100,35 @@ def test_point_reads_ask_for_one_block_each():
         assert {size for _, _, size in world.script.reads} == {BLOCK}
 
 
+@pytest.mark.parametrize(("limit_bytes", "size"), [(SIZE // 2, 90), (2 * SIZE, BLOCK)])
+def test_a_range_that_is_wanted_alone_brings_no_block_where_there_is_no_room_for_all(limit_bytes, size):
+    with World(limit_bytes=limit_bytes) as world:
+        world.blocks.want_alone(7, world.file, 500)
+        assert world.read(500, 90) == CONTENT[500:590]
+        assert [read[2] for read in world.script.reads] == [size]
+        assert world.read(500, 90) == CONTENT[500:590]
+        assert len(world.script.reads) == 1
+        world.read(BLOCK + 7, 90)
+        assert world.script.reads[-1][2] == BLOCK
+        assert world.blocks.governor.needed == size + BLOCK
+
+
+def test_a_range_that_is_wanted_alone_is_asked_for_again_after_a_failure():
+    with World(limit_bytes=SIZE // 2) as world:
+        failures = [TransientStorageError("busy")] * 2
+
+        def fail(file, offset, data):
+            if failures:
+                raise failures.pop()
+            return data
+
+        world.script.on_read = fail
+        world.blocks.want_alone(7, world.file, 500)
+        assert world.read(500, 90) == CONTENT[500:590]
+        assert world.blocks.under_way.requests == {}
+        assert {size for _, _, size in world.script.reads} == {90}
+
+
 def test_a_read_takes_more_from_the_blocks_after_it_as_far_as_they_are_in_memory():
     with World() as world:
         for block in (2, 3, 5):
