@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import apsw
+
 from litevfs.bindings.statements import Statement
+from litevfs.errors import LitevfsError
 from litevfs.pages.stand_ins import Tree
 from litevfs.states.snapshot import Snapshot
+
+
+class Ended(LitevfsError):
+    """A rehearsal that need not go on."""
+
+    extendedresult = apsw.SQLITE_INTERRUPT
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,19 @@ _TABLE_VALUED = frozenset({"json_each", "json_tree"})
 ON_TABLES = frozenset({"fts3", "fts4", "fts5", "rtree", "rtree_i32", "geopoly"})
 """Modules that keep what they have in tables of their own."""
 _FULL_TEXT = frozenset({"fts3", "fts4", "fts5"})
+_PARTS = ("config", "data", "idx", "docsize", "content")
+"""A full-text table of FTS5 keeps what it has in tables of its name and these ones: in all or some of them."""
 _MODULE = re.compile(r"CREATE\s+VIRTUAL\s+TABLE\b.*?\bUSING\s+[\"'`\[]?(\w+)", re.IGNORECASE | re.DOTALL)
 _TOKENIZER = re.compile(r"\btokenize\s*=\s*[\"'`]?\s*(?:porter\s+)?[\"'`]?(\w+)", re.IGNORECASE)
 _TOKENIZERS = frozenset({"unicode61", "ascii", "porter", "trigram", "simple"})
+
+
+def read_by(
+    connection: apsw.Connection, tables: Iterable[str], functions: Collection[str]
+) -> tuple[frozenset[str] | None, tuple[int, ...]]:
+    """Of a statement that reads these tables and calls these functions: `modules_read`, and `full_text_roots`."""
+    read = tuple(tables)  # before the statements of these functions are noted among them
+    return modules_read(connection, tables, functions), full_text_roots(connection, read)
 
 
 def modules_read(
@@ -28,6 +38,15 @@ def modules_read(
     schema = {str(name): str(sql) for name, sql in rows}
     modules = [str(name) for (name,) in connection.execute("SELECT lower(name) FROM pragma_module_list")]
     return known_modules(names, called, schema, modules)
+
+
+def full_text_roots(connection: apsw.Connection, tables: Iterable[str]) -> tuple[int, ...]:
+    """The root pages of the tables in which those of these tables that are of FTS5 keep what they have."""
+    rows = connection.execute("SELECT lower(name), sql, rootpage FROM sqlite_schema WHERE type = 'table'")
+    schema = {str(name): (str(sql), int(root)) for name, sql, root in rows}
+    searches = [name for name in tables if name in schema and _module(schema[name][0]) == "fts5"]
+    parts = (f"{name}_{part}" for name in sorted(searches) for part in _PARTS)
+    return tuple(schema[part][1] for part in parts if part in schema)
 
 
 def known_modules(

@@ -86,9 +86,8 @@ class Plan:
     joins_itself: bool = False  # a tree is read in two places
     reads_modules: bool = False  # virtual tables, whatever is known of them
     reads_other_trees: bool = False  # those of such tables
-    is_listed: bool = (
-        False  # an outermost loop goes through values that are in no tree, as those of an IN, with look-ups
-    )
+    beside: tuple[int, ...] = ()  # roots of trees that full-text search reads, which the program does not name
+    is_listed: bool = False  # an outermost loop with look-ups goes through values that are in no tree, as of an IN
 
     @property
     def is_worth_it(self) -> bool:
@@ -169,11 +168,14 @@ class _Step:
 
 
 def plan_of(
-    program: list[tuple[object, ...]], modules: frozenset[str] | None = None, names: Sequence[str | None] = ()
+    program: list[tuple[object, ...]],
+    modules: frozenset[str] | None = None,
+    names: Sequence[str | None] = (),
+    beside: tuple[int, ...] = (),
 ) -> Plan:
     """From the rows of EXPLAIN, and the names of the statement's parameters, without the character before them.
 
-    `modules` are those of the virtual tables in it; None: not all of them are known.
+    `modules` are those of the virtual tables in it; None: not all of them are known. `beside`: see `Plan`.
     """
     trees: dict[int, Tree] = {}
     roots: dict[object, int] = {}  # by cursor
@@ -202,6 +204,7 @@ def plan_of(
         joins_itself=len(roots) > len(trees),
         reads_modules=reads_modules,
         reads_other_trees=bool(modules and modules & ON_TABLES),
+        beside=beside,
         is_listed=_is_listed(steps, roots),
     )
 

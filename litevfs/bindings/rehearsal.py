@@ -19,6 +19,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 
 import apsw
 
@@ -176,6 +177,7 @@ class Rehearsals:
         elif plan.looks_up_all(task.statement.values):
             self._expect_rows(task, ALL_ROWS)
         self._expect_scans(task, plan)
+        self._fetch_upper_levels(task, guest, plan.beside)
         if not plan.is_worth_it:
             self._given_up = task.run, task.begins
             return
@@ -190,6 +192,18 @@ class Rehearsals:
         if roots := guest.missing_of(plan.trees):
             self._fetch(task, run.unasked(guest, roots))
         self._rehearse_levels(task, guest, plan, run)
+
+    def _fetch_upper_levels(self, task: Task, guest: RehearsalSession, roots: Sequence[int]) -> None:
+        """Fetch the root pages of trees, and what lies below them, that SQLite would come to one after the other.
+
+        The leaves below come with them as far as that costs less than a round trip.
+        """
+        if pgnos := guest.missing_of(roots):
+            self._fetch(task, pgnos)
+        if pgnos := guest.missing_of(guest.below(roots)):
+            self._fetch(task, pgnos)
+        if below := guest.below(roots):
+            guest.guess_small_trees([*roots, *below])
 
     def _rehearse_levels(self, task: Task, guest: RehearsalSession, plan: Plan, run: RehearsedRun) -> None:
         """Fetch what each rehearsal misses, until it is nothing."""

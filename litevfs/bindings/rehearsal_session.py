@@ -13,16 +13,15 @@ from dataclasses import replace
 import apsw
 
 from litevfs.bindings.apsw_errors import make_apsw_error
-from litevfs.bindings.attempts import Attempt, Task
+from litevfs.bindings.attempts import Attempt, Ended, Task
 from litevfs.bindings.forks import gate
 from litevfs.bindings.guests import connect_guest
-from litevfs.bindings.modules import authorizer, modules_read
+from litevfs.bindings.modules import authorizer, read_by
 from litevfs.bindings.programs import Plan, has_modules, plan_of
-from litevfs.errors import LitevfsError
 from litevfs.live.session import Session
 from litevfs.ltx.format import lock_pgno
-from litevfs.pages.btree import INTERIOR_KINDS, parse_interior
-from litevfs.pages.guesses import leaves_of_small_tree
+from litevfs.pages.btree import INTERIOR_KINDS, Interior, parse_interior
+from litevfs.pages.guesses import few_children, leaves_of_small_tree
 from litevfs.pages.made_pages import from_child_on, two_ways, up_to_child
 from litevfs.pages.stand_ins import StandIns, Tree
 from litevfs.pages.trees import MAX_DEPTH
@@ -43,12 +42,6 @@ REMEMBERED = 64
 """Plans, by their SQL."""
 _SCHEMA_VERSION = slice(40, 44)
 """Where it lies on page 1 (https://www.sqlite.org/fileformat2.html#the_database_header)."""
-
-
-class Ended(LitevfsError):
-    """A rehearsal that need not go on."""
-
-    extendedresult = apsw.SQLITE_INTERRUPT
 
 
 class RehearsalSession(Session):
@@ -88,8 +81,8 @@ class RehearsalSession(Session):
                 cursor = connection.execute(f"EXPLAIN {sql}", values)
                 names = cursor.bindings_names
                 program = cursor.fetchall()
-                modules = modules_read(connection, self._tables, self._functions) if has_modules(program) else None
-                plan = plan_of(program, modules, names)
+                found = read_by(connection, self._tables, self._functions) if has_modules(program) else (None, ())
+                plan = plan_of(program, found[0], names, found[1])
             while len(self._plans) >= REMEMBERED:
                 del self._plans[next(iter(self._plans))]
             if not (values and plan.has_numbers):  # they may be values of parameters
@@ -114,12 +107,19 @@ class RehearsalSession(Session):
         """Those of these pages that are not in memory."""
         return [pgno for pgno in pgnos if pgno > 1 and self._in_memory(pgno) is None]
 
+    def below(self, roots: Iterable[int]) -> list[int]:
+        """The pages of the level below these root pages, where they are few."""
+        return [child for interior in self._known(roots) for child in few_children(interior)]
+
     def guess_small_trees(self, roots: Iterable[int]) -> None:
         """Fetch the trees whole, as far as that costs less than a round trip, that are small by what is in memory."""
-        pages = ((root, self._in_memory(root)) for root in roots if root > 1)
-        known = [interior for root, page in pages if page and (interior := parse_interior(root, page))]
+        known = self._known(root for root in roots if root > 1)
         if known and (ahead := self.replica.pages.ahead) is not None:
             ahead.guess_trees(self.snapshot, filter(None, map(leaves_of_small_tree, known)))
+
+    def _known(self, pgnos: Iterable[int]) -> list[Interior]:
+        pages = ((pgno, self._in_memory(pgno)) for pgno in pgnos)
+        return [interior for pgno, page in pages if page and (interior := parse_interior(pgno, page))]
 
     def begin_after(self, passed: Iterable[int]) -> None:
         """In the next rehearsal, neither count nor miss these pages, which the query has read, unless others follow."""

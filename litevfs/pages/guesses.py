@@ -40,6 +40,8 @@ is a table: a table that grows shares leaves out to a new interior page, an inde
 on pages of 1 to 8 KiB that grew together and after VACUUM, for SQLite 3.54."""
 SCANNED_AHEAD = 2048
 """Leaves below one interior page that a scan plans before it is known, together with what lies between them."""
+FEW_CHILDREN = 16
+"""Of a root page, which come with it."""
 DENSE = 0.5
 """Part of the pages between the first and the last leaf of a small tree that are its own, at least."""
 
@@ -129,6 +131,11 @@ def leaves_of_small_tree(root: Interior) -> Sequence[int]:
     """The leaves below a root page, if there is no level between, by how they lie."""
     children = sorted(root.children)
     return children if len(children) >= DENSE * (children[-1] - children[0] + 1) else ()
+
+
+def few_children(root: Interior) -> Sequence[int]:
+    """The pages of the level below a root page, if they are so few that each is probably needed."""
+    return root.children if len(root.children) <= FEW_CHILDREN else ()
 
 
 def guess_leaves(scan: Scan, trees: KnownTrees, awaited: set[int]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from litevfs.bindings.modules import known_modules
+from litevfs.bindings.modules import full_text_roots, known_modules
 from tests.bindings.test_rehearsal import BLOCK_SIZE, PAGE_SIZE, snapshot_file, trips
 from tests.scripted import Script
 
@@ -87,3 +87,18 @@ MODULES = ["json_each", "json_tree", "fts5", "rtree", "csv", "dbstat", "pragma_t
 )
 def test_modules_of_which_it_is_known_that_they_read_pages_alone(names, functions, known):
     assert known_modules(names, functions, SCHEMA, MODULES) == known
+
+
+def test_where_full_text_search_keeps_what_it_has_is_known():
+    with closing(apsw.Connection(":memory:")) as connection:
+        connection.execute(
+            "CREATE TABLE docs (id INTEGER PRIMARY KEY, body TEXT);"
+            "CREATE VIRTUAL TABLE Notes USING fts5(body);"
+            "CREATE VIRTUAL TABLE search USING fts5(body, content='docs', content_rowid='id');"
+            "CREATE VIRTUAL TABLE places USING rtree(id, x0, x1)"
+        )
+        roots = dict(connection.execute("SELECT name, rootpage FROM sqlite_schema"))
+        parts = ("config", "data", "idx", "docsize", "content")
+        assert full_text_roots(connection, ["notes", "docs"]) == tuple(roots[f"Notes_{part}"] for part in parts)
+        assert full_text_roots(connection, ["search"]) == tuple(roots[f"search_{part}"] for part in parts[:-1])
+        assert full_text_roots(connection, ["docs", "places", "missing"]) == ()
