@@ -132,8 +132,11 @@ class ReadAhead:
         return wanted if self._start_guess(snapshot, wanted) else ()
 
     def guess_trees(self, snapshot: Snapshot, trees: Iterable[Sequence[int]]) -> None:
-        """Start fetching small trees, by their leaves: each whole, as many as cost less than a round trip together."""
-        room = self._guess_bytes
+        """Start fetching small trees, by their leaves: each whole, as many as cost less than a round trip together.
+
+        And no more than there is room for beside the reserve of `guess`.
+        """
+        room = min(self._guess_bytes, self._blocks.governor.credit - GUESS_RESERVE_BYTES)
         wanted: list[int] = []
         for leaves in sorted(trees, key=len):
             room -= sum(_frame_size(snapshot, pgno) for pgno in leaves)
