@@ -22,6 +22,8 @@ from litevfs.ltx.page_index import PageIndex, encode_entries, page_index_from_fr
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
 
+pytestmark = pytest.mark.slow
+
 PAGE_SIZE = 65536
 LOCK = lock_pgno(PAGE_SIZE)
 

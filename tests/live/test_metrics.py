@@ -22,6 +22,8 @@ pytest.importorskip("prometheus_client", reason="needs the extra `metrics` (pip 
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from litevfs.pages.made_pages import (
 )
 from litevfs.pages.stand_ins import StandIns, Tree
 
+pytestmark = pytest.mark.slow
+
 ROWS = 3000
 SMALL_PAGE = 512
 NUMBERS = range(1 << 20, 1 << 21)

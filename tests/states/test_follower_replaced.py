@@ -17,6 +17,8 @@ from tests.primary import Primary
 from tests.scripted import Script
 from tests.states.support import INSERT, insert, pages_are_right, put
 
+pytestmark = pytest.mark.slow
+
 # --- files that vanish, states that are replaced ----------------------------------------------------------------------
 
 
