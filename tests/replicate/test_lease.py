@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -359,13 +359,19 @@ def test_what_a_program_without_a_lease_replaced_is_told_though_the_storage_keep
     client.close()
 
 
-def test_uploads_are_looked_at_again_seldom_and_may_be_compacted_away(make_app, monkeypatch):
+def test_uploads_are_looked_at_again_seldom_and_may_be_compacted_away(make_app):
     class Counting(MemoryReplicaClient):
-        lists = 0
+        """Its listings show other times than writes do, as those of S3 servers."""
+
+        lists = reads = 0
 
         def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
             self.lists += 1
-            return super().list_files(level, min_txid)
+            return [replace(file, modified_ms=file.modified_ms + 7) for file in super().list_files(level, min_txid)]
+
+        def read(self, file: LTXFileInfo, offset: int, size: int) -> bytes:
+            self.reads += 1
+            return super().read(file, offset, size)
 
     app = make_app()
     client = Counting(MemoryStore())
@@ -378,11 +384,11 @@ def test_uploads_are_looked_at_again_seldom_and_may_be_compacted_away(make_app, 
         assert client.lists == before
         replicator.places[0].guard._check_at = 0.0
         client.delete(client.list_files(0)[:3])
-        before = client.lists
+        before, read_before = client.lists, client.reads
         for _ in range(2):
             app.insert()
             replicator.sync()
-        assert client.lists == before + 1
+        assert (client.lists, client.reads) == (before + 1, read_before)
     client.close()
 
 
