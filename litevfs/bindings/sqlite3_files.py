@@ -146,7 +146,7 @@ class Files:
                         if closings.needs_thread:
                             closings.watch_after_fork()
                         # In place of the transaction before.
-                        data = reads[file](amount, offset) if opened.has_no_locks else opened.session.begin_anew()
+                        data = reads[file](amount, offset) if opened.has_no_locks else opened.session.begin_again()
                         if len(data) == amount:
                             checks[buffer].raw = data
                             return c.OK

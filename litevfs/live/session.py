@@ -281,7 +281,7 @@ class Session:
             self._note(error)
             raise
 
-    def begin_anew(self) -> bytes:
+    def begin_again(self) -> bytes:
         """End a read transaction and begin another one: what SQLite then checks of page 1."""
         self.lock(SHARED, True)
         return self._along.get(CHECK_OFFSET) or self.read(CHECK_BYTES, CHECK_OFFSET)

@@ -326,9 +326,8 @@ class SFTPConnection:
             return StorageTimeoutError(f"no answer from {where} within the time limit", key=what)
         if isinstance(exc, paramiko.AuthenticationException) or "No authentication methods" in str(exc):
             return StoragePermissionError(f"{where} refuses to log in {self._target.user!r}", key=what, hint=_AUTH_HINT)
-        if (
-            isinstance(exc, OSError) and exc.filename is not None
-        ):  # of this machine: paramiko's errors of files have none
+        # An error of a file with a name is of this machine: paramiko's have none.
+        if isinstance(exc, OSError) and exc.filename is not None:
             message = f"{exc.filename}, which is needed to log in to {where}: {exc.strerror}"
             return StoragePermissionError(message, key=what, hint="check keyPath= and knownHosts= of the URL")
         number = exc.errno if isinstance(exc, OSError) else None

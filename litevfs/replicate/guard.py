@@ -27,7 +27,8 @@ MANIFEST_NAME = "manifest.json"
 """Newer versions of Litestream list a replica's files there, and trust the list more than the folder."""
 
 _REMEMBERED = 32
-"""Uploads that are checked again; requests for earlier ones ended long ago."""
+"""Of the latest uploads, so many are checked each time where conditions are ignored; requests for earlier ones ended
+long ago."""
 _REMEMBERED_FOR_LONG = 1000
 """Uploads that are checked now and then: another program may be behind. As many as one listing shows."""
 _FIRST_PAUSE_S = 1.0
@@ -42,7 +43,6 @@ class WriterGuard:
 
     def __init__(self, client: ReplicaClient, lease: Lease | None) -> None:
         self._client, self.lease = client, lease
-        self._written: deque[LTXFileInfo] = deque(maxlen=_REMEMBERED)
         self._ours: deque[tuple[LTXFileInfo, Fingerprint]] = deque(maxlen=_REMEMBERED_FOR_LONG)
         self._pause_s = _FIRST_PAUSE_S
         self._check_at = 0.0  # monotonic
@@ -92,9 +92,10 @@ class WriterGuard:
             self._check_ours(self.lease.ttl_s / 2)
             return
         self.lease.check()
-        first = self._written[0].min_txid if self._written else txid + 1
+        latest = [file for file, _ in self._ours][-_REMEMBERED:]
+        first = latest[0].min_txid if latest else txid + 1
         there = {file.name: file for file in self._client.list_files(0, max(1, first))}
-        for file in self._written:
+        for file in latest:
             now = there.get(file.name)
             if now is not None and (now.size, now.etag) != (file.size, file.etag):
                 raise self._conflict(f"another replaced TXID {file.max_txid:016x}", file)
@@ -106,8 +107,8 @@ class WriterGuard:
         there = {file.name: file for file in self._client.list_files(0, self._ours[0][0].min_txid)}
         for place, (file, fingerprint) in enumerate(self._ours):
             now = there.get(file.name, file)  # compaction or retention may have deleted it
-            if (now.size, now.etag) == (file.size, file.etag) and now.etag:
-                continue  # times of listings are not those of writes
+            if now == file or (now.etag and (now.size, now.etag) == (file.size, file.etag)):
+                continue  # as by its etag: listings show other times than writes
             if not is_same_file(self._client, now, fingerprint):
                 raise self._conflict(f"another replaced TXID {file.max_txid:016x}", file)
             self._ours[place] = now, fingerprint
@@ -117,14 +118,12 @@ class WriterGuard:
     def uploaded(self, file: LTXFileInfo, fingerprint: Fingerprint) -> None:
         """Note an upload right after it: it counts only if the lease is still ours. Raises as `check` does."""
         if self.lease is not None:
-            self._written.append(file)
             self._check_at = self._check_at if self._ours else time.monotonic() + self._pause_s
             self._ours.append((file, fingerprint))
             self.lease.check()
 
     def forget(self) -> None:
         """Forget earlier uploads: a new history begins."""
-        self._written.clear()
         self._ours.clear()
         self._pause_s = _FIRST_PAUSE_S
 

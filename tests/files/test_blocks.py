@@ -25,6 +25,18 @@ SIZE = 40 * BLOCK + 123
 CONTENT = Random(1).randbytes(SIZE)
 
 
+def busy_twice():
+    """For `Script.on_read`: the first two reads fail."""
+    failures = [TransientStorageError("busy")] * 2
+
+    def fail(file, offset, data):
+        if failures:
+            raise failures.pop()
+        return data
+
+    return fail
+
+
 class World:
     """Any bytes will do: blocks know nothing of what files hold."""
 
@@ -115,14 +127,7 @@ def test_a_range_that_is_wanted_alone_brings_no_block_where_there_is_no_room_for
 
 def test_a_range_that_is_wanted_alone_is_asked_for_again_after_a_failure():
     with World(limit_bytes=SIZE // 2) as world:
-        failures = [TransientStorageError("busy")] * 2
-
-        def fail(file, offset, data):
-            if failures:
-                raise failures.pop()
-            return data
-
-        world.script.on_read = fail
+        world.script.on_read = busy_twice()
         world.blocks.want_alone(7, world.file, 500)
         assert world.read(500, 90) == CONTENT[500:590]
         assert world.blocks.under_way.requests == {}
@@ -248,14 +253,7 @@ def test_readers_that_want_the_same_block_at_once_share_one_request():
 @pytest.mark.plan("L02")
 def test_a_failed_request_is_tried_again_by_each_reader_that_waits_and_blocks_no_later_one():
     with World() as world:
-        failures = [TransientStorageError("busy")] * 2
-
-        def fail(file, offset, data):
-            if failures:
-                raise failures.pop()
-            return data
-
-        world.script.on_read = fail
+        world.script.on_read = busy_twice()
         assert world.read(5, 10) == CONTENT[5:15]
         assert world.blocks.under_way.requests == {}
 

@@ -101,8 +101,9 @@ class Course:
                 self._check(copy)
         else:
             with closing(sqlite3.connect(":memory:")) as copy:
-                progress = lambda *_: self._between()  # noqa: E731
-                self.connection.backup(copy, pages=count, name=self._schema[:-1], sleep=0, progress=progress)
+                self.connection.backup(
+                    copy, pages=count, name=self._schema[:-1], sleep=0, progress=lambda *_: self._between()
+                )
                 self._check(copy)
 
     def connect_another(self) -> None:
