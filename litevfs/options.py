@@ -71,6 +71,14 @@ class Options:
         name="cache_size",
         of_replica=None,  # the largest counts
     )
+    spill_size_bytes: int = _option(
+        256_000_000,
+        parse_size_bytes,
+        "temporary file for what was read from remote storage and `cache_size` has no room for, per replica and "
+        "process; made when needed, 0: none; no effect with `cache_dir`",
+        name="spill_size",
+        of_replica=lambda options: "" if options.cache_dir else options.spill_size_bytes,
+    )
     cache_dir: str = _option(
         "",
         parse_text,

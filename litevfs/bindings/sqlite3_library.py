@@ -117,7 +117,6 @@ class Places(dict[int, Any]):
 
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "sqlite3_libversion_number": (c_int, ()),
     "sqlite3_vfs_find": (POINTER(VFS), (c_char_p,)),
     "sqlite3_vfs_register": (c_int, (POINTER(VFS), c_int)),
     "sqlite3_uri_parameter": (c_char_p, (c_void_p, c_char_p)),
@@ -150,15 +149,19 @@ class Library:
         self.path = path  # None: the library of the standard library's `sqlite3`
         where = path or _extension_path()
         self._handle = _load(where)
-        for name, (result, arguments) in _PROTOTYPES.items():
-            self._bind(name, result, arguments, where)
-        version = self.sqlite3_libversion_number()
-        if version < oldest_version:
+        version = self._version(where)
+        if version < oldest_version:  # first: such a library lacks functions, too
             raise SQLiteLibraryError(
                 f"SQLite {_dotted(version)} is too old: {_dotted(oldest_version)} is the oldest that works",
                 key=where,
                 hint=_DBAPI_HINT,
             )
+        for name, (result, arguments) in _PROTOTYPES.items():
+            self._bind(name, result, arguments, where)
+
+    def _version(self, where: str | None) -> int:
+        self._bind("sqlite3_libversion_number", c_int, (), where)
+        return int(self.sqlite3_libversion_number())
 
     def _bind(self, name: str, result: Any, arguments: tuple[Any, ...], where: str | None) -> None:
         try:

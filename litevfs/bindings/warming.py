@@ -236,7 +236,7 @@ class _Guest(Session):
         if gone:
             error = _Ended(
                 f"its pages do not fit the caches: of {touched} pages read, {len(gone)} or more are gone again",
-                hint="a larger cache_size, or a cache_dir",
+                hint="a larger cache_size or spill_size, or a cache_dir",
             )
             make_apsw_error(error)
             raise error

@@ -149,6 +149,15 @@ def call_alone(
     return _result(call_elsewhere(call_locked, name), deadline, partial(too_late, began, timeout_s))
 
 
+def call_within(call: Callable[[], T], timeout_s: float, name: str, too_late: TooLate = _no_answer) -> T:
+    """What `call()` returns or raises; `too_late` when it has not ended in time, and then goes on to its end.
+
+    Raises TransientStorageError when no thread can start.
+    """
+    began = now_s()
+    return _result(call_elsewhere(call, name), time.monotonic() + timeout_s, partial(too_late, began, timeout_s))
+
+
 def _result(future: Future[T], deadline: float, too_late: Callable[[], LitevfsError]) -> T:
     try:
         return future.result(max(0.0, deadline - time.monotonic()))

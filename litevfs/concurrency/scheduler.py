@@ -76,12 +76,9 @@ class Repeated:
 class Scheduler:
     """Makes repeated calls. Safe to use from many threads; a forked child begins with none (see `reset`)."""
 
-    def __init__(
-        self, name: str, *, max_threads: int = MAX_THREADS, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, name: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`name` is that of the threads."""
         self._name = name
-        self._max_threads = max_threads
         self._clock = clock
         self.reset()
 
@@ -315,7 +312,7 @@ class Scheduler:
                 now = self._clock()
                 wake = self._give_up(now)
                 first = self._first()
-                if first is not None and len(self._running) < self._max_threads:
+                if first is not None and len(self._running) < MAX_THREADS:
                     is_free = is_warm or (self._front is me and not self._running)
                     begin = first.due if is_free else self._late(first.due)
                     if begin <= now:

@@ -17,11 +17,12 @@ from functools import partial
 from itertools import takewhile
 
 from litevfs.errors import StorageClosedError, StoragePermissionError, TransientStorageError
-from litevfs.files.byte_cache import ByteCache
+from litevfs.files.byte_cache import SPILL_MEMORY_SHARE, ByteCache
 from litevfs.files.fetch import Fetcher, patience_s
 from litevfs.files.governor import FREE_BYTES, Governor
 from litevfs.files.hedges import first_of
 from litevfs.files.ranges import Limits, Range, affordable_runs, block_runs, blocks_of, clusters
+from litevfs.files.spill import Spill
 from litevfs.files.under_way import Cutter, Part, Request, UnderWay, block_key, failure_of, range_key
 from litevfs.ltx.file_info import LTXFileInfo
 
@@ -38,9 +39,14 @@ SCAN_REQUESTS = 3
 class BlockReader:
     """Reads bytes of LTX files through a cache of blocks, and of single ranges that were read ahead."""
 
-    def __init__(self, fetcher: Fetcher, *, limit_bytes: int, governor: Governor | None = None) -> None:
+    def __init__(
+        self, fetcher: Fetcher, *, limit_bytes: int, governor: Governor | None = None, spill_bytes: int = 0
+    ) -> None:
+        """`spill_bytes`: of a temporary file for what memory has no room for; none beside a folder for blocks."""
         self.governor = governor or Governor()
-        self.cache = ByteCache(limit_bytes, self.governor.take)
+        spills = spill_bytes and fetcher.disk_cache is None
+        spill = Spill(spill_bytes, int(limit_bytes * SPILL_MEMORY_SHARE)) if spills else None
+        self.cache = ByteCache(limit_bytes, self.governor.take, spill=spill)
         self.line = fetcher.line
         self.under_way = UnderWay()
         self._fetcher = fetcher
@@ -82,7 +88,7 @@ class BlockReader:
 
         A block of a file from which single ranges are read would drive out as many others as it holds.
         """
-        if self._disk_cache is None and file.size > self.cache.ahead_limit_bytes:
+        if self._disk_cache is None and file.size > self.cache.room_bytes:
             if len(self._wanted_alone) >= MAX_ALONE:  # of reads that have ended before
                 self._wanted_alone.clear()
             self._wanted_alone.add(range_key(number, offset))
@@ -288,7 +294,7 @@ class BlockReader:
     ) -> list[list[Part]]:
         """The parts of each request that fetches the missing bytes of the ranges."""
         planned: list[list[Part]] = []
-        has_room = not limits.is_sparing or file.size <= self.cache.ahead_limit_bytes
+        has_room = not limits.is_sparing or file.size <= self.cache.room_bytes
         for group, is_dense in clusters(ranges, limits):
             if (is_dense and has_room) or self._disk_cache is not None:  # the folder keeps whole blocks alone
                 wanted = blocks_of(group, self._block_size)

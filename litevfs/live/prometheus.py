@@ -74,6 +74,7 @@ def _gauges(opened: dict[str, list[OpenReplica]]) -> Iterable[Metric]:
         "litevfs_database_bytes": "Size of the database",
         "litevfs_connections": "Connections that hold the replica open",
         "litevfs_memory_cache_bytes": "Memory of the caches",
+        "litevfs_spilled_bytes": "Bytes in the temporary file for what memory has no room for",
         "litevfs_index_bytes": "Memory of the page map",
     }
     families = {name: GaugeMetricFamily(name, text, labels=["replica"]) for name, text in texts.items()}
@@ -99,6 +100,7 @@ def _values(replicas: Sequence[OpenReplica]) -> dict[str, float]:
     values: dict[str, float] = {
         "litevfs_connections": sum(one.connections for one in replicas),
         "litevfs_memory_cache_bytes": sum(one.replica.pages.memory_bytes for one in replicas),
+        "litevfs_spilled_bytes": sum(one.replica.pages.spill.kept_bytes for one in replicas if one.replica.pages.spill),
         "litevfs_index_bytes": sum(one.replica.snapshot.index_bytes() for one in replicas if one.replica.snapshot),
     }
     if snapshot is not None:

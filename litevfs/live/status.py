@@ -37,6 +37,8 @@ class ReplicaStatus:
     cache_hydrated: int  # pages served from the hydrated file
     cache_misses: int  # pages that had to be decoded
     cache_bytes: int  # memory of the caches
+    spilled_bytes: int  # in the temporary file of `spill_size`
+    spill_reads: int  # blocks and frames read back from there
     disk_cache_hits: int  # blocks found in the folder `cache_dir`
     disk_cache_misses: int  # blocks not found there
     disk_cache_damaged: int  # blocks found damaged there, deleted, and read from storage
@@ -83,6 +85,8 @@ def collect_status(
         cache_misses=counters.misses,
         cache_hydrated=counters.hydrated,
         cache_bytes=pages.memory_bytes,
+        spilled_bytes=pages.spill.kept_bytes if pages.spill else 0,
+        spill_reads=pages.spill.reads if pages.spill else 0,
         disk_cache_hits=disk.hits,
         disk_cache_misses=disk.misses,
         disk_cache_damaged=disk.damaged,

@@ -64,7 +64,7 @@ class ReadAhead:
 
     def pages_kept(self) -> int:
         """Like `max_pages`, however long it takes until they come."""
-        return self._pages_in(self._blocks.cache.ahead_limit_bytes)
+        return self._pages_in(self._blocks.cache.room_bytes)
 
     def _pages_in(self, most: int) -> int:
         room = max(most - 2 * self._blocks.block_bytes, most / 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from litevfs.pages.btree import Interior
-from litevfs.pages.guesses import leads_to_leaves, pages_below
+from litevfs.pages.guesses import has_leaves_between, leads_to_leaves, pages_below
 from litevfs.pages.patterns import Scan
 from litevfs.pages.trees import KnownTrees
 
@@ -23,6 +23,7 @@ class Beginning:
     parent: int  # the interior page above the first leaf
     before: list[int]  # pages that probably are leaves below it, where it is not known itself
     awaited: int = 0  # instead of all this: a page that has to be known first
+    is_dense: bool = False  # what lies between the interior pages of the tree is nearly all leaves of it
 
     def scan(self, most: int, window: int) -> tuple[Scan, list[int]]:
         """The scan, with this window, and its first pages, at most so many, if these are guesses."""
@@ -84,4 +85,5 @@ def _beginning(pgno: int, interior: Interior) -> Beginning | None:
     if leads_to_leaves(interior):
         return Beginning(pgno, [])
     below = pages_below(interior, 0)
-    return Beginning(interior.children[0], list(below)[::-1]) if below else None
+    is_dense = has_leaves_between(interior)
+    return Beginning(interior.children[0], list(below)[::-1], is_dense=is_dense) if below else None

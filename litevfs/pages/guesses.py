@@ -14,7 +14,7 @@ Where pages lie elsewhere, as after random inserts, guesses prove wrong, and end
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from litevfs.pages.btree import Interior
 from litevfs.pages.patterns import Scan
@@ -40,6 +40,9 @@ is a table: a table that grows shares leaves out to a new interior page, an inde
 on pages of 1 to 8 KiB that grew together and after VACUUM, for SQLite 3.54."""
 SCANNED_AHEAD = 2048
 """Leaves below one interior page that a scan plans before it is known, together with what lies between them."""
+FULL, STRIDES = 1.2, 16
+"""Of so many interior pages, none lies further from the one before, in parts of the leaves that it has room for: then
+nearly all between them are its leaves. The first two may lie side by side: made together, when the root was full."""
 FEW_CHILDREN = 16
 """Of a root page, which come with it."""
 DENSE = 0.5
@@ -111,6 +114,12 @@ def leads_to_leaves(interior: Interior) -> bool:
     """Whether the children of an interior page are leaves, by their distances; False if these say nothing."""
     strides = sorted(abs(after - before) for before, after in pairwise(interior.children))
     return strides[len(strides) // 2] < max(CLOSE * _capacity(interior), MIN_STRIDE)
+
+
+def has_leaves_between(interior: Interior) -> bool:
+    """Whether its children, interior pages, lie as far apart as each has room for leaves: few pages are others'."""
+    most = _capacity(interior) * FULL
+    return all(0 < after - before <= most for before, after in islice(pairwise(interior.children), 1, STRIDES))
 
 
 def _capacity(interior: Interior) -> int:

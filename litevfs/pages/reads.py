@@ -26,6 +26,7 @@ is not room for all: what lies around such pages is used too seldom."""
 CALM = 256
 """After so many reads in a row for which nothing had to come, look-ups of rows are not followed until something has to:
 to follow one takes several times as long as to read a page that is in memory."""
+_TABLE_LEAVES = {LEAF_TABLE}
 
 
 class Reads(Protocol):
@@ -154,27 +155,32 @@ class WatchedReads:
 
     def _before_wait(self, snapshot: Snapshot, pgno: int) -> None:
         """Page `pgno` costs a round trip: see what may come with it."""
-        if self._waits is not None:
-            self._waits.before_wait(snapshot, self._begins)
         self._waits_so_far += 1
         is_near = any(abs(pgno - other) < NEAR for other in self._waited_for)
         self._waited_for.append(pgno)
         if self._waits_so_far > MANY_WAITS and not is_near and (ahead := self._source.ahead) is not None:
             ahead.want_alone(snapshot, pgno)
-            return
-        if below := self._guesses.below(pgno):
+        elif below := self._guesses.below(pgno):
             self._guesses.note(pgno, self._source.guess(snapshot, [pgno, *below]))
+        if self._waits is not None:  # last: its thread would take its turn before the request
+            self._waits.before_wait(snapshot, self._begins)
 
     def _read_along(self, snapshot: Snapshot, pgno: int, along: dict[int, bytes], watcher: Watcher) -> bytes:
-        """A page; the leaves decoded with it wait in `_left`, and `along` is empty then."""
+        """A page; the leaves decoded with it wait in `_left`, and `along` is empty then, or gets them if all rest."""
         come: dict[int, bytes] = {}
         page = self._source.read(snapshot, pgno, come)
         if come:
             along.clear()
-            numbers = [offset // snapshot.page_size + 1 for offset in come]
+            size, resting = snapshot.page_size, watcher.resting
+            come.pop((pgno - 1) * size, None)
+            numbers = [offset // size + 1 for offset in come]
+            if resting.keys() >= set(numbers) and {other[0] for other in come.values()} == _TABLE_LEAVES:
+                self._left.clear()  # most runs of a scan are such: no page of one is looked at
+                along.update(come)
+                resting[numbers[-1]].rested = numbers[-1]
+                return page
             self._left = left = dict(zip(numbers, come.values(), strict=True))
             self._left_of, self._handed_for = snapshot, None
-            left.pop(pgno, None)
             others = [
                 number for number, other in left.items() if other[0] != LEAF_TABLE and not watcher.rests_whole(number)
             ]

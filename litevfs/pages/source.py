@@ -19,6 +19,7 @@ from litevfs.files.byte_cache import ByteCache
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.files.governor import Governor
+from litevfs.files.spill import Spill
 from litevfs.ltx.format import lock_pgno
 from litevfs.pages.ahead import ReadAhead
 from litevfs.pages.counters import PageCounters
@@ -75,6 +76,7 @@ class PageSource:
         cache_size_bytes: int,
         prefetch: bool,
         governor: Governor | None = None,
+        spill_size_bytes: int = 0,
     ) -> None:
         self._fetcher = fetcher
         self._find_elsewhere = find_elsewhere
@@ -82,7 +84,11 @@ class PageSource:
         block_bytes = int(cache_size_bytes * BLOCK_SHARE) if fetcher.is_remote else 0
         self._cache = ByteCache(cache_size_bytes - block_bytes)
         self._cached = self._cache.get
-        self.blocks = BlockReader(fetcher, limit_bytes=block_bytes, governor=governor) if fetcher.is_remote else None
+        self.blocks = (
+            BlockReader(fetcher, limit_bytes=block_bytes, governor=governor, spill_bytes=spill_size_bytes)
+            if fetcher.is_remote
+            else None
+        )
         """Where a request to the storage costs a round trip."""
         self.ahead = ReadAhead(self.blocks, self._cache) if self.blocks and prefetch else None
         """What reads ahead, where that pays and is wanted."""
@@ -113,9 +119,22 @@ class PageSource:
             self.hydration.follow(snapshot)
 
     def close(self) -> None:
-        """End the background threads. Idempotent."""
+        """End the background threads, close the files. Idempotent."""
         if self.hydration is not None:
             self.hydration.close()
+        if self.spill is not None:
+            self.spill.close()
+
+    def leave_to_parent(self) -> Snapshot | None:
+        """In a forked child: let go of the parent's files. Returns the state that its hydrated file followed."""
+        if self.spill is not None:
+            self.spill.leave_to_parent()
+        return self.hydration.leave_to_parent() if self.hydration is not None else None
+
+    @property
+    def spill(self) -> Spill | None:
+        """The file for what memory has no room for, where there may be one."""
+        return self.blocks.cache.spill if self.blocks is not None else None
 
     @property
     def memory_bytes(self) -> int:

@@ -222,7 +222,8 @@ class Watcher:
             return self._await(beginning.awaited)
         if beginning.parent in self._scans:  # SQLite was faster
             return []
-        most = min(self.credit // 2 if beginning.before else self.credit, self.max_window)  # guesses take half of it
+        is_guess = beginning.before and not beginning.is_dense  # takes half of it
+        most = min(self.credit // 2 if is_guess else self.credit, self.max_window)
         scan, plan = beginning.scan(most, max(1, most // GROWTH))
         self._scans[beginning.parent] = scan
         self._awaited.update(scan.guessed)

@@ -8,8 +8,10 @@ from contextlib import closing
 import pytest
 
 import litevfs
+from litevfs.bindings.rehearsal import Rehearsals
 from litevfs.files.line import Line
 from litevfs.pages.guesses import MAX_WRONG
+from litevfs.states.snapshot import Snapshot
 from tests.bindings import test_rehearsal
 from tests.bindings.test_rehearsal import (
     COUNT,
@@ -54,6 +56,21 @@ def test_a_guess_costs_no_request_more_and_few_bytes(network, sql):
     needed, needed_size = reads_of(script, sql, values, prefetch=False)
     assert requests <= needed
     assert size <= needed_size + GUESS_BYTES
+
+
+def test_what_is_guessed_is_asked_for_before_a_rehearsal_begins(network, monkeypatch):
+    script, _ = network
+    asked: list[int] = []  # bytes, each time
+    before_wait = Rehearsals.before_wait
+
+    def noting(self: Rehearsals, snapshot: Snapshot, begins: int) -> None:
+        asked.append(shared_replica(script.url).pages.blocks.governor.ahead)
+        before_wait(self, snapshot, begins)
+
+    monkeypatch.setattr(Rehearsals, "before_wait", noting)
+    reads_of(script, "SELECT * FROM posts WHERE id = 1234")
+    assert asked
+    assert asked[0] > 0
 
 
 @pytest.mark.parametrize("sql", ["SELECT * FROM posts WHERE id = 1234", COUNT, POST])

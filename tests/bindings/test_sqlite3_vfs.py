@@ -7,7 +7,9 @@ import gc
 import json
 import logging
 import os
+import shutil
 import sqlite3
+import subprocess
 import sys
 import threading
 from contextlib import closing, suppress
@@ -252,6 +254,7 @@ def test_a_vfs_may_have_any_name(small):
 
 def test_an_unknown_option_is_refused_with_the_nearest_name(small):
     _, script = small
+    litevfs.register_stdlib()
     with pytest.raises(OptionError, match="did you mean poll_interval"):
         litevfs.connect_stdlib(script.url, pol_interval=1)
     with pytest.raises(sqlite3.OperationalError):
@@ -401,6 +404,15 @@ def test_a_library_that_is_too_old_or_not_there_is_refused_by_name(tmp_path):
     assert "litevfs.dbapi" in caught.value.hint
     with pytest.raises(SQLiteLibraryError, match="cannot be loaded"):
         litevfs.register_stdlib(library=tmp_path / "no.so")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_library_that_lacks_functions_because_it_is_too_old_is_refused_as_too_old(tmp_path):
+    source, library = tmp_path / "old.c", tmp_path / "old.so"
+    source.write_text("int sqlite3_libversion_number(void) { return 3033000; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", library], check=True)
+    with pytest.raises(SQLiteLibraryError, match=r"SQLite 3\.33\.0 is too old: 3\.34\.0 is the oldest"):
+        litevfs.register_stdlib("of-old", library=library)
 
 
 def test_a_library_whose_functions_are_hidden_is_refused_with_the_way_out():

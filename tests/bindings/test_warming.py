@@ -181,7 +181,7 @@ def test_a_query_has_the_time_of_opening(script, caplog):
 
 
 def test_caches_that_are_too_small_are_named(script, caplog):
-    with connected(script.url, poll_interval=0, warm=SCAN, cache_size="1MB") as connection:
+    with connected(script.url, poll_interval=0, warm=SCAN, cache_size="1MB", spill_size=0) as connection:
         assert one(connection, "PRAGMA litestream_warm") == "0 of 1"
         assert one(connection, SCAN) == 1_500_000
     assert "do not fit the caches" in caplog.text

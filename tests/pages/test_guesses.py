@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from litevfs.pages.btree import LEAF_INDEX, LEAF_TABLE, parse_interior
-from litevfs.pages.guesses import MAX_WRONG, Guesses, leaves_of_small_tree
+from litevfs.pages.guesses import MAX_WRONG, Guesses, has_leaves_between, leaves_of_small_tree
 from litevfs.pages.trees import KnownTrees
 
 PAGE_SIZE = 1024
@@ -125,6 +125,27 @@ def test_pages_of_other_sizes_are_shared_out_in_the_same_way(tmp_path):
         part, price = Database(path, 2048).found(name)
         assert part >= LEAST
         assert price <= 1.6
+
+
+def _leaves_between(database: Database, name: str) -> tuple[bool, float]:
+    """What the distances of a tree's interior pages say, and the part of the pages between that are its leaves."""
+    pgno = database.level(name, database.depth(name) - 2)[0]
+    interior = parse_interior(pgno, database.pages[pgno])
+    leaves = {leaf for child in interior.children for leaf in database.children(child)}
+    between = range(interior.children[1] + 1, interior.children[-1])
+    return has_leaves_between(interior), len(leaves & set(between)) / len(between)
+
+
+@pytest.mark.parametrize("name", ["alone", "at_once", "one", "two"])
+def test_interior_pages_say_whether_there_is_little_else_between_them_than_leaves(grown, tmp_path, name):
+    says_so, part = _leaves_between(Database(grown), name)
+    assert says_so == (part > 0.9) == (name not in {"one", "two"})  # those two grew together
+    path = tmp_path / "vacuumed.db"
+    with closing(sqlite3.connect(grown)) as connection:
+        connection.execute("VACUUM INTO ?", (str(path),))
+    says_so, part = _leaves_between(Database(path), name)
+    assert says_so
+    assert part > 0.9
 
 
 def test_nothing_is_guessed_below_leaves_nor_without_the_page_above(grown):

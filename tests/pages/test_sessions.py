@@ -213,8 +213,8 @@ _reads = st.lists(
 
 @pytest.mark.slow
 @settings(max_examples=40)
-@given(_reads)
-def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(trees, steps):
+@given(_reads, st.sampled_from([0, 100_000, 10_000_000]))
+def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(trees, steps, spill_size_bytes):
     """Runs of pages up and down, strides and jumps, with and without a new transaction before them."""
     script, primary = trees
     replica = Replica(Options(replica_url=script.url, poll_interval_s=0))
@@ -222,7 +222,12 @@ def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(t
     snapshot, governor = replica.snapshot, Governor(FEW_FREE_BYTES)
     fetcher = Fetcher(ScriptedClient(script), read_timeout_s=5)
     pages = PageSource(
-        fetcher, lambda *_: pytest.fail("looked"), cache_size_bytes=200_000, prefetch=True, governor=governor
+        fetcher,
+        lambda *_: pytest.fail("looked"),
+        cache_size_bytes=200_000,
+        prefetch=True,
+        governor=governor,
+        spill_size_bytes=spill_size_bytes,
     )
     reads = pages.reads()
     before = len(script.reads)
@@ -238,6 +243,7 @@ def test_what_is_read_ahead_and_not_used_stays_bounded_over_any_reads_of_pages(t
         assert sum(size for _, _, size in script.reads[before:]) == governor.ahead + governor.needed
         assert reads._watcher is not None
     finally:
+        pages.close()
         fetcher.close()
         replica.close()
 

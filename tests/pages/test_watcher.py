@@ -92,6 +92,16 @@ def test_scans_that_are_sure_to_come_are_planned_whole_before_a_leaf_is_read(tmp
     assert not any(more)
 
 
+def test_leaves_that_are_sure_to_lie_between_interior_pages_are_planned_with_the_first_of_these(tmp_path: Path):
+    pages = database_pages(tmp_path / "t.db", 3000)
+    watcher = Watcher(400)
+    watcher.expect_scans([2])
+    plan = watcher.learn(2, pages[2])
+    assert 300 < len(plan) <= 400  # of what may be read ahead, more than the half that other guesses take
+    assert plan[0] == parse_interior(2, pages[2]).children[0]
+    assert len(set(plan) - set(in_order(pages))) <= 1
+
+
 def test_the_way_to_the_first_leaf_of_a_later_tree_is_planned_as_soon_as_its_root_is_known(tmp_path: Path):
     pages = indexed_pages(tmp_path / "t.db", 3000)
     watcher = Watcher(64)
