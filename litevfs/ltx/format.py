@@ -38,7 +38,7 @@ MAX_PAGE_SIZE = 65536
 MAX_FRAME_SIZE = PAGE_HEADER_SIZE + PAGE_SIZE_FIELD_SIZE + MAX_PAGE_SIZE + MAX_PAGE_SIZE // 255 + 16
 """Bytes of the largest frame that can be valid: the LZ4 bound of the largest page. Anything above it is a lie."""
 
-_PENDING_BYTE = 0x40000000
+PENDING_BYTE = 0x40000000
 """SQLite never uses the page that holds this byte (https://www.sqlite.org/fileformat2.html#lock_byte_page)."""
 
 _HEADER = struct.Struct(">4sIIIQQqQqqIIQ20s")
@@ -54,7 +54,7 @@ def is_valid_page_size(page_size: int) -> bool:
 
 def lock_pgno(page_size: int) -> int:
     """The number of the page that no LTX file ever holds, for pages of `page_size` bytes."""
-    return _PENDING_BYTE // page_size + 1
+    return PENDING_BYTE // page_size + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,8 @@ class Follow:
     def wait_for(self, txid: int | str, timeout: float | str = 10.0) -> int:
         """Wait until the file holds transaction `txid` (a number or hex digits) or a later one; returns which.
 
-        Raises StaleReplicaError after `timeout` (seconds, or text such as "250ms"), or the error that ended the thread.
+        Raises StaleReplicaError after `timeout` (seconds, or text such as "250ms"), or the error that ended the thread;
+        FollowError once it is closed.
         """
         wanted, timeout_s = parse_txid(txid), parse_duration_s(timeout)
         with self._changed:
@@ -89,6 +90,8 @@ class Follow:
                 return self.txid
             if isinstance(self.last_error, FollowTargetError):
                 raise self.last_error
+            if self._closed:
+                raise FollowError("this follower is closed", key=str(self.path))
         raise StaleReplicaError(
             f"{self.path.name} is at TXID {format_txid(self.txid)}, not yet at {format_txid(wanted)}",
             key=self._replica.url,

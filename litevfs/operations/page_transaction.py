@@ -27,9 +27,8 @@ import numpy as np
 
 from litevfs import local_files
 from litevfs.errors import FollowError
-from litevfs.ltx.format import lock_pgno
+from litevfs.ltx.format import PENDING_BYTE, lock_pgno
 
-PENDING_BYTE = 0x40000000
 RESERVED_BYTE = PENDING_BYTE + 1
 SHARED_FIRST = PENDING_BYTE + 2
 SHARED_SIZE = 510

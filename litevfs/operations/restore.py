@@ -45,6 +45,7 @@ Progress = Callable[[int, int], None]
 """Called with (bytes read so far, bytes to read in all) of LTX files; starts again at 0 when the restore does."""
 
 
+_READ_TIMEOUT_S = 30.0
 _MOST_EXPANSION = 255
 """Bytes that a byte of an LZ4 block can stand for at most."""
 
@@ -71,7 +72,7 @@ def restore(
     integrity_check: bool = False,
     progress: Progress | None = None,
     force: bool = False,
-    read_timeout: float | str = 30.0,
+    read_timeout: float | str = _READ_TIMEOUT_S,
 ) -> RestoreResult:
     """Make the database file `path` from the newest state of a replica, or from an earlier one.
 
@@ -90,24 +91,47 @@ def restore(
     no others replace; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
-    target_path, read_timeout_s = Path(path), parse_duration_s(read_timeout)
+    return _restore(
+        replica, Path(path), find_state, integrity_check, progress, force, parse_duration_s(read_timeout), ignore
+    )
+
+
+OnWhole = Callable[[Path, RestoreResult], None]
+"""Called with a temporary file that holds the whole state, before it gets its name and other users."""
+
+
+def ignore(path: Path, result: RestoreResult) -> None:
+    """Do nothing with it."""
+
+
+def _restore(
+    replica: str | os.PathLike[str] | ReplicaClient,
+    path: Path,
+    find_state: FindState,
+    integrity_check: bool,
+    progress: Progress | None,
+    force: bool,
+    read_timeout_s: float,
+    on_whole: OnWhole,
+) -> RestoreResult:
     if force:
-        check_unused(target_path)
+        check_unused(path)
     with (
-        RestoreTarget(target_path, replace=force) as target,
+        RestoreTarget(path, replace=force) as target,
         client_of(replica, read_timeout_s=read_timeout_s) as client,
         FileStreamer(client, read_timeout_s=read_timeout_s) as streamer,
     ):
         result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
             _check_integrity(target)
+        on_whole(target.temp_path, result)
         with _leaving_mark(target, client, result):
             target.publish()
     return result
 
 
 def restore_if_missing(
-    replica: str | os.PathLike[str] | ReplicaClient, path: str | os.PathLike[str]
+    replica: str | os.PathLike[str] | ReplicaClient, path: str | os.PathLike[str], on_whole: OnWhole = ignore
 ) -> RestoreResult | None:
     """As `restore`, of the newest state, unless there is a database or the replica is empty: None then.
 
@@ -116,7 +140,8 @@ def restore_if_missing(
     if not is_missing(Path(path)):
         return None
     try:
-        return restore(replica, path, force=os.path.lexists(path))
+        find_state, force = _state_finder(None, None), os.path.lexists(path)
+        return _restore(replica, Path(path), find_state, False, None, force, _READ_TIMEOUT_S, on_whole)
     except ReplicaEmptyError:
         return None
 

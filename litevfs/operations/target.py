@@ -23,13 +23,10 @@ from litevfs.errors import RestoreError, RestoreTargetExistsError
 
 _COMPANIONS = ("", "-wal", "-journal", "-shm")
 """Files that must not exist: SQLite would apply a log that it finds beside the new database."""
-
-
 _BATCH_BYTES = 1 << 20
 """Pages that wait to be written together."""
 _FLUSH_BYTES = 8 << 20
-
-
+"""Pages written in one run, until the system is asked to write them to the disk."""
 _TEMPORARY_PREFIX = "litevfs-state-"
 
 
@@ -230,9 +227,8 @@ def temporary_target() -> RestoreTarget:
 
 
 def _exists(path: Path) -> RestoreTargetExistsError:
-    return RestoreTargetExistsError(
-        "will not overwrite an existing file", key=os.fspath(path), hint="move it away, or restore to another path"
-    )
+    hint = "move it away, restore to another path, or let it be replaced: --force, in Python force=True"
+    return RestoreTargetExistsError("will not overwrite an existing file", key=os.fspath(path), hint=hint)
 
 
 def _end_of_run(pgnos: Sequence[int], start: int) -> int:

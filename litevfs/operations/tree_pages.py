@@ -16,9 +16,8 @@ from litevfs.pages.btree import INTERIOR_INDEX as INTERIOR_INDEX
 from litevfs.pages.btree import INTERIOR_TABLE as INTERIOR_TABLE
 from litevfs.pages.btree import LEAF_INDEX as LEAF_INDEX
 from litevfs.pages.btree import LEAF_TABLE as LEAF_TABLE
+from litevfs.pages.trees import MAX_DEPTH as MAX_DEPTH
 
-MAX_DEPTH = 20
-"""No B-tree is deeper."""
 MAX_PAGES = 1 << 25
 """Below so many pages (128 GB at 4 KiB) an overflow page begins with a 0 or a 1, which no B-tree page does."""
 _HEADER = 100

@@ -22,6 +22,7 @@ from litevfs.errors import (
     TXIDGapError,
 )
 from litevfs.files.fetch import Fetcher
+from litevfs.files.frame_checks import FEED_BYTES
 from litevfs.files.plan import Chain, newest_state, reachable_txids
 from litevfs.files.stream import FileStreamer, VerifiedStream
 from litevfs.ltx.decoder import StreamDecoder
@@ -34,8 +35,6 @@ from litevfs.replica_clients.base import LEVELS, SNAPSHOT_LEVEL, LTXFileInfo
 logger = logging.getLogger("litevfs.operations.verify")
 
 REQUEST_BYTES = 1 << 20
-FEED_BYTES = 1 << 16
-"""Pages can be 255 times as large as what is fed at once, and are dropped before more is fed."""
 PARALLEL_FILES = 8
 """Files read at once where a request costs a round trip."""
 

@@ -46,7 +46,7 @@ class Access:
         self._give(fd)
         return fd
 
-    def write_synced(self, path: Path, parts: Iterable[bytes]) -> None:
+    def write_synced(self, path: Path, parts: Iterable[bytes | bytearray]) -> None:
         """Write a file, whose content, but not whose name, is on disk when this returns. Raises OSError."""
         with open(path, "wb", opener=self.open) as file:
             file.writelines(parts)

@@ -1,8 +1,10 @@
 """Committed transactions become LTX files on local disk, one file a step. Owns the position; knows no replica.
 
 A step either reads from the WAL what was committed since the position, or, when it cannot be sure to see all of that,
-takes the whole database as the next TXID and says why. It can be sure when a read transaction was held since the
-position was taken (`database.py`), or when the WAL still holds the frames up to the position and was not started over.
+reads the whole database and says why. Of that, the next TXID holds what differs from the last one by the sums of its
+pages (`known_pages.py`), or all, where they are not known or another history begins. It can be sure when a read
+transaction was held since the position was taken (`database.py`), or when the WAL still holds the frames up to the
+position and was not started over.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import TypeVar
 
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.replicate import limits
+from litevfs.replicate.changed_pages import ChangedPages, find_sums
 from litevfs.replicate.content import Content, detached, read_changes, read_database
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.joining import ReplicaEnd, begin_place
 from litevfs.replicate.new_file import add_file
+from litevfs.replicate.schema_mark import may_be_mistaken, read_schema, with_schema
 from litevfs.replicate.state import State, StateFolder
 from litevfs.replicate.upload_queue import UploadQueue
 from litevfs.replicate.wal import WALPosition, WALReader
@@ -54,15 +58,24 @@ class Capture:
         self.state: State | None = None
         """After the newest file; None until `begin`, when there is no local state to continue."""
         self.reason: str | None = None
-        """Why the next step takes the whole database; None when it reads on in the WAL."""
+        """Why the next step reads the whole database; None when it reads on in the WAL."""
+        self._is_whole_wanted = False  # whether all of it is to be in the file
         self.snapshots = 0
         self.last_snapshot_reason: str | None = None
+        self.comparisons = 0
+        self.last_comparison_reason: str | None = None
         self._load()
 
     def begin(self, queue: UploadQueue, end: ReplicaEnd, reason: str) -> None:
         """The next step takes the whole database, for the place of `queue`, which is to begin after `end`."""
         self.state, self.reason = begin_place(self._folder, queue, self.state, end, self.database), reason
+        self._is_whole_wanted = True
+        self._folder.known_pages.forget()
         self._let_go()
+
+    def want_whole_database(self, reason: str) -> None:
+        """The next step takes the whole database, whatever is known of it."""
+        self.reason, self._is_whole_wanted = self.reason or reason, True
 
     def step(self) -> State:
         """Capture everything committed before the call into the folder; writes no file if there is nothing new."""
@@ -70,8 +83,8 @@ class Capture:
             self._let_go()  # while the replicator cannot capture, it leaves the WAL to the application
             raise ReplicatorError("the replicator's local state was removed", key=str(self._folder.path))
         try:
-            is_whole, limit = self.reason is not None, self.limits.pending_bytes
-            self._folder.make_room(limit, self._known_state().txid, is_whole=is_whole)
+            is_whole = self.reason is not None and not self._knows_pages()
+            self._folder.make_room(self.limits.pending_bytes, self._known_state().txid, is_whole=is_whole)
             with translated(self._path):
                 if self.database.was_replaced():
                     self._reopen()
@@ -147,7 +160,7 @@ class Capture:
         self.database.close()
 
     def _load(self) -> None:
-        self.state, self.reason = self._folder.load(), None
+        self.state, self.reason, self._is_whole_wanted = self._folder.load(), None, False
         if self.state is not None and self.state.inode != self.database.inode:
             self.reason = "the database file is not the one that was replicated before"
 
@@ -165,9 +178,10 @@ class Capture:
             except WALError as exc:
                 self.reason = exc.message
         if self.reason is not None:
-            self._take_whole_database(wal, self.reason)
+            self._read_whole_database(wal, self.reason)
         with suppress(ReplicatorError):  # the next step tries again
             self._keep_wal_small(wal, before)
+        self._folder.known_pages.merge(self._known_state().key)
 
     def _shorten(self, wal: WALReader, quiet_s: float) -> None:
         """Give back the space of a huge WAL file, once there was no write for `quiet_s` seconds."""
@@ -201,11 +215,16 @@ class Capture:
         is_held = self.hold.is_held
         if is_held:
             self._capture_changes(wal, self.database.wal_state(wal), self._keep_up)
-        with self.database.hand_over():
+        with self.database.hand_over() as transaction:
             state = self.database.wal_state(wal)
             start = self._next_start(wal, state)
-            if state.is_backfilled or not is_held:  # otherwise the new frames stay in the WAL for the next step
+            is_captured = state.is_backfilled or not is_held  # otherwise new frames stay in the WAL for the next step
+            if is_captured:
                 self._capture_changes(wal, state)
+            if is_captured or start is None:
+                self._save(with_schema(self._known_state(), transaction))
+            if start is None and state.is_backfilled:  # the database file is the state of the newest TXID
+                find_sums(self._folder.known_pages, self._known_state(), transaction, limits.SUMS_A_STEP)
         self._begin_hold(state, stands_at_end=start is None)
 
     def _capture_changes(
@@ -213,7 +232,7 @@ class Capture:
     ) -> None:
         start = self._next_start(wal, state)
         if start is not None:
-            self._publish(read_changes(wal, state, start), between_pages)
+            self._publish(read_changes(wal, state, start), self._known_state(), between_pages)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """Where the new frames begin; None if there are none. Raises WALError if the WAL cannot tell."""
@@ -231,19 +250,53 @@ class Capture:
             raise WALError("frames that were replicated have been overwritten in the WAL")
         return position if state.frames > position.frame else None
 
-    def _take_whole_database(self, wal: WALReader, reason: str) -> None:
+    def _read_whole_database(self, wal: WALReader, reason: str) -> None:
+        before = self._known_state()
+        known = self._folder.known_pages.read(before.key, self.database.page_size) if self._knows_pages() else None
         self._let_go()
         self.database.checkpoint()  # only makes the copy simpler
         with self.database.hand_over() as transaction:
             state = self.database.wal_state(wal)
-            self._publish(read_database(wal, state, transaction, self.database.page_size))
+            after = read_schema(before, transaction)
+            if may_be_mistaken(after, before):
+                known = None
+            content = read_database(wal, state, transaction, self.database.page_size)
+            changed = ChangedPages(content, known, self._check_open)
+            if changed.is_empty:
+                self._save(replace(after, inode=self.database.inode, position=content.end))
+                self._may_start_over = False
+            else:
+                self._publish(changed.content, after, sums=changed.sums)
         self._begin_hold(state)
-        self.reason, self.last_snapshot_reason, self.snapshots = None, reason, self.snapshots + 1
+        self.reason, self._is_whole_wanted = None, False
+        if known is not None:
+            self.last_comparison_reason, self.comparisons = reason, self.comparisons + 1
+            logger.info("%s: compared with TXID %016x, as %s", self._path, before.txid, reason)
+            return
+        self.last_snapshot_reason, self.snapshots = reason, self.snapshots + 1
         logger.info("%s: TXID %016x holds the whole database: %s", self._path, self._known_state().txid, reason)
 
-    def _publish(self, content: Content, between_pages: Callable[[], None] | None = None) -> None:
-        """Make the next LTX file and count it."""
-        before, now_ms = self._known_state(), self._clock_ms()
+    def _knows_pages(self) -> bool:
+        """Whether a read of the whole database can be compared with the newest TXID."""
+        if self._is_whole_wanted or self.state is None:
+            return False
+        return self._folder.known_pages.is_at(self.state.key, self.database.page_size)
+
+    def _save(self, state: State) -> None:
+        """What is known of the newest TXID has changed."""
+        if state is not self.state:
+            self._folder.save(state)
+            self.state = state
+
+    def _publish(
+        self,
+        content: Content,
+        before: State,
+        between_pages: Callable[[], None] | None = None,
+        sums: bytearray | None = None,
+    ) -> None:
+        """Make the next LTX file and count it. `before`, `sums`: see `add_file`."""
+        now_ms = self._clock_ms()
         if content.page_size != before.page_size:
             raise ReplicatorError(
                 f"the database has pages of {content.page_size} bytes now, the replica has pages of {before.page_size}",
@@ -251,7 +304,7 @@ class Capture:
                 hint="replicate to another URL, or empty the replica",
             )
         before = replace(before, inode=self.database.inode)
-        self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open)
+        self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open, sums)
         self._may_start_over = False
 
     def _check_open(self) -> None:
@@ -308,7 +361,7 @@ class Capture:
                 with self.database.hand_over():
                     state = self.database.wal_state(wal)
                 if content is not None:
-                    self._publish(content)
+                    self._publish(content, self._known_state())
             except BaseException:
                 self._let_go()  # releases the write lock above all
                 raise

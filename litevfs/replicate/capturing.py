@@ -110,7 +110,8 @@ class Capturing:
                 return self.txid
             began, captured_ms = time.monotonic(), self._clock_ms()
             reason, self.wanted_snapshot = self.wanted_snapshot, None
-            self.capture.reason = self.capture.reason or reason
+            if reason is not None:
+                self.capture.want_whole_database(reason)
             state = self.capture.step()
             self.captured_ms, self._captured_since = captured_ms, began
             self._clock_watch.compare(state.timestamp_ms - captured_ms)

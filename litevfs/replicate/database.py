@@ -23,6 +23,7 @@ same reason two copies of SQLite must not open one database in one process.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import threading
@@ -40,6 +41,7 @@ from litevfs.replicate.wal import WALHeader, WALReader
 
 _BUSY_TIMEOUT_MS = 1000
 _WRITER_TIMEOUT_MS = 50
+_SCHEMA = "SELECT CAST(type AS BLOB), CAST(name AS BLOB), rootpage, CAST(sql AS BLOB) FROM sqlite_schema"
 """Wait for the write lock: its owner may be waiting for our read transaction."""
 _BUSY_HINT = "with PRAGMA locking_mode=EXCLUSIVE an application keeps all others from its database, a replicator too"
 _READ_ONLY_HINT = (
@@ -68,14 +70,26 @@ class WALState:
 class ReadTransaction:
     """One state of the database, for as long as it is open."""
 
-    def __init__(self, connection: apsw.Connection, path: Path) -> None:
+    def __init__(self, connection: apsw.Connection, path: Path, schema_version: int) -> None:
         self._connection = connection
         self._path = path
+        self.schema_version = schema_version
+        """SQLite counts it up with each change of the schema."""
 
     def page_count(self) -> int:
         """Size of the database in this state, pages."""
         with translated(self._path):
             return int(_value(self._connection, "PRAGMA page_count"))
+
+    def schema_sum(self) -> str | None:
+        """A sum of what the schema says; None when it cannot be read."""
+        try:
+            rows = self._connection.execute(_SCHEMA).fetchall()
+        except apsw.Error:
+            return None
+        finally:
+            self._connection.execute("PRAGMA writable_schema=RESET")  # gives back the memory that SQLite has it in
+        return hashlib.sha256(repr(rows).encode()).hexdigest()
 
     def read_file(self, offset: int, size: int) -> bytes:
         """`size` bytes of the database *file* from `offset`, zeros past its end; does not read the WAL."""
@@ -161,8 +175,8 @@ class SourceDatabase:
             new.execute("BEGIN IMMEDIATE" if writer else "BEGIN")
         try:
             with translated(self.path):
-                _value(new, "PRAGMA schema_version")  # BEGIN alone reads nothing, and so holds nothing
-            yield ReadTransaction(new, self.path)
+                version = int(_value(new, "PRAGMA schema_version"))  # BEGIN alone reads nothing, and so holds nothing
+            yield ReadTransaction(new, self.path, version)
         except BaseException:
             _rollback(new)
             raise

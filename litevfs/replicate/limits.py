@@ -25,6 +25,8 @@ MOVE_UP_FRAMES = 1000
 """So many frames SQLite lets the WAL have before it checkpoints by itself (SQLITE_DEFAULT_WAL_AUTOCHECKPOINT)."""
 MOVE_UP_INTERVAL_S = 0.02
 """How long the replicator may block the application's own checkpoints: a few hundred transactions."""
+SUMS_A_STEP = 1000
+"""Sums of pages that a capture computes besides, when nothing was written since: a few milliseconds."""
 SHORTEN_AFTER_S = 10.0
 """Giving back the space of a huge file can take longer than any checkpoint, so no writer should be active."""
 

@@ -67,7 +67,7 @@ class Replicator:
     the lease of a replica (`lease.py`) for `lease_ttl_s` seconds after it last renewed it; others get
     ReplicaConflictError. Without a lease (None, or a client that keeps no objects besides), two primaries notice each
     other when one meets a file of the other. `max_pending_bytes` bounds the files that wait for their upload: beyond it
-    nothing is captured, later the whole database. `own_process`: no SQLite but APSW's is in this process.
+    nothing is captured, later what has changed by then. `own_process`: no SQLite but APSW's is in this process.
 
     `places` are further replicas, each a URL or a client: the database is captured once, and uploaded to each at its
     own pace. A place that fails keeps only itself waiting, is named in `status` and makes `sync` raise. All have the
@@ -179,6 +179,8 @@ class Replicator:
             bytes_uploaded=sum(place.bytes_uploaded for place in places),
             snapshots=self.capturing.capture.snapshots,
             last_snapshot_reason=self.capturing.capture.last_snapshot_reason,
+            comparisons=self.capturing.capture.comparisons,
+            last_comparison_reason=self.capturing.capture.last_comparison_reason,
             last_error=combined_error(places) or self.capturing.error,
             last_maintenance_error=next(
                 (one.last_maintenance_error for one in places if one.last_maintenance_error), None

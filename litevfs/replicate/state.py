@@ -4,6 +4,7 @@
     state.json   the position: which TXID came last, and where in the WAL the next one begins (`slots.py`); and the file
                  of that TXID, if it is small, and the database has one place
     owner.json   the folder's ID (`marks.py`)
+    pages.sums   sums of the pages of the database at that TXID, and pages.log (`known_pages.py`)
     pending/     LTX files that are not yet known to be on the replica; of several places, the queue of one
     places/      the queues of the others, a folder each (`upload_queue.py`)
 
@@ -31,6 +32,7 @@ from litevfs import local_files
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.ltx.names import format_file_name
 from litevfs.replicate.access import Access, translated
+from litevfs.replicate.known_pages import FileKey, KnownPages
 from litevfs.replicate.marks import folder_id, state_folder
 from litevfs.replicate.slots import SlotFile
 from litevfs.replicate.upload_queue import PendingFile, UploadQueue, read_record
@@ -55,6 +57,14 @@ class State:
     file_size: int  # bytes of that TXID's file
     file_trailer: str  # and its last 16 bytes, in hex: enough to know it again
     position: WALPosition  # in the WAL, after that TXID
+    schema_version: int | None = None  # after that TXID; None: not known
+    schema_read_at: int | None = None  # the version that the schema had when `schema_sum` was computed; None: never
+    schema_sum: str | None = None  # None: the schema cannot be read
+
+    @property
+    def key(self) -> FileKey:
+        """Which file the state ends with."""
+        return FileKey(self.txid, self.file_size, self.file_trailer)
 
 
 class PendingLimitError(ReplicatorError):
@@ -79,6 +89,8 @@ class StateFolder:
         self._access = Access(database)
         self.queues = [UploadQueue(self._pending, "", self._access, is_plain=True)]
         """One for each place."""
+        self.known_pages = KnownPages(self.path, self._access, self.is_held)
+        """What the TXID of the state holds, page by page."""
         self.take()
 
     def take(self) -> None:
@@ -115,6 +127,8 @@ class StateFolder:
         """Release the lock, so that another replicator may take the folder. Idempotent."""
         with suppress(OSError, ReplicatorError):  # then the next replicator finds that it was uploaded
             self._forget_small()
+        if self._lock_fd is not None and os.getpid() == self._lock_pid:
+            self.known_pages.sync()
         fd, self._lock_fd = self._lock_fd, None
         if fd is not None:
             if os.getpid() == self._lock_pid:  # a process forked from this one has the descriptor, too, and keeps it
@@ -156,6 +170,7 @@ class StateFolder:
         state = self._read()
         for queue in self.queues:
             queue.load(*((None, 0) if state is None else (state.replica_url, state.txid)))
+        self.known_pages.open(None if state is None else state.key)
         return state
 
     def save(self, state: State, small: bytes | None = None) -> None:
@@ -184,7 +199,8 @@ class StateFolder:
         local_files.replace_synced(temp, self._state)
 
     def reset(self) -> None:
-        """Forget everything: the state and the pending files."""
+        """Forget everything: the state, the pending files and what is known of pages."""
+        self.known_pages.forget()
         with translated(self._state):
             self._state.unlink(missing_ok=True)
             local_files.fsync_folder(self.path)
@@ -231,7 +247,7 @@ class StateFolder:
                 f"{waiting[full[0].url]:,} bytes wait for their upload, more than the {limit:,} allowed, and nothing "
                 "more is captured",
                 key=str(self.path),
-                hint="see what keeps uploads from succeeding; the whole database is captured after that",
+                hint="see what keeps uploads from succeeding; what has changed by then is captured after that",
             )
         skipping = [queue for queue in full if is_whole and not queue.begins_now]
         for queue in (queue for queue in full if queue not in skipping):

@@ -45,6 +45,8 @@ class ReplicatorStatus:
     bytes_uploaded: int
     snapshots: int  # files that hold the whole database
     last_snapshot_reason: str | None
+    comparisons: int  # reads of the whole database to find what differs from the newest TXID
+    last_comparison_reason: str | None
     last_error: str | None  # of the threads' last attempt, None after a success
     last_maintenance_error: str | None  # of a task that will be tried again, None when there is none
     last_sync_ms: int | None  # Unix time at which everything committed before was on the replica

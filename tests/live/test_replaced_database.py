@@ -12,6 +12,7 @@ import litevfs
 from litevfs.operations.follow import follow
 from litevfs.replicate import Replicator
 
+SAME = "CREATE TABLE same (x)"
 TABLES = ("CREATE TABLE a (x)", "CREATE TABLE b (x)")
 QUERY = "SELECT 'a', x FROM a UNION ALL SELECT 'b', x FROM b"
 
@@ -19,8 +20,9 @@ QUERY = "SELECT 'a', x FROM a UNION ALL SELECT 'b', x FROM b"
 def make(path: Path, tables: tuple[str, ...], value: str) -> None:
     with closing(apsw.Connection(str(path))) as connection:
         connection.execute("PRAGMA journal_mode=WAL").fetchall()
-        for sql in tables:
+        for sql in (SAME, *tables):
             connection.execute(sql)
+        connection.execute("INSERT INTO same SELECT value FROM json_each(?)", (f"[{', '.join(map(str, range(999)))}]",))
         for name in "ab":
             connection.execute(f"INSERT INTO {name} VALUES (?)", (value + name,))
 
@@ -98,3 +100,21 @@ def test_a_reader_of_a_followed_file_reads_the_other_database_with_its_own_schem
             assert reader.execute(query).fetchall() == NEW
         finally:
             followed.close()
+
+
+@pytest.mark.parametrize("connect", [litevfs.connect, litevfs.connect_stdlib])
+def test_a_schema_version_that_goes_back_is_another_schema_to_those_who_knew_it(tmp_path: Path, connect):
+    """TXID 2 has a schema of its own, and TXID 3 another one with the version of TXID 1."""
+    path, url = tmp_path / "app.db", f"file://{tmp_path}/replica"
+    make(path, TABLES, "old ")
+    with Replicator(path, url, lease_ttl_s=None) as replicator:
+        replicator.sync()
+    with closing(connect(url, poll_interval=0)) as connection:
+        assert connection.execute(QUERY).fetchall() == [("a", "old a"), ("b", "old b")]
+        for tables in ((*TABLES, "CREATE TABLE c (x)"), TABLES[::-1]):
+            path.unlink()
+            make(path, tables, "new ")
+            with Replicator(path, url, lease_ttl_s=None) as replicator:
+                replicator.sync()
+        connection.execute("PRAGMA litestream_poll").fetchall()
+        assert connection.execute(QUERY).fetchall() == NEW

@@ -24,7 +24,7 @@ import litevfs
 from litevfs.concurrency.retry import Backoff
 from litevfs.errors import LitevfsError, StorageError, UnrelatedDatabaseError
 from litevfs.files import fetch
-from litevfs.live import replica
+from litevfs.live import freshness, replica
 from litevfs.maintenance.compaction import compact_level, snapshot
 from litevfs.maintenance.retention import enforce_level_0_retention, enforce_snapshot_retention
 from litevfs.maintenance.schedule import Maintenance, MaintenanceConfig
@@ -397,6 +397,7 @@ def _no_waiting() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Backoff, "base_s", RETRY_FIRST_S)
         patch.setattr(fetch, "Backoff", _FewTries)
-        patch.setattr(replica, "Backoff", _FewTries)
-        patch.setattr(replica, "MIN_REFRESH_S", 60.0)
+        patch.setattr(freshness, "Backoff", _FewTries)
+        for module in (freshness, replica):
+            patch.setattr(module, "MIN_REFRESH_S", 60.0)
         yield

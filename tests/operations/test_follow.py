@@ -193,6 +193,14 @@ def test_an_empty_placeholder_is_no_obstacle(primary, url, path):
         assert_is(path, primary.images[primary.txid])
 
 
+def test_a_closed_follower_says_so(primary, url, path):
+    with litevfs.follow(url, path) as follow:
+        txid = follow.txid
+    assert follow.wait_for(txid) == txid
+    with pytest.raises(FollowError, match="this follower is closed"):
+        follow.wait_for(txid + 1)
+
+
 def test_a_file_that_another_program_wrote_is_refused_and_stays(primary, url, path):
     follow = litevfs.follow(url, path, poll_interval="10ms")
     try:

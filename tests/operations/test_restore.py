@@ -181,6 +181,7 @@ def test_existing_file_is_refused_and_stays(tmp_path: Path, suffix: str) -> None
         restore(ORDERS / "replica", tmp_path / "o.db")
     assert isinstance(caught.value, FileExistsError)
     assert str(existing) in str(caught.value)
+    assert "--force" in str(caught.value)
     assert existing.read_bytes() == b"mine"
     assert list(tmp_path.iterdir()) == [existing]
 

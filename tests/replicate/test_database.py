@@ -80,12 +80,12 @@ def test_a_database_that_was_restored_into_the_same_file_is_replicated_again(app
         in_another_process(WRITE, app.path)
         assert app.path.stat().st_ino == inode
         replicator.sync()
-        assert replicator.status.last_snapshot_reason == "the database file was replaced by another"
+        assert replicator.status.last_comparison_reason == "the database file was replaced by another"
         assert_replicated(client, app.path)
         in_another_process(WRITE, app.path)
         replicator.sync()
         assert_replicated(client, app.path)
-        assert replicator.status.snapshots == 2
+        assert replicator.status.comparisons == 1
     with closing(apsw.Connection(str(app.path))) as db:
         assert db.execute("SELECT count(*) FROM t").get == 12
         assert db.execute("PRAGMA integrity_check").get == "ok"

@@ -389,7 +389,7 @@ def test_a_reader_of_the_application_that_stays_open_costs_nothing_but_wal(app, 
     assert replicator.status.snapshots == 1
 
 
-def test_a_damaged_wal_ends_in_a_snapshot_of_what_sqlite_itself_makes_of_it(app, client, replicate):
+def test_a_damaged_wal_ends_in_what_sqlite_itself_makes_of_it(app, client, replicate):
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicator = replicate(app)
     replicator.sync()
@@ -398,8 +398,8 @@ def test_a_damaged_wal_ends_in_a_snapshot_of_what_sqlite_itself_makes_of_it(app,
         wal.seek(-100, os.SEEK_END)
         wal.write(b"damage")
     assert replicator.sync() == 2
-    assert "the WAL is damaged: of its " in replicator.status.last_snapshot_reason
+    assert "the WAL is damaged: of its " in replicator.status.last_comparison_reason
     assert rebuilt(client) == source_bytes(app.path)
     app.insert()
     assert replicator.sync() == 3
-    assert replicator.status.snapshots == 2
+    assert replicator.status.comparisons == 1

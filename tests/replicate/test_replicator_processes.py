@@ -190,6 +190,10 @@ def test_litestreams_own_reader_sees_the_same_rows(make_app, client, replicate):
     app.insert(5)
     replicator = replicate(app)
     replicator.sync()
+    assert replicator.status.comparisons == 1
+    assert_litestream_reads(client, app, check=["ok"])
+    replicator.request_snapshot()
+    replicator.sync()
     assert replicator.status.snapshots == 1
     assert_litestream_reads(client, app, check=["ok"])
     app.execute("DELETE FROM t WHERE id > 20")

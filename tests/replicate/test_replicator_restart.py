@@ -105,35 +105,36 @@ def test_closing_leaves_the_wal_as_it_is_even_after_the_application(app, client)
 
 
 @pytest.mark.parametrize("mode", ["RESTART", "TRUNCATE"])
-def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_snapshot(app, client, mode: str):
+def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_comparison(app, client, mode: str):
+    app.insert(100)
     replicated(app, client)
     app.insert()
     app.checkpoint(mode)
     app.insert()
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 2
-        assert "started over" in replicator.status.last_snapshot_reason
+        assert "started over" in replicator.status.last_comparison_reason
         app.insert()
         assert replicator.sync() == 3
-        assert replicator.status.snapshots == 1
-    snapshot = files_of(client)[1]
-    assert (snapshot.header.min_txid, snapshot.header.max_txid) == (2, 2)
-    assert len(list(snapshot.pages())) == snapshot.header.commit
+        assert (replicator.status.comparisons, replicator.status.snapshots) == (1, 0)
+    changed = files_of(client)[1]
+    assert (changed.header.min_txid, changed.header.max_txid) == (2, 2)
+    assert 0 < len(list(changed.pages())) < changed.header.commit - 2
     assert_replicated(client, app.path)
 
 
-def test_an_application_that_ended_while_it_was_down_leads_to_a_snapshot(app, client):
+def test_an_application_that_ended_while_it_was_down_leads_to_a_comparison(app, client):
     replicated(app, client)
     app.insert()
     app.close()  # SQLite removes the WAL
     assert not app.path.with_name("app.db-wal").exists()
     with Replicator(app.path, client) as replicator:
         assert replicator.sync() == 2
-        assert replicator.status.snapshots == 1
+        assert (replicator.status.comparisons, replicator.status.snapshots) == (1, 0)
     assert_replicated(client, app.path)
 
 
-def test_a_wal_that_lost_its_end_leads_to_a_snapshot(app, client):
+def test_a_wal_that_lost_its_end_leads_to_a_comparison(app, client):
     """As after a power failure: transactions that were replicated are gone, others may have taken their place."""
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicated(app, client, syncs=5)
@@ -145,11 +146,11 @@ def test_a_wal_that_lost_its_end_leads_to_a_snapshot(app, client):
         path.with_name(path.name + suffix).write_bytes(copy[suffix][:cut])
     with Replicator(path, client) as replicator:
         assert replicator.sync() == 6
-        assert "power failure" in replicator.status.last_snapshot_reason
+        assert "power failure" in replicator.status.last_comparison_reason
     assert_replicated(client, path)
 
 
-def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_snapshot(app, client):
+def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_comparison(app, client):
     app.execute("PRAGMA wal_autocheckpoint=0")
     replicated(app, client, syncs=5)
     path, copy = app.path, {}
@@ -163,7 +164,7 @@ def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_snapshot(app, c
         db.execute("INSERT INTO t (data) VALUES ('after the failure')")
     with Replicator(path, client) as replicator:
         assert replicator.sync() == 6
-        assert "overwritten" in replicator.status.last_snapshot_reason
+        assert "overwritten" in replicator.status.last_comparison_reason
     assert_replicated(client, path)
 
 
@@ -171,7 +172,7 @@ def test_frames_that_took_the_place_of_replicated_ones_lead_to_a_snapshot(app, c
 
 
 @pytest.mark.parametrize("running", [True, False])
-def test_a_database_that_was_replaced_by_another_file_leads_to_a_snapshot(make_app, client, running: bool):
+def test_a_database_that_was_replaced_by_another_file_leads_to_a_comparison(make_app, client, running: bool):
     app, other = make_app(), make_app("other.db")
     other.execute("CREATE TABLE other (x)")
     other.insert(200)
@@ -189,7 +190,7 @@ def test_a_database_that_was_replaced_by_another_file_leads_to_a_snapshot(make_a
         replicator = Replicator(app.path, client)
     db = app.connect()
     assert replicator.sync() == 2
-    assert replicator.status.last_snapshot_reason.startswith("the database file ")
+    assert replicator.status.last_comparison_reason.startswith("the database file ")
     db.execute("INSERT INTO other VALUES (1)")
     assert replicator.sync() == 3
     replicator.close()
@@ -404,7 +405,8 @@ def test_what_a_killed_replicator_left_half_done_is_rolled_back(app, client):
         assert replicator.status.pending_files == 0
         assert replicator.sync() == 3
         assert replicator.status.snapshots == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["lock", "owner.json", "pending", "state.json"]
+    names = ["lock", "owner.json", "pages.log", "pages.sums", "pending", "state.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert list((folder / "pending").iterdir()) == []
     assert_replicated(client, app.path)
 

@@ -103,7 +103,7 @@ def test_a_capture_that_failed_is_tried_again_long_before_the_next_sync(app, cli
     replicator = replicate(app, sync_interval_s=3600)
     pending = app.path.with_name(".app.db-litevfs") / "pending"
     pending.rename(pending.with_name("away"))
-    app.insert()
+    app.insert(size=LARGE)
     replicator.start()
     wait_until(lambda: replicator.status.last_error)
     pending.with_name("away").rename(pending)
