@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from litevfs.concurrency.retry import Backoff, is_transient, retry
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
-    ReplicaEmptyError,
     ReplicaError,
-    ReplicaFolderNotFoundError,
     StaleReplicaError,
     StorageError,
     StorageNotFoundError,
-    StorageTimeoutError,
-    TXIDGapError,
 )
 from litevfs.ltx.names import format_txid
 from litevfs.states.snapshot import Snapshot
 
 logger = logging.getLogger("litevfs.live.replica")
+
+T = TypeVar("T")
+
+RETRY_CAP_S = 0.5
+"""Longest pause between tries of a call that a user waits for."""
+MIN_REFRESH_S = 1.0
+"""A storage gets at least this long to answer, however short a caller's time is."""
 
 
 class Awaited(Protocol):
@@ -45,6 +49,33 @@ class Awaited(Protocol):
     def wait_for_news(self, known: Snapshot | None, timeout_s: float) -> object:
         """Wait until another state than `known` is published, the replica is closed, or the time is over."""
         ...
+
+
+def persistently(
+    replica: Awaited,
+    call: Callable[[float], T],
+    timeout_s: float,
+    may_pass: Callable[[LitevfsError], bool],
+    note: Callable[[LitevfsError], object] = lambda _: None,
+) -> T:
+    """`call(seconds it may take)`, tried again after errors that may pass, until the time is over.
+
+    `note` gets each error after which there is another try.
+    """
+    deadline = time.monotonic() + timeout_s
+
+    def pause(seconds: float, error: LitevfsError) -> None:
+        logger.info("%s: trying again in %.3f s", replica.url, seconds)
+        note(error)
+        replica.wait_for_news(replica.snapshot, seconds)
+
+    return retry(
+        lambda: call(max(deadline - time.monotonic(), MIN_REFRESH_S)),
+        Backoff(cap_s=RETRY_CAP_S),
+        until=deadline,
+        may_pass=may_pass,
+        pause=pause,
+    )
 
 
 def wait_for_txid(replica: Awaited, txid: int, timeout_s: float, longest_pause_s: float) -> Snapshot:
@@ -100,25 +131,3 @@ def stale_error(replica: Awaited, what: str, failure: LitevfsError | None) -> St
 def may_pass(error: LitevfsError) -> bool:
     """Whether building a state may succeed next time: also after a file has vanished since it was listed."""
     return is_transient(error) or (isinstance(error, StorageNotFoundError) and error.min_txid is not None)
-
-
-def may_begin(error: LitevfsError) -> bool:
-    """Whether there may be a first state next time."""
-    return may_pass(error) or isinstance(error, ReplicaEmptyError | ReplicaFolderNotFoundError | TXIDGapError)
-
-
-def open_error(error: LitevfsError, url: str, timeout_s: float, *, verifies: bool) -> LitevfsError:
-    """The error for a caller who has waited so long for a first state, the last try for which ended with `error`."""
-    if isinstance(error, StorageTimeoutError) and verifies:
-        hint = "verify reads every LTX file whole: open_timeout has to leave time for that"
-        return StorageTimeoutError(error.message, key=url, hint=hint)
-    if isinstance(error, ReplicaFolderNotFoundError):
-        what = f"no such replica folder, also after waiting {timeout_s:g} s"
-        return ReplicaFolderNotFoundError(what, key=error.key, hint=f"{error.hint}; open_timeout sets the wait")
-    if not isinstance(error, ReplicaEmptyError):
-        return error
-    return ReplicaEmptyError(
-        f"no LTX files on any level after waiting {timeout_s:g} s",
-        key=url,
-        hint="check the path, and that the primary replicates to it; open_timeout sets the wait",
-    )

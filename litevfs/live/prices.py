@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 MONTH_S = 30 * 24 * 3600
+LIST_USD = 5.0 / 1e6
+"""Of a request of S3 Standard in us-east-1: aws.amazon.com/s3/pricing."""
+GET_USD = 0.4 / 1e6
 
 
-@dataclass(frozen=True, slots=True)
-class RequestPrices:
-    """US dollars of a million requests."""
-
-    list_usd: float
-    get_usd: float
-
-
-PRICES = {
-    "S3 Standard": RequestPrices(list_usd=5.0, get_usd=0.4),  # aws.amazon.com/s3/pricing, us-east-1
-}
-DEFAULT = "S3 Standard"
-
-
-def usd_month(lists: int, gets: int, seconds: float, prices: RequestPrices = PRICES[DEFAULT]) -> float:
+def usd_month(lists: float, gets: float, seconds: float) -> float:
     """US dollars that 30 days cost at the pace of so many requests within `seconds`."""
-    return (lists * prices.list_usd + gets * prices.get_usd) / 1e6 * MONTH_S / max(seconds, 1.0)
+    return (lists * LIST_USD + gets * GET_USD) * MONTH_S / max(seconds, 1.0)

@@ -13,10 +13,10 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from litevfs.concurrency.calls import SharedCall, call_alone
+from litevfs.concurrency.calls import SharedCall, call_alone, call_within
 from litevfs.concurrency.clock import now_s
 from litevfs.concurrency.condition import Condition
-from litevfs.concurrency.retry import Backoff, is_transient, retry
+from litevfs.concurrency.retry import is_transient
 from litevfs.errors import (
     LitevfsError,
     LTXFormatError,
@@ -27,14 +27,16 @@ from litevfs.errors import (
 )
 from litevfs.files.fetch import Fetcher
 from litevfs.files.write_behind import disk_cache_for
-from litevfs.live.freshness import may_begin, may_pass, open_error, stale_error, wait_for_txid
+from litevfs.live.freshness import MIN_REFRESH_S, may_pass, persistently, stale_error, wait_for_txid
 from litevfs.live.health import Health, State
 from litevfs.live.keeper import Keeper, first_state
+from litevfs.live.opening import Opening, may_begin
 from litevfs.live.poller import Poller
 from litevfs.live.status import ReplicaStatus, collect_status
 from litevfs.ltx.names import format_txid
 from litevfs.options import Options
 from litevfs.pages.source import PageSource
+from litevfs.replica_clients.nearby import replicas_near
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.states.follower import Follower
 from litevfs.states.snapshot import Snapshot
@@ -44,14 +46,10 @@ logger = logging.getLogger("litevfs.live.replica")
 
 T = TypeVar("T")
 
-RETRY_CAP_S = 0.5
-"""Longest pause between tries of a call that a user waits for."""
 WAIT_BACKOFF_CAP_S = 1.0
 """Longest pause between refreshes for an awaited TXID, if no poller runs."""
 BESIDE_S = 2.0
 """If there is a state to read, a refresh may keep a new connection waiting for so long."""
-MIN_REFRESH_S = 1.0
-"""A storage gets at least this long to answer, however short a caller's time is."""
 JUST_NOW_S = 1.0
 """A state that was the newest so shortly ago, or a poll interval before that, is new enough to open."""
 
@@ -89,7 +87,11 @@ class Replica:
         )
         self._bounded_refresh = SharedCall(self.refresh, "litevfs-refresh", self.fetcher.troubles.too_late)
         self.pages = PageSource(
-            self.fetcher, self._find_elsewhere, cache_size_bytes=options.cache_size_bytes, prefetch=options.prefetch
+            self.fetcher,
+            self._find_elsewhere,
+            cache_size_bytes=options.cache_size_bytes,
+            prefetch=options.prefetch,
+            spill_size_bytes=options.spill_size_bytes,
         )
 
     def _hydrate(self, *, lazily: bool = False) -> None:
@@ -110,10 +112,11 @@ class Replica:
         fails or takes long, it returns the published state.
         """
         if self.snapshot is None:
+            opening = Opening(self.url, timeout_s, self._look_around, verifies=self.options.verify)
             try:
-                self._persistently(self._first_refresh, timeout_s, may_begin)
+                persistently(self, self._first_refresh, timeout_s, may_begin, opening.note)
             except LitevfsError as error:
-                raise open_error(error, self.url, timeout_s, verifies=self.options.verify) from error
+                raise opening.error(error) from error
         elif not self._was_just_refreshed() and self.health.refresh_s() <= BESIDE_S:
             try:
                 self._bounded_refresh.result(min(max(timeout_s, MIN_REFRESH_S), BESIDE_S))
@@ -127,6 +130,9 @@ class Replica:
     def _first_refresh(self, timeout_s: float) -> None:
         if self.snapshot is None:  # otherwise another thread was faster
             self._bounded_refresh.result(timeout_s)
+
+    def _look_around(self) -> list[str]:
+        return call_within(lambda: replicas_near(self.fetcher.client), MIN_REFRESH_S, "litevfs-look")
 
     def _was_just_refreshed(self) -> bool:
         """Whether a refresh has just succeeded, as all do while polls come in time: connections share these."""
@@ -176,7 +182,7 @@ class Replica:
         poller, self._poller = self._poller, None
         if poller is not None:  # otherwise this may be the child of a child, which has noted the interval
             self.interval_after_fork_s = poller.interval_s
-        hydrated = self.pages.hydration.leave_to_parent() if self.pages.hydration is not None else None
+        hydrated = self.pages.leave_to_parent()
         self.health.forget_refresh()
         self._open_storage(forked=True)
         self._follower.use(self.fetcher, self.pages.keep)
@@ -353,19 +359,7 @@ class Replica:
         self, call: Callable[[float], T], timeout_s: float, may_pass: Callable[[LitevfsError], bool]
     ) -> T:
         """`call(seconds it may take)`, tried again after errors that may pass, until the time is over."""
-        deadline = time.monotonic() + timeout_s
-
-        def pause(seconds: float, _: LitevfsError) -> None:
-            logger.info("%s: trying again in %.3f s", self.url, seconds)
-            self.wait_for_news(self.snapshot, seconds)
-
-        return retry(
-            lambda: call(max(deadline - time.monotonic(), MIN_REFRESH_S)),
-            Backoff(cap_s=RETRY_CAP_S),
-            until=deadline,
-            may_pass=may_pass,
-            pause=pause,
-        )
+        return persistently(self, call, timeout_s, may_pass)
 
     # --- status -------------------------------------------------------------------------------------------------------
 

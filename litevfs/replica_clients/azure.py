@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -64,6 +65,8 @@ class AzureReplicaClient:
             read_timeout_s=read_timeout_s,
             authorize=self._access.authorize,
             renew=self._access.renew,
+            is_refused=self._access.is_refused,
+            address=self._access.address,
             permission_hint=PERMISSION_HINT,
             hint_of=self._hint_of,
         )
@@ -128,6 +131,24 @@ class AzureReplicaClient:
             if parsed is not None:
                 found.append(_file_info(parsed, blob))
         return found, root.findtext("NextMarker") or ""
+
+    @property
+    def path(self) -> str:
+        """See `ListsFolders.path`."""
+        return self._location.path
+
+    def list_folders(self, path: str) -> list[str]:
+        """See `ListsFolders.list_folders`. The first 5,000 names."""
+        prefix = f"{path}/" if path else ""
+        _, body, url = self._list({"prefix": prefix, "delimiter": "/"}, {})
+        names = (
+            found.findtext("Name") or "" for found in parse_xml(body, endpoint_of(url)).iterfind("Blobs/BlobPrefix")
+        )
+        return [name.removeprefix(prefix).strip("/") for name in names]
+
+    def place_of(self, path: str) -> str:
+        """See `ListsFolders.place_of`."""
+        return replace(self._location, path=path).url
 
     def _has_old(self) -> bool:
         query = {"prefix": f"{self._location.prefix}{GENERATIONS}/", "maxresults": "1"}
@@ -238,8 +259,7 @@ class AzureReplicaClient:
 
     def _url(self, key: str, query: dict[str, str] | None = None) -> str:
         url = f"{self._endpoint}/{quote(self._location.host)}" + (f"/{quote(key)}" if key else "")
-        texts = [text for text in (urlencode(query or {}), self._access.sas) if text]
-        return f"{url}?{'&'.join(texts)}" if texts else url
+        return f"{url}?{urlencode(query)}" if query else url
 
 
 def _endpoint(given: str | None, account: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from litevfs.errors import OptionError, StoragePermissionError, TransientStorageError
+from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.tokens import Token, Tokens
 
 API_VERSION = "2021-08-06"
@@ -47,17 +48,19 @@ class AzureAccess:
 
     def __init__(self, account: str) -> None:
         self._account = account
-        self.sas = _first("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN").removeprefix("?")
-        self._key = b""
         self._tokens: Tokens | None = None
-        key = "" if self.sas or not account else _first("LITESTREAM_AZURE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
-        if key:
-            try:
-                self._key = base64.b64decode(key, validate=True)
-            except (binascii.Error, ValueError):
-                raise OptionError("the key of the Azure account is not base64", hint="copy it once more") from None
-        elif not self.sas:
+        self._sas, self._key = _sas_and_key(account)
+        if not self._sas and not self._key:
             self._tokens = Tokens(_identity_fetch())
+
+    @staticmethod
+    def is_refused(answer: Answer) -> bool:
+        """Whether credentials are no longer valid, which is not that they permit too little."""
+        return answer.status == 401 or answer.headers.get("x-ms-error-code") == "AuthenticationFailed"
+
+    def address(self, url: str) -> str:
+        """The URL to send: with the SAS token."""
+        return f"{url}{'&' if '?' in url else '?'}{self._sas}" if self._sas else url
 
     def authorize(self, method: str, url: str, headers: dict[str, str], deadline: float | None) -> dict[str, str]:
         """The headers to send."""
@@ -71,8 +74,17 @@ class AzureAccess:
         return headers
 
     def renew(self, refused: str, deadline: float | None) -> bool:
-        """Look for another token than the refused one; returns whether there is one."""
-        return self._tokens is not None and self._tokens.renew(refused, deadline)
+        """Look for others than the refused ones, in the variables too; returns whether there are."""
+        if self._tokens is not None:
+            return self._tokens.renew(refused, deadline)
+        try:
+            found = _sas_and_key(self._account)
+        except OptionError:
+            return False
+        if found == (self._sas, self._key) or not any(found):
+            return False
+        self._sas, self._key = found
+        return True
 
     def close(self) -> None:
         """End waits for tokens."""
@@ -90,6 +102,16 @@ def string_to_sign(account: str, method: str, url: str, headers: dict[str, str])
     query = sorted((name.lower(), value) for name, value in parse_qsl(parts.query, keep_blank_values=True))
     resource = f"/{account}{parts.path}" + "".join(f"\n{name}:{value}" for name, value in query)
     return "\n".join([method, *(folded.get(name, "") for name in _SIGNED_HEADERS), own + resource])
+
+
+def _sas_and_key(account: str) -> tuple[str, bytes]:
+    """The SAS token or the account's key that the variables hold; one at most."""
+    sas = _first("LITESTREAM_AZURE_SAS_TOKEN", "AZURE_STORAGE_SAS_TOKEN").removeprefix("?")
+    key = "" if sas or not account else _first("LITESTREAM_AZURE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+    try:
+        return sas, base64.b64decode(key, validate=True)
+    except (binascii.Error, ValueError):
+        raise OptionError("the key of the Azure account is not base64", hint="copy it once more") from None
 
 
 def _first(*variables: str) -> str:
@@ -116,9 +138,11 @@ def _identity_fetch() -> Callable[[], Token]:
                 token = found[0].get_token(_SCOPE)
             given[:] = [token.token]
         except library.CredentialUnavailableError as exc:
+            found.clear()  # the next one reads its settings and files again
             raise StoragePermissionError(f"no credentials: {_line(exc)}", hint=PERMISSION_HINT) from exc
         except Exception as exc:
             if type(exc).__name__ == "ClientAuthenticationError":  # of azure-core
+                found.clear()
                 raise StoragePermissionError(f"no credentials: {_line(exc)}", hint=PERMISSION_HINT) from exc
             raise TransientStorageError(f"what gives out credentials does not answer: {_line(exc)}") from exc
         return Token(str(token.token), float(token.expires_on or time.time()))

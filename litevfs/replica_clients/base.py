@@ -186,6 +186,27 @@ class LeavesFolders(Protocol):
         ...
 
 
+@runtime_checkable
+class ListsFolders(Protocol):
+    """An optional part of a client: the names of folders around the replica, for errors that name what is near."""
+
+    @property
+    def path(self) -> str:
+        """The replica's path in its storage, without a slash at either end; "" is the root."""
+        ...
+
+    def list_folders(self, path: str) -> list[str]:
+        """The names of the folders directly below such a path, the first thousand or more. Makes one request.
+
+        A path that does not exist has none. Raises StorageError.
+        """
+        ...
+
+    def place_of(self, path: str) -> str:
+        """Such a path as a user would write it."""
+        ...
+
+
 def too_late(file: LTXFileInfo, key: str) -> StorageTimeoutError:
     """The error of a read whose time is over before it begins."""
     return StorageTimeoutError(

@@ -14,6 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 from urllib.parse import quote
@@ -39,6 +40,7 @@ T = TypeVar("T")
 
 _TEMP_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}\.ltx\.[0-9a-f]{16}\.tmp", re.ASCII)
 _COPY_BYTES = 1 << 20
+_MOST_NAMES = 10_000
 _UNCHECKED_BYTES = 1 << 20  # a read up to this size may allocate its buffer before the file's size is known
 _TRANSIENT = {errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EINTR, errno.ESTALE, errno.ENOMEM} | NO_DESCRIPTOR
 
@@ -119,6 +121,21 @@ class FileReplicaClient:
         except OSError:
             there = list(LEVELS[level + 1 :])
         return [*files, *(file for above in there for file in self.list_files(above))], True
+
+    @property
+    def path(self) -> str:
+        """See `ListsFolders.path`."""
+        return self._root.strip("/")
+
+    def list_folders(self, path: str) -> list[str]:
+        """See `ListsFolders.list_folders`."""
+        with _translated(path), suppress(FileNotFoundError, NotADirectoryError), os.scandir(f"/{path}") as entries:
+            return [entry.name for entry in islice(entries, _MOST_NAMES) if entry.is_dir()]
+        return []
+
+    def place_of(self, path: str) -> str:
+        """See `ListsFolders.place_of`."""
+        return f"/{path}"
 
     def stamp(self, level: int) -> object | None:
         """See `StampsLevels.stamp`."""

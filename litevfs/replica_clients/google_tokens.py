@@ -70,6 +70,7 @@ def google_tokens(transport: Transport, timeout_s: float) -> Tokens:
         except errors.TransportError as exc:
             raise TransientStorageError(f"what gives out credentials does not answer: {exc}") from exc
         except errors.GoogleAuthError as exc:
+            found.clear()  # the next ones are read from their file again, which may have been replaced
             raise StoragePermissionError(f"no credentials: {exc}", hint=PERMISSION_HINT) from exc
         return _token(found[0], timeout_s)
 

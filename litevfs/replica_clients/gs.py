@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
@@ -123,6 +124,21 @@ class GSReplicaClient:
                 created_ms = iso_ms(item["timeCreated"])
                 found.append(LTXFileInfo(*parsed, int(item["size"]), created_ms, str(item["generation"])))
         return found, str(answer.get("nextPageToken") or "")
+
+    @property
+    def path(self) -> str:
+        """See `ListsFolders.path`."""
+        return self._location.path
+
+    def list_folders(self, path: str) -> list[str]:
+        """See `ListsFolders.list_folders`. The first thousand names."""
+        prefix = f"{path}/" if path else ""
+        found = self._list({"prefix": prefix, "delimiter": "/", "maxResults": "1000"}).get("prefixes", ())
+        return [str(folder).removeprefix(prefix).strip("/") for folder in found]
+
+    def place_of(self, path: str) -> str:
+        """See `ListsFolders.place_of`."""
+        return replace(self._location, path=path).url
 
     def _has_old(self) -> bool:
         query = {"prefix": f"{self._location.prefix}{GENERATIONS}/", "maxResults": "1", "fields": _FIELDS}

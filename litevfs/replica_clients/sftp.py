@@ -9,7 +9,6 @@ the same time and size. Neither litevfs nor Litestream ever writes an LTX file a
 from __future__ import annotations
 
 import hashlib
-import os
 import posixpath
 import secrets
 import stat
@@ -17,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from litevfs.errors import (
@@ -32,7 +32,7 @@ from litevfs.replica_clients.http.answers import about
 from litevfs.replica_clients.http.uploads import open_stream
 from litevfs.replica_clients.layouts import GENERATIONS, OldReplicaCheck
 from litevfs.replica_clients.location import parse_location
-from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget
+from litevfs.replica_clients.sftp_connection import Channel, SFTPConnection, SSHTarget, sftp_password
 
 BLOCK_SIZE = 1 << 16
 _PIECE_BYTES = 1 << 15  # of an upload
@@ -72,7 +72,7 @@ class SFTPReplicaClient:
             self._location.host,
             self._location.port or 22,
             self._location.user,
-            os.environ.get("LITEVFS_SFTP_PASSWORD") or None,
+            sftp_password(),
             options.get("keyPath"),
             options.get("knownHosts"),
             options.get("hostKey"),
@@ -108,6 +108,23 @@ class SFTPReplicaClient:
                     found.append(_file_info(level, txids, entry.attributes))
         self._old.check(found)
         return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
+
+    @property
+    def path(self) -> str:
+        """See `ListsFolders.path`."""
+        return self._location.path
+
+    def list_folders(self, path: str) -> list[str]:
+        """See `ListsFolders.list_folders`."""
+        folder = f"{self._root}{path}" or "."
+        with self._connection.channel(folder) as channel:
+            entries = channel.requests.list_folders([folder])[0]
+        names = (entry.name for entry in entries if stat.S_ISDIR(entry.attributes.st_mode or 0))
+        return [name for name in names if name not in (".", "..")]
+
+    def place_of(self, path: str) -> str:
+        """See `ListsFolders.place_of`."""
+        return replace(self._location, path=path).url
 
     def _has_old(self) -> bool:
         folder = f"{self._root}{self._location.prefix}{GENERATIONS}"

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litevfs.concurrency.condition import Condition
@@ -44,6 +44,11 @@ _HOST_KEY_HINT = (
     "knownHosts=, or the key itself, hostKey="
 )
 _AUTH_HINT = "keys come from the agent, ~/.ssh or keyPath= in the URL; a password from LITEVFS_SFTP_PASSWORD"
+
+
+def sftp_password() -> str | None:
+    """The password or passphrase that the environment holds now."""
+    return os.environ.get("LITEVFS_SFTP_PASSWORD") or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +250,12 @@ class SFTPConnection:
                 banner_timeout=left_s,
                 auth_timeout=left_s,
             )
-        except self._paramiko.SSHException:
-            if key_path is not None:
+        except self._paramiko.SSHException as exc:
+            password = sftp_password()
+            is_refused = isinstance(exc, self._paramiko.AuthenticationException)
+            if is_refused and password is not None and password != target.password:
+                self._target = replace(target, password=password)  # for the next try
+            elif key_path is not None:
                 self._check_key(key_path)
             raise
 

@@ -6,7 +6,6 @@ a client, so a file's time is when it was stored. Owns requests and the reading 
 
 from __future__ import annotations
 
-import os
 import posixpath
 import secrets
 import tempfile
@@ -17,8 +16,6 @@ from contextlib import suppress
 from typing import IO, BinaryIO
 from urllib.parse import quote, unquote, urlsplit
 
-import urllib3
-
 from litevfs.errors import (
     ConditionsUnsupportedError,
     StorageError,
@@ -28,6 +25,7 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag
+from litevfs.replica_clients.http.basic import BasicAuth
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.files import HTTPFiles
 from litevfs.replica_clients.http.plain import Answer
@@ -74,11 +72,11 @@ class WebDAVReplicaClient:
         scheme = "https" if self._location.scheme == "webdavs" else "http"
         port = "" if self._location.port is None else f":{self._location.port}"
         self._origin = f"{scheme}://{self._location.host}{port}"
-        credentials = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
-        own = urllib3.make_headers(basic_auth=credentials) if self._location.user else {}
+        auth = BasicAuth(self._location.user, _PASSWORD)
         self._exchange = Exchange(
             read_timeout_s=read_timeout_s,
-            authorize=lambda method, url, headers, deadline: {**own, **headers},
+            authorize=lambda method, url, headers, deadline: {**auth.headers, **headers},
+            renew=auth.renew,
             permission_hint=f"webdav://user@host/path, with the password in {_PASSWORD}",
             hint_of=lambda kind, status: _OTHER_SERVER_HINT if status in (200, *_NO_METHOD) else None,
         )

@@ -20,12 +20,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from litevfs.errors import StorageClosedError, StorageNotFoundError, StorageTimeoutError
 from litevfs.ltx.names import MAX_TXID
-from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReadsNamed, ReadsPieces, ReplicaClient
+from litevfs.replica_clients.base import (
+    LEVELS,
+    ListsFolders,
+    ListsLevels,
+    LTXFileInfo,
+    ReadsNamed,
+    ReadsPieces,
+    ReplicaClient,
+)
 from litevfs.testing.conformance_base import (
     TIMESTAMP_MS,
     WAIT_S,
@@ -97,6 +106,17 @@ class ReplicaClientConformance(WritingConformance, ObjectsConformance):
             replica.put(level, file_name(1, level + 1), b"x")
         for level in (0, 1, 9):
             assert [(file.level, file.max_txid) for file in client.list_files(level)] == [(level, level + 1)]
+
+    def test_names_the_folders_around_it(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
+        if not isinstance(client, ListsFolders):
+            pytest.skip("this client does not look around")
+        assert client.list_folders(client.path) == []
+        replica.put(0, file_name(1, 1), b"x")
+        assert client.list_folders(client.path) in (["ltx"], ["0000"])
+        above, _, name = client.path.rpartition("/")
+        assert name in client.list_folders(above)
+        assert client.list_folders(f"{client.path}-not-there") == []
+        assert client.place_of(client.path) in (client.url, unquote(client.url.removeprefix("file://")))
 
     def test_a_level_that_does_not_exist_is_empty(self, client: ReplicaClient, replica: ReplicaUnderTest) -> None:
         assert client.list_files(3) == []

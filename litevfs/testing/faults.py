@@ -60,6 +60,9 @@ ERRORS: dict[Kind, type[LitevfsError]] = {
     "not_found": StorageNotFoundError,
 }
 
+LOG_SIZE = 100_000
+"""Requests that are remembered."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
@@ -129,13 +132,13 @@ class Request:
 class Faults:
     """The faults of one replica's storage, shared by all clients of its URL. Safe to use from many threads."""
 
-    def __init__(self, url: str, *, seed: int = 0, block_size: int | None = None, log_size: int = 100_000) -> None:
+    def __init__(self, url: str, *, seed: int = 0, block_size: int | None = None) -> None:
         self.url = url  # of the faulty replica
         self.block_size = block_size  # bytes; makes a local storage look remote; None: as the storage says
         self.reads_named = False  # whether new clients list all levels at once, and read by name
         self.calls: Counter[Operation] = Counter()
         self.injected: Counter[Kind] = Counter()
-        self.requests: deque[Request] = deque(maxlen=log_size)  # the newest `log_size`, in order of arrival
+        self.requests: deque[Request] = deque(maxlen=LOG_SIZE)  # the newest, in order of arrival
         self.open_clients = 0
         self.waiting = 0  # calls that wait now, or hang
         self._faults: dict[Fault, int | None] = {}  # how often each may still happen

@@ -7,7 +7,8 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,9 +42,10 @@ class Adapter:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if kind == "peer" else None,  # the peer writes a log there
-            env=_clean_environment() | dict(environment or {}) | {"LITESTREAM_REPLICA_URL": replica_url},
+            env=_environment(replica_url, environment),
             bufsize=0,
         )
+        self.is_usable = True  # no call has hung or found it dead
         self._unread = b""
         try:
             self.version = str(self._answer("start", START_TIMEOUT_S)["version"])
@@ -57,6 +59,7 @@ class Adapter:
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
         except BrokenPipeError:
+            self.is_usable = False
             raise ReaderDied(f"{do}: the process has ended") from None
         return self._answer(do, deadline_s)
 
@@ -66,9 +69,11 @@ class Adapter:
         while b"\n" not in self._unread:
             ready, _, _ = select.select([stdout], [], [], deadline_s)
             if not ready:
+                self.is_usable = False
                 raise ReaderHangs(f"{do}: no answer within {deadline_s:g} s")
             data = os.read(stdout.fileno(), 1 << 16)
             if not data:
+                self.is_usable = False
                 raise ReaderDied(f"{do}: the process ended")
             self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
@@ -97,8 +102,34 @@ class Adapter:
         self.close()
 
 
-def _clean_environment() -> dict[str, str]:
+class Readers:
+    """Readers: litevfs serves one replica after the other in one process, the peer only the first that it sees."""
+
+    def __init__(self) -> None:
+        self._litevfs = Adapter("litevfs", "")
+
+    @contextmanager
+    def reader(self, kind: Kind, replica_url: str, environment: Mapping[str, str], *, new: bool) -> Iterator[Adapter]:
+        """A reader of a replica; `new`: in a process that has read none yet. One at a time."""
+        if kind == "peer" or new or not self._litevfs.is_usable:
+            with Adapter(kind, replica_url, environment) as adapter:
+                yield adapter
+            return
+        self._litevfs.call("begin", environment=_environment(replica_url, environment))
+        try:
+            yield self._litevfs
+        finally:
+            if self._litevfs.is_usable:
+                self._litevfs.call("end")
+
+    def close(self) -> None:
+        """End the process of litevfs."""
+        self._litevfs.close()
+
+
+def _environment(replica_url: str, more: Mapping[str, str] | None) -> dict[str, str]:
     """This process's environment without what would steer a reader (the peer cannot use AWS_CA_BUNDLE either)."""
     steering = ("AWS_", "LITESTREAM_", "LITEVFS_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(steering)}
-    return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return inherited | {"PYTHONPATH": path, **(more or {}), "LITESTREAM_REPLICA_URL": replica_url}

@@ -13,7 +13,7 @@ import pytest
 from litevfs.replica_clients.urls import open_replica_client
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
-from tests.peer.adapters import Adapter, Kind, ReaderDied, ReaderError
+from tests.peer.adapters import Adapter, Kind, ReaderDied, ReaderError, Readers
 from tests.peer.record import Record
 from tests.peer.situations import Situation
 from tests.peer.world import World
@@ -29,8 +29,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 MakeWorld = Callable[[Situation, Kind], World]
 
 
+@pytest.fixture(scope="session")
+def readers() -> Iterator[Readers]:
+    """The readers of all situations."""
+    readers = Readers()
+    yield readers
+    readers.close()
+
+
 @pytest.fixture
-def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeWorld]:
+def make_world(request: pytest.FixtureRequest, readers: Readers, tmp_path: Path) -> Iterator[MakeWorld]:
     """Makes the replica and the primary of a situation; no reader yet."""
     with ExitStack() as stack:
 
@@ -49,7 +57,7 @@ def make_world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MakeW
                 url = server.url(TEST_BUCKET, path, endpoint=proxy.endpoint)
                 where = (url, server.environment(), proxy, request.getfixturevalue("s3_client"))
             stack.callback(client.close)
-            return stack.enter_context(World(kind, client, *where, **situation.primary))
+            return stack.enter_context(World(readers, kind, client, *where, **situation.primary))
 
         yield make
 

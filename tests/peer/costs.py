@@ -109,7 +109,7 @@ def opening(world: World) -> Outcome:
     seconds = []
     for delay_s in (0.02, 0.12):
         world.proxy.delay_s = delay_s
-        world.start()
+        world.start(new=True)
         world.proxy.clear()
         seconds.append(world.reader.call("open", 30, options={"poll_interval": "1h"})["seconds"])
     world.proxy.delay_s = 0.0

@@ -45,6 +45,20 @@ class Reader:
         litevfs.register()
         self.version = version("litevfs") if _is_installed("litevfs") else ""
 
+    def begin(self, environment: dict[str, str]) -> dict[str, Any]:
+        """Turn to the replica of `environment`: for litevfs only, the peer reads its environment once."""
+        os.environ.clear()
+        os.environ.update(environment)
+        return {}
+
+    def end(self) -> dict[str, Any]:
+        """Close all connections, and the file."""
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
+        self._files.close()
+        return {}
+
     def open(self, options: dict[str, str], count: int = 1) -> dict[str, Any]:
         """Open connections and read something, since the peer reads nothing before it is asked to."""
         start = time.perf_counter()
@@ -132,6 +146,12 @@ class FileKeeper(apsw.VFS):
         self.file: apsw.VFSFile | None = None
         self._kept = vfs
         super().__init__(self.name, base=vfs)
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        file, self.file = self.file, None
+        if file is not None:
+            file.xClose()
 
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
         self.file = apsw.VFSFile(self._kept, name, flags)

@@ -19,15 +19,16 @@ def world(make_world: MakeWorld) -> World:
 
 
 def test_an_answer_that_does_not_come_is_a_hang(world: World) -> None:
-    world.open()
+    reader = world.start(new=True)
+    reader.call("open", options=world.options())
     with pytest.raises(ReaderHangs, match=r"no answer within 0\.2 s"):
-        world.reader.call("wait", 0.2, txid=99, timeout_s=1.0)
+        reader.call("wait", 0.2, txid=99, timeout_s=1.0)
 
 
 def test_a_process_that_ends_is_told(world: World) -> None:
-    world.open()
+    reader = world.start(new=True)
     with pytest.raises(ReaderDied):
-        world.reader.call("die")
+        reader.call("die")
 
 
 def test_an_error_of_the_reader_is_told_by_type_and_text(world: World) -> None:

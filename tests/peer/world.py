@@ -17,7 +17,7 @@ from litevfs.files.fetch import WHOLE_FILE_BYTES
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest
-from tests.peer.adapters import Adapter, Kind, ReaderDied, ReaderError, ReaderHangs
+from tests.peer.adapters import Adapter, Kind, ReaderDied, ReaderError, ReaderHangs, Readers
 from tests.primary import Primary
 from tests.support import wait_until
 
@@ -48,6 +48,7 @@ class World:
 
     def __init__(
         self,
+        readers: Readers,
         kind: Kind,
         client: ReplicaClient,
         url: str,
@@ -56,6 +57,7 @@ class World:
         s3_client: Any,
         **primary: Any,
     ) -> None:
+        self._readers = readers
         self.kind = kind
         self.client = client
         self.url = url
@@ -93,13 +95,14 @@ class World:
 
     # --- the reader ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> Adapter:
-        """The reader's process."""
-        self.reader = self._stack.enter_context(Adapter(self.kind, self.url, self._environment))
+    def start(self, *, new: bool = False) -> Adapter:
+        """The reader's process; `new`: one that has read no replica yet."""
+        reader = self._readers.reader(self.kind, self.url, self._environment, new=new)
+        self.reader = self._stack.enter_context(reader)
         return self.reader
 
     def open(self, count: int = 1, **options: str) -> None:
-        """Connections that poll, in a process of their own."""
+        """Connections that poll, in another process."""
         self.start()
         self.reader.call("open", options=self.options(**options), count=count)
 

@@ -138,3 +138,40 @@ def test_a_sas_token_is_sent_and_never_shown(key: str, monkeypatch: pytest.Monke
     assert "sig=AKIDSECRET" in server.requests[0][1]
     assert "authorization" not in server.requests[0][2]
     assert "AKIDSECRET" not in str(caught.value) + repr(client) + client.url
+
+
+def test_a_sas_token_that_has_ended_is_replaced_by_that_of_the_variable_now(
+    key: str, monkeypatch: pytest.MonkeyPatch, scripted_server
+):
+    ended = b"HTTP/1.1 403 X\r\nx-ms-error-code: AuthenticationFailed\r\nContent-Length: 0\r\n\r\n"
+    listed = b"<R><Blobs/><NextMarker/></R>"
+
+    def storage(method: str, target: str, headers: dict[str, str]) -> bytes:
+        return (
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(listed), listed) if "sig=NEW" in target else ended
+        )
+
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", "sv=1&sig=OLD")
+    server = scripted_server(storage)
+    client = AzureReplicaClient(f"abs://account@container/db?endpoint={server.endpoint}")
+    with pytest.raises(StoragePermissionError):
+        client.list_files(0)
+    assert len(server.requests) == 1
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", "?sv=1&sig=NEW")
+    assert client.list_files(0) == []
+    client.close()
+    assert all(target.count("sig=") == 1 for _, target, _ in server.requests)
+
+
+def test_a_sas_token_that_permits_too_little_is_kept(key: str, monkeypatch: pytest.MonkeyPatch, scripted_server):
+    """The variable may be that of another container by now."""
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", "sv=1&sig=OWN")
+    refusal = b"HTTP/1.1 403 X\r\nx-ms-error-code: AuthorizationPermissionMismatch\r\nContent-Length: 0\r\n\r\n"
+    server = scripted_server(refusal)
+    client = AzureReplicaClient(f"abs://account@container/db?endpoint={server.endpoint}")
+    monkeypatch.setenv("LITESTREAM_AZURE_SAS_TOKEN", "sv=1&sig=OTHER")
+    for _ in range(2):
+        with pytest.raises(StoragePermissionError):
+            client.list_files(0)
+    client.close()
+    assert ["sig=OWN" in target for _, target, _ in server.requests] == [True, True]

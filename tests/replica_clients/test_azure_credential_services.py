@@ -140,3 +140,16 @@ def test_a_refusal_says_where_credentials_come_from_and_shows_none(url: str, giv
     assert isinstance(caught.value, StoragePermissionError)
     assert "Storage Blob Data Reader" in str(caught.value)
     assert "AKIDSECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["client secret"], indirect=True)
+def test_settings_are_read_again_where_there_were_no_credentials(url: str, monkeypatch: pytest.MonkeyPatch):
+    """The library reads them when its credential is made: what is set or replaced later would never be seen."""
+    monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "EnvironmentCredential")  # no other part of the chain is asked
+    monkeypatch.delenv("AZURE_CLIENT_SECRET")
+    client = AzureReplicaClient(url)
+    with pytest.raises(StoragePermissionError):
+        client.list_files(0)
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "AKIDSECRET")
+    assert len(client.list_files(0)) == 1
+    client.close()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,20 +91,16 @@ def test_evicted_descriptors_stay_good_for_the_reads_that_use_them(tmp_path: Pat
     client = FileReplicaClient(tmp_path, max_open_files=2)
     contents = {txid: bytes([txid]) * 3000 for txid in range(1, 21)}
     files = [client.write(0, txid, txid, data, 1) for txid, data in contents.items()]
-    deadline = time.monotonic() + 1.5
 
-    def read(seed: int) -> int:
-        rng, count = random.Random(seed), 0
-        while time.monotonic() < deadline:
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(2000):
             file = rng.choice(files)
             offset = rng.randrange(2500)
             assert client.read(file, offset, 500) == contents[file.min_txid][offset : offset + 500]
-            count += 1
-        return count
 
     with ThreadPoolExecutor(8) as pool:
-        counts = list(pool.map(read, range(8)))
-    assert min(counts) > 0
+        list(pool.map(read, range(8)))
     assert len(open_ltx_files(tmp_path)) <= 2
     client.close()
     assert open_ltx_files(tmp_path) == []

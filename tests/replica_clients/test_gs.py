@@ -151,6 +151,44 @@ def test_refused_credentials_say_where_they_come_from(tmp_path: Path, monkeypatc
     assert "AKIDSECRET" not in str(caught.value)
 
 
+def service_account_file(folder: Path, private_key: str, token_url: str) -> Path:
+    path = folder / "account.json"
+    fields = {"type": "service_account", "client_email": "reader@p.iam", "private_key": private_key}
+    path.write_text(json.dumps({**fields, "project_id": "p", "token_uri": token_url}))
+    return path
+
+
+def test_a_key_that_was_replaced_is_read_from_its_file_once_the_old_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scripted_server
+):
+    pytest.importorskip("google.auth", reason="pip install litevfs[gs]")
+    rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa")
+    forms = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+    private_key = rsa.generate_private_key(65537, 2048).private_bytes(
+        forms.Encoding.PEM, forms.PrivateFormat.PKCS8, forms.NoEncryption()
+    )
+
+    def answer(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if target == "/old":
+            return http_answer(400, b'{"error": "invalid_grant"}')
+        if target == "/new":
+            return http_answer(200, b'{"access_token": "t", "expires_in": 3600, "token_type": "Bearer"}')
+        return http_answer(200, b"{}")
+
+    server = scripted_server(answer)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr("litevfs.replica_clients.gs._ENDPOINT", server.endpoint)
+    path = service_account_file(tmp_path, private_key.decode(), f"{server.endpoint}/old")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    client = GSReplicaClient("gs://bucket/db")
+    with pytest.raises(StoragePermissionError, match="invalid_grant") as caught:
+        client.list_files(0)
+    assert "PRIVATE KEY" not in str(caught.value)
+    service_account_file(tmp_path, private_key.decode(), f"{server.endpoint}/new")
+    assert client.list_files(0) == []
+    client.close()
+
+
 @pytest.mark.parametrize(("refused", "name"), [("list", "list"), ("get", "read")])
 def test_the_doctor_names_what_google_refuses(
     monkeypatch: pytest.MonkeyPatch, scripted_server, refused: str, name: str

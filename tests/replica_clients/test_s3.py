@@ -21,6 +21,7 @@ from litevfs.testing.fixtures import TEST_BUCKET
 from litevfs.testing.s3_proxy import running_s3_proxy
 from litevfs.testing.s3_server import S3Server, find_minio, running_s3_server
 from tests.replica_clients.s3_replicas import PART_SIZE, S3Replica
+from tests.support import wait_until
 
 pytestmark = pytest.mark.s3
 
@@ -290,7 +291,7 @@ def test_close_ends_a_request_that_a_slow_server_holds(s3_server: S3Server, repl
 
         thread = threading.Thread(target=list_files)
         thread.start()
-        wait_for(lambda: proxy.requests)
+        wait_until(lambda: proxy.requests)
         client.close()
         thread.join(1.0)
         assert not thread.is_alive()
@@ -320,12 +321,3 @@ def make_certificate(folder: Path) -> None:
     files = ["-keyout", str(folder / "private.key"), "-out", str(folder / "public.crt")]
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     subprocess.run(["openssl", "req", "-x509", *kind, *subject, *files], check=True, capture_output=True)
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    import time
-
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)

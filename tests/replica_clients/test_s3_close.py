@@ -6,7 +6,6 @@ import base64
 import gc
 import socket
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
@@ -19,6 +18,7 @@ from litevfs.errors import (
 )
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from tests.replica_clients.s3_answers import FILE, answer, part
+from tests.support import wait_until
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("credentials")]
 
@@ -169,10 +169,7 @@ def ends_when_closed(client: S3ReplicaClient, call: Callable[[], object], under_
 
     thread = threading.Thread(target=run)
     thread.start()
-    deadline = time.monotonic() + 10
-    while not under_way():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
+    wait_until(under_way)
     client.close()
     thread.join(10)
     assert not thread.is_alive()

@@ -19,6 +19,7 @@ from litevfs.errors import (
     TransientStorageError,
 )
 from litevfs.replica_clients.s3 import access
+from litevfs.replica_clients.s3.errors import STALE_CREDENTIALS
 from tests.replica_clients.s3_answers import FILE, answer, file_key, listing, part, s3_error
 from tests.support import wait_until
 
@@ -44,7 +45,7 @@ def profile(monkeypatch: pytest.MonkeyPatch, credentials: object, tmp_path: Path
     return write
 
 
-@pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId"])
+@pytest.mark.parametrize("code", sorted(STALE_CREDENTIALS))
 def test_renewed_credentials_are_read_and_the_request_is_sent_again(connect, profile: Callable[[str], None], code: str):
     def script(method: str, target: str, headers: dict[str, str]) -> bytes:
         if "Credential=NEWKEY/" not in headers["authorization"]:

@@ -253,7 +253,7 @@ def seconds_until_given_up(url: str) -> float:
 
 @pytest.mark.parametrize("first", [b"", b"a line before the banner\r\n" * 5, b"SSH-2.0-odd\r\n"])
 def test_all_steps_of_connecting_share_one_limit(first: bytes, capfd: pytest.CaptureFixture[str]):
-    """paramiko begins its limit anew for each line before the banner, for the exchange of keys, and to log in."""
+    """paramiko starts its limit again for each line before the banner, for the exchange of keys, and to log in."""
 
     def talk(sock: socket.socket) -> None:
         sock.sendall(first)
@@ -301,3 +301,36 @@ def test_a_server_that_is_late_and_then_silent_is_given_up_in_time(step: str, mo
         took = seconds_until_given_up(f"sftp://user@127.0.0.1:{port}/x?hostKey={host_key}")
         over.set()
     assert took < 1.5 * LIMIT_S
+
+
+def test_a_password_that_was_changed_is_taken_from_the_variable_once_the_old_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    import paramiko
+
+    key, tried = paramiko.ECDSAKey.generate(), []
+
+    class Server(paramiko.ServerInterface):
+        def check_auth_password(self, username: str, password: str) -> int:
+            tried.append(password)
+            return int(paramiko.AUTH_FAILED)
+
+    def talk(sock: socket.socket) -> None:
+        transport = paramiko.Transport(sock)
+        transport.add_server_key(key)
+        with suppress(paramiko.SSHException, EOFError):
+            transport.start_server(server=Server())
+            transport.join(10)
+        transport.close()
+
+    monkeypatch.setenv("LITEVFS_SFTP_PASSWORD", "old")
+    with odd_server(talk) as port:
+        host_key = quote(f"{key.get_name()} {key.get_base64()}", safe="")
+        client = SFTPReplicaClient(f"sftp://user@127.0.0.1:{port}/x?hostKey={host_key}")
+        for password in ("old", "new", "new"):
+            monkeypatch.setenv("LITEVFS_SFTP_PASSWORD", password)
+            with pytest.raises(StoragePermissionError, match="refuses to log in") as caught:
+                client.list_files(0)
+            assert password not in str(caught.value)
+        client.close()
+    assert [password for password in tried if password in ("old", "new")] == ["old", "old", "new"]

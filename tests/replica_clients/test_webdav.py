@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ from litevfs.errors import (
     ConditionsUnsupportedError,
     StorageError,
     StorageFileExistsError,
+    StorageNotFoundError,
     StoragePermissionError,
     TransientStorageError,
 )
 from litevfs.operations.doctor import Outcome, examine
+from litevfs.replica_clients.http.client import HTTPReplicaClient
 from litevfs.replica_clients.webdav import WebDAVReplicaClient
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
@@ -252,3 +256,29 @@ def test_a_refusal_names_a_clock_that_is_off(scripted_server):
         with pytest.raises(StoragePermissionError, match=f"; hint: {found}webdav://"):
             client.list_files(0)
         client.close()
+
+
+def test_a_password_that_was_changed_is_taken_from_the_variable_once_the_old_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch, scripted_server
+):
+    new = "Basic " + base64.b64encode(b"me:new").decode()
+
+    def answer(method: str, target: str, headers: dict[str, str]) -> bytes:
+        if headers.get("authorization") != new:
+            return b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n"
+        return b"HTTP/1.1 404 X\r\nDAV: 1\r\nContent-Length: 0\r\n\r\n"
+
+    server = scripted_server(answer)
+    for kind, scheme, variable in (
+        (WebDAVReplicaClient, "webdav", "LITEVFS_WEBDAV_PASSWORD"),
+        (HTTPReplicaClient, "http", "LITEVFS_HTTP_PASSWORD"),
+    ):
+        monkeypatch.setenv(variable, "old")
+        client = kind(f"{scheme}://me@{server.endpoint.partition('//')[2]}/db")
+        with pytest.raises(StoragePermissionError, match=variable):
+            client.list_files(0)
+        monkeypatch.setenv(variable, "new")
+        with suppress(StorageNotFoundError):  # of a web server, that there is no replica
+            client.list_files(0)
+        client.close()
+        assert server.requests[-1][2]["authorization"] == new

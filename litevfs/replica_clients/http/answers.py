@@ -23,7 +23,7 @@ from litevfs.replica_clients.base import LTXFileInfo, Take
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.http.transport import Transport, endpoint_of
 
-_PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
+PERMANENT_STATUS = frozenset({501, 505, 507})  # retries do not help: not implemented, out of space
 _SAID_LIMIT = 300  # characters
 _SKIP_BYTES = 1 << 20
 _MAX_OFFSET = 2**63 - 1  # servers refuse larger numbers
@@ -43,7 +43,7 @@ def error_kind(status: int) -> type[StorageError]:
     """
     if status == 504:
         return StorageTimeoutError
-    if status in (408, 423, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
+    if status in (408, 423, 425, 429) or (status >= 500 and status not in PERMANENT_STATUS):
         return TransientStorageError
     if status in (401, 403, 407):
         return StoragePermissionError

@@ -9,14 +9,11 @@ It notes a file's ETag or Last-Modified at the first read; a later read that fin
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 from urllib.parse import quote, urlsplit
-
-import urllib3
 
 from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError
@@ -30,6 +27,7 @@ from litevfs.replica_clients.http.answers import (
     read_named,
     read_range,
 )
+from litevfs.replica_clients.http.basic import BasicAuth
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, level_of, names_in_page
 from litevfs.replica_clients.http.kept_index import LIST_HINT, KeptIndex
@@ -61,17 +59,20 @@ class HTTPReplicaClient(ReadsByPieces):
             default_port={"http": 80, "https": 443}.get(urlsplit(url).scheme.lower()),
             password_from=f"{_PASSWORD} holds the password",
         )
+        auth = BasicAuth(self._location.user, _PASSWORD)
         self._exchange = Exchange(
-            read_timeout_s=read_timeout_s, permission_hint=f"https://user@host/path, with the password in {_PASSWORD}"
+            read_timeout_s=read_timeout_s,
+            # Where the header was put in: a server that this one redirects to gets none.
+            authorize=lambda method, url, headers, deadline: (
+                headers | (auth.headers if auth.headers.keys() <= headers.keys() else {})
+            ),
+            renew=auth.renew,
+            permission_hint=f"https://user@host/path, with the password in {_PASSWORD}",
         )
         port = "" if self._location.port is None else f":{self._location.port}"
         origin = f"{self._location.scheme}://{self._location.host}{port}"
         self._root = f"{origin}/{quote(self._location.prefix)}"
-        credentials: dict[str, str] = {}
-        if self._location.user:
-            user = f"{self._location.user}:{os.environ.get(_PASSWORD, '')}"
-            credentials = urllib3.make_headers(basic_auth=user)
-        self._requests = Redirects(self._exchange, origin, credentials)
+        self._requests = Redirects(self._exchange, origin, auth)
         self._index = KeptIndex(
             self._requests, f"{self._root}{INDEX_NAME}", read_timeout_s=self._exchange.read_timeout_s
         )

@@ -40,9 +40,12 @@ class Exchange:
         read_timeout_s: float,
         authorize: Authorize = lambda method, url, headers, deadline: headers,
         renew: Renew = lambda refused, deadline: False,
+        is_refused: Callable[[Answer], bool] = lambda answer: answer.status == 401,
+        address: Callable[[str], str] = lambda url: url,
         permission_hint: str | None = None,
         hint_of: HintOf = lambda kind, status: None,
     ) -> None:
+        """`renew` is asked after an answer for which `is_refused`; `address` puts secrets into the URL that is sent."""
         if read_timeout_s <= 0:
             message = f"read_timeout {read_timeout_s:g} s leaves the storage no time to answer"
             raise OptionError(message, hint="for example 30s")
@@ -54,7 +57,8 @@ class Exchange:
         )
         self.read_timeout_s = read_timeout_s
         self._authorize = authorize
-        self._renew = renew
+        self._renew, self._is_refused = renew, is_refused
+        self._address = address
         self._permission_hint = permission_hint
         self._hint_of = hint_of
 
@@ -72,13 +76,13 @@ class Exchange:
     ) -> Answer:
         """The answer, with a status that is `expected`; its body is for `read` or `Transport.read_body`.
 
-        After a 401 it sends the request once more if there are other credentials. Raises the error for an unexpected
-        answer, about `key`.
+        Where credentials are refused it sends the request once more if there are others. Raises the error for an
+        unexpected answer, about `key`.
         """
         headers = {"Accept-Encoding": "identity", "User-Agent": "litevfs", **headers}
         for is_first in (True, False):
             signed = self._authorize(method, url, headers, deadline)
-            response = self.transport.request(kind, method, url, signed, body, deadline=deadline)
+            response = self.transport.request(kind, method, self._address(url), signed, body, deadline=deadline)
             if response.status in expected:
                 return response
             error = error_of(
@@ -91,7 +95,8 @@ class Exchange:
             )
             can_resend = body is None or isinstance(body, bytes)
             refused = signed.get("Authorization", "").removeprefix("Bearer ")
-            if not (is_first and response.status == 401 and can_resend and self._renew(refused, deadline)):
+            may_renew = is_first and self._is_refused(response)
+            if not (may_renew and self._renew(refused, deadline) and can_resend):
                 raise error
         raise AssertionError("the second answer is returned or raised")
 

@@ -28,7 +28,7 @@ _PLAIN_STATUS = re.compile(r"HTTP/1\.1 ([2-5][0-9][0-9])(?: .*)?", re.DOTALL)
 _ODD_LINE = re.compile(r"\n(?![!-9;-~]+:)")
 """The beginning of a line that is no header, as one that goes on with the one before."""
 _HEAD_END = re.compile(rb"\n\r?\n")  # some end their lines with LF alone
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _NO_BODY = (204, 304)
 
 
@@ -239,7 +239,7 @@ def _sent(pool: HTTPConnectionPool, connection: Any, source: TimedSocket, method
 
 def _request_head(pool: HTTPConnectionPool, method: str, target: str, headers: Mapping[str, str]) -> bytes:
     host = f"[{pool.host}]" if ":" in pool.host else pool.host
-    port = "" if pool.port in (None, _DEFAULT_PORTS[pool.scheme]) else f":{pool.port}"
+    port = "" if pool.port in (None, DEFAULT_PORTS[pool.scheme]) else f":{pool.port}"
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}{port}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     head = "\r\n".join([*lines, "\r\n"])

@@ -9,6 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 from litevfs.errors import StorageError
 from litevfs.replica_clients.http.answers import error_of
+from litevfs.replica_clients.http.basic import BasicAuth
 from litevfs.replica_clients.http.exchange import LIST_LIMIT_BYTES, Exchange
 from litevfs.replica_clients.http.plain import Answer
 
@@ -18,10 +19,10 @@ _NONE_THERE = (403, 404, 410)
 
 
 class Redirects:
-    """Sends to `origin`, with its `credentials` (headers), and to the servers that it names."""
+    """Sends to `origin`, with the header of `auth`, and to the servers that it names."""
 
-    def __init__(self, exchange: Exchange, origin: str, credentials: dict[str, str]) -> None:
-        self._exchange, self._origin, self._credentials = exchange, origin, credentials
+    def __init__(self, exchange: Exchange, origin: str, auth: BasicAuth) -> None:
+        self._exchange, self._origin, self._auth = exchange, origin, auth
 
     def get(
         self, kind: str, url: str, headers: dict[str, str], expected: tuple[int, ...], deadline: float | None = None
@@ -29,7 +30,7 @@ class Redirects:
         """The answer, with a status that is `expected`, and the URL that gave it."""
         method, asked = ("HEAD" if kind == "HEAD" else "GET"), url
         for _ in range(_MAX_REDIRECTS):
-            own = self._credentials if url.startswith(f"{self._origin}/") else {}
+            own = self._auth.headers if url.startswith(f"{self._origin}/") else {}
             response = self._exchange.send(
                 kind, method, url, {**own, **headers}, expected=(*expected, *_REDIRECTS), deadline=deadline, key=asked
             )

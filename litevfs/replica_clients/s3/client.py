@@ -190,6 +190,25 @@ class S3ReplicaClient(ReadsByPieces):
                     self._learn_layout(self._list_page(f"{prefix}{GENERATIONS}/", None, None))
                 self._looked_at = looked_at
 
+    @property
+    def path(self) -> str:
+        """See `ListsFolders.path`."""
+        return self._location.path
+
+    def list_folders(self, path: str) -> list[str]:
+        """See `ListsFolders.list_folders`. The first thousand names."""
+        prefix = f"{path}/" if path else ""
+        by_marker = Way.LISTS_BY_MARKER in self._ways
+        try:
+            page = self._list_once(prefix, None, None, None, by_marker=by_marker, delimiter="/")
+        except AnswerError as refusal:
+            raise refusal.error from None
+        return [folder.removeprefix(prefix).strip("/") for folder in page.folders if folder.startswith(prefix)]
+
+    def place_of(self, path: str) -> str:
+        """See `ListsFolders.place_of`."""
+        return replace(self._location, path=path).url
+
     def _list_page(
         self, prefix: str, start_after: str | None, token: Continuation | None, deadline: float | None = None
     ) -> ListPage:
@@ -216,8 +235,9 @@ class S3ReplicaClient(ReadsByPieces):
         deadline: float | None,
         *,
         by_marker: bool,
+        delimiter: str | None = None,
     ) -> ListPage:
-        query = list_query(prefix, start_after, token, by_marker=by_marker)
+        query = list_query(prefix, start_after, token, by_marker=by_marker, delimiter=delimiter)
         where = f"{self._location.bucket}/{prefix}"
         request = Request("LIST", "GET", where, query, is_of_bucket=True, deadline=deadline)
         _, body = self._requests.try_to_call(request, _LIST_LIMIT_BYTES)

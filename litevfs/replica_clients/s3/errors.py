@@ -14,7 +14,7 @@ from litevfs.errors import (
     StorageTimeoutError,
     TransientStorageError,
 )
-from litevfs.replica_clients.http.answers import retry_after_s
+from litevfs.replica_clients.http.answers import PERMANENT_STATUS, retry_after_s
 
 # Codes: Amazon S3 API reference, "Error responses"; the first is of STS, the last three are MinIO's.
 _TRANSIENT = {
@@ -46,7 +46,18 @@ _PERMISSION = {
     "TokenRefreshRequired",
     "XAdminUserNotFound",  # versitygw, with status 404
 }
-STALE_CREDENTIALS = frozenset({"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "TokenRefreshRequired"})
+STALE_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "InvalidTokenId",  # MinIO
+        "SignatureDoesNotMatch",  # a new secret of the same access key
+        "TokenRefreshRequired",
+    }
+)
 """Codes that say that credentials are no longer valid: there may be newer ones."""
 CLOCK_CODES = frozenset({"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"})
 """Codes that say that the clocks of client and server differ."""
@@ -57,7 +68,6 @@ _WRONG_REGION = {
     "PermanentRedirect",
     "TemporaryRedirect",
 }
-_PERMANENT_STATUS = {501, 505, 507}  # retries do not help: not implemented, out of space
 
 CREDENTIALS_HINT = (
     "credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the AWS profile or role of this machine, "
@@ -124,7 +134,7 @@ def error_kind(status: int, code: str) -> type[StorageError]:
     """The class of error that `status` and `code` stand for."""
     if code in _TIMEOUT or status == 504:
         return StorageTimeoutError
-    if code in _TRANSIENT or status in (408, 425, 429) or (status >= 500 and status not in _PERMANENT_STATUS):
+    if code in _TRANSIENT or status in (408, 425, 429) or (status >= 500 and status not in PERMANENT_STATUS):
         return TransientStorageError
     if code in _ARCHIVED:
         return StorageError

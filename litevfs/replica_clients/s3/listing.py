@@ -46,11 +46,21 @@ class ListPage:
     objects: list[ListedObject]
     next_token: Continuation | None
     is_v1: bool = False  # the server answered as to ListObjects
+    folders: tuple[str, ...] = ()  # common prefixes, if a delimiter was asked for
 
 
-def list_query(prefix: str, start_after: str | None, token: Continuation | None, *, by_marker: bool = False) -> str:
+def list_query(
+    prefix: str,
+    start_after: str | None,
+    token: Continuation | None,
+    *,
+    by_marker: bool = False,
+    delimiter: str | None = None,
+) -> str:
     """The query string, in the order and encoding that a signature needs; `by_marker` for ListObjects."""
     parameters = {"encoding-type": "url", "prefix": prefix}
+    if delimiter is not None:
+        parameters["delimiter"] = delimiter
     if not by_marker:
         parameters["list-type"] = "2"
     if start_after is not None:
@@ -71,7 +81,9 @@ def parse_list_page(body: bytes, endpoint: str, prefix: str = "") -> ListPage:
         is_encoded = _text(root, "EncodingType").lower() == "url"
         objects = [_object(element, is_encoded, prefix) for element in root.iterfind("{*}Contents")]
         is_v1 = root.find("{*}Marker") is not None and root.find("{*}KeyCount") is None
-        return ListPage(objects, _next(root, objects, is_encoded, prefix), is_v1)
+        folders = (_text(element, "Prefix") for element in root.iterfind("{*}CommonPrefixes"))
+        names = tuple(_decoded(folder, is_encoded, prefix) for folder in folders)
+        return ListPage(objects, _next(root, objects, is_encoded, prefix), is_v1, names)
     except (ElementTree.ParseError, ValueError, OverflowError) as exc:
         raise StorageError(
             f"{endpoint} answered something that is no S3 listing: {exc}",

@@ -14,9 +14,10 @@ import time
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from litevfs.replica_clients.http.plain import DEFAULT_PORTS
+
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _EMPTY_SHA256 = hashlib.sha256().hexdigest()
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Credentials(NamedTuple):
@@ -107,4 +108,4 @@ def _host(parts: SplitResult) -> str:
     """The Host header that goes over the line."""
     host, port = parts.hostname or "", parts.port
     host = f"[{host}]" if ":" in host else host
-    return host if port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{port}"
+    return host if port in (None, DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{port}"

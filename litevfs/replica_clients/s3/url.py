@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from litevfs.errors import ReplicaURLError
-from litevfs.options import hint_if_option
+from litevfs.options import hint_if_option, nearest
 from litevfs.replica_clients.layouts import HEX, LTX_FOLDER, Layout
 from litevfs.replica_clients.location import clean_path
 from litevfs.replica_clients.s3.hosts import Host, parse_host, parse_oss_host
@@ -234,8 +233,8 @@ def _parameters(query: str) -> Mapping[str, str]:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name.replace("-", "").lower(), _BY_FOLDED_NAME, n=1)
-    return f"did you mean {_BY_FOLDED_NAME[near[0]]}?" if near else f"known are {', '.join(_PARAMETERS)}"
+    near = nearest(name.replace("-", ""), _BY_FOLDED_NAME.values())
+    return f"did you mean {near}?" if near else f"known are {', '.join(_PARAMETERS)}"
 
 
 def _endpoint(text: str | None) -> str | None:
