@@ -21,7 +21,15 @@ import apsw
 
 import litevfs
 from litevfs.commands import COMMANDS, load
-from litevfs.errors import HINT_FULL, HINT_READ_ONLY, LitevfsError, OptionError, shown
+from litevfs.errors import (
+    HINT_FULL,
+    HINT_READ_ONLY,
+    LitevfsError,
+    OptionError,
+    ReplicaEmptyError,
+    ReplicaFolderNotFoundError,
+    shown,
+)
 
 OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 128 + 2, 128 + 13
 """Exit codes; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -121,9 +129,17 @@ def _run(args: argparse.Namespace) -> int:
         if _is_debugging(args):
             raise
         _flush_or_discard()
-        print(f"litevfs: error: {_one_line(error)}", file=sys.stderr)
+        print(f"litevfs: error: {_one_line(error)}{_near_hint(args, error)}", file=sys.stderr)
         return USAGE if isinstance(error, OptionError | UnicodeEncodeError) else FAILED
     return code
+
+
+def _near_hint(args: argparse.Namespace, error: Exception) -> str:
+    if not isinstance(error, ReplicaEmptyError | ReplicaFolderNotFoundError) or not hasattr(args, "url"):
+        return ""
+    from litevfs.commands.options import near_hint  # a command has imported it
+
+    return near_hint(args, error)
 
 
 def _is_debugging(args: argparse.Namespace) -> bool:

@@ -9,7 +9,6 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +116,7 @@ def _ended(request: IORequest) -> float:
 
 @apsw_errors()
 def explain_io(
-    replica_url: str | os.PathLike[str], sql: str, parameters: Sequence[object] = (), **options: object
+    replica_url: str | os.PathLike[str], sql: str, parameters: apsw.Bindings = (), **options: object
 ) -> IOReport:
     """Run a query on a fresh view of a remote replica, and return the requests that opening and the query made.
 
@@ -148,7 +147,7 @@ def explain_io(
 
 
 def _run(
-    vfs: _RecordingVFS, recorder: _Recorder, sql: str, parameters: Sequence[object]
+    vfs: _RecordingVFS, recorder: _Recorder, sql: str, parameters: apsw.Bindings
 ) -> tuple[int, float, float, tuple[int, int]]:
     """(rows of the result, seconds until the view was open, and until the last row; see `IOReport.warmed`)."""
     connection = apsw.Connection("explain", flags=apsw.SQLITE_OPEN_READONLY, vfs=vfs.name)
@@ -156,7 +155,7 @@ def _run(
         connection.exec_trace = vfs.noted.note
         recorder.is_opening = False
         opened_s = recorder.now_s()
-        rows = sum(1 for _ in connection.execute(sql, tuple(parameters)))
+        rows = sum(1 for _ in connection.execute(sql, parameters))
         total_s = recorder.now_s()
         return rows, opened_s, total_s, (0, 0) if recorder.warming is None else recorder.warming.wait()
 

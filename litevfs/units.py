@@ -104,7 +104,10 @@ def parse_timestamp_ms(value: object) -> int:
         except ValueError:
             moment = None
     if not isinstance(moment, datetime):
-        raise OptionError(f"not a time: {shown(value)}", hint="write RFC 3339, for example 2026-01-31T12:00:00Z")
+        hint = "write RFC 3339, for example 2026-01-31T12:00:00Z"
+        if isinstance(value, str) and "ago" in value:
+            hint += "; a time that counts from now is for PRAGMA litestream_time and the commands"
+        raise OptionError(f"not a time: {shown(value)}", hint=hint)
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - _EPOCH) // timedelta(milliseconds=1)

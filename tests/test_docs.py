@@ -49,6 +49,29 @@ def errors_table() -> str:
     return "\n".join(rows)
 
 
+def test_dotted_names_in_the_package_s_own_words_are_there() -> None:
+    """`litevfs.units.format_bytes` in a docstring or a comment: the module, and the name in it."""
+    missing = []
+    for path in sorted((ROOT / "litevfs").rglob("*.py")):
+        for name in re.findall(r"`(litevfs(?:\.\w+)+)", path.read_text()):
+            module, *rest = _module_of(name)
+            if rest and not re.search(rf"\b{rest[0]}\b", module):
+                missing.append(f"{path.relative_to(ROOT)}: {name}")
+    assert missing == []
+
+
+def _module_of(name: str) -> list[str]:
+    """The text of the module that a dotted name begins with, and the parts after it."""
+    parts = name.split(".")
+    place = ROOT
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    file = place / f"{parts[0]}.py" if parts else place / "__init__.py"
+    if parts and file.exists():
+        return [file.read_text(), *parts[1:]]
+    return [(place / "__init__.py").read_text(), *parts]
+
+
 def test_the_architecture_names_each_package_and_only_modules_that_there_are() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     named = set(re.findall(r"[\w/]+/\w+\.py", text)) | {"options.py", "errors.py", "cli.py"}

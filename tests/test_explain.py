@@ -35,7 +35,7 @@ def script():
 
 def test_a_look_up_needs_what_it_reads_and_reads_nothing_ahead(script):
     script.clear()
-    report = litevfs.explain_io(script.url, "SELECT x FROM t WHERE id = ?", (700,))
+    report = litevfs.explain_io(script.url, "SELECT x FROM t WHERE id = :id", {"id": 700})
     assert report.rows == 1
     assert len(report.requests) == sum(script.lists.values()) + len(script.reads)
     assert [request.kind for request in report.requests if request.why == OPENING] == ["LIST", "GET", "GET"]

@@ -135,6 +135,11 @@ def test_times_without_a_zone_are_utc(text, moment):
     )
 
 
+def test_a_time_that_counts_from_now_is_no_option_and_says_where_it_is_one():
+    with pytest.raises(OptionError, match="for PRAGMA litestream_time and the commands"):
+        parse_timestamp_ms("5 minutes ago")
+
+
 @given(st.integers(-62135596800_000, 253402300799_999))
 def test_a_time_that_was_printed_is_read_as_the_same_millisecond(timestamp_ms):
     assert parse_timestamp_ms(format_timestamp(timestamp_ms)) == timestamp_ms

@@ -14,23 +14,26 @@ from litevfs.errors import OptionError, ReplicatorError
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _PAUSE_S = 0.05
+SHORTEST_SYNC_S = 0.5
+_SYNC_SHARE = 0.4
+"""Part of the time for the end that is kept for the last sync when the program takes long to end."""
 
 
 class Child:
     """One program, from construction to its end. Signals that arrive meanwhile are forwarded to it.
 
-    `patience_s`: it is killed so long after a signal to end. Raises OptionError for an empty command line,
-    ReplicatorError when it cannot be started. For the main thread.
+    After a signal to end it gets its part of `shutdown_timeout_s`, then it is killed. Raises OptionError for an empty
+    command line, ReplicatorError when it cannot be started. For the main thread.
     """
 
-    def __init__(self, command: str, patience_s: float) -> None:
+    def __init__(self, command: str, shutdown_timeout_s: float) -> None:
         try:
             arguments = shlex.split(command)
         except ValueError as error:
             raise OptionError(f"not a command line: {command!r}: {error}") from error
         if not arguments:
             raise OptionError("--exec names no program")
-        self._patience_s = patience_s
+        self._shutdown_timeout_s = shutdown_timeout_s
         self.ends_at: float | None = None  # monotonic; None before a signal to end
         self._pause = threading.Event()  # never set
         self._previous = {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
@@ -42,7 +45,7 @@ class Child:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the program has ended, by itself or killed after `patience_s`."""
+        """Whether the program has ended, by itself or killed after its time."""
         if self.ends_at is not None and time.monotonic() > self.ends_at:
             self._process.kill()
         return self._process.poll() is not None
@@ -52,6 +55,14 @@ class Child:
         """As a shell reports it: 128 and the number of the signal that ended it."""
         code = self._process.wait()
         return code if code >= 0 else 128 - code
+
+    @property
+    def last_sync_s(self) -> float:
+        """How long the last sync may take now: what is left of the time for the end."""
+        if self.ends_at is None:
+            return self._shutdown_timeout_s
+        left_s = self.ends_at - time.monotonic() + self._shutdown_timeout_s * _SYNC_SHARE
+        return max(SHORTEST_SYNC_S, left_s)
 
     def end(self) -> None:
         """Ask the program to end, and wait."""
@@ -70,6 +81,6 @@ class Child:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         if number in _ENDING and self.ends_at is None:
-            self.ends_at = time.monotonic() + self._patience_s
+            self.ends_at = time.monotonic() + self._shutdown_timeout_s * (1 - _SYNC_SHARE)
         if self._process.poll() is None:
             self._process.send_signal(number)

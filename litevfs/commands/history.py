@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from functools import partial
+from typing import Any
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, open_fetcher
 from litevfs.commands.text import count, format_table
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         format_table(
             ["TXID", "time", "database", "level"],
-            [(row["txid"], row["time"], format_bytes(int(str(row["size"]))), row["level"]) for row in rows],
+            [(row["txid"], row["time"], format_bytes(row["size"]), row["level"]) for row in rows],
         )
     )
     if len(shown) < len(states):
@@ -55,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(fetcher: Fetcher, states: list[tuple[int, LTXFileInfo]]) -> list[dict[str, object]]:
+def _describe(fetcher: Fetcher, states: list[tuple[int, LTXFileInfo]]) -> list[dict[str, Any]]:
     """The header fields of the file that ends at each state; reads many headers in parallel."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for start in range(0, len(states), _BATCH):
         batch = states[start : start + _BATCH]
         headers = fetcher.threads.parallel([partial(fetcher.read_header, file) for _, file in batch])

@@ -26,7 +26,7 @@ _FLAGS = {
         "how long each transaction stays a state of its own at least",
     ),
 }
-"""Field of the configuration: flag, default, form, help. The defaults are Litestream's."""
+"""Field of the configuration: flag, its default as text, form, help. The defaults are Litestream's."""
 
 
 def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -34,13 +34,19 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         flag, default, metavar, text = _FLAGS[name]
         form = checked(_parser(name))
-        parser.add_argument(flag, dest=name, type=form, default=default, metavar=metavar, help=f"{text} [{default}]")
+        parser.add_argument(flag, dest=name, type=form, metavar=metavar, help=f"{text} [{default}]")
 
 
 def config_of(args: argparse.Namespace) -> MaintenanceConfig:
     """The configuration that the flags make. Raises OptionError."""
-    given: dict[str, Any] = {name: _parser(name)(getattr(args, name)) for name in _FLAGS if hasattr(args, name)}
+    texts = {name: getattr(args, name, None) for name in _FLAGS}
+    given: dict[str, Any] = {name: _parser(name)(text) for name, text in texts.items() if text is not None}
     return MaintenanceConfig(**given)
+
+
+def given_flags(args: argparse.Namespace) -> list[str]:
+    """The flags that the command line has."""
+    return [flag for name, (flag, *_) in _FLAGS.items() if getattr(args, name, None) is not None]
 
 
 def _parser(name: str) -> Callable[[object], object]:

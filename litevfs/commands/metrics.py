@@ -36,15 +36,12 @@ def parse_address(text: object) -> tuple[str, int]:
 
 
 @contextmanager
-def serving(
-    address: str, replicators: Replicator | Callable[[], Sequence[Replicator]], sync_interval_s: float
-) -> Iterator[int]:
+def serving(address: str, replicators: Callable[[], Sequence[Replicator]]) -> Iterator[int]:
     """Serve the status at `address` until the block ends; gives the port. Raises OptionError if that fails."""
-    ask = replicators if callable(replicators) else lambda: (replicators,)
     registry = CollectorRegistry()
-    registry.register(_Collector(ask))
+    registry.register(_Collector(replicators))
     try:
-        server = _Server(parse_address(address), _handler(registry, ask, sync_interval_s))
+        server = _Server(parse_address(address), _handler(registry, replicators))
     except OSError as error:
         raise OptionError(f"cannot listen at {address}: {error.strerror or error}") from error
     thread = start_thread(server.serve_forever, "litevfs-metrics")
@@ -144,8 +141,8 @@ def _seconds(status: ReplicatorStatus | PlaceStatus) -> float:
     return 0.0 if status.last_sync_ms is None else status.last_sync_ms / 1000
 
 
-def _why_any_unhealthy(replicators: Sequence[Replicator], sync_interval_s: float) -> str | None:
-    reasons = {one.path: why_unhealthy(one.status, sync_interval_s) for one in replicators}
+def _why_any_unhealthy(replicators: Sequence[Replicator]) -> str | None:
+    reasons = {one.path: why_unhealthy(one.status, one.sync_interval_s) for one in replicators}
     failing = [(path, why) for path, why in reasons.items() if why is not None]
     if not failing:
         return None
@@ -154,7 +151,7 @@ def _why_any_unhealthy(replicators: Sequence[Replicator], sync_interval_s: float
 
 
 def _handler(
-    registry: CollectorRegistry, replicators: Callable[[], Sequence[Replicator]], sync_interval_s: float
+    registry: CollectorRegistry, replicators: Callable[[], Sequence[Replicator]]
 ) -> Callable[..., BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
@@ -163,7 +160,7 @@ def _handler(
             if self.path == "/metrics":
                 self._answer(200, CONTENT_TYPE_LATEST, generate_latest(registry))
             elif self.path == "/healthz":
-                why = _why_any_unhealthy(replicators(), sync_interval_s)
+                why = _why_any_unhealthy(replicators())
                 self._answer(200 if why is None else 503, "text/plain; charset=utf-8", f"{why or 'ok'}\n".encode())
             else:
                 self._answer(404, "text/plain", b"/metrics or /healthz\n")

@@ -11,16 +11,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import apsw
 
 import litevfs
-from litevfs.errors import OptionError
+from litevfs.errors import LitevfsError, OptionError
 from litevfs.files.fetch import Fetcher
 from litevfs.options import SPECS, Options, OptionSpec
+from litevfs.replica_clients.nearby import hint_of, replicas_near
 from litevfs.texts import parse_queries, parse_rate
 from litevfs.units import (
     format_timestamp,
@@ -37,6 +38,7 @@ _NO_FLAGS = frozenset({"replica_url", "keep_open"})
 """The URL is an argument of its own; no command opens one connection after another."""
 _URL = re.compile(r"[a-z][a-z0-9+]*://\S*", re.IGNORECASE)
 _DOT_COMMAND = re.compile(r"\.[a-z]+( .*)?", re.IGNORECASE)
+_LOOK_AROUND_S = 5.0
 _METAVARS: dict[Callable[[object], object], str] = {
     parse_duration_s: "DURATION",
     parse_size_bytes: "SIZE",
@@ -160,6 +162,17 @@ def connect(args: argparse.Namespace, **defaults: object) -> apsw.Connection:
     """A connection to `args.url` with the given options; `defaults` apply to those not given."""
     options: dict[str, Any] = defaults | given_options(args)
     return litevfs.connect(args.url, **options)
+
+
+def near_hint(args: argparse.Namespace, error: Exception) -> str:
+    """What to add to an error about the empty replica at `args.url`: "; " and where others are near it, or ""."""
+    with suppress(LitevfsError):
+        options = collect_options(args)
+        timeout_s = min(options.read_timeout_s, _LOOK_AROUND_S)
+        with closing(litevfs.open_replica_client(options.replica_url, read_timeout_s=timeout_s)) as client:
+            hint = hint_of(replicas_near(client))
+        return f"; {hint}" if hint and hint not in str(error) else ""
+    return ""
 
 
 @contextmanager

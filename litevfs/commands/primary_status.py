@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import litevfs
 from litevfs.commands.status_socket import ask
@@ -19,10 +20,10 @@ from litevfs.replicate.status import PlaceStatus, unix_time_ms, why_unhealthy
 from litevfs.units import format_bytes, format_timestamp, parse_timestamp_ms
 
 
-def describe(replicator: Replicator, sync_interval_s: float, started_ms: int) -> dict[str, object]:
+def describe(replicator: Replicator, started_ms: int) -> dict[str, Any]:
     """Status and health of a replicator: TXIDs as 16 hex digits, times as RFC 3339, sizes in bytes."""
     status = replicator.status
-    why = why_unhealthy(status, sync_interval_s)
+    why = why_unhealthy(status, replicator.sync_interval_s)
     fields = asdict(status) | {"txid": format_txid(status.txid), "uploaded_txid": format_txid(status.uploaded_txid)}
     last_sync_ms = fields.pop("last_sync_ms")
     fields["places"] = [_of_place(place) for place in status.places]
@@ -39,12 +40,12 @@ def describe(replicator: Replicator, sync_interval_s: float, started_ms: int) ->
     }
 
 
-def _of_place(place: PlaceStatus) -> dict[str, object]:
+def _of_place(place: PlaceStatus) -> dict[str, Any]:
     fields = asdict(place) | {"uploaded_txid": format_txid(place.uploaded_txid)}
     return fields | _sync_times(fields.pop("last_sync_ms"))
 
 
-def _sync_times(last_sync_ms: int | None) -> dict[str, object]:
+def _sync_times(last_sync_ms: int | None) -> dict[str, Any]:
     return {
         "last_sync": None if last_sync_ms is None else format_timestamp(last_sync_ms),
         "lag_s": None if last_sync_ms is None else max(0, unix_time_ms() - last_sync_ms) / 1000,
@@ -53,7 +54,7 @@ def _sync_times(last_sync_ms: int | None) -> dict[str, object]:
 
 def print_status(databases: Sequence[str], *, as_json: bool) -> int:
     """Ask for each database and print what is told; returns 0 if every replicator told its status, else 1."""
-    told: list[dict[str, object]] = []
+    told: list[dict[str, Any]] = []
     errors: list[ReplicatorError] = []
     for database in databases:
         try:
@@ -71,10 +72,10 @@ def print_status(databases: Sequence[str], *, as_json: bool) -> int:
     return 1 if errors else 0
 
 
-def _render(status: dict[str, object]) -> str:
+def _render(status: dict[str, Any]) -> str:
     now_s = time.time()
-    places = status.get("places")
-    several = places if isinstance(places, list) and len(places) > 1 else []
+    places = status.get("places", [])  # a replicator of an older version tells none
+    several = places if len(places) > 1 else []
     fields = [
         ("database", status["database"]),
         ("replica", f"{len(several)} places" if several else status["replica"]),
@@ -85,7 +86,7 @@ def _render(status: dict[str, object]) -> str:
         ("lease", _lease(status)),
         (
             "uploaded",
-            f"{count(int(str(status['files_uploaded'])), 'file')}, {format_bytes(int(str(status['bytes_uploaded'])))}",
+            f"{count(status['files_uploaded'], 'file')}, {format_bytes(status['bytes_uploaded'])}",
         ),
         ("process", f"{status['pid']}, litevfs {status['version']}, started {_age(status['started'], now_s)}"),
     ]
@@ -97,7 +98,7 @@ def _render(status: dict[str, object]) -> str:
     return format_fields(fields)
 
 
-def _render_place(place: dict[str, object], now_s: float) -> str:
+def _render_place(place: dict[str, Any], now_s: float) -> str:
     parts = [
         f"{place['replica']}: TXID {place['uploaded_txid']}",
         f"waiting: {_waiting(place)}",
@@ -111,12 +112,12 @@ def _render_place(place: dict[str, object], now_s: float) -> str:
     return "; ".join(parts)
 
 
-def _waiting(status: dict[str, object]) -> str:
-    files = int(str(status["pending_files"]))
+def _waiting(status: dict[str, Any]) -> str:
+    files = status["pending_files"]
     return f"{count(files, 'file')} to be uploaded" if files else "nothing"
 
 
-def _lease(status: dict[str, object]) -> str:
+def _lease(status: dict[str, Any]) -> str:
     how = {
         "conditions": " (by conditional writes)",
         "read-back": " (by reading it back: the storage keeps no conditions)",

@@ -20,6 +20,7 @@ from litevfs.commands.maintenance import add_flags, config_of
 from litevfs.commands.options import STORAGE_OPTIONS, TakesPlaceOf, add_options, add_url, checked, collect_options
 from litevfs.commands.primary_status import describe, print_status
 from litevfs.commands.replicate_many import add_many_flags, refuse_flags_of_many, run_many
+from litevfs.commands.replicating import SHUTDOWN_TIMEOUT_S, metrics_served, shutdown_timeout_s
 from litevfs.commands.restoring import restore_with_leases
 from litevfs.commands.signals import Terminated, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
@@ -47,10 +48,6 @@ DESCRIPTION = (
     "then is still replicated, or the exit code is 1 when that takes longer than --shutdown-timeout. Levels are "
     "compacted, snapshots taken and old files deleted on Litestream's timetable."
 )
-_LAST_SYNC_TIMEOUT_S = 10.0
-_SYNC_SHARE = 0.4
-"""Part of the shutdown time that is kept for the last sync when the program of --exec takes long to end."""
-_SHORTEST_SYNC_S = 0.5
 _APPEARS_PAUSE_S = 0.1
 _READY_TIMEOUT_S = 10.0
 """How long a program may take from making its database to switching it to WAL mode."""
@@ -79,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sync-interval",
         type=checked(parse_duration_s),
-        default="1s",
         metavar="DURATION",
         help="pause between looks for new transactions [1s]",
     )
@@ -135,9 +131,8 @@ def _add_container_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shutdown-timeout",
         type=checked(parse_duration_s),
-        default=f"{_LAST_SYNC_TIMEOUT_S:g}s",
         metavar="DURATION",
-        help="from SIGTERM to the end at most [10s]",
+        help=f"from SIGTERM to the end at most [{SHUTDOWN_TIMEOUT_S:g}s]",
     )
 
 
@@ -169,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
     """See `Command`."""
     if args.status is not None:
         return print_status(args.status, as_json=args.json)
+    if args.json:
+        raise OptionError("--json is given without --status", hint="litevfs replicate --status DATABASE --json")
     if args.once and args.exec is not None:
         raise OptionError("--once and --exec are given", hint="--once ends by itself")
     options = replicator_options(args)
@@ -203,7 +200,7 @@ def _open(args: argparse.Namespace, url: str) -> ReplicaClient:
 def replicator_options(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say for `Replicator`. Raises OptionError."""
     options: dict[str, Any] = {
-        "sync_interval_s": parse_duration_s(args.sync_interval),
+        "sync_interval_s": 1.0 if args.sync_interval is None else parse_duration_s(args.sync_interval),
         "switch_to_wal": args.wal,
         "maintenance": replace(config_of(args), delete_files=not args.no_delete) if args.compact else None,
         "new_history": args.new_history,
@@ -233,7 +230,7 @@ def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[st
             raise
         except BaseException as end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second SIGTERM does not wait
-            _finish(replicator, parse_duration_s(args.shutdown_timeout))
+            _finish(replicator, shutdown_timeout_s(args))
             if not isinstance(end, Terminated):
                 raise
     return 0
@@ -241,8 +238,7 @@ def _replicate(args: argparse.Namespace, client: ReplicaClient, options: dict[st
 
 def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: dict[str, Any]) -> int:
     """Run the program of --exec; returns its exit code, or 1 if the replica lacks some of its commits."""
-    timeout_s = parse_duration_s(args.shutdown_timeout)
-    child = Child(args.exec, timeout_s * (1 - _SYNC_SHARE))
+    child = Child(args.exec, shutdown_timeout_s(args))
     try:
         replicator = _open_when_ready(args.database, client, options, child)
         if replicator is None:
@@ -251,8 +247,7 @@ def _replicate_beside(args: argparse.Namespace, client: ReplicaClient, options: 
             _start(replicator, args)
             while not child.has_ended:
                 replicator.wait(_APPEARS_PAUSE_S)
-            left_s = timeout_s if child.ends_at is None else child.ends_at - time.monotonic() + timeout_s * _SYNC_SHARE
-            _finish(replicator, left_s)
+            _finish(replicator, child.last_sync_s)
         return child.exit_code
     finally:
         if not child.has_ended:
@@ -282,9 +277,8 @@ def _open_when_ready(path: Path, client: ReplicaClient, options: dict[str, Any],
 @contextmanager
 def _shown(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
     """Tell the status by the socket beside the database, and over HTTP if that is wanted."""
-    interval_s, started_ms = parse_duration_s(args.sync_interval), unix_time_ms()
-    with StatusServer() as server, _metrics(args, replicator), _checked(args, replicator):
-        server.add(replicator.path, partial(describe, replicator, interval_s, started_ms))
+    with StatusServer() as server, metrics_served(args, lambda: (replicator,)), _checked(args, replicator):
+        server.add(replicator.path, partial(describe, replicator, unix_time_ms()))
         yield
 
 
@@ -302,18 +296,6 @@ def _checked(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]
         checking.stop()
 
 
-@contextmanager
-def _metrics(args: argparse.Namespace, replicator: Replicator) -> Iterator[None]:
-    if args.metrics_addr is None:
-        yield
-        return
-    from litevfs.commands.metrics import serving  # its package is an extra
-
-    with serving(args.metrics_addr, replicator, parse_duration_s(args.sync_interval)) as port:
-        print(f"litevfs: metrics on port {port}", file=sys.stderr)
-        yield
-
-
 def _start(replicator: Replicator, args: argparse.Namespace) -> None:
     if args.snapshot:
         replicator.request_snapshot()
@@ -322,10 +304,10 @@ def _start(replicator: Replicator, args: argparse.Namespace) -> None:
     print(f"litevfs: replicating {replicator.path} to {urls}", file=sys.stderr)
 
 
-def _finish(replicator: Replicator, timeout_s: float | None = None) -> None:
+def _finish(replicator: Replicator, timeout_s: float) -> None:
     """Make the last sync. If that fails, raises ReplicatorError, which says how far it came."""
     try:
-        replicator.sync(_LAST_SYNC_TIMEOUT_S if timeout_s is None else max(timeout_s, _SHORTEST_SYNC_S))
+        replicator.sync(timeout_s)
     except LitevfsError as error:
         raise ReplicatorError(
             f"ended before all that was committed is on {_all_of(replicator)}: "

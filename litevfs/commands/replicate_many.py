@@ -7,17 +7,18 @@ import logging
 import resource
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from litevfs.commands.child import Child
+from litevfs.commands.maintenance import given_flags
 from litevfs.commands.options import TakesPlaceOf, collect_options
 from litevfs.commands.primary_status import describe
+from litevfs.commands.replicating import metrics_served, shutdown_timeout_s
 from litevfs.commands.restoring import restore_with_leases
 from litevfs.commands.signals import Terminated, ended_by_sigterm, sigterm_raises
 from litevfs.commands.status_socket import StatusServer
@@ -34,8 +35,6 @@ from litevfs.units import parse_duration_s
 _PAUSE_S = 0.1
 _FILES_A_DATABASE = 15
 """Descriptors, measured with 200 databases: of three connections, what a sync opens, the socket for the status."""
-_SYNC_SHARE = 0.4
-_DEFAULT_TIMEOUT = "10s"
 
 
 def add_many_flags(parser: argparse.ArgumentParser, database: argparse.Action, url: argparse.Action) -> None:
@@ -72,8 +71,20 @@ def refuse_flags_of_many(args: argparse.Namespace) -> None:
             )
 
 
+def _refuse_flags_of_one(args: argparse.Namespace) -> None:
+    """Raise OptionError for a flag that is for one database, and for one that the configuration says for each."""
+    for name in ("snapshot", "index"):
+        if getattr(args, name):
+            raise OptionError(f"--{name} is for one database", hint=f"litevfs replicate --{name} DATABASE URL")
+    if args.config is None:
+        return
+    for flag in given_flags(args) + (["--sync-interval"] if args.sync_interval is not None else []):
+        raise OptionError(f"{flag} is given with --config", hint="the file says it for each database")
+
+
 def run_many(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Replicate what --config or --dir names; returns the exit code. Raises OptionError, ReplicatorError."""
+    _refuse_flags_of_one(args)
     config = _from_file(args, options) if args.config is not None else _from_folder(args, options)
     for warning in config.warnings:
         print(f"litevfs: warning: {warning}", file=sys.stderr)
@@ -92,6 +103,8 @@ def _from_file(args: argparse.Namespace, options: Mapping[str, Any]) -> Config:
     entries = []
     for entry in config.entries:
         own = dict(entry.options) | more
+        if not args.hold_writers:
+            own["truncate_pages"] = None
         if not args.compact:
             own["maintenance"] = None
         elif args.no_delete:
@@ -124,9 +137,7 @@ _restore = partial(restore_with_leases, waits=False)
 
 
 def _replicate(args: argparse.Namespace, config: Config) -> int:
-    timeout_s = parse_duration_s(args.shutdown_timeout)
-    if config.shutdown_timeout_s is not None and args.shutdown_timeout == _DEFAULT_TIMEOUT:
-        timeout_s = config.shutdown_timeout_s
+    timeout_s = shutdown_timeout_s(args, config.shutdown_timeout_s)
     command = args.exec if args.exec is not None else config.exec
     check = None
     if args.verify_interval is not None:
@@ -140,7 +151,7 @@ def _replicate(args: argparse.Namespace, config: Config) -> int:
     with StatusServer() as server:
 
         def opened(replicator: Replicator) -> None:
-            server.add(replicator.path, partial(describe, replicator, replicator.sync_interval_s, unix_time_ms()))
+            server.add(replicator.path, partial(describe, replicator, unix_time_ms()))
 
         def closing(replicator: Replicator) -> None:
             server.remove(replicator.path)
@@ -179,13 +190,12 @@ def _once(fleet: Fleet, timeout_s: float) -> int:
 
 
 def _beside(args: argparse.Namespace, config: Config, fleet: Fleet, command: str, timeout_s: float) -> int:
-    child = Child(command, timeout_s * (1 - _SYNC_SHARE))
+    child = Child(command, timeout_s)
     try:
         _start(fleet)
         with _metrics(args, config, fleet):
             child.wait()
-        left_s = timeout_s if child.ends_at is None else child.ends_at - time.monotonic() + timeout_s * _SYNC_SHARE
-        _finish(fleet, max(0.5, left_s))
+        _finish(fleet, child.last_sync_s)
         return child.exit_code
     finally:
         if not child.has_ended:
@@ -218,20 +228,11 @@ def _finish(fleet: Fleet, timeout_s: float) -> None:
         )
 
 
-@contextmanager
-def _metrics(args: argparse.Namespace, config: Config, fleet: Fleet) -> Iterator[None]:
-    address = args.metrics_addr or config.metrics_addr
-    if address is None:
-        yield
-        return
-    from litevfs.commands.metrics import serving  # its package is an extra
-
+def _metrics(args: argparse.Namespace, config: Config, fleet: Fleet) -> AbstractContextManager[None]:
     def replicators() -> list[Replicator]:
         return [one.replicator for one in list(fleet.members.values()) if one.replicator is not None]
 
-    with serving(address, replicators, parse_duration_s(args.sync_interval)) as port:
-        print(f"litevfs: metrics on port {port}", file=sys.stderr)
-        yield
+    return metrics_served(args, replicators, config.metrics_addr)
 
 
 @contextmanager

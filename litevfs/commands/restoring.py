@@ -5,17 +5,20 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+
+import apsw
 
 from litevfs.errors import ReplicaConflictError, TransientStorageError
 from litevfs.ltx.names import format_txid
-from litevfs.operations.restore import restore_if_missing
+from litevfs.operations.restore import RestoreResult, ignore, restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.guard import WriterGuard, open_guard
 from litevfs.replicate.lease import RESTORING
 from litevfs.replicate.replica_position import replica_position
+from litevfs.replicate.restored import RestoredState, begin_restored, restored_state
 from litevfs.replicate.source_file import database_path
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
@@ -45,16 +48,25 @@ def restore_with_leases(
         return
     with closing(StateFolder(database_path(path))) as folder:
         if is_missing(path):
-            _restore(path, clients, folder.id, lease_ttl_s, waits=waits)
+            _restore(path, clients, folder, lease_ttl_s, waits=waits)
 
 
 def _restore(
-    path: Path, clients: Sequence[ReplicaClient], folder_id: str, lease_ttl_s: float | None, *, waits: bool
+    path: Path, clients: Sequence[ReplicaClient], folder: StateFolder, lease_ttl_s: float | None, *, waits: bool
 ) -> None:
     closed = threading.Event()
-    guards = [open_guard(client, RESTORING + folder_id, closed, lease_ttl_s, unix_time_ms) for client in clients]
+    guards = [open_guard(client, RESTORING + folder.id, closed, lease_ttl_s, unix_time_ms) for client in clients]
+    found: list[RestoredState] = []
+
+    def find_state(temporary: Path, result: RestoreResult) -> None:
+        with suppress(OSError, apsw.Error):  # then the first upload holds the whole database
+            found.append(restored_state(temporary, result.page_size, result.pages))
+
     try:
-        result = restore_if_missing(_wait_for(clients, guards, closed) if waits else _hold(clients, guards), path)
+        client = _wait_for(clients, guards, closed) if waits else _hold(clients, guards)
+        result = restore_if_missing(client, path, find_state if len(clients) == 1 else ignore)
+        if result is not None and found:
+            begin_restored(folder, client, path, result.txid, found[0])
     finally:
         for guard in guards:
             guard.release(threading.Lock(), 5.0)

@@ -194,8 +194,7 @@ class CSVWriter:
 
 def _csv_field(value: Value) -> str:
     text = value_text(value)
-    must_quote = text == "" if value is not None else False
-    if must_quote or any(c in text for c in ',"\r\n') or text != text.strip():
+    if value == "" or any(c in text for c in ',"\r\n') or text != text.strip():
         return '"' + text.replace('"', '""') + '"'
     return text
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from contextlib import closing
+from typing import Any
 
 from litevfs.commands.options import add_options, add_url, connect, open_fetcher
 from litevfs.commands.text import count, format_age, format_fields, format_table
@@ -37,14 +38,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _levels(args: argparse.Namespace) -> list[dict[str, object]]:
+def _levels(args: argparse.Namespace) -> list[dict[str, Any]]:
     with open_fetcher(args) as fetcher:
         files = fetcher.list_levels(LEVELS)
     by_level = {level: [file for file in files if file.level == level] for level in LEVELS}
     return [_level_fields(level, found) for level, found in by_level.items() if found]
 
 
-def _level_fields(level: int, files: list[LTXFileInfo]) -> dict[str, object]:
+def _level_fields(level: int, files: list[LTXFileInfo]) -> dict[str, Any]:
     return {
         "level": level,
         "files": len(files),
@@ -54,30 +55,25 @@ def _level_fields(level: int, files: list[LTXFileInfo]) -> dict[str, object]:
     }
 
 
-def _render(status: dict[str, object], levels: list[dict[str, object]]) -> str:
+def _render(status: dict[str, Any], levels: list[dict[str, Any]]) -> str:
     age_s = time.time() - parse_timestamp_ms(status["time"]) / 1000
-    size = format_bytes(int(str(status["commit"])) * int(str(status["page_size"])))
+    size = format_bytes(status["commit"] * status["page_size"])
     fields = [
         ("replica", status["url"]),
         ("state", status["state"]),
         ("TXID", status["txid"]),
         ("time", f"{status['time']} ({format_age(age_s)})"),
-        ("database", f"{size}: {count(int(str(status['commit'])), 'page')} of {status['page_size']} bytes"),
+        ("database", f"{size}: {count(status['commit'], 'page')} of {status['page_size']} bytes"),
         (
             "opened with",
-            f"{count(int(str(status['list_requests'])), 'listing')}, "
-            f"{count(int(str(status['get_requests'])), 'read')}, {format_bytes(int(str(status['bytes_read'])))}",
+            f"{count(status['list_requests'], 'listing')}, "
+            f"{count(status['get_requests'], 'read')}, {format_bytes(status['bytes_read'])}",
         ),
     ]
-    fields += [("server", text) for text in _texts(status["workarounds"])]
+    fields += [("server", text) for text in status["workarounds"]]
     if status["last_error"]:
         fields.append(("last error", status["last_error"]))
     rows = [
-        (one["level"], one["files"], format_bytes(int(str(one["bytes"]))), one["min_txid"], one["max_txid"])
-        for one in levels
+        (one["level"], one["files"], format_bytes(one["bytes"]), one["min_txid"], one["max_txid"]) for one in levels
     ]
     return f"{format_fields(fields)}\n\n{format_table(['level', 'files', 'size', 'oldest TXID', 'newest TXID'], rows)}"
-
-
-def _texts(value: object) -> list[str]:
-    return [str(text) for text in value] if isinstance(value, list) else []

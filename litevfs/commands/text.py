@@ -12,7 +12,7 @@ import apsw.unicode
 from litevfs.commands.terminal import draw_table, number
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
-"""As in `litevfs.commands.progress.format_bytes`."""
+"""As in `litevfs.units.format_bytes`."""
 
 
 def format_age(seconds: float) -> str:

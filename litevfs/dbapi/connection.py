@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from threading import get_ident
 from typing import Any, TypeVar
 
@@ -23,7 +24,7 @@ _ELSEWHERE = {
     "enable_load_extension": ".apsw_connection",
     "getconfig": ".apsw_connection.config",
     "getlimit": ".apsw_connection.limit",
-    "iterdump": "litevfs dump, the command, or litevfs.connect_stdlib",
+    "iterdump": ".dump in litevfs shell, or litevfs.connect_stdlib",
     "load_extension": ".apsw_connection",
     "serialize": ".apsw_connection",
     "setconfig": ".apsw_connection.config",
@@ -213,7 +214,7 @@ class Connection:
 
         def begin() -> tuple[Any, Callable[..., None], Callable[[Any], Any]]:
             assert aggregate_class is not None
-            return aggregate_class(), _step, _finalize
+            return _Group(aggregate_class), _step, _finalize
 
         factory = None if aggregate_class is None else begin
         self._do(lambda: self.apsw_connection.create_aggregate_function(name, factory, n_arg))
@@ -223,7 +224,7 @@ class Connection:
 
         def begin() -> tuple[Any, ...]:
             assert aggregate_class is not None
-            return aggregate_class(), _step, _finalize, _value, _inverse
+            return _Group(aggregate_class), _step, _finalize, _value, _inverse
 
         factory = None if aggregate_class is None else begin
         self._do(lambda: self.apsw_connection.create_window_function(name, factory, num_params))
@@ -242,7 +243,7 @@ class Connection:
         self._do(lambda: self.apsw_connection.set_progress_handler(handler, n))
 
     def set_trace_callback(self, trace_callback: Callable[[str], Any] | None) -> None:
-        """Call `trace_callback` with the text of each statement that begins."""
+        """Call `trace_callback` with the text of each statement that begins, without the values of its parameters."""
 
         def trace(event: dict[str, Any]) -> None:
             if trace_callback is not None:
@@ -297,17 +298,31 @@ class Connection:
             )
 
 
-def _step(aggregate: Any, *values: Any) -> None:
-    aggregate.step(*values)
+@dataclass(slots=True)
+class _Group:
+    """A group of rows; as in `sqlite3`, an aggregate of no rows is NULL, whatever `finalize` would make of it."""
+
+    make: Callable[[], Any]
+    made: Any = None
+
+    def aggregate(self) -> Any:
+        """The object that the rows are handed to."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
 
 
-def _inverse(aggregate: Any, *values: Any) -> None:
-    aggregate.inverse(*values)
+def _step(group: _Group, *values: Any) -> None:
+    group.aggregate().step(*values)
 
 
-def _value(aggregate: Any) -> Any:
-    return aggregate.value()
+def _inverse(group: _Group, *values: Any) -> None:
+    group.aggregate().inverse(*values)
 
 
-def _finalize(aggregate: Any) -> Any:
-    return aggregate.finalize()
+def _value(group: _Group) -> Any:
+    return group.aggregate().value()
+
+
+def _finalize(group: _Group) -> Any:
+    return None if group.made is None else group.made.finalize()

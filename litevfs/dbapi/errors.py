@@ -88,7 +88,7 @@ def _by_code(names: str, parent: type[Exception]) -> dict[int, type[Exception]]:
 _PARENT_OF_CODE = (
     _by_code("INTERNAL NOTFOUND", InternalError)
     | _by_code(
-        "ERROR PERM ABORT BUSY LOCKED READONLY INTERRUPT IOERR FULL CANTOPEN PROTOCOL EMPTY SCHEMA AUTH",
+        "ERROR PERM ABORT BUSY LOCKED READONLY INTERRUPT IOERR FULL CANTOPEN PROTOCOL EMPTY SCHEMA",
         OperationalError,
     )
     | _by_code("TOOBIG", DataError)

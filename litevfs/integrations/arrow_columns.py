@@ -236,6 +236,8 @@ def cast(part: Part, kind: str, column: Column, *, strict: bool) -> Part:
     values = _values(part)
     if kind == TEXT and not strict:
         values = [_as_text(value) for value in values]
+    if kind == REAL:  # a part may hold integers and NULLs alone
+        values = [float(value) if isinstance(value, int) and _is_fit(value, REAL) else value for value in values]
     if (found := part_of(values, part.first, kind, widen=kind == REAL)).kind == kind:
         return found
     row, value = next((row, value) for row, value in enumerate(values, part.first) if not _is_fit(value, kind))

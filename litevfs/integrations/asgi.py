@@ -108,22 +108,18 @@ class ReadYourWrites:
                 values.get(self._header.encode("latin-1")), values.get(b"cookie"), self._cookie
             )
         except LitevfsError as error:
-            await _say(send, 400, str(error))
+            await send_text(send, 400, str(error))
             return
         try:
-            is_stale = wanted is not None and not await self._in_thread(self._is_reached, wanted)
-            txid = max(await self._in_thread(lambda: self._reader.txid), 0 if is_stale else wanted or 0)
+            txid, is_stale = await self._in_thread(self._reader.wait_for, wanted)
         except LitevfsError:
             bookmarks.logger.warning("the replica cannot be read", exc_info=True)
-            await _say(send, 503, "the replica cannot be read; try again\n")
+            await send_text(send, 503, "the replica cannot be read; try again\n")
             return
         if is_stale and not self._serve_stale:
-            await _say(send, 503, self._reader.why_not(wanted or 0))
+            await send_text(send, 503, self._reader.why_not(wanted or 0))
             return
         await self._app(scope, receive, self._marking(send, txid, is_stale=is_stale))
-
-    def _is_reached(self, txid: int) -> bool:
-        return self._reader.has(txid) or self._reader.wait(txid)
 
     async def _in_thread(self, call: Callable[..., Any], *arguments: object) -> Any:
         if self._threads is None:
@@ -158,7 +154,8 @@ class ReadYourWrites:
             threads.shutdown(wait=False)
 
 
-async def _say(send: Send, status: int, text: str) -> None:
+async def send_text(send: Send, status: int, text: str) -> None:
+    """Answer a request with a line of text; a 503 asks the client to come back in a second."""
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     if status == 503:
         headers.append((b"retry-after", b"1"))

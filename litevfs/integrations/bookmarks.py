@@ -74,10 +74,6 @@ class ReplicaReader:
         self._process = 0  # the process that opened the replica: a forked child opens its own
         self._waiting = threading.BoundedSemaphore(MAX_WAITING)
 
-    def has(self, txid: int) -> bool:
-        """Whether a transaction that begins now sees `txid`. Reads only memory, after the first call."""
-        return self.txid >= txid
-
     @property
     def txid(self) -> int:
         """The TXID that a transaction that begins now sees. Raises what `litevfs.connect` raises."""
@@ -87,8 +83,16 @@ class ReplicaReader:
                 self._process = os.getpid()
             return self._subscription.txid
 
-    def wait(self, txid: int) -> bool:
-        """Wait until a transaction sees `txid`; False if it does not in time, or if too many wait. Blocks."""
+    def wait_for(self, wanted: int | None) -> tuple[int, bool]:
+        """Wait until a transaction sees the bookmark `wanted`. Blocks, but for one that is there already.
+
+        Returns (TXID that a transaction sees at least, whether the bookmark was not reached: in time, or as too many
+        wait). Raises what `litevfs.connect` raises.
+        """
+        is_stale = wanted is not None and self.txid < wanted and not self._wait(wanted)
+        return max(self.txid, 0 if is_stale else wanted or 0), is_stale
+
+    def _wait(self, txid: int) -> bool:
         if not self._waiting.acquire(blocking=False):
             return False
         try:

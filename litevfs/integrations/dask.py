@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from litevfs.errors import OptionError
-from litevfs.integrations.partitions import Partition, declared_columns, partitions
-from litevfs.integrations.types import schema_of, undeclared
+from litevfs.integrations.partitions import Partition, partitions
+from litevfs.integrations.types import typed
 
 
 def read_table(
@@ -50,9 +49,8 @@ def read_table(
         hold=hold,
         **options,
     )
-    described = declared_columns(pieces[0])
-    pieces = [replace(piece, as_text=undeclared(described)) for piece in pieces]
-    return dd.from_map(_read, pieces, meta=_to_pandas(schema_of(described).empty_table()), label=f"litevfs-{table}")
+    pieces, schema = typed(pieces)
+    return dd.from_map(_read, pieces, meta=_to_pandas(schema.empty_table()), label=f"litevfs-{table}")
 
 
 def _read(piece: Partition) -> Any:

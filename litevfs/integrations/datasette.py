@@ -28,6 +28,7 @@ from jinja2 import ChoiceLoader, DictLoader, PrefixLoader
 
 import litevfs.dbapi
 from litevfs.errors import LitevfsError, OptionError, TXIDNotFoundError
+from litevfs.integrations.asgi import send_text
 from litevfs.ltx.names import parse_txid
 from litevfs.options import Options, check_names
 from litevfs.replica_clients.urls import canonical_url
@@ -235,7 +236,7 @@ def asgi_wrapper(datasette: Any) -> Callable[[Any], Any]:
                 if wanted:
                     parse_txid(wanted[-1])
             except LitevfsError as error:
-                await _refuse(send, str(error))
+                await send_text(send, 400, str(error))
                 return
             page = _page.set(tilde_decode(path.partition("/")[0].partition(".")[0]))
             txid = _txid.set(wanted[-1] if wanted else None)
@@ -248,9 +249,3 @@ def asgi_wrapper(datasette: Any) -> Callable[[Any], Any]:
         return with_state
 
     return wrap
-
-
-async def _refuse(send: Any, message: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": 400, "headers": headers})
-    await send({"type": "http.response.body", "body": message.encode()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -71,7 +71,7 @@ class Partition:
             f"CAST({quoted(name)} AS TEXT) AS {quoted(name)}" if name in self.as_text else quoted(name)
             for name in self.columns
         )
-        conditions = [] if self.where is None else [f"({self.where})"]
+        conditions = [] if self.where is None else [f"({self.where}\n)"]  # it may end with a comment
         conditions += [] if self.low is None else [f"{self.key} >= ?"]
         conditions += [] if self.high is None else [f"{self.key} < ?"]
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
@@ -152,9 +152,10 @@ def partitions(
     """Up to `count` pieces of a table that together have all its rows, of about equal size, all in one state.
 
     The state is that after transaction `txid` (a number or hex digits), by default the newest. `columns` are those to
-    read, `where` is a condition in SQL with `parameters`, `options` are those of `connect`. Each piece has `.txid` and
-    `.read()` -> `pyarrow.Table`. A column whose declared type does not say what it holds has in each piece the type of
-    its values there; values of a column that `as_text` names are read as text, as SQLite writes them.
+    read, `where` is a condition in SQL with `parameters` (a list of values), `options` are those of `connect`. Each
+    piece has `.txid` and `.read()` -> `pyarrow.Table`. A column whose declared type does not say what it holds has in
+    each piece the type of its values there; values of a column that `as_text` names are read as text, as SQLite writes
+    them.
 
     `hold` stores the newest state as a snapshot file on the replica, which the primary's snapshot retention keeps (a
     day by default), though compaction and level-0 retention go on; it takes one reading and writing of the whole
@@ -163,6 +164,9 @@ def partitions(
     """
     if not isinstance(count, int) or count < 1:
         raise OptionError(f"not a number of pieces: {shown(count)}", hint="1 or more")
+    if isinstance(parameters, Mapping | str | bytes):
+        hint = "for example where='a > ? AND b < ?', parameters=(1, 2)"
+        raise OptionError(f"not a list of values: parameters={shown(parameters)}", hint=hint)
     url = parse_replica_url(replica_url)
     if hold and txid is not None:
         raise OptionError("only the newest state can be held", hint="leave out txid=")
@@ -267,7 +271,8 @@ class _Table:
             raise OptionError(f"no table {name}", hint="tables: " + ", ".join(names))
         self.name, kind, without_rowid, root = str(found[0][0]), found[0][1], found[0][2], found[0][3]
         if kind not in ("table", "shadow"):
-            raise OptionError(f"{name} is a {kind}, which has no pages of its own", hint="name an ordinary table")
+            what = "virtual table" if kind == "virtual" else kind
+            raise OptionError(f"{name} is a {what}, which has no pages of its own", hint="name an ordinary table")
         self.root = int(str(root))
         info = connection.execute(f"PRAGMA table_xinfo({quoted(self.name)})").fetchall()
         known = [str(column[1]) for column in info if column[6] != 1]

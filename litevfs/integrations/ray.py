@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from litevfs.errors import OptionError
-from litevfs.integrations.partitions import Partition, declared_columns, partitions
-from litevfs.integrations.types import schema_of, undeclared
+from litevfs.integrations.partitions import Partition, partitions
+from litevfs.integrations.types import typed
 
 
 def read_table(
@@ -49,9 +48,8 @@ def read_table(
         hold=hold,
         **options,
     )
-    described = declared_columns(pieces[0])
-    pieces = [replace(piece, as_text=undeclared(described)) for piece in pieces]
-    return ray.data.read_datasource(_datasource(pieces, schema_of(described)), override_num_blocks=len(pieces))
+    pieces, schema = typed(pieces)
+    return ray.data.read_datasource(_datasource(pieces, schema), override_num_blocks=len(pieces))
 
 
 def _datasource(pieces: Sequence[Partition], schema: Any) -> Any:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from litevfs.errors import OptionError
 from litevfs.integrations.arrow_columns import Column
+from litevfs.integrations.partitions import Partition, declared_columns
+
+
+def typed(pieces: Sequence[Partition]) -> tuple[list[Partition], Any]:
+    """The pieces of a table, read with the same types everywhere, and the `pyarrow.Schema` of these."""
+    columns = declared_columns(pieces[0])
+    return [replace(piece, as_text=undeclared(columns)) for piece in pieces], schema_of(columns)
 
 
 def schema_of(columns: Sequence[Column]) -> Any:

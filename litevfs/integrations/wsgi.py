@@ -82,8 +82,7 @@ class ReadYourWrites:
         except LitevfsError as error:
             return _say(start_response, "400 Bad Request", str(error))
         try:
-            is_stale = wanted is not None and not (self._reader.has(wanted) or self._reader.wait(wanted))
-            txid = max(self._reader.txid, 0 if is_stale else wanted or 0)
+            txid, is_stale = self._reader.wait_for(wanted)
         except LitevfsError:
             bookmarks.logger.warning("the replica cannot be read", exc_info=True)
             return _say(start_response, "503 Service Unavailable", "the replica cannot be read; try again\n")

@@ -151,11 +151,11 @@ def test_restore_if_missing_restores_only_what_is_missing(run, tmp_path: Path, t
     fill(tmp_path)
     path = tmp_path / "restored.db"
     if there != "nothing":
-        path.write_bytes(b"" if there == "a placeholder" else b"of somebody else")
+        path.write_bytes(b"" if there == "a placeholder" else b"of another program")
     done = run("restore", tmp_path / "replica", "-o", path, "--if-missing")
     assert done.code == 0
     if there == "a database":
-        assert (done.out, path.read_bytes()) == ("", b"of somebody else")
+        assert (done.out, path.read_bytes()) == ("", b"of another program")
     else:
         assert "TXID 0000000000000001" in done.out
         assert sqlite_rows(path) == [("before",)]

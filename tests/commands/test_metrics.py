@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import urllib.error
 import urllib.request
 from contextlib import closing
@@ -13,6 +12,7 @@ import pytest
 
 from litevfs.errors import OptionError
 from litevfs.replicate import Replicator
+from litevfs.replicate.status import unix_time_ms
 from tests.replicate.support import failing_client, refuse_writes
 from tests.support import wait_until
 
@@ -39,7 +39,7 @@ def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_
         app.execute("CREATE TABLE t (a)")
         with (
             Replicator(path, client, sync_interval_s=0.02) as replicator,
-            serving("127.0.0.1:0", replicator, 0.02) as port,
+            serving("127.0.0.1:0", lambda: (replicator,)) as port,
         ):
             assert get(port, "/healthz") == (503, "nothing was synced yet\n")
             replicator.sync()
@@ -58,14 +58,23 @@ def test_metrics_are_litestreams_where_the_thing_is_the_same_and_health_follows_
             refuse_writes(client)
             replicator.start()
             app.execute("INSERT INTO t VALUES (1)")
-            wait = threading.Event()
-            for _ in range(1000):
-                status, text = get(port, "/healthz")
-                if status == 503:
-                    break
-                wait.wait(0.02)
-            assert (status, "injected fault" in text) == (503, True)
+            wait_until(lambda: get(port, "/healthz")[0] == 503)
+            assert "injected fault" in get(port, "/healthz")[1]
             assert get(port, "/other")[0] == 404
+
+
+@pytest.mark.parametrize(("sync_interval_s", "code"), [(1.0, 503), (600.0, 200)])
+def test_what_is_late_is_told_by_the_interval_of_each_database(tmp_path: Path, sync_interval_s: float, code: int):
+    path = tmp_path / "app.db"
+    with closing(apsw.Connection(str(path))) as app:
+        app.execute("PRAGMA journal_mode=WAL; CREATE TABLE t (a)").fetchall()
+        replica = str(tmp_path / "replica")
+        with Replicator(
+            path, replica, sync_interval_s=sync_interval_s, clock_ms=lambda: unix_time_ms() - 100_000
+        ) as replicator:
+            replicator.sync()
+            with serving("127.0.0.1:0", lambda: (replicator,)) as port:
+                assert get(port, "/healthz")[0] == code
 
 
 @pytest.mark.parametrize("text", ["", "9090", "host:", "host:99999", "host:http"])
@@ -86,7 +95,7 @@ def test_each_of_several_places_has_values_of_its_own_and_health_needs_all(tmp_p
         app.execute("CREATE TABLE t (a)")
         with (
             Replicator(path, str(tmp_path / "other"), places=[client], sync_interval_s=0.02) as replicator,
-            serving("127.0.0.1:0", replicator, 0.02) as port,
+            serving("127.0.0.1:0", lambda: (replicator,)) as port,
         ):
             replicator.sync()
             refuse_writes(client)

@@ -271,10 +271,7 @@ def test_replicate_with_a_snapshot_mends_a_damaged_replica(run: Callable[..., An
 
 
 @pytest.mark.parametrize("uploaded", [0, 1])
-def test_replicate_that_ends_before_its_time_says_what_is_not_there(
-    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uploaded: int
-):
-    monkeypatch.setattr(replicate, "_LAST_SYNC_TIMEOUT_S", 0.05)
+def test_replicate_that_ends_before_its_time_says_what_is_not_there(database: Path, tmp_path: Path, uploaded: int):
     inner = FileReplicaClient(tmp_path / "replica")
     faults = Faults(inner.url)
     client = FaultyReplicaClient(inner, faults)
@@ -287,7 +284,7 @@ def test_replicate_that_ends_before_its_time_says_what_is_not_there(
         try:
             faults.wait_until_waiting()
             with pytest.raises(ReplicatorError, match="before all that was committed is on the replica") as caught:
-                replicate._finish(replicator)
+                replicate._finish(replicator, 0.05)
         finally:
             faults.clear()
     there = "TXID 0000000000000001 is there" if uploaded else "nothing was uploaded"
@@ -298,12 +295,11 @@ def test_replicate_that_ends_before_its_time_says_what_is_not_there(
 def test_replicate_that_ends_before_its_first_copy_says_so(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(replicate, "_LAST_SYNC_TIMEOUT_S", 0.0)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     with Replicator(database, "s3://bucket/db?endpoint=http://127.0.0.1:1") as replicator:
         with pytest.raises(ReplicatorError, match="the first copy of the whole database was not finished") as caught:
-            replicate._finish(replicator)
+            replicate._finish(replicator, 0.0)
         assert isinstance(caught.value.__cause__, TransientStorageError)
 
 

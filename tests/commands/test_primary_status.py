@@ -99,7 +99,7 @@ def test_several_databases_are_asked_at_once_and_what_fails_is_told(run, tmp_pat
         for path in paths[:2]:
             replicator = stack.enter_context(Replicator(path, str(tmp_path / f"to {path.name}"), sync_interval_s=0.05))
             replicator.start()
-            server.add(path, partial(describe, replicator, 0.05, 0))
+            server.add(path, partial(describe, replicator, 0))
         wait_until(lambda: all(ask(path)["healthy"] for path in paths[:2]))
         found = run("replicate", "--json", "--status", *paths)
         assert found.code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sqlite3
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from litevfs.commands import replicate
+from litevfs.commands.replicating import shutdown_timeout_s
 from litevfs.commands.status_socket import ask, socket_path
 from litevfs.operations.restore import restore
 from tests.peer import litestream_binary as litestream
@@ -162,6 +165,11 @@ def test_a_program_beside_a_folder_ends_it_with_its_code(tmp_path: Path):
         (["--dir", ".", "one", "ftp://x"], 2, "ftp"),
         (["--dir", ".", "ftp://x"], 2, "ftp"),
         (["app.db", "replicas", "--watch"], 2, "--watch is given without --dir"),
+        (["app.db", "replicas", "--once", "--json"], 2, "--json is given without --status"),
+        (["--dir", ".", "replicas", "--index"], 2, "--index is for one database"),
+        (["--config", "none.yml", "--snapshot"], 2, "--snapshot is for one database"),
+        (["--config", "none.yml", "--sync-interval", "1s"], 2, "--sync-interval is given with --config"),
+        (["--config", "none.yml", "--level-intervals", "1m"], 2, "--level-intervals is given with --config"),
         (["--dir", ".", "replicas", "--once"], 1, "app.db"),
     ],
 )
@@ -178,6 +186,16 @@ def test_what_is_wrong_is_told_with_its_exit_code(tmp_path: Path, monkeypatch, c
         ended_with = end.code
     assert ended_with == code
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "configured_s", "expected_s"),
+    [([], None, 10.0), ([], 25.0, 25.0), (["--shutdown-timeout", "10s"], 25.0, 10.0)],
+)
+def test_the_time_for_the_end_is_that_of_the_flag_then_of_the_configuration(flags, configured_s, expected_s):
+    parser = argparse.ArgumentParser()
+    replicate.add_arguments(parser)
+    assert shutdown_timeout_s(parser.parse_args(["--config", "any.yml", *flags]), configured_s) == expected_s
 
 
 def restoring_config(root: Path, replicas: Path, names: list[str]) -> Path:

@@ -281,6 +281,16 @@ def test_a_result_of_declared_columns_is_read_when_its_rows_are_asked_for(con, s
     assert next(iter(reader)).num_rows == 3000
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("at", ["i < 2000", "i > 1000"])
+def test_integers_and_nulls_alone_are_reals_where_other_rows_have_some(con, at: str, strict: bool):
+    sql = f"{NUMBERED.format(rows=3000)} SELECT CASE WHEN {at} THEN iif(i % 2, i, NULL) ELSE 1.5 END AS x FROM n"
+    rows = [value for (value,) in con.execute(sql)]
+    table = pa.table(litevfs.arrow(con, sql, strict=strict))
+    assert types(table) == {"x": "double"}
+    assert table["x"].to_pylist() == rows
+
+
 @pytest.mark.parametrize("kept", [0, 20_000, 1 << 30])
 @pytest.mark.parametrize("odd", [None, 7, 2.0, "x", b"x", 2**53 + 1])
 @pytest.mark.parametrize("at", [1, 1500, 3000])

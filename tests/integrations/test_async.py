@@ -93,7 +93,7 @@ def test_a_query_that_is_given_up_ends_and_the_connection_goes_on(shop: Shop):
 def test_opening_that_is_given_up_leaves_no_thread(tmp_path):
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(litevfs.connect_async(f"{tmp_path}/missing", open_timeout="300ms"), 0.05)
+            await asyncio.wait_for(litevfs.connect_async(f"{tmp_path}/missing", open_timeout="800ms"), 0.05)
         while any("apsw" in thread.name for thread in threading.enumerate()):
             await asyncio.sleep(0.01)
 

@@ -197,6 +197,15 @@ def test_the_answer_to_a_write_has_a_bookmark(way):
     assert way.ask(way.WriteBookmarks(way.app(str, "500 Oh"), lambda: 18), "POST").header("litevfs-txid") is None
 
 
+def test_names_of_header_and_cookie_of_a_write_are_ones_own(way):
+    app = way.app(lambda: "done")
+    own = way.WriteBookmarks(app, lambda: 18, header="X-Seen", cookie="seen", cookie_max_age_s=5)
+    answer = way.ask(own, "POST")
+    assert answer.header("x-seen") == "0000000000000012"
+    assert answer.header("set-cookie").startswith("seen=0000000000000012; Path=/; Max-Age=5;")
+    assert way.ask(way.WriteBookmarks(app, lambda: 18, cookie=None), "POST").header("set-cookie") is None
+
+
 def test_a_write_that_cannot_be_sent_yet_is_answered_without_a_bookmark(way):
     def sync() -> int:
         raise litevfs.StorageTimeoutError("no answer")

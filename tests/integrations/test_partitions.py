@@ -67,7 +67,8 @@ def test_the_pieces_are_all_rows_once_each(primary, url, schema, insert):
 def test_a_piece_reads_its_own_state_after_a_journey(primary, url):
     primary.commit("CREATE TABLE t (id INTEGER PRIMARY KEY, x TEXT, y REAL)")
     txid = primary.commit(f"INSERT INTO t SELECT value, 'row ' || value, value / 2.0 FROM {numbers(500)}")
-    pieces = litevfs.partitions(url, "t", 4, columns=["x", "y"], where="id % 2 = ?", parameters=(0,), cache_size="5MB")
+    where = "id % 2 = ? -- even"
+    pieces = litevfs.partitions(url, "t", 4, columns=["x", "y"], where=where, parameters=(0,), cache_size="5MB")
     primary.commit("DELETE FROM t")
     tables = [pickle.loads(pickle.dumps(piece)).read() for piece in pieces]
     table = pyarrow.concat_tables(tables)
@@ -233,11 +234,14 @@ def test_bad_input_is_refused_with_what_to_do(primary, url):
         litevfs.partitions(url, "nope", 2)
     with pytest.raises(OptionError, match="v is a view"):
         litevfs.partitions(url, "v", 2)
-    with pytest.raises(OptionError, match="f is a virtual"):
+    with pytest.raises(OptionError, match="f is a virtual table"):
         litevfs.partitions(url, "f", 2)
     with pytest.raises(OptionError, match=r"no column zz.*columns: id, x"):
         litevfs.partitions(url, "t", 2, columns=["zz"])
     with pytest.raises(OptionError, match="not a number of pieces"):
         litevfs.partitions(url, "t", 0)
+    for values in ({"a": 1}, "ab"):
+        with pytest.raises(OptionError, match="not a list of values"):
+            litevfs.partitions(url, "t", 1, where="x = :a", parameters=values)
     with pytest.raises(OptionError, match="unknown option"):
         litevfs.partitions(url, "t", 1, pol_interval=3)
