@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from _harness import clean_environment
+from _competitors import clean_environment
 
 OURS, RIVAL = "litevfs", "litestream"
 APPLICATION = Path(__file__).with_name("_application.py")

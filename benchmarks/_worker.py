@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 import apsw
-from _harness import digest
+from _competitors import digest
 
 READ_ONLY = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
 PEER_ENTRY_POINT = "sqlite3_litestreamvfs_init"

@@ -16,20 +16,9 @@ from typing import Any
 
 import apsw
 from _chart import bars
-from _harness import (
-    ROWS,
-    SMALL_ROWS,
-    Dataset,
-    Result,
-    Samples,
-    assert_equal,
-    dataset,
-    digest,
-    parse_arguments,
-    ratio,
-    report,
-    seconds,
-)
+from _competitors import assert_equal, digest
+from _databases import ROWS, SMALL_ROWS, Dataset, dataset
+from _results import Result, Samples, parse_arguments, ratio, report, seconds
 
 import litevfs
 import litevfs.dbapi

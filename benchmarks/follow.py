@@ -33,8 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import _harness
 import apsw
+from _competitors import clean_environment
+from _results import seconds
 
 import litevfs
 from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
@@ -136,7 +137,7 @@ def run(folder: Path, count: int, *, in_folder: bool) -> tuple[list[Followed], f
             url, proxy = stack.enter_context(storage.counted())
             one = Followed(name, program, readers_keep, url, folder / f"{name}.db", proxy)
             followed.append(one)
-            stack.enter_context(running(one, control, _harness.clean_environment() | storage.environment))
+            stack.enter_context(running(one, control, clean_environment() | storage.environment))
         for one in followed:
             wait_for_file(one.path)
             start_readers(one, control)
@@ -347,8 +348,8 @@ def result_of(one: Followed, count: int) -> dict[str, Any]:
         result[f"{what}, before any kill"] = sum(answer.get(f"{what} quiet", 0) for answer in one.answers)
     result["errors"] = sum(sum(answer["errors"].values()) for answer in one.answers)
     result["lags"] = len(lags)
-    result["lag, median"] = _harness.seconds(statistics.median(lags) if lags else None)
-    result["lag, 95 %"] = _harness.seconds(lags[int(len(lags) * 0.95)] if lags else None)
+    result["lag, median"] = seconds(statistics.median(lags) if lags else None)
+    result["lag, 95 %"] = seconds(lags[int(len(lags) * 0.95)] if lags else None)
     if one.proxy is not None:
         result["requests a transaction"] = f"{one.requests / quiet:.2f}"
         result["bytes read a transaction"] = f"{one.read_bytes / quiet:.0f}"

@@ -11,27 +11,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from statistics import median
 
 import apsw
-from _harness import (
-    PAGE_SIZE,
-    Competitor,
-    OneFile,
-    Result,
-    assert_equal,
-    cached_folder,
-    parse_arguments,
-    ratio,
-    report,
-    seconds,
-)
-from line import range_bytes
-from s3 import BUCKET, DELAY_S, KEY, PART_BYTES, PATH, upload_file
-
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from litevfs.testing.s3_server import running_s3_server
+from _competitors import assert_equal
+from _databases import PAGE_SIZE, OneFile, cached_folder
+from _results import Result, parse_arguments, ratio, report, seconds
+from _s3_replica import DELAY_S, S3Replica, bytes_of, running_replica
 
 USERS, SMALL_USERS = 200_000, 10_000
 ORDERS_PER_USER = 40  # of USERS: one order for so many users
@@ -60,48 +46,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     users = SMALL_USERS if arguments.small else USERS
     shop = OneFile(cached_folder(f"shop-{users}-v{_CONTENT_VERSION}", lambda folder: _make(OneFile(folder), users)))
     rounds = 1 if arguments.small else 3
-    with ExitStack() as stack:
-        server = stack.enter_context(running_s3_server())
-        upload_file(shop.ltx_file, server)
-        proxy = stack.enter_context(running_s3_proxy(server.endpoint, delay_s=DELAY_S))
-        environment = dict(server.environment())
-        with Competitor("download", proxy.endpoint, environment) as competitor:
-            for _ in range(2):  # the first one connects
-                download = competitor.call("download", bucket=BUCKET, key=KEY, part_bytes=PART_BYTES)["seconds"]
-        url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
-        results = [
-            measure(name, shop, proxy, url, environment, cache, rounds, download)
-            for name in QUERIES
-            for cache in CACHES
-        ]
+    with running_replica(shop.ltx_file, DELAY_S) as replica:
+        download = replica.download(2)
+        results = [measure(name, shop, replica, cache, rounds, download) for name in QUERIES for cache in CACHES]
     rows, delay = users // ORDERS_PER_USER, f"{DELAY_S * 1000:.0f} ms"
-    title = f"Joins of {rows:,} rows over S3 ({server.kind}) at {delay}, {shop.sizes}"
+    title = f"Joins of {rows:,} rows over S3 ({replica.server.kind}) at {delay}, {shop.sizes}"
     report(title, results, arguments)
 
 
-def measure(
-    name: str,
-    shop: OneFile,
-    proxy: HTTPProxy,
-    url: str,
-    environment: dict[str, str],
-    cache: str,
-    rounds: int,
-    download: float,
-) -> Result:
+def measure(name: str, shop: OneFile, replica: S3Replica, cache: str, rounds: int, download: float) -> Result:
     """One row of the table."""
     sql = QUERIES[name]
     samples: dict[str, list[float]] = {"seconds": [], "GET": [], "bytes": []}
     for _ in range(rounds):
-        with Competitor("litevfs", url, environment | {"LITEVFS_CACHE_SIZE": cache.replace(" ", "")}) as competitor:
-            competitor.call("open")
-            proxy.clear()
+        with replica.opened({"LITEVFS_CACHE_SIZE": cache.replace(" ", "")}) as competitor:
             took, answer = competitor.timed(sql)
-            gets = [request for request in proxy.requests if request.path.endswith(KEY)]  # not the polls
+            gets = replica.gets()
         assert_equal(name, {"SQLite": shop.answer(sql), "litevfs": answer})
         samples["seconds"].append(took)
         samples["GET"].append(len(gets))
-        samples["bytes"].append(sum(range_bytes(request.range) for request in gets))
+        samples["bytes"].append(bytes_of(gets))
     middle = {unit: median(values) for unit, values in samples.items()}
     values = {
         "time": seconds(middle["seconds"]),

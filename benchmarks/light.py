@@ -15,8 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from _harness import ROWS, Competitor, Result, Samples, assert_equal, dataset, digest, parse_arguments, report, seconds
-from s3 import BY_INDEX, DELAY_S, SMALL_ROWS, cases
+from _competitors import Competitor, assert_equal, digest
+from _databases import ROWS, dataset
+from _results import Result, Samples, parse_arguments, report, seconds
+from _s3_replica import DELAY_S, SMALL_ROWS
+from s3 import BY_INDEX, cases
 
 from litevfs.testing.server_process import find_program, free_port, running_server
 

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from statistics import median
 
 from _chart import bars
-from _harness import ROWS, Competitor, Dataset, Result, Samples, argument_parser, assert_equal, dataset, digest, report
-from _harness import seconds as shown
-from s3 import BUCKET, KEY, PATH, SMALL_ROWS, upload
-
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from litevfs.testing.s3_server import running_s3_server
+from _competitors import assert_equal, digest
+from _databases import ROWS, Dataset, dataset
+from _results import Result, Samples, argument_parser, report
+from _results import seconds as shown
+from _s3_replica import SMALL_ROWS, S3Replica, bytes_of, running_replica
 
 LATENCIES_S = (0.004, 0.025, 0.1)
 MBIT_PER_S = (20, 100, 1000)
@@ -39,28 +37,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         [(0.004, 100)] if arguments.small else [HOME, *((delay, mbit) for delay in LATENCIES_S for mbit in MBIT_PER_S)]
     )
     data = dataset(SMALL_ROWS if arguments.small else ROWS)
-    with ExitStack() as stack:
-        server = stack.enter_context(running_s3_server())
-        upload(data, server)
-        proxy = stack.enter_context(running_s3_proxy(server.endpoint))
-        url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
-        rounds = 1 if arguments.small else arguments.rounds
-        results = [measure(data, proxy, url, server.environment(), line, rounds, arguments.small) for line in lines]
-    title = f"S3 ({server.kind}) over one line for all connections, {data.ltx_file.stat().st_size / 1e6:.1f} MB of LTX"
+    rounds = 1 if arguments.small else arguments.rounds
+    with running_replica(data.ltx_file) as replica:
+        results = [measure(data, replica, line, rounds, arguments.small) for line in lines]
+    title = f"S3 ({replica.server.kind}) over one line for all connections, {replica.size / 1e6:.1f} MB of LTX"
     report(title, results, arguments)
     times = {each.case: {name: median(each.samples[name]["seconds"]) for name in (*CASES, SCAN)} for each in results}
     bars(arguments, "line", title, times, "seconds", log=True)
 
 
-def measure(
-    data: Dataset,
-    proxy: HTTPProxy,
-    url: str,
-    environment: dict[str, str],
-    line: tuple[float, int],
-    rounds: int,
-    small: bool,
-) -> Result:
+def measure(data: Dataset, replica: S3Replica, line: tuple[float, int], rounds: int, small: bool) -> Result:
     """All queries over one line: a row of the table."""
     samples = Samples()
     queries = {name: (BY_INDEX, (data.batches // 2, rows)) for name, rows in CASES.items()}
@@ -68,16 +54,14 @@ def measure(
     delay_s, mbit_per_s = line
     for name, (sql, parameters) in queries.items():
         for _ in range(rounds):
-            proxy.delay_s, proxy.bytes_per_s = delay_s, mbit_per_s * 1e6 / 8
-            with Competitor("litevfs", url, environment) as competitor:
-                competitor.call("open")
-                proxy.clear()
+            replica.proxy.delay_s, replica.proxy.bytes_per_s = delay_s, mbit_per_s * 1e6 / 8
+            with replica.opened() as competitor:
                 took, answers = competitor.timed(sql, [parameters])
-                requests = [request for request in proxy.requests if request.path.endswith(KEY)]  # not the polls
+                requests = replica.gets()
             assert_equal(name, {"SQLite": digest([data.answer(sql, parameters)]), "litevfs": answers})
             samples.add(name, "seconds", took)
             samples.add(name, "GET", len(requests))
-            samples.add(name, "MB", sum(range_bytes(request.range) for request in requests) / 1e6)
+            samples.add(name, "MB", bytes_of(requests) / 1e6)
     values = {
         name: f"{shown(samples.median(name, 'seconds'))}, {samples.median(name, 'GET'):g} GET, "
         f"{samples.median(name, 'MB'):.1f} MB"
@@ -88,12 +72,6 @@ def measure(
         met = all((samples.median(name, "seconds") or 0.0) <= goal for name, goal in GOALS_S.items())
     goal = ", ".join(f"<= {goal:g} s" for goal in GOALS_S.values()) if line == HOME else ""
     return Result(f"{delay_s * 1000:g} ms, {mbit_per_s} Mbit/s", values, goal, met, samples.all)
-
-
-def range_bytes(header: str | None) -> int:
-    """Bytes that a Range header asks for; 0 without one."""
-    first, _, last = (header or "").removeprefix("bytes=").partition("-")
-    return int(last) - int(first) + 1 if first else 0
 
 
 if __name__ == "__main__":

@@ -12,23 +12,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from _chart import bars
-from _harness import (
-    PEER,
-    ROWS,
-    SMALL_ROWS,
-    Competitor,
-    Dataset,
-    Result,
-    Samples,
-    assert_equal,
-    dataset,
-    digest,
-    parse_arguments,
-    ratio,
-    report,
-    seconds,
-    start_peer,
-)
+from _competitors import PEER, Competitor, assert_equal, digest, start_peer
+from _databases import ROWS, SMALL_ROWS, Dataset, dataset
+from _results import Result, Samples, parse_arguments, ratio, report, seconds
 
 POINT_QUERY = "SELECT customer FROM orders WHERE id = ?"
 SCAN = "SELECT sum(amount), count(note) FROM orders"

@@ -23,7 +23,9 @@ from typing import Any
 import apsw
 import psutil
 from _chart import lines
-from _harness import Result, cached_folder, clean_environment, parse_arguments, report, seconds
+from _competitors import clean_environment
+from _databases import cached_folder
+from _results import Result, parse_arguments, report, seconds
 
 COUNTS = (1, 100, 1_000, 3_000)
 GOAL_THREADS, GOAL_BYTES, GOAL_CPU, GOAL_OPEN_S = 32, 80_000, 0.10, 0.002

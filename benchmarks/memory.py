@@ -22,7 +22,8 @@ from typing import TypeVar
 import apsw
 import numpy as np
 import psutil
-from _harness import TIMESTAMP_MS, Result, cached_folder, parse_arguments, report, seconds
+from _databases import TIMESTAMP_MS, cached_folder
+from _results import Result, parse_arguments, report, seconds
 from numpy.typing import NDArray
 
 from litevfs.ltx import Encoder, Header, PageIndex, decode_page_index, encode_page_index, format_file_name

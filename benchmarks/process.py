@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 
 from _chart import bars
-from _harness import Result, Samples, clean_environment, dataset, parse_arguments, ratio, report, seconds
-from s3 import BUCKET, PATH, SMALL_ROWS, upload
-
-from litevfs.testing.s3_server import running_s3_server
+from _competitors import clean_environment
+from _databases import dataset
+from _results import Result, Samples, parse_arguments, ratio, report, seconds
+from _s3_replica import SMALL_ROWS, replica_url, running_server
 
 IMPORTS = "import apsw, numpy, urllib3"
 QUERY = """
@@ -47,12 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         # As an installed package has it: the bytecode of all modules is there.
         bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": stack.enter_context(TemporaryDirectory())}
-        server = stack.enter_context(running_s3_server())
-        upload(data, server)
+        server = stack.enter_context(running_server(data.ltx_file))
         cases = [
             Case("imports alone", IMPORTS, "", bytecode),
             Case("folder", QUERY, data.replica_url, bytecode),
-            Case("S3", QUERY, server.url(BUCKET, PATH), bytecode | server.environment()),
+            Case("S3", QUERY, replica_url(server), bytecode | server.environment()),
         ]
         samples = Samples()
         for case in cases:

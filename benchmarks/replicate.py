@@ -25,7 +25,6 @@ from typing import Any
 
 import apsw
 import psutil
-from _harness import Result, Samples, parse_arguments, print_table, seconds, write_json
 from _replicators import (
     APPLICATION,
     OURS,
@@ -37,6 +36,7 @@ from _replicators import (
     running,
     writer,
 )
+from _results import Result, Samples, parse_arguments, print_table, seconds, write_json
 
 import litevfs
 from litevfs.ltx import decode_file

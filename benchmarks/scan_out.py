@@ -18,8 +18,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import _harness
-from _harness import Result, Samples
+from _competitors import assert_equal, clean_environment
+from _databases import ROWS, SMALL_ROWS, dataset
+from _results import Result, Samples, parse_arguments, ratio, report
 
 WORKERS = 2
 PIECES = 8
@@ -30,8 +31,8 @@ TIMEOUT_S = 240.0
 
 
 def main() -> int:
-    arguments = _harness.parse_arguments(__doc__)
-    data = _harness.dataset(_harness.SMALL_ROWS if arguments.small else _harness.ROWS)
+    arguments = parse_arguments(__doc__)
+    data = dataset(SMALL_ROWS if arguments.small else ROWS)
     rounds = 0 if arguments.small else ROUNDS
     samples = Samples()
     answers: dict[str, str] = {}
@@ -45,21 +46,21 @@ def main() -> int:
             samples.add("scan", engine, data.rows / seconds)
     if not answers:
         return 0
-    _harness.assert_equal("the sums", answers)
+    assert_equal("the sums", answers)
     alone = samples.median("scan", "one process")
     results = []
     for engine, rates in samples.all.get("scan", {}).items():
         rate = samples.median("scan", engine)
-        values = {"rows a second": f"{rate:,.0f}", "of one process": _harness.ratio(rate, alone)}
+        values = {"rows a second": f"{rate:,.0f}", "of one process": ratio(rate, alone)}
         results.append(Result(engine, values, samples=rates))
     title = f"scan of {data.rows:,} rows, {WORKERS} workers, {PIECES} pieces, {os.cpu_count()} cores"
-    _harness.report(title, results, arguments)
+    report(title, results, arguments)
     return 0
 
 
 def run(engine: str, replica: str, rounds: int) -> dict[str, object]:
     """Seconds of each round and the sums, from a process of its own; 0 rounds: of the first, which loads everything."""
-    environment = _harness.clean_environment() | {
+    environment = clean_environment() | {
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",
         "RAY_USAGE_STATS_ENABLED": "0",

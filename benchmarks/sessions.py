@@ -7,17 +7,14 @@ asserted. What a session reads more than its queries alone is what reading ahead
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from random import Random
 
-from _harness import ROWS, Competitor, Dataset, Result, assert_equal, dataset, digest, parse_arguments, ratio, report
-from _harness import seconds as shown
-from line import range_bytes
-from s3 import BUCKET, DELAY_S, KEY, PATH, SMALL_ROWS, upload
-
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from litevfs.testing.s3_server import running_s3_server
+from _competitors import assert_equal, digest
+from _databases import ROWS, Dataset, dataset
+from _results import Result, parse_arguments, ratio, report
+from _results import seconds as shown
+from _s3_replica import DELAY_S, SMALL_ROWS, S3Replica, bytes_of, running_replica
 
 SESSIONS, SMALL_SESSIONS = 20, 1
 QUERIES = range(3, 9)
@@ -39,16 +36,13 @@ PAIR = ("SELECT * FROM orders WHERE batch BETWEEN {batch} AND {batch} LIMIT 50",
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     data = dataset(SMALL_ROWS if arguments.small else ROWS)
-    with ExitStack() as stack:
-        server = stack.enter_context(running_s3_server())
-        upload(data, server)
-        proxy = stack.enter_context(running_s3_proxy(server.endpoint))
-        bench = Bench(data, proxy, server.url(BUCKET, PATH, endpoint=proxy.endpoint), server.environment())
+    with running_replica(data.ltx_file) as replica:
+        bench = Bench(data, replica)
         batch = str(data.batches // 2)
         results = [bench.compare("look-ups, then count(*)", [sql.replace("{batch}", batch) for sql in PAIR])]
         seeds = range(SMALL_SESSIONS if arguments.small else SESSIONS)
         results += [bench.compare(f"session {seed}", session(data, seed)) for seed in seeds]
-    title = f"Sessions over S3 ({server.kind}) at {DELAY_S * 1000:.0f} ms, {data.ltx_file.stat().st_size / 1e6:.1f} MB"
+    title = f"Sessions over S3 ({replica.server.kind}) at {DELAY_S * 1000:.0f} ms, {replica.size / 1e6:.1f} MB"
     report(title, results, arguments)
 
 
@@ -64,11 +58,9 @@ def session(data: Dataset, seed: int) -> list[str]:
 class Bench:
     """One replica behind one proxy."""
 
-    def __init__(self, data: Dataset, proxy: HTTPProxy, url: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, data: Dataset, replica: S3Replica) -> None:
         self._data = data
-        self._proxy = proxy
-        self._url = url
-        self._environment = environment
+        self._replica = replica
 
     def compare(self, name: str, queries: list[str]) -> Result:
         """One row: the queries on one connection, and each on its own."""
@@ -84,18 +76,16 @@ class Bench:
 
     def _run(self, queries: list[str]) -> list[float]:
         """(bytes, GET requests, seconds) of the queries on a connection of their own."""
-        with Competitor("litevfs", self._url, self._environment) as competitor:
-            competitor.call("open")
-            self._proxy.clear()
-            self._proxy.delay_s = DELAY_S
+        with self._replica.opened() as competitor:
+            self._replica.proxy.delay_s = DELAY_S
             took = 0.0
             for query in queries:
                 seconds, answers = competitor.timed(query)
                 assert_equal(query, {"SQLite": digest([self._data.answer(query)]), "litevfs": answers})
                 took += seconds
-            self._proxy.delay_s = 0.0
-            gets = [request for request in self._proxy.requests if request.path.endswith(KEY)]  # not the polls
-        return [sum(range_bytes(request.range) for request in gets), len(gets), took]
+            self._replica.proxy.delay_s = 0.0
+            gets = self._replica.gets()
+        return [bytes_of(gets), len(gets), took]
 
 
 if __name__ == "__main__":

@@ -10,18 +10,19 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from random import Random
 
-from _harness import ROWS, Dataset, Result, Samples, assert_equal, dataset, digest, parse_arguments, report
-from _harness import seconds as shown
-from s3 import BUCKET, KEY, PATH, SMALL_ROWS, upload
+from _competitors import assert_equal, digest
+from _databases import ROWS, Dataset, dataset
+from _results import Result, Samples, parse_arguments, report
+from _results import seconds as shown
+from _s3_replica import SMALL_ROWS, S3Replica, running_server
 
 import litevfs
 from litevfs.files import hedges
 from litevfs.testing.http_faults import HTTPFault
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from litevfs.testing.s3_server import running_s3_server
+from litevfs.testing.s3_proxy import running_s3_proxy
 
 READS, SMALL_READS = 1000, 60
 DELAY_S = 0.004  # of every request
@@ -33,35 +34,33 @@ SHARES = {"no second requests": 0.0, "at most 5 % second requests": hedges.SHARE
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(__doc__, argv)
     data = dataset(SMALL_ROWS if arguments.small else ROWS)
-    with ExitStack() as stack:
-        server = stack.enter_context(running_s3_server())
-        upload(data, server)
+    with running_server(data.ltx_file) as server:
         os.environ.update(server.environment())
         results = []
         for case, share in SHARES.items():
             with running_s3_proxy(server.endpoint, delay_s=DELAY_S, seed=1) as proxy:
                 hedges.SHARE = share
-                url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
-                results.append(measure(case, data, proxy, url, SMALL_READS if arguments.small else READS))
+                reads = SMALL_READS if arguments.small else READS
+                results.append(measure(case, data, S3Replica(server, proxy, data.ltx_file.stat().st_size), reads))
     title = f"S3 ({server.kind}) at {DELAY_S * 1000:g} ms, {SLOW_SHARE:.0%} of the answers {SLOW_MS / 1000:g} s later"
     report(title, results, arguments)
 
 
-def measure(case: str, data: Dataset, proxy: HTTPProxy, url: str, reads: int) -> Result:
+def measure(case: str, data: Dataset, replica: S3Replica, reads: int) -> Result:
     """Point reads of random rows on one connection, whose caches hold few of them: a row of the table."""
     random = Random(1)
     ids = [random.randrange(data.rows) + 1 for _ in range(reads)]
     took, rows = [], []
-    with closing(litevfs.connect(url, poll_interval=0, cache_size="500kB", prefetch=False)) as connection:
+    with closing(litevfs.connect(replica.url, poll_interval=0, cache_size="500kB", prefetch=False)) as connection:
         connection.execute(SQL, (1,)).fetchall()
         connection.execute("PRAGMA cache_size = 20")
-        proxy.faults.add(HTTPFault(delay_ms=SLOW_MS, probability=SLOW_SHARE, method="GET"))
-        proxy.clear()
+        replica.proxy.faults.add(HTTPFault(delay_ms=SLOW_MS, probability=SLOW_SHARE, method="GET"))
+        replica.proxy.clear()
         for row in ids:
             began = time.perf_counter()
             rows.append(connection.execute(SQL, (row,)).get)
             took.append(time.perf_counter() - began)
-        requests = sum(request.path.endswith(KEY) for request in proxy.requests)
+        requests = len(replica.gets())
     assert_equal(case, {"SQLite": digest([data.answer(SQL, (row,)) for row in ids]), "litevfs": digest(rows)})
     samples = Samples()
     took.sort()

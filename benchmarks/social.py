@@ -10,27 +10,14 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import apsw
 from _chart import bars
-from _harness import (
-    Competitor,
-    OneFile,
-    Result,
-    Samples,
-    argument_parser,
-    assert_equal,
-    cached_folder,
-    ratio,
-    report,
-    seconds,
-)
-from s3 import BUCKET, KEY, PART_BYTES, PATH, upload_file
-
-from litevfs.testing.s3_proxy import HTTPProxy, running_s3_proxy
-from litevfs.testing.s3_server import S3Server, running_s3_server
+from _competitors import assert_equal
+from _databases import OneFile, cached_folder
+from _results import Result, Samples, argument_parser, ratio, report, seconds
+from _s3_replica import S3Replica, running_replica
 
 DELAYS_S = (0.004, 0.025)
 PAGE_SIZES = (1 << 16, 1 << 12)
@@ -148,31 +135,24 @@ def measure(network: Network, delays: Sequence[float], rounds: int) -> Samples:
     """Every query at every delay, each on a connection of its own, rounds interleaved; and the download."""
     samples = Samples()
     expected = {query.name: network.replica.answer(query.sql, network.parameters) for query in QUERIES}
-    with ExitStack() as stack:
-        server = stack.enter_context(running_s3_server())
-        upload_file(network.replica.ltx_file, server)
-        proxy = stack.enter_context(running_s3_proxy(server.endpoint))
+    with running_replica(network.replica.ltx_file) as replica:
         for _ in range(rounds):
             for delay_s in delays:
-                proxy.delay_s = delay_s
+                replica.proxy.delay_s = delay_s
                 for query in QUERIES:
-                    _ask(network, server, proxy, query, expected[query.name], samples)
-                with Competitor("download", proxy.endpoint, server.environment()) as download:
-                    answer = download.call("download", bucket=BUCKET, key=KEY, part_bytes=PART_BYTES)
-                samples.add(DOWNLOAD, f"{delay_s:g}", answer["seconds"])
+                    _ask(network, replica, query, expected[query.name], samples)
+                samples.add(DOWNLOAD, f"{delay_s:g}", replica.download())
     return samples
 
 
-def _ask(network: Network, server: S3Server, proxy: HTTPProxy, query: Query, expected: str, samples: Samples) -> None:
-    url = server.url(BUCKET, PATH, endpoint=proxy.endpoint)
-    with Competitor("litevfs", url, server.environment()) as competitor:
-        competitor.call("open")
-        proxy.clear()
+def _ask(network: Network, replica: S3Replica, query: Query, expected: str, samples: Samples) -> None:
+    with replica.opened() as competitor:
         answer = competitor.call("run", sql=query.sql, parameters=[network.parameters])
-        requests = [request for request in proxy.requests if request.path.endswith(KEY)]  # not the polls
+        requests = replica.gets()
     assert_equal(query.name, {"SQLite": expected, "litevfs": answer["digest"]})
-    samples.add(query.name, f"{proxy.delay_s:g}", answer["seconds"])
-    samples.add(query.name, f"{proxy.delay_s:g} GET", len(requests))
+    delay = f"{replica.proxy.delay_s:g}"
+    samples.add(query.name, delay, answer["seconds"])
+    samples.add(query.name, f"{delay} GET", len(requests))
 
 
 def results(samples: Samples, delays: Sequence[float], *, judged: bool) -> list[Result]:

@@ -22,7 +22,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from _harness import Dataset, Result, assert_equal, dataset, digest, parse_arguments, report, seconds  # noqa: E402
+from _competitors import assert_equal, digest  # noqa: E402
+from _databases import Dataset, dataset  # noqa: E402
+from _results import Result, parse_arguments, report, seconds  # noqa: E402
 
 import litevfs  # noqa: E402
 from litevfs.errors import LitevfsError, StoragePermissionError  # noqa: E402
