@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-FIRST = ["index", "time-travel", "freshness", "options", "pragmas", "commands"]
+FIRST = ["index", "time-travel", "freshness", "polling", "options", "pragmas", "commands"]
 DOORS = ["apsw", "sqlite3", "dbapi", "sqlalchemy", "arrow", "async", "http", "django", "datasette"]
-STORAGES = ["index", "file", "s3", "gs", "azure", "sftp", "webdav", "nats", "http"]
+STORAGES = ["index", "s3", "gs", "azure", "sftp", "webdav", "nats", "http"]
 MORE = [
     "follow",
     "diff",
