@@ -41,7 +41,6 @@ class FollowRecord:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.is_new = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise FollowError(f"cannot write beside the database: {error.strerror}", key=str(path)) from error
@@ -59,6 +58,11 @@ class FollowRecord:
         if fd >= 0:
             fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open for long
             os.close(fd)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever saved: a follower that was refused, or killed at its start, has left no state."""
+        return os.fstat(self._fd).st_size == 0
 
     def load(self) -> tuple[str, tuple[FollowedState, ...]] | None:
         """The replica's URL and the states that the file may be in; None if there is no whole record."""

@@ -224,9 +224,10 @@ def test_a_database_of_someone_else_is_refused_unless_it_may_be_overwritten(prim
     with closing(sqlite3.connect(path)) as other, other:
         other.execute("CREATE TABLE precious (x)")
     theirs = path.read_bytes()
-    with pytest.raises(FollowTargetError, match="did not make"):
-        followed(url, path)
-    assert path.read_bytes() == theirs
+    for _ in range(2):  # as a service does that is started again
+        with pytest.raises(FollowTargetError, match="did not make"):
+            followed(url, path)
+        assert path.read_bytes() == theirs
     with followed(url, path, overwrite=True):
         assert_is(path, primary.images[primary.txid], schema_version=False)
 
@@ -259,7 +260,7 @@ def test_two_followers_do_not_share_a_file_and_a_file_has_one_replica(primary, u
     drop_memory_store("follow-other")
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"url": "mem', b"\0" * 4096])
+@pytest.mark.parametrize("torn", [b'{"url": "mem', b"\0" * 4096])
 def test_a_torn_record_costs_a_comparison_and_no_row(primary, url, path, torn):
     with followed(url, path):
         pass
