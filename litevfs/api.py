@@ -228,15 +228,24 @@ def subscribe(
     With `tables`, only when one of these may have changed: one of its pages changed, or it was made or dropped;
     transactions of one refresh then make one call, with the last TXID. Close the subscription (or leave its `with`
     block) to end it. Options are those of `connect`; transactions that were compacted before they were seen are
-    reported as one. Raises what `connect` raises.
+    reported as one. Raises OptionError for a table that does not exist at the start, and what `connect` raises.
     """
     from litevfs.operations.changed_sides import TableFilter
 
     if not callable(callback):
         raise OptionError(f"not a function to call: {shown(callback)}", hint="subscribe(url, callback)")
-    return Subscription(
-        Options.of(replica_url, options), callback, None if tables is None else TableFilter(names_of(tables, "tables"))
-    )
+    collected = Options.of(replica_url, options)
+    if tables is None:
+        return Subscription(collected, callback)
+    tables_of_interest = TableFilter(names_of(tables, "tables"))
+    subscription = Subscription(collected, callback, tables_of_interest)
+    try:
+        if subscription.first is not None:
+            tables_of_interest.check_names(subscription.replica, subscription.first)
+    except BaseException:
+        subscription.close()
+        raise
+    return subscription
 
 
 @apsw_errors()

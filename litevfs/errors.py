@@ -84,7 +84,7 @@ class LitevfsError(Exception):
 
 
 class OptionError(LitevfsError, ValueError):
-    """An option, argument, URI parameter or environment variable is unknown or has a value out of range."""
+    """An option, argument or URI parameter is unknown, or the value of one, or of a variable, is out of range."""
 
     extendedresult = _CANTOPEN
 

@@ -181,17 +181,18 @@ def remove(path: StrPath) -> None:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def make_folders(folder: str) -> None:
-    """Create `folder` and its parents, each entry on the disk before something is put below it."""
+def make_folders(folder: str) -> list[str]:
+    """Create `folder` and its parents, each entry on the disk before something is put below it; those it made."""
     if os.path.isdir(folder):
-        return
+        return []
     parent = os.path.dirname(folder)
-    make_folders(parent)
+    made = make_folders(parent)
     try:
         os.mkdir(folder)
     except FileExistsError:
-        return
+        return made
     fsync_folder(parent)
+    return [*made, folder]
 
 
 def sync_data(fd: int) -> None:

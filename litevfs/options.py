@@ -7,6 +7,7 @@ Precedence: URI parameter, keyword, environment, default.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,8 @@ from litevfs.errors import OptionError
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.texts import parse_queries, parse_rate, parse_replica_url, parse_text
 from litevfs.units import format_timestamp, parse_bool, parse_duration_s, parse_size_bytes, parse_timestamp_ms
+
+logger = logging.getLogger("litevfs.options")
 
 SQLITE_URI_PARAMETERS = frozenset({"mode", "cache", "immutable", "nolock", "psow", "modeof", "vfs"})
 """Query parameters that SQLite itself understands (https://www.sqlite.org/uri.html); ignored."""
@@ -213,11 +216,13 @@ class Options:
     ) -> Options:
         """Options from all sources, the first that names one winning: `uri`, `keywords`, `environ` (os.environ).
 
-        SQLite's own URI parameters are ignored. Raises OptionError for an unknown name or a bad value.
+        SQLite's own URI parameters are ignored. Raises OptionError for an unknown name or a bad value; a variable of
+        the environment that is unknown may be another program's, so it is a warning.
         """
         environ = os.environ if environ is None else environ
         _check_uri_names(uri)
         check_names(keywords, "option")
+        _warn_of_unknown_variables(environ)
         keywords, environ = _without_other_states(uri, keywords, environ)
         values: dict[str, Any] = {}
         for spec in SPECS:
@@ -358,6 +363,25 @@ def _check_uri_names(uri: Mapping[str, str]) -> None:
             if "?" in uri.get("replica_url", ""):  # its own parameters may have ended at an & that is not encoded
                 hint = f"{hint} Or {_WHOLE_HINT}" if hint else _WHOLE_HINT
             raise OptionError(f"unknown URI parameter {name!r}", hint=hint or _KNOWN_HINT)
+
+
+_PREFIX = "LITEVFS_"
+_PASSWORDS = ("HTTP_PASSWORD", "NATS_PASSWORD", "NATS_TOKEN", "SFTP_PASSWORD", "WEBDAV_PASSWORD")
+"""Variables that clients read, without the prefix."""
+_VARIABLES = tuple(f"{_PREFIX}{name}" for name in (*map(str.upper, OPTION_NAMES), *_PASSWORDS))
+_OF_OTHERS = ("LITEVFS_TEST_", "LITEVFS_CI_")
+_warned: set[str] = set()
+
+
+def _warn_of_unknown_variables(environ: Iterable[str]) -> None:
+    """Log each variable that looks like an option and is none, once in a process."""
+    for name in environ:
+        if not name.startswith(_PREFIX) or name in _VARIABLES or name in _warned or name.startswith(_OF_OTHERS):
+            continue
+        _warned.add(name)
+        near = nearest(name.removeprefix(_PREFIX), (known.removeprefix(_PREFIX) for known in _VARIABLES))
+        hint = f"did you mean {_PREFIX}{near}?" if near else f"known: {', '.join(_VARIABLES)}"
+        logger.warning("environment variable %s is unknown, so it has no effect; hint: %s", name, hint)
 
 
 def _meant(name: str, names: Iterable[str]) -> str | None:

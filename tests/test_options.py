@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import litevfs
+from litevfs import options
 from litevfs.errors import OptionError
 from litevfs.options import OPTION_NAMES, SPECS, Options, first_of_equals, to_uri_text
 from litevfs.texts import parse_queries, parse_replica_url, parse_text
@@ -31,6 +34,22 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (options.verify, collect(uri={"verify": "true"}).verify) == (False, True)
     assert options.is_polling
     assert not options.is_fixed
+
+
+def test_an_unknown_variable_of_the_environment_is_a_warning_once(caplog):
+    known = dict.fromkeys(("LITEVFS_SFTP_PASSWORD", "LITEVFS_TEST_S3_SERVER", "LITEVFS_KEEP_OPEN", "OTHER"), "1")
+    for _ in range(2):
+        collect(environ=known | {"LITEVFS_CACHE_SIZ": "secret", "LITEVFS_QQQ": ""})
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "LITEVFS_CACHE_SIZ is unknown, so it has no effect; hint: did you mean LITEVFS_CACHE_SIZE?" in caplog.text
+    assert "LITEVFS_QQQ is unknown, so it has no effect; hint: known: LITEVFS_REPLICA_URL, " in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_the_variables_of_passwords_are_known():
+    sources = " ".join(path.read_text() for path in Path(litevfs.__file__).parent.rglob("*.py"))
+    named = set(re.findall(r"\bLITEVFS_[A-Z_]+[A-Z]\b", sources)) - {"LITEVFS_CI_CACHE"}
+    assert named <= {*options._VARIABLES}
 
 
 def test_uri_wins_over_keyword_over_environment_over_default():

@@ -6,14 +6,15 @@ import argparse
 import sys
 import threading
 from contextlib import closing
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import apsw
 
-import litevfs
-from litevfs.commands.options import add_options, add_sql, add_url, collect_options, connect, given_options
+from litevfs.commands.options import add_options, add_sql, add_url, collect_options, connect
 from litevfs.commands.results import FORMATS, make_writer, write_results
 from litevfs.errors import OptionError
+from litevfs.live.subscription import Subscription
+from litevfs.operations.changed_sides import TableFilter
 
 DESCRIPTION = (
     "Run SQL on a replica and print the rows. All statements see one state of the database, unless --poll-interval is "
@@ -66,10 +67,10 @@ def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
     """
     connection = connect(args)
     changed = threading.Event()
-    options: dict[str, Any] = given_options(args)
     try:
         tables = tables_read(connection, sql)
-        with litevfs.subscribe(args.url, lambda txid: changed.set(), tables=tables or None, **options):
+        of_interest = TableFilter(tables) if tables else None  # they may be functions: not checked for being tables
+        with Subscription(collect_options(args), lambda txid: changed.set(), of_interest):
             while True:
                 changed.clear()
                 txid, moment = connection.pragma("litestream_txid"), connection.pragma("litestream_time")

@@ -6,6 +6,7 @@ import argparse
 import json
 import queue
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import litevfs
@@ -17,6 +18,7 @@ from litevfs.errors import TXIDNotFoundError
 from litevfs.files.fetch import Fetcher
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.history import is_proved, marks_of
+from litevfs.operations.tables import is_among
 from litevfs.options import SPECS
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
             )
         if done < newest:
             done = feed.print_changes(done, newest)
+        else:
+            feed.check_tables(newest)
         while not args.once and not ended.is_set():
             try:
                 txid = news.get(timeout=_WAIT_S)
@@ -76,21 +80,31 @@ class _Feed:
     def __init__(self, args: argparse.Namespace, options: dict[str, Any], fetcher: Fetcher) -> None:
         self._args, self._fetcher = args, fetcher
         self._options = {name: value for name, value in options.items() if name != "poll_interval"}
+        self._are_tables_checked = False
         self.marks: frozenset[int] | None = None  # of the state up to which changes were printed, see `marks_of`
+
+    def check_tables(self, txid: int) -> None:
+        """Raise OptionError where the state `txid` lacks one of the tables; later each may be dropped and come back."""
+        if self._args.tables:
+            with litevfs.diff(self._args.url, txid, txid, self._args.tables, **self._options):
+                self._are_tables_checked = True
 
     def print_changes(self, done: int, txid: int) -> int:
         """Print the changes after `done` up to `txid`, or up to a later TXID if `txid` was compacted away."""
+        checked = None if self._are_tables_checked else self._args.tables
         try:
-            diff = litevfs.diff(self._args.url, done, txid, self._args.tables, **self._options)
+            diff = litevfs.diff(self._args.url, done, txid, checked, **self._options)
         except TXIDNotFoundError as error:
             if error.min_txid != txid:
                 raise
-            diff = litevfs.diff(self._args.url, done, "latest", self._args.tables, **self._options)
+            diff = litevfs.diff(self._args.url, done, "latest", checked, **self._options)
+        self._are_tables_checked = True
         with diff:
             self._check_history(diff)
             where = {"txid": format_txid(diff.to_txid)}
             count = 0
-            for count, change in enumerate(diff, 1):  # noqa: B007 (used after the loop)
+            names = [name for name in diff.tables if not self._args.tables or is_among(name, self._args.tables)]
+            for count, change in enumerate(chain.from_iterable(map(diff.changes, names)), 1):  # noqa: B007 (used after)
                 print(json.dumps(where | as_object(change), ensure_ascii=False))
             print(json.dumps(where | {"changes": count}), flush=True)
             for item in diff.schema:

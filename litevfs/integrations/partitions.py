@@ -26,7 +26,7 @@ from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
 from litevfs.operations.history import is_proved, marks_of
-from litevfs.operations.tables import quoted
+from litevfs.operations.tables import no_table, quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options, check_names
 from litevfs.states.snapshot import Snapshot
@@ -268,7 +268,7 @@ class _Table:
         ).fetchall()
         if not found:
             names = [str(row[0]) for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-            raise OptionError(f"no table {name}", hint="tables: " + ", ".join(names))
+            raise no_table(name, names)
         self.name, kind, without_rowid, root = str(found[0][0]), found[0][1], found[0][2], found[0][3]
         if kind not in ("table", "shadow"):
             what = "virtual table" if kind == "virtual" else kind

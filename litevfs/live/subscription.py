@@ -59,6 +59,11 @@ class Subscription:
         _open.add(self)
 
     @property
+    def replica(self) -> Replica:
+        """The replica that is listened to."""
+        return self._replica
+
+    @property
     def fetcher(self) -> Fetcher:
         """What reads the replica's files."""
         return self._replica.fetcher

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 
 from litevfs.errors import LitevfsError
 from litevfs.live.replica import Replica
 from litevfs.ltx.format import lock_pgno
+from litevfs.ltx.names import format_txid
 from litevfs.operations.index_trees import KeyOrder, is_index_tree_touched
 from litevfs.operations.key_orders import declared_key_order
-from litevfs.operations.table_trees import encoding_of, is_table_touched, table_roots, table_sql
+from litevfs.operations.table_trees import encoding_of, is_table_touched, schema_names, table_roots, table_sql
+from litevfs.operations.tables import is_among, no_table
 from litevfs.operations.tree_pages import (
     INTERIOR_INDEX,
     LEAF_INDEX,
@@ -71,7 +74,16 @@ class TableFilter:
     """Tells whether one of some tables may differ between two states of a replica; yes when that is not clear."""
 
     def __init__(self, tables: Collection[str]) -> None:
+        self._given = tables
         self._names = {name.lower() for name in tables}
+
+    def check_names(self, replica: Replica, state: Snapshot) -> None:
+        """Raise OptionError for a name that no table, view or virtual table has in this state."""
+        with suppress(UnclearError):
+            known = schema_names(_side(replica.pages, state, ()))
+            for name in self._given:
+                if not is_among(name, known):
+                    raise no_table(name, known, f" in the state {format_txid(state.txid)}")
 
     def __call__(self, replica: Replica, old: Snapshot, new: Snapshot) -> bool:
         """Never raises: if the pages cannot be read, the tables may differ."""

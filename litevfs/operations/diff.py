@@ -20,7 +20,19 @@ from litevfs.ltx.names import format_txid
 from litevfs.operations.changed_sides import read_sides
 from litevfs.operations.index_trees import COLLATIONS, KeyValue, changed_keys
 from litevfs.operations.table_trees import changed_rows
-from litevfs.operations.tables import Key, Row, State, Table, Value, column_list, quoted, read_rows, split_row
+from litevfs.operations.tables import (
+    Key,
+    Row,
+    State,
+    Table,
+    Value,
+    column_list,
+    is_among,
+    no_table,
+    quoted,
+    read_rows,
+    split_row,
+)
 from litevfs.operations.tree_pages import Side, UnclearError, unexplained_overflow
 from litevfs.pages.source import PageSource
 from litevfs.states.changes import pgnos_differing
@@ -79,16 +91,17 @@ class Diff:
         if tables is None:
             return known
         for name in tables:
-            if name in self.old.virtual | self.new.virtual:
+            if is_among(name, self.old.virtual | self.new.virtual):
                 raise OptionError(
                     f"{name} is a virtual table", hint="its rows lie in shadow tables, which are compared"
                 )
-            if name not in known and name in self.old.views | self.new.views:
+            if is_among(name, known):
+                continue
+            if is_among(name, self.old.views | self.new.views):
                 raise OptionError(f"{name} is a view", hint="its rows are those of tables: name these")
-            if name not in known:
-                txids = f"{format_txid(self.from_txid)} and {format_txid(self.to_txid)}"
-                raise OptionError(f"no table {name} in the states {txids}", hint="tables: " + ", ".join(known))
-        return [name for name in known if name in set(tables)]
+            txids = f"{format_txid(self.from_txid)} and {format_txid(self.to_txid)}"
+            raise no_table(name, known, f" in the states {txids}")
+        return [name for name in known if is_among(name, tables)]
 
     def __iter__(self) -> Iterator[Change]:
         for name in self.tables:

@@ -147,15 +147,25 @@ def table_sql(side: Side, name: str) -> str | None:
     return None
 
 
+def schema_names(side: Side) -> list[str]:
+    """The names of the tables, virtual ones too, and of the views. Raises UnclearError."""
+    return [str(values[1]) for values, _ in _schema(side) if values[0] in ("table", "view")]
+
+
 def _tables(side: Side) -> Iterator[tuple[str, int, Cell]]:
     """(name in lower case, root page, row of the schema) of each table that has pages."""
+    for values, cell in _schema(side):
+        if values[0] == "table" and isinstance(root := values[3], int) and root:
+            yield str(values[1]).lower(), root, cell
+
+
+def _schema(side: Side) -> Iterator[tuple[list[str | int | None], Cell]]:
+    """(type, name, table's name and root page; the row) of each row of the schema."""
     encoding = encoding_of(side)
     for cell in _all_cells(side, 1):
         _, position = varint(cell.content, 0)
         _, start = varint(cell.content, position)
-        values = _values(cell.content[start:], 4, encoding)
-        if values[0] == "table" and isinstance(root := values[3], int) and root:
-            yield str(values[1]).lower(), root, cell
+        yield _values(cell.content[start:], 4, encoding), cell
 
 
 def _values(record: bytes, count: int, encoding: str) -> list[str | int | None]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import apsw
 
 from litevfs.errors import LitevfsError, OptionError
 from litevfs.operations.index_trees import KeyOrder, KeyValue
 from litevfs.operations.key_orders import key_order
+from litevfs.options import nearest
 from litevfs.states.snapshot import Snapshot
 
 Value = None | int | float | str | bytes
 Key = tuple[Value, ...]
 Row = dict[str, Value]
+_MOST_NAMES = 20  # in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,19 @@ class State:
         for row in read_rows(self._connection, table, sql, tuple(key)):
             return split_row(row, table)
         return None
+
+
+def is_among(name: str, names: Collection[str]) -> bool:
+    """Whether SQLite takes the name for one of these: case does not matter."""
+    return name.lower() in {each.lower() for each in names}
+
+
+def no_table(name: str, known: Collection[str], where: str = "") -> OptionError:
+    """The error for a table that does not exist: names the nearest one, or the tables there are."""
+    near = nearest(name, known)
+    names = ", ".join(islice(known, _MOST_NAMES)) + (", ..." if len(known) > _MOST_NAMES else "")
+    hint = f"did you mean {near}?" if near else f"tables: {names}" if known else "the database has no tables"
+    return OptionError(f"no table {name}{where}", hint=hint)
 
 
 def read_rows(

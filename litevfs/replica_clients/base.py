@@ -182,7 +182,9 @@ class LeavesFolders(Protocol):
     """An optional part of a client whose storage has folders, which stay when their files are deleted."""
 
     def remove_folder(self) -> None:
-        """Remove the replica's folder. The doctor calls this for the folder of its own, whose files are deleted."""
+        """Remove the replica's folder, and those above it that this client made, if they are empty and the storage
+        removes no other. The doctor calls this for the folder of its own, whose files are deleted.
+        """
         ...
 
 

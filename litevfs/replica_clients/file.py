@@ -61,6 +61,7 @@ class FileReplicaClient:
         self.open_files = self._kept.descriptors
         self._lock = threading.Lock()  # for changes of the levels that were swept
         self._swept_levels: set[int] = set()
+        self._made: list[str] = []  # folders, each after the one that it lies in
         self._layout = LTX_FOLDER
         self._is_layout_known = False
 
@@ -183,7 +184,7 @@ class FileReplicaClient:
         folder = self._folder(level)
         path = f"{folder}/{format_file_name(min_txid, max_txid)}"
         with _translated(path):
-            local_files.make_folders(folder)
+            self._made += local_files.make_folders(folder)
             self._sweep_leftovers(level)
             fd, temp_path = local_files.create_temporary(f"{path}.", ".tmp")
             try:
@@ -242,6 +243,9 @@ class FileReplicaClient:
     def remove_folder(self) -> None:
         """See `LeavesFolders.remove_folder`."""
         shutil.rmtree(self._root, ignore_errors=True)
+        for folder in reversed(self._made):
+            with suppress(OSError):  # it went with the replica's folder, or is not empty
+                os.rmdir(folder)  # noqa: PTH106 - str in hand
 
     def close(self) -> None:
         """See `ReplicaClient.close`. A descriptor that a read is using closes with that read."""

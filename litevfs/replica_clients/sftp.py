@@ -78,6 +78,7 @@ class SFTPReplicaClient:
             options.get("hostKey"),
         )
         self._connection = SFTPConnection(target, read_timeout_s)
+        self._made: list[str] = []  # folders, each after the one that it lies in
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -249,14 +250,14 @@ class SFTPReplicaClient:
             raise
         return attributes
 
-    @staticmethod
-    def _make_folders(sftp: Any, folder: str) -> None:
+    def _make_folders(self, sftp: Any, folder: str) -> None:
         parts = folder.split("/")
         for count in range(1, len(parts) + 1):
             path = "/".join(parts[:count])
             if path:
                 with suppress(OSError):  # it exists, or the open that follows raises the error
                     sftp.mkdir(path)
+                    self._made.append(path)
 
     def delete(self, files: Iterable[LTXFileInfo]) -> None:
         """See `ReplicaClient.delete`. One request a file."""
@@ -309,7 +310,7 @@ class SFTPReplicaClient:
         root = f"{self._root}{self._location.prefix}"
         folders = [self._root + self._location.folder(level) for level in LEVELS]
         with self._connection.channel(root) as channel:
-            for folder in (*folders, f"{root}ltx/", root):
+            for folder in (*folders, f"{root}ltx/", root, *reversed(self._made)):
                 if folder.strip("/"):
                     with suppress(OSError):  # there is none, or it is not empty
                         channel.sftp.rmdir(folder.rstrip("/"))

@@ -90,6 +90,29 @@ def test_transactions_that_were_compacted_meanwhile_come_as_one(replicator, tmp_
     assert objects[-1] == {"txid": f"{4:016x}", "changes": 3}
 
 
+def test_a_table_that_does_not_exist_is_an_error_at_once_and_one_that_is_dropped_later_is_none(
+    replicator, tmp_path, capsys
+):
+    application, primary = replicator
+    url = str(tmp_path / "replica")
+    assert main(["watch", url, "--tables", "t", "uu"]) == 2
+    assert "no table uu" in (error := capsys.readouterr().err)
+    assert "did you mean u?" in error
+    with started("watch", url, "--tables", "T", "u", "--from", "1", "--poll-interval", "20ms") as process:
+        seen = []
+        for sql in ("INSERT INTO u VALUES (1)", "DROP TABLE u", "INSERT INTO t VALUES (1, 1)", "CREATE TABLE u (z)"):
+            application.execute(sql)
+            seen += lines_up_to(process, primary.sync())
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert [(change["table"], change["op"]) for change in seen if "op" in change] == [
+        ("u", "insert"),
+        ("u", "delete"),
+        ("t", "insert"),
+    ]
+
+
 def test_a_feed_cannot_go_on_from_a_state_that_is_gone_or_never_was(replicator, tmp_path, capsys):
     application, primary = replicator
     url = str(tmp_path / "replica")

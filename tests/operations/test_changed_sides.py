@@ -10,6 +10,7 @@ import apsw
 import pytest
 
 import litevfs
+from litevfs.errors import OptionError
 from litevfs.live.registry import registry
 from litevfs.operations.changed_sides import TableFilter
 from litevfs.operations.key_orders import declared_key_order
@@ -81,6 +82,14 @@ def test_a_subscription_to_tables_is_called_for_these_alone(primary, url):
         assert len(calls) == 1
         dropped = primary.commit("DROP TABLE t")
         wait_until(lambda: calls[-1] >= dropped, "the call for the drop")
+
+
+def test_a_subscription_to_a_table_that_does_not_exist_names_the_nearest(primary, url):
+    primary.commit("CREATE VIEW orders_view AS SELECT * FROM other; CREATE VIRTUAL TABLE words USING fts5(body)")
+    for name, hint in (("othr", "did you mean other"), ("zzz", "tables: t, w, big, other, orders_view")):
+        with pytest.raises(OptionError, match=rf"no table {name} in the state 0+2; hint: {hint}"):
+            litevfs.subscribe(url, print, tables=["t", name])
+    litevfs.subscribe(url, print, tables=["Orders_View", "words", "OTHER"]).close()
 
 
 _KEYS = {

@@ -171,8 +171,12 @@ def test_bad_input_is_refused_with_what_to_do(primary, url):
         litevfs.diff(url, 2, 1)
     with pytest.raises(TXIDNotFoundError):
         litevfs.diff(url, 1, 99)
-    with pytest.raises(OptionError, match="no table nope in the states"):
+    with pytest.raises(OptionError, match=r"no table nope in the states .*tables: t, f_data"):
         litevfs.diff(url, 1, 2, ["nope"])
+    with pytest.raises(OptionError, match=r"did you mean f_data\?"):
+        litevfs.diff(url, 1, 2, ["f_dat"])
+    with litevfs.diff(url, 1, 2, ["T"]) as diff:  # to SQLite, the name is the same
+        assert diff.tables == ["t"]
     with pytest.raises(OptionError, match="f is a virtual table"):
         litevfs.diff(url, 1, 2, ["f"])
     with pytest.raises(OptionError, match="unknown option"):

@@ -52,6 +52,11 @@ def test_a_folder_gives_all_and_is_left_as_it_was(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_that_did_not_exist_do_not_stay(tmp_path: Path):
+    examine(str(tmp_path / "none" / "app"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_reader_needs_no_write():
     checks = examine(FIXTURE.as_uri(), with_writes=False)
     assert list(by_name(checks, "reader")) == ["list", "read", "range", "round trip", "throughput"]
