@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-
-import apsw
 
 from litevfs.errors import ReplicaConflictError, TransientStorageError
 from litevfs.ltx.names import format_txid
-from litevfs.operations.restore import RestoreResult, ignore, restore_if_missing
+from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.guard import WriterGuard, open_guard
 from litevfs.replicate.lease import RESTORING
 from litevfs.replicate.replica_position import replica_position
-from litevfs.replicate.restored import RestoredState, begin_restored, restored_state
 from litevfs.replicate.source_file import database_path
 from litevfs.replicate.state import StateFolder
 from litevfs.replicate.status import unix_time_ms
@@ -56,17 +53,8 @@ def _restore(
 ) -> None:
     closed = threading.Event()
     guards = [open_guard(client, RESTORING + folder.id, closed, lease_ttl_s, unix_time_ms) for client in clients]
-    found: list[RestoredState] = []
-
-    def find_state(temporary: Path, result: RestoreResult) -> None:
-        with suppress(OSError, apsw.Error):  # then the first upload holds the whole database
-            found.append(restored_state(temporary, result.page_size, result.pages))
-
     try:
-        client = _wait_for(clients, guards, closed) if waits else _hold(clients, guards)
-        result = restore_if_missing(client, path, find_state if len(clients) == 1 else ignore)
-        if result is not None and found:
-            begin_restored(folder, client, path, result.txid, found[0])
+        result = restore_if_missing(_wait_for(clients, guards, closed) if waits else _hold(clients, guards), path)
     finally:
         for guard in guards:
             guard.release(threading.Lock(), 5.0)

@@ -37,6 +37,7 @@ from litevfs.ltx.page_rules import check_growth
 from litevfs.operations.target import RestoreTarget, check_unused, is_missing
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
 from litevfs.replicate.marks import RestoredMark, remove_restored, write_restored
+from litevfs.replicate.restored import restored_state
 from litevfs.units import parse_duration_s, parse_moment_ms, parse_timestamp_ms
 
 logger = logging.getLogger("litevfs.operations.restore")
@@ -91,17 +92,7 @@ def restore(
     no others replace; StorageError.
     """
     find_state = _state_finder(txid, timestamp)
-    return _restore(
-        replica, Path(path), find_state, integrity_check, progress, force, parse_duration_s(read_timeout), ignore
-    )
-
-
-OnWhole = Callable[[Path, RestoreResult], None]
-"""Called with a temporary file that holds the whole state, before it gets its name and other users."""
-
-
-def ignore(path: Path, result: RestoreResult) -> None:
-    """Do nothing with it."""
+    return _restore(replica, Path(path), find_state, integrity_check, progress, force, parse_duration_s(read_timeout))
 
 
 def _restore(
@@ -112,7 +103,6 @@ def _restore(
     progress: Progress | None,
     force: bool,
     read_timeout_s: float,
-    on_whole: OnWhole,
 ) -> RestoreResult:
     if force:
         check_unused(path)
@@ -124,14 +114,13 @@ def _restore(
         result = _Restore(streamer, find_state, target, progress).run()
         if integrity_check:
             _check_integrity(target)
-        on_whole(target.temp_path, result)
-        with _leaving_mark(target, client, result):
+        with _leaving_mark(target, client, result, is_newest=find_state is _newest):
             target.publish()
     return result
 
 
 def restore_if_missing(
-    replica: str | os.PathLike[str] | ReplicaClient, path: str | os.PathLike[str], on_whole: OnWhole = ignore
+    replica: str | os.PathLike[str] | ReplicaClient, path: str | os.PathLike[str]
 ) -> RestoreResult | None:
     """As `restore`, of the newest state, unless there is a database or the replica is empty: None then.
 
@@ -140,17 +129,23 @@ def restore_if_missing(
     if not is_missing(Path(path)):
         return None
     try:
-        find_state, force = _state_finder(None, None), os.path.lexists(path)
-        return _restore(replica, Path(path), find_state, False, None, force, _READ_TIMEOUT_S, on_whole)
+        return _restore(replica, Path(path), _newest, False, None, os.path.lexists(path), _READ_TIMEOUT_S)
     except ReplicaEmptyError:
         return None
 
 
 @contextmanager
-def _leaving_mark(target: RestoreTarget, client: ReplicaClient, result: RestoreResult) -> Iterator[None]:
+def _leaving_mark(
+    target: RestoreTarget, client: ReplicaClient, result: RestoreResult, *, is_newest: bool
+) -> Iterator[None]:
     """Write the mark first, so that a replicator continues from there even if an application has written meanwhile."""
+    content = b""
+    if is_newest:
+        with suppress(OSError, apsw.Error):  # then the first upload holds the whole database
+            content = restored_state(target.temp_path, result.page_size, result.pages).pack()
     try:
-        write_restored(target.path, RestoredMark(client.url, result.txid, result.timestamp_ms, *target.identity()))
+        mark = RestoredMark(client.url, result.txid, result.timestamp_ms, *target.identity())
+        write_restored(target.path, mark, content)
     except OSError as error:
         logger.warning("no mark of where it came from is left beside %s: %s", target.path, error)
     try:
@@ -172,8 +167,14 @@ def _state_finder(txid: int | str | None, timestamp: datetime | str | None) -> F
         now_ms = int(time.time() * 1000)
         at_ms = parse_moment_ms(timestamp, now_ms) if isinstance(timestamp, str) else parse_timestamp_ms(timestamp)
         return lambda streamer, files: state_at(files, at_ms, streamer.fetcher)
-    wanted = None if txid is None else parse_txid(txid)
+    if txid is None:
+        return _newest
+    wanted = parse_txid(txid)
     return lambda streamer, files: wanted
+
+
+def _newest(streamer: FileStreamer, files: Sequence[LTXFileInfo]) -> int | None:
+    return None
 
 
 class _Restore:

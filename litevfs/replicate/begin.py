@@ -45,7 +45,7 @@ def refuse_unrelated(
     if there.newest is None:
         return
     mark = read_restored(path)
-    if mark is not None and _is_made_of(client, mark, {client.url, *restored_from}, there):
+    if is_restored(client, mark, restored_from, there):
         logger.info("%s: restored from TXID %016x, and goes on from there", path, there.txid)
         return
     why = _why_not_same(client, capture, there)
@@ -59,8 +59,13 @@ def refuse_unrelated(
     logger.info("%s: has the state of TXID %016x of the replica, and goes on from there", path, there.txid)
 
 
-def _is_made_of(client: ReplicaClient, mark: RestoredMark, urls: Collection[str], there: ReplicaPosition) -> bool:
-    if there.header is None or mark.replica_url not in urls or mark.txid != there.txid:
+def is_restored(
+    client: ReplicaClient, mark: RestoredMark | None, restored_from: Collection[str], there: ReplicaPosition
+) -> bool:
+    """Whether the restore that left the mark made the state that is `there`. See `refuse_unrelated`."""
+    if mark is None or there.header is None or mark.txid != there.txid:
+        return False
+    if mark.replica_url not in {client.url, *restored_from}:
         return False
     return mark.timestamp_ms == there.header.timestamp_ms or mark.timestamp_ms == newest_time(client, there)
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 from litevfs.errors import ReplicatorError, WALError
 from litevfs.replicate import limits
 from litevfs.replicate.changed_pages import ChangedPages, find_sums
-from litevfs.replicate.content import Content, detached, read_changes, read_database
+from litevfs.replicate.content import Content, detached, read_changes, read_database, start_of_changes
 from litevfs.replicate.database import SourceDatabase, WALState, translated
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.joining import ReplicaEnd, begin_place
@@ -72,6 +72,14 @@ class Capture:
         self._is_whole_wanted = True
         self._folder.known_pages.forget()
         self._let_go()
+
+    def go_on(self, begin: Callable[[StateFolder, State | None, SourceDatabase], State | None]) -> bool:
+        """Let a place go on where its replica ends, if `begin` finds the state for that; returns whether it did."""
+        state = begin(self._folder, self.state, self.database)
+        if state is not None and state is not self.state:
+            self.state, self.reason, self._is_whole_wanted = state, "the database was restored", False
+            self._let_go()
+        return state is not None
 
     def want_whole_database(self, reason: str) -> None:
         """The next step takes the whole database, whatever is known of it."""
@@ -235,20 +243,8 @@ class Capture:
             self._publish(read_changes(wal, state, start), self._known_state(), between_pages)
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
-        """Where the new frames begin; None if there are none. Raises WALError if the WAL cannot tell."""
-        position = self._known_state().position
-        header = state.header
-        if header is None or not position.is_in(header):
-            if self._may_start_over or (header and wal.run_before_ended_at(header, state.frames, position)):
-                return header.start if header and state.frames else None
-            raise WALError("the WAL was started over since the last sync, changes may have been missed")
-        if self._may_start_over and state.frames <= position.frame:
-            return None  # started over in memory, now or later; the next commit writes the file
-        if state.frames < position.frame:
-            raise WALError("the WAL ends before what was replicated, as after a power failure")
-        if not wal.holds(header, position):
-            raise WALError("frames that were replicated have been overwritten in the WAL")
-        return position if state.frames > position.frame else None
+        """See `start_of_changes`."""
+        return start_of_changes(wal, state, self._known_state().position, may_start_over=self._may_start_over)
 
     def _read_whole_database(self, wal: WALReader, reason: str) -> None:
         before = self._known_state()

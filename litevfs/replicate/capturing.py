@@ -17,8 +17,10 @@ from litevfs.replicate import limits
 from litevfs.replicate.attempts import LOCK_TIMEOUT_S, Said, attempt, holding
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.content import Content
+from litevfs.replicate.database import SourceDatabase
 from litevfs.replicate.joining import ReplicaEnd
 from litevfs.replicate.pace import Pace
+from litevfs.replicate.state import State, StateFolder
 from litevfs.replicate.status import ClockWatch
 from litevfs.replicate.upload_queue import UploadQueue
 
@@ -133,6 +135,15 @@ class Capturing:
             self.capture.begin(queue, end, reason)
             self.captured_ms = None
         self.begun += 1
+
+    def go_on(
+        self, begin: Callable[[StateFolder, State | None, SourceDatabase], State | None], deadline: float
+    ) -> bool:
+        """See `Capture.go_on`."""
+        with self.holding(deadline):
+            goes_on = self.capture.go_on(begin)
+        self.begun += goes_on
+        return goes_on
 
     def turn(self) -> float:
         """Capture if a sync is due, else make way for checkpoints; returns the seconds until the next turn."""

@@ -53,10 +53,11 @@ def _changed(
 def sums_of_file(path: Path, page_size: int, commit: int) -> bytearray:
     """The sums of all pages of a database file that no other program has open. Raises OSError."""
     sums, left_out = bytearray(), lock_pgno(page_size)
-    with path.open("rb", buffering=_READ_SIZE) as file:
-        for pgno in range(1, commit + 1):
-            page = file.read(page_size)
-            sums += UNKNOWN if pgno == left_out else page_sum(page)
+    with path.open("rb", buffering=0) as file:
+        while data := memoryview(file.read(_READ_SIZE)):
+            sums += b"".join([page_sum(data[at : at + page_size]) for at in range(0, len(data), page_size)])
+    if left_out <= commit:
+        sums[(left_out - 1) * SUM_SIZE : left_out * SUM_SIZE] = UNKNOWN
     return sums
 
 

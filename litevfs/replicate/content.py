@@ -34,6 +34,27 @@ class Content:
     wal_size: int  # bytes; all of the WAL's frames for a whole database
 
 
+def start_of_changes(
+    wal: WALReader, state: WALState, position: WALPosition, *, may_start_over: bool
+) -> WALPosition | None:
+    """Where the frames after `position` begin; None if there are none. Raises WALError if the WAL cannot tell.
+
+    `may_start_over`: the WAL may have been started over, once, since that position.
+    """
+    header = state.header
+    if header is None or not position.is_in(header):
+        if may_start_over or (header and wal.run_before_ended_at(header, state.frames, position)):
+            return header.start if header and state.frames else None
+        raise WALError("the WAL was started over since the last sync, changes may have been missed")
+    if may_start_over and state.frames <= position.frame:
+        return None  # started over in memory, now or later; the next commit writes the file
+    if state.frames < position.frame:
+        raise WALError("the WAL ends before what was replicated, as after a power failure")
+    if not wal.holds(header, position):
+        raise WALError("frames that were replicated have been overwritten in the WAL")
+    return position if state.frames > position.frame else None
+
+
 def read_changes(wal: WALReader, state: WALState, start: WALPosition) -> Content:
     """Everything committed after `start`. Raises WALError when the WAL disagrees with what SQLite says of it."""
     header = _header(state)

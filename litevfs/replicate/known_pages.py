@@ -97,7 +97,7 @@ class _Base:
     sums: bytearray
 
 
-def page_sum(page: bytes) -> bytes:
+def page_sum(page: bytes | memoryview) -> bytes:
     """The sum of a page."""
     return hashlib.sha256(page).digest()[:SUM_SIZE]
 

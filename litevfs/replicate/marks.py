@@ -1,7 +1,8 @@
 """Two small files in the state folder of a database: whose folder it is, and from what a restore made the database.
 
 owner.json      the folder's ID, and which file its lock is: a copied folder has another lock, and gets another ID
-restored.json   which TXID of which replica the database file is, as long as it is that file
+restored        which TXID of which replica the database file is, as long as it is that file; of the newest TXID, what
+                follows that line says what its pages are (`restored.py`)
 """
 
 from __future__ import annotations
@@ -40,18 +41,26 @@ class RestoredMark:
         return (self.device, self.inode) == (file.st_dev, file.st_ino)
 
 
-def write_restored(database: Path, mark: RestoredMark) -> None:
-    """Leave the mark for a database that is about to appear there. Raises OSError."""
-    _write(_restored(database), asdict(mark))
+def write_restored(database: Path, mark: RestoredMark, content: bytes = b"") -> None:
+    """Leave the mark for a database that is about to appear there, and what its pages are. Raises OSError."""
+    _write(_restored(database), asdict(mark), content=content)
 
 
 def read_restored(database: Path) -> RestoredMark | None:
     """The mark; None when there is none, it is damaged, or it is about another file."""
     try:
-        mark = RestoredMark(**json.loads(_restored(database).read_bytes()))
+        with _restored(database).open("rb") as file:
+            mark = RestoredMark(**json.loads(file.readline()))
         return mark if mark.is_of(database.stat()) else None
     except (OSError, ValueError, TypeError):
         return None
+
+
+def read_restored_content(database: Path) -> bytes:
+    """What follows the mark. Raises OSError."""
+    with _restored(database).open("rb") as file:
+        file.readline()
+        return file.read()
 
 
 def remove_restored(database: Path) -> None:
@@ -75,10 +84,11 @@ def folder_id(folder: Path, lock: os.stat_result, opener: Opener) -> str:
     return str(owner["id"])
 
 
-def _write(path: Path, fields: dict[str, object], opener: Opener | None = None) -> None:
+def _write(path: Path, fields: dict[str, object], opener: Opener | None = None, content: bytes = b"") -> None:
     temp = path.with_name(f"{path.name}.tmp")
     with open(temp, "wb", opener=opener) as file:
-        file.write(json.dumps(fields).encode())
+        file.write(json.dumps(fields).encode() + b"\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temp.replace(path)

@@ -23,17 +23,18 @@ from litevfs.errors import LitevfsError, ReplicatorError, ReplicatorRefusedError
 from litevfs.maintenance.schedule import MaintenanceConfig
 from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.attempts import Said, attempt, holding
-from litevfs.replicate.begin import refuse_unrelated
+from litevfs.replicate.begin import is_restored, refuse_unrelated
 from litevfs.replicate.capturing import Capturing
 from litevfs.replicate.guard import WriterGuard
-from litevfs.replicate.joining import ReplicaEnd
+from litevfs.replicate.joining import ReplicaEnd, Tip, go_on_as_it_is
 from litevfs.replicate.lease import keep
-from litevfs.replicate.replica_position import ReplicaPosition, newest_time, next_to
+from litevfs.replicate.marks import read_restored
+from litevfs.replicate.replica_position import ReplicaPosition, key_of_newest, newest_time, next_to
 from litevfs.replicate.state import PendingLimitError
 from litevfs.replicate.status import CheckResult, PlaceStatus
 from litevfs.replicate.upkeep import Upkeep
 from litevfs.replicate.upload_queue import UploadQueue
-from litevfs.replicate.uploads import Uploads, retry_transient
+from litevfs.replicate.uploads import BeginReason, Uploads, retry_transient
 
 T = TypeVar("T")
 
@@ -198,7 +199,7 @@ class Place:
             if there.problem is not None:
                 logger.warning("%s: the replica has no complete state: %s", self._path, there.problem)
                 self.request_snapshot(f"the replica has no complete state: {there.problem}")
-            if reason is not None:
+            if reason is not None and not self._goes_on(there, reason, deadline):
                 if not (reason.is_ours or self._is_new_history_allowed):
                     self._refuse_unrelated(there, reason.text, deadline)
                 self.begin(there, reason.text, deadline)
@@ -208,6 +209,23 @@ class Place:
         next_to(there, self.client)  # the greatest TXID there is ends every history
         with self._capturing.holding(deadline):
             refuse_unrelated(self.client, self._path, self._capturing.capture, there, reason, self._urls)
+
+    def _goes_on(self, there: ReplicaPosition, reason: BeginReason, deadline: float) -> bool:
+        """Go on where the replica ends, without the whole database, where it ends with just what is known here."""
+        if self._is_new_history_allowed or (reason.is_ours and self.queue.is_joined):
+            return False
+        mark = None if reason.is_ours else read_restored(self._path)
+        mark = mark if is_restored(self.client, mark, self._urls, there) else None
+        if mark is None and self._capturing.txid != there.txid:
+            return False
+        key = key_of_newest(self.client, there)
+        begin = None if key is None else partial(go_on_as_it_is, queue=self.queue, tip=Tip(key, mark))
+        if begin is None or not self._capturing.go_on(begin, deadline):
+            return False
+        logger.info("%s: goes on after TXID %016x of %s", self._path, there.txid, self.client.url)
+        self.uploads.go_on(there.txid)
+        self._begun += 1
+        return True
 
     def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after the replica's newest TXID, with the whole database."""

@@ -20,6 +20,7 @@ from litevfs.files.stream import FileStreamer
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.ltx.names import MAX_TXID
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replicate.known_pages import FileKey
 from litevfs.replicate.state import State
 from litevfs.replicate.upload_queue import PendingFile
 
@@ -76,6 +77,15 @@ def _why_incomplete(files: list[LTXFileInfo]) -> str | None:
     except TXIDGapError as exc:
         return f"no files for TXIDs {exc.min_txid:016x}-{exc.max_txid:016x}"
     return None
+
+
+def key_of_newest(client: ReplicaClient, there: ReplicaPosition) -> FileKey | None:
+    """The key of the file of level 0 that holds just the newest TXID; None if there is none, or files are missing."""
+    file = next((file for file in there.files if (file.min_txid, file.max_txid) == (there.txid, there.txid)), None)
+    if file is None or there.problem is not None:
+        return None
+    trailers = {_read(client, file, max(0, file.size - TRAILER_SIZE), TRAILER_SIZE).hex() for _ in range(2)}
+    return FileKey(there.txid, file.size, trailers.pop()) if len(trailers) == 1 else None
 
 
 def next_to(there: ReplicaPosition, client: ReplicaClient) -> int:

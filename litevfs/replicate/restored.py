@@ -1,11 +1,12 @@
-"""The state of a replicator whose database was just restored: it goes on from there, as if it had made that TXID.
+"""What a restored database file holds, as it was before others could open it: kept with the mark of the restore.
 
-Without it, the database may follow as its mark says (`marks.py`), but as a whole: nothing is known of its pages.
+With it, a replicator goes on from there as if it had made that TXID. Without it, the database may follow as its mark
+says (`marks.py`), but as a whole: nothing is known of its pages.
 """
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,28 +14,28 @@ from pathlib import Path
 from urllib.parse import quote
 
 import apsw
+from fastcrc.crc64 import go_iso
 
-from litevfs.errors import LitevfsError
-from litevfs.ltx.format import TRAILER_SIZE
-from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.changed_pages import sums_of_file
-from litevfs.replicate.content import EMPTY_WAL
 from litevfs.replicate.database import ReadTransaction
-from litevfs.replicate.marks import read_restored
-from litevfs.replicate.replica_position import replica_position
-from litevfs.replicate.state import State, StateFolder
-
-logger = logging.getLogger("litevfs.replicate")
+from litevfs.replicate.known_pages import SUM_SIZE
+from litevfs.replicate.marks import read_restored_content
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredState:
-    """What a restored file holds, as it was before others could open it."""
+    """The pages and the schema of a restored file."""
 
     page_size: int  # bytes
-    sums: bytearray  # of all pages
+    sums: bytes  # of all pages
     schema_version: int
     schema_sum: str | None
+
+    def pack(self) -> bytes:
+        """A line, then the sums."""
+        fields = {"page_size": self.page_size, "schema_version": self.schema_version, "schema_sum": self.schema_sum}
+        line = json.dumps(fields | {"pages": len(self.sums) // SUM_SIZE}).encode()
+        return b"%016x %b\n%b" % (_checksum(line, self.sums), line, self.sums)
 
 
 def restored_state(path: Path, page_size: int, commit: int) -> RestoredState:
@@ -43,39 +44,19 @@ def restored_state(path: Path, page_size: int, commit: int) -> RestoredState:
     with closing(apsw.Connection(uri, flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)) as connection:
         version = connection.execute("PRAGMA schema_version").get
         schema_sum = ReadTransaction(connection, path, version).schema_sum()
-    return RestoredState(page_size, sums_of_file(path, page_size, commit), version, schema_sum)
+    return RestoredState(page_size, bytes(sums_of_file(path, page_size, commit)), version, schema_sum)
 
 
-def begin_restored(folder: StateFolder, client: ReplicaClient, path: Path, txid: int, restored: RestoredState) -> None:
-    """Leave in `folder`, which has no state, that the database at `path` is TXID `txid` of the replica of `client`.
-
-    Does nothing where the replica has a newer TXID by now, or no file of level 0 to know that TXID again, or where
-    another file is at `path`.
-    """
+def read_restored_state(database: Path) -> RestoredState | None:
+    """What the restore of this database has left; None when it left none, or it is damaged."""
     try:
-        there = replica_position(client, txid)
-        mark = read_restored(path)
-        file = next((file for file in there.files if (file.min_txid, file.max_txid) == (txid, txid)), None)
-        if file is None or there.problem is not None or there.txid != txid or folder.load() is not None:
-            return
-        if mark is None or (mark.replica_url, mark.txid) != (client.url, txid):
-            return
-        trailer = client.read(file, file.size - TRAILER_SIZE, TRAILER_SIZE).hex()
-        state = State(
-            replica_url=client.url,
-            inode=mark.inode,
-            page_size=restored.page_size,
-            txid=txid,
-            timestamp_ms=mark.timestamp_ms,
-            file_size=file.size,
-            file_trailer=trailer,
-            position=EMPTY_WAL,
-            schema_version=restored.schema_version,
-            schema_read_at=restored.schema_version,
-            schema_sum=restored.schema_sum,
-        )
-        folder.known_pages.prepare(state.key, state.page_size, restored.sums)
-        folder.save(state)
-        folder.known_pages.confirm()
-    except LitevfsError as error:
-        logger.warning("%s: the next upload holds the whole database: %s", path, error)
+        line, _, sums = read_restored_content(database).partition(b"\n")
+        fields = json.loads(line[17:])
+        is_sound = int(line[:16], 16) == _checksum(line[17:], sums) and len(sums) == fields.pop("pages") * SUM_SIZE
+        return RestoredState(sums=sums, **fields) if is_sound else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _checksum(line: bytes, sums: bytes) -> int:
+    return int(go_iso(sums, go_iso(line)))

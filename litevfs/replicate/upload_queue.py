@@ -138,6 +138,10 @@ class UploadQueue:
         self.leave(after, "the place was about to join")
         self.write(PlaceRecord(self.url, after, first, has_joined=True))
 
+    def go_on_after(self, txid: int) -> None:
+        """Join with the TXID after `txid`, which the replica ends at."""
+        self.write(PlaceRecord(self.url, txid, 0, has_joined=True))
+
     def join_alone(self) -> None:
         """Drop what waits, and go on as the only place of the database."""
         with translated(self.path):

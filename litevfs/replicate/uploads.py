@@ -122,10 +122,14 @@ class Uploads:
             return f"the replica holds TXID {there.txid:016x}, newer than {known:016x} when it was looked at"
         return None
 
-    def begin(self, txid: int) -> None:
-        """Note that a new history begins after `txid`."""
+    def go_on(self, txid: int) -> None:
+        """Note that the replica ends at `txid`, and is gone on with."""
         self.txid, self.lost = txid, None
         self._guard.forget()
+
+    def begin(self, txid: int) -> None:
+        """Note that a new history begins after `txid`."""
+        self.go_on(txid)
         self.is_snapshot_due |= txid > 0  # so that no state depends on older files, of which little is known
 
     def run(self, newest: int, check_open: Callable[[], None]) -> None:

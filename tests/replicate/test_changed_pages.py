@@ -5,23 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from litevfs.commands import restoring
-from litevfs.commands.restoring import restore_with_leases
 from litevfs.errors import UnrelatedDatabaseError
-from litevfs.ltx.decoder import decode_file
-from litevfs.ltx.encoder import encode_file
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.replicate.changed_pages import ChangedPages
 from litevfs.replicate.content import EMPTY_WAL, Content
 from litevfs.replicate.known_pages import page_sum
-from litevfs.replicate.state import StateFolder
 from tests.replicate.support import assert_replicated, failing_client, files_of, written
 
 
@@ -233,76 +226,3 @@ def test_all_places_get_what_changed_and_one_that_joins_the_whole_database(app, 
         assert [(file.min_txid, file.max_txid) for file in two.list_files(0)] == [(2, 2), (3, 3)]
         assert two.list_files(0)[1].size < 10_000 < two.list_files(0)[0].size
         assert_replicated(one, app.path)
-
-
-# --- after a restore --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def restored(app, client) -> Path:
-    """A database of two TXIDs, restored on an empty disk as `--restore-if-missing` does it."""
-    app.insert(50, 3000)
-    run(app, client)
-    app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 20")
-    run(app, client)
-    return restore_on_empty_disk(app, client)
-
-
-def restore_on_empty_disk(app, client: FileReplicaClient) -> Path:
-    app.close()
-    app.path.unlink()
-    shutil.rmtree(app.path.with_name(f".{app.path.name}-litevfs"))
-    restore_with_leases(app.path, [client], 30.0)
-    return app.path
-
-
-def test_a_database_that_was_just_restored_is_not_uploaded_again(app, client, restored: Path):
-    assert run(app, client) == 2
-    assert len(client.list_files(0)) == 2
-    assert client.list_files(9) == []
-
-
-def test_of_a_restored_database_what_was_written_since_is_uploaded(app, client, restored: Path):
-    app.db = app.connect()
-    app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")
-    assert run(app, client) == 3
-    assert pages(client)[2] <= 3
-    app.execute("DELETE FROM t WHERE id > 20")
-    app.execute("VACUUM")
-    assert run(app, client) == 4
-
-
-@pytest.mark.parametrize("what", ["a newer TXID", "another file"])
-def test_a_restore_that_is_not_the_newest_state_any_more_leaves_no_state(app, client, monkeypatch, what: str):
-    """Between the restore and the note of it, others are at work."""
-    app.insert(50, 3000)
-    run(app, client)
-    app.close()
-    begin = restoring.begin_restored
-
-    def begin_later(folder: StateFolder, *rest: Any) -> None:
-        if what == "a newer TXID":
-            info = client.list_files(0)[-1]
-            header = replace(decode_file(client.read(info)).header, min_txid=2, max_txid=2)
-            client.write(0, 2, 2, encode_file(header, decode_file(client.read(info)).pages()), header.timestamp_ms)
-        else:
-            shutil.copy(app.path, app.path.with_name("other.db"))
-            app.path.with_name("other.db").replace(app.path)
-        begin(folder, *rest)
-
-    monkeypatch.setattr(restoring, "begin_restored", begin_later)
-    restore_on_empty_disk(app, client)
-    assert not sums(app).exists()
-    assert not sums(app).with_name("state.json").exists()
-
-
-def test_a_state_that_is_left_is_not_replaced_by_that_of_a_restore(app, client):
-    """It may have files that wait for their upload."""
-    run(app, client)
-    app.close()
-    state = sums(app).with_name("state.json")
-    before = state.read_bytes()
-    app.path.unlink()
-    restore_with_leases(app.path, [client], 30.0)
-    assert state.read_bytes() == before
-    assert run(app, client) == 1
