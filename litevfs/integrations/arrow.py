@@ -43,7 +43,7 @@ KEPT_BYTES = 64 << 20
 PIECE_BYTES = 4 << 20
 _PIECE_ROWS = 1000
 """Rows held as Python objects at a time. More would not fit the processor's caches, and would burden the collector."""
-_FIRST_ROWS = 10
+_FIRST_ROWS = 1
 """The first piece, which shows how wide rows are. The next ones hold at most about `PIECE_BYTES`."""
 _FEW = 3
 """So many columns have at most 216 combinations of types. DISTINCT finds them in half the time of min and max, which

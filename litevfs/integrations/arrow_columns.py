@@ -66,8 +66,8 @@ class Part:
     first: int
     count: int
     content: Any
-    """Numbers without NULLs: the system's own, as bytes. ASCII texts without NULLs: `_Texts`. Mixed: a list. NULLs
-    alone: None. Otherwise an array of pyarrow."""
+    """Numbers without NULLs: the system's own, as bytes. ASCII texts or blobs without NULLs: `_Strings`. Mixed: a list.
+    NULLs alone: None. Otherwise an array of pyarrow."""
 
     def kinds(self, *, wide: bool) -> set[str]:
         """The types of the values; with NULL only if no value has another, with WIDE only if asked for."""
@@ -92,14 +92,14 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    text: bytes
+class _Strings:
+    together: bytes
     lengths: bytes
-    """Of each text, as a number of the system."""
+    """Of each text or blob, as a number of the system."""
 
     @property
     def nbytes(self) -> int:
-        return len(self.text) + len(self.lengths)
+        return len(self.together) + len(self.lengths)
 
 
 # --- values to parts --------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def _compact(values: list[Any], kind: str, *, widen: bool) -> Any:
     """The values, none of them NULL, without work on each of them in Python; None if that is not possible."""
     if kind in _FORMATS:
         return _numbers(values, kind, widen=widen)
-    return _texts(values) if kind == TEXT else None
+    return _texts(values) if kind == TEXT else _blobs(values) if kind == BLOB else None
 
 
 def _numbers(values: list[Any], kind: str, *, widen: bool) -> bytes | None:
@@ -154,7 +154,7 @@ def _numbers(values: list[Any], kind: str, *, widen: bool) -> bytes | None:
     return numbers
 
 
-def _texts(values: list[Any]) -> _Texts | None:
+def _texts(values: list[Any]) -> _Strings | None:
     """The texts end to end, in two thirds of the time that Arrow needs; None if one is not ASCII, or no text."""
     try:
         together = "".join(values)
@@ -162,7 +162,15 @@ def _texts(values: list[Any]) -> _Texts | None:
         return None
     if not together.isascii():  # a character may take several bytes
         return None
-    return _Texts(together.encode(), struct.pack(f"{len(values)}q", *map(len, values)))
+    return _Strings(together.encode(), struct.pack(f"{len(values)}q", *map(len, values)))
+
+
+def _blobs(values: list[Any]) -> _Strings | None:
+    """The blobs end to end; None if one is no blob. Of large ones, Arrow's builder takes ten times as long."""
+    try:
+        return _Strings(b"".join(values), struct.pack(f"{len(values)}q", *map(len, values)))
+    except TypeError:
+        return None
 
 
 # --- types ------------------------------------------------------------------------------------------------------------
@@ -285,8 +293,11 @@ def joined(parts: Sequence[Part], kind: str) -> Any:
     type_ = arrow_type(kind)
     if kind in _FORMATS and all(isinstance(part.content, bytes) for part in parts):
         return _array_of_numbers(b"".join(part.content for part in parts), type_)
-    if all(isinstance(part.content, _Texts) for part in parts):
-        return _array_of_texts(b"".join(p.content.text for p in parts), b"".join(p.content.lengths for p in parts))
+    if all(isinstance(part.content, _Strings) for part in parts):
+        strings = _Strings(
+            b"".join(part.content.together for part in parts), b"".join(part.content.lengths for part in parts)
+        )
+        return _array_of_strings(strings, type_)
     return pyarrow.concat_arrays([_array(part, type_) for part in parts])
 
 
@@ -297,8 +308,8 @@ def _array(part: Part, type_: Any) -> Any:
         return pyarrow.nulls(part.count, type_)
     if isinstance(part.content, bytes):
         return _array_of_numbers(part.content, type_)
-    if isinstance(part.content, _Texts):
-        return _array_of_texts(part.content.text, part.content.lengths)
+    if isinstance(part.content, _Strings):
+        return _array_of_strings(part.content, type_)
     return part.content
 
 
@@ -308,11 +319,11 @@ def _array_of_numbers(numbers: bytes, type_: Any) -> Any:
     return pyarrow.Array.from_buffers(type_, len(numbers) // _NUMBER_BYTES, [None, pyarrow.py_buffer(numbers)])
 
 
-def _array_of_texts(text: bytes, lengths: bytes) -> Any:
+def _array_of_strings(strings: _Strings, type_: Any) -> Any:
     import pyarrow
 
-    count = len(lengths) // _NUMBER_BYTES
+    count = len(strings.lengths) // _NUMBER_BYTES
     offsets = np.zeros(count + 1, np.int64)
-    np.cumsum(np.frombuffer(lengths, np.int64), out=offsets[1:])
-    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(text)]
-    return pyarrow.Array.from_buffers(arrow_type(TEXT), count, buffers)
+    np.cumsum(np.frombuffer(strings.lengths, np.int64), out=offsets[1:])
+    buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(strings.together)]
+    return pyarrow.Array.from_buffers(type_, count, buffers)

@@ -223,11 +223,25 @@ def test_an_error_of_a_function_stays_what_it_is(con):
 def test_batches_end_by_rows_and_by_bytes(con, shop: Shop, monkeypatch: pytest.MonkeyPatch):
     many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150000) SELECT i FROM n"
     sizes = [batch.num_rows for batch in litevfs.arrow(con, many).reader()]
-    assert sizes == [66_110, 66_000, 17_890]
+    assert sizes == [66_111, 66_000, 17_889]
     monkeypatch.setattr(arrow_module, "BATCH_BYTES", 10_000)
     sizes = [batch.num_rows for batch in litevfs.arrow(con, f"SELECT i, i FROM ({many}) LIMIT 2500").reader()]
-    assert sizes == [1110, 1000, 390]
+    assert sizes == [1111, 1000, 389]
     assert list(litevfs.arrow(con, "SELECT * FROM sale WHERE 0").reader()) == []
+
+
+def test_of_rows_with_large_blobs_one_is_held_at_a_time(con, monkeypatch: pytest.MonkeyPatch):
+    con.execute("CREATE TEMP TABLE large(b BLOB)")
+    con.execute(f"INSERT INTO large {NUMBERED.format(rows=10)} SELECT randomblob(5000000) FROM n")
+    monkeypatch.setattr(arrow_module, "BATCH_BYTES", 1)
+    reader = litevfs.arrow(con, "SELECT b FROM large").reader()
+    tracemalloc.start()
+    try:
+        assert [batch.num_rows for batch in reader] == [1] * 10
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * 5_000_000
 
 
 def test_parameters_names_and_pragmas_are_those_of_the_statement(con):
@@ -268,7 +282,7 @@ def test_types_and_rows_come_of_one_run_as_long_as_the_rows_can_be_kept(con, see
     seen.clear()
     monkeypatch.setattr(arrow_module, "KEPT_BYTES", 10_000)
     reader = result.reader()
-    assert len(seen) == 1110 + 3000  # what was kept, and the types of all rows
+    assert len(seen) == 1111 + 3000  # what was kept, and the types of all rows
     assert reader.read_all().equals(expected)
     assert len(seen) == 3000 + 3000
 
