@@ -293,13 +293,9 @@ class Capture:
     ) -> None:
         """Make the next LTX file and count it. `before`, `sums`: see `add_file`."""
         now_ms = self._clock_ms()
-        if content.page_size != before.page_size:
-            raise ReplicatorError(
-                f"the database has pages of {content.page_size} bytes now, the replica has pages of {before.page_size}",
-                key=str(self._path),
-                hint="replicate to another URL, or empty the replica",
-            )
-        before = replace(before, inode=self.database.inode)
+        if content.page_size != before.page_size and sums is None:
+            raise WALError("the pages of the database have another size now")
+        before = replace(before, inode=self.database.inode, page_size=content.page_size)
         self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open, sums)
         self._may_start_over = False
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from litevfs.errors import ReplicatorError
 from litevfs.replicate.content import EMPTY_WAL
 from litevfs.replicate.database import SourceDatabase
 from litevfs.replicate.known_pages import FileKey
@@ -27,7 +26,6 @@ class ReplicaEnd:
 
     txid: int  # 0 for an empty replica
     timestamp_ms: int  # of that TXID
-    page_size: int | None  # bytes; None for an empty replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,7 @@ def begin_place(
 ) -> State:
     """Let the place of `queue` begin, or begin again, after `end`; returns the state before its first file.
 
-    The caller takes the whole database next. Where no other place goes on, TXIDs go on from `end` alone. Raises
-    ReplicatorError when the replica's pages are not those of the other places.
+    The caller takes the whole database next. Where no other place goes on, TXIDs go on from `end` alone.
     """
     others = [other for other in folder.queues if other is not queue and other.is_joined]
     if state is None or not others or state.page_size != database.page_size:
@@ -53,13 +50,6 @@ def begin_place(
         if state is not None:
             folder.remember_plain(state)
         return _begin_alone(folder, queue, end, database)
-    if end.page_size not in (None, state.page_size):
-        raise ReplicatorError(
-            f"the replica has pages of {end.page_size} bytes, the database, and its other replicas, of "
-            f"{state.page_size}",
-            key=queue.url,
-            hint="replicate to another URL, or empty the replica",
-        )
     before = max(state.txid, end.txid)
     queue.join(end.txid, before + 1)
     if before > state.txid:
@@ -78,8 +68,7 @@ def _begin_alone(folder: StateFolder, queue: UploadQueue, end: ReplicaEnd, datab
                 other.leave(other.record.after, other.why_not_joined)  # on disk, too
         queue.join(end.txid, end.txid + 1)
     url = next((one.url for one in folder.queues if one.is_plain), "")
-    page_size = end.page_size or database.page_size
-    return State(url, database.inode, page_size, end.txid, end.timestamp_ms, 0, "", EMPTY_WAL)
+    return State(url, database.inode, database.page_size, end.txid, end.timestamp_ms, 0, "", EMPTY_WAL)
 
 
 def go_on_as_it_is(
@@ -100,7 +89,7 @@ def go_on_as_it_is(
         return None
     if any(other.is_joined for other in others):
         return None
-    before = _begin_alone(folder, queue, ReplicaEnd(txid, tip.mark.timestamp_ms, restored.page_size), database)
+    before = _begin_alone(folder, queue, ReplicaEnd(txid, tip.mark.timestamp_ms), database)
     if others:
         queue.go_on_after(txid)
     state = replace(

@@ -229,8 +229,7 @@ class Place:
 
     def begin(self, there: ReplicaPosition, reason: str, deadline: float) -> None:
         """Begin a new history, after the replica's newest TXID, with the whole database."""
-        page_size = there.header.page_size if there.header else None
-        end = ReplicaEnd(next_to(there, self.client), newest_time(self.client, there), page_size)
+        end = ReplicaEnd(next_to(there, self.client), newest_time(self.client, there))
         if end.txid:
             logger.warning("%s: beginning again after TXID %016x of the replica: %s", self._path, end.txid, reason)
         self._capturing.begin(self.queue, end, reason, deadline)

@@ -57,6 +57,7 @@ class Uploads:
         """Why the next TXID cannot be uploaded any more, and a new history has to begin; None when it can."""
         self.is_snapshot_due = False
         """Whether the next file that holds the whole database goes to level 9 too."""
+        self._page_size: int | None = None  # bytes; of the newest file of the replica, None while it is empty
 
     def look(self, state: State | None, *, is_first: bool) -> tuple[ReplicaPosition, BeginReason | None]:
         """The replica's position, and why that cannot be continued from `state`; None if it can.
@@ -70,6 +71,8 @@ class Uploads:
             self.is_snapshot_due |= bool(pending)
             confirmed = 0 if state is None else self._queue.confirmed(state.txid)
         there = replica_position(self._client, confirmed)
+        if is_first and there.header is not None:
+            self._page_size = there.header.page_size
         reason = self._why_begin(there, state, pending, confirmed, is_first=is_first)
         if reason is None:
             self.txid = confirmed
@@ -175,17 +178,19 @@ class Uploads:
             return None
         try:
             with file.open() as content:
-                is_whole, leaves_gap = is_whole_database(file, content), file.txid > self.txid + 1
-                if leaves_gap and not is_whole:
+                whole, leaves_gap = header_of_whole(file, content), file.txid > self.txid + 1
+                if leaves_gap and whole is None:
                     return self._gone(file.txid)
                 there = upload(self._client, file, content)
                 self._guard.uploaded(there, fingerprint(content))
                 self._count(there.size)
-                if leaves_gap or (is_whole and self.is_snapshot_due):
-                    content.seek(0)
-                    with self._queue.spool() as spool:
-                        self._count(store_as_snapshot(self._client, content, spool).size)
-                    self.is_snapshot_due = False
+                if whole is not None:
+                    if leaves_gap or self.is_snapshot_due or self._page_size not in (None, whole.page_size):
+                        content.seek(0)
+                        with self._queue.spool() as spool:
+                            self._count(store_as_snapshot(self._client, content, spool).size)
+                        self.is_snapshot_due = False
+                    self._page_size = whole.page_size
         except LTXFormatError as exc:
             return f"a file that waited for its upload is damaged: {exc.message} ({file.path})"
         except FileNotFoundError as exc:
@@ -207,10 +212,10 @@ class Uploads:
         self.bytes += size
 
 
-def is_whole_database(file: PendingFile, content: BinaryIO) -> bool:
-    """Whether `file`, with this content, holds every page. Reads and verifies all of it; raises LTXFormatError."""
+def header_of_whole(file: PendingFile, content: BinaryIO) -> Header | None:
+    """The header of `file` if its content is every page. Reads and verifies all of it; raises LTXFormatError."""
     if file.content is not None:  # not read back from a disk, and such a file never does
-        return False
+        return None
     decoder = StreamDecoder()
     pages = 0
     while part := content.read(_FEED_BYTES):
@@ -220,7 +225,7 @@ def is_whole_database(file: PendingFile, content: BinaryIO) -> bool:
     assert header is not None, "a file without a header is not sound"
     if (header.min_txid, header.max_txid) != (file.txid, file.txid):
         raise LTXFormatError(f"the header says TXIDs {header.min_txid:016x}-{header.max_txid:016x}")
-    return pages == header.commit - (lock_pgno(header.page_size) <= header.commit)
+    return header if pages == header.commit - (lock_pgno(header.page_size) <= header.commit) else None
 
 
 def upload(client: ReplicaClient, file: PendingFile, content: BinaryIO) -> LTXFileInfo:

@@ -352,6 +352,28 @@ def test_litestream_continues_after_a_file_of_ours_that_holds_the_whole_database
     assert restored(client.url, tmp_path) == app.run(DATA)
 
 
+@needs_litestream
+def test_litestream_restores_and_continues_a_replica_whose_pages_have_changed_their_size(
+    tmp_path: Path, app: Application, client: ReplicaClient
+) -> None:
+    """Of its own replicas Litestream 0.5.18 syncs nothing more then: "unaligned wal offset ... for page size"."""
+    app.run(INSERT)
+    with Replicator(app.path, client) as ours:
+        assert ours.sync() == 1
+    for sql in ("PRAGMA journal_mode=DELETE", "PRAGMA page_size=8192", "VACUUM", "PRAGMA journal_mode=WAL", INSERT):
+        app.run(sql)
+    with Replicator(app.path, client) as ours:
+        assert ours.sync() == 2
+        app.run(INSERT)
+        assert ours.sync() == 3
+    assert restored(client.url, tmp_path) == app.run(DATA)
+    with litestream.replicating(tmp_path, app.path, client.url, l0_retention="1h") as theirs:
+        app.run(INSERT)
+        wait_until(lambda: client.list_files(0)[-1].max_txid > 3 or "sync error" in theirs.log, "a sync", 20)
+        assert "sync error" not in theirs.log
+    assert restored(client.url, tmp_path) == app.run(DATA)
+
+
 # --- S3 --------------------------------------------------------------------------------------------------------------
 
 

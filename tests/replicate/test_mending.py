@@ -294,23 +294,6 @@ def test_a_large_snapshot_is_stored_in_full(app, client, replicate, tmp_path: Pa
     assert_restores_to_the_source(client, app, tmp_path)
 
 
-def test_another_page_size_is_taken_once_the_replica_was_emptied(make_app, client, replicate, tmp_path: Path):
-    """What the hint of the error says; also while the replicator runs."""
-    app = make_app()
-    synced(app, replicate(app), 1).close()
-    app.checkpoint("TRUNCATE")
-    for sql in ("journal_mode=DELETE", "page_size=1024"):
-        app.execute(f"PRAGMA {sql}")
-    app.execute("VACUUM")
-    app.execute("PRAGMA journal_mode=WAL")
-    replicator = replicate(app, look_interval_s=0)
-    with pytest.raises(ReplicatorError, match="or empty the replica"):
-        replicator.sync()
-    lose_everything(client)
-    assert replicator.sync() == 1
-    assert_restores_to_the_source(client, app, tmp_path)
-
-
 def test_the_greatest_txid_there_is_ends_a_replica(app, client, replicate):
     page = source_bytes(app.path)[:4096]
     client.write(9, 1, MAX_TXID, encode_file(Header(4096, 1, 1, MAX_TXID, 1), [(1, page)]), 1)

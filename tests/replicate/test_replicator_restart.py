@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 import shutil
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import litevfs
 from litevfs.errors import ReplicatorError, UnrelatedDatabaseError
 from litevfs.ltx.encoder import encode_file
 from litevfs.ltx.format import Header
+from litevfs.maintenance.compaction import compact_level
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
 from litevfs.testing.faulty import Fault
@@ -24,6 +24,7 @@ from tests.replicate.support import (
     failing_client,
     files_of,
     replicated,
+    source_bytes,
     states,
     written,
 )
@@ -254,21 +255,35 @@ def test_between_syncs_nothing_is_read_from_the_wal_of_another_database(make_app
             assert_replicated(client, app.path)
 
 
-def test_another_page_size_than_the_replica_has_is_refused_with_a_hint(make_app, client):
+def test_a_database_with_pages_of_another_size_goes_on_with_a_snapshot(make_app, client, tmp_path: Path):
+    """So does a reader that was open before, and nothing needs older files."""
     app = make_app()
-    replicated(app, client)
-    app.close()
-    with closing(sqlite3.connect(app.path)) as db:
-        db.execute("PRAGMA journal_mode=DELETE")
-        db.execute("PRAGMA page_size=1024")
-        db.execute("VACUUM")
-        db.execute("PRAGMA journal_mode=WAL")
-    with (
-        Replicator(app.path, client) as replicator,
-        pytest.raises(ReplicatorError, match=r"1024 bytes now, the replica has pages of 4096 .*hint: "),
-    ):
-        replicator.sync()
-    assert len(client.list_files(0)) == 1
+    app.insert(30, 3000)
+    replicated(app, client, syncs=2)
+    reader = litevfs.connect(client.url)
+    assert reader.execute("SELECT count(*) FROM t").get == 32
+    for page_size, txid in ((1024, 3), (65536, 5)):
+        change_page_size(app, page_size)
+        replicated(app, client)
+        assert [(file.min_txid, file.max_txid) for file in client.list_files(9)][-1] == (1, txid)
+        replicated(app, client)
+        litevfs.wait_for(reader, txid + 1, timeout=10)
+        assert reader.execute("SELECT * FROM t").fetchall() == app.execute("SELECT * FROM t")
+    compact_level(client, 1)
+    for name in ("all.db", "without.db"):
+        litevfs.restore(client, tmp_path / name, integrity_check=True)
+        assert (tmp_path / name).read_bytes() == source_bytes(app.path)
+        client.delete(file for level in (0, 1) for file in client.list_files(level) if file.min_txid < 5)
+    reader.close()
+
+
+def change_page_size(app, page_size: int) -> None:
+    """As its user does it, with no other program on the database; leaves a commit in the new WAL."""
+    for sql in ("journal_mode=DELETE", f"page_size={page_size}"):
+        app.execute(f"PRAGMA {sql}")
+    app.execute("VACUUM")
+    app.execute("PRAGMA journal_mode=WAL")
+    app.insert()
 
 
 # --- the replica is another one ---------------------------------------------------------------------------------------
@@ -293,14 +308,15 @@ def test_told_to_it_goes_on_after_the_newest_txid_of_a_replica_that_litestream_w
     client.close()
 
 
-def test_a_new_history_has_pages_of_the_size_that_the_replica_it_follows_has(make_app, client):
+def test_a_new_history_may_have_pages_of_another_size(make_app, client, tmp_path: Path):
     replicated(make_app(), client)
-    with (
-        Replicator(make_app("other.db", page_size=1024).path, client, new_history=True) as replicator,
-        pytest.raises(ReplicatorError, match="pages of 1024 bytes now, the replica has pages of 4096"),
-    ):
+    other = make_app("other.db", page_size=1024)
+    with Replicator(other.path, client) as replicator, pytest.raises(UnrelatedDatabaseError, match="--new-history"):
         replicator.sync()
-    assert len(files_of(client)) == 1
+    with Replicator(other.path, client, new_history=True) as replicator:
+        assert replicator.sync() == 2
+    litevfs.restore(client, tmp_path / "restored.db")
+    assert (tmp_path / "restored.db").read_bytes() == source_bytes(other.path)
 
 
 def test_a_new_history_is_no_earlier_than_the_replica_it_follows(app, client):

@@ -16,7 +16,6 @@ import litevfs
 from litevfs.errors import (
     OptionError,
     ReplicaConflictError,
-    ReplicatorError,
     StoragePermissionError,
     UnrelatedDatabaseError,
 )
@@ -556,30 +555,24 @@ def test_a_place_that_was_emptied_gets_the_whole_database_again(app, here, there
     assert_restores(app, tmp_path, here, there)
 
 
-def test_a_place_with_pages_of_another_size_is_refused_and_the_other_goes_on(
+def test_a_place_with_pages_of_another_size_begins_with_the_whole_database(
     app, make_app, here, there, both, tmp_path: Path
 ):
     with Replicator(make_app("other.db", page_size=1024).path, there) as replicator:
         replicator.sync()
-    replicator = both(new_history=True)
-    with pytest.raises(ReplicatorError, match=f"to {there.url}: the replica has pages of 1024 bytes"):
-        replicator.sync()
-    assert_restores(app, tmp_path, here)
+    synced(app, both(new_history=True), 2)
+    assert_restores(app, tmp_path, here, there)
 
 
-def test_a_database_with_pages_of_another_size_goes_on_where_the_replicas_were_emptied(
-    app, here, there, both, tmp_path: Path
-):
-    replicator = synced(app, both(look_interval_s=0.0), 2)
-    replicator.close()
+def test_a_database_with_pages_of_another_size_goes_on_at_all_places(app, here, there, both, tmp_path: Path):
+    synced(app, both(), 2).close()
     app.execute("PRAGMA journal_mode=DELETE")
     app.execute("PRAGMA page_size=8192")
     app.execute("VACUUM")
     app.execute("PRAGMA journal_mode=WAL")
-    for client in (here, there):
-        client.delete(client.list_files(0))
-    with both(look_interval_s=0.0) as replicator:
+    with both() as replicator:
         synced(app, replicator, 2)
+    assert txids(here, 9) == txids(there, 9) == [(1, 3)]
     assert_restores(app, tmp_path, here, there)
 
 
