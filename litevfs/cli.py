@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         if unknown := _UNKNOWN_COMMAND.match(message):
-            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1)
+            near = difflib.get_close_matches(unknown[1], COMMANDS, n=1) if unknown[1] != "help" else []
             message += f"; hint: did you mean {near[0]}?" if near else ""
         if message.startswith("the following arguments are required"):
             message += self._greedy()

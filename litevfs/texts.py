@@ -30,12 +30,14 @@ def expand_home(path: str) -> Path:
 
 def parse_replica_url(value: object) -> str:
     """The text of a replica URL, or of a path. Raises ReplicaURLError."""
+    example = "for example s3://bucket/path, or the path of a folder"
     try:
-        return parse_text(value)
+        text = parse_text(value)
     except OptionError as error:
-        raise ReplicaURLError(
-            f"no replica URL: {error.message}", hint="for example s3://bucket/path, or the path of a folder"
-        ) from None
+        raise ReplicaURLError(f"no replica URL: {error.message}", hint=example) from None
+    if not text:
+        raise ReplicaURLError("an empty text in the place of a replica URL", hint=f"is its variable set? {example}")
+    return text
 
 
 def _is_unicode(text: str) -> bool:

@@ -171,7 +171,7 @@ def test_an_interval_of_zero_is_not_polling():
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 _VALUES = {
-    "replica_url": _TEXT,
+    "replica_url": _TEXT.filter(bool),
     "hydration_path": _TEXT,
     "cache_dir": _TEXT,
     "max_requests_per_s": st.floats(0.001, 1e6) | st.integers(1, 10**6),

@@ -70,7 +70,8 @@ def pick_file(files: Iterable[LTXFileInfo], txid: int | None) -> LTXFileInfo:
     """
     candidates = [file for file in files if txid is None or file.min_txid <= txid <= file.max_txid]
     if not candidates:
-        raise TXIDNotFoundError("no LTX file holds it" if txid else "no LTX file", min_txid=txid)
+        hint = "litevfs ls shows the files, and the TXIDs of each"
+        raise TXIDNotFoundError("no LTX file holds it" if txid else "no LTX file", min_txid=txid, hint=hint)
     newest = max(file.max_txid for file in candidates) if txid is None else None
     return min(
         (file for file in candidates if newest in (None, file.max_txid)),

@@ -14,7 +14,6 @@ from litevfs.commands.options import add_options, add_sql, add_url, collect_opti
 from litevfs.commands.results import FORMATS, make_writer, write_results
 from litevfs.errors import OptionError
 from litevfs.live.subscription import Subscription
-from litevfs.operations.changed_sides import TableFilter
 
 DESCRIPTION = (
     "Run SQL on a replica and print the rows. All statements see one state of the database, unless --poll-interval is "
@@ -65,6 +64,8 @@ def _watch(sql: str, args: argparse.Namespace) -> NoReturn:
 
     Prints the TXID of each on stderr.
     """
+    from litevfs.operations.changed_sides import TableFilter  # only this needs it
+
     connection = connect(args)
     changed = threading.Event()
     try:

@@ -43,7 +43,10 @@ class FollowRecord:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise FollowError(f"cannot write beside the database: {error.strerror}", key=str(path)) from error
+            hint = "make its folder first" if isinstance(error, FileNotFoundError) else None
+            raise FollowError(
+                f"cannot write beside the database: {error.strerror}", key=str(path), hint=hint
+            ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

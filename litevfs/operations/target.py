@@ -21,6 +21,11 @@ import apsw
 from litevfs import local_files
 from litevfs.errors import RestoreError, RestoreTargetExistsError
 
+_HINTS = {
+    errno.ENOSPC: "free disk space",
+    errno.EDQUOT: "free disk space",
+    errno.ENOENT: "make its folder first",
+}
 _COMPANIONS = ("", "-wal", "-journal", "-shm")
 """Files that must not exist: SQLite would apply a log that it finds beside the new database."""
 _BATCH_BYTES = 1 << 20
@@ -162,7 +167,7 @@ class RestoreTarget:
             raise RestoreError(
                 f"cannot write the database: {error.strerror or error}",
                 key=os.fspath(self.path),
-                hint="free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
+                hint=_HINTS.get(error.errno or 0),
             ) from error
 
 

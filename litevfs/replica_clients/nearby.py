@@ -17,6 +17,8 @@ _MOST_LOOKED_AT = 6
 """Folders that are looked into, each by one listing."""
 _MOST_NAMED = 3
 _FOLDERS_OF_LEVELS = {"ltx", *(HEX.folder(level)[:-1] for level in LEVELS)}
+_OF_A_REPLICATOR = re.compile(r"\..+-(litestream|litevfs)", re.DOTALL)
+"""Folders beside a database, in which a replicator keeps files: laid out like a replica, and never a whole one."""
 _DECIMAL = re.compile(r"\d", re.ASCII)
 
 
@@ -41,6 +43,8 @@ def hint_of(places: Iterable[str]) -> str:
 
 def _near(list_folders: Callable[[str], list[str]], path: str) -> list[str]:
     def is_replica(folder: str) -> bool:
+        if _OF_A_REPLICATOR.fullmatch(posixpath.basename(folder)):
+            return False
         with suppress(LitevfsError, OSError):
             names = list_folders(folder)
             with suppress(ReplicaError):  # of an old Litestream

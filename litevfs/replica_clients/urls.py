@@ -175,11 +175,12 @@ def _refuse_unreadable(url: str) -> None:
 
 
 def _refuse_half_a_scheme(path: str) -> None:
-    """Raise ReplicaURLError for `s3:/bucket/app`: a slip, and hardly a folder named `s3:`."""
-    scheme, colon, _ = path.partition(":")
-    if colon and scheme.lower() in _factories:
-        message = f"{scheme}: without two slashes after it"
-        raise ReplicaURLError(message, hint=f"write {scheme}://..., or ./{scheme}:... for a folder of that name")
+    """Raise ReplicaURLError for `s3:/bucket/app` and `s3//bucket/app`: slips, and hardly names of folders."""
+    for separator, lack in ((":", ": without two slashes after it"), ("//", " without a colon after it")):
+        scheme, found, _ = path.partition(separator)
+        if found and scheme.lower() in _factories:
+            hint = f"write {scheme}://..., or ./{scheme}{separator[0]}... for a folder of that name"
+            raise ReplicaURLError(f"{scheme}{lack}", hint=hint)
 
 
 def _path(path: str) -> str:

@@ -40,6 +40,8 @@ def root(tmp_path):
     for place in PLACES:
         (tmp_path / place / "ltx" / "0").mkdir(parents=True)
     (tmp_path / "srv" / "notes").mkdir()
+    for own in (".app.db-litestream", ".app-litevfs"):  # a replicator's, beside a database
+        (tmp_path / "srv" / own / "ltx" / "0").mkdir(parents=True)
     (tmp_path / "copied" / "s3" / "0000").mkdir(parents=True)
     (tmp_path / "old" / "one" / "generations").mkdir(parents=True)
     return tmp_path

@@ -135,7 +135,6 @@ def test_memory_urls_share_a_store_by_name():
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("", "without a path"),
         ("file://", "without a path"),
         ("file://host/path", r"host.*three slashes"),
         ("file:///a?b=c", r"no parameters.*%3F"),
@@ -155,6 +154,8 @@ def test_memory_urls_share_a_store_by_name():
         ("gs://", "names no place"),
         ("gs://bucket/db?project=x", "unknown parameter 'project'"),
         ("s3:/bucket/db", r"s3: without two slashes.*s3://"),
+        ("s3//bucket/db", r"s3 without a colon.*write s3://.*or \./s3/"),
+        ("", r"an empty text.*is its variable set"),
         ("GS:bucket/db", r"without two slashes.*\./GS:"),
         ("s3://", r"not a bucket name.*s3://bucket/path"),
         ("s3:///db", "not a bucket name"),
