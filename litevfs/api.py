@@ -16,10 +16,7 @@ from urllib.parse import quote, urlencode
 import apsw
 
 from litevfs.bindings.any_connection import plain_connection, pragma, schemas
-from litevfs.bindings.apsw_connections import (
-    AsyncReplicaConnection,
-    ReplicaConnection,
-)
+from litevfs.bindings.apsw_connections import AsyncReplicaConnection, ReplicaConnection
 from litevfs.bindings.apsw_errors import apsw_errors
 from litevfs.bindings.apsw_functions import equip
 from litevfs.bindings.apsw_vfs import ReplicaVFS

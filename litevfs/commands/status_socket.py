@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 from litevfs.concurrency.workers import start_thread
 from litevfs.errors import ReplicatorError
@@ -54,7 +53,7 @@ class StatusServer:
     def __enter__(self) -> StatusServer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def add(self, database: Path, describe: Describe) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from types import TracebackType
 from typing import Self, TypeVar
 
 from litevfs.concurrency.futures import run_ahead
@@ -58,9 +57,7 @@ class FileStreamer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()  # calls that hang end with the client, which its owner closes
 

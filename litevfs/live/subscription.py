@@ -8,7 +8,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable
-from types import TracebackType
 
 from litevfs.concurrency.workers import start_thread
 from litevfs.files.fetch import Fetcher
@@ -114,9 +113,7 @@ class Subscription:
     def __enter__(self) -> Subscription:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

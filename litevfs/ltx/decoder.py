@@ -13,14 +13,7 @@ from hashlib import blake2b
 
 from litevfs.errors import LTXChecksumError, LTXFormatError
 from litevfs.ltx.checksum import DatabaseChecksum, FileChecksum
-from litevfs.ltx.format import (
-    END_OF_PAGES,
-    HEADER_SIZE,
-    INDEX_SIZE_FIELD_SIZE,
-    TRAILER_SIZE,
-    Header,
-    Trailer,
-)
+from litevfs.ltx.format import END_OF_PAGES, HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header, Trailer
 from litevfs.ltx.frame import (
     FRAME_HEADER_SIZE,
     checksummed_headers,

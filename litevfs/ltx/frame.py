@@ -14,13 +14,7 @@ from lz4.block import decompress as lz4_block_decompress
 from lz4.frame import LZ4FrameDecompressor
 
 from litevfs.errors import LTXFormatError
-from litevfs.ltx.format import (
-    END_OF_PAGES,
-    MAX_FRAME_SIZE,
-    PAGE_FLAG_SIZE,
-    PAGE_HEADER_SIZE,
-    PAGE_SIZE_FIELD_SIZE,
-)
+from litevfs.ltx.format import END_OF_PAGES, MAX_FRAME_SIZE, PAGE_FLAG_SIZE, PAGE_HEADER_SIZE, PAGE_SIZE_FIELD_SIZE
 
 LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 """How every LZ4 frame starts (LZ4 Frame Format Description, "General Structure of LZ4 Frame format")."""

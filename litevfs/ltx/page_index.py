@@ -17,12 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevfs.errors import LTXFormatError
-from litevfs.ltx.format import (
-    HEADER_SIZE,
-    INDEX_SIZE_FIELD_SIZE,
-    TRAILER_SIZE,
-    Header,
-)
+from litevfs.ltx.format import HEADER_SIZE, INDEX_SIZE_FIELD_SIZE, TRAILER_SIZE, Header
 
 _CHUNK_SIZE = 1 << 15
 """Bytes of varints decoded at a time: bounds the temporary arrays, and keeps them in the processor's cache."""

@@ -17,11 +17,7 @@ from dataclasses import dataclass, replace
 from typing import IO, BinaryIO
 
 from litevfs.concurrency.retry import Backoff, LookAgain, retry
-from litevfs.errors import (
-    LitevfsError,
-    OptionError,
-    ReplicatorError,
-)
+from litevfs.errors import LitevfsError, OptionError, ReplicatorError
 from litevfs.files.detours import Detours, is_unusable
 from litevfs.files.fetch import READ_BYTES
 from litevfs.files.plan import extend, gap_error, newest_state

@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from litevfs.concurrency.futures import result_of
@@ -186,9 +185,7 @@ class _Writes:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Wait for the writes under way, whose time the client bounds. Raises their first error if `error` is None."""
         failure: LitevfsError | None = None
         try:

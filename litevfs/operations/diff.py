@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 from typing import Literal, Self
 
 import apsw
@@ -214,9 +213,7 @@ class Diff:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

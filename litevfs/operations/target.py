@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import apsw
@@ -57,9 +56,7 @@ class RestoreTarget:
             self._fd = _create_locked(self.temp_path, self._mode)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             with suppress(OSError):
                 self.temp_path.unlink(missing_ok=True)

@@ -16,12 +16,7 @@ from dataclasses import replace
 from typing import BinaryIO
 from urllib.parse import quote, urlencode, urlsplit
 
-from litevfs.errors import (
-    ReplicaURLError,
-    StorageError,
-    StorageFileExistsError,
-    StoragePreconditionError,
-)
+from litevfs.errors import ReplicaURLError, StorageError, StorageFileExistsError, StoragePreconditionError
 from litevfs.replica_clients.azure_access import PERMISSION_HINT, AzureAccess
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.http.answers import about, date_ms, plain_etag

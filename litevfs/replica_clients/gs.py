@@ -15,11 +15,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
 
-from litevfs.errors import (
-    StorageError,
-    StorageFileExistsError,
-    StoragePreconditionError,
-)
+from litevfs.errors import StorageError, StorageFileExistsError, StoragePreconditionError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.google_tokens import PERMISSION_HINT, google_tokens
 from litevfs.replica_clients.http.answers import about

@@ -17,14 +17,7 @@ import litevfs
 from litevfs.files import line
 from litevfs.live.session import SHARED, UNLOCKED, Session
 from litevfs.options import Options
-from tests.bindings.test_rehearsal import (
-    BLOCK_SIZE,
-    PAGE_SIZE,
-    Tides,
-    rehearsing,
-    shared_replica,
-    snapshot_file,
-)
+from tests.bindings.test_rehearsal import BLOCK_SIZE, PAGE_SIZE, Tides, rehearsing, shared_replica, snapshot_file
 from tests.scripted import Script
 from tests.support import wait_until
 

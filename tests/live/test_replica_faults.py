@@ -8,10 +8,7 @@ from dataclasses import replace
 import pytest
 
 import litevfs
-from litevfs.errors import (
-    LTXFormatError,
-    StorageNotFoundError,
-)
+from litevfs.errors import LTXFormatError, StorageNotFoundError
 from litevfs.replica_clients.memory import MemoryReplicaClient, drop_memory_store, memory_store
 from litevfs.testing.faulty import Fault, faulty_replica
 from tests.live.ledger import LEDGER, next_version, start_ledger

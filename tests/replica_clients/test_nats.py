@@ -9,11 +9,7 @@ from typing import Any
 
 import pytest
 
-from litevfs.errors import (
-    StorageNotFoundError,
-    StoragePermissionError,
-    TransientStorageError,
-)
+from litevfs.errors import StorageNotFoundError, StoragePermissionError, TransientStorageError
 from litevfs.testing.client_conformance import ReplicaClientConformance, silent_endpoint
 from litevfs.testing.conformance_base import TIMESTAMP_MS, file_name
 from litevfs.testing.server_process import free_port

@@ -12,14 +12,7 @@ import pytest
 
 from litevfs.replica_clients.urls import open_replica_client
 from tests.replica_clients.store_replicas import url_at
-from tests.replica_clients.store_servers import (
-    WEBDAV_PASSWORD,
-    WEBDAV_USER,
-    nginx,
-    rclone_webdav,
-    sshd,
-    static_server,
-)
+from tests.replica_clients.store_servers import WEBDAV_PASSWORD, WEBDAV_USER, nginx, rclone_webdav, sshd, static_server
 
 NAMES = [
     "my app",

@@ -10,12 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from litevfs.errors import (
-    StorageClosedError,
-    StorageError,
-    StorageTimeoutError,
-    TransientStorageError,
-)
+from litevfs.errors import StorageClosedError, StorageError, StorageTimeoutError, TransientStorageError
 from litevfs.replica_clients.s3.client import S3ReplicaClient
 from tests.replica_clients.s3_answers import FILE, answer, part
 from tests.support import wait_until

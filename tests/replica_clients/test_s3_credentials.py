@@ -12,12 +12,7 @@ from pathlib import Path
 import pytest
 from botocore.credentials import RefreshableCredentials
 
-from litevfs.errors import (
-    StorageError,
-    StoragePermissionError,
-    StorageTimeoutError,
-    TransientStorageError,
-)
+from litevfs.errors import StorageError, StoragePermissionError, StorageTimeoutError, TransientStorageError
 from litevfs.replica_clients.s3 import access
 from litevfs.replica_clients.s3.errors import STALE_CREDENTIALS
 from tests.replica_clients.s3_answers import FILE, answer, file_key, listing, part, s3_error

@@ -15,12 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from litevfs.errors import (
-    StorageNotFoundError,
-    StoragePermissionError,
-    StorageTimeoutError,
-    TransientStorageError,
-)
+from litevfs.errors import StorageNotFoundError, StoragePermissionError, StorageTimeoutError, TransientStorageError
 from litevfs.operations.doctor import Outcome, examine
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replica_clients.sftp import SFTPReplicaClient

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from litevfs.errors import (
-    LTXFormatError,
-    ReplicaEmptyError,
-    TransientStorageError,
-    TXIDGapError,
-    TXIDNotFoundError,
-)
+from litevfs.errors import LTXFormatError, ReplicaEmptyError, TransientStorageError, TXIDGapError, TXIDNotFoundError
 from tests.primary import Primary
 from tests.states.support import insert, pages_are_right, put
 

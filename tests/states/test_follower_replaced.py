@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from litevfs.errors import (
-    LTXFormatError,
-    PageUnavailableError,
-    ReplicaError,
-    StorageError,
-)
+from litevfs.errors import LTXFormatError, PageUnavailableError, ReplicaError, StorageError
 from litevfs.states.follower import FETCHED_AT_ONCE, MIN_FILES
 from litevfs.states.lineage import SET_BACK_AFTER_S
 from tests.made import MadePrimary

@@ -19,14 +19,7 @@ from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import StorageError, StorageNotFoundError, StoragePermissionError
 from litevfs.ltx.names import parse_file_name
 from litevfs.replica_clients.base import LEVELS, LTXFileInfo, Take
-from litevfs.replica_clients.http.answers import (
-    about,
-    date_ms,
-    plain_etag,
-    range_header,
-    read_named,
-    read_range,
-)
+from litevfs.replica_clients.http.answers import about, date_ms, plain_etag, range_header, read_named, read_range
 from litevfs.replica_clients.http.basic import BasicAuth
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.index import INDEX_NAME, level_of, names_in_page

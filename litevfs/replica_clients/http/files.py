@@ -13,13 +13,7 @@ from collections.abc import Callable, Iterable
 from litevfs.concurrency.clock import deadline_in
 from litevfs.errors import StorageNotFoundError
 from litevfs.replica_clients.base import MAX_SIDE_OBJECT_BYTES, LTXFileInfo, SideObject, Take
-from litevfs.replica_clients.http.answers import (
-    about,
-    plain_etag,
-    range_header,
-    read_named,
-    read_range,
-)
+from litevfs.replica_clients.http.answers import about, plain_etag, range_header, read_named, read_range
 from litevfs.replica_clients.http.exchange import Exchange
 from litevfs.replica_clients.http.plain import Answer
 from litevfs.replica_clients.layouts import OldReplicaCheck

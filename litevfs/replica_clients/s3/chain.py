@@ -18,12 +18,7 @@ from botocore.credentials import RefreshableCredentials
 from botocore.parsers import ResponseParserError
 
 from litevfs.errors import StorageError, StoragePermissionError, TransientStorageError
-from litevfs.replica_clients.s3.errors import (
-    CREDENTIALS_HINT,
-    MESSAGE_LIMIT,
-    STALE_CREDENTIALS,
-    error_from_answer,
-)
+from litevfs.replica_clients.s3.errors import CREDENTIALS_HINT, MESSAGE_LIMIT, STALE_CREDENTIALS, error_from_answer
 from litevfs.replica_clients.s3.signing import Credentials
 from litevfs.replica_clients.s3.url import S3Location
 

@@ -28,13 +28,7 @@ from litevfs.replica_clients.layouts import GENERATIONS, layout_of
 from litevfs.replica_clients.pieces import ReadsByPieces
 from litevfs.replica_clients.s3 import objects
 from litevfs.replica_clients.s3.access import S3Access
-from litevfs.replica_clients.s3.listing import (
-    Continuation,
-    ListPage,
-    all_pages,
-    list_query,
-    parse_list_page,
-)
+from litevfs.replica_clients.s3.listing import Continuation, ListPage, all_pages, list_query, parse_list_page
 from litevfs.replica_clients.s3.ranges import Wanted, check_size, expected_length, total_size
 from litevfs.replica_clients.s3.requests import AnswerError, Request, SignedRequests
 from litevfs.replica_clients.s3.url import parse_s3_url
