@@ -60,6 +60,7 @@ class Capture:
         self.reason: str | None = None
         """Why the next step reads the whole database; None when it reads on in the WAL."""
         self._is_whole_wanted = False  # whether all of it is to be in the file
+        self._is_doubted = False  # whether more than the WAL was written since the state: only a checkpoint, or a copy
         self.snapshots = 0
         self.last_snapshot_reason: str | None = None
         self.comparisons = 0
@@ -171,6 +172,8 @@ class Capture:
         self.state, self.reason, self._is_whole_wanted = self._folder.load(), None, False
         if self.state is not None and self.state.inode != self.database.inode:
             self.reason = "the database file is not the one that was replicated before"
+        written_ns = None if self.state is None else self.state.written_ns
+        self._is_doubted = written_ns not in (None, self.database.written_ns) and self._knows_pages()
 
     def _reopen(self) -> None:
         self._let_go()
@@ -244,7 +247,10 @@ class Capture:
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """See `start_of_changes`."""
-        return start_of_changes(wal, state, self._known_state().position, may_start_over=self._may_start_over)
+        start = start_of_changes(wal, state, self._known_state().position, may_start_over=self._may_start_over)
+        if self._is_doubted:
+            raise WALError("the database file was written since the last sync, not the WAL alone")
+        return start
 
     def _read_whole_database(self, wal: WALReader, reason: str) -> None:
         before = self._known_state()
@@ -259,12 +265,12 @@ class Capture:
             content = read_database(wal, state, transaction, self.database.page_size)
             changed = ChangedPages(content, known, self._check_open)
             if changed.is_empty:
-                self._save(replace(after, inode=self.database.inode, position=content.end))
+                self._save(replace(self._on_this_file(after), position=content.end))
                 self._may_start_over = False
             else:
                 self._publish(changed.content, after, sums=changed.sums)
         self._begin_hold(state)
-        self.reason, self._is_whole_wanted = None, False
+        self.reason, self._is_whole_wanted, self._is_doubted = None, False, False
         if known is not None:
             self.last_comparison_reason, self.comparisons = reason, self.comparisons + 1
             logger.info("%s: compared with TXID %016x, as %s", self._path, before.txid, reason)
@@ -292,12 +298,14 @@ class Capture:
         sums: bytearray | None = None,
     ) -> None:
         """Make the next LTX file and count it. `before`, `sums`: see `add_file`."""
-        now_ms = self._clock_ms()
         if content.page_size != before.page_size and sums is None:
             raise WALError("the pages of the database have another size now")
-        before = replace(before, inode=self.database.inode, page_size=content.page_size)
-        self.state = add_file(self._folder, before, content, now_ms, between_pages or self._check_open, sums)
+        before = replace(self._on_this_file(before), page_size=content.page_size)
+        self.state = add_file(self._folder, before, content, self._clock_ms(), between_pages or self._check_open, sums)
         self._may_start_over = False
+
+    def _on_this_file(self, state: State) -> State:
+        return replace(state, inode=self.database.inode, written_ns=self.database.written_ns)
 
     def _check_open(self) -> None:
         if self.is_closing():

@@ -155,6 +155,17 @@ class SourceDatabase:
         """
         return not self._connections or [identity(source_file(self.path)), *self._companions()] != self._files
 
+    @property
+    def written_ns(self) -> int | None:
+        """When the file was last written, as it says, nanoseconds since the Unix epoch; None if it is gone.
+
+        Commits leave it alone, checkpoints do not, nor does a copy that is put into the same file.
+        """
+        try:
+            return self.path.stat().st_mtime_ns
+        except OSError:
+            return None
+
     def is_in_place(self) -> bool:
         """Whether `path` still leads to the database that is open here; not, if it leads nowhere."""
         try:

@@ -60,6 +60,7 @@ class State:
     schema_version: int | None = None  # after that TXID; None: not known
     schema_read_at: int | None = None  # the version that the schema had when `schema_sum` was computed; None: never
     schema_sum: str | None = None  # None: the schema cannot be read
+    written_ns: int | None = None  # when the database file was last written, as it says; None: not known
 
     @property
     def key(self) -> FileKey:

@@ -124,6 +124,33 @@ def test_a_wal_that_was_started_over_while_it_was_down_leads_to_a_comparison(app
     assert_replicated(client, app.path)
 
 
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_backup_copied_into_the_file_beside_a_wal_that_stayed_is_found(app, client, tmp_path: Path, writes: int):
+    """A replicator that ends last leaves the WAL; with it, the backup is a database that is in no TXID."""
+    app.insert(20)
+    app.checkpoint("TRUNCATE")
+    backup = app.path.read_bytes()
+    with Replicator(app.path, client) as replicator:
+        for mode in ("RESTART", "PASSIVE"):
+            replicator.sync()
+            app.execute("UPDATE t SET data = randomblob(500)")
+            replicator.sync()
+            app.checkpoint(mode)
+        app.insert()
+        replicator.sync()
+        app.close()
+    app.path.write_bytes(backup)
+    app.db = app.connect()
+    app.insert(writes)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        assert (replicator.status.comparisons, replicator.status.snapshots) == (1, 0)
+    with Replicator(app.path, client) as replicator:
+        replicator.sync()
+        assert replicator.status.comparisons == 0
+    assert_replicated(client, app.path)
+
+
 def test_an_application_that_ended_while_it_was_down_leads_to_a_comparison(app, client):
     replicated(app, client)
     app.insert()
