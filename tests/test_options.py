@@ -84,6 +84,8 @@ def test_parameters_of_sqlite_itself_are_passed_over(name):
         ("TXID", "txid"),
         ("REPLICA-URL", "replica_url"),
         ("Mode", "mode"),
+        ("pol", "poll_interval"),  # what it begins counts more than what it is like
+        ("CACHE_S", "cache_size"),
     ],
 )
 def test_an_unknown_uri_parameter_is_refused_with_the_nearest_name(wrong, near):

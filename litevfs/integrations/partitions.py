@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -160,7 +160,8 @@ def partitions(
     `hold` stores the newest state as a snapshot file on the replica, which the primary's snapshot retention keeps (a
     day by default), though compaction and level-0 retention go on; it takes one reading and writing of the whole
     database, and the right to write. Raises OptionError for a table or column that does not exist, for views and
-    virtual tables, and what `connect` raises; with `hold` also what writing to the storage raises.
+    virtual tables, APSW's error for a `where` that SQLite does not take, and what `connect` raises; with `hold` also
+    what writing to the storage raises.
     """
     if not isinstance(count, int) or count < 1:
         raise OptionError(f"not a number of pieces: {shown(count)}", hint="1 or more")
@@ -180,14 +181,7 @@ def partitions(
         connection = connect(url, txid=format_txid(view.txid), **options)
         try:
             described = _Table(connection, table, columns)
-            texts = described.chosen(as_text, "as_text")
-        finally:
-            connection.close(True)
-        cuts = described.cuts(lambda pgno: replica.pages.read(view, pgno), view.commit, count)
-        marks = tuple(sorted(marks_of(view, replica.fetcher)))
-        bounds = [None, *cuts, None]
-        return [
-            Partition(
+            whole = Partition(
                 replica.url,
                 described.name,
                 view.txid,
@@ -195,14 +189,17 @@ def partitions(
                 where,
                 tuple(parameters),
                 described.key,
-                low,
-                high,
-                texts,
+                None,
+                None,
+                described.chosen(as_text, "as_text"),
                 options=tuple(options.items()),
-                marks=marks,
+                marks=tuple(sorted(marks_of(view, replica.fetcher))),
             )
-            for low, high in pairwise(bounds)
-        ]
+            connection.execute(f"EXPLAIN {whole.sql}", whole.bindings).close(True)  # an error here, not in each worker
+        finally:
+            connection.close(True)
+        cuts = described.cuts(lambda pgno: replica.pages.read(view, pgno), view.commit, count)
+        return [replace(whole, low=low, high=high) for low, high in pairwise([None, *cuts, None])]
     finally:
         registry.release(lease)
 

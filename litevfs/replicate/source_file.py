@@ -43,7 +43,8 @@ def source_file(path: Path) -> os.stat_result:
         file = path.stat()
     except OSError as exc:
         reason = "no such file" if isinstance(exc, FileNotFoundError) else exc.strerror
-        raise ReplicatorError(f"no database to replicate: {reason}", key=str(path)) from exc
+        hint = "the database comes first, the URL second" if ":/" in str(path) else None  # of a URL, as a path
+        raise ReplicatorError(f"no database to replicate: {reason}", key=str(path), hint=hint) from exc
     if not stat.S_ISREG(file.st_mode):
         raise ReplicatorError("no database to replicate: this is not a file", key=str(path))
     return file

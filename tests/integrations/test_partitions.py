@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
+import apsw
 import pytest
 
 import litevfs
@@ -238,6 +239,9 @@ def test_bad_input_is_refused_with_what_to_do(primary, url):
         litevfs.partitions(url, "f", 2)
     with pytest.raises(OptionError, match=r"no column zz.*columns: id, x"):
         litevfs.partitions(url, "t", 2, columns=["zz"])
+    for where, parameters in (("zz > 3", ()), ("x > ?", ()), ("x > 3 ORDER BY 1", ())):
+        with pytest.raises(apsw.Error, match=r"no such column: zz|bindings|near .ORDER"):
+            litevfs.partitions(url, "t", 2, where=where, parameters=parameters)
     with pytest.raises(OptionError, match="not a number of pieces"):
         litevfs.partitions(url, "t", 0)
     for values in ({"a": 1}, "ab"):

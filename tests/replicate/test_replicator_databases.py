@@ -97,6 +97,8 @@ def test_a_database_in_rollback_mode_is_switched_when_asked(make_app, client):
 
 
 def test_a_missing_database_is_refused_and_nothing_is_made(tmp_path: Path, client):
+    with pytest.raises(ReplicatorError, match=r"no such file.*hint: the database comes first"):
+        Replicator("s3://bucket/app", tmp_path / "app.db")
     with pytest.raises(ReplicatorError, match="no such file"):
         Replicator(tmp_path / "none.db", client)
     assert list(tmp_path.iterdir()) == []
