@@ -23,6 +23,7 @@ import numpy as np
 from litevfs.errors import FollowError, FollowTargetError, LitevfsError
 from litevfs.operations.follow_record import FollowedState, FollowRecord
 from litevfs.operations.page_transaction import DatabaseFile, ReadersInTheWayError, page_size_of
+from litevfs.pages.page_one import JOURNAL_VERSIONS, as_rollback_journal
 from litevfs.states.snapshot import Snapshot
 
 RECORD_SUFFIX = "-follow"
@@ -32,7 +33,6 @@ LOCK_TIMEOUT_S = 10.0
 """How long one step waits for readers; then it pauses for a while."""
 MEMORY_BYTES = 16_000_000
 """Changed pages beyond these wait in a temporary file."""
-_JOURNAL_VERSIONS = b"\x01\x01"
 _EMPTY = FollowedState(txid=0, timestamp_ms=0, header_crc=crc32(b""))
 
 
@@ -138,14 +138,8 @@ class FollowedFile:
 
     def first_page(self, page: bytes, commit: int) -> bytes:
         """Page 1 of an ordinary rollback-journal database of `commit` pages; differs from the file's page 1."""
-        patched = bytearray(page)
         counter = int.from_bytes(self.database.header[24:28], "big") + 1
-        patched[18:20] = _JOURNAL_VERSIONS
-        patched[24:28] = patched[92:96] = (counter & 0xFFFFFFFF).to_bytes(4, "big")
-        patched[28:32] = commit.to_bytes(4, "big")
-        schema = int.from_bytes(page[40:44], "big") + self._schema_salt
-        patched[40:44] = (schema & 0xFFFFFFFF).to_bytes(4, "big")
-        return bytes(patched)
+        return as_rollback_journal(page, counter, commit, self._schema_salt)
 
     def replace(self, pages: PageSpool, snapshot: Snapshot) -> None:
         """Put `pages` into the file and make it as long as the database, in one transaction: the state `snapshot`.
@@ -238,7 +232,7 @@ def _check_is_ordinary(path: Path, header: bytes) -> None:
     if not page_size_of(header):
         raise FollowTargetError("this is no SQLite database", key=str(path), hint="follow to another file")
     wal = path.with_name(path.name + "-wal")
-    if header[18:20] != _JOURNAL_VERSIONS or wal.exists():
+    if header[18:20] != JOURNAL_VERSIONS or wal.exists():
         raise FollowTargetError(
             "this database is in WAL mode", key=str(path), hint="move it away with its -wal, or follow to another file"
         )

@@ -184,7 +184,7 @@ class PageSource:
         """
         if not snapshot.commit:
             return b""
-        return as_rollback_journal(self.read(snapshot, 1), snapshot, schema_salt)
+        return as_rollback_journal(self.read(snapshot, 1), snapshot.change_counter, snapshot.commit, schema_salt)
 
     # --- read-ahead ---------------------------------------------------------------------------------------------------
 
