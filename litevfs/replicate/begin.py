@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from litevfs.errors import LitevfsError, LTXFormatError, TXIDGapError, UnrelatedDatabaseError
@@ -16,7 +17,8 @@ from litevfs.replica_clients.base import ReplicaClient
 from litevfs.replicate.capture import Capture
 from litevfs.replicate.marks import RestoredMark, read_restored
 from litevfs.replicate.provenance import PageSums, continues_in_wal, is_newest_state
-from litevfs.replicate.replica_position import ReplicaPosition, newest_time
+from litevfs.replicate.replica_position import ReplicaPosition, is_same_file, newest_time
+from litevfs.replicate.upload_queue import fingerprint
 from litevfs.units import format_timestamp
 
 logger = logging.getLogger("litevfs.replicate")
@@ -48,7 +50,7 @@ def refuse_unrelated(
     if is_restored(client, mark, restored_from, there):
         logger.info("%s: restored from TXID %016x, and goes on from there", path, there.txid)
         return
-    why = _why_not_same(client, capture, there)
+    why = None if _is_of_litestream(client, path, there) else _why_not_same(client, capture, there)
     if why is not None:
         raise UnrelatedDatabaseError(
             "the database is not the replica's newest state, and nothing shows that it came from it "
@@ -68,6 +70,16 @@ def is_restored(
     if mark.replica_url not in {client.url, *restored_from}:
         return False
     return mark.timestamp_ms == there.header.timestamp_ms or mark.timestamp_ms == newest_time(client, there)
+
+
+def _is_of_litestream(client: ReplicaClient, path: Path, there: ReplicaPosition) -> bool:
+    """Whether Litestream, whose own files lie beside the database, has made the replica's newest TXID of it."""
+    folder = path.with_name(f".{path.name}-litestream") / "ltx" / "0"
+    for file in there.files:
+        with suppress(FileNotFoundError), (folder / file.name).open("rb") as content:
+            if file.max_txid == there.txid and is_same_file(client, file, fingerprint(content)):
+                return True
+    return False
 
 
 def _why_not_same(client: ReplicaClient, capture: Capture, there: ReplicaPosition) -> str | None:

@@ -45,6 +45,8 @@ LEASE_NAME = "lock.json"
 RESTORING = "restore-"
 """In `folder` before the ID: a primary that restores into this folder's database, and has written nothing."""
 PROBE_NAME = "lock-probe.json"
+_STALE_ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
+"""Where etags are MD5 sums, that of an empty object, which the test object never is; elsewhere no object has it."""
 DEFAULT_TTL_S = 30.0
 """Litestream's DefaultLeaseTTL."""
 
@@ -178,12 +180,16 @@ class Lease:
             self.last_folder = None if before is None else before.folder
         self._generation = 1 + (0 if before is None else before.generation)
         try:
-            if self.is_strict:
-                return self._write(None if there is None else there.etag, is_new=there is None)
-            return self._claim(began)
+            if not self.is_strict:
+                return self._claim(began)
+            self._write(None if there is None else there.etag, is_new=there is None)
+            if there is not None or self._client.keeps_conditions:
+                return True
+            return self._write(self._etag)  # shows that the storage takes an etag that holds
         except StoragePreconditionError:
+            self._etag = None
             now = self._client.read_object(LEASE_NAME)
-            if there is not None and now is not None and now.etag == there.etag:
+            if (now and now.etag) == (there and there.etag):
                 self.is_strict = False  # the storage refuses a condition that holds
             return False
 
@@ -267,20 +273,16 @@ class Lease:
 
 
 def _keeps_conditions(client: SideObjects) -> bool:
-    """Try whether the storage keeps conditions, on a test object that no program uses; it stays for the next try."""
+    """Try whether the storage refuses what conditions forbid, on an object that no program uses; it stays there.
+
+    That it takes what they allow shows when the lease is taken.
+    """
     if client.keeps_conditions:
         return True
     try:
-        if not _refuses(lambda: client.put_object(PROBE_NAME, b"{}", if_absent=True), attempts=2):
-            return False
-        old = client.put_object(PROBE_NAME, secrets.token_bytes(8).hex().encode())
-        new = client.put_object(PROBE_NAME, b"{}")
-        if not _refuses(lambda: client.put_object(PROBE_NAME, b"{}", if_match=old), attempts=1):
-            return False
-        if not _refuses(lambda: client.put_object(PROBE_NAME, b"{}", if_match=new), attempts=1):
-            return True
-        there = client.read_object(PROBE_NAME)
-        return there is None or there.etag != new  # another process tries at this moment
+        return _refuses(lambda: client.put_object(PROBE_NAME, b"{}", if_absent=True), attempts=2) and _refuses(
+            lambda: client.put_object(PROBE_NAME, b"{}", if_match=_STALE_ETAG), attempts=1
+        )
     except ConditionsUnsupportedError:
         return False
 

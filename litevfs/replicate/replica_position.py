@@ -12,6 +12,7 @@ from litevfs.errors import (
     ReplicaEmptyError,
     ReplicatorError,
     StorageNotFoundError,
+    StoragePermissionError,
     TransientStorageError,
     TXIDGapError,
 )
@@ -19,7 +20,7 @@ from litevfs.files.plan import newest_state
 from litevfs.files.stream import FileStreamer
 from litevfs.ltx.format import HEADER_SIZE, TRAILER_SIZE, Header
 from litevfs.ltx.names import MAX_TXID
-from litevfs.replica_clients.base import LEVELS, LTXFileInfo, ReplicaClient
+from litevfs.replica_clients.base import LEVELS, ListsLevels, LTXFileInfo, ReplicaClient
 from litevfs.replicate.known_pages import FileKey
 from litevfs.replicate.state import State
 from litevfs.replicate.upload_queue import PendingFile
@@ -49,8 +50,7 @@ def replica_position(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
 
 
 def _look(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
-    # From level 0 up: compaction moves transactions the same way, so a later listing shows what moves meanwhile.
-    listed = [file for level in LEVELS for file in _list(client, level)]
+    listed = _list_all(client)
     newest = max(listed, key=lambda file: file.max_txid, default=None)
     header, problem = None, _why_incomplete(listed)
     if newest is not None:
@@ -60,6 +60,17 @@ def _look(client: ReplicaClient, from_txid: int) -> ReplicaPosition:
             problem = f"its newest file is damaged: {exc.message} ({client.key(newest)})"
     files = tuple(file for file in listed if file.level == 0 and file.min_txid >= max(1, from_txid))
     return ReplicaPosition(files, newest, header, problem)
+
+
+def _list_all(client: ReplicaClient) -> list[LTXFileInfo]:
+    """The files of all levels, in one request if that can show them all."""
+    if isinstance(client, ListsLevels):
+        with suppress(StorageNotFoundError, StoragePermissionError):  # as below; only the wider prefix is forbidden
+            files, are_all = client.list_from(0)
+            if are_all:
+                return files
+    # From level 0 up: compaction moves transactions the same way, so a later listing shows what moves meanwhile.
+    return [file for level in LEVELS for file in _list(client, level)]
 
 
 def _list(client: ReplicaClient, level: int) -> list[LTXFileInfo]:

@@ -15,6 +15,7 @@ Facts about Litestream 0.5.18 that the reader meets, as observed here and read i
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -28,6 +29,7 @@ import pytest
 
 import litevfs
 from litevfs.cli import main
+from litevfs.errors import UnrelatedDatabaseError
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.format import Header
 from litevfs.maintenance.compaction import compact_level, snapshot
@@ -350,6 +352,29 @@ def test_litestream_continues_after_a_file_of_ours_that_holds_the_whole_database
         wait_until(lambda: client.list_files(0)[-1].max_txid > 1 or "sync error" in theirs.log, "a sync", 20)
         assert "sync error" not in theirs.log
     assert restored(client.url, tmp_path) == app.run(DATA)
+
+
+@needs_litestream
+@pytest.mark.parametrize("is_known", [True, False])
+def test_our_replicator_follows_litestream_by_its_files_where_the_wal_was_started_over(
+    tmp_path: Path, app: Application, client: ReplicaClient, is_known: bool
+) -> None:
+    """As under load: the application writes and checkpoints between the end of the one and the start of the other."""
+    app.run(INSERT)
+    with litestream.replicating(tmp_path, app.path, client.url):
+        wait_until(lambda: bool(client.list_files(0)), "a first sync", 20)
+    app.run(INSERT)
+    app.run("PRAGMA wal_checkpoint(TRUNCATE)")
+    app.run(INSERT)
+    if not is_known:
+        shutil.rmtree(tmp_path / f".{app.path.name}-litestream")
+    with Replicator(app.path, client) as ours:
+        if is_known:
+            ours.sync()
+            assert restored(client.url, tmp_path) == app.run(DATA)
+        else:
+            with pytest.raises(UnrelatedDatabaseError):
+                ours.sync()
 
 
 @needs_litestream

@@ -97,7 +97,9 @@ def test_it_has_litestreams_form_and_two_fields_more(lease_of, client):
     assert lease_of("a").hold() is True
     fields = stored(client)
     assert set(fields) == {"generation", "expires_at", "owner", "folder", "run"}
-    assert (fields["generation"], fields["folder"], fields["expires_at"]) == (1, "a", "2027-01-15T08:00:30.000Z")
+    generation = 2 if isinstance(client, Unquoting) else 1  # found out by the first claim, and claimed again
+    assert (fields["generation"], fields["folder"]) == (generation, "a")
+    assert fields["expires_at"] == "2027-01-15T08:00:30.000Z"
 
 
 def test_a_lease_that_litestream_made_is_understood():
