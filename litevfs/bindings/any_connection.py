@@ -1,4 +1,4 @@
-"""Connections of every door: the one that lies in one of another tool, and what they answer alike."""
+"""What connections of any library and tool have in common: how to find the plain one inside, and what it answers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Lets a function of SQLite's own answer `xAccess` of a VFS in APSW's library: "not there", of any name.
+"""Lets a C function of SQLite itself answer `xAccess` for a VFS in APSW's library: "not there", for any name.
 
-SQLite asks twice a transaction. By way of APSW each question takes as long as a lock: SQLite waits for Python's
-interpreter, and the name becomes an object. Where anything is not as expected, APSW's function stays.
+SQLite asks twice a transaction. Through APSW each question takes as long as a lock: SQLite waits for Python's
+interpreter, and the name becomes an object. If anything is not as expected, APSW's function stays.
 """
 
 from __future__ import annotations

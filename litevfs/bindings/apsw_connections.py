@@ -1,7 +1,7 @@
-"""Connections of APSW whose errors say what to do: SQLite's or APSW's words, then a hint.
+"""Connections of APSW whose errors say what to do: the message of SQLite or APSW, then a hint.
 
-A hot query takes about 5 % longer by that. Errors that come with a later row keep SQLite's words: a call for each row
-would take much longer. Closing gives a connection another class, whose methods only raise.
+This makes a hot query about 5 % slower. Errors of rows after the first keep SQLite's message: a call for each row would
+cost much more. Closing gives a connection another class, whose methods only raise.
 """
 
 from __future__ import annotations

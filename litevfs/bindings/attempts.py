@@ -1,4 +1,4 @@
-"""What a rehearsal is of, and how far one has come. Values alone; `rehearsal_session` makes the reads."""
+"""The values of a rehearsal: its statement, its bounds, and its progress. `rehearsal_session` makes the reads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What runs beside a connection from its opening on: the queries of `warm`, and rehearsals where read-ahead pays.
+"""Starts what runs beside a connection from its opening on: the queries of `warm`, and rehearsals.
 
-Both run in APSW, whatever library the connection has, which is loaded for them.
+Both run in APSW, whichever library the connection has; APSW is loaded for them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Blobs that stay open, whose errors say what to do, for either library. Knows neither.
+"""Open blobs of either library whose errors say what to do. Imports neither library.
 
-Neither library lets a class of ours inherit from its own, so a blob of ours has one of theirs, and is one to
-`isinstance`.
+Neither library lets another class inherit from its blob, so ours holds one, and `isinstance` takes it for one.
 """
 
 from __future__ import annotations

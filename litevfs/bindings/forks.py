@@ -1,8 +1,8 @@
-"""A fork waits until no thread of this package is in SQLite: the child would inherit a lock that nothing opens.
+"""A fork waits until no thread of this package is in SQLite: the child would inherit a lock that no thread releases.
 
 SQLite's memory and page caches have locks of the whole process, each held for a moment. An application knows when its
-own threads query; it does not know of the threads that rehearse and warm. These enter here before they call SQLite, and
-rest where SQLite calls them and holds no such lock.
+own threads query, but not of the threads that rehearse and warm. These enter the gate before they call SQLite, and let
+forks happen where SQLite calls them and holds no such lock.
 """
 
 from __future__ import annotations

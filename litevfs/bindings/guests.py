@@ -1,4 +1,7 @@
-"""Connections of APSW that read by a session which stands beside another one, on its replica; their threads' end."""
+"""Connections of APSW for rehearsals and `warm`: each reads by a session of its own on another connection's replica.
+
+Also waits for the threads that use them when the interpreter ends.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ _FLAGS = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_PRIVATECACHE
 
 
 class _GuestVFS(SessionVFS):
-    """Opens sessions that lie ready."""
+    """Opens the session that `connect_guest` has put under the name."""
 
     def open_session(self, name: str | apsw.URIFilename | None) -> Session:
         """See `SessionVFS.open_session`."""

@@ -1,4 +1,4 @@
-"""The errors that callbacks of `sqlite3`'s library ended with, by thread: SQLite itself hands on only a code."""
+"""The last error of a callback of `sqlite3`'s library, for each thread: SQLite itself passes on only a code."""
 
 from __future__ import annotations
 

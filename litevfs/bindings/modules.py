@@ -1,4 +1,4 @@
-"""What a rehearsal may use: SQLite's own functions, and virtual tables of modules that read pages and nothing else."""
+"""What a rehearsal may use: SQLite's own functions, and modules of virtual tables that only read pages."""
 
 from __future__ import annotations
 

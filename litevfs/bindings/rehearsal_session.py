@@ -1,4 +1,4 @@
-"""The session that a rehearsal reads by: it gives SQLite what lies in memory, stand-ins for the rest, and waits never.
+"""The session that a rehearsal reads by: it gives SQLite pages in memory, stand-ins for all others, and never waits.
 
 Owns one connection. `rehearsal` decides what is rehearsed when; `programs` says what SQLite is going to do.
 """

@@ -1,4 +1,4 @@
-"""Which statement runs. Asked when it has to wait: SQLite knows it, or an execution tracer of APSW has noted it."""
+"""Which statement runs on a connection, asked when it has to wait: from SQLite, or from APSW's execution tracer."""
 
 from __future__ import annotations
 

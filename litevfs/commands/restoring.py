@@ -1,4 +1,4 @@
-"""The restore before replication: where there is no database, the newest state of the replica, or of several."""
+"""The restore before replication: if there is no database, the newest state of the replica, or of several."""
 
 from __future__ import annotations
 

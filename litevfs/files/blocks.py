@@ -29,7 +29,7 @@ from litevfs.ltx.file_info import LTXFileInfo
 logger = logging.getLogger("litevfs.files.blocks")
 
 GAP_RESERVE_BYTES = FREE_BYTES // 8
-"""Of what may be read in vain, kept for plans of other pages than those between which gaps are read over."""
+"""Of what may be read for nothing, kept for plans of other pages than those between which gaps are read over."""
 MAX_ALONE = 64
 """Ranges wanted alone, at most: a few for each connection that reads."""
 SCAN_REQUESTS = 3

@@ -1,4 +1,4 @@
-"""The way around files that are damaged or gone: a job plans again without them, as long as the others lead as far.
+"""The way around files that are damaged or gone: a job plans again without them, while the other files suffice.
 
 Owns which files of one job are unusable, and when there is no way around them. Knows no job: the follower, restore and
 compaction each plan their own chain.

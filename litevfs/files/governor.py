@@ -13,9 +13,9 @@ from __future__ import annotations
 import threading
 
 FREE_BYTES = 8_000_000
-"""Bytes that may be read in vain before any were used."""
+"""Bytes that may be read for nothing before any were used."""
 MAX_CREDIT_BYTES = 24_000_000
-"""However many bytes were used long ago, at most so many may be read in vain in a row."""
+"""However many bytes were used long ago, at most so many may be read for nothing in a row."""
 
 
 class Governor:
@@ -61,7 +61,7 @@ class Governor:
         """A reader takes `size` bytes that were read ahead."""
         with self._lock:
             self.used += size
-            self._earn(2 * size)  # they no longer count as read in vain, and count as used
+            self._earn(2 * size)  # they no longer count as read for nothing, and count as used
 
     def need(self, size: int) -> None:
         """Count `size` bytes that were requested because a reader waits for them."""

@@ -1,8 +1,8 @@
 """When a request is made a second time because it is slow, and how often that may be.
 
-A request is late once it takes longer than 19 of 20 of its kind did lately. Then a second one pays, as the answer of a
-storage that is slow once in a while seldom is twice in a row. What requests take is known of a host, so that the
-first requests of a replica can be late, too. Invariant: at most SHARE of a host's requests are second ones.
+A request is late once it takes longer than 95 % of the recent ones of its kind. Then a second one pays: a storage that
+is slow now and then is seldom slow twice in a row. Times are kept per host, so that the first requests of a replica can
+be late, too. Invariant: at most SHARE of a host's requests are second ones.
 """
 
 from __future__ import annotations

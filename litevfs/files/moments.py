@@ -1,11 +1,11 @@
 """Which state was the newest at a time. Owns the search; reads nothing itself.
 
 A file's timestamp is that of its last transaction, so timestamps grow with `max_txid`: the search reads the headers of
-a handful of files however long the history is. Full snapshots are the exception: they carry the time at which they
-were made, and are asked only about states that no other file ends at.
+a few files however long the history is. Full snapshots are the exception: they carry the time at which they were made,
+and are asked only about states that no other file ends at.
 
-No checksum covers a header that is read alone. So the two that decide, of the last state that is not younger than the
-time and of the first that is, are confirmed before they are believed; what the others said then does not matter.
+No checksum covers a header that is read alone. So the search confirms the two headers that decide: of the last state at
+or before the time, and of the first state after it. What the other headers said then does not matter.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def state_at(files: Sequence[LTXFileInfo], timestamp_ms: int, times: ReadsTimes)
 
 
 def _check_end(newest: int, files: Sequence[LTXFileInfo], timestamp_ms: int, times: ReadsTimes) -> None:
-    """Raise TXIDGapError if the newest state is not the one of the time: later transactions of then lie past a gap."""
+    """Raise TXIDGapError if the newest state is not the one of the time: later transactions before that time lie past a gap."""
     gap = extend(newest, files).gap
     if gap is None:
         return

@@ -1,7 +1,7 @@
-"""Blocks on their way to the folder: a thread writes them, and readers find them meanwhile. Owns that thread.
+"""Blocks on their way to the folder: a thread writes them, and until then readers find them here. Owns that thread.
 
-A reader must not wait for a disk: creating a file can take milliseconds where others keep the same disk busy. So blocks
-wait here, up to a bound; blocks beyond it are not kept, and are read from storage the next time.
+A reader must not wait for a disk: creating a file can take milliseconds while other programs keep the disk busy. So
+blocks wait here, up to a bound; blocks beyond it are not written, and are read from storage the next time.
 """
 
 from __future__ import annotations

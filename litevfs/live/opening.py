@@ -1,4 +1,4 @@
-"""What a caller is told who waits for a replica's first state, or has waited in vain. Owns no thread, opens nothing."""
+"""The warning and the error for a caller that waits for a replica's first state. Owns no thread, opens nothing."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What tells a state from one of another replica that took the place of its own, and has the same TXID by chance.
+"""Tells a state from one of another replica that replaced its own and has the same TXID by chance.
 
-A file's timestamp is that of its last transaction on every level, so a state is known by the one in the headers of the
-files that end with it. Snapshot files carry the time at which they were made: a known one proves the same history,
-another one proves nothing (see `states.lineage`).
+A file's timestamp is that of its last transaction on every level, so a state is known by the timestamp in the headers
+of the files that end with it. Snapshot files carry the time at which they were made: a known one proves the same
+history, another one proves nothing (see `states.lineage`).
 """
 
 from __future__ import annotations

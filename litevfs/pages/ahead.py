@@ -33,7 +33,7 @@ GUESS_PART = 0.5
 MAX_GUESS_BYTES = 2_000_000
 """Of one guess, however much the line carries."""
 GUESS_RESERVE_BYTES = FREE_BYTES // 2
-"""Of what may be read in vain, kept for plans that rest on more than a guess."""
+"""Of what may be read for nothing, kept for plans that rest on more than a guess."""
 
 LOOK_S = 1e-4
 """To decode a page and its entries takes about so long."""
@@ -116,7 +116,7 @@ class ReadAhead:
     def guess(self, snapshot: Snapshot, pgnos: Sequence[int]) -> Sequence[int]:
         """Start fetching the first of these pages, as many as cost less than a round trip. Returns them at once.
 
-        None if that is less than the part GUESS_PART of them, or if too much was read in vain before.
+        None if that is less than the part GUESS_PART of them, or if too much was read for nothing before.
         """
         room = self._guess_bytes
         wanted: list[int] = []
@@ -150,7 +150,7 @@ class ReadAhead:
         return min(int(self._blocks.line.trip_bytes * GUESS_SHARE), MAX_GUESS_BYTES)
 
     def _start_guess(self, snapshot: Snapshot, pgnos: list[int]) -> bool:
-        """Start fetching those that are missing; False if none is, or too much was read in vain before."""
+        """Start fetching those that are missing; False if none is, or too much was read for nothing before."""
         missing = self._missing(snapshot, [pgno for pgno in pgnos if snapshot.is_placed(pgno)])
         total = sum(size for frames in missing.values() for _, size in frames)
         if not total or not self._blocks.governor.has_room(total, beside=GUESS_RESERVE_BYTES):
@@ -208,7 +208,7 @@ class ReadAhead:
         one_more()
 
     def room(self) -> tuple[int, int]:
-        """How many pages may be read ahead by what was read in vain so far, and how many a request brings."""
+        """How many pages may be read ahead by what was read for nothing so far, and how many a request brings."""
         credit = self._blocks.governor.credit - 2 * self._blocks.block_bytes
         return int(credit / self._frame_bytes), int(self._blocks.request_bytes / self._frame_bytes)
 

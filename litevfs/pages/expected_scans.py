@@ -1,6 +1,6 @@
-"""Scans of whole trees that a query's program is known to come to, and how each begins. Pure.
+"""The scans of whole trees that a query's program announces, and how each begins. Pure.
 
-`watcher` plans scans as they show in the reads; these are known before the first of them.
+`watcher` recognizes other scans by their first reads; these are known before.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Writes B-tree pages that no database has: leaves with given entries, and interior pages with some of their children.
+"""Makes B-tree pages that no database has: leaves with given entries, and interior pages with some of their children.
 
-Pure. `btree.py` reads such pages; what they have to say is the caller's.
+Pure. `btree.py` reads such pages; the caller decides their entries.
 """
 
 from __future__ import annotations

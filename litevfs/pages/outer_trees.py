@@ -1,4 +1,4 @@
-"""The trees that a query's outermost loops go through, and the pages that it has read meanwhile. State alone."""
+"""The trees of a query's outermost loops, and the pages that the query has read since it was last asked. State only."""
 
 from __future__ import annotations
 

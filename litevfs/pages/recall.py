@@ -1,7 +1,7 @@
-"""Index leaves that earlier queries of a connection read: SQLite may still have one, and look rows up by it unseen.
+"""Index leaves that earlier queries of a connection read: SQLite may have one cached, and look up rows by it unseen.
 
-Pure; pages come from the caller. Evidence is this query's alone: three table leaves, each away from the one before,
-that an index leaf's rowids lead to in that order.
+Pure; the caller supplies pages. Only reads of this query are evidence: three table leaves, each different from the one
+before, to which rowids of an index leaf lead in that order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMEMBERED = 512
 JUMPS = 3
 """Table leaves that show look-ups."""
 PATIENCE = 8
-"""A search in vain is made again after so many times as many jumps."""
+"""A search that found nothing is repeated after so many times as many jumps."""
 LOOK_AROUND = 32
 """SQLite skips entries whose table leaf it still has: so many entries further on still count as in order."""
 

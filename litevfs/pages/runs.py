@@ -2,7 +2,7 @@
 
 A scan reads most leaves of a tree in that order, and in storage frames lie in it. What is decoded ahead costs processor
 time and no bytes: a run is at most twice as long as the one before it, and only goes on where that one was read to its
-end, so at most half of the work is in vain.
+end, so at most half of the work is for nothing.
 
 A scan longer than a cache would find nothing of itself there when it comes again, and would drive out all else: so the
 page cache takes only the first part of it (`Runs.length_from`).

@@ -1,11 +1,13 @@
 """Pages that a rehearsal gives SQLite in place of B-tree pages that are not in memory, so that it goes on. Pure.
 
-A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column; or, where that are
-too many, an interior page above such leaves, as they are read. So a row that an
-index names is found, as it has to be, and a join goes on with what hangs on the rowid alone. An index's stand-in is a
-leaf with one entry, one that is beside the page, so nothing new hangs on it: a search passes it and goes on with the
-entry after the page, which is a true one, too. Both stand on interior pages. A part of a large row leads to itself, so
-the row has its true size. What SQLite would call a corrupt page is avoided: it would say so in the application's log.
+- A table's stand-in is a leaf with the rowids that the true page may hold, and NULL in each column; if these are too
+  many, an interior page above such leaves. So SQLite finds each row that an index names, and a join goes on with
+  look-ups that depend on the rowid alone.
+- An index's stand-in is a leaf with one entry, the one next to the true page, so it causes no new look-ups: a search
+  passes it and goes on with the entry after the page, which is true as well.
+- Both may be below interior pages that are stand-ins. A part of a large row leads to itself, so the row has its size.
+
+A page that SQLite would call corrupt is avoided: SQLite would say so in the application's log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A connection to the first address of a host that answers, and what is said if there is none. Knows no protocol."""
+"""Connects to the first address of a host that answers, and makes the error if none does. Knows no protocol."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""When a connection was used last, and how long one may rest. Knows no connection.
+"""When a connection was last used, and how long it may rest. Knows no connection.
 
-What translates addresses on the way to a server, or balances its load, forgets a connection after a minute or some
-without a byte, and tells neither side: a request on it gets no answer and no error until its time is over. So does a
-server's side of a connection while a process, or its machine, is frozen.
+Routers and load balancers forget a connection after about a minute without a byte, and tell neither side: a request on
+it gets neither answer nor error until its time limit. The same happens when a process or its machine is frozen.
 """
 
 from __future__ import annotations

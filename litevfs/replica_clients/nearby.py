@@ -1,4 +1,4 @@
-"""Which replicas lie near a path where there is none: for the error about it. Lists names only, and few of them."""
+"""Names the replicas near a path that holds none, for the error about it. Lists names only, and few of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading at once where a storage's answers come in pieces."""
+"""Reads of a whole range, for clients whose answers come in pieces."""
 
 from __future__ import annotations
 

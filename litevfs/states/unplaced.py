@@ -1,4 +1,4 @@
-"""States that begin with a snapshot file of which only parts of the page index are read, as its pages are wanted.
+"""States that begin with a snapshot file whose page index is read in parts, as its pages are needed.
 
 Owns how such a state begins, and which places are found together; `Snapshot.place` finds those of single pages.
 """

@@ -1,4 +1,4 @@
-"""Basic authentication with a password from a variable of the environment, which may be given another one."""
+"""Basic authentication with a password from an environment variable, which may change while the process runs."""
 
 from __future__ import annotations
 

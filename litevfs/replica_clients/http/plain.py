@@ -1,8 +1,8 @@
-"""Requests without a body, the short way: one send for the head, as a rule one wait for head and body of the answer.
+"""A fast path for requests without a body: one send for the head, usually one wait for head and body of the answer.
 
-A small read is most of what a reader asks for, and by urllib3 and `http.client` it costs three times the CPU. urllib3
-makes the connections and keeps them; this sends over them, and reads the answers that are plain: HTTP/1.1, with a
-length. `http.client` reads all others: in chunks, up to the end of the connection, after an interim one, malformed.
+Most requests of a reader are small reads, which cost three times the CPU through urllib3 and `http.client`. urllib3
+makes and keeps the connections; this module sends over them, and reads plain answers: HTTP/1.1, with a length.
+`http.client` reads all others: in chunks, up to the end of the connection, after an interim one, malformed.
 """
 
 from __future__ import annotations

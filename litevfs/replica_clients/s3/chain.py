@@ -1,6 +1,6 @@
 """What botocore knows: AWS's credential chain, configuration files, and the addresses of its partitions and services.
 
-Imported where `environment` does not say all: to load botocore takes as much CPU as the rest of opening a replica.
+Imported only if `environment` does not say all: loading botocore takes as much CPU as the rest of opening a replica.
 """
 
 from __future__ import annotations

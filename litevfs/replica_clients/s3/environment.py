@@ -1,6 +1,6 @@
-"""What AWS's environment variables say: for processes that they alone configure, as functions and containers are.
+"""What AWS's environment variables say, for processes that only they configure, such as functions and containers.
 
-botocore finds the same, and takes as much CPU to load as the rest of opening a replica; `chain` asks it for all else.
+botocore finds the same, but loading it takes as much CPU as the rest of opening a replica; `chain` asks it for more.
 """
 
 from __future__ import annotations
