@@ -61,7 +61,7 @@ def state_at(files: Sequence[LTXFileInfo], timestamp_ms: int, times: ReadsTimes)
 
 
 def _check_end(newest: int, files: Sequence[LTXFileInfo], timestamp_ms: int, times: ReadsTimes) -> None:
-    """Raise TXIDGapError if the newest state is not the one of the time: later transactions before that time lie past a gap."""
+    """Raise TXIDGapError if later transactions that are not younger than the time lie past a gap."""
     gap = extend(newest, files).gap
     if gap is None:
         return
