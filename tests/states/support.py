@@ -24,8 +24,26 @@ def pages_are_right(primary: Primary | MadePrimary, replica: Replica) -> bool:
 INSERT = "INSERT INTO t VALUES(randomblob(3000))"
 
 
-def insert(primary: Primary, *, upload: bool = True) -> int:
-    return primary.commit(INSERT) if upload else primary.run(INSERT)
+def insert(primary: Primary, times: int = 1, *, upload: bool = True) -> int:
+    """Commit so many transactions; returns the last TXID."""
+    for _ in range(times):
+        primary.commit(INSERT) if upload else primary.run(INSERT)
+    return primary.txid
+
+
+def in_its_place(
+    primary: Primary, script: Script, txid: int, *, start_ms: int | None = None, blob_bytes: int = 20_000
+) -> Primary:
+    """Delete the files of `primary`; returns another database that is at `txid`, a younger one by default, whose files
+    are not uploaded yet.
+    """
+    primary.delete_all()
+    other = Primary(script.writer)
+    other.start_ms = primary.timestamp_ms(100) if start_ms is None else start_ms
+    other.run(f"CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob({blob_bytes}) AS b")
+    while other.txid < txid:
+        other.run(INSERT)
+    return other
 
 
 def put(script: Script, txid: int, data: bytes) -> None:

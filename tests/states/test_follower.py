@@ -13,8 +13,7 @@ from tests.states.support import insert, pages_are_right, put
 
 def test_a_poll_without_news_is_one_listing_however_long_the_history(world):
     primary, script, replica = world
-    for _ in range(30):
-        insert(primary)
+    insert(primary, 30)
     replica.refresh()
     script.clear()
     for _ in range(5):
@@ -35,8 +34,7 @@ def test_a_new_transaction_is_one_listing_and_one_read(world):
 
 def test_opening_reads_each_small_file_once(world):
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     assert len(script.reads) == len({key for key, _, _ in script.reads}) == 5
     assert sum(script.lists.values()) == 5
@@ -168,8 +166,7 @@ def test_a_damaged_file_is_gone_around_where_other_files_hold_its_transactions(w
     primary, script, replica = world
     insert(primary)
     replica.refresh()
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     put(script, 3, primary.file_bytes(3, 3)[:-40])
     for _ in range(2):
         with pytest.raises(LTXFormatError) as caught:
@@ -191,8 +188,7 @@ def test_a_damaged_file_is_gone_around_where_other_files_hold_its_transactions(w
 def test_of_several_damaged_files_the_first_that_nothing_replaces_is_reported(world):
     primary, script, replica = world
     replica.refresh()
-    for _ in range(7):
-        insert(primary)
+    insert(primary, 7)
     primary.compact(1, 1, 4)
     for txid in (3, 6, 8):
         put(script, txid, b"")
@@ -207,8 +203,7 @@ def test_of_several_damaged_files_the_first_that_nothing_replaces_is_reported(wo
 def test_a_file_that_is_listed_though_it_is_gone_is_gone_around(world):
     primary, script, replica = world
     replica.refresh()
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     remembered = script.writer.list_files(0)
     primary.compact(1, 1, 4)
     primary.delete(0, [2, 3, 4])
@@ -295,8 +290,7 @@ def test_a_failing_listing_leaves_the_state_as_it_is(world):
 @pytest.mark.plan("L29", "E01")
 def test_a_listing_that_hides_new_files_never_takes_the_state_back(world):
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     for hidden in (6, 5, 3, 1):
         script.on_list = lambda level, files, hidden=hidden: [f for f in files if f.max_txid < hidden]
@@ -317,8 +311,7 @@ def test_a_listing_that_hides_new_files_never_takes_the_state_back(world):
 def test_a_stale_level_beside_a_fresh_one_never_takes_the_state_back(world):
     """Compaction writes its file after the newest level-0 file, and level 0 is listed as it was before."""
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     written = primary.compact(1, 1, 4)
     script.store.put(script.writer.key(written), primary.file_bytes(1, 4), primary.timestamp_ms(60))  # S3: time of PUT
@@ -331,8 +324,7 @@ def test_a_stale_level_beside_a_fresh_one_never_takes_the_state_back(world):
 @pytest.mark.plan("L29")
 def test_a_listing_that_shows_deleted_files_does_no_harm(world):
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     remembered = script.writer.list_files(0)
     primary.compact(1, 1, 5)
@@ -351,8 +343,7 @@ def test_a_listing_that_shows_deleted_files_does_no_harm(world):
 
 def test_every_state_that_files_make_can_be_viewed_and_no_other(world):
     primary, _, replica = world
-    for _ in range(6):
-        insert(primary)
+    insert(primary, 6)
     primary.compact(1, 1, 4)
     primary.delete(0, range(1, 5))
     for txid in (4, 5, 6, 7):

@@ -9,8 +9,7 @@ from litevfs.states.follower import FETCHED_AT_ONCE, MIN_FILES
 from litevfs.states.lineage import SET_BACK_AFTER_S
 from tests.made import MadePrimary
 from tests.primary import Primary
-from tests.scripted import Script
-from tests.states.support import INSERT, insert, pages_are_right, put
+from tests.states.support import INSERT, in_its_place, insert, pages_are_right, put
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.plan("D05", "L08")
 def test_pages_are_found_elsewhere_when_compaction_and_retention_took_their_files(world):
     primary, _, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     old = replica.snapshot
     primary.compact(1, 1, 3)
@@ -60,8 +58,7 @@ def test_a_state_that_is_gone_for_good_is_an_error_and_the_next_state_is_right(w
 @pytest.mark.parametrize("transactions", [1, 3, 9])
 def test_a_replaced_replica_is_noticed_and_never_mixed(world, transactions):
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     primary.delete_all()
     with Primary(script.writer) as other:
@@ -78,16 +75,10 @@ def test_a_replaced_replica_is_noticed_and_never_mixed(world, transactions):
 def test_a_replaced_replica_that_is_already_compacted_is_never_mixed(world):
     """Nothing under a known name is left, and the new files connect to the old TXID."""
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     assert pages_are_right(primary, replica)  # and in the cache
-    primary.delete_all()
-    with Primary(script.writer) as other:
-        other.start_ms = primary.timestamp_ms(100)
-        other.run("CREATE TABLE other AS SELECT randomblob(9000)")
-        for _ in range(8):
-            other.run("INSERT INTO other VALUES(randomblob(3000))")
+    with in_its_place(primary, script, 9, blob_bytes=9000) as other:
         other.compact(1, 1, 3)
         other.compact(1, 4, 7)
         other.compact(0, 8, 8)
@@ -101,8 +92,7 @@ def test_a_replaced_replica_that_is_already_compacted_is_never_mixed(world):
 def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(world):
     """The primary was restored to an earlier state: the newest files go, other ones take their TXIDs."""
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     assert pages_are_right(primary, replica)
     primary.delete(0, [4, 5])
@@ -125,8 +115,7 @@ def test_a_replica_that_was_set_back_and_goes_on_differently_is_never_mixed(worl
 def test_a_set_back_history_whose_clock_is_behind_is_noticed_at_once(world):
     """A known TXID at another time is proof, even if an earlier one."""
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     assert pages_are_right(primary, replica)
     primary.delete(0, [5, 6])
@@ -143,16 +132,10 @@ def test_a_set_back_history_whose_clock_is_behind_is_noticed_at_once(world):
 def test_a_database_that_takes_its_place_back_is_another_one_again(world):
     """What was known of its times before is no proof that the pages of the one between are in its files."""
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     kept = script.store.items()
-    primary.delete_all()
-    with Primary(script.writer) as other:
-        other.start_ms = primary.timestamp_ms(100)
-        other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
-        while other.txid < 6:
-            other.run(INSERT)
+    with in_its_place(primary, script, 6) as other:
         other.compact(9, 1, 6)
         replica.refresh()
         assert (replica.snapshot.txid, replica.snapshot.epoch) == (6, 1)
@@ -172,8 +155,7 @@ def test_a_database_that_takes_its_place_back_is_another_one_again(world):
 def test_a_new_history_that_was_tried_in_vain_proves_nothing(world):
     """Reading what replaced the replica fails half way once; the times seen on the way are not ours."""
     primary, script, replica = world
-    for _ in range(FETCHED_AT_ONCE - 5):
-        insert(primary)
+    insert(primary, FETCHED_AT_ONCE - 5)
     replica.refresh()
     primary.delete_all()
     with Primary(script.writer) as other:
@@ -198,17 +180,11 @@ def test_a_new_history_that_was_tried_in_vain_proves_nothing(world):
 def test_an_old_listing_of_one_level_proves_nothing_of_the_others(world, files, stale_levels, size):
     """What is listed on level 0 was ours, and is gone; what is listed beside it is another database."""
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     old = replica.snapshot
     listed = {level: script.writer.list_files(level) for level in stale_levels}
-    primary.delete_all()
-    with Primary(script.writer) as other:
-        other.start_ms = primary.timestamp_ms(100)
-        other.run(f"CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob({size}) AS b")
-        while other.txid < files[-1][2]:
-            other.run(INSERT)
+    with in_its_place(primary, script, files[-1][2], blob_bytes=size) as other:
         for file in files:
             other.compact(*file)
         script.on_list = lambda level, found: listed.get(level, found)
@@ -224,18 +200,12 @@ def test_an_old_listing_of_one_level_proves_nothing_of_the_others(world, files, 
 @pytest.mark.plan("E03", "L29", "L03")
 def test_a_gap_is_not_bridged_by_a_replacement_that_an_old_listing_vouches_for(world):
     primary, script, replica = world
-    for _ in range(4):
-        insert(primary)
+    insert(primary, 4)
     replica.refresh()
     insert(primary, upload=False)
     insert(primary)
     listed = script.writer.list_files(0)
-    primary.delete_all()
-    with Primary(script.writer) as other:
-        other.start_ms = primary.timestamp_ms(100)
-        other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
-        while other.txid < 8:
-            other.run(INSERT)
+    with in_its_place(primary, script, 8) as other:
         other.compact(1, 1, 3)
         other.compact(1, 4, 8)
         script.on_list = lambda level, found: listed if level == 0 else found
@@ -244,30 +214,18 @@ def test_a_gap_is_not_bridged_by_a_replacement_that_an_old_listing_vouches_for(w
         assert pages_are_right(other, replica)
 
 
-def older_database(primary: Primary, script: Script, *files: tuple[int, int, int]) -> Primary:
-    """Another database, an hour older, in the place of `primary`: only these files, (level, min_txid, max_txid)."""
-    primary.delete_all()
-    other = Primary(script.writer)
-    other.start_ms = primary.start_ms - 3_600_000
-    other.run("CREATE TABLE t(x); CREATE TABLE u AS SELECT randomblob(20000) AS b")
-    while other.txid < max(max_txid for _, _, max_txid in files):
-        other.run(INSERT)
-    for file in files:
-        other.compact(*file)
-    return other
-
-
 @pytest.mark.plan("E03")
-@pytest.mark.parametrize("files", [[(9, 1, 4)], [(9, 1, 6)], [(1, 1, 4)]], ids=["snapshot", "same name", "level 1"])
-def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(world, clock, files):
+@pytest.mark.parametrize("file", [(9, 1, 4), (9, 1, 6), (1, 1, 4)], ids=["snapshot", "same name", "level 1"])
+def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(world, clock, file):
     """Nothing of it contradicts what is known, and nothing proves that it is the same."""
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     primary.compact(9, 1, 6)
     primary.delete(0)
     replica.refresh()
-    with older_database(primary, script, *files) as other:
+    an_hour_older_ms = primary.start_ms - 3_600_000
+    with in_its_place(primary, script, file[2], start_ms=an_hour_older_ms) as other:
+        other.compact(*file)
         for _ in range(2):
             with pytest.raises(ReplicaError, match="newest transactions are gone"):
                 replica.refresh()
@@ -277,7 +235,7 @@ def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(worl
         assert replica.status().state == "behind"
         clock.now_s += SET_BACK_AFTER_S
         replica.refresh()
-        assert (replica.snapshot.txid, replica.snapshot.epoch) == (files[0][2], 1)
+        assert (replica.snapshot.txid, replica.snapshot.epoch) == (file[2], 1)
         assert pages_are_right(other, replica)
         assert replica.status().state == "current"
 
@@ -285,8 +243,7 @@ def test_pages_are_never_relocated_into_an_older_database_in_the_same_place(worl
 @pytest.mark.plan("E03")
 def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(world, clock):
     primary, _, replica = world
-    for _ in range(7):
-        insert(primary)
+    insert(primary, 7)
     replica.refresh()
     primary.delete(0, [6, 7, 8])
     with pytest.raises(ReplicaError, match="newest transactions are gone") as caught:
@@ -306,8 +263,7 @@ def test_a_replica_that_is_set_back_and_not_written_to_is_served_as_it_is_now(wo
 @pytest.mark.plan("L29", "E01")
 def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, clock):
     primary, script, replica = world
-    for _ in range(5):
-        insert(primary)
+    insert(primary, 5)
     replica.refresh()
     script.on_list = lambda level, files: [f for f in files if f.max_txid < 4]
     for _ in range(3):
@@ -318,8 +274,7 @@ def test_a_listing_is_stale_as_long_as_the_newest_file_can_be_read(world, clock)
 
 def test_a_damaged_newest_file_does_not_keep_pages_from_being_found_elsewhere(world):
     primary, script, replica = world
-    for _ in range(3):
-        insert(primary)
+    insert(primary, 3)
     replica.refresh()
     old = replica.snapshot
     primary.compact(1, 1, 4)
@@ -357,8 +312,7 @@ def test_a_transaction_that_passes_level_0_between_two_refreshes_is_seen_by_a_ca
 
 def test_after_a_fork_nothing_is_read_over_the_parents_client(world):
     primary, _, replica = world
-    for _ in range(3):
-        insert(primary)
+    insert(primary, 3)
     replica.refresh()
     parents = replica.fetcher
     replica.restart_after_fork()
@@ -375,8 +329,7 @@ def test_after_a_fork_nothing_is_read_over_the_parents_client(world):
 def test_files_that_were_copied_again_are_the_same_replica(world, level):
     """A replica that was moved or restored keeps its names and content; times and etags are new."""
     primary, script, replica = world
-    for _ in range(3):
-        insert(primary)
+    insert(primary, 3)
     if level:
         primary.compact(level, 1, 4)
         primary.delete(0)
