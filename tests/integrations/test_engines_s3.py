@@ -228,20 +228,22 @@ def guarded(program: str) -> str:
     )
 
 
-@pytest.mark.skipif(find_spec("dask") is None or find_spec("pandas") is None, reason="pip install 'litevfs[engines]'")
-def test_dask_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_path):
-    check(_DASK, primary, tmp_path)
+ENGINES = pytest.mark.parametrize(
+    ("program", "package"), [(_DASK, "dask"), (_RAY, "ray"), (_SPARK, "pyspark")], ids=["dask", "ray", "spark"]
+)
 
 
-@pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'litevfs[engines]'")
-def test_ray_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_path):
-    check(_RAY, primary, tmp_path)
+@ENGINES
+def test_an_engine_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_path, program, package):
+    skip_without(package)
+    check(program, primary, tmp_path)
 
 
-@pytest.mark.skipif(find_spec("pyspark") is None, reason="pip install 'litevfs[engines]'")
-@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17")
-def test_spark_reads_states_that_are_held_while_the_primary_goes_on(primary, tmp_path):
-    check(_SPARK, primary, tmp_path)
+def skip_without(package: str) -> None:
+    if find_spec(package) is None or find_spec("pandas") is None:
+        pytest.skip("pip install 'litevfs[engines]'")
+    if package == "pyspark" and shutil.which("java") is None:
+        pytest.skip("Spark needs Java 17")
 
 
 # --- the folder that workers share ------------------------------------------------------------------------------------
@@ -283,17 +285,7 @@ def reads_of(proxy: HTTPProxy) -> list[str | None]:
     return [request.range for request in proxy.requests if request.method == "GET" and request.path.endswith(".ltx")]
 
 
-@pytest.mark.skipif(find_spec("dask") is None or find_spec("pandas") is None, reason="pip install 'litevfs[engines]'")
-def test_dask_workers_share_a_folder(counted, tmp_path):
-    check_folder(_DASK, counted, tmp_path)
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="pip install 'litevfs[engines]'")
-def test_ray_workers_share_a_folder(counted, tmp_path):
-    check_folder(_RAY, counted, tmp_path)
-
-
-@pytest.mark.skipif(find_spec("pyspark") is None, reason="pip install 'litevfs[engines]'")
-@pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17")
-def test_spark_workers_share_a_folder(counted, tmp_path):
-    check_folder(_SPARK, counted, tmp_path)
+@ENGINES
+def test_the_workers_of_an_engine_share_a_folder(counted, tmp_path, program, package):
+    skip_without(package)
+    check_folder(program, counted, tmp_path)

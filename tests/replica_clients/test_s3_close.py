@@ -6,7 +6,8 @@ import base64
 import gc
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -48,25 +49,15 @@ def test_close_ends_a_call_that_waits_for_the_rest_of_a_body(connect):
 
 @pytest.mark.plan("L11")
 def test_close_ends_a_call_that_connects_to_a_full_queue():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = fill_queue(listener)
-        port = listener.getsockname()[1]
+    with full_queue() as port:
         client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=60)
         ends_when_closed(client, lambda: client.list_files(0), lambda: client._transport.requests)
-        for sock in waiting:
-            sock.close()
 
 
 @pytest.mark.plan("L11")
 def test_close_at_the_moment_at_which_a_connection_begins_ends_it(monkeypatch):
     """The socket is known and not yet connecting: there is nothing to shut down."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = fill_queue(listener)
-        port = listener.getsockname()[1]
+    with full_queue() as port:
         client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=15)
         sockets = client._transport._sockets
         add, closed = sockets.add, threading.Event()
@@ -79,8 +70,6 @@ def test_close_at_the_moment_at_which_a_connection_begins_ends_it(monkeypatch):
 
         monkeypatch.setattr(sockets, "add", add_and_close)
         ends_when_closed(client, lambda: client.list_files(0), closed.is_set)
-        for sock in waiting:
-            sock.close()
 
 
 @pytest.mark.slow
@@ -139,17 +128,11 @@ def test_close_ends_a_tls_handshake():
 
 @pytest.mark.plan("L11")
 def test_a_connect_that_gets_no_answer_times_out():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        waiting = fill_queue(listener)
-        port = listener.getsockname()[1]
+    with full_queue() as port:
         client = S3ReplicaClient(f"s3://bucket/db?endpoint=http://127.0.0.1:{port}", connect_timeout_s=0.2)
         with pytest.raises(StorageTimeoutError):
             client.list_files(0)
         client.close()
-        for sock in waiting:
-            sock.close()
 
 
 def ends_when_closed(client: S3ReplicaClient, call: Callable[[], object], under_way: Callable[[], object]) -> None:
@@ -171,15 +154,18 @@ def ends_when_closed(client: S3ReplicaClient, call: Callable[[], object], under_
     assert [type(error) for error in errors] == [StorageClosedError]
 
 
-def fill_queue(listener: socket.socket) -> list[socket.socket]:
-    """Connections enough that the kernel answers no further one."""
-    waiting = []
-    for _ in range(4):
-        sock = socket.socket()
-        sock.setblocking(False)
-        sock.connect_ex(listener.getsockname())
-        waiting.append(sock)
-    return waiting
+@contextmanager
+def full_queue() -> Iterator[int]:
+    """The port of a listener with so many connections that the kernel answers no further one."""
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = opened.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 # --- a proxy of the environment ---------------------------------------------------------------------------------------
