@@ -26,6 +26,8 @@ SAMPLE_ROWS = 1000
 """A table's columns are as wide as this many rows need, so that a result of any size takes little memory."""
 MAX_CELL_COLUMNS = 100
 """Longer values are cut in tables; other formats write all values in full."""
+_MOST_SHOWN = 10 * MAX_CELL_COLUMNS
+"""Characters or bytes: some characters take no column."""
 
 
 class ResultWriter(Protocol):
@@ -70,7 +72,7 @@ class TerminalTableWriter:
 
     def row(self, row: Row) -> None:
         """See `ResultWriter`."""
-        self._rows.append(row)
+        self._rows.append([_start(value) for value in row])
         if len(self._rows) == SAMPLE_ROWS:
             self._draw()
 
@@ -107,6 +109,7 @@ class TableWriter:
 
     def row(self, row: Row) -> None:
         """See `ResultWriter`."""
+        row = [_start(value) for value in row]
         if self._widths:
             self._write(row)
             return
@@ -142,9 +145,12 @@ class TableWriter:
         self._out.write(line.rstrip() + "\n")
 
 
+def _start(value: Value) -> Value:
+    """As much of a value as a cell can show; a sample holds many."""
+    return value[:_MOST_SHOWN] if isinstance(value, str | bytes) else value
+
+
 def _cell(value: Value) -> str:
-    if isinstance(value, bytes):
-        value = value[:MAX_CELL_COLUMNS]  # a longer value is cut anyway
     return cut(clean(value_text(value, "NULL")), MAX_CELL_COLUMNS)
 
 

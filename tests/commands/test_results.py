@@ -6,11 +6,20 @@ import csv
 import io
 import json
 import math
+import tracemalloc
 
 import apsw
 import pytest
 
-from litevfs.commands.results import FORMATS, MAX_CELL_COLUMNS, SAMPLE_ROWS, make_writer, write_results
+from litevfs.commands.results import (
+    FORMATS,
+    MAX_CELL_COLUMNS,
+    SAMPLE_ROWS,
+    TableWriter,
+    TerminalTableWriter,
+    make_writer,
+    write_results,
+)
 
 VALUES = "SELECT NULL AS a, '' AS b, x'00FF' AS c, 1.5 AS d, 'a,b \"c\"' AS e, -7 AS f"
 
@@ -97,6 +106,19 @@ def test_table_cuts_long_values():
     text, blob = line.split("  ")
     assert text == "x" * (MAX_CELL_COLUMNS - 1) + "…"
     assert blob == "X'" + "0" * (MAX_CELL_COLUMNS - 3) + "…"
+
+
+@pytest.mark.parametrize("writer", [TableWriter, TerminalTableWriter])
+def test_a_table_keeps_no_more_of_long_values_than_it_shows(writer):
+    drawing = writer(io.StringIO())
+    drawing.begin(["a", "b"])
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            drawing.row(("x" * 500_000, bytes(500_000)))
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_table_has_a_head_without_rows_and_blank_lines_between_results():
