@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 import apsw
@@ -26,6 +27,10 @@ SAMPLE_ROWS = 1000
 """A table's columns are as wide as this many rows need, so that a result of any size takes little memory."""
 MAX_CELL_COLUMNS = 100
 """Longer values are cut in tables; other formats write all values in full."""
+_LEAST_WIDTH = 6
+"""Columns of the terminal; in less than that, a cell's text is folded into too many lines."""
+_FRAME = 3
+"""Columns of the terminal for the line and the blanks beside a cell."""
 _MOST_SHOWN = 10 * MAX_CELL_COLUMNS
 """Characters or bytes: some characters take no column."""
 
@@ -58,7 +63,10 @@ def value_text(value: Value, null: str = "") -> str:
 
 
 class TerminalTableWriter:
-    """Tables on a terminal, of SAMPLE_ROWS rows each; control characters are escaped and long values cut."""
+    """Tables on a terminal, of SAMPLE_ROWS rows each; control characters are escaped and long values cut.
+
+    Of a result with more columns than the terminal can show, each value is a line.
+    """
 
     def __init__(self, out: TextIO, *, header: bool = True) -> None:
         self._out = out
@@ -69,6 +77,7 @@ class TerminalTableWriter:
         self._columns = [clean(name) for name in columns]
         self._rows: list[Row] = []
         self._is_first = True
+        self._lines: LinesWriter | None = None
 
     def row(self, row: Row) -> None:
         """See `ResultWriter`."""
@@ -83,7 +92,14 @@ class TerminalTableWriter:
 
     def _draw(self) -> None:
         rows = [[self._cell(value) for value in row] for row in self._rows]
-        self._out.write(draw_table(self._columns, rows, header=self._header) + "\n")
+        if self._is_first and rows and not _fits(self._columns, rows):
+            self._lines = LinesWriter(self._out)
+            self._lines.begin(self._columns)
+        if self._lines is None:
+            self._out.write(draw_table(self._columns, rows, header=self._header) + "\n")
+        else:
+            for row in rows:
+                self._lines.row([str(cell) for cell in row])
         self._rows, self._is_first = [], False
 
     @staticmethod
@@ -91,6 +107,12 @@ class TerminalTableWriter:
         if value is None:
             return null()
         return number(_cell(value)) if _is_number(value) else _cell(value)
+
+
+def _fits(columns: Sequence[str], rows: Sequence[Sequence[Text | str]]) -> bool:
+    """Whether a table can be read on the terminal: its columns are as wide as they need, or not very narrow."""
+    widest = [max(width(str(cell)) for cell in column) for column in zip(columns, *rows, strict=True)]
+    return sum(min(each, _LEAST_WIDTH) + _FRAME for each in widest) < get_terminal_size().columns
 
 
 class TableWriter:

@@ -54,6 +54,15 @@ def test_cells_stand_in_their_columns_on_the_screen(monkeypatch):
     assert len({width(line) for line in plain(text)}) == 1
 
 
+def test_a_result_with_more_columns_than_the_terminal_shows_has_a_line_for_each_value(monkeypatch):
+    values = ", ".join(f"'a longer text' AS c{i}" for i in range(20))
+    lines = drawn(f"SELECT {values} UNION ALL SELECT {values}; SELECT 1 AS next", monkeypatch).splitlines()
+    assert lines[:2] == [" c0 = a longer text", " c1 = a longer text"]
+    assert lines[19:22] == ["c19 = a longer text", "", " c0 = a longer text"]
+    assert plain("\n".join(lines))[42] == "│ next │"
+    assert drawn("SELECT " + ", ".join("1" * 15), monkeypatch).startswith("╭")  # short ones fit
+
+
 def test_null_does_not_look_like_a_text_and_a_blob_is_written_as_sql_writes_it(monkeypatch):
     text = drawn("SELECT NULL, 'NULL', x'00FF', '', 1.5", monkeypatch)
     (row,) = [line for line in text.splitlines() if "X'00FF'" in line]
