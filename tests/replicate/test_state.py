@@ -73,6 +73,13 @@ def test_what_root_writes_belongs_to_the_owner_of_the_database(app, client):
 # --- who holds it -----------------------------------------------------------------------------------------------------
 
 
+def run(program: str, *arguments: object) -> tuple[str, str]:
+    """What a program prints to stdout, and to stderr."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    return done.stdout, done.stderr
+
+
 @pytest.mark.slow
 def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
     program = """if True:
@@ -90,9 +97,7 @@ def test_a_forked_process_does_not_keep_others_out(app, client, tmp_path: Path):
         Replicator(path, url).close()
         print("in again")
     """
-    command = [sys.executable, "-c", program, str(app.path), f"file://{tmp_path}/replica"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("in again\n", "")
+    assert run(program, app.path, tmp_path / "replica") == ("in again\n", "")
 
 
 @pytest.mark.slow
@@ -113,9 +118,7 @@ def test_a_forked_process_that_closes_its_copy_lets_no_other_in(app, tmp_path: P
         except ReplicatorLockedError:
             print("kept out")
     """
-    command = [sys.executable, "-c", program, str(app.path), f"file://{tmp_path}/replica"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("kept out\n", "")
+    assert run(program, app.path, tmp_path / "replica") == ("kept out\n", "")
 
 
 # --- what is on disk --------------------------------------------------------------------------------------------------

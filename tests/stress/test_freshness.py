@@ -79,20 +79,13 @@ def test_wait_for_a_transaction_that_never_comes_says_so_in_time(primary, url):
         assert rows(connection, "SELECT a FROM t") == [(1,)]
 
 
-def test_wait_for_outlasts_listings_that_fail_for_a_while(primary, faults):
+@pytest.mark.parametrize(("kind", "operation", "count"), [("timeout", "list", 4), ("not_found", "read", 5)])
+def test_wait_for_outlasts_listings_that_fail_or_show_what_is_not_there(primary, faults, kind, operation, count):
     with connected(faults.url, poll_interval=0) as connection:
         insert(primary)
-        faults.add(Fault("timeout", operations=("list",), count=4))
+        faults.add(Fault(kind, operations=(operation,), count=count))
         assert litevfs.wait_for(connection, 2, timeout=20) == 2
-        assert faults.injected["timeout"] == 4
-
-
-def test_wait_for_outlasts_listings_that_show_what_is_not_there(primary, faults):
-    with connected(faults.url, poll_interval=0) as connection:
-        insert(primary)
-        faults.add(Fault("not_found", operations=("read",), count=5))
-        assert litevfs.wait_for(connection, 2, timeout=20) == 2
-        assert faults.injected["not_found"] == 5
+        assert faults.injected[kind] == count
 
 
 def test_wait_for_outlasts_a_file_that_is_still_being_uploaded(primary, store, url):
