@@ -140,8 +140,11 @@ class Fetcher:
         With a `deadline` (from `deadline()`) all attempts end then. Raises TransientStorageError when answers stay
         too short, else what the client raises.
         """
-        once = partial(self.hedged, size, partial(self.gets.read, file, offset, size, deadline))
+        once = partial(self._read_once, file, offset, size, deadline)
         return self.retry(once, after=after, deadline=deadline)
+
+    def _read_once(self, file: LTXFileInfo, offset: int, size: int, deadline: float | None) -> bytes:
+        return self.hedged(size, partial(self.gets.read, file, offset, size, deadline))
 
     @property
     def request_timeout_s(self) -> float:
@@ -187,10 +190,11 @@ class Fetcher:
             fetched[file] = self._twice(self._fetch_ends, file, (head, tail))
         return [fetched[file] for file in files]
 
-    def read_header(self, file: LTXFileInfo) -> Header:
-        """The header of a file, in one request; 100 bytes."""
+    def read_header(self, file: LTXFileInfo, *, once: bool = False) -> Header:
+        """The header of a file, in one request; 100 bytes. `once`: it is not tried again."""
+        size = min(HEADER_SIZE, file.size)
         try:
-            header = Header.unpack(self.read(file, 0, min(HEADER_SIZE, file.size)))
+            header = Header.unpack(self._read_once(file, 0, size, None) if once else self.read(file, 0, size))
             check_name(file, header)
         except LTXFormatError as error:
             raise self.located(error, file) from error
@@ -204,9 +208,9 @@ class Fetcher:
             return self.read_header(file)
         return self.checked(file, self.read(file, 0, file.size)).header
 
-    def read_time(self, file: LTXFileInfo) -> int:
+    def read_time(self, file: LTXFileInfo, *, once: bool = False) -> int:
         """The timestamp in a file's header, milliseconds since the Unix epoch, as one request says."""
-        return self.read_header(file).timestamp_ms
+        return self.read_header(file, once=once).timestamp_ms
 
     def confirm_times(self, read: Sequence[tuple[LTXFileInfo, int | None]]) -> list[int]:
         """The timestamps of files, each with the one that was read alone before, or None; see `files.moments`.

@@ -180,7 +180,7 @@ class Follower:
         if not ends:
             return snapshot, False
         try:
-            found = self._names.find(snapshot.txid, lambda: self._judge.proves(ends[0]))
+            found = self._names.find(snapshot.txid, lambda once: self._judge.proves(ends[0], once=once))
             if not found:
                 return snapshot, found is not None
             snapshot, times = self._apply_fetched(snapshot, found)

@@ -183,10 +183,10 @@ class Judge:
         """Whether storage still has the newest known file, which a listing does not show."""
         return any(self._is_there(file) for file in ours if file.max_txid == snapshot.txid)
 
-    def proves(self, file: LTXFileInfo) -> bool:
-        """Whether storage still has a file that the state comes from, unchanged."""
+    def proves(self, file: LTXFileInfo, *, once: bool) -> bool:
+        """Whether storage still has a file that the state comes from, unchanged; `once`: by one request alone."""
         try:
-            return self._fetcher.read_time(file) in self._known_times(file.max_txid)
+            return self._fetcher.read_time(file, once=once) in self._known_times(file.max_txid)
         except (StorageNotFoundError, LTXFormatError):
             return False
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 
 from litevfs.concurrency.futures import result_of
-from litevfs.errors import StoragePermissionError
+from litevfs.errors import StoragePermissionError, TransientStorageError
 from litevfs.files.fetch import Fetcher
 from litevfs.files.fetched import FetchedFile
 from litevfs.files.named import fetch_named, reads_named
@@ -47,13 +48,14 @@ class NextFiles:
         """Whether files are requested by name."""
         return self._can_ask and not self._given_up
 
-    def find(self, txid: int, is_proved: Callable[[], bool]) -> list[FetchedFile] | None:
+    def find(self, txid: int, is_proved: Callable[[bool], bool]) -> list[FetchedFile] | None:
         """The files that follow on the state `txid`, in order; [] if there are none.
 
-        `is_proved` asks whether the replica still is the one of that state. None if it is not, or if names
-        cannot be used: then only listings tell. Raises what `fetch_named` raises, but for StoragePermissionError.
+        `is_proved` asks whether the replica still is the one of that state, by one request alone if given True. None if
+        it is not, or if names cannot be used: then only listings tell. Raises what `fetch_named` raises, but for
+        StoragePermissionError.
         """
-        proof = self._submit(is_proved) if self._idle_polls < BUSY_POLLS else None
+        proof = self._submit(lambda: is_proved(True)) if self._idle_polls < BUSY_POLLS else None
         self._idle_polls += 1
         try:
             found = fetch_named(self._fetcher, [txid + 1])
@@ -62,7 +64,7 @@ class NextFiles:
             return None
         if not found:
             return []
-        if not (is_proved() if proof is None else result_of(proof)):
+        if not _result(proof, is_proved):
             return None
         self._idle_polls = self._surprises = 0
         count = 1
@@ -109,6 +111,14 @@ class NextFiles:
         if self.is_usable:
             logger.info("listing level 0 at each poll from now on: %s", why)
         self._given_up = True
+
+
+def _result(proof: Future[bool] | None, is_proved: Callable[[bool], bool]) -> bool:
+    """What the proof says; it is tried again only here, where the storage has answered: else each poll would go on."""
+    if proof is not None:
+        with suppress(TransientStorageError):
+            return result_of(proof)
+    return is_proved(False)
 
 
 def _key(file: LTXFileInfo) -> tuple[int, int, int, str]:

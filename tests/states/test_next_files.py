@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from litevfs.errors import LTXFormatError, StoragePermissionError
+from litevfs.errors import LTXFormatError, StoragePermissionError, TransientStorageError
 from litevfs.live.replica import Replica
 from litevfs.options import Options
+from litevfs.replica_clients.base import LTXFileInfo
 from tests.primary import Primary
 from tests.scripted import ALL_LEVELS, Script
 from tests.support import wait_until
@@ -49,6 +50,36 @@ def test_a_minute_without_news_costs_a_read_a_poll_and_four_listings(world, cloc
     assert dict(script.lists) == {ALL_LEVELS: 4}
     assert script.reads == []
     assert (replica.fetcher.counters.list, replica.status().state) == (5, "current")
+
+
+def test_a_storage_that_is_down_gets_two_requests_a_poll_and_none_goes_on(world, clock):
+    """The proof beside the next file is not tried again by itself: each poll would leave a thread at that."""
+    primary, script, replica = world
+    primary.commit(INSERT)
+    poll(replica, clock)
+
+    def refuse(*_: object) -> bool:
+        raise TransientStorageError("down")
+
+    script.clear()
+    script.on_name = script.on_read = refuse
+    for _ in range(5):
+        with pytest.raises(TransientStorageError):
+            poll(replica, clock)
+    wait_until(lambda: len(script.reads) == 5, "the proofs")
+    assert replica.fetcher.counters.retries == 0
+    script.on_name = None  # what follows is there, the proof fails once
+    errors = [TransientStorageError("once")]
+
+    def fail_once(file: LTXFileInfo, offset: int, data: bytes) -> bytes:
+        if file.max_txid == replica.snapshot.txid and errors:
+            raise errors.pop()
+        return data
+
+    script.on_read = fail_once
+    primary.commit(INSERT)
+    poll(replica, clock)
+    assert replica.snapshot.txid == primary.txid
 
 
 def test_a_minute_with_news_costs_no_further_listing(world, clock):
