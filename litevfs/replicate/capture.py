@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from litevfs.errors import ReplicatorError, WALError
@@ -21,6 +22,7 @@ from litevfs.replicate import limits
 from litevfs.replicate.changed_pages import ChangedPages, find_sums
 from litevfs.replicate.content import Content, detached, read_changes, read_database, start_of_changes
 from litevfs.replicate.database import SourceDatabase, WALState, translated
+from litevfs.replicate.file_watch import FileWatch
 from litevfs.replicate.hold import Hold
 from litevfs.replicate.joining import ReplicaEnd, begin_place
 from litevfs.replicate.new_file import add_file
@@ -60,7 +62,7 @@ class Capture:
         self.reason: str | None = None
         """Why the next step reads the whole database; None when it reads on in the WAL."""
         self._is_whole_wanted = False  # whether all of it is to be in the file
-        self._is_doubted = False  # whether more than the WAL was written since the state: only a checkpoint, or a copy
+        self._watch = FileWatch()
         self.snapshots = 0
         self.last_snapshot_reason: str | None = None
         self.comparisons = 0
@@ -144,7 +146,8 @@ class Capture:
         patience_s = limits.SHORTEN_AFTER_S if self.hold.is_at_mark_zero else self.hold.patience_s if is_behind else 0.0
         if self.hold.has_moved_up or quiet_s < patience_s or not self.database.is_in_place():
             return
-        with translated(self._path), WALReader(self.database.wal_path) as wal:
+        # A WALError comes again at the next step.
+        with suppress(WALError), translated(self._path), WALReader(self.database.wal_path) as wal:
             if self.hold.is_at_mark_zero:
                 self._shorten(wal, quiet_s)
             elif not is_behind:
@@ -172,8 +175,8 @@ class Capture:
         self.state, self.reason, self._is_whole_wanted = self._folder.load(), None, False
         if self.state is not None and self.state.inode != self.database.inode:
             self.reason = "the database file is not the one that was replicated before"
-        written_ns = None if self.state is None else self.state.written_ns
-        self._is_doubted = written_ns not in (None, self.database.written_ns) and self._knows_pages()
+        is_written = self.state is not None and self.state.written_ns not in (None, self.database.written_ns)
+        self._watch = FileWatch(is_doubted=is_written and self._knows_pages())  # by a checkpoint, or by a copy
 
     def _reopen(self) -> None:
         self._let_go()
@@ -219,7 +222,8 @@ class Capture:
         if not self.hold.stands_at_end:
             return False
         position, state = self._known_state().position, self.database.wal_state(wal)
-        return position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
+        is_old = position.is_in(state.header) and state.frames == position.frame and not state.is_backfilled
+        return is_old and not self._watch.look(self.database, state)
 
     def _advance(self, wal: WALReader) -> None:
         """Capture the new frames, then hand the read transaction over. Raises WALError if the WAL cannot show them."""
@@ -228,6 +232,7 @@ class Capture:
             self._capture_changes(wal, self.database.wal_state(wal), self._keep_up)
         with self.database.hand_over() as transaction:
             state = self.database.wal_state(wal)
+            self._watch.look(self.database, state)
             start = self._next_start(wal, state)
             is_captured = state.is_backfilled or not is_held  # otherwise new frames stay in the WAL for the next step
             if is_captured:
@@ -235,7 +240,8 @@ class Capture:
             if is_captured or start is None:
                 self._save(with_schema(self._known_state(), transaction))
             if start is None and state.is_backfilled:  # the database file is the state of the newest TXID
-                find_sums(self._folder.known_pages, self._known_state(), transaction, limits.SUMS_A_STEP)
+                known, is_sound = self._folder.known_pages, partial(self._watch.is_as_seen, self.database)
+                find_sums(known, self._known_state(), transaction, limits.SUMS_A_STEP, is_sound)
         self._begin_hold(state, stands_at_end=start is None)
 
     def _capture_changes(
@@ -247,10 +253,8 @@ class Capture:
 
     def _next_start(self, wal: WALReader, state: WALState) -> WALPosition | None:
         """See `start_of_changes`."""
-        start = start_of_changes(wal, state, self._known_state().position, may_start_over=self._may_start_over)
-        if self._is_doubted:
-            raise WALError("the database file was written since the last sync, not the WAL alone")
-        return start
+        position, may_start_over = self._known_state().position, self._may_start_over
+        return start_of_changes(wal, state, position, may_start_over=may_start_over, is_doubted=self._watch.is_doubted)
 
     def _read_whole_database(self, wal: WALReader, reason: str) -> None:
         before = self._known_state()
@@ -258,7 +262,8 @@ class Capture:
         self._let_go()
         self.database.checkpoint()  # only makes the copy simpler
         with self.database.hand_over() as transaction:
-            state = self.database.wal_state(wal)
+            state, watch = self.database.wal_state(wal), FileWatch()
+            watch.look(self.database, state)
             after = read_schema(before, transaction)
             if may_be_mistaken(after, before):
                 known = None
@@ -270,7 +275,7 @@ class Capture:
             else:
                 self._publish(changed.content, after, sums=changed.sums)
         self._begin_hold(state)
-        self.reason, self._is_whole_wanted, self._is_doubted = None, False, False
+        self.reason, self._is_whole_wanted, self._watch = None, False, watch
         if known is not None:
             self.last_comparison_reason, self.comparisons = reason, self.comparisons + 1
             logger.info("%s: compared with TXID %016x, as %s", self._path, before.txid, reason)
@@ -312,10 +317,9 @@ class Capture:
             raise ReplicatorError("the replicator is being closed", key=str(self._path))
 
     def _let_go_of_large_wal(self) -> None:
-        """Let the WAL be as small as without a replicator, while the replicator cannot capture.
+        """Let the WAL be as small as without a replicator, while the replicator cannot capture: the disk may be full.
 
-        When the disk is full, a WAL that grew on would keep the application from writing; and an application can go on
-        with a database that was moved away. The WAL may be started over now; until that happens, nothing is lost.
+        The WAL may be started over now; until that happens, nothing is lost.
         """
         if self.hold.is_held and self.database.wal_counts()[0] >= self.limits.checkpoint_pages:
             logger.warning("%s: the WAL is not kept any more until a sync succeeds", self._path)
@@ -324,8 +328,7 @@ class Capture:
     def _keep_wal_small(self, wal: WALReader, before: WALState) -> None:
         """Checkpoint a WAL that has grown, so that the next writer starts it over.
 
-        `before` is where our read transaction stood until this step. If no checkpoint came that far, a reader of the
-        application blocks it, and holding writers off would change nothing.
+        `before`: where our read transaction stood. If no checkpoint came that far, holding writers off changes nothing.
         """
         wal_limits, state = self.limits, self.hold.state
         for _ in range(limits.CHECKPOINTS_A_STEP):
@@ -383,10 +386,7 @@ class Capture:
         self.database.flush()
 
     def _begin_hold(self, state: WALState, *, stands_at_end: bool = False) -> None:
-        """A read transaction is held from now on that began when the WAL was in this state, or a moment before.
-
-        Everything that it does not keep was captured before.
-        """
+        """A read transaction is held that began in this state, or just before; what it does not keep was captured."""
         self.hold.begin(state, stands_at_end=stands_at_end)
         self._may_start_over |= state.is_backfilled
 

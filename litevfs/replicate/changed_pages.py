@@ -61,8 +61,13 @@ def sums_of_file(path: Path, page_size: int, commit: int) -> bytearray:
     return sums
 
 
-def find_sums(known: KnownPages, state: State, transaction: ReadTransaction, at_most: int) -> None:
-    """Compute so many of the sums that are not known. The database *file*, in `transaction`, has to be `state`."""
+def find_sums(
+    known: KnownPages, state: State, transaction: ReadTransaction, at_most: int, is_sound: Callable[[], bool]
+) -> None:
+    """Compute so many of the sums that are not known. The database *file*, in `transaction`, has to be `state`.
+
+    `is_sound` tells whether it was that while its pages were read.
+    """
     page_size, commit = state.page_size, transaction.page_count()
     if not known.is_at(state.key, page_size) or known.commit != commit:
         known.prepare(state.key, page_size, b"", commit)
@@ -70,5 +75,6 @@ def find_sums(known: KnownPages, state: State, transaction: ReadTransaction, at_
     pgnos = known.unknown(at_most)
     if pgnos:
         sums = [page_sum(transaction.read_file((pgno - 1) * page_size, page_size)) for pgno in pgnos]
-        known.add(state.key, commit, pgnos, b"".join(sums))
-        known.confirm()
+        if is_sound():
+            known.add(state.key, commit, pgnos, b"".join(sums))
+            known.confirm()

@@ -35,12 +35,22 @@ class Content:
 
 
 def start_of_changes(
-    wal: WALReader, state: WALState, position: WALPosition, *, may_start_over: bool
+    wal: WALReader, state: WALState, position: WALPosition, *, may_start_over: bool, is_doubted: bool
 ) -> WALPosition | None:
     """Where the frames after `position` begin; None if there are none. Raises WALError if the WAL cannot tell.
 
-    `may_start_over`: the WAL may have been started over, once, since that position.
+    `may_start_over`: the WAL may have been started over, once, since that position. `is_doubted`: more than the WAL may
+    have been written since.
     """
+    start = _start_of_changes(wal, state, position, may_start_over=may_start_over)
+    if is_doubted:
+        raise WALError("the database file was written since the last sync, not the WAL alone")
+    return start
+
+
+def _start_of_changes(
+    wal: WALReader, state: WALState, position: WALPosition, *, may_start_over: bool
+) -> WALPosition | None:
     header = state.header
     if header is None or not position.is_in(header):
         if may_start_over or (header and wal.run_before_ended_at(header, state.frames, position)):

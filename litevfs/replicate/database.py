@@ -244,6 +244,10 @@ class SourceDatabase:
                 _rollback(self._spare)
         return False
 
+    def is_checkpointed(self) -> bool:
+        """Whether another connection checkpoints at this moment. This copies frames as `checkpoint` does."""
+        return self._checkpoint("PASSIVE") is None
+
     def checkpoint(self, *, truncate: bool = False, wait: bool = False) -> None:
         """Copy into the database file the frames that need no wait for a reader or writer, which may be none.
 

@@ -301,6 +301,44 @@ def test_the_greatest_txid_there_is_ends_a_replica(app, client, replicate):
         replicate(app).sync()
 
 
+@pytest.mark.parametrize("is_checkpointed", [True, False])
+def test_a_copy_over_the_file_is_found_while_it_runs(app, client, replicate, tmp_path: Path, is_checkpointed: bool):
+    """Where the WAL still has frames, SQLite puts them over the copy; the replica has what SQLite reads."""
+    app.insert(30, 3000)
+    app.checkpoint("TRUNCATE")
+    backup = app.path.read_bytes()
+    replicator = synced(app, replicate(app), 2)
+    app.execute("UPDATE t SET data = randomblob(3000) WHERE id < 20")
+    if is_checkpointed:
+        app.checkpoint("PASSIVE")
+    for _ in range(3):
+        replicator.sync()
+    assert (replicator.status.comparisons, replicator.status.snapshots) == (0, 1)
+    app.path.write_bytes(backup)
+    for _ in range(3):
+        replicator.sync()
+    assert (replicator.status.comparisons, replicator.status.snapshots) == (1, 1)
+    assert rebuilt(client) == source_bytes(app.path)
+    app.connect().execute("INSERT INTO t (data) VALUES ('since')")
+    for _ in range(3):
+        replicator.sync()
+    assert replicator.status.comparisons == 1
+    assert rebuilt(client) == source_bytes(app.path)
+
+
+def test_checkpoints_are_no_copies(app, client, replicate, tmp_path: Path):
+    replicator = replicate(app)
+    app.db.set_busy_timeout(0)
+    for mode in ("PASSIVE", "FULL", "RESTART", "TRUNCATE") * 3:
+        app.insert(3, 3000)
+        replicator.sync()
+        app.checkpoint(mode)
+        replicator.sync()
+        replicator.sync()
+    assert (replicator.status.comparisons, replicator.status.snapshots) == (0, 1)
+    assert_restores_to_the_source(client, app, tmp_path)
+
+
 # --- another writer ---------------------------------------------------------------------------------------------------
 
 
