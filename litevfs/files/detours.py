@@ -38,7 +38,7 @@ class Detours:
         """The files but for those left out."""
         if not self._places:
             return files
-        return [file for file in files if (file.level, file.min_txid, file.max_txid) not in self._places]
+        return [file for file in files if file.place not in self._places]
 
     def leave_out(self, error: LitevfsError, files: Sequence[LTXFileInfo], txid: int) -> None:
         """Leave out the file of the listing `files` that `error` names; the job wants the state `txid`.
@@ -48,7 +48,7 @@ class Detours:
         """
         usable = self.usable(files)
         place = (error.level, error.min_txid, error.max_txid)
-        others = [file for file in usable if (file.level, file.min_txid, file.max_txid) != place]
+        others = [file for file in usable if file.place != place]
         if not is_unusable(error) or len(others) == len(usable) or self._left < 1:
             raise error
         reachable = reachable_txids(others)

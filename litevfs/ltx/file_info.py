@@ -24,6 +24,11 @@ class LTXFileInfo:
     etag: str = ""  # opaque; differs when the content does, "" where the storage has none
 
     @property
+    def place(self) -> tuple[int, int, int]:
+        """Level, min_txid and max_txid: one file of a replica at most; listings are in this order."""
+        return self.level, self.min_txid, self.max_txid
+
+    @property
     def name(self) -> str:
         """The file's name without its folder."""
         return format_file_name(self.min_txid, self.max_txid)

@@ -99,7 +99,7 @@ class _Copy:
 
     def _attempt(self) -> CopyResult:
         files = self._reader.list_levels(LEVELS)
-        missing = [file for file in copy_order(files) if _key(file) not in self._present]
+        missing = [file for file in copy_order(files) if file.place not in self._present]
         self._total = self._bytes + sum(file.size for file in missing)
         txid = newest_state(files).txid
         if self._skipped is None:
@@ -109,7 +109,7 @@ class _Copy:
 
     def _list_destination(self) -> dict[_Key, LTXFileInfo]:
         try:
-            return {_key(file): file for file in self._writer.list_levels(LEVELS)}
+            return {file.place: file for file in self._writer.list_levels(LEVELS)}
         except StorageNotFoundError:  # the first file makes the folder; any other cause shows when writing
             return {}
 
@@ -134,7 +134,7 @@ class _Copy:
                 covered = max(covered, file.max_txid)
 
     def _arrived(self, copied: LTXFileInfo, present: dict[_Key, LTXFileInfo]) -> None:
-        present[_key(copied)] = copied
+        present[copied.place] = copied
         self._files += 1
         self._bytes += copied.size
 
@@ -145,7 +145,7 @@ class _Copy:
 
     def _count_common(self, files: Iterable[LTXFileInfo], present: dict[_Key, LTXFileInfo]) -> int:
         """How many files both have. Raises ReplicaError when the destination is not a copy of the source."""
-        common = [(file, present[_key(file)]) for file in files if _key(file) in present]
+        common = [(file, present[file.place]) for file in files if file.place in present]
         if present and not common:
             raise self._other_replica(
                 "has no file in common with the source (any more, if retention deleted them there)"
@@ -224,10 +224,6 @@ def copy_order(files: Iterable[LTXFileInfo]) -> list[LTXFileInfo]:
     Ordered by their first TXID, a file that does not connect to those before it cannot be connected by later ones.
     """
     return sorted(files, key=lambda file: (file.min_txid, -file.max_txid, -file.level))
-
-
-def _key(file: LTXFileInfo) -> _Key:
-    return file.level, file.min_txid, file.max_txid
 
 
 def _trailer(streamer: FileStreamer, file: LTXFileInfo) -> bytes:

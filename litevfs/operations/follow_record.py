@@ -15,6 +15,7 @@ from pathlib import Path
 from zlib import crc32
 
 from litevfs.errors import FollowError
+from litevfs.local_files import sync_data
 
 RECORD_BYTES = 4096
 """Written in one piece."""
@@ -83,4 +84,4 @@ class FollowRecord:
         record = json.dumps({"url": url, "txid": known[-1]["txid"], "states": known}, indent=1) + "\n"
         os.pwrite(self._fd, record.encode().ljust(RECORD_BYTES), 0)
         os.ftruncate(self._fd, RECORD_BYTES)
-        os.fdatasync(self._fd) if hasattr(os, "fdatasync") else os.fsync(self._fd)
+        sync_data(self._fd)

@@ -165,12 +165,8 @@ def _file_problem(fetcher: Fetcher, file: LTXFileInfo, message: str) -> Problem:
 def without_deleted(fetcher: Fetcher, checks: Sequence[FileCheck]) -> list[FileCheck]:
     """The checks, but for files that were deleted since they were listed, as retention does."""
     levels = {check.file.level for check in checks if check.is_gone}
-    listed = {_name(file) for level in levels for file in fetcher.list_files(level)}
-    return [check for check in checks if not check.is_gone or _name(check.file) in listed]
-
-
-def _name(file: LTXFileInfo) -> tuple[int, int, int]:
-    return file.level, file.min_txid, file.max_txid
+    listed = {file.place for level in levels for file in fetcher.list_files(level)}
+    return [check for check in checks if not check.is_gone or check.file.place in listed]
 
 
 def judge(checks: Sequence[FileCheck]) -> Findings:

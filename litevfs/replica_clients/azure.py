@@ -71,10 +71,12 @@ class AzureReplicaClient:
             self._exchange,
             self._location,
             url=self._url,
+            page=self._list_page,
             condition=lambda version: {"If-Match": f'"{version}"'},
             has_old=self._has_old,
         )
         # What storages that speak HTTP have in common.
+        self.list_files, self.list_from = self._files.list_files, self._files.list_from
         self.read, self.read_pieces, self.read_named = self._files.read, self._files.read_pieces, self._files.read_named
         self.read_object, self.delete_object = self._files.read_object, self._files.delete_object
         self.delete = self._files.delete
@@ -99,18 +101,11 @@ class AzureReplicaClient:
             return ()
         return (f"listings do not start at a name (service version {_STARTING_VERSION}): whole levels are listed",)
 
-    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. One request per 5,000 files from `min_txid` on, of the level from its start
-        where the service cannot start at a name.
-        """
-        return self._files.list_files(level, min_txid, self._list_page)
-
-    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
-        """See `ListsLevels.list_from`. The first 5,000 files."""
-        return self._files.list_from(level, min_txid, self._list_page)
-
     def _list_page(self, prefix: str, level: int, min_txid: int, mark: str) -> Page:
-        """Files below `prefix`, where the service can from a level and a TXID on; Azure orders names as we levels."""
+        """At most 5,000 files below `prefix`, from a level and a TXID on if the service can start at a name.
+
+        Azure's order of names is that of levels.
+        """
         query = {"prefix": prefix} | ({"marker": mark} if mark else {})
         status = 400
         if self._can_start:

@@ -70,6 +70,7 @@ class GSReplicaClient:
             self._exchange,
             self._location,
             url=self._object_url,
+            page=self._list_page,
             # Read the generation that was listed, also if the bucket keeps replaced ones.
             content_url=lambda key, version: self._object_url(
                 key, alt="media", **({"generation": version} if version else {})
@@ -78,6 +79,7 @@ class GSReplicaClient:
             has_old=self._has_old,
         )
         # What storages that speak HTTP have in common.
+        self.list_files, self.list_from = self._files.list_files, self._files.list_from
         self.read, self.read_pieces, self.read_named = self._files.read, self._files.read_pieces, self._files.read_named
         self.read_object, self.delete_object = self._files.read_object, self._files.delete_object
         self.delete = self._files.delete
@@ -95,16 +97,8 @@ class GSReplicaClient:
         """HTTP requests sent so far, by kind: LIST, GET, PUT (every request of an upload), DELETE."""
         return self._exchange.transport.requests
 
-    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
-        """See `ReplicaClient.list_files`. One request per 1,000 files from `min_txid` on."""
-        return self._files.list_files(level, min_txid, self._list_page)
-
-    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
-        """See `ListsLevels.list_from`. The first 1,000 files, which are all that a usual replica has."""
-        return self._files.list_from(level, min_txid, self._list_page)
-
     def _list_page(self, prefix: str, level: int, min_txid: int, mark: str) -> Page:
-        """Files below `prefix` from a level and a TXID on.
+        """At most 1,000 files below `prefix`, from a level and a TXID on.
 
         The names of levels have one digit, so Google's order of names is that of levels.
         """

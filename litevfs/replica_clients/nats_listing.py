@@ -65,7 +65,7 @@ class NATSListing:
         found = [file for one, modified_ms in objects.values() if (file := self.file_of(one, modified_ms))]
         if not found and any(name.startswith(f"{self._prefix}{GENERATIONS}/") for name in objects):
             raise old_replica(f"{self._bucket}/{self._prefix}")
-        return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
+        return sorted(found, key=lambda file: file.place)
 
     def file_of(self, described: Described, modified_ms: int) -> LTXFileInfo | None:
         """The file that a description is of; None for a deleted one, and for any other object."""

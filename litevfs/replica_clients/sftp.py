@@ -108,7 +108,7 @@ class SFTPReplicaClient:
                 if txids is not None and not stat.S_ISDIR(entry.attributes.st_mode or 0):
                     found.append(_file_info(level, txids, entry.attributes))
         self._old.check(found)
-        return sorted(found, key=lambda file: (file.level, file.min_txid, file.max_txid))
+        return sorted(found, key=lambda file: file.place)
 
     @property
     def path(self) -> str:

@@ -277,7 +277,7 @@ class Faults:
         """Keep a true answer for later faults; returns the one before (this one if there is none)."""
         with self._changed:
             for file in listed:
-                self._ever[(file.level, file.min_txid, file.max_txid)] = file
+                self._ever[file.place] = file
             return self._shown.setdefault((level, min_txid), listed)
 
     def note_told(self, level: int, min_txid: int, listed: list[LTXFileInfo]) -> None:

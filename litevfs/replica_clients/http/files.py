@@ -38,6 +38,7 @@ class HTTPFiles(ReadsByPieces):
         location: Location,
         *,
         url: Callable[[str], str],
+        page: Callable[[str, int, int, str], Page] | None = None,
         content_url: Callable[[str, str], str] | None = None,
         condition: Callable[[str], dict[str, str]] = lambda version: {},
         version_of: Callable[[Answer], str] = etag_of,
@@ -45,21 +46,24 @@ class HTTPFiles(ReadsByPieces):
     ) -> None:
         """`url` is that of a key, `content_url` that of a key's content in a version (empty: the newest).
 
+        `page(prefix, level, min_txid, mark)` lists files; it may begin earlier and go on further. Without it, there are
+        no `list_files` and `list_from`.
         `condition` gives the headers that ask for a version; the answer may be 412 then. `has_old` is for
         `OldReplicaCheck`.
         """
         self._exchange, self._location, self._url = exchange, location, url
         self._content_url = content_url or (lambda key, version: url(key))
-        self._condition, self._version_of = condition, version_of
+        self._page, self._condition, self._version_of = page, condition, version_of
         self._old = OldReplicaCheck(location.url, has_old)
 
-    def list_files(self, level: int, min_txid: int, page: Callable[[str, int, int, str], Page]) -> list[LTXFileInfo]:
-        """All pages of `page(prefix, level, min_txid, mark)`, which may begin earlier and go on further."""
+    def list_files(self, level: int, min_txid: int = 1) -> list[LTXFileInfo]:
+        """See `ReplicaClient.list_files`. One request for each page."""
+        assert self._page is not None
         self._exchange.transport.check_open()
         found: list[LTXFileInfo] = []
         before, mark = None, ""
         while mark != before:  # a server that repeats itself is at its end
-            files, following = page(self._location.folder(level), level, min_txid, mark)
+            files, following = self._page(self._location.folder(level), level, min_txid, mark)
             found += (file for file in files if file.level == level and file.min_txid >= min_txid)
             before, mark = mark, following
             if not mark:
@@ -67,15 +71,14 @@ class HTTPFiles(ReadsByPieces):
         self.check_old(found)
         return sorted(found, key=lambda file: (file.min_txid, file.max_txid))
 
-    def list_from(
-        self, level: int, min_txid: int, page: Callable[[str, int, int, str], Page]
-    ) -> tuple[list[LTXFileInfo], bool]:
-        """The first page of all levels."""
+    def list_from(self, level: int, min_txid: int = 1) -> tuple[list[LTXFileInfo], bool]:
+        """See `ListsLevels.list_from`. The first page, which has all files of a usual replica."""
+        assert self._page is not None
         self._exchange.transport.check_open()
-        files, mark = page(f"{self._location.prefix}ltx/", level, min_txid, "")
+        files, mark = self._page(f"{self._location.prefix}ltx/", level, min_txid, "")
         wanted = [file for file in files if (file.level, file.min_txid) >= (level, min_txid) or file.level > level]
         self.check_old(files)
-        return sorted(wanted, key=lambda file: (file.level, file.min_txid, file.max_txid)), not mark
+        return sorted(wanted, key=lambda file: file.place), not mark
 
     def check_old(self, files: list[LTXFileInfo]) -> None:
         """Raise ReplicaError for a replica of Litestream 0.3, where a listing has no files."""

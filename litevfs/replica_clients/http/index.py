@@ -41,7 +41,7 @@ class Index:
 def write_index(files: Iterable[LTXFileInfo], written_ms: int, *, hex_levels: bool = False) -> bytes:
     """The index of `files`; with `hex_levels`, in the layout of S3."""
     folders: dict[str, list[list[Any]]] = {}
-    for file in sorted(files, key=lambda file: (file.level, file.min_txid, file.max_txid)):
+    for file in sorted(files, key=lambda file: file.place):
         folder = f"{file.level:04x}" if hex_levels else f"ltx/{file.level}"
         folders.setdefault(folder, []).append([file.name, file.size, file.modified_ms, file.etag])
     index = {"format": FORMAT, "version": VERSION, "written_ms": written_ms, "files": folders}

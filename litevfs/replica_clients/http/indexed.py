@@ -109,7 +109,7 @@ class IndexedReplicaClient:
         """See `ReplicaClient.write`. The index follows; nothing here waits for it."""
         file = self._client.write(level, min_txid, max_txid, data, timestamp_ms, exclusive=exclusive)
         with self._change:
-            self._note(_key(file), file)
+            self._note(file.place, file)
             self._want()
         return file
 
@@ -120,7 +120,7 @@ class IndexedReplicaClient:
             return
         with self._change:
             for file in files:
-                self._note(_key(file), None)
+                self._note(file.place, None)
             self._want()
         self.flush(_DELETE_TIMEOUT_S)
         self._client.delete(files)
@@ -203,7 +203,7 @@ class IndexedReplicaClient:
             self._recent.clear()
         self._listed = time.monotonic()
         try:
-            listed = {_key(file): file for level in LEVELS for file in self._client.list_files(level)}
+            listed = {file.place: file for level in LEVELS for file in self._client.list_files(level)}
         except StorageNotFoundError:  # the first file will make the folder
             listed = {}
         with self._change:
@@ -226,7 +226,3 @@ class IndexedReplicaClient:
         there = self._objects.read_object(INDEX_NAME)
         found = _WRITTEN.search(there.data[:1000]) if there is not None else None
         return int(found[1]) if found else 0
-
-
-def _key(file: LTXFileInfo) -> _Key:
-    return file.level, file.min_txid, file.max_txid

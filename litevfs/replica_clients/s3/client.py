@@ -158,7 +158,7 @@ class S3ReplicaClient(ReadsByPieces):
             if listed_level > level or (listed_level == level and txids[0] >= min_txid):
                 found.append(LTXFileInfo(listed_level, *txids, listed.size, listed.modified_ms, listed.etag))
         is_past = bool(page.objects) and page.objects[-1].key >= f"{prefix}{self._layout.end}"
-        return sorted(found, key=lambda f: (f.level, f.min_txid, f.max_txid)), page.next_token is None or is_past
+        return sorted(found, key=lambda file: file.place), page.next_token is None or is_past
 
     def _learn_layout(self, page: ListPage) -> None:
         """Take the layout of the files on a page of the whole replica; ReplicaError for one of Litestream 0.3."""
