@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import tempfile
 import threading
 from collections import deque
@@ -29,6 +30,8 @@ MAX_LIMIT_BYTES = 1 << 36
 _SIZE_BITS = 24
 _HEADER_BYTES = 8
 _CLOSE_TIMEOUT_S = 0.3
+DESCRIPTOR_SHARE = 0.5
+"""Of the descriptors that the process may have; the rest is for sockets, and for the application."""
 
 
 class Spill:
@@ -227,7 +230,14 @@ def _header(key: int, data: bytes) -> bytes:
 
 
 def _open_temporary() -> int:
-    """A new file without a name: in TMPDIR, else in /var/tmp, as /tmp is memory on many systems. Raises OSError."""
+    """A new file without a name: in TMPDIR, else in /var/tmp, as /tmp is memory on many systems. Raises OSError.
+
+    The error is EMFILE while most descriptors are taken: each of many replicas would have one of these.
+    """
     folder = None if os.environ.get("TMPDIR") or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-        return os.dup(file.fileno())
+        fd = os.dup(file.fileno())  # the lowest free number
+    if fd < resource.getrlimit(resource.RLIMIT_NOFILE)[0] * DESCRIPTOR_SHARE:
+        return fd
+    os.close(fd)
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -191,6 +191,24 @@ def test_a_full_disk_costs_one_warning_and_nothing_else():
     assert (done.returncode, done.stderr.count("WARNING")) == (0, 1), done.stderr
 
 
+def test_the_files_of_many_replicas_leave_descriptors_to_others():
+    code = """
+        import resource, socket
+        from litevfs.files.spill import Spill
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+        spills = [Spill(1 << 20, 5_000) for _ in range(100)]
+        for spill in spills:
+            spill.add(1, bytes(100), is_unused=False)
+            spill.write()
+        sockets = [socket.socket() for _ in range(40)]
+        assert 30 < sum(spill.get(1) == bytes(100) for spill in spills) < 50
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # --- a replica --------------------------------------------------------------------------------------------------------
 
 _ROWS = (
