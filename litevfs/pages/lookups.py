@@ -61,6 +61,8 @@ class LookUps:
 
     def come(self, pgno: int) -> list[int]:
         """Interior page `pgno` is known: what look-ups that waited for it need next."""
+        if self.leaf is not None:
+            self.leaf.lead_on(pgno, self._trees)
         waiting = None if self.leaf is None else self.leaf.waiting.pop(pgno, None)
         return self._targets(self.leaf, waiting) if self.leaf and waiting else []
 

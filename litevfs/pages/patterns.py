@@ -10,6 +10,7 @@ import numpy as np
 
 from litevfs.pages.btree import NO_ENTRIES, IndexEntries, IndexEntry, Int64s, Key
 from litevfs.pages.recall import LOOK_AROUND
+from litevfs.pages.trees import KnownTrees
 
 
 @dataclass(slots=True)
@@ -107,6 +108,20 @@ class IndexLeaf:
         """Plan from the entry looked up last on, with a window of at most that."""
         self.end = max(self.position, 0) + 1
         self.window = min(self.window, window)
+
+    def lead_on(self, pgno: int, trees: KnownTrees) -> None:
+        """Page `pgno` has become known, and nothing else: from there on look for where its entries lead to."""
+        if self.known != trees.changes - 1:
+            return
+        below = [i for i, end in enumerate(self.ends) if end == pgno]
+        ends, depths = trees.ends(pgno, self.entries.rowids[below])
+        for i, end, depth in zip(below, ends.tolist(), depths.tolist(), strict=True):
+            self.ends[i] = end
+            if self.depths is not None:
+                self.depths[i] += depth
+        if self.depths is not None and min(self.depths) >= self.depth:
+            self.depths = None
+        self.known = trees.changes
 
     def led_along(self, targets: Int64s, second: int) -> IndexEntry | None:
         """The entry of the first table leaf, if the entries, with rows in `targets`, lead from it to page `second`.

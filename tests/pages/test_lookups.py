@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from litevfs.pages.btree import INTERIOR_TABLE, LEAF_TABLE
+from litevfs.pages.btree import INTERIOR_TABLE, LEAF_INDEX, LEAF_TABLE, parse_index_entries
 from litevfs.pages.lookups import ALL_ROWS
+from litevfs.pages.patterns import IndexLeaf
+from litevfs.pages.trees import KnownTrees
 from litevfs.pages.watcher import Watcher
-from tests.pages.test_watcher import fetched, in_order, indexed_pages, look_ups, look_ups_backwards
+from tests.pages.test_watcher import TABLE_ROOT, fetched, in_order, indexed_pages, look_ups, look_ups_backwards
 
 ROWS = 8000
 KEY = 1017
@@ -103,3 +106,22 @@ def test_look_ups_whose_leaves_follow_each_other_now_and_then_are_no_scan(tmp_pa
     assert len(wanted) < len(leaves) / 2
     asked_for = fetched(pages, iter(wanted), _expecting(expected))[1]
     assert len(asked_for - set(wanted)) <= 8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_entries_are_led_on_as_if_they_were_looked_up_from_the_root_again(pages: dict[int, bytes], seed: int):
+    interior = [pgno for pgno, page in pages.items() if page[0] == INTERIOR_TABLE and pgno != TABLE_ROOT]
+    trees = KnownTrees()
+    trees.learn(TABLE_ROOT, pages[TABLE_ROOT])
+    entries = parse_index_entries(next(page for page in pages.values() if page[0] == LEAF_INDEX))
+    leaf = IndexLeaf(1, b"", entries=entries, root=TABLE_ROOT, depth=9)
+
+    def looked_up() -> list[list[int]]:
+        return [each.tolist() for each in trees.ends(TABLE_ROOT, entries.rowids)]
+
+    (leaf.ends, leaf.depths), leaf.known = looked_up(), trees.changes
+    for pgno in random.Random(seed).sample(interior, len(interior)):
+        trees.learn(pgno, pages[pgno])
+        leaf.lead_on(pgno, trees)
+        assert ([leaf.ends, leaf.depths], leaf.known) == (looked_up(), trees.changes)
+    assert max(leaf.depths) > 1
