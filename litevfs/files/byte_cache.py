@@ -32,6 +32,8 @@ SPILL_MEMORY_SHARE = 0.5
 """Part of the limit for knowing what is in the spill; the file holds many times that."""
 ROOM_SHIFT = 8
 """A full cache makes room for `limit_bytes >> ROOM_SHIFT` at once: for each entry alone it would take longer."""
+SPILL_ROOM_SHIFT = 5
+"""The same with a spill, which writes what is evicted together in one call of the system."""
 
 
 class _Unused(NamedTuple):
@@ -160,7 +162,7 @@ class ByteCache:
         while unused is not None and self._ahead_bytes > self.ahead_limit_bytes - cost and self._ahead:
             self._evict_ahead()
         if self._size_bytes > self._memory_limit - cost:
-            self._make_room(max(cost, self.limit_bytes >> ROOM_SHIFT))
+            self._make_room(max(cost, self.limit_bytes >> (ROOM_SHIFT if self.spill is None else SPILL_ROOM_SHIFT)))
         self._size_bytes += cost
         if unused is not None:
             self._ahead_bytes += cost

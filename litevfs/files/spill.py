@@ -26,6 +26,8 @@ WAITING_SHARE = 0.25
 """Of the memory limit, for bytes that wait for a thread that writes; more are not kept."""
 PATIENCE_S = 0.005
 """How long a thread waits for the one that writes, where few more have room to wait: less than a request takes."""
+BATCH_BYTES = 1 << 18
+"""Written by one call of the system, each of which hands over to other threads."""
 MAX_LIMIT_BYTES = 1 << 36
 _SIZE_BITS = 24
 _HEADER_BYTES = 8
@@ -167,32 +169,47 @@ class Spill:
     def _write_waiting(self) -> None:
         if self._fd < 0:
             self._fd = _open_temporary()
+        most_bytes = min(BATCH_BYTES, self.limit_bytes)
+        most_entries = self.memory_limit_bytes // ENTRY_MEMORY_BYTES
+        batch: list[tuple[int, bytes]] = []
+        size = 0
         for key, data in list(self._waiting.items()):
-            size = _HEADER_BYTES + len(data)
-            with self._lock:
-                self._make_room(size)
-                offset = self._head
-            # No entry lies here any more: who reads one that did finds that out.
-            if os.pwrite(self._fd, _header(key, data) + data, offset) != size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with self._lock:
-                self._head = offset + size
+            if batch and (size + _HEADER_BYTES + len(data) > most_bytes or len(batch) >= most_entries):
+                self._write_batch(batch, size)
+                batch, size = [], 0
+            batch.append((key, data))
+            size += _HEADER_BYTES + len(data)
+        if batch:
+            self._write_batch(batch, size)
+
+    def _write_batch(self, batch: list[tuple[int, bytes]], size: int) -> None:
+        content = b"".join([part for key, data in batch for part in (_header(key, data), data)])
+        with self._lock:
+            self._make_room(size, len(batch))
+            offset = self._head
+        # No entry lies here any more: who reads one that did finds that out.
+        if os.pwrite(self._fd, content, offset) != size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with self._lock:
+            self._head = offset + size
+            for key, data in batch:
                 if self._waiting.get(key) is data:  # not dropped meanwhile
                     place = offset << _SIZE_BITS | len(data)
                     self._order.append((key, place))
                     self._places[key] = place
-                    self.kept_bytes += size
+                    self.kept_bytes += _HEADER_BYTES + len(data)
                 self._forget_waiting(key)
+                offset += _HEADER_BYTES + len(data)
 
-    def _make_room(self, size: int) -> None:
-        """Forget the entries that lie where the next one is written, and old ones beyond the limit of memory."""
+    def _make_room(self, size: int, entries: int) -> None:
+        """Forget the entries that lie where the next ones are written, and old ones beyond the limit of memory."""
         if self._head + size > self.limit_bytes:
             while self._order and self._order[0][1] >> _SIZE_BITS >= self._head:
                 self._forget_oldest()
             self._head = 0
         while self._order and self._head <= self._order[0][1] >> _SIZE_BITS < self._head + size:
             self._forget_oldest()
-        while self._order and (len(self._order) + 1) * ENTRY_MEMORY_BYTES > self.memory_limit_bytes:
+        while self._order and (len(self._order) + entries) * ENTRY_MEMORY_BYTES > self.memory_limit_bytes:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

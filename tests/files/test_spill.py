@@ -122,11 +122,31 @@ def test_a_full_file_forgets_what_it_has_had_longest():
         spill.close()
 
 
+def test_what_waits_is_written_together_as_far_as_the_file_has_room(monkeypatch):
+    calls: list[int] = []
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: calls.append(len(data)) or pwrite(fd, data, at))
+    spill = Spill(5000, ROOMY)  # five entries of 1,000 bytes
+    try:
+        for keys, written, left in (range(4), [4000], [0, 1, 2, 3]), (range(4, 13), [5000, 4000], [8, 9, 10, 11, 12]):
+            for key in keys:
+                spill.add(key, bytes([key]) * 992, is_unused=False)
+            spill.write()
+            assert (calls, kept(spill, range(13)), spill.kept_bytes) == (written, left, 1000 * len(left))
+            calls.clear()
+    finally:
+        spill.close()
+
+
 def test_the_memory_for_places_is_bounded():
     spill = Spill(ROOMY, 3 * ENTRY_MEMORY_BYTES)
     try:
         filled(spill, range(9))
         assert kept(spill, range(9)) == [6, 7, 8]
+        for key in range(9, 18):
+            spill.add(key, bytes([key]), is_unused=False)
+        spill.write()
+        assert kept(spill, range(18)) == [15, 16, 17]
     finally:
         spill.close()
 
