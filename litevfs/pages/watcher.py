@@ -364,7 +364,8 @@ class Watcher:
                 if not (following := self._trees.next_interior(scan.end_in)):
                     return plan + self._begin_expected()
                 scan.end_in, scan.end = following, 0
-        plan += guess_leaves(scan, self._trees, self._awaited)
+        if not scan.guessed or scan.short >= self._due(scan):  # else a request would bring few of them
+            plan += guess_leaves(scan, self._trees, self._awaited)
         if scan.guessed and not self._trees.next_interior(next(reversed(scan.guessed))):
             plan += self._begin_expected()  # all of this tree is planned
         return plan
