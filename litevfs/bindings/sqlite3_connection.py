@@ -48,36 +48,6 @@ _execute_of_cursor = sqlite3.Cursor.execute
 # Called by these names, a hot query pays nothing that can be measured; super() would cost it 7 %.
 
 
-class Cursor(sqlite3.Cursor):
-    """A cursor whose errors say what to do."""
-
-    __slots__ = ()
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Self:
-        """Like that of `sqlite3`."""
-        try:
-            return _execute_of_cursor(self, sql, parameters)
-        except sqlite3.Error as error:
-            _add_hint(error)
-            raise
-
-    def executemany(self, sql: str, parameters: Iterable[Any], /) -> Self:
-        """Like that of `sqlite3`."""
-        try:
-            return super().executemany(sql, parameters)
-        except sqlite3.Error as error:
-            _add_hint(error)
-            raise
-
-    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
-        """Like that of `sqlite3`."""
-        try:
-            return super().executescript(sql_script)
-        except sqlite3.Error as error:
-            _add_hint(error)
-            raise
-
-
 if TYPE_CHECKING:
     _OtherCursor = sqlite3.Cursor
 else:
@@ -85,7 +55,7 @@ else:
 
 
 class _Hinting(_OtherCursor):
-    """What `Cursor` does, before the methods of another class of cursors."""
+    """Hints on errors, before the methods of another class of cursors."""
 
     __slots__ = ()
 
@@ -101,6 +71,20 @@ class _Hinting(_OtherCursor):
     def _hinting(self, method: Any, arguments: Any, keywords: Any) -> Any:
         try:
             return method(*arguments, **keywords)
+        except sqlite3.Error as error:
+            _add_hint(error)
+            raise
+
+
+class Cursor(_Hinting, sqlite3.Cursor):
+    """A cursor whose errors say what to do."""
+
+    __slots__ = ()
+
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
+        """Like that of `sqlite3`; a hot query pays for each further call."""
+        try:
+            return _execute_of_cursor(self, sql, parameters)
         except sqlite3.Error as error:
             _add_hint(error)
             raise
@@ -134,7 +118,7 @@ def _equipped(factory: Any, *, in_turns: bool) -> Any:
     """A subclass of a class of cursors whose errors say what to do, with turns if need be; anything else as it is."""
     if not isinstance(factory, type):
         return factory
-    if not issubclass(factory, (Cursor, _Hinting)) and factory is not sqlite3.Cursor:
+    if not issubclass(factory, _Hinting) and factory is not sqlite3.Cursor:
         factory = _subclass(factory, _Hinting, {})
     if in_turns and not issubclass(factory, _InTurns):
         # Methods that know which one they call: to look it up, by super(), would take as long as a row.

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from litevfs import local_files
 from litevfs.errors import OptionError
-from litevfs.ltx.checksum import FileChecksum
+from litevfs.ltx.checksum import checksum_of
 
 logger = logging.getLogger("litevfs.files.disk_cache")
 
@@ -242,10 +242,7 @@ def _allocated(size: int) -> int:
 
 
 def _header(key: bytes, data: bytes, magic: bytes = _MAGIC) -> bytes:
-    checksum = FileChecksum()
-    checksum.update(key)
-    checksum.update(data)
-    return _HEADER.pack(magic, key, checksum.value)
+    return _HEADER.pack(magic, key, checksum_of(key, data))
 
 
 def _can_compress() -> bool:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections import deque
 
-from litevfs.ltx.checksum import FileChecksum
+from litevfs.ltx.checksum import checksum_of
 
 logger = logging.getLogger("litevfs.files.spill")
 
@@ -240,10 +240,7 @@ class Spill:
 
 
 def _header(key: int, data: bytes) -> bytes:
-    checksum = FileChecksum()
-    checksum.update(key.to_bytes(16, "big", signed=True))
-    checksum.update(data)
-    return checksum.value.to_bytes(_HEADER_BYTES, "big")
+    return checksum_of(key.to_bytes(16, "big", signed=True), data).to_bytes(_HEADER_BYTES, "big")
 
 
 def _open_temporary() -> int:

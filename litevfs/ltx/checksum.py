@@ -40,6 +40,14 @@ class FileChecksum:
         return self._crc | CHECKSUM_FLAG
 
 
+def checksum_of(*parts: Buffer) -> int:
+    """The checksum of bytes in several parts, bit 63 set."""
+    checksum = FileChecksum()
+    for part in parts:
+        checksum.update(part)
+    return checksum.value
+
+
 def page_checksum(pgno: int, page: Buffer) -> int:
     """The checksum of one page with its number, bit 63 set."""
     return int(go_iso(page, go_iso(pgno.to_bytes(4, "big")))) | CHECKSUM_FLAG

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from litevfs import local_files
-from litevfs.ltx.checksum import FileChecksum
+from litevfs.ltx.checksum import checksum_of
 from litevfs.states.record import Known, pack, unpack
 
 _MAGIC = b"LVFSHYD1"
@@ -43,7 +43,7 @@ def save(path: str, url: str, hydrated: Hydrated) -> None:
     """Replace the record; readers see all of it or none. Raises OSError."""
     state = pack(hydrated.known, url)
     body = state + zlib.compress(hydrated.versions.tobytes() + hydrated.sums.tobytes(), 1)
-    data = _HEAD.pack(_MAGIC, _checksum(body), len(hydrated.versions), len(state)) + body
+    data = _HEAD.pack(_MAGIC, checksum_of(body), len(hydrated.versions), len(state)) + body
     target = record_path(path)
     local_files.write_whole(target, data, f"{target}.{secrets.token_hex(8)}.tmp", 0o600, is_synced=False)
 
@@ -58,7 +58,7 @@ def load(path: str, url: str) -> Hydrated | None:
         return None
     magic, checksum, pages, state_bytes = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
-    if magic != _MAGIC or checksum != _checksum(body):
+    if magic != _MAGIC or checksum != checksum_of(body):
         return None
     known = unpack(body[:state_bytes], url)
     if known is None:
@@ -73,9 +73,3 @@ def forget(path: str) -> None:
     """Delete the record, as the file is about to be of another content."""
     with contextlib.suppress(OSError):
         record_path(path).unlink()
-
-
-def _checksum(body: bytes) -> int:
-    checksum = FileChecksum()
-    checksum.update(body)
-    return checksum.value

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from litevfs.ltx.checksum import FileChecksum
+from litevfs.ltx.checksum import checksum_of
 from litevfs.ltx.file_info import LTXFileInfo
 from litevfs.states.chunks import CHUNK_PAGES, Chunk, empty_chunk, slots_of
 from litevfs.states.lineage import Times
@@ -65,7 +65,7 @@ def pack(known: Known, url: str) -> bytes:
     text = json.dumps(head).encode(errors="surrogatepass")
     arrays = [_joined(snapshot, kind) for kind in (_versions, _files, _frames, _checks)]
     body = text + zlib.compress(b"".join(values.tobytes() for values in arrays), 1)
-    return _HEAD.pack(_MAGIC, _checksum(body), len(text), _ENTRY_BYTES) + body
+    return _HEAD.pack(_MAGIC, checksum_of(body), len(text), _ENTRY_BYTES) + body
 
 
 def unpack(data: bytes, url: str) -> Known | None:
@@ -74,7 +74,7 @@ def unpack(data: bytes, url: str) -> Known | None:
         return None
     magic, checksum, text_bytes, entry_bytes = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
-    if (magic, entry_bytes) != (_MAGIC, _ENTRY_BYTES) or checksum != _checksum(body):
+    if (magic, entry_bytes) != (_MAGIC, _ENTRY_BYTES) or checksum != checksum_of(body):
         return None
     head: dict[str, Any] = json.loads(body[:text_bytes])
     if head["replica"] != _hash(url):
@@ -146,12 +146,6 @@ def _frames(chunk: Chunk) -> array[int]:
 
 def _checks(chunk: Chunk) -> array[int]:
     return chunk.checks
-
-
-def _checksum(body: bytes) -> int:
-    checksum = FileChecksum()
-    checksum.update(body)
-    return checksum.value
 
 
 def _hash(url: str) -> str:
