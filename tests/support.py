@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,16 @@ def one(connection: apsw.Connection, sql: str, *bindings: Any) -> Any:
     assert len(rows) == 1
     assert len(rows[0]) == 1
     return rows[0][0]
+
+
+def status_of(connection: Any) -> dict[str, Any]:
+    """The status of a connection's replica."""
+    return json.loads(one(connection, "PRAGMA litestream_status"))
+
+
+def own_threads() -> list[str]:
+    """The names of the package's threads that run now."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("litevfs")]
 
 
 def rows(connection: apsw.Connection, sql: str) -> list[tuple[Any, ...]]:

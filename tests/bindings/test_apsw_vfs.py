@@ -21,7 +21,7 @@ from litevfs.replica_clients.urls import open_replica_client
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import connected, one, rows, txid_of, wait_until
+from tests.support import connected, one, rows, status_of, txid_of, wait_until
 
 ORDERS = Path(__file__).parents[1] / "fixtures" / "orders"
 EXPECTED = json.loads((ORDERS / "expected.json").read_text())
@@ -84,7 +84,7 @@ def test_the_size_of_the_cache_does_not_change_the_rows(cache_size):
         con.execute("PRAGMA cache_size=0")
         for _ in range(2):
             assert answers(con) == EXPECTED["expected_by_txid"][TXIDS[-1]]
-        status = json.loads(one(con, "PRAGMA litestream_status"))
+        status = status_of(con)
     assert status["cache_bytes"] <= {"0": 0, "40KB": 40_000, "10MB": 10_000_000}[cache_size]
 
 

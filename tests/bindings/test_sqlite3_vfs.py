@@ -34,7 +34,7 @@ from litevfs.live.registry import registry
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import connected, in_threads, wait_until
+from tests.support import connected, in_threads, status_of, wait_until
 
 ORDERS = Path(__file__).parents[1] / "fixtures" / "orders"
 EXPECTED = json.loads((ORDERS / "expected.json").read_text())
@@ -150,7 +150,7 @@ def test_pragmas_and_sql_functions(small):
     with opened(script.url, poll_interval=0) as con:
         row = con.execute("SELECT litestream_txid(), litestream_lag(), litestream_time()").fetchone()
         assert row == ("0000000000000001", 0, one(con, "PRAGMA litestream_time"))
-        assert json.loads(one(con, "PRAGMA litestream_status"))["state"] == "current"
+        assert status_of(con)["state"] == "current"
         assert one(con, "SELECT litestream_set_time('latest')") == row[2]
         with pytest.raises(sqlite3.OperationalError, match="did you mean litestream_txid"):
             con.execute("PRAGMA litestream_txd")

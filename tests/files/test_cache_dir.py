@@ -25,7 +25,7 @@ from litevfs.ltx.decoder import decode_file
 from litevfs.replica_clients.urls import open_replica_client
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import connected, one, rows, wait_until
+from tests.support import connected, rows, status_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -49,10 +49,6 @@ def remote():
         for i in range(3):
             primary.commit("UPDATE big SET data = ? WHERE id = ?", (b"new" * 900, 100 * (i + 1)))
         yield script, primary
-
-
-def status(connection: Any) -> dict[str, Any]:
-    return json.loads(one(connection, "PRAGMA litestream_status"))
 
 
 @contextmanager
@@ -79,7 +75,7 @@ def test_five_restarts_read_the_same_and_nothing_from_storage_again(remote, tmp_
         script.clear()
         with reading(script.url, tmp_path) as con:
             assert rows(con, ALL) == expected
-            requests.append((len(script.reads), status(con)["get_requests"]))
+            requests.append((len(script.reads), status_of(con)["get_requests"]))
     assert requests[0][0] == requests[0][1] >= 5
     assert requests[1:] == [(0, 0)] * 5
 
@@ -127,7 +123,7 @@ def test_what_memory_cannot_hold_is_read_from_storage_once(remote, tmp_path):
         for _ in range(2):
             assert rows(con, ALL) == expected
         assert len(script.reads) == first
-        now = status(con)
+        now = status_of(con)
     assert now["cache_bytes"] <= 300_000
     assert now["disk_cache_hits"] > 50
     blocks = [(key, offset) for key, offset, _ in script.reads]
@@ -162,7 +158,7 @@ def test_the_status_counts_what_the_folder_did(remote, tmp_path):
             os.truncate(path, 100)
         with reading(script.url, tmp_path) as con:
             rows(con, ALL)
-            found.append(status(con))
+            found.append(status_of(con))
     first, second, third = found
     assert first["disk_cache_misses"] > 0
     assert second["disk_cache_misses"] == second["disk_cache_damaged"] == 0
@@ -170,7 +166,7 @@ def test_the_status_counts_what_the_folder_did(remote, tmp_path):
     assert 50 < third["disk_cache_damaged"] <= len(kept)  # a run is not looked through past the first of them
     assert [now["disk_cache_writing"] for now in found] == [True] * 3
     with connected(script.url) as con:
-        assert status(con)["disk_cache_writing"] is False
+        assert status_of(con)["disk_cache_writing"] is False
 
 
 @pytest.mark.plan("E03")
@@ -239,7 +235,7 @@ def test_a_folder_that_fails_while_reading_costs_no_answer(remote, tmp_path, cap
         folder.rename(tmp_path / "moved")
         folder.write_text("in the way")
         assert rows(con, ALL) == primary.rows(ALL)
-        wait_until(lambda: not status(con)["disk_cache_writing"], "the end of writing")
+        wait_until(lambda: not status_of(con)["disk_cache_writing"], "the end of writing")
     assert [record.name for record in caplog.records] == ["litevfs.files.disk_cache"]
 
 
@@ -260,13 +256,13 @@ def test_a_folder_without_room_costs_no_answer_and_the_next_process_what_was_kep
         with connected(script.url, cache_dir=tmp_path) as con:
             script.clear()
             assert rows(con, ALL) == primary.rows(ALL)
-            assert not status(con)["disk_cache_writing"]
-            assert status(con)["disk_cache_hits"] > 0
+            assert not status_of(con)["disk_cache_writing"]
+            assert status_of(con)["disk_cache_hits"] > 0
     assert [record.name for record in caplog.records] == ["litevfs.files.disk_cache"]
     assert {path.name for path in tmp_path.rglob("*.*")} == kept
     with connected(script.url, cache_dir=tmp_path) as con:
         assert rows(con, ALL) == primary.rows(ALL)
-        assert status(con)["disk_cache_writing"]
+        assert status_of(con)["disk_cache_writing"]
 
 
 @pytest.mark.plan("K01")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import random
 import threading
 import tracemalloc
@@ -37,7 +36,7 @@ from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replica_clients.urls import open_replica_client
 from tests.primary import Primary
 from tests.scripted import Script, ScriptedClient
-from tests.support import connected, in_threads, one, rows, wait_until
+from tests.support import connected, in_threads, rows, status_of, wait_until
 
 BLOCK_SIZES = [pytest.param(0, id="local"), pytest.param(1 << 16, id="remote"), pytest.param(100_000, id="odd blocks")]
 
@@ -485,7 +484,7 @@ def test_a_large_file_in_s3_is_verified_and_read_once(s3_url):
         primary.commit("CREATE TABLE t(x); INSERT INTO t VALUES (randomblob(3000000))")
         (file,) = client.list_files(0)
         with connected(url, poll_interval=0, verify=True) as connection:
-            assert json.loads(one(connection, "PRAGMA litestream_status"))["bytes_read"] == file.size
+            assert status_of(connection)["bytes_read"] == file.size
             assert rows(connection, "SELECT x FROM t") == primary.rows("SELECT x FROM t")
         client.write(0, 1, 1, flip(primary.file_bytes(1, 1), file.size // 2), file.modified_ms)
         with pytest.raises(LTXFormatError, match="file checksum is"), connected(url, verify=True):

@@ -12,11 +12,7 @@ import litevfs
 from litevfs.live.registry import registry
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import one, rows, wait_until
-
-
-def own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("litevfs")]
+from tests.support import one, own_threads, rows, wait_until
 
 
 @pytest.fixture

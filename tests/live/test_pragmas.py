@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing
 
@@ -13,7 +12,7 @@ import litevfs
 from litevfs.errors import OptionError, TXIDNotFoundError
 from tests.primary import START_MS, Primary
 from tests.scripted import Script
-from tests.support import connected, one, rows, txid_of
+from tests.support import connected, one, rows, status_of, txid_of
 
 
 @pytest.fixture
@@ -190,7 +189,7 @@ def test_ordinary_connections_know_nothing_of_it(world):
 @pytest.mark.plan("K06", "L22")
 def test_status_is_one_json_object(world):
     _, script, con = world
-    status = json.loads(one(con, "PRAGMA litestream_status"))
+    status = status_of(con)
     assert (status["url"], status["state"], status["txid"]) == (script.url, "current", "0000000000000005")
     assert (status["page_size"], status["poll_interval_s"], status["errors"]) == (4096, 0, 0)
 
@@ -200,10 +199,10 @@ def test_status_of_a_connection_that_went_back_is_of_the_state_it_sees(world):
     primary, _, con = world
     primary.commit("INSERT INTO t VALUES(zeroblob(10000))")
     one(con, "PRAGMA litestream_poll")
-    live = json.loads(one(con, "PRAGMA litestream_status"))
+    live = status_of(con)
     one(con, "PRAGMA litestream_time = '2026-01-01T00:00:02Z'")
-    past = json.loads(one(con, "PRAGMA litestream_status"))
+    past = status_of(con)
     assert (past["state"], past["txid"], past["time"]) == ("fixed", "0000000000000002", "2026-01-01T00:00:02.000Z")
     assert past["commit"] == one(con, "PRAGMA page_count") < live["commit"]
     one(con, "PRAGMA litestream_time = 'latest'")
-    assert json.loads(one(con, "PRAGMA litestream_status"))["state"] == live["state"] == "current"
+    assert status_of(con)["state"] == live["state"] == "current"

@@ -17,7 +17,7 @@ from litevfs.replica_clients.urls import open_replica_client
 from litevfs.states.chunks import MIN_SLOTS
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import connected, one
+from tests.support import connected, one, status_of
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIAVERYSECRETNAME",
@@ -140,7 +140,7 @@ def test_a_timestamp_outside_of_the_calendar_does_not_break_the_status():
         primary.start_ms = 2**62
         primary.commit("CREATE TABLE t(x)")
         with connected(script.url) as con:
-            assert json.loads(one(con, "PRAGMA litestream_status"))["time"] == "9999-12-31T23:59:59.999Z"
+            assert status_of(con)["time"] == "9999-12-31T23:59:59.999Z"
             assert one(con, "PRAGMA litestream_time") == "9999-12-31T23:59:59.999Z"
 
 

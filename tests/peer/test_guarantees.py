@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import threading
@@ -16,7 +15,7 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from tests.primary import Primary
 from tests.scripted import Script
-from tests.support import connected, one, rows, txid_of, wait_until
+from tests.support import connected, one, rows, status_of, txid_of, wait_until
 
 QUERY = "SELECT id, v, pad FROM t ORDER BY id"
 FILL = (
@@ -27,10 +26,6 @@ FILL = (
 UPDATE = "UPDATE t SET v = v + 1"
 GROW = "INSERT INTO t (v, pad) SELECT v, pad FROM t"
 SHRINK = "DELETE FROM t WHERE id > 150"  # with auto_vacuum=1 its pages go with it
-
-
-def status(connection: Any) -> dict[str, Any]:
-    return json.loads(one(connection, "PRAGMA litestream_status"))
 
 
 # --- (a), (a'), (b): what a compacted file may do ---------------------------------------------------------------------
@@ -145,10 +140,10 @@ def test_a_hole_that_nothing_covers_is_told_by_status_and_log_until_it_is_filled
             primary.run(UPDATE)
             primary.commit(UPDATE)
             with caplog.at_level(logging.WARNING, "litevfs"):
-                wait_until(lambda: status(reader)["state"] == "behind", "the state behind")
-                errors = status(reader)["errors"]
-                wait_until(lambda: status(reader)["errors"] > errors + 1, "further looks")
-            behind = status(reader)
+                wait_until(lambda: status_of(reader)["state"] == "behind", "the state behind")
+                errors = status_of(reader)["errors"]
+                wait_until(lambda: status_of(reader)["errors"] > errors + 1, "further looks")
+            behind = status_of(reader)
             assert "TXIDs 0000000000000002-0000000000000002" in behind["last_error"]
             assert behind["lag_s"] > 0
             assert rows(reader, QUERY) == primary.rows(QUERY, 1)
@@ -156,7 +151,7 @@ def test_a_hole_that_nothing_covers_is_told_by_status_and_log_until_it_is_filled
             assert len(said) == 1
             primary.compact(1, 1, 2)  # a straddling file, and not the one that was missing
             wait_until(lambda: txid_of(reader) == 3, "TXID 3", timeout_s=60)
-            wait_until(lambda: status(reader)["state"] == "current", "the state current")
+            wait_until(lambda: status_of(reader)["state"] == "current", "the state current")
             assert rows(reader, QUERY) == primary.rows(QUERY)
 
 

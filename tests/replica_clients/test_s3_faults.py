@@ -8,7 +8,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import apsw
 import pytest
 
 import litevfs
@@ -26,7 +25,7 @@ from litevfs.testing.http_faults import HTTPFault, HTTPFaults
 from litevfs.testing.s3_proxy import HTTPProxy, RecordedRequest, running_s3_proxy
 from litevfs.testing.s3_server import S3Server
 from tests.primary import Primary
-from tests.support import connected, one, rows
+from tests.support import connected, rows, status_of
 
 pytestmark = pytest.mark.s3
 
@@ -66,10 +65,6 @@ def reads(proxy: HTTPProxy) -> list[RecordedRequest]:
 
 def listings(proxy: HTTPProxy) -> list[RecordedRequest]:
     return [request for request in proxy.requests if "list-type=2" in request.query]
-
-
-def status_of(connection: apsw.Connection) -> dict[str, Any]:
-    return json.loads(one(connection, "PRAGMA litestream_status"))
 
 
 def check_rows(url: str, primary: Primary) -> None:

@@ -21,6 +21,11 @@ LARGE = 20_000
 """Bytes of a value whose commit makes a file that is too large for the record of the state."""
 
 
+def state_folder(app: Any) -> Path:
+    """Where a replicator of this application's database keeps its files."""
+    return app.path.with_name(f".{app.path.name}-litevfs")
+
+
 def files_of(client: ReplicaClient) -> list[LTXFile]:
     """Every file of level 0, verified, by TXID; TXIDs run from 1 without a gap, one file each."""
     infos = client.list_files(0)

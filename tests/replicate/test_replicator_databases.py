@@ -17,13 +17,9 @@ import pytest
 from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
-from tests.replicate.support import assert_replicated, replicated, source_bytes
+from tests.replicate.support import assert_replicated, replicated, source_bytes, state_folder
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
-
-
-def state_folder(app) -> Path:
-    return app.path.with_name(f".{app.path.name}-litevfs")
 
 
 # --- one at a time, and which databases -------------------------------------------------------------------------------

@@ -25,15 +25,12 @@ from tests.replicate.support import (
     files_of,
     replicated,
     source_bytes,
+    state_folder,
     states,
     written,
 )
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "orders" / "replica"
-
-
-def state_folder(app) -> Path:
-    return app.path.with_name(f".{app.path.name}-litevfs")
 
 
 # --- continuing -------------------------------------------------------------------------------------------------------

@@ -17,13 +17,8 @@ from litevfs.errors import ReplicatorError, ReplicatorLockedError
 from litevfs.replica_clients.base import LTXFileInfo
 from litevfs.replicate import Replicator
 from litevfs.replicate.state import StateFolder
-from tests.replicate.conftest import Application
-from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client
+from tests.replicate.support import LARGE, assert_replicated, fail_writes, failing_client, state_folder
 from tests.support import wait_until
-
-
-def state_folder(app: Application) -> Path:
-    return app.path.with_name(f".{app.path.name}-litevfs")
 
 
 def modes(folder: Path) -> dict[str, int]:

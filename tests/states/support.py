@@ -21,6 +21,13 @@ def pages_are_right(primary: Primary | MadePrimary, replica: Replica) -> bool:
     )
 
 
+def published(replica: Replica) -> bytes:
+    """All pages of the published state."""
+    snapshot = replica.snapshot
+    assert snapshot is not None
+    return b"".join(replica.pages.read(snapshot, pgno) for pgno in range(1, snapshot.commit + 1))
+
+
 INSERT = "INSERT INTO t VALUES(randomblob(3000))"
 
 

@@ -16,6 +16,7 @@ from litevfs.states.survey import INTERVAL_S
 from tests.made import MadePrimary
 from tests.primary import Primary
 from tests.scripted import Script
+from tests.states.support import published
 
 INSERT = "INSERT INTO t VALUES(randomblob(3000))"
 
@@ -56,12 +57,6 @@ def snapshot(primary: Primary, txid: int, seconds_later: int) -> None:
     file = decode_file(primary.file_bytes(1, txid))
     header = replace(file.header, timestamp_ms=primary.timestamp_ms(txid + seconds_later))
     primary.client.write(9, 1, txid, encode_file(header, file.pages()), header.timestamp_ms)
-
-
-def published(replica: Replica) -> bytes:
-    """All pages of the published state."""
-    state = replica.snapshot
-    return b"".join(replica.pages.read(state, pgno) for pgno in range(1, state.commit + 1))
 
 
 LEFT = pytest.mark.parametrize("left", [[], [1, 2, 3, 4], [1, 2, 3, 5]], ids=["no other file", "older ones", "a hole"])

@@ -13,6 +13,7 @@ from litevfs.options import Options
 from litevfs.replica_clients.base import LTXFileInfo
 from tests.primary import Primary
 from tests.scripted import ALL_LEVELS, Script
+from tests.states.support import published
 from tests.support import wait_until
 
 INSERT = "INSERT INTO t VALUES(randomblob(300))"
@@ -36,11 +37,6 @@ def poll(replica: Replica, clock, times: int = 1) -> None:
     for _ in range(times):
         clock.now_s += 1
         replica.refresh(thorough=False)
-
-
-def published(replica: Replica) -> bytes:
-    snapshot = replica.snapshot
-    return b"".join(replica.pages.read(snapshot, pgno) for pgno in range(1, snapshot.commit + 1))
 
 
 def test_a_minute_without_news_costs_a_read_a_poll_and_four_listings(world, clock):

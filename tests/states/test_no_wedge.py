@@ -9,6 +9,7 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from tests.primary import Primary
 from tests.scripted import Script
+from tests.states.support import published
 
 LIMIT_S = 15
 INSERT = "INSERT INTO t VALUES(randomblob(300))"
@@ -38,11 +39,6 @@ def poll_until(replica: Replica, clock, txid: int, limit_s: int = LIMIT_S) -> in
         if replica.snapshot.txid >= txid:
             return second
     pytest.fail(f"still at {replica.snapshot.txid} after {limit_s} s")
-
-
-def published(replica: Replica) -> bytes:
-    snapshot = replica.snapshot
-    return b"".join(replica.pages.read(snapshot, pgno) for pgno in range(1, snapshot.commit + 1))
 
 
 @pytest.mark.parametrize(

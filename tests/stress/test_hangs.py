@@ -15,7 +15,7 @@ from litevfs.live.replica import Replica
 from litevfs.options import Options
 from litevfs.testing.faulty import Fault, Faults
 from tests.primary import Primary
-from tests.support import connected, one, rows, wait_until
+from tests.support import connected, one, own_threads, rows, wait_until
 
 CLOSE_BOUND_S = 1.5
 """A close may take a second; the rest is for a busy machine."""
@@ -27,10 +27,6 @@ def primary(primary: Primary) -> Primary:
     primary.commit("CREATE TABLE t AS SELECT 1 AS a")
     primary.commit("INSERT INTO t SELECT a + 1 FROM t")
     return primary
-
-
-def own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("litevfs")]
 
 
 def seconds_to(call: Callable[[], Any]) -> float:

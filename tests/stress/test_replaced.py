@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from litevfs import PageUnavailableError, errors
 from litevfs.replica_clients.memory import MemoryStore
 from tests.primary import START_MS, Primary
 from tests.stress.conftest import MakePrimary
-from tests.support import connected, one, rows, txid_of
+from tests.support import connected, one, rows, status_of, txid_of
 
 pytestmark = pytest.mark.plan("E03")
 
@@ -40,10 +39,6 @@ def replacement(make_primary: MakePrimary, store: MemoryStore, txids: int, **opt
     return database(make_primary(**options), "new", txids, START_MS + 3_600_000)
 
 
-def status(connection: Any) -> dict[str, Any]:
-    return json.loads(one(connection, "PRAGMA litestream_status"))
-
-
 def assert_new_state_is_served(connection: Any, new: Primary) -> None:
     """Noticed at the first look, or at the second where the first could only find that something is wrong."""
     for _ in range(2):
@@ -64,11 +59,11 @@ def test_a_replica_that_starts_again_is_noticed_whatever_its_txid(old, make_prim
             assert rows(connection, QUERY) == old.rows(QUERY)
         new = replacement(make_primary, store, txids)
         assert_new_state_is_served(connection, new)
-        assert status(connection)["epoch"] == 1
+        assert status_of(connection)["epoch"] == 1
         new.commit("INSERT INTO u VALUES ('afterwards')")
         one(connection, "PRAGMA litestream_poll")
         assert rows(connection, QUERY) == new.rows(QUERY)
-        assert status(connection)["epoch"] == 1
+        assert status_of(connection)["epoch"] == 1
 
 
 def compacted(new: Primary, store: MemoryStore, *files: tuple[int, int, int]) -> None:
