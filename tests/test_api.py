@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -143,6 +144,14 @@ def test_a_uri_without_a_replica_says_what_is_missing(monkeypatch):
     with pytest.raises(OptionError, match="no replica URL") as caught:
         apsw.Connection("file:app.db", vfs="litestream", flags=URI_FLAGS)
     assert "replica_url" in caught.value.hint
+    with (
+        closing(apsw.Connection("file::memory:?vfs=unix", flags=URI_FLAGS)) as connection,
+        pytest.raises(
+            OptionError, match=r"hint: a replica's URL stands in a URI.*'file:app\?replica_url=s3%3A"
+        ) as caught,
+    ):
+        connection.execute("ATTACH 'file:s3://bucket/app%3FsseCustomerKey=secret?vfs=litestream' AS replica")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.plan("K01")

@@ -64,6 +64,8 @@ def _no_url_hint(name: str | apsw.URIFilename | None) -> str:
     path = name.filename() if isinstance(name, apsw.URIFilename) else name
     if path and _SHARES_CACHES:
         path = path.rpartition("#")[0]
+    if path and "://" in path:  # not shown: it may contain an encryption key
+        return "a replica's URL stands in a URI, percent-encoded: 'file:app?replica_url=s3%3A%2F%2Fbucket%2Fapp'"
     return (
         "add ?replica_url=... to the URI (and open with SQLITE_OPEN_URI), or set LITESTREAM_REPLICA_URL; for an "
         f"ordinary file, as in VACUUM INTO and ATTACH, write 'file:{quote(path or 'x.db')}?vfs={apsw.vfs_names()[0]}'"
