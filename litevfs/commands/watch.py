@@ -17,7 +17,7 @@ from litevfs.commands.text import write_utf_8
 from litevfs.errors import TXIDNotFoundError
 from litevfs.files.fetch import Fetcher
 from litevfs.ltx.names import format_txid, parse_txid
-from litevfs.operations.history import is_proved, marks_of
+from litevfs.operations.state_identity import is_proved, marks_of
 from litevfs.operations.tables import is_among
 from litevfs.options import SPECS
 

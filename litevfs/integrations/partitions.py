@@ -25,7 +25,7 @@ from litevfs.live.replica import Replica
 from litevfs.ltx.file_info import SNAPSHOT_LEVEL
 from litevfs.ltx.names import format_txid
 from litevfs.maintenance.compaction import snapshot
-from litevfs.operations.history import is_proved, marks_of
+from litevfs.operations.state_identity import is_proved, marks_of
 from litevfs.operations.tables import no_table, quoted
 from litevfs.operations.tree_pages import UnclearError, index_cells, is_leaf, page_children, record_value, rowid_cells
 from litevfs.options import Options, check_names
@@ -55,7 +55,9 @@ class Partition:
     high: Key  # rows before this; None: to the last one
     as_text: tuple[str, ...] = ()  # columns that are read as text, whatever their values are
     options: tuple[tuple[str, Any], ...] = ()  # of `litevfs.connect`
-    marks: tuple[int, ...] = ()  # of the state's history, see `operations.history`; none: of a piece of litevfs before
+    marks: tuple[
+        int, ...
+    ] = ()  # of the state's history, see `operations.state_identity`; none: of a piece of litevfs before
 
     def __setstate__(self, state: Sequence[Any]) -> None:
         """Of a pickle, also one without the last fields."""

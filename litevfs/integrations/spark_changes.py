@@ -23,7 +23,7 @@ from litevfs.live.registry import registry
 from litevfs.live.replica import Replica
 from litevfs.ltx.names import format_txid, parse_txid
 from litevfs.operations.diff import Change
-from litevfs.operations.history import is_proved, marks_of
+from litevfs.operations.state_identity import is_proved, marks_of
 from litevfs.options import Options
 from litevfs.states.snapshot import Snapshot
 
@@ -32,7 +32,7 @@ NEWEST = "latest"
 """The value of `from` that begins with the next transaction."""
 
 Offset = dict[str, Any]
-"""{"txid": 16 hex digits, "marks": see `operations.history`}: the state up to which rows were read.
+"""{"txid": 16 hex digits, "marks": see `operations.state_identity`}: the state up to which rows were read.
 
 Checkpoints of earlier versions have no marks.
 """
