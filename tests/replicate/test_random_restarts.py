@@ -1,12 +1,14 @@
 """Random courses of a database between runs of `litevfs replicate`: after each run, the replica is the database.
 
-Programs write, shrink, checkpoint, lose the WAL and put older files in the place of the database; runs are killed, and
-the state folder comes back damaged, or from an earlier time.
+Programs write, shrink, change schema and page size, checkpoint, lose the WAL and put older or new files in the place of
+the database; runs are killed, the state folder is lost or comes back damaged, or from an earlier time, as the replica
+does. Earlier TXIDs stay what they were.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -19,6 +21,8 @@ from pathlib import Path
 import pytest
 
 from litevfs.operations.restore import restore
+from litevfs.replica_clients.base import LEVELS
+from litevfs.replica_clients.file import FileReplicaClient
 from tests.commands.test_kills import killed_commands
 from tests.peer import litestream_binary
 from tests.replicate.support import opened
@@ -42,6 +46,8 @@ class Course:
             for _ in range(150):
                 db.execute("INSERT INTO t (a) VALUES (randomblob(700))")
         self._open: sqlite3.Connection | None = None
+        self._images: dict[int, bytes] = {}  # the database at TXIDs
+        self._kept_images: dict[int, bytes] = {}  # those of the kept replica
 
     def close(self) -> None:
         if self._open is not None:
@@ -56,7 +62,9 @@ class Course:
             self.write, self.write, self.write, self.write_much, self.shrink, self.checkpoint, self.open_or_close,
             self.lose_wal, self.keep_files, self.bring_back_files, self.leave_wal_mode_for_a_while, self.kill,
             self.kill_service, self.damage_sums, self.keep_state, self.bring_back_sums, self.bring_back_state,
-            self.lose_disk,
+            self.lose_disk, self.lose_state, self.alter, self.change_page_size, self.roll_back, self.limit_wal,
+            self.put_new_database, self.copy_over_beside_wal, self.bring_back_with_wal, self.keep_replica,
+            self.set_back_replica,
         ]  # fmt: skip
         act = self.rng.choice(acts)
         self.did.append(act.__name__)
@@ -102,11 +110,8 @@ class Course:
 
     def bring_back_files(self) -> None:
         """An older backup takes the place of the database, as a new file or in the same one."""
-        kept = self.folder / "kept"
-        if kept.exists():
-            with closing(sqlite3.connect(kept / "app.db")) as db:
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            self._put(kept / "app.db")
+        if (kept := self._kept_whole()) is not None:
+            self._put(kept)
 
     def leave_wal_mode_for_a_while(self) -> None:
         self.close()
@@ -114,6 +119,95 @@ class Course:
             db.execute("PRAGMA journal_mode=DELETE")
             self._statement(db)
             db.execute("PRAGMA journal_mode=WAL")
+
+    def alter(self) -> None:
+        index = len(self.did)
+        with self._used() as db:
+            db.execute(
+                self.rng.choice(
+                    [
+                        f"ALTER TABLE t ADD COLUMN c{index} DEFAULT 7",
+                        f"CREATE TABLE x{index} (a PRIMARY KEY, b) WITHOUT ROWID",
+                        "CREATE INDEX IF NOT EXISTS i ON t (a)",
+                        "DROP INDEX IF EXISTS i",
+                        "REINDEX",
+                    ]
+                )
+            )
+
+    def change_page_size(self) -> None:
+        self.close()
+        with closing(self._connect()) as db:
+            db.execute("PRAGMA journal_mode=DELETE")
+            db.execute(f"PRAGMA page_size={self.rng.choice([512, PAGE_SIZE, 4096])}")
+            db.execute(f"PRAGMA auto_vacuum={self.rng.randrange(3)}")
+            db.execute("VACUUM")
+            db.execute("PRAGMA journal_mode=WAL")
+
+    def roll_back(self) -> None:
+        """Leave frames in the WAL that count for nothing."""
+        with self._used() as db:
+            db.execute("PRAGMA cache_spill=2")
+            db.execute("PRAGMA cache_size=5")
+            db.execute("BEGIN")
+            db.execute("UPDATE t SET a = randomblob(800)")
+            db.execute("ROLLBACK")
+
+    def limit_wal(self) -> None:
+        with self._used() as db:
+            db.execute(f"PRAGMA journal_size_limit={self.rng.choice([0, 5000, 40000])}")
+            self._statement(db)
+            db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._statement(db)
+
+    def put_new_database(self) -> None:
+        """Delete the database, or cut it off to nothing, maybe beside its WAL, and begin another one."""
+        self.close()
+        if self.rng.random() < 0.5:
+            for suffix in ("", "-wal", "-shm"):
+                self.database.with_name(f"app.db{suffix}").unlink(missing_ok=True)
+        else:
+            os.truncate(self.database, 0)
+        with closing(self._connect()) as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, a BLOB)")
+            for _ in range(self.rng.randrange(1, 150)):
+                db.execute("INSERT INTO t (a) VALUES (randomblob(700))")
+
+    def copy_over_beside_wal(self) -> None:
+        """As `cp` of a backup does where a replicator has left the WAL; unless that breaks the database."""
+        if (kept := self._kept_whole()) is not None:
+            self.close()
+            self.database.write_bytes(kept.read_bytes())
+            self._remove_wal_unless_sound()
+
+    def bring_back_with_wal(self) -> None:
+        """An older copy of both files, as new ones or each in its place."""
+        if (self.folder / "kept").exists():
+            self.close()
+            as_new = self.rng.random() < 0.5
+            for name in ("app.db", "app.db-wal", "app.db-shm"):
+                source, target = self.folder / "kept" / name, self.database.with_name(name)
+                if as_new or not source.exists():
+                    target.unlink(missing_ok=True)
+                if source.exists():
+                    target.write_bytes(source.read_bytes())
+            self._remove_wal_unless_sound()
+
+    def keep_replica(self) -> None:
+        if self.replica.exists():
+            shutil.rmtree(self.folder / "kept-replica", ignore_errors=True)
+            shutil.copytree(self.replica, self.folder / "kept-replica")
+            self._kept_images = dict(self._images)
+
+    def set_back_replica(self) -> None:
+        if (self.folder / "kept-replica").exists():
+            shutil.rmtree(self.replica)
+            shutil.copytree(self.folder / "kept-replica", self.replica)
+            self._images = dict(self._kept_images)
+
+    def lose_state(self) -> None:
+        shutil.rmtree(self.state, ignore_errors=True)
 
     def kill(self) -> None:
         self._run("--once", kill_at=self.rng.randrange(1, 45))
@@ -149,12 +243,12 @@ class Course:
         """The sums of an earlier time, beside the state of now: one of their files, or both."""
         for name in ("pages.log", "pages.sums"):
             path = self.folder / "state" / name
-            if path.exists() and self.rng.random() < 0.7:
+            if path.exists() and self.state.exists() and self.rng.random() < 0.7:
                 shutil.copy(path, self.state / name)
 
     def bring_back_state(self) -> None:
         if (self.folder / "state").exists():
-            shutil.rmtree(self.state)
+            self.lose_state()
             shutil.copytree(self.folder / "state", self.state)
 
     def lose_disk(self) -> None:
@@ -209,6 +303,25 @@ class Course:
             litestream_binary.restore(f"file://{self.replica}", target)
             assert target.read_bytes() == expected, self.log
             target.unlink()
+        files = [file for level in LEVELS for file in FileReplicaClient(self.replica).list_files(level)]
+        newest = max(file.max_txid for file in files)
+        txids = [file.max_txid for file in files if file.level == 0]
+        assert txids == list(range(txids[0], newest + 1)), self.log
+        self._images = {txid: image for txid, image in self._images.items() if newest - 10 < txid <= newest}
+        self._images[newest] = expected
+        txid = self.rng.choice(list(self._images))
+        restore(str(self.replica), target, txid=txid)
+        assert target.read_bytes() == self._images[txid], (txid, self.log)
+        target.unlink()
+
+    def _kept_whole(self) -> Path | None:
+        """The kept database, without a WAL."""
+        kept = self.folder / "kept" / "app.db"
+        if not kept.exists():
+            return None
+        with closing(sqlite3.connect(kept)) as db:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return kept
 
     def _put(self, other: Path) -> None:
         """Put another file in the place of the database, or its content into it. The WAL is gone."""
@@ -229,6 +342,19 @@ class Course:
             if path.exists():
                 shutil.copy(path, target / path.name)
         return target
+
+    def _remove_wal_unless_sound(self) -> None:
+        try:
+            copy = (
+                self._copy(self.folder / "copy") / "app.db"
+            )  # the last program to close it would copy the WAL over it
+            with closing(sqlite3.connect(copy)) as db:
+                is_sound = db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        except sqlite3.DatabaseError:
+            is_sound = False
+        if not is_sound:
+            for suffix in ("-wal", "-shm"):
+                self.database.with_name(f"app.db{suffix}").unlink(missing_ok=True)
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.database, isolation_level=None, timeout=20)
