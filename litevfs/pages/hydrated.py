@@ -7,6 +7,7 @@ right. Owns the record's file; reads and writes no page.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import struct
 import zlib
@@ -22,6 +23,7 @@ from litevfs.ltx.checksum import checksum_of
 from litevfs.states.record import Known, pack, unpack
 
 _MAGIC = b"LVFSHYD1"
+_SQLITE_MAGIC = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat2.html#magic_header_string
 _HEAD = struct.Struct(">8sQIQ")  # magic, checksum of the rest, pages, bytes of the state's record
 
 
@@ -69,7 +71,15 @@ def load(path: str, url: str) -> Hydrated | None:
     return Hydrated(known, versions, sums)
 
 
-def forget(path: str) -> None:
-    """Delete the record, as the file is about to be of another content."""
+def is_of_others(fd: int, path: str) -> bool:
+    """Whether the open file is a database that no hydration has made: those have a record, at first an empty one.
+
+    Raises OSError.
+    """
+    return os.pread(fd, len(_SQLITE_MAGIC), 0) == _SQLITE_MAGIC and not record_path(path).exists()
+
+
+def begin(path: str) -> None:
+    """Leave an empty record, as the file is about to be of another content: it says that the file is litevfs' own."""
     with contextlib.suppress(OSError):
-        record_path(path).unlink()
+        record_path(path).write_bytes(b"")

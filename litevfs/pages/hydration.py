@@ -162,7 +162,7 @@ class Hydration:
             if path and self._opens_wanted(path, patience_s):
                 self._left = None if self._wanted_lazily else _load(path, self._url)
                 if self._left is None:
-                    hydrated.forget(path)
+                    hydrated.begin(path)
                     os.ftruncate(self._fd, 0)
             else:
                 self._fd, self.path = _open_temporary()
@@ -183,6 +183,11 @@ class Hydration:
                 raise OptionError(what, hint="give each its own file") from error
             # Workers of one application, or its next process while the last one ends: no reason not to start.
             logger.warning("hydration_path %s is in use by another process: a temporary file takes its place", path)
+            self._wanted_path = None
+            return False
+        if hydrated.is_of_others(self._fd, path):
+            logger.warning("hydration_path %s is a database of others: a temporary file takes its place", path)
+            self._close_file()
             self._wanted_path = None
             return False
         _known.add(self)

@@ -166,6 +166,7 @@ def test_the_file_becomes_each_state_that_is_followed_and_nothing_else(world, st
     path.write_bytes(b"left by another one" * PAGE_SIZE * 100)
     hydration = Hydration(str(path), replica.pages.read_through)
     assert path.read_bytes() == b""
+    assert (tmp_path / "x.db-litevfs").read_bytes() == b""  # before any page: who is killed now knows the file again
     for state in states:
         hydration.follow(state)
         wait_until(lambda image=primary.images[state.txid]: path.read_bytes() == image, "the state")
@@ -391,6 +392,22 @@ def test_beside_another_process_that_has_the_file_a_temporary_one_takes_its_plac
         assert path.read_bytes() == b"its pages"
     assert "in use by another process" in caplog.text
     assert not list(tmp_path.glob("*-litevfs"))
+
+
+def test_a_database_of_others_stays_as_it_is_and_a_file_of_a_killed_process_is_used(world, tmp_path, caplog):
+    primary, script = world
+    path = tmp_path / "x.db"
+    options = {"hydration_enabled": True, "hydration_path": str(path), "cache_size": 0, "poll_interval": 0}
+    precious = b"SQLite format 3\0 and so on"
+    path.write_bytes(precious)
+    for is_ours in (False, True):
+        with connected(script.url, **options) as con:
+            wait_until(lambda: progress(con) == 100, "hydration")
+            assert (one(con, "PRAGMA litestream_hydration_file") == str(path)) is is_ours
+            assert rows(con, QUERY) == primary.rows(QUERY)
+        assert path.read_bytes() == (primary.images[primary.txid] if is_ours else precious)
+        path.with_name("x.db-litevfs").write_bytes(b"")  # as a process leaves it that is killed soon
+    assert caplog.text.count("is a database of others") == 1
 
 
 def test_without_room_for_the_database_the_disk_is_not_filled_up_and_that_is_told_once(world, monkeypatch, caplog):
