@@ -77,7 +77,8 @@ def go_on_as_it_is(
     """Let the place of `queue` go on after the tip of its replica; returns the state then.
 
     None, and nothing is done, where the tip is neither the newest TXID made here nor the one that a restore made the
-    database of; where that restore left no sums of the pages; and where another place goes on with other TXIDs.
+    database of; where that restore left no sums of the pages; and where another place goes on with other TXIDs,
+    as the local state of just this file says.
     """
     txid = tip.key.txid
     if state is not None and not queue.is_joined and (state.key, queue.pending()) == (tip.key, []):
@@ -87,7 +88,8 @@ def go_on_as_it_is(
     others = [other for other in folder.queues if other is not queue]
     if tip.mark is None or restored is None or restored.page_size != database.page_size:
         return None
-    if any(other.is_joined for other in others):
+    is_of_this_file = state is not None and state.inode == database.inode
+    if is_of_this_file and any(other.is_joined for other in others):
         return None
     before = _begin_alone(folder, queue, ReplicaEnd(txid, tip.mark.timestamp_ms), database)
     if others:
