@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from litevfs.commands.options import STORAGE_OPTIONS, add_options, add_url, collect_options, open_fetcher
@@ -14,7 +14,7 @@ from litevfs.commands.progress import ProgressBar
 from litevfs.commands.text import count
 from litevfs.errors import ReplicaEmptyError
 from litevfs.ltx.names import format_txid
-from litevfs.operations.restore import RestoreResult, restore
+from litevfs.operations.restore import RestoreResult, restore, restore_if_missing
 from litevfs.operations.target import is_missing
 from litevfs.units import format_bytes, format_timestamp
 
@@ -46,9 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """See `Command`."""
-    if args.if_missing and not is_missing(args.path):
-        print(f"litevfs: {args.path} is there", file=sys.stderr)
-        return 0
     try:
         result = _restore(args)
     except ReplicaEmptyError as error:
@@ -56,14 +53,20 @@ def run(args: argparse.Namespace) -> int:
             raise
         print(f"litevfs: nothing to restore: {error.message}", file=sys.stderr)
         return 0
-    _print(args, result)
+    if result is None:
+        print(f"litevfs: {args.path} is there", file=sys.stderr)
+    else:
+        _print(args, result)
     return 0
 
 
-def _restore(args: argparse.Namespace) -> RestoreResult:
+def _restore(args: argparse.Namespace) -> RestoreResult | None:
+    if args.if_missing and not is_missing(args.path):
+        return None
     options = collect_options(args)
+    restore_it = restore_if_missing if args.if_missing else partial(restore, force=args.force)
     with open_fetcher(args) as fetcher, ProgressBar("restoring") as bar:
-        return restore(
+        return restore_it(
             fetcher.client,
             args.path,
             txid=options.txid,
@@ -71,7 +74,6 @@ def _restore(args: argparse.Namespace) -> RestoreResult:
             integrity_check=args.integrity_check,
             progress=bar.update,
             read_timeout=options.read_timeout_s,
-            force=args.force or (args.if_missing and os.path.lexists(args.path)),
         )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
-from litevfs.errors import ReplicaConflictError, TransientStorageError
+from litevfs.errors import ReplicaConflictError, ReplicaEmptyError, TransientStorageError
 from litevfs.ltx.names import format_txid
 from litevfs.operations.restore import restore_if_missing
 from litevfs.operations.target import is_missing
@@ -53,8 +53,11 @@ def _restore(
 ) -> None:
     closed = threading.Event()
     guards = [open_guard(client, RESTORING + folder.id, closed, lease_ttl_s, unix_time_ms) for client in clients]
+    result = None
     try:
-        result = restore_if_missing(_wait_for(clients, guards, closed) if waits else _hold(clients, guards), path)
+        newest = _wait_for(clients, guards, closed) if waits else _hold(clients, guards)
+        with suppress(ReplicaEmptyError):
+            result = restore_if_missing(newest, path)
     finally:
         for guard in guards:
             guard.release(threading.Lock(), 5.0)

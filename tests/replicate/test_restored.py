@@ -14,7 +14,7 @@ from litevfs.commands.restoring import restore_with_leases
 from litevfs.errors import UnrelatedDatabaseError
 from litevfs.ltx.decoder import decode_file
 from litevfs.ltx.encoder import encode_file
-from litevfs.operations.restore import restore
+from litevfs.operations.restore import restore, restore_if_missing
 from litevfs.replica_clients.base import LEVELS, ReplicaClient
 from litevfs.replica_clients.file import FileReplicaClient
 from litevfs.replicate import Replicator
@@ -59,7 +59,7 @@ def assert_restores(app, *clients: ReplicaClient) -> None:
 
 
 def by_command(app, clients: list[FileReplicaClient]) -> None:
-    restore(clients[-1], app.path)
+    restore_if_missing(clients[-1], app.path)
 
 
 def at_the_start(app, clients: list[FileReplicaClient]) -> None:
@@ -73,10 +73,10 @@ def over_a_database(app, clients: list[FileReplicaClient]) -> None:
 
 def over_state_that_is_left(app, clients: list[FileReplicaClient]) -> None:
     """Of a run that ended before the replica's last TXIDs were made elsewhere."""
-    restore(clients[0], app.path)
+    restore_if_missing(clients[0], app.path)
     run(app, clients[0])
     other = app.path.with_name("other.db")
-    restore(clients[0], other)
+    restore_if_missing(clients[0], other)
     with Replicator(other, clients[0], places=clients[1:]) as replicator:
         app.db = type(app)(other).db
         app.db.execute("UPDATE t SET data = randomblob(3000) WHERE id = 22")
@@ -119,7 +119,7 @@ def test_what_was_written_between_restore_and_replication_is_uploaded_alone(app,
     app.insert(50, 3000)
     run(app, *clients)
     clear_disk(app)
-    restore(clients[0], app.path)
+    restore_if_missing(clients[0], app.path)
     app.db = app.connect()
     app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")  # it stays in the WAL
     before = files(*clients)
@@ -133,7 +133,7 @@ def test_the_sums_of_a_restore_are_kept_once(app, client):
     app.insert(50, 3000)
     run(app, client)
     clear_disk(app)
-    restore(client, app.path)
+    restore_if_missing(client, app.path)
     assert read_restored_state(app.path) is not None
     run(app, client)
     assert read_restored_state(app.path) is None
@@ -143,7 +143,7 @@ def test_damaged_sums_of_a_restore_count_for_nothing(app, client):
     app.insert(50, 3000)
     run(app, client)
     clear_disk(app)
-    restore(client, app.path)
+    restore_if_missing(client, app.path)
     mark = app.path.with_name(f".{app.path.name}-litevfs-restored")
     data = bytearray(mark.read_bytes())
     data[-5] ^= 1
@@ -157,7 +157,7 @@ def test_a_restore_that_is_not_the_newest_state_any_more_is_no_beginning(app, cl
     app.insert(50, 3000)
     run(app, client)
     clear_disk(app)
-    restore(client, app.path)
+    restore_if_missing(client, app.path)
     info = client.list_files(0)[-1]
     if what == "a newer TXID":
         header = replace(decode_file(client.read(info)).header, min_txid=2, max_txid=2)
@@ -182,8 +182,16 @@ def test_an_older_state_is_left_without_sums(app, client, tmp_path: Path):
     run(app, client)
     app.insert()
     run(app, client)
-    restore(client, tmp_path / "older.db", txid=1)
+    restore_if_missing(client, tmp_path / "older.db", txid=1)
     assert read_restored_state(tmp_path / "older.db") is None
+
+
+def test_a_restore_beside_the_primary_computes_no_sums(app, client, tmp_path: Path):
+    app.insert(50, 3000)
+    run(app, client)
+    restore(client, tmp_path / "copy.db")
+    assert read_restored_state(tmp_path / "copy.db") is None
+    assert (tmp_path / ".copy.db-litevfs-restored").stat().st_size < 500
 
 
 def test_a_place_that_comes_back_with_the_newest_txid_begins_with_nothing(app, places):
@@ -219,7 +227,7 @@ def test_while_it_runs_all_places_of_a_restored_database_get_the_same_file(app, 
     app.insert(50, 3000)
     run(app, *clients)
     clear_disk(app)
-    restore(clients[0], app.path)
+    restore_if_missing(clients[0], app.path)
     app.db = app.connect()
     app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")
     with closing(Replicator(app.path, clients[0], places=clients[1:])) as replicator:
