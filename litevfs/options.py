@@ -333,8 +333,9 @@ def check_names(names: Iterable[str], what: str) -> None:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that an unknown one most likely stands for, in whatever case; None if it is like none."""
     folded = {each.lower(): each for each in names}
-    if name and (begun := next((each for each in folded if each.startswith(name.lower())), None)):
-        return folded[begun]
+    begun = [each for each in folded if name and each.startswith(name.lower())]
+    if begun:
+        return folded[min(begun, key=lambda each: (len(each), each))]
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     return folded[near[0]] if near else None
 
