@@ -20,7 +20,7 @@ from _databases import FULL_SIZE_BYTES, PAGE_SIZE, ROWS, ROWS_PER_BATCH, Dataset
 from _results import Result, Samples, parse_arguments, ratio, report, seconds
 from _s3_replica import DELAY_S, SMALL_ROWS, S3Replica, running_replica
 
-from litevfs.live.status import usd_month
+from litevfs.live.prices import usd_month
 from litevfs.testing.s3_proxy import RecordedRequest
 
 MORE_DELAY_S = 0.12

@@ -9,15 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from litevfs.files.fetch import Fetcher
 from litevfs.files.keyed_files import DiskCounters
 from litevfs.live.health import Health, State
+from litevfs.live.prices import usd_month
 from litevfs.ltx.names import format_txid
 from litevfs.pages.source import PageSource
 from litevfs.replica_clients.base import FindsWays
 from litevfs.states.snapshot import Snapshot
 from litevfs.units import format_timestamp
-
-_MONTH_S = 30 * 24 * 3600
-_LIST_USD, _GET_USD = 5.0 / 1e6, 0.4 / 1e6
-"""Of a request of S3 Standard in us-east-1: aws.amazon.com/s3/pricing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class ReplicaStatus:
     index_bytes: int  # memory of the page map
     list_requests: int
     get_requests: int
-    requests_usd_month: float | None  # at the pace since the first use; None where requests cost nothing
+    requests_usd_month: float | None  # at the pace since the first use, by `prices`; None where requests cost nothing
     bytes_read: int  # from storage
     retries: int  # requests made again after a passing failure
     second_requests: int  # made because the first was slower than 19 of 20
@@ -103,11 +100,6 @@ def collect_status(
         second_requests=fetcher.hedges.second,
         workarounds=list(client.workarounds) if isinstance(client := fetcher.client, FindsWays) else [],
     )
-
-
-def usd_month(lists: float, gets: float, seconds: float) -> float:
-    """US dollars that 30 days cost at the pace of so many requests within `seconds`."""
-    return (lists * _LIST_USD + gets * _GET_USD) * _MONTH_S / max(seconds, 1.0)
 
 
 def _usd_month(fetcher: Fetcher) -> float | None:
