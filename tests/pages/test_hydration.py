@@ -166,7 +166,7 @@ def test_the_file_becomes_each_state_that_is_followed_and_nothing_else(world, st
     path.write_bytes(b"left by another one" * PAGE_SIZE * 100)
     hydration = Hydration(str(path), replica.pages.read_through)
     assert path.read_bytes() == b""
-    assert (tmp_path / "x.db-litevfs").read_bytes() == b""  # before any page: who is killed now knows the file again
+    assert (tmp_path / "x.db-litevfs").read_bytes() == b""  # before any page, for the next process
     for state in states:
         hydration.follow(state)
         wait_until(lambda image=primary.images[state.txid]: path.read_bytes() == image, "the state")
@@ -397,9 +397,8 @@ def test_beside_another_process_that_has_the_file_a_temporary_one_takes_its_plac
 def test_a_database_of_others_stays_as_it_is_and_a_file_of_a_killed_process_is_used(world, tmp_path, caplog):
     primary, script = world
     path = tmp_path / "x.db"
-    options = {"hydration_enabled": True, "hydration_path": str(path), "cache_size": 0, "poll_interval": 0}
-    precious = b"SQLite format 3\0 and so on"
-    path.write_bytes(precious)
+    options = {"hydration_enabled": True, "hydration_path": str(path), "poll_interval": 0}
+    path.write_bytes(precious := b"SQLite format 3\0 and so on")
     for is_ours in (False, True):
         with connected(script.url, **options) as con:
             wait_until(lambda: progress(con) == 100, "hydration")

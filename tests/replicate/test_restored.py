@@ -86,6 +86,18 @@ def over_state_that_is_left(app, clients: list[FileReplicaClient]) -> None:
     restore(clients[0], app.path, force=True)
 
 
+def restored_and_written(app, places: list[FileReplicaClient]) -> list[FileReplicaClient]:
+    """Two places; the application has written since the database was restored from the first, to the WAL alone."""
+    clients = places[:2]
+    app.insert(50, 3000)
+    run(app, *clients)
+    clear_disk(app)
+    restore_if_missing(clients[0], app.path)
+    app.db = app.connect()
+    app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")
+    return clients
+
+
 @pytest.mark.parametrize("how", [by_command, at_the_start, over_a_database, over_state_that_is_left])
 @pytest.mark.parametrize("count", [1, 2])
 def test_of_a_restored_database_only_what_was_written_since_is_uploaded(
@@ -115,13 +127,7 @@ def test_of_a_restored_database_only_what_was_written_since_is_uploaded(
 
 
 def test_what_was_written_between_restore_and_replication_is_uploaded_alone(app, places):
-    clients = places[:2]
-    app.insert(50, 3000)
-    run(app, *clients)
-    clear_disk(app)
-    restore_if_missing(clients[0], app.path)
-    app.db = app.connect()
-    app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")  # it stays in the WAL
+    clients = restored_and_written(app, places)
     before = files(*clients)
     with Replicator(app.path, clients[1], places=[clients[0]]) as replicator:
         assert replicator.sync() == 2
@@ -223,13 +229,7 @@ def test_a_copied_place_that_is_behind_begins_with_the_whole_database(app, place
 
 
 def test_while_it_runs_all_places_of_a_restored_database_get_the_same_file(app, places):
-    clients = places[:2]
-    app.insert(50, 3000)
-    run(app, *clients)
-    clear_disk(app)
-    restore_if_missing(clients[0], app.path)
-    app.db = app.connect()
-    app.execute("UPDATE t SET data = randomblob(3000) WHERE id = 30")
+    clients = restored_and_written(app, places)
     with closing(Replicator(app.path, clients[0], places=clients[1:])) as replicator:
         replicator.start()
         assert replicator.sync() == 2
